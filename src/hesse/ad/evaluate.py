@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluate a user's function so that it can be differentiated twice, or say why it cannot.
+
+The rest of `ad` sees f as a function of a list of leaves; this file is where the user's f is
+called.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from hesse.errors import FunctionError, NonFiniteError, RandomnessError
+from hesse.vectors import Space, Tree
+
+Leaves = Sequence[Tensor]
+LeafFunction = Callable[[Leaves], Tensor]
+T = TypeVar("T")
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Within it, torch picks kernels that have second derivatives, and gradients are recorded.
+
+    Fused attention has no second derivative, cuDNN's and oneDNN's recurrent cells neither: the
+    reference kernels are used instead, whatever the model asks for. A surrounding `no_grad` or
+    `inference_mode` is lifted, since a product is made of derivatives.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if torch.backends.cudnn.is_available():
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield
+
+
+class StopGradient(TorchFunctionMode):
+    """Make `no_grad` mean "constant" to forward mode too.
+
+    Reverse mode ignores what a function computes under `no_grad`; forward mode does not, and would
+    silently return another product. Detached, both see a constant.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        """Call `function`; drop the tangents of its result where gradients are disabled."""
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and not torch.is_grad_enabled():
+            return result.detach()
+        return result
+
+
+@dataclass(frozen=True)
+class Variables:
+    """Which leaves of x vary: all but the parameters frozen by `requires_grad=False`.
+
+    A product sees the varying leaves only; a frozen leaf has zero rows and columns.
+    """
+
+    space: Space
+    constants: tuple[Tensor | None, ...]
+
+    @staticmethod
+    def of(x: Tree, space: Space, call: str) -> tuple[Variables, list[Tensor]]:
+        """The variables of x, and its varying leaves, detached."""
+        leaves = space.leaves(x, call=call, what="x")
+        frozen = [
+            isinstance(leaf, torch.nn.Parameter) and not leaf.requires_grad for leaf in leaves
+        ]
+        if all(frozen):
+            raise FunctionError(
+                call,
+                expected="at least one parameter that is not frozen",
+                got=f"requires_grad=False on all of {space.describe()}",
+                remedy="Unfreeze some with .requires_grad_(True), or give plain tensors, which "
+                "always vary.",
+            )
+        fresh = [detached(leaf) for leaf in leaves]
+        constants = tuple(leaf if cold else None for leaf, cold in zip(fresh, frozen, strict=True))
+        variables = Variables(space, constants)
+        return variables, variables.select(fresh)
+
+    def select(self, leaves: Leaves) -> list[Tensor]:
+        """The varying leaves among all leaves."""
+        return [leaf for leaf, cold in zip(leaves, self.constants, strict=True) if cold is None]
+
+    def expand(self, varying: Leaves) -> list[Tensor]:
+        """All leaves of a gradient or product, zero where frozen."""
+        rest = iter(varying)
+        return [next(rest) if cold is None else torch.zeros_like(cold) for cold in self.constants]
+
+    def bind(self, f: Callable[[Tree], Any], call: str) -> LeafFunction:
+        """f as a checked scalar function of the varying leaves."""
+        return lambda varying: check_scalar(f(self.tree(varying)), call)
+
+    def tree(self, varying: Leaves) -> Tree:
+        """x with these varying leaves."""
+        rest = iter(varying)
+        return self.space.build([next(rest) if cold is None else cold for cold in self.constants])
+
+    def flatten(self, varying: Leaves) -> Tensor:
+        """The flat vector, shape (n,), of a gradient or product of the varying leaves."""
+        return self.space.join(self.expand(varying))
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """The varying leaves of a flat vector."""
+        return self.select(self.space.split(vector))
+
+
+def detached(leaf: Tensor) -> Tensor:
+    """A leaf without history; an inference tensor becomes a normal one by a copy."""
+    return leaf.clone() if leaf.is_inference() else leaf.detach()
+
+
+def tracked(leaves: Leaves) -> list[Tensor]:
+    """Fresh leaves that require a gradient: nothing of the caller's tensors is touched."""
+    return [leaf.detach().requires_grad_() for leaf in leaves]
+
+
+def check_scalar(value: Any, call: str) -> Tensor:
+    """`value` itself if it is a real scalar tensor."""
+    if isinstance(value, Tensor) and value.ndim == 0 and value.dtype.is_floating_point:
+        return value
+    got = (
+        f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
+        if isinstance(value, Tensor)
+        else f"a {type(value).__name__}"
+    )
+    raise FunctionError(
+        call,
+        expected="f(x) to be a scalar: a floating-point tensor of shape ()",
+        got=got,
+        remedy="Reduce it, with .sum() or .mean() (a loss: reduction='mean'), and return the tensor "
+        "itself rather than .item() or a tuple.",
+    )
+
+
+def derivative(output: Tensor | Leaves, x: Leaves, weights=None, **options) -> list[Tensor]:
+    """`torch.autograd.grad` with zeros for the leaves that `output` does not depend on."""
+    grads = torch.autograd.grad(
+        output, x, weights, allow_unused=True, materialize_grads=True, **options
+    )
+    return list(grads)
+
+
+def check_depends(value: Tensor, call: str) -> None:
+    """Raise if f(x) was computed without x."""
+    if not value.requires_grad:
+        raise FunctionError(
+            call,
+            expected="f(x) to depend on x through differentiable operations",
+            got="a value that does not depend on x",
+            remedy="Compute f from its argument: for a model, use torch.func.functional_call(model, "
+            "params, inputs) or hesse.Risk; look for .detach(), .item(), no_grad or a cast to int.",
+        )
+
+
+def check_finite(vector: Tensor, space: Space, call: str, what: str) -> Tensor:
+    """`vector` itself if every entry is finite; otherwise an error that names the parameter."""
+    if bool(torch.isfinite(vector).all()):
+        return vector
+    raise NonFiniteError(
+        call,
+        expected=f"a finite {what}",
+        got=f"NaN or Inf in the {what} with respect to '{space.first_bad_name(vector)}'",
+        remedy="Look for a division by zero, log(0), sqrt(0) or |.| at a kink, or an overflow at "
+        "this point; v and x must be finite too.",
+    )
+
+
+def check_finite_value(value: float, call: str) -> float:
+    """`value` itself if it is finite."""
+    if math.isfinite(value):
+        return value
+    raise NonFiniteError(
+        call,
+        expected="a finite value f(x)",
+        got=str(value),
+        remedy="Check x and the data for NaN, and f for overflow or a domain error at this point.",
+    )
+
+
+def run_deterministic(run: Callable[[], T], call: str) -> T:
+    """run(), after making sure that no random numbers went into its result.
+
+    Whether any were drawn is read off the generators, so that a deterministic f is run once. One
+    that draws may still be deterministic (a fixed seed inside): a second run decides.
+    """
+    before = _generator_states()
+    first = run()
+    if all(torch.equal(a, b) for a, b in zip(before, _generator_states(), strict=True)):
+        return first
+    second = run()
+    one, two = _fingerprint(first), _fingerprint(second)
+    if not torch.allclose(one, two, equal_nan=True):
+        raise RandomnessError(
+            call,
+            expected="a deterministic f: the same result at the same x",
+            got=f"results that differ by {float((one - two).abs().max()):.3g} between two runs",
+            remedy="Call model.eval(), set dropout to 0, or fix the seed inside f.",
+        )
+    return second
+
+
+def _fingerprint(result: Any) -> Tensor:
+    """What must agree between two runs: a tensor itself, or the value of a prepared product."""
+    return result if isinstance(result, Tensor) else result.value
+
+
+def _generator_states() -> list[Tensor]:
+    states = [torch.random.get_rng_state()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states.append(torch.cuda.get_rng_state())
+    return states

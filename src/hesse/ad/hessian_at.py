@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Hessian of f at one point, as a product on flat vectors, by the first mode that works.
+
+`HessianAt` is where the modes, the terms of f and the frozen leaves of x meet; `hvp` takes one
+product from it, a Hessian operator many. With `mode="auto"` it starts with the fastest mode and
+steps down when torch has no derivative for an operation of f, saying so once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hesse.ad.evaluate import (
+    LeafFunction,
+    Variables,
+    check_finite,
+    check_finite_value,
+    run_deterministic,
+)
+from hesse.ad.finite_differences import central_difference, forward_difference
+from hesse.ad.hessian import (
+    Mode,
+    PreparedHessian,
+    forward_over_reverse,
+    reverse_over_forward,
+    reverse_over_reverse,
+    value_and_gradient,
+)
+from hesse.ad.terms import has_one_term, terms, weighted_sum
+from hesse.errors import ArgumentError, DerivativeError, FallbackWarning, HesseError
+from hesse.vectors import Space, Tree
+
+HessianMode = Literal[
+    "auto",
+    "retained-graph",
+    "reverse-over-reverse",
+    "forward-over-reverse",
+    "reverse-over-forward",
+    "finite-difference",
+    "forward-difference",
+]
+
+ONE_SHOT: dict[str, Mode] = {
+    "reverse-over-reverse": reverse_over_reverse,
+    "forward-over-reverse": forward_over_reverse,
+    "reverse-over-forward": reverse_over_forward,
+    "finite-difference": central_difference,
+    "forward-difference": forward_difference,
+}
+
+# Reverse over reverse first: in eager torch it is the fastest and asks least of f (no forward-mode
+# rules). The one-sided difference is never chosen for a user.
+LADDER = list(ONE_SHOT)[:4]
+
+
+def check_mode(mode: str, choices: list[str], call: str) -> None:
+    """Raise unless `mode` is one of the choices."""
+    if mode not in choices:
+        raise ArgumentError(
+            call,
+            expected=f"mode to be one of {', '.join(map(repr, choices))}",
+            got=repr(mode),
+            remedy="Leave it out for 'auto'.",
+        )
+
+
+class HessianAt:
+    """v -> H v at x on flat vectors, with the value and the gradient at x.
+
+    Args: f, x as in `hvp`; mode; `repeated`: many products will follow, so that keeping the graph
+    of the gradient pays and f is checked for randomness.
+    """
+
+    def __init__(
+        self, f: Callable, x: Tree, space: Space, mode: str, call: str, *, repeated: bool
+    ) -> None:
+        self._f, self._space, self._call, self._repeated = f, space, call, repeated
+        self._variables, self._x = Variables.of(x, space, call)
+        self._modes = [mode] if mode != "auto" else LADDER.copy()
+        if mode == "auto" and repeated and has_one_term(f):
+            self._modes.insert(0, "retained-graph")
+        self._graph: PreparedHessian | None = None
+        self._value: Tensor | None = None
+        self._gradient: Tensor | None = None
+        self._verified = not repeated
+
+    @property
+    def mode(self) -> str:
+        """The mode in use; with "auto" it may change at the first product."""
+        return self._modes[0]
+
+    @property
+    def value(self) -> Tensor:
+        """f(x), shape ()."""
+        if self._value is None:
+            self._value = self._first_that_works(self._evaluate_value)
+            check_finite_value(float(self._value), self._call)
+        return self._value
+
+    @property
+    def gradient(self) -> Tensor:
+        """grad f(x), flat."""
+        if self._gradient is None:
+            self._gradient = self._first_that_works(self._evaluate_gradient)
+            check_finite(self._gradient, self._space, self._call, "gradient")
+        return self._gradient
+
+    def product(self, v: Tensor, *, with_gradient: bool = False) -> Tensor:
+        """H v for a flat v, checked to be finite."""
+        product = self._first_that_works(lambda: self._product(v, with_gradient))
+        return check_finite(product, self._space, self._call, "product")
+
+    def _product(self, v: Tensor, with_gradient: bool) -> Tensor:
+        run = self._one_shot if self.mode in ONE_SHOT else self._from_graph
+        if self._verified:
+            return run(v, with_gradient)
+        result = run_deterministic(lambda: run(v, with_gradient), self._call)
+        self._verified = True
+        return result
+
+    def _from_graph(self, v: Tensor, with_gradient: bool) -> Tensor:
+        product = self._prepared().product(self._variables.split(v))
+        return self._variables.flatten(product)
+
+    def _one_shot(self, v: Tensor, with_gradient: bool) -> Tensor:
+        directions, mode = self._variables.split(v), ONE_SHOT[self.mode]
+
+        def part(term: Callable) -> tuple[Tensor | None, ...]:
+            product, value, gradient = mode(
+                self._bound(term), self._x, directions, self._call, with_gradient
+            )
+            flat = None if gradient is None else self._variables.flatten(gradient)
+            return self._variables.flatten(product), value, flat
+
+        product, value, gradient = weighted_sum((c, part(term)) for c, term in terms(self._f))
+        assert product is not None
+        if with_gradient:
+            self._value, self._gradient = value, gradient
+        return product
+
+    def _evaluate_value(self) -> Tensor:
+        if self.mode == "retained-graph":
+            return self._prepared().value
+        with torch.no_grad():
+            parts = [(c, (self._bound(term)(self._x),)) for c, term in terms(self._f)]
+        (value,) = weighted_sum(parts)
+        assert value is not None
+        return value
+
+    def _evaluate_gradient(self) -> Tensor:
+        if self.mode == "retained-graph":
+            return self._variables.flatten(self._prepared().gradient)
+
+        def part(term: Callable) -> tuple[Tensor, Tensor]:
+            value, gradient = value_and_gradient(self._bound(term), self._x, self._call)
+            return value, self._variables.flatten(gradient)
+
+        value, gradient = weighted_sum((c, part(term)) for c, term in terms(self._f))
+        assert gradient is not None
+        self._value = value
+        return gradient
+
+    def _bound(self, term: Callable) -> LeafFunction:
+        return self._variables.bind(term, self._call)
+
+    def _prepared(self) -> PreparedHessian:
+        if self._graph is None:
+            ((coefficient, term),) = terms(self._f)
+
+            def scaled(tree: Tree) -> Tensor:
+                return coefficient * term(tree)
+
+            f = self._bound(scaled if coefficient != 1.0 else term)
+            self._graph = run_deterministic(
+                lambda: PreparedHessian(f, self._x, self._call), self._call
+            )
+        return self._graph
+
+    def _first_that_works(self, run: Callable):
+        """run() by the first mode for which torch has the derivatives."""
+        failures: list[tuple[str, RuntimeError]] = []
+        while True:
+            try:
+                result = run()
+            except HesseError:
+                raise
+            except RuntimeError as error:
+                failures.append((self.mode, error))
+                if len(self._modes) == 1:
+                    raise self._explain(failures[0][1]) from failures[0][1]
+                self._modes.pop(0)
+                self._graph = None
+                continue
+            if failures and _differ_in_kind(failures[0][0], self.mode):
+                self._warn(failures)
+            return result
+
+    def _explain(self, error: RuntimeError) -> Exception:
+        """A DerivativeError if the gradient of f exists and only its derivative does not."""
+        try:
+            for _, term in terms(self._f):
+                value_and_gradient(self._bound(term), self._x, self._call)
+                break
+        except RuntimeError:
+            return error  # f itself fails: its own message says it best
+        return DerivativeError(
+            self._call,
+            expected=f"an f whose derivatives exist in mode {self.mode!r}",
+            got=str(error).strip().splitlines()[0],
+            remedy="Use mode='auto' or 'finite-difference', which needs the gradient alone; or "
+            "replace the operation that torch names.",
+        )
+
+    def _warn(self, failures: list[tuple[str, RuntimeError]]) -> None:
+        tried = "; ".join(f"{mode}: {str(e).strip().splitlines()[0]}" for mode, e in failures)
+        warnings.warn(
+            f"{self._call}: using {self.mode!r} because {tried}", FallbackWarning, stacklevel=2
+        )
+
+
+def _differ_in_kind(first: str, chosen: str) -> bool:
+    # A kept graph and reverse over reverse are the same differentiation.
+    return {first, chosen} != {"retained-graph", "reverse-over-reverse"}

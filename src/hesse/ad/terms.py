@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions that are sums, taken one term at a time.
+
+A function with a method `terms()` that yields (c_i, f_i) stands for f = sum_i c_i f_i, and its
+value,
+gradient and products are the sums of those of its terms: memory for one term, not for all of them.
+A `Risk` is such a function, one term a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from hesse.vectors import Tree
+
+
+def terms(f: Any) -> Iterator[tuple[float, Callable[[Tree], Tensor]]]:
+    """(coefficient, term) for every term of f; (1, f) for a plain function."""
+    return f.terms() if hasattr(f, "terms") else iter([(1.0, f)])
+
+
+def has_one_term(f: Any) -> bool:
+    """Whether f is a single term, so that its graph may be kept."""
+    return not hasattr(f, "terms") or f.n_terms == 1
+
+
+def weighted_sum(parts: Iterable[tuple[float, tuple[Tensor | None, ...]]]) -> list[Tensor | None]:
+    """sum_i c_i t_i, entry by entry of the tuples t_i; None stays None.
+
+    >>> import torch
+    >>> weighted_sum([(0.5, (torch.ones(2), None)), (2.0, (torch.ones(2), None))])
+    [tensor([2.5000, 2.5000]), None]
+    """
+    total: list[Tensor | None] = []
+    for coefficient, part in parts:
+        scaled = [None if entry is None else coefficient * entry for entry in part]
+        if not total:
+            total = scaled
+            continue
+        for sum_, entry in zip(total, scaled, strict=True):
+            if sum_ is not None and entry is not None:
+                sum_.add_(entry)
+    return total

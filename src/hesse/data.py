@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches: what a user's data look like, and how much each batch weighs.
+
+Accepted are a pair (inputs, targets), any iterable of such pairs, and a DataLoader; the inputs may
+be a tensor, a tuple of tensors (positional arguments of the model) or a mapping (its keyword
+arguments). A batch that is itself a mapping is both: the model is called with its entries and the
+loss sees all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.errors import DataError
+
+Weight = Callable[[Any, Any], float]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs, targets, and the weight of their loss in the whole."""
+
+    inputs: Any
+    targets: Any
+    weight: float
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its tensors on `device`."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return Batch(maptensors(move, self.inputs), maptensors(move, self.targets), self.weight)
+
+
+class Batches:
+    """The batches of a data set, the same set at every sweep.
+
+    Args:
+        data: a pair, an iterable of batches or a DataLoader. An iterator that can be read only once
+            is read now, into a list.
+        weight: (inputs, targets) -> the weight of a batch; None: its number of examples.
+        call: how to name the caller in an error.
+
+    >>> batches = Batches((torch.zeros(5, 2), torch.zeros(5)))
+    >>> batches.count, batches.total_weight
+    (1, 5.0)
+    """
+
+    def __init__(
+        self, data: Any, weight: Weight | None = None, call: str = "hesse.Batches"
+    ) -> None:
+        self._call, self.weight = call, weight
+        self._batches = self._as_iterable(data)
+        weights = [batch.weight for batch in self._sweep()]
+        if not weights:
+            raise DataError(
+                call,
+                expected="at least one batch",
+                got="none",
+                remedy="Give data that are not empty (an iterator may have been used up already).",
+            )
+        self.count, self.total_weight = len(weights), sum(weights)
+
+    def __iter__(self) -> Iterator[Batch]:
+        total = 0.0
+        for batch in self._sweep():
+            total += batch.weight
+            yield batch
+        if abs(total - self.total_weight) > 1e-9 * self.total_weight:
+            raise DataError(
+                self._call,
+                expected=f"the same data at every sweep (total weight {self.total_weight:g})",
+                got=f"total weight {total:g}",
+                remedy="Use a DataLoader with a fixed data set, without drop_last, or a list.",
+            )
+
+    @property
+    def first(self) -> Batch:
+        """The first batch."""
+        return next(self._sweep())
+
+    def _as_iterable(self, data: Any) -> Iterable[Any]:
+        if _is_pair(data) or isinstance(data, Mapping):
+            return [data]
+        if isinstance(data, Tensor) or not isinstance(data, Iterable):
+            raise self._unknown_form(data, "data")
+        self._check_loader(data)
+        return list(data) if isinstance(data, Iterator) else data
+
+    def _check_loader(self, data: Any) -> None:
+        sampler = getattr(data, "sampler", None)
+        if getattr(data, "drop_last", False) and isinstance(
+            sampler, torch.utils.data.RandomSampler
+        ):
+            raise DataError(
+                self._call,
+                expected="the same data at every sweep",
+                got="a DataLoader with shuffle=True and drop_last=True, which leaves out other "
+                "examples each time",
+                remedy="Use drop_last=False (ragged batches are weighted rightly), or shuffle=False.",
+            )
+
+    def _sweep(self) -> Iterator[Batch]:
+        for batch in self._batches:
+            yield self._parse(batch)
+
+    def _parse(self, batch: Any) -> Batch:
+        if isinstance(batch, Mapping):
+            inputs = targets = batch
+        elif _is_pair(batch):
+            inputs, targets = batch
+        else:
+            raise self._unknown_form(batch, "a batch")
+        return Batch(inputs, targets, self.weigh(inputs, targets))
+
+    def weigh(self, inputs: Any, targets: Any) -> float:
+        """The weight of a batch."""
+        weight = self._count(inputs) if self.weight is None else self.weight(inputs, targets)
+        weight = float(weight)
+        if not weight > 0.0 or weight == float("inf"):
+            raise DataError(
+                self._call,
+                expected="batches of positive weight (by default the number of examples)",
+                got=f"a batch of weight {weight:g}",
+                remedy="Leave out empty batches; let weight=(inputs, targets) -> a positive number.",
+            )
+        return weight
+
+    def _count(self, inputs: Any) -> int:
+        for tensor in tensors(inputs):
+            if tensor.ndim > 0:
+                return tensor.shape[0]
+        raise DataError(
+            self._call,
+            expected="inputs whose first dimension counts the examples",
+            got="inputs without such a tensor",
+            remedy="Say how much a batch weighs: weight=lambda inputs, targets: ...",
+        )
+
+    def _unknown_form(self, data: Any, what: str) -> DataError:
+        size = f" of {len(data)} entries" if isinstance(data, (list, tuple)) else ""
+        return DataError(
+            self._call,
+            expected=f"{what} as a pair (inputs, targets), a mapping, or an iterable of these",
+            got=f"a {type(data).__name__}{size}",
+            remedy="For several inputs give ((x1, x2), targets); for none but inputs, as in an "
+            "autoencoder, (inputs, inputs).",
+        )
+
+
+def _is_pair(data: Any) -> bool:
+    """(inputs, targets), as against a list or tuple of two batches."""
+    if not isinstance(data, (list, tuple)) or len(data) != 2:
+        return False
+    inputs, targets = data
+    if isinstance(inputs, (Tensor, Mapping)):
+        # Two mappings are two batches, unless the second has no part of the first: rare; a list of
+        # two mappings is read as batches, a tuple of them as (inputs, targets).
+        return not (isinstance(inputs, Mapping) and isinstance(targets, Mapping)) or isinstance(
+            data, tuple
+        )
+    return isinstance(targets, Tensor) and isinstance(inputs, (list, tuple))
+
+
+def split_batch(batch: Batch, weigh: Callable[[Any, Any], float]) -> list[Batch] | None:
+    """The first third of the examples and the rest, or None where there is no such split."""
+    sizes = {tensor.shape[0] for tensor in tensors(batch.inputs) if tensor.ndim > 0}
+    if len(sizes) != 1 or (size := sizes.pop()) < 2:
+        return None
+    third = max(1, size // 3)
+
+    def part(tree: Any, low: int, high: int) -> Any:
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor[low:high] if tensor.ndim > 0 and tensor.shape[0] == size else tensor
+
+        return maptensors(cut, tree)
+
+    pairs = [
+        (part(batch.inputs, low, high), part(batch.targets, low, high))
+        for low, high in ((0, third), (third, size))
+    ]
+    return [Batch(inputs, targets, weigh(inputs, targets)) for inputs, targets in pairs]
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """The tensors in a nesting of mappings, lists and tuples of anything."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for child in tree.values():
+            yield from tensors(child)
+    elif isinstance(tree, (list, tuple)):
+        for child in tree:
+            yield from tensors(child)
+
+
+def maptensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """The tree with `function` applied to its tensors; anything else stays."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        return {key: maptensors(function, child) for key, child in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        children = [maptensors(function, child) for child in tree]
+        return type(tree)(*children) if hasattr(tree, "_fields") else type(tree)(children)
+    return tree

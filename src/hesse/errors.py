@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong, as data: one family of errors, and the status of an iterative result.
+
+Every error says the call, what was expected, what came, and the remedy. A numerical outcome that is
+not the caller's mistake (an iteration limit, a direction of negative curvature) is no error but a
+`Status`, whose value is a sentence that says what happened and what to do.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class HesseError(Exception):
+    """Base of every error that Hesse raises: `except hesse.HesseError` catches them all.
+
+    >>> str(HesseError("hesse.f(x)", expected="a", got="b", remedy="Give a."))
+    'hesse.f(x)\\n  expected: a\\n  got:      b\\n  remedy:   Give a.'
+    """
+
+    def __init__(self, call: str, *, expected: str, got: str, remedy: str) -> None:
+        self.call, self.expected, self.got, self.remedy = call, expected, got, remedy
+        super().__init__(f"{call}\n  expected: {expected}\n  got:      {got}\n  remedy:   {remedy}")
+
+    def __reduce__(self):  # keyword-only arguments: the default would pickle the message alone
+        return _rebuild, (type(self), self.call, self.expected, self.got, self.remedy)
+
+
+def _rebuild(kind: type[HesseError], call: str, expected: str, got: str, remedy: str) -> HesseError:
+    return kind(call, expected=expected, got=got, remedy=remedy)
+
+
+class StructureError(HesseError, TypeError):
+    """A tree of tensors with another structure than the one expected, or no tree of tensors at all."""
+
+
+class ShapeError(HesseError, ValueError):
+    """A tensor or an operator of the wrong shape."""
+
+
+class DtypeError(HesseError, TypeError):
+    """A tensor of the wrong dtype: integer or complex parameters, float32 beside float64."""
+
+
+class DeviceError(HesseError, ValueError):
+    """Tensors that live on different devices."""
+
+
+class ArgumentError(HesseError, ValueError):
+    """An argument outside its range, or a name that is not one of the choices."""
+
+
+class FunctionError(HesseError, ValueError):
+    """A function that is not a differentiable scalar function of its argument."""
+
+
+class DerivativeError(HesseError, RuntimeError):
+    """A derivative that automatic differentiation cannot give (the message names the operation)."""
+
+
+class RandomnessError(HesseError, RuntimeError):
+    """A function that draws random numbers, so that two evaluations differ (dropout, BatchNorm)."""
+
+
+class NonFiniteError(HesseError, ArithmeticError):
+    """NaN or Inf in a value, a gradient or a product (the message names the parameter)."""
+
+
+class DataError(HesseError, ValueError):
+    """Data that are empty, of an unknown form, or that change between two sweeps."""
+
+
+class OperatorError(HesseError, ValueError):
+    """An operator that is not what an algorithm needs: not symmetric, not linear, not definite."""
+
+
+class MissingExtraError(HesseError, ImportError):
+    """An optional dependency that is not installed."""
+
+
+class FallbackWarning(UserWarning):
+    """Said once when a requested or preferred way failed and another one was taken."""
+
+
+class Status(Enum):
+    """How an iteration ended; the value is the sentence to show a person.
+
+    >>> Status.CONVERGED.value
+    'Converged: the recomputed residual (of a minimisation, the gradient) meets the tolerance.'
+    """
+
+    CONVERGED = (
+        "Converged: the recomputed residual (of a minimisation, the gradient) meets the tolerance."
+    )
+    TRUNCATED = "Stopped by the rule asked for; the residual was not recomputed."
+    BOUNDARY = "The step reached the trust-region radius and was stopped there."
+    NEGATIVE_CURVATURE = (
+        "A direction of zero or negative curvature was met: the operator is not positive definite. "
+        "The direction is returned; add damping, use a trust radius, or a method for indefinite "
+        "systems."
+    )
+    MAX_ITERATIONS = (
+        "The iteration limit was reached before the tolerance. Raise `max_iterations`, loosen "
+        "`rtol`, or give a preconditioner."
+    )
+    STAGNATED = (
+        "No further progress is possible at this precision. Loosen the tolerance, use float64, or "
+        "give a preconditioner."
+    )
+    NOT_FINITE = (
+        "A product or a value became NaN or infinite; the last finite iterate is returned. Check "
+        "the operator with hesse.testing.check_operator."
+    )
+    STOPPED = "Stopped by the callback; the best result so far is returned."
+    INTERRUPTED = "Interrupted from the keyboard; the best result so far is returned."
+    UNFINISHED = "The iteration has not ended yet."

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a truncated solve is good enough: rules beside the size of the residual.
+
+A rule is a function of the solver's state after a step; a true result stops the solve. Minimising a
+quadratic model q(x) = x'Ax/2 - b'x as part of an optimiser, progress in q is the better measure:
+the residual of CG may grow while q falls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+Stop = Callable[["object"], bool]
+
+
+def relative_progress(tolerance: float = 5e-4, window: int = 10) -> Callable[..., bool]:
+    """Stop when the model has gained less than `tolerance` a step, relative to all it has gained.
+
+    With w = max(window, ceil(i / 10)): at step i > w, stop if q_{i-w} < 0 and
+    (q_i - q_{i-w}) / q_i < tolerance w. The rule and its constants are those of Martens 2010,
+    section 4.4.
+    """
+    values: list[float] = []
+
+    def stop(state) -> bool:
+        values.append(state.model_value)
+        i = len(values)
+        w = max(window, math.ceil(0.1 * i))
+        if i <= w or values[i - 1 - w] >= 0.0:
+            return False
+        return (values[-1] - values[i - 1 - w]) / values[-1] < tolerance * w
+
+    return stop
+
+
+def geometric_grid(start: int = 5, ratio: float = 1.3) -> Callable[[int], bool]:
+    """Which iterates to keep for backtracking: 5, 7, 9, 12, ..., each `ratio` times the last.
+
+    >>> [i for i in range(30) if geometric_grid()(i)]
+    [5, 7, 10, 13, 17, 23]
+    """
+
+    def grid() -> Iterator[int]:
+        point = start
+        while True:
+            yield point
+            point = math.ceil(point * ratio)
+
+    def keep(iteration: int) -> bool:
+        for point in grid():
+            if point >= iteration:
+                return point == iteration
+        return False
+
+    return keep

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear operators: the interface, their algebra, curvature operators and simple structured ones."""
+
+from hesse.operators.base import LinearOperator
+from hesse.operators.curvature import (
+    GaussNewtonOperator,
+    HessianOperator,
+    ggn_operator,
+    hessian_operator,
+)
+from hesse.operators.dense import aslinearoperator, dense_operator, function_operator
+from hesse.operators.diagonal import diagonal_operator, identity_operator
+
+__all__ = [
+    "GaussNewtonOperator",
+    "HessianOperator",
+    "LinearOperator",
+    "aslinearoperator",
+    "dense_operator",
+    "diagonal_operator",
+    "function_operator",
+    "ggn_operator",
+    "hessian_operator",
+    "identity_operator",
+]

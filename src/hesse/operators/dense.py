@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operators made from what a user already has: a matrix, or a function v -> A v."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.errors import OperatorError, ShapeError, StructureError
+from hesse.operators.base import LinearOperator
+from hesse.vectors import Space
+
+
+class DenseOperator(LinearOperator):
+    """A matrix as an operator."""
+
+    def __init__(self, matrix: Tensor, *, symmetric: bool) -> None:
+        rows, columns = matrix.shape
+        super().__init__(
+            Space.flat(columns, matrix.dtype, matrix.device),
+            Space.flat(rows, matrix.dtype, matrix.device),
+            symmetric=symmetric,
+        )
+        self.matrix = matrix
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self.matrix @ v
+
+    def _rmatvec(self, u: Tensor) -> Tensor:
+        return self.matrix.T @ u
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        return self.matrix @ block
+
+    def to_dense(self) -> Tensor:
+        """The matrix itself, as a copy."""
+        return self.matrix.clone()
+
+
+class FunctionOperator(LinearOperator):
+    """A function v -> A v as an operator."""
+
+    def __init__(
+        self,
+        matvec: Callable[[Tensor], Tensor],
+        domain: Space,
+        codomain: Space,
+        symmetric: bool,
+        rmatvec: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        super().__init__(domain, codomain, symmetric=symmetric)
+        self._function, self._adjoint = matvec, rmatvec
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        product = self._function(v)
+        call = "hesse.function_operator(matvec, n): matvec(v)"
+        return self.codomain.check_vector(product, call=call, what="A v")
+
+    def _rmatvec(self, u: Tensor) -> Tensor:
+        if self._adjoint is not None:
+            return self._adjoint(u)
+        return super()._rmatvec(u)
+
+
+def dense_operator(matrix: Tensor) -> DenseOperator:
+    """The operator of a matrix of shape (m, n); symmetric if the matrix is, to rounding.
+
+    >>> dense_operator(torch.tensor([[2.0, 1.0], [1.0, 2.0]])).symmetric
+    True
+    """
+    call = "hesse.dense_operator(matrix)"
+    if not isinstance(matrix, Tensor):
+        raise StructureError(
+            call,
+            expected="a tensor",
+            got=f"{type(matrix).__module__}.{type(matrix).__name__}",
+            remedy="Convert it with torch.as_tensor(matrix).",
+        )
+    if matrix.ndim != 2:
+        raise ShapeError(
+            call,
+            expected="a matrix of shape (m, n)",
+            got=f"shape {tuple(matrix.shape)}",
+            remedy="Give a two-dimensional tensor; for diag(d) use hesse.diagonal_operator(d).",
+        )
+    Space.of(matrix, call=call, what="matrix")  # a floating-point dtype
+    matrix = matrix.detach()
+    return DenseOperator(matrix, symmetric=_is_symmetric(matrix))
+
+
+def function_operator(
+    matvec: Callable[[Tensor], Tensor],
+    n: int | Space,
+    m: int | Space | None = None,
+    *,
+    symmetric: bool = False,
+    rmatvec: Callable[[Tensor], Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> FunctionOperator:
+    """The operator of a function v -> A v on flat vectors of length n (m: of its results).
+
+    `symmetric=True` promises A = A'; `rmatvec` computes A' u otherwise. Check both with
+    `hesse.testing.check_operator`.
+
+    >>> A = function_operator(lambda v: 3 * v, 2, symmetric=True)
+    >>> A @ torch.ones(2)
+    tensor([3., 3.])
+    """
+    domain = n if isinstance(n, Space) else Space.flat(n, dtype, device)
+    if m is None:
+        m = domain
+    codomain = m if isinstance(m, Space) else Space.flat(m, dtype, device)
+    return FunctionOperator(matvec, domain, codomain, symmetric, rmatvec)
+
+
+def aslinearoperator(a: Any) -> LinearOperator:
+    """`a` as an operator: an operator itself, or a matrix.
+
+    >>> aslinearoperator(torch.eye(3))
+    DenseOperator(3 x 3, torch.float32)
+    """
+    if isinstance(a, LinearOperator):
+        return a
+    if isinstance(a, Tensor):
+        return dense_operator(a)
+    raise OperatorError(
+        "hesse.aslinearoperator(A)",
+        expected="a hesse.LinearOperator or a matrix (a 2-D tensor)",
+        got=f"{type(a).__module__}.{type(a).__name__}",
+        remedy="Wrap a function v -> A v with hesse.function_operator(matvec, n), a NumPy array with "
+        "torch.from_numpy.",
+    )
+
+
+def _is_symmetric(matrix: Tensor) -> bool:
+    if matrix.shape[0] != matrix.shape[1]:
+        return False
+    difference = (matrix - matrix.T).abs().max() if matrix.numel() else 0.0
+    largest = matrix.abs().max() if matrix.numel() else 0.0
+    return bool(difference <= 8 * torch.finfo(matrix.dtype).eps * largest)

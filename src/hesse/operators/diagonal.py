@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Diagonal operators and the identity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hesse.errors import ArgumentError
+from hesse.operators.base import LinearOperator
+from hesse.vectors import Space, Tree
+
+
+class DiagonalOperator(LinearOperator):
+    """diag(d)."""
+
+    def __init__(self, diagonal: Tree) -> None:
+        space = Space.of(diagonal, call="hesse.diagonal_operator(d)", what="d")
+        super().__init__(space, symmetric=True)
+        self.diagonal = space.flatten(diagonal).clone()
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self.diagonal * v
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        return self.diagonal[:, None] * block
+
+
+class IdentityOperator(LinearOperator):
+    """I, in the space of whatever it is added to or multiplied with."""
+
+    def __init__(self, space: Space, *, adaptable: bool = False) -> None:
+        super().__init__(space, symmetric=True)
+        self._adaptable = adaptable
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return v.clone()
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        return block.clone()
+
+    def _in_space(self, space: Space) -> LinearOperator:
+        return IdentityOperator(space) if self._adaptable and space.n == self.domain.n else self
+
+
+def diagonal_operator(d: Tree) -> DiagonalOperator:
+    """The operator diag(d), d a vector or a tree of tensors.
+
+    >>> diagonal_operator(torch.tensor([1.0, 2.0])) @ torch.tensor([3.0, 4.0])
+    tensor([3., 8.])
+    """
+    return DiagonalOperator(d)
+
+
+def identity_operator(
+    n: int, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> IdentityOperator:
+    """The identity of R^n. Without a dtype it takes the space of the operator that it meets.
+
+    >>> A = diagonal_operator(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    >>> (A + 0.5 * identity_operator(2)).to_dense()
+    tensor([[1.5000, 0.0000],
+            [0.0000, 2.5000]], dtype=torch.float64)
+    """
+    if not isinstance(n, int) or n < 1:
+        raise ArgumentError(
+            "hesse.identity_operator(n)",
+            expected="a dimension n >= 1",
+            got=repr(n),
+            remedy="Give A.shape[0].",
+        )
+    return IdentityOperator(Space.flat(n, dtype, device), adaptable=dtype is None)

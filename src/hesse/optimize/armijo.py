@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backtracking line search, and how to compare two values that differ by rounding."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from hesse.errors import Status
+from hesse.optimize.point import Objective, Point
+from hesse.optimize.proposal import Proposal
+from hesse.vectors import dot
+
+
+def rounding(point: Point) -> float:
+    """By how much f may rise at `point` through rounding alone: 10 eps |f|."""
+    return 10 * torch.finfo(point.x.dtype).eps * abs(point.value)
+
+
+class ArmijoSearch:
+    r"""Accept the first length in 1, a, a^2, ... with enough decrease.
+
+    $$ f(x + t p) \le f(x) + c\, t\, g^T p $$
+
+    Near a minimum the decrease drowns in the rounding of f; the inequality is therefore relaxed by
+    that rounding, and the loop watches the gradient instead. A step along negative curvature is
+    also lengthened, twofold, as long as f falls.
+
+    Source: Nocedal & Wright 2006, algorithm 3.1; the defaults of c and a are theirs.
+    """
+
+    scalar = math.inf  # no radius
+
+    def __init__(
+        self, *, c: float = 1e-4, factor: float = 0.5, max_trials: int = 40, start: float = 1.0
+    ) -> None:
+        self.c, self.factor, self.max_trials, self.start = c, factor, max_trials, start
+
+    def judge(self, objective: Objective, point: Point, proposal: Proposal) -> Point | None:
+        """The first point on the ray that is low enough, or None."""
+        step = proposal.best.step
+        slope = dot(point.gradient, step)
+        if not slope < 0.0:
+            return None
+        accepted = self.along(objective, point, step, slope)
+        if accepted is not None and proposal.status is Status.NEGATIVE_CURVATURE:
+            return _lengthened(objective, point, step, accepted)
+        return accepted
+
+    def along(
+        self,
+        objective: Objective,
+        point: Point,
+        step: Tensor,
+        slope: float,
+        full: Point | None = None,
+    ) -> Point | None:
+        """The first acceptable point on x + t step, t = start, factor * start, ...
+
+        `full` is the point at t = 1 where it is known already.
+        """
+        t = self.start
+        for _ in range(self.max_trials):
+            known = full if t == 1.0 else None
+            trial = known or objective.point(point.x + t * step)
+            if trial.value <= point.value + self.c * t * slope + rounding(point):
+                return trial
+            t *= self.factor
+        return None
+
+
+def _lengthened(objective: Objective, point: Point, step: Tensor, accepted: Point) -> Point:
+    """Twice as far, and again, as long as the value falls."""
+    for doubling in range(1, 20):
+        trial = objective.point(point.x + 2.0**doubling * step)
+        if not trial.value < accepted.value:
+            return accepted
+        accepted = trial
+    return accepted

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A point of a minimisation with what is known of the function there, computed once and counted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from hesse.errors import NonFiniteError
+from hesse.operators.base import LinearOperator
+from hesse.operators.curvature import GaussNewtonOperator, HessianOperator
+from hesse.vectors import Space, norm
+
+Curvature = HessianOperator | GaussNewtonOperator
+
+
+@dataclass
+class Counts:
+    """Evaluations so far, in SciPy's names: of f, of its gradient, of products with its curvature."""
+
+    nfev: int = 0
+    njev: int = 0
+    nhev: int = 0
+
+
+class Point:
+    """x with f(x), grad f(x) and the curvature there, each computed when first asked for.
+
+    The curvature operator keeps the graph of f at x, so that a trial point whose value was looked
+    at costs no second forward pass when it is accepted.
+    """
+
+    def __init__(self, x: Tensor, curvature: Curvature, counts: Counts) -> None:
+        self.x, self._curvature, self._counts = x, curvature, counts
+
+    @cached_property
+    def value(self) -> float:
+        """f(x); infinite where f is not finite, so that a search rejects it."""
+        self._counts.nfev += 1
+        try:
+            return float(self._curvature.value)
+        except NonFiniteError:
+            return math.inf
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """grad f(x), flat."""
+        self._counts.njev += 1
+        return self._curvature.flat_gradient
+
+    @cached_property
+    def gradient_norm(self) -> float:
+        """|grad f(x)|."""
+        return norm(self.gradient)
+
+    @cached_property
+    def curvature(self) -> LinearOperator:
+        """The curvature as an operator that counts its products."""
+        return _Counted(self._curvature, self._counts)
+
+
+class Objective:
+    """A function to minimise, as a map from flat vectors to points.
+
+    Args:
+        curvature: the curvature operator at some point; others come from its `at`.
+        counts: where to count; default a fresh count.
+    """
+
+    def __init__(self, curvature: Curvature, counts: Counts | None = None) -> None:
+        self._start = curvature
+        self.space: Space = curvature.domain
+        self.counts = counts or Counts()
+
+    def start(self, x: Tensor) -> Point:
+        """The point that the curvature operator was made at."""
+        return Point(x, self._start, self.counts)
+
+    def point(self, x: Tensor) -> Point:
+        """Another point; nothing is computed yet."""
+        return Point(x, self._start.at(self.space.unflatten(x)), self.counts)
+
+
+class _Counted(LinearOperator):
+    """An operator whose products are counted."""
+
+    def __init__(self, a: LinearOperator, counts: Counts) -> None:
+        super().__init__(a.domain, symmetric=a.symmetric)
+        self._a, self._counts = a, counts
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        self._counts.nhev += 1
+        return self._a._matvec(v)
+
+    def _curvature(self, v: Tensor) -> float:
+        self._counts.nhev += 1
+        return self._a._curvature(v)
+
+    def inner(self, u: Tensor, v: Tensor) -> float:
+        return self._a.inner(u, v)

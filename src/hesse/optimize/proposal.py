@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What passes between a descent and a search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from hesse.errors import Status
+from hesse.optimize.point import Objective, Point
+
+
+@dataclass
+class Candidate:
+    """A step p and the change g'p + p'Bp/2 that the undamped quadratic model predicts for it."""
+
+    step: Tensor
+    predicted: float
+
+
+@dataclass
+class Proposal:
+    """A step, shorter ones to fall back on, and how the inner solve ended."""
+
+    best: Candidate
+    shorter: list[Candidate] = field(default_factory=list)
+    """Earlier iterates of the inner solve, the shortest first."""
+    status: Status = Status.UNFINISHED
+    on_boundary: bool = False
+    """Whether the step was cut off at the trust radius."""
+
+
+class Descent(Protocol):
+    """Turns what is known at a point, and the search's scalar, into a step."""
+
+    def propose(self, point: Point, scalar: float) -> Proposal:
+        """A step from `point`."""
+        ...
+
+    def rejected(self) -> None:
+        """The last proposal was no good at any length: forget what it started from."""
+        ...
+
+
+class Search(Protocol):
+    """Judges a step against the function, and keeps the scalar for the next proposal."""
+
+    scalar: float
+    """A trust radius, a damping; infinite or zero where there is none."""
+
+    def judge(self, objective: Objective, point: Point, proposal: Proposal) -> Point | None:
+        """The accepted point, or None."""
+        ...
+
+
+def take_step(
+    objective: Objective, point: Point, descent: Descent, search: Search
+) -> tuple[Point, Proposal]:
+    """One iteration of every method: propose, judge, move. Returns `point` itself on a rejection."""
+    proposal = descent.propose(point, search.scalar)
+    accepted = search.judge(objective, point, proposal)
+    if accepted is None:
+        descent.rejected()
+    return accepted or point, proposal

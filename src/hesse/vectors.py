@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Vectors: a tree of tensors outside, one flat contiguous tensor inside.
+
+A user's point is a tensor or any nesting of dicts, lists, tuples and namedtuples of tensors. A
+`Space` is fixed by such a tree: it knows the names, shapes and dtypes of the leaves, turns trees
+into flat vectors of length n and back, and says precisely what is wrong with a tree that does not
+fit. Krylov methods see flat vectors only.
+
+Inner products accumulate in float64 whatever the dtype of the vectors: the scalars of a Krylov
+recurrence must be better than its products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.errors import ArgumentError, DeviceError, DtypeError, ShapeError, StructureError
+
+Tree = Any
+"""A tensor, or a nesting of dicts, lists, tuples and namedtuples whose leaves are tensors."""
+
+_CHUNK = 1 << 20  # entries converted to float64 at a time: bounds the temporary of `dot`
+
+
+@dataclass(frozen=True)
+class Space:
+    """The vector space of trees shaped like one tree: R^n with names.
+
+    >>> space = Space.of({"w": torch.zeros(2, 3), "b": torch.zeros(3)})
+    >>> space.n, space.names
+    (9, ('w', 'b'))
+    >>> space.flatten({"b": torch.ones(3), "w": torch.zeros(2, 3)})
+    tensor([0., 0., 0., 0., 0., 0., 1., 1., 1.])
+    """
+
+    template: Tree
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    dtypes: tuple[torch.dtype, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @staticmethod
+    def of(tree: Tree, *, call: str = "hesse.Space.of(tree)", what: str = "x") -> Space:
+        """The space of `tree`; raises HesseError for leaves that cannot be differentiated."""
+        leaves = list(_walk(tree, call, what))
+        if not leaves:
+            raise StructureError(
+                call,
+                expected=f"{what} with at least one tensor",
+                got=f"an empty {type(tree).__name__}",
+                remedy="Give the tensors to differentiate with respect to (a model whose "
+                "parameters are all frozen has none).",
+            )
+        for name, leaf in leaves:
+            _check_leaf(call, f"{what}{_subscript(name)}", leaf, leaves[0][1].device)
+        dtypes = tuple(leaf.dtype for _, leaf in leaves)
+        return Space(
+            template=_map(lambda leaf: None, tree),
+            names=tuple(name for name, _ in leaves),
+            shapes=tuple(leaf.shape for _, leaf in leaves),
+            dtypes=dtypes,
+            dtype=_vector_dtype(dtypes),
+            device=leaves[0][1].device,
+        )
+
+    @staticmethod
+    def flat(n: int, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Space:
+        """The space of plain vectors of length n."""
+        dtype = dtype or torch.get_default_dtype()
+        return Space(None, ("",), (torch.Size((n,)),), (dtype,), dtype, torch.device(device))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of entries of each leaf, in order."""
+        return [math.prod(shape) for shape in self.shapes]
+
+    @property
+    def n(self) -> int:
+        """Dimension of the space."""
+        return sum(self.sizes)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the user's vectors are plain 1-D tensors."""
+        return self.template is None and len(self.shapes[0]) == 1
+
+    def zeros(self) -> Tensor:
+        """The flat zero vector."""
+        return torch.zeros(self.n, dtype=self.dtype, device=self.device)
+
+    def leaves(
+        self, tree: Tree, *, call: str = "hesse.Space.leaves", what: str = "v"
+    ) -> list[Tensor]:
+        """The leaves of `tree` in this space's order; raises HesseError where it does not fit."""
+        leaves: list[Tensor] = []
+        _match(self.template, tree, leaves, call, what)
+        for name, shape, dtype, leaf in zip(
+            self.names, self.shapes, self.dtypes, leaves, strict=True
+        ):
+            label = f"{what}{_subscript(name)}"
+            if leaf.shape != shape:
+                raise ShapeError(
+                    call,
+                    expected=f"{label} of shape {tuple(shape)}",
+                    got=f"shape {tuple(leaf.shape)}",
+                    remedy="Give one tensor for each tensor of x, of the same shape"
+                    + (f", or one flat vector of length {self.n}." if leaf.ndim == 1 else "."),
+                )
+            _check_leaf(call, label, leaf, self.device)
+            if leaf.dtype not in (dtype, self.dtype):
+                raise DtypeError(
+                    call,
+                    expected=f"{label} of dtype {dtype}, like x",
+                    got=str(leaf.dtype),
+                    remedy=f"Convert it: .to({dtype}).",
+                )
+        return leaves
+
+    def flatten(self, tree: Tree, *, call: str = "hesse.Space.flatten", what: str = "v") -> Tensor:
+        """The flat vector of `tree`, shape (n,). May share memory with it."""
+        leaves = self.leaves(tree, call=call, what=what)
+        return self.join(leaves)
+
+    def copy(self, tree: Tree) -> Tree:
+        """A copy of a tree of this space, without history; frozen parameters stay frozen."""
+
+        def copied(leaf: Tensor) -> Tensor:
+            fresh = leaf.detach().clone()
+            frozen = isinstance(leaf, torch.nn.Parameter) and not leaf.requires_grad
+            return torch.nn.Parameter(fresh, requires_grad=False) if frozen else fresh
+
+        return self.build([copied(leaf) for leaf in self.leaves(tree, what="x")])
+
+    def join(self, leaves: Sequence[Tensor]) -> Tensor:
+        """The flat vector of leaves that are known to fit. May share memory with a single leaf."""
+        parts = [leaf.detach().reshape(-1).to(self.dtype) for leaf in leaves]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def enter(
+        self, v: Tree, *, call: str, what: str = "v"
+    ) -> tuple[Tensor, Callable[[Tensor], Tree]]:
+        """The flat vector of v, flat already or a tree, and the way back to the form of v."""
+        like_x = isinstance(v, Tensor) and self.template is None and v.shape == self.shapes[0]
+        if isinstance(v, Tensor) and v.ndim == 1 and not like_x:
+            return self.check_vector(v.detach(), call=call, what=what), lambda flat: flat
+        return self.flatten(v, call=call, what=what), self.unflatten
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """The leaves of a flat vector: views where the dtypes agree."""
+        parts = vector.split(self.sizes)
+        return [
+            part.view(shape).to(dtype)
+            for part, shape, dtype in zip(parts, self.shapes, self.dtypes, strict=True)
+        ]
+
+    def build(self, leaves: list[Tensor]) -> Tree:
+        """The tree with these leaves."""
+        return _fill(self.template, iter(leaves))
+
+    def unflatten(self, vector: Tensor) -> Tree:
+        """The tree of a flat vector; its leaves are views where the dtypes agree."""
+        return self.build(self.split(vector))
+
+    def subspace(self, name: str, *, call: str) -> tuple[Space, slice]:
+        """The space of the leaves named `name` or below it, and where they lie in a flat vector."""
+        chosen = [i for i, leaf in enumerate(self.names) if f"{leaf}.".startswith(f"{name}.")]
+        if not chosen or not name:
+            raise ArgumentError(
+                call,
+                expected=f"the name of a leaf or of a group of leaves, such as {self.names[:4]}",
+                got=repr(name),
+                remedy="See space.names for all of them.",
+            )
+        first, last = chosen[0], chosen[-1] + 1  # leaves below one name are neighbours in a tree
+        names = self.names[first:last]
+        space = Space(
+            template=None if names == (name,) else dict.fromkeys(names),
+            names=names,
+            shapes=self.shapes[first:last],
+            dtypes=self.dtypes[first:last],
+            dtype=self.dtype,
+            device=self.device,
+        )
+        start = sum(self.sizes[:first])
+        return space, slice(start, start + space.n)
+
+    def check_vector(self, vector: Tensor, *, call: str, what: str = "v", ndim: int = 1) -> Tensor:
+        """`vector` itself if it is a flat vector (or, with ndim=2, a block) of this space."""
+        expected = f"({self.n},)" if ndim == 1 else f"({self.n}, k)"
+        if vector.ndim != ndim or vector.shape[0] != self.n:
+            raise ShapeError(
+                call,
+                expected=f"{what} of shape {expected}" + self._tree_hint(ndim),
+                got=f"shape {tuple(vector.shape)}",
+                remedy="Give a flat vector, or a tree like x; V @ and matmat take (n, k).",
+            )
+        if vector.dtype != self.dtype:
+            raise DtypeError(
+                call,
+                expected=f"{what} of dtype {self.dtype}",
+                got=str(vector.dtype),
+                remedy=f"Convert it: {what}.to({self.dtype}).",
+            )
+        _check_leaf(call, what, vector, self.device)
+        return vector
+
+    def first_bad_name(self, vector: Tensor) -> str | None:
+        """Name of the first leaf of a flat vector that holds NaN or Inf, or None."""
+        for name, part in zip(self.names, vector.split(self.sizes), strict=True):
+            if not bool(torch.isfinite(part).all()):
+                return name or "x"
+        return None
+
+    def _tree_hint(self, ndim: int) -> str:
+        return "" if ndim == 2 or self.is_flat else f", or a tree like x ({self.describe()})"
+
+    def describe(self, limit: int = 4) -> str:
+        """The leaves in words, for messages."""
+        words = [
+            f"{name or 'x'}: {tuple(shape)}"
+            for name, shape in zip(self.names[:limit], self.shapes, strict=False)
+        ]
+        more = len(self.names) - limit
+        return ", ".join(words) + (f", and {more} more" if more > 0 else "")
+
+
+# --------------------------------------------------------------------------------------------------
+# Inner products and random probes
+
+
+def dot(u: Tensor, v: Tensor) -> float:
+    """u'v for flat vectors, accumulated in float64."""
+    if u.dtype == torch.float64:
+        return float(torch.dot(u, v))
+    pairs = zip(u.split(_CHUNK), v.split(_CHUNK), strict=True)
+    return float(sum(torch.dot(a.double(), b.double()) for a, b in pairs))
+
+
+def norm(v: Tensor) -> float:
+    """Euclidean norm of a flat vector, accumulated in float64.
+
+    >>> norm(torch.tensor([3.0, 4.0]))
+    5.0
+    """
+    return math.sqrt(dot(v, v))
+
+
+def gaussian(space: Space, generator: torch.Generator | None = None) -> Tensor:
+    """A flat vector of independent N(0, 1) entries."""
+    return _draw(torch.randn, space, generator)
+
+
+def rademacher(space: Space, generator: torch.Generator | None = None) -> Tensor:
+    """A flat vector of independent signs, +1 or -1 with probability 1/2 each."""
+    signs = _draw(torch.rand, space, generator)
+    return torch.where(signs < 0.5, -1.0, 1.0).to(space.dtype)
+
+
+def _draw(kind: Callable[..., Tensor], space: Space, generator: torch.Generator | None) -> Tensor:
+    # Drawn where the generator lives: a CPU seed then gives the same probe on every device.
+    device = generator.device if generator is not None else space.device
+    return kind(space.n, generator=generator, dtype=space.dtype, device=device).to(space.device)
+
+
+# --------------------------------------------------------------------------------------------------
+# Trees. torch has a private pytree module; these forty lines need none of its registry.
+
+
+def _children(tree: Tree) -> list[tuple[str, Tree]] | None:
+    """Named children of a container, None for anything else."""
+    if isinstance(tree, Mapping):
+        return [(str(key), tree[key]) for key in tree]
+    if isinstance(tree, (list, tuple)):
+        fields = getattr(tree, "_fields", range(len(tree)))
+        return [(str(name), child) for name, child in zip(fields, tree, strict=True)]
+    return None
+
+
+def _walk(tree: Tree, call: str, what: str, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(tree, Tensor):
+        yield path, tree
+        return
+    children = _children(tree)
+    if children is None:
+        raise StructureError(
+            call,
+            expected=f"{what}{_subscript(path)} to be a tensor, or a dict, list, tuple or namedtuple "
+            "of tensors",
+            got=f"{type(tree).__module__}.{type(tree).__name__}",
+            remedy="Convert NumPy arrays with torch.from_numpy and numbers with torch.tensor; give "
+            "dict(model.named_parameters()) for a model.",
+        )
+    for name, child in children:
+        yield from _walk(child, call, what, f"{path}.{name}" if path else name)
+
+
+def _map(function: Callable[[Tree], Tree], tree: Tree) -> Tree:
+    children = _children(tree)
+    if children is None:
+        return function(tree)
+    return _like(tree, [_map(function, child) for _, child in children])
+
+
+def _fill(template: Tree, leaves: Iterator[Tensor]) -> Tree:
+    return _map(lambda _: next(leaves), template)
+
+
+def _like(tree: Tree, children: list[Tree]) -> Tree:
+    """A container of the type of `tree` around `children`."""
+    if isinstance(tree, Mapping):
+        pairs = zip(tree, children, strict=True)
+        return type(tree)(pairs) if isinstance(tree, dict) else dict(pairs)
+    if hasattr(tree, "_fields"):
+        return type(tree)(*children)
+    return type(tree)(children) if type(tree) in (list, tuple) else list(children)
+
+
+def _match(
+    template: Tree, tree: Tree, leaves: list[Tensor], call: str, what: str, path: str = ""
+) -> None:
+    """Append the leaves of `tree` in the order of `template`, or say where the two differ."""
+    expected, given = _children(template), _children(tree)
+    if expected is None and isinstance(tree, Tensor):
+        leaves.append(tree)
+    elif expected is not None and _same_container(template, tree):
+        by_name = dict(given or []) if isinstance(template, Mapping) else None
+        for i, (name, child) in enumerate(expected):
+            below = tree[i] if by_name is None else by_name[name]
+            _match(child, below, leaves, call, what, f"{path}.{name}" if path else name)
+    else:
+        raise _mismatch(template, tree, call, f"{what}{_subscript(path)}")
+
+
+def _same_container(template: Tree, tree: Tree) -> bool:
+    """Mappings match by their keys, in any order; sequences of any type match by their length."""
+    if isinstance(template, Mapping):
+        return isinstance(tree, Mapping) and set(map(str, tree)) == set(map(str, template))
+    return isinstance(tree, (list, tuple)) and len(tree) == len(template)
+
+
+def _mismatch(template: Tree, tree: Tree, call: str, label: str) -> StructureError:
+    """The error for a tree that is not like x at `label`."""
+    if _children(template) is None:
+        expected, details = f"{label} to be a tensor, like x", ""
+    else:
+        expected = f"{label} to be a {type(template).__name__} of {len(template)} entries, like x"
+        details = _difference(template, tree) if isinstance(tree, Mapping) else ""
+    size = f" of {len(tree)} entries" if isinstance(tree, (list, tuple)) else ""
+    return StructureError(
+        call,
+        expected=expected,
+        got=f"a {type(tree).__name__}{size}{details}",
+        remedy="Give a tree with the structure of x.",
+    )
+
+
+def _difference(template: Mapping, tree: Mapping) -> str:
+    missing = [str(name) for name in template if name not in tree]
+    extra = [str(name) for name in tree if name not in template]
+    words = [
+        f"{word} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+        for word, names in (("missing", missing), ("unexpected", extra))
+        if names
+    ]
+    return f" ({'; '.join(words)})"
+
+
+def _subscript(path: str) -> str:
+    return f"['{path}']" if path else ""
+
+
+def _check_leaf(call: str, label: str, leaf: Tensor, device: torch.device) -> None:
+    if not leaf.dtype.is_floating_point:
+        raise DtypeError(
+            call,
+            expected=f"{label} of a real floating-point dtype",
+            got=str(leaf.dtype),
+            remedy="Convert it with .float() or .double(); leave integer tensors out of x and close "
+            "over them instead.",
+        )
+    if leaf.device != device:
+        raise DeviceError(
+            call,
+            expected=f"{label} on {device}",
+            got=str(leaf.device),
+            remedy=f"Move it: .to('{device}').",
+        )
+
+
+def _vector_dtype(dtypes: tuple[torch.dtype, ...]) -> torch.dtype:
+    """One dtype for the flat vector: at least float32, so that sums of half-precision survive."""
+    result = torch.float32
+    for dtype in dtypes:
+        result = torch.promote_types(result, dtype)
+    return result
