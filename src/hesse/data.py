@@ -103,7 +103,7 @@ class Batches:
                 expected="the same data at every sweep",
                 got="a DataLoader with shuffle=True and drop_last=True, which leaves out other "
                 "examples each time",
-                remedy="Use drop_last=False (ragged batches are weighted rightly), or shuffle=False.",
+                remedy="Use drop_last=False (ragged batches are weighted), or do not shuffle.",
             )
 
     def _sweep(self) -> Iterator[Batch]:
@@ -128,7 +128,7 @@ class Batches:
                 self._call,
                 expected="batches of positive weight (by default the number of examples)",
                 got=f"a batch of weight {weight:g}",
-                remedy="Leave out empty batches; let weight=(inputs, targets) -> a positive number.",
+                remedy="Leave out empty batches; let weight(inputs, targets) be a positive number.",
             )
         return weight
 

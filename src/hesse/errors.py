@@ -12,10 +12,10 @@ from enum import Enum
 
 
 class HesseError(Exception):
-    """Base of every error that Hesse raises: `except hesse.HesseError` catches them all.
+    r"""Base of every error that Hesse raises: `except hesse.HesseError` catches them all.
 
     >>> str(HesseError("hesse.f(x)", expected="a", got="b", remedy="Give a."))
-    'hesse.f(x)\\n  expected: a\\n  got:      b\\n  remedy:   Give a.'
+    'hesse.f(x)\n  expected: a\n  got:      b\n  remedy:   Give a.'
     """
 
     def __init__(self, call: str, *, expected: str, got: str, remedy: str) -> None:
@@ -31,7 +31,7 @@ def _rebuild(kind: type[HesseError], call: str, expected: str, got: str, remedy:
 
 
 class StructureError(HesseError, TypeError):
-    """A tree of tensors with another structure than the one expected, or no tree of tensors at all."""
+    """A tree of tensors with another structure than expected, or no tree of tensors at all."""
 
 
 class ShapeError(HesseError, ValueError):

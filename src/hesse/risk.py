@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""`Risk`: a model, a loss and data as one scalar function of the parameters that knows its
-structure.
+r"""`Risk`: a model, a loss and data as one scalar function that knows its structure.
 
 $$ R(\theta) = \frac{\sum_b w_b\, \ell\big(m(\theta, X_b), y_b\big)}{\sum_b w_b}
              + \frac{\lambda}{2} \lVert\theta\rVert^2 $$
@@ -41,8 +40,8 @@ class Risk:
             theta is added to the gradient, as in `torch.optim`.
         weight: (inputs, targets) -> weight of a batch where its number of examples is not what its
             loss averages over, such as a count of tokens.
-        reduction: whether the loss averages ("mean") or adds up ("sum") over a batch; by default what
-            `loss.reduction` says, else "mean". A sum is added up over the batches.
+        reduction: whether the loss averages ("mean") or adds up ("sum") over a batch; default:
+            what `loss.reduction` says, else "mean". A sum is added up over the batches.
         params: the tree for `risk.params` when the model is a plain callable.
 
     Calling it, `risk(params)`, gives the scalar, differentiable in params. `params` is any tree
@@ -57,7 +56,7 @@ class Risk:
 
     >>> model = nn.Linear(1, 1, bias=False).double()
     >>> x = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
-    >>> risk = Risk(model, nn.MSELoss(), [(x[:2], 0 * x[:2]), (x[2:], 0 * x[2:])])   # 2 + 1 examples
+    >>> risk = Risk(model, nn.MSELoss(), [(x[:2], 0 * x[:2]), (x[2:], 0 * x[2:])])   # 2 + 1
     >>> risk({"weight": torch.tensor([[3.0]], dtype=torch.float64)})   # 9 * (1 + 4 + 9) / 3
     tensor(42., dtype=torch.float64)
     """
@@ -98,7 +97,7 @@ class Risk:
                 "hesse.Risk.params",
                 expected="params= at construction, since the model is a plain callable",
                 got="none",
-                remedy="Risk(model, loss, data, params=params), or pass your own tree of parameters.",
+                remedy="Risk(..., params=params), or pass your own tree of parameters.",
             )
         return self._params
 
@@ -118,7 +117,7 @@ class Risk:
         return torch.stack([coefficient * term(params) for coefficient, term in self.terms()]).sum()
 
     def terms(self) -> Iterator[tuple[float, Callable[[Tree], Tensor]]]:
-        """(c_b, f_b) for every batch: R = sum_b c_b f_b. The weight decay is shared out among them."""
+        """(c_b, f_b) for every batch: R = sum_b c_b f_b. Weight decay is shared out among them."""
         for coefficient, batch in self.batches():
             share = batch.weight / self.data.total_weight
             yield coefficient, partial(self._term, batch, self.weight_decay * share / coefficient)
@@ -156,7 +155,7 @@ class Risk:
         if not isinstance(params, Mapping):
             raise StructureError(
                 "hesse.Risk(params)",
-                expected="a mapping from parameter names to tensors, as from model.named_parameters()",
+                expected="a mapping from names to tensors, as from model.named_parameters()",
                 got=f"a {type(params).__name__}",
                 remedy="Use risk.params or dict(model.named_parameters()); for another form of "
                 "parameters give the model as a callable (params, inputs) -> outputs.",
@@ -208,10 +207,10 @@ class Risk:
                 + ("weighted mean" if mean else "sum")
                 + f" over two parts of the first batch is {combined:.6g}",
                 got=f"{float(whole):.6g} for the batch itself",
-                remedy="If the loss adds up over examples, say reduction='sum'; if it averages over "
-                "something else (tokens that are not padding, class weights), say how much with "
-                "weight=lambda inputs, targets: ...; a loss that couples examples needs all data in "
-                "one batch.",
+                remedy="If the loss adds up over examples, say reduction='sum'; if it averages "
+                "over something else (tokens that are not padding, class weights), say how much "
+                "with weight=lambda inputs, targets: ...; a loss that couples examples needs all "
+                "data in one batch.",
             )
 
 

@@ -13,17 +13,14 @@ recurrence must be better than its products.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError, DeviceError, DtypeError, ShapeError, StructureError
-
-Tree = Any
-"""A tensor, or a nesting of dicts, lists, tuples and namedtuples whose leaves are tensors."""
+from hesse.trees import Tree, fill, map_leaves, match, subscript, walk
 
 _CHUNK = 1 << 20  # entries converted to float64 at a time: bounds the temporary of `dot`
 
@@ -49,7 +46,7 @@ class Space:
     @staticmethod
     def of(tree: Tree, *, call: str = "hesse.Space.of(tree)", what: str = "x") -> Space:
         """The space of `tree`; raises HesseError for leaves that cannot be differentiated."""
-        leaves = list(_walk(tree, call, what))
+        leaves = list(walk(tree, call, what))
         if not leaves:
             raise StructureError(
                 call,
@@ -59,10 +56,10 @@ class Space:
                 "parameters are all frozen has none).",
             )
         for name, leaf in leaves:
-            _check_leaf(call, f"{what}{_subscript(name)}", leaf, leaves[0][1].device)
+            _check_leaf(call, f"{what}{subscript(name)}", leaf, leaves[0][1].device)
         dtypes = tuple(leaf.dtype for _, leaf in leaves)
         return Space(
-            template=_map(lambda leaf: None, tree),
+            template=map_leaves(lambda _: None, tree),
             names=tuple(name for name, _ in leaves),
             shapes=tuple(leaf.shape for _, leaf in leaves),
             dtypes=dtypes,
@@ -100,11 +97,11 @@ class Space:
     ) -> list[Tensor]:
         """The leaves of `tree` in this space's order; raises HesseError where it does not fit."""
         leaves: list[Tensor] = []
-        _match(self.template, tree, leaves, call, what)
+        match(self.template, tree, leaves, call, what)
         for name, shape, dtype, leaf in zip(
             self.names, self.shapes, self.dtypes, leaves, strict=True
         ):
-            label = f"{what}{_subscript(name)}"
+            label = f"{what}{subscript(name)}"
             if leaf.shape != shape:
                 raise ShapeError(
                     call,
@@ -162,7 +159,7 @@ class Space:
 
     def build(self, leaves: list[Tensor]) -> Tree:
         """The tree with these leaves."""
-        return _fill(self.template, iter(leaves))
+        return fill(self.template, iter(leaves))
 
     def unflatten(self, vector: Tensor) -> Tree:
         """The tree of a flat vector; its leaves are views where the dtypes agree."""
@@ -269,121 +266,14 @@ def _draw(kind: Callable[..., Tensor], space: Space, generator: torch.Generator 
     return kind(space.n, generator=generator, dtype=space.dtype, device=device).to(space.device)
 
 
-# --------------------------------------------------------------------------------------------------
-# Trees. torch has a private pytree module; these forty lines need none of its registry.
-
-
-def _children(tree: Tree) -> list[tuple[str, Tree]] | None:
-    """Named children of a container, None for anything else."""
-    if isinstance(tree, Mapping):
-        return [(str(key), tree[key]) for key in tree]
-    if isinstance(tree, (list, tuple)):
-        fields = getattr(tree, "_fields", range(len(tree)))
-        return [(str(name), child) for name, child in zip(fields, tree, strict=True)]
-    return None
-
-
-def _walk(tree: Tree, call: str, what: str, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(tree, Tensor):
-        yield path, tree
-        return
-    children = _children(tree)
-    if children is None:
-        raise StructureError(
-            call,
-            expected=f"{what}{_subscript(path)} to be a tensor, or a dict, list, tuple or namedtuple "
-            "of tensors",
-            got=f"{type(tree).__module__}.{type(tree).__name__}",
-            remedy="Convert NumPy arrays with torch.from_numpy and numbers with torch.tensor; give "
-            "dict(model.named_parameters()) for a model.",
-        )
-    for name, child in children:
-        yield from _walk(child, call, what, f"{path}.{name}" if path else name)
-
-
-def _map(function: Callable[[Tree], Tree], tree: Tree) -> Tree:
-    children = _children(tree)
-    if children is None:
-        return function(tree)
-    return _like(tree, [_map(function, child) for _, child in children])
-
-
-def _fill(template: Tree, leaves: Iterator[Tensor]) -> Tree:
-    return _map(lambda _: next(leaves), template)
-
-
-def _like(tree: Tree, children: list[Tree]) -> Tree:
-    """A container of the type of `tree` around `children`."""
-    if isinstance(tree, Mapping):
-        pairs = zip(tree, children, strict=True)
-        return type(tree)(pairs) if isinstance(tree, dict) else dict(pairs)
-    if hasattr(tree, "_fields"):
-        return type(tree)(*children)
-    return type(tree)(children) if type(tree) in (list, tuple) else list(children)
-
-
-def _match(
-    template: Tree, tree: Tree, leaves: list[Tensor], call: str, what: str, path: str = ""
-) -> None:
-    """Append the leaves of `tree` in the order of `template`, or say where the two differ."""
-    expected, given = _children(template), _children(tree)
-    if expected is None and isinstance(tree, Tensor):
-        leaves.append(tree)
-    elif expected is not None and _same_container(template, tree):
-        by_name = dict(given or []) if isinstance(template, Mapping) else None
-        for i, (name, child) in enumerate(expected):
-            below = tree[i] if by_name is None else by_name[name]
-            _match(child, below, leaves, call, what, f"{path}.{name}" if path else name)
-    else:
-        raise _mismatch(template, tree, call, f"{what}{_subscript(path)}")
-
-
-def _same_container(template: Tree, tree: Tree) -> bool:
-    """Mappings match by their keys, in any order; sequences of any type match by their length."""
-    if isinstance(template, Mapping):
-        return isinstance(tree, Mapping) and set(map(str, tree)) == set(map(str, template))
-    return isinstance(tree, (list, tuple)) and len(tree) == len(template)
-
-
-def _mismatch(template: Tree, tree: Tree, call: str, label: str) -> StructureError:
-    """The error for a tree that is not like x at `label`."""
-    if _children(template) is None:
-        expected, details = f"{label} to be a tensor, like x", ""
-    else:
-        expected = f"{label} to be a {type(template).__name__} of {len(template)} entries, like x"
-        details = _difference(template, tree) if isinstance(tree, Mapping) else ""
-    size = f" of {len(tree)} entries" if isinstance(tree, (list, tuple)) else ""
-    return StructureError(
-        call,
-        expected=expected,
-        got=f"a {type(tree).__name__}{size}{details}",
-        remedy="Give a tree with the structure of x.",
-    )
-
-
-def _difference(template: Mapping, tree: Mapping) -> str:
-    missing = [str(name) for name in template if name not in tree]
-    extra = [str(name) for name in tree if name not in template]
-    words = [
-        f"{word} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
-        for word, names in (("missing", missing), ("unexpected", extra))
-        if names
-    ]
-    return f" ({'; '.join(words)})"
-
-
-def _subscript(path: str) -> str:
-    return f"['{path}']" if path else ""
-
-
 def _check_leaf(call: str, label: str, leaf: Tensor, device: torch.device) -> None:
     if not leaf.dtype.is_floating_point:
         raise DtypeError(
             call,
             expected=f"{label} of a real floating-point dtype",
             got=str(leaf.dtype),
-            remedy="Convert it with .float() or .double(); leave integer tensors out of x and close "
-            "over them instead.",
+            remedy="Convert it with .float() or .double(); leave integer tensors out of x and "
+            "close over them instead.",
         )
     if leaf.device != device:
         raise DeviceError(

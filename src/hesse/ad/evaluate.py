@@ -138,8 +138,8 @@ def check_scalar(value: Any, call: str) -> Tensor:
         call,
         expected="f(x) to be a scalar: a floating-point tensor of shape ()",
         got=got,
-        remedy="Reduce it, with .sum() or .mean() (a loss: reduction='mean'), and return the tensor "
-        "itself rather than .item() or a tuple.",
+        remedy="Reduce it, with .sum() or .mean() (a loss: reduction='mean'), and return the "
+        "tensor itself rather than .item() or a tuple.",
     )
 
 
@@ -158,8 +158,8 @@ def check_depends(value: Tensor, call: str) -> None:
             call,
             expected="f(x) to depend on x through differentiable operations",
             got="a value that does not depend on x",
-            remedy="Compute f from its argument: for a model, use torch.func.functional_call(model, "
-            "params, inputs) or hesse.Risk; look for .detach(), .item(), no_grad or a cast to int.",
+            remedy="Compute f from its argument: for a model, use torch.func.functional_call("
+            "model, params, inputs) or hesse.Risk; look for .detach(), .item(), no_grad, a cast.",
         )
 
 

@@ -31,7 +31,7 @@ class Eigenpairs(NamedTuple):
     vectors: Tensor
     """Orthonormal eigenvectors, shape (n, k): column i belongs to values[i]."""
     residuals: Tensor
-    """|A u - theta u|, recomputed, shape (k,): some eigenvalue of A lies within this of values[i]."""
+    """|A u - theta u|, recomputed, shape (k,): an eigenvalue of A lies within this of values[i]."""
     converged: Tensor
     """Whether each pair met its tolerance, shape (k,), bool."""
     products: int

@@ -55,7 +55,7 @@ class Lanczos:
         self.size = j + 1
 
     def _orthogonalised(self, w: Tensor, j: int) -> tuple[Tensor, Tensor]:
-        """w without its components in the first j rows, and these. Twice is enough (Parlett 6.9)."""
+        """w without its components in the first j rows, and these. Twice is enough: Parlett 6.9."""
         basis = self.V[:j]
         h = self.A.inners(basis, w)
         w = w - h @ basis

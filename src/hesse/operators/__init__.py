@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear operators: the interface, their algebra, curvature operators and simple structured ones."""
+"""Linear operators: the interface and its algebra, curvature, simple structured operators."""
 
 from hesse.operators.base import LinearOperator
 from hesse.operators.curvature import (

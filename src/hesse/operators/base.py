@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hesse.errors import DeviceError, DtypeError, MissingExtraError, OperatorError, ShapeError
+from hesse.errors import DeviceError, DtypeError, OperatorError, ShapeError
+from hesse.operators.scipy import as_scipy
 from hesse.vectors import Space, Tree, dot
 
 if TYPE_CHECKING:
@@ -133,30 +134,7 @@ class LinearOperator(ABC):
 
     def to_scipy(self) -> ScipyOperator:
         """The same operator for SciPy, on NumPy vectors (needs the extra hesse[scipy])."""
-        try:
-            from scipy.sparse.linalg import LinearOperator as ScipyOperator
-        except ImportError as error:
-            raise MissingExtraError(
-                f"{self}.to_scipy()",
-                expected="SciPy",
-                got=str(error),
-                remedy="pip install 'hesse[scipy]'",
-            ) from error
-
-        def through(product, space: Space):
-            def function(array):
-                tensor = torch.tensor(array)  # a copy: SciPy's arrays may be strided or read-only
-                return product(tensor.to(space.device, space.dtype)).cpu().numpy()
-
-            return function
-
-        return ScipyOperator(
-            self.shape,
-            matvec=through(lambda v: self._matvec(v.reshape(-1)), self.domain),
-            rmatvec=through(lambda u: self._rmatvec(u.reshape(-1)), self.codomain),
-            matmat=through(self._matmat, self.domain),
-            dtype=torch.empty(0, dtype=self.dtype).numpy().dtype,
-        )
+        return as_scipy(self)
 
     # -- Algebra -----------------------------------------------------------------------------------
 
@@ -207,8 +185,7 @@ class LinearOperator(ABC):
         return _Scaled(-1.0, self)
 
     def block(self, name: str) -> LinearOperator:
-        """The diagonal block of one leaf, or of all leaves below `name` ("layer" for
-        "layer.weight").
+        """The diagonal block of one leaf, or of all leaves below `name`.
 
         >>> from hesse.operators import diagonal_operator
         >>> D = diagonal_operator({"a": torch.tensor([1.0]), "b": torch.tensor([2.0, 3.0])})
@@ -248,8 +225,8 @@ class LinearOperator(ABC):
             f"{self} {sign} {type(other).__name__}",
             expected="another operator",
             got=f"a {type(other).__name__}",
-            remedy="For a multiple c of the identity write A + c * hesse.identity_operator(n); for a "
-            "matrix hesse.dense_operator(M).",
+            remedy="For a multiple c of the identity write A + c * hesse.identity_operator(n); for "
+            "a matrix hesse.dense_operator(M).",
         )
 
     def _not_a_number(self, other: Any) -> OperatorError:

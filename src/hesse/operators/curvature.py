@@ -215,7 +215,7 @@ def ggn_operator(risk: Risk, params: Tree) -> GaussNewtonOperator:
             call,
             expected="a hesse.Risk, which knows its outputs and its loss",
             got=f"a {type(risk).__name__}",
-            remedy="Build hesse.Risk(model, loss, data); a plain function has no Gauss-Newton matrix.",
+            remedy="Build hesse.Risk(model, loss, data); a plain function has no such matrix.",
         )
     return GaussNewtonOperator(risk, params, Space.of(params, call=call, what="params"))
 

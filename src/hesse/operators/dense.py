@@ -131,8 +131,8 @@ def aslinearoperator(a: Any) -> LinearOperator:
         "hesse.aslinearoperator(A)",
         expected="a hesse.LinearOperator or a matrix (a 2-D tensor)",
         got=f"{type(a).__module__}.{type(a).__name__}",
-        remedy="Wrap a function v -> A v with hesse.function_operator(matvec, n), a NumPy array with "
-        "torch.from_numpy.",
+        remedy="Wrap a function v -> A v with hesse.function_operator(matvec, n), a NumPy array "
+        "with torch.from_numpy.",
     )
 
 

@@ -17,7 +17,7 @@ from hesse.vectors import dot
 
 
 class DampedGaussNewton:
-    r"""p from (G + lambda I) p = -g by conjugate gradients, cut short, with the iterates on the way.
+    r"""p from (G + lambda I) p = -g by conjugate gradients, cut short, with iterates on the way.
 
     CG starts from a fraction of its last solution, which carries information from step to step
     (Martens 2010, section 4.5), stops when the model stops improving or at a cap, and keeps some of

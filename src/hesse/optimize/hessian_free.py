@@ -118,7 +118,7 @@ class HessianFree(torch.optim.Optimizer):
                 "hesse.HessianFree.step(closure)",
                 expected="no closure",
                 got=f"a {type(closure).__name__}",
-                remedy="The risk given at construction is evaluated; for other data, step(data=batch).",
+                remedy="The risk given at construction is evaluated; or step(data=batch).",
             )
         group = self.param_groups[0]
         risk = self.risk if data is None else self.risk.on(data)

@@ -177,7 +177,7 @@ def _recording(layers: list[Layer]) -> Iterator[list[tuple[str, Tensor, Tensor]]
 
 
 def _root_of_loss_hessian(loss: LossHessian, generator: torch.Generator | None) -> list[Tensor]:
-    """u = H_L^{1/2} z with Gaussian z, so that E[u u'] = H_L; negative eigenvalues count as zero."""
+    """u = H_L^{1/2} z with Gaussian z, so that E[u u'] = H_L; negative eigenvalues are zeroed."""
     space = Space.of(loss.tensors, what="outputs")
     H = function_operator(lambda u: space.join(loss.product(space.split(u))), space, symmetric=True)
     z = gaussian(space, generator)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one loop of the optimisers: step until the gradient is small or nothing more can be gained."""
+"""The one loop of the optimisers: step until the gradient is small or nothing more is gained."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ Curvature = HessianOperator | GaussNewtonOperator
 
 @dataclass
 class Counts:
-    """Evaluations so far, in SciPy's names: of f, of its gradient, of products with its curvature."""
+    """Evaluations so far, in SciPy's names: of f, its gradient, products with its curvature."""
 
     nfev: int = 0
     njev: int = 0

@@ -58,7 +58,7 @@ class Search(Protocol):
 def take_step(
     objective: Objective, point: Point, descent: Descent, search: Search
 ) -> tuple[Point, Proposal]:
-    """One iteration of every method: propose, judge, move. Returns `point` itself on a rejection."""
+    """One iteration of every method: propose, judge, move. A rejection returns `point` itself."""
     proposal = descent.propose(point, search.scalar)
     accepted = search.judge(objective, point, proposal)
     if accepted is None:

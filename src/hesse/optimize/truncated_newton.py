@@ -70,7 +70,7 @@ class TruncatedNewton:
 
 
 def _along_negative_curvature(point: Point, solution: Solution) -> Candidate:
-    """A step along p with p'Hp <= 0 as long as the one to the minimiser were its curvature positive."""
+    """A step along p with p'Hp <= 0, as long as Newton's were the curvature |p'Hp|."""
     p = solution.direction
     slope, curvature = dot(point.gradient, p), point.curvature._curvature(p)
     length = abs(slope) / abs(curvature) if curvature != 0.0 else math.inf

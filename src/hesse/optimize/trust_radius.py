@@ -24,9 +24,9 @@ def agreement(point: Point, trial: Point, candidate: Candidate) -> float:
 
 
 class TrustRadius:
-    """Shrink the radius to a quarter of the step if rho < 1/4; double it if rho > 3/4 at the
-    boundary.
+    """A radius that grows where the model is good and shrinks where it is not.
 
+    It becomes a quarter of the step if rho < 1/4, twice itself if rho > 3/4 at the boundary.
     A step is accepted if rho > 1e-4. The first radius, unless given, is the length of the steepest
     descent step to the minimum of the model along the gradient.
 
