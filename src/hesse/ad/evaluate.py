@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from hesse.errors import FunctionError, NonFiniteError, RandomnessError
 from hesse.vectors import Space, Tree
@@ -41,21 +40,6 @@ def twice_differentiable() -> Iterator[None]:
         if torch.backends.cudnn.is_available():
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield
-
-
-class StopGradient(TorchFunctionMode):
-    """Make `no_grad` mean "constant" to forward mode too.
-
-    Reverse mode ignores what a function computes under `no_grad`; forward mode does not, and would
-    silently return another product. Detached, both see a constant.
-    """
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        """Call `function`; drop the tangents of its result where gradients are disabled."""
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and not torch.is_grad_enabled():
-            return result.detach()
-        return result
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ from torch import Tensor
 from hesse.ad.evaluate import (
     LeafFunction,
     Leaves,
-    StopGradient,
     check_depends,
     derivative,
     tracked,
     twice_differentiable,
 )
+from hesse.ad.forward_mode import ForwardMode
 
 
 class Product(NamedTuple):
@@ -56,7 +56,7 @@ def forward_over_reverse(
         check_depends(value, call)
         return value
 
-    with twice_differentiable(), StopGradient():
+    with twice_differentiable(), ForwardMode():
         gradient_and_value = torch.func.grad_and_value(checked)
         (gradient, value), (product, _) = torch.func.jvp(
             gradient_and_value, (tuple(x),), (tuple(v),)
@@ -73,7 +73,7 @@ def reverse_over_forward(
         value, slope = torch.func.jvp(f, (leaves,), (tuple(v),))
         return slope, value
 
-    with twice_differentiable(), StopGradient():
+    with twice_differentiable(), ForwardMode(differentiated=True):
         product, (_, value) = torch.func.grad_and_value(slope_and_value, has_aux=True)(tuple(x))
     product = list(product)
     gradient = None

@@ -300,7 +300,7 @@ class _Product(LinearOperator):
     def __init__(self, a: LinearOperator, b: LinearOperator) -> None:
         a = a._in_space(b.codomain)
         _common_space(a.domain, b.codomain, f"{a} @ {b}")
-        super().__init__(b.domain, a.codomain)
+        super().__init__(b.domain, a.codomain, symmetric=a.T is b or b.T is a)  # A'A, A A', A A
         self.a, self.b = a, b
 
     def _matvec(self, v: Tensor) -> Tensor:

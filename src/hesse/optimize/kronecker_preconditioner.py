@@ -52,6 +52,10 @@ class Layer:
     bias: slice | None
 
 
+Spectra = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Eigenvalues and eigenvectors of A, then of S."""
+
+
 @dataclass(frozen=True)
 class Factors:
     """A, S of one layer."""
@@ -72,7 +76,8 @@ class KroneckerPreconditioner:
         self.space, self._decay = space, risk.weight_decay
         self.layers = list(_linear_layers(risk.model, space))
         self.factors: dict[str, Factors] = {}
-        self._spectra: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._spectra: dict[str, Spectra] = {}
+        self.mean_eigenvalue = 0.0
 
     def refresh(
         self, risk: Risk, params: Tree, generator: torch.Generator | None, past: float
@@ -87,16 +92,11 @@ class KroneckerPreconditioner:
         """Use these factors."""
         self.factors = factors
         self._spectra = {name: _spectrum(f.A) + _spectrum(f.S) for name, f in factors.items()}
+        self.mean_eigenvalue = _mean_eigenvalue(self._spectra)
 
     def __call__(self, damping: float) -> LinearOperator:
         """The approximate inverse of G + damping I."""
         return _DampedInverse(self, damping + self._decay)
-
-    def mean_eigenvalue(self) -> float:
-        """The mean eigenvalue of all blocks; 0 if there are none."""
-        pairs = [(a, s) for a, _, s, _ in self._spectra.values()]
-        count = sum(len(a) * len(s) for a, s in pairs)
-        return sum(float(a.sum() * s.sum()) for a, s in pairs) / count if count else 0.0
 
 
 class _DampedInverse(LinearOperator):
@@ -107,7 +107,7 @@ class _DampedInverse(LinearOperator):
         self._parent, self._damping = parent, damping
 
     def _matvec(self, v: Tensor) -> Tensor:
-        result = v / (self._damping + self._parent.mean_eigenvalue())
+        result = v / (self._damping + self._parent.mean_eigenvalue)
         for layer in self._parent.layers:
             if layer.name not in self._parent._spectra:
                 continue
@@ -223,6 +223,13 @@ def _average(old: Factors | None, new: Factors, past: float) -> Factors:
     if old is None:
         return new
     return Factors(past * old.A + (1 - past) * new.A, past * old.S + (1 - past) * new.S)
+
+
+def _mean_eigenvalue(spectra: dict[str, Spectra]) -> float:
+    """The mean eigenvalue of all blocks S (x) A; 0 if there are none."""
+    pairs = [(a, s) for a, _, s, _ in spectra.values()]
+    count = sum(len(a) * len(s) for a, s in pairs)
+    return sum(float(a.sum() * s.sum()) for a, s in pairs) / count if count else 0.0
 
 
 def _spectrum(factor: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`check_operator`: is an operator what every solver takes it for?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.errors import OperatorError
+from hesse.operators import LinearOperator, aslinearoperator
+from hesse.vectors import Space, gaussian, norm
+
+DENSE_LIMIT = 32
+"""Operators of at most so many columns are compared with their dense matrix."""
+
+
+@dataclass(frozen=True)
+class OperatorReport:
+    """The measured defects, relative to the size of the products; None where a check does not apply.
+
+    All are at most `tolerance`: rounding gives a few units of 1e-16 in float64 and of 1e-7 in float32.
+    """
+
+    tolerance: float
+    """What was allowed."""
+    determinism: float
+    """A v twice."""
+    linearity: float
+    """A (a u + b v) - a A u - b A v."""
+    symmetry: float | None
+    """<A u, v> - <u, A v>, for an operator tagged symmetric."""
+    adjoint: float | None
+    """<A u, w> - <u, A' w>, for one that is not and has an adjoint."""
+    matmat: float
+    """A V, column by column."""
+    tree: float | None
+    """The product with a tree, against that with its flat vector."""
+    curvature: float | None
+    """v' A v, for a square operator."""
+    dense: float | None
+    """The dense matrix, for an operator of at most 32 columns."""
+
+
+def check_operator(
+    A: LinearOperator, *, generator: torch.Generator | None = None, rtol: float | None = None
+) -> OperatorReport:
+    """Check that A is linear, symmetric if it says so, deterministic, and consistent with itself.
+
+    In order: every product is a finite tensor of the right shape, dtype and device, without a graph,
+    and leaves its input alone; the inner product is symmetric and positive; two products with one
+    vector agree; the product is linear; <A u, v> = <u, A v> if A is tagged symmetric, else
+    <A u, w> = <u, A' w> if A has an adjoint; `matmat`, products with trees, `curvature` and
+    `to_dense` agree with `matvec`.
+
+    Args:
+        A: the operator, or a matrix.
+        generator: source of the Gaussian probes; by default one with a fixed seed.
+        rtol: largest relative defect; by default sqrt(eps) of the least precise dtype of A's vectors
+            (1.5e-8 in float64), half of the digits: well above the rounding of a product, well below
+            the effect of a mistake. A product by finite differences may need more.
+
+    Returns:
+        The defects, an `OperatorReport`.
+
+    Cost: 9 products for a square operator on trees; one fewer on flat vectors, one fewer if it is
+        not square, one more for an adjoint; n more if n <= 32.
+
+    Raises:
+        OperatorError: at the first check that fails.
+        HesseError: whatever a product itself raises, such as NonFiniteError.
+
+    >>> check_operator(torch.tensor([[2.0, 1.0], [1.0, 2.0]])).symmetry < 1e-6
+    True
+    >>> from hesse.operators import function_operator
+    >>> check_operator(function_operator(lambda v: v.abs(), 3))
+    Traceback (most recent call last):
+        ...
+    hesse.errors.OperatorError: hesse.testing.check_operator(FunctionOperator(3 x 3, torch.float32))
+      expected: a linear product, A (a u + b v) = a A u + b A v
+      got:      a relative difference of ..., where 0.0003 is allowed
+      remedy:   Look for an affine term, a norm of v, a clamp, or a step that does not scale with v...
+    """
+    return _Checks(aslinearoperator(A), generator, rtol).run()
+
+
+class _Checks:
+    """The checks of one operator, and the probes and products that they share."""
+
+    def __init__(
+        self, A: LinearOperator, generator: torch.Generator | None, rtol: float | None
+    ) -> None:
+        self.A, self.call = A, f"hesse.testing.check_operator({A})"
+        generator = torch.Generator().manual_seed(0) if generator is None else generator
+        # Leaves of lower precision round what passes through them.
+        eps = max(torch.finfo(dtype).eps for dtype in A.domain.dtypes + A.codomain.dtypes)
+        self.rtol = math.sqrt(eps) if rtol is None else rtol
+        self.u, self.v = gaussian(A.domain, generator), gaussian(A.domain, generator)
+        self.w = gaussian(A.codomain, generator)
+        self.square = A.shape[0] == A.shape[1]
+
+    def run(self) -> OperatorReport:
+        """Every check, cheap and fundamental ones first."""
+        A = self.A
+        self._check_inner()
+        self.Au, self.Av = self._matvec(self.u), self._matvec(self.v)
+        return OperatorReport(
+            tolerance=self.rtol,
+            determinism=self._determinism(),
+            linearity=self._linearity(),
+            symmetry=self._symmetry() if A.symmetric else None,
+            adjoint=None if A.symmetric else self._adjoint(),
+            matmat=self._matmat(),
+            tree=None if A.domain.is_flat and A.codomain.is_flat else self._tree(),
+            curvature=self._curvature() if self.square else None,
+            dense=self._dense() if A.shape[1] <= DENSE_LIMIT else None,
+        )
+
+    # ---------------------------------------------------------------------------------------------
+    # The checks. Probes have entries of variance one, so that |A u| estimates the Frobenius norm of A,
+    # the size of a product's rounding error is eps |A u|, and that of its inner product with another
+    # probe is the same: no factor of |w| ~ sqrt(n), which would hide a small asymmetry of a large A.
+
+    def _determinism(self) -> float:
+        return self._compare(
+            self._matvec(self.v) - self.Av,
+            self._size(self.Av),
+            "a deterministic product: A v the same twice",
+            "Call model.eval(), fix seeds, and use data that stay the same; for rounding that differs "
+            "from run to run on a GPU raise rtol.",
+        )
+
+    def _linearity(self) -> float:
+        # a is negative and a + b is not 1: neither |v| nor an affine term passes.
+        a, b = -3.0, 0.25
+        product = self._matvec(a * self.u + b * self.v)
+        return self._compare(
+            product - a * self.Au - b * self.Av,
+            abs(a) * self._size(self.Au) + b * self._size(self.Av),
+            "a linear product, A (a u + b v) = a A u + b A v",
+            "Look for an affine term, a norm of v, a clamp, or a step that does not scale with v.",
+        )
+
+    def _symmetry(self) -> float:
+        if not self.square:
+            raise self._error(
+                "a square operator, since it is tagged symmetric",
+                f"shape {self.A.shape}",
+                "Pass symmetric=False.",
+            )
+        return self._compare(
+            self.A.inner(self.Au, self.v) - self.A.inner(self.u, self.Av),
+            self._size(self.Au) + self._size(self.Av),
+            "<A u, v> = <u, A v>, since A is tagged symmetric",
+            "Pass symmetric=False and give the adjoint, or symmetrise with 0.5 * (A + A.T).",
+        )
+
+    def _adjoint(self) -> float | None:
+        try:
+            product = self._product(
+                self.A._rmatvec, self.w, self.A.domain, "A' u", (self.A.shape[1],)
+            )
+        except OperatorError as error:
+            if error.call.startswith(self.call):
+                raise
+            return None  # the operator has no adjoint
+        return self._compare(
+            self.A.T.inner(self.Au, self.w) - self.A.inner(self.u, product),
+            self._size(self.Au) + norm(product),
+            "<A u, w> = <u, A' w> for the adjoint A'",
+            "Let _rmatvec (rmatvec=) compute the transpose of what _matvec computes.",
+        )
+
+    def _matmat(self) -> float:
+        block = torch.stack([self.u, self.v], dim=1)
+        product = self._product(self.A.matmat, block, self.A.codomain, "A V", (self.A.shape[0], 2))
+        return self._compare(
+            (product - torch.stack([self.Au, self.Av], dim=1)).reshape(-1),
+            self._size(self.Au) + self._size(self.Av),
+            "matmat(V) with the products of the columns of V as columns",
+            "Let _matmat agree with _matvec, or leave it out.",
+        )
+
+    def _tree(self) -> float:
+        tree = self.A.domain.unflatten(self.u)
+        product = self.A.codomain.flatten(self.A.matvec(tree), call=self.call, what="A v")
+        return self._compare(
+            product - self.Au,
+            self._size(self.Au),
+            "the same product for a tree and for its flat vector",
+            "Override _matvec, which sees flat vectors, rather than matvec.",
+        )
+
+    def _curvature(self) -> float:
+        curvature = float(self.A.curvature(self.v))
+        expected = self.A.inner(self.v, self.Av)
+        return self._compare(
+            curvature - expected,
+            abs(expected) + self._size(self.Av),
+            "curvature(v) = <v, A v>",
+            "Let _curvature agree with _matvec, or leave it out.",
+        )
+
+    def _dense(self) -> float:
+        matrix = self._checked(self.A.to_dense(), self.A.codomain, "to_dense()", self.A.shape)
+        return self._compare(
+            matrix @ self.u.to(matrix.dtype) - self.Au,
+            self._size(self.Au),
+            "to_dense() @ u = A u",
+            "Let to_dense agree with _matvec, or leave it out.",
+        )
+
+    def _check_inner(self) -> None:
+        u, v, A = self.u, self.v, self.A
+        uv, vu, uu, vv = A.inner(u, v), A.inner(v, u), A.inner(u, u), A.inner(v, v)
+        if not (uu > 0.0 and vv > 0.0):
+            raise self._error(
+                "a positive inner product, <v, v> > 0",
+                f"{min(uu, vv):.3g}",
+                "Let inner(u, v) be that of a Euclidean space, summed over all processes.",
+            )
+        scale = math.sqrt(uu * vv)
+        self._compare(uv - vu, scale, "a symmetric inner product", "Look at A.inner.")
+        basis = torch.stack([u, v])
+        inners = A.inners(basis, v).double().cpu() - torch.tensor([uv, vv], dtype=torch.float64)
+        self._compare(
+            float(inners.abs().max()),
+            scale + vv,
+            "inners(basis, v) with the inner products of the rows of the basis",
+            "Override inners along with inner.",
+        )
+
+    # ---------------------------------------------------------------------------------------------
+    # Products and comparisons
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self._product(self.A._matvec, v, self.A.codomain, "A v", (self.A.shape[0],))
+
+    def _product(
+        self,
+        function: Callable[[Tensor], Any],
+        v: Tensor,
+        space: Space,
+        what: str,
+        shape: tuple[int, ...],
+    ) -> Tensor:
+        """function(v), checked as a tensor, with v unchanged."""
+        before = v.clone()
+        product = self._checked(function(v), space, what, shape)
+        if not torch.equal(v, before):
+            raise self._error(
+                f"{what} to leave its input as it was",
+                f"an input changed by up to {float((v - before).abs().max()):.3g}",
+                "Copy it first: v.clone(); or use operations without a trailing underscore.",
+            )
+        return product
+
+    def _checked(self, product: Any, space: Space, what: str, shape: tuple[int, ...]) -> Tensor:
+        wanted = (shape, space.dtype, space.device)
+        got: Any = type(product).__name__
+        if isinstance(product, Tensor):
+            got = (tuple(product.shape), product.dtype, product.device)
+        if got != wanted:
+            raise self._error(
+                f"{what} of (shape, dtype, device) {wanted}",
+                str(got),
+                "Let products have the dtype and device of the vectors, and the space's length.",
+            )
+        if product.requires_grad:
+            raise self._error(
+                f"{what} without a graph",
+                "a tensor that requires a gradient",
+                "Compute it under torch.no_grad(), or return product.detach().",
+            )
+        if not bool(torch.isfinite(product).all()):
+            raise self._error(
+                f"a finite {what}",
+                f"NaN or Inf in '{space.first_bad_name(product.reshape(shape[0], -1).sum(1))}'",
+                "Check the point at which A is built for overflow, log(0) or division by zero.",
+            )
+        return product
+
+    def _compare(
+        self, difference: Tensor | float, scale: float, expected: str, remedy: str
+    ) -> float:
+        """|difference| / scale, if that is at most rtol."""
+        size = norm(difference) if isinstance(difference, Tensor) else abs(difference)
+        defect = size / scale if scale > 0.0 else (0.0 if size == 0.0 else math.inf)
+        if not defect <= self.rtol:
+            raise self._error(
+                expected,
+                f"a relative difference of {defect:.3g}, where {self.rtol:.1g} is allowed",
+                remedy + " Rounding alone? Give rtol=.",
+            )
+        return defect
+
+    def _size(self, vector: Tensor) -> float:
+        """The norm that belongs to A's inner product."""
+        return math.sqrt(self.A.inner(vector, vector)) if self.square else norm(vector)
+
+    def _error(self, expected: str, got: str, remedy: str) -> OperatorError:
+        return OperatorError(self.call, expected=expected, got=got, remedy=remedy)
