@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 # torch's forward rule for these reads an intermediate result (the mean, a factorisation) as if it
-# were a constant, so that the derivative of the rule is wrong, without an error; seen in torch 2.13.
+# were a constant, so that the derivative of the rule is wrong, without an error (torch 2.13).
 WRONG_SECOND_DERIVATIVE = frozenset(
-    "batch_norm instance_norm layer_norm native_layer_norm det logdet slogdet solve solve_ex "
-    "tensorsolve householder_product".split()
+    [
+        *("batch_norm", "instance_norm", "layer_norm", "native_layer_norm"),
+        *("det", "logdet", "slogdet", "solve", "solve_ex", "tensorsolve", "householder_product"),
+    ]
 )
 WRONG_FIRST_DERIVATIVE = frozenset(["cholesky_inverse"])
 

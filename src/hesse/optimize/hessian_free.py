@@ -55,7 +55,7 @@ class HessianFree(torch.optim.Optimizer):
         HesseError: as `Risk` and `ggn_operator`; NonFiniteError where the risk is not finite.
 
     References: Martens 2010 (ICML, "Deep learning via Hessian-free optimization"); Martens & Grosse
-        2015, arXiv:1503.05671.
+        2015, arXiv:1503.05671; George et al. 2018, arXiv:1806.03884.
 
     >>> x = torch.linspace(-1, 1, 50)[:, None]
     >>> model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
@@ -75,7 +75,7 @@ class HessianFree(torch.optim.Optimizer):
         max_cg_iterations: int = 20,
         cg_decay: float = 0.95,
         preconditioner: Literal["kronecker", "none"] = "kronecker",
-        refresh_every: int = 2,
+        refresh_every: int = 1,
         seed: int = 0,
     ) -> None:
         model = _model_of(risk)
@@ -182,19 +182,18 @@ class HessianFree(torch.optim.Optimizer):
         """The preconditioner, its factors refreshed when that is due."""
         kronecker, steps, every = self._kronecker, group["steps"], group["refresh_every"]
         if kronecker is not None and (steps % every == 0 or not kronecker.factors):
-            generator = torch.Generator().manual_seed(group["seed"] + steps)
             past = min(1 - 1 / (steps // every + 1), 0.95)
-            kronecker.refresh(risk, self._tree(), generator, past)
+            kronecker.refresh(risk, self._tree(), group["seed"] + steps, past)
             for layer in kronecker.layers:
                 if layer.name in kronecker.factors:
                     factors = kronecker.factors[layer.name]
-                    self.state[layer.module.weight].update(A=factors.A, S=factors.S)
+                    self.state[layer.module.weight].update(A=factors.A, S=factors.S, d=factors.d)
         return kronecker
 
     def _stored_factors(self) -> dict[str, Factors]:
         assert self._kronecker is not None
         layers = [(layer.name, self.state[layer.module.weight]) for layer in self._kronecker.layers]
-        return {name: Factors(s["A"], s["S"]) for name, s in layers if "A" in s}
+        return {name: Factors(s["A"], s["S"], s["d"]) for name, s in layers if "A" in s}
 
     def _load_start(self) -> Tensor | None:
         parts = [self.state[p].get("cg_start") for p in self.param_groups[0]["params"]]

@@ -2,19 +2,19 @@
 r"""A Kronecker-factored preconditioner for the damped Gauss-Newton systems of a network.
 
 For a linear layer with inputs a (a 1 appended for the bias) and pre-activations s the Gauss-Newton
-block of its weights [W b] is E[g g' (x) a a'], g the back-propagated factor of the loss Hessian. It
-is approximated by S (x) A with A = E[a a'] and S = E[g g'] (Martens & Grosse 2015, section 3),
-whose damped inverse is exact in the eigenbases of the factors:
+block of its weights [W b] is E[g g' (x) a a'], g the back-propagated root of the loss Hessian. With
+the eigenvectors of A = E[a a'] and of S = E[g g'] as a basis (Martens & Grosse 2015, section 3) and
+the exact diagonal of the block in that basis (George et al. 2018), its damped inverse is
 
-$$ (S \otimes A + \lambda I)^{-1} V = U_S \Big[ (U_S^T V U_A)_{ij} / (s_i a_j + \lambda) \Big] U_A^T
-. $$
+$$ V \mapsto U_S \Big[ rac{(U_S^T V U_A)_{ij}}{d_{ij} + \lambda} \Big] U_A^T, \qquad
+   d_{ij} = \mathbb{E}\,(U_S^T g)_i^2 (U_A^T a)_j^2 . $$
 
 Parameters that belong to no linear layer get the multiple 1 / (c + lambda) of the identity, c the
-mean eigenvalue of the blocks.
+mean of all d.
 
-The factor g needs vectors u with E[u u'] = H_L at the outputs. They are u = H_L^{1/2} z with
-Gaussian z, by Lanczos, for any convex loss; sampling targets from the model, as is usual, would
-need to know the likelihood behind the loss.
+The factor g needs vectors u with E[u u'] = H_L at the outputs. They are u = H_L^{1/2} z with z
+Gaussian, by Lanczos, for any convex loss; sampling targets from the model, as is usual, would need
+to know the likelihood behind the loss.
 
 As a preconditioner for the exact matrix it only has to be close: CG corrects the rest.
 """
@@ -52,16 +52,17 @@ class Layer:
     bias: slice | None
 
 
-Spectra = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Eigenvalues and eigenvectors of A, then of S."""
-
-
 @dataclass(frozen=True)
 class Factors:
-    """A, S of one layer."""
+    """A and S of one layer, and the diagonal d of its block in their eigenbases."""
 
     A: Tensor
     S: Tensor
+    d: Tensor
+
+
+Records = dict[str, list[tuple[Tensor, Tensor]]]
+"""For every layer, (a, g) for each of its calls: inputs and back-propagated roots, one a row."""
 
 
 class KroneckerPreconditioner:
@@ -76,23 +77,30 @@ class KroneckerPreconditioner:
         self.space, self._decay = space, risk.weight_decay
         self.layers = list(_linear_layers(risk.model, space))
         self.factors: dict[str, Factors] = {}
-        self._spectra: dict[str, Spectra] = {}
-        self.mean_eigenvalue = 0.0
+        self.bases: dict[str, tuple[Tensor, Tensor]] = {}
+        self.mean_curvature = 0.0
 
-    def refresh(
-        self, risk: Risk, params: Tree, generator: torch.Generator | None, past: float
-    ) -> None:
-        """Estimate the factors at `params` and average them in, with weight `past` on the old."""
-        fresh = estimate_factors(risk, params, self.layers, generator)
-        self.load(
-            {name: _average(self.factors.get(name), new, past) for name, new in fresh.items()}
-        )
+    def refresh(self, risk: Risk, params: Tree, seed: int, past: float) -> None:
+        """Estimate the factors at `params`; A and S are averaged with weight `past` on the old."""
+        sweep = _Sweep(risk, params, self.layers, seed)
+        moments = {
+            name: _average(self.factors.get(name), A, S, past)
+            for name, (A, S) in _second_moments(sweep).items()
+        }
+        bases = {name: (_eigenvectors(A), _eigenvectors(S)) for name, (A, S) in moments.items()}
+        diagonals = _diagonals(sweep, bases)
+        factors = {name: Factors(A, S, diagonals[name]) for name, (A, S) in moments.items()}
+        self._use(factors, bases)
 
     def load(self, factors: dict[str, Factors]) -> None:
         """Use these factors."""
-        self.factors = factors
-        self._spectra = {name: _spectrum(f.A) + _spectrum(f.S) for name, f in factors.items()}
-        self.mean_eigenvalue = _mean_eigenvalue(self._spectra)
+        bases = {name: (_eigenvectors(f.A), _eigenvectors(f.S)) for name, f in factors.items()}
+        self._use(factors, bases)
+
+    def _use(self, factors: dict[str, Factors], bases: dict[str, tuple[Tensor, Tensor]]) -> None:
+        self.factors, self.bases = factors, bases
+        count = sum(f.d.numel() for f in factors.values())
+        self.mean_curvature = sum(float(f.d.sum()) for f in factors.values()) / max(count, 1)
 
     def __call__(self, damping: float) -> LinearOperator:
         """The approximate inverse of G + damping I."""
@@ -107,51 +115,77 @@ class _DampedInverse(LinearOperator):
         self._parent, self._damping = parent, damping
 
     def _matvec(self, v: Tensor) -> Tensor:
-        result = v / (self._damping + self._parent.mean_eigenvalue)
+        result = v / (self._damping + self._parent.mean_curvature)
         for layer in self._parent.layers:
-            if layer.name not in self._parent._spectra:
-                continue
-            a, U_A, s, U_S = self._parent._spectra[layer.name]
-            V = _matrix(v, layer)
-            scaled = (U_S.T @ V @ U_A) / (torch.outer(s, a) + self._damping)
-            _write(result, layer, U_S @ scaled @ U_A.T)
+            if layer.name in self._parent.factors:
+                U_A, U_S = self._parent.bases[layer.name]
+                rotated = U_S.T @ _matrix(v, layer) @ U_A
+                scaled = rotated / (self._parent.factors[layer.name].d + self._damping)
+                _write(result, layer, U_S @ scaled @ U_A.T)
         return result
 
 
-def estimate_factors(
-    risk: Risk, params: Tree, layers: list[Layer], generator: torch.Generator | None
-) -> dict[str, Factors]:
-    """A and S of every layer that took part, at `params`, over all batches."""
-    sums: dict[str, Factors] = {}
-    total = 0.0
-    for coefficient, batch in risk.batches():
-        total += coefficient
-        for name, (A, S) in _batch_factors(risk, params, batch, layers, generator).items():
-            old = sums.get(name, Factors(torch.zeros_like(A), torch.zeros_like(S)))
-            sums[name] = Factors(old.A + coefficient * A, old.S + coefficient * S)
-    return {name: Factors(f.A / total, f.S) for name, f in sums.items()}
+class _Sweep:
+    """The records of every batch, at every sweep the same; kept if there is a single batch."""
+
+    def __init__(self, risk: Risk, params: Tree, layers: list[Layer], seed: int) -> None:
+        self._risk, self._params, self._layers, self._seed = risk, params, layers, seed
+        self._kept = list(self._records()) if risk.n_terms == 1 else None
+
+    def __iter__(self) -> Iterator[tuple[float, Records]]:
+        return iter(self._kept) if self._kept is not None else self._records()
+
+    def _records(self) -> Iterator[tuple[float, Records]]:
+        generator = torch.Generator().manual_seed(self._seed)
+        for coefficient, batch in self._risk.batches():
+            yield (
+                coefficient,
+                _batch_records(self._risk, self._params, batch, self._layers, generator),
+            )
 
 
-def _batch_factors(
-    risk: Risk, params: Tree, batch: Batch, layers: list[Layer], generator: torch.Generator | None
-) -> dict[str, tuple[Tensor, Tensor]]:
+def _second_moments(sweep: _Sweep) -> dict[str, tuple[Tensor, Tensor]]:
+    """A, the mean of a a' over rows, and S, the sum of g g', for every layer that took part."""
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
+    total: dict[str, float] = {}
+    for coefficient, records in sweep:
+        for name, calls in records.items():
+            for a, g in calls:
+                A, S = coefficient * (a.T @ a) / len(a), coefficient * (g.T @ g)
+                old = sums.get(name)
+                sums[name] = (A, S) if old is None else (old[0] + A, old[1] + S)
+                total[name] = total.get(name, 0.0) + coefficient
+    return {name: (A / total[name], S) for name, (A, S) in sums.items()}
+
+
+def _diagonals(sweep: _Sweep, bases: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """d, for every layer: the sum over rows of (U_S' g)_i^2 (U_A' a)_j^2."""
+    sums: dict[str, Tensor] = {}
+    for coefficient, records in sweep:
+        for name, calls in records.items():
+            U_A, U_S = bases[name]
+            for a, g in calls:
+                d = coefficient * ((g @ U_S) ** 2).T @ ((a @ U_A) ** 2)
+                sums[name] = sums[name] + d if name in sums else d
+    return sums
+
+
+def _batch_records(
+    risk: Risk, params: Tree, batch: Batch, layers: list[Layer], generator: torch.Generator
+) -> Records:
     call = "hesse.HessianFree: Kronecker factors"
     names, leaves = list(params), list(params.values())
     batch = batch.to(leaves[0].device)
-    with twice_differentiable(), _recording(layers) as records:
+    with twice_differentiable(), _recording(layers) as calls:
         outputs = risk.outputs(dict(zip(names, tracked(leaves), strict=True)), batch)
         loss = LossHessian(outputs, lambda z: risk.batch_loss(z, batch), call)
         u = _root_of_loss_hessian(loss, generator)
-        used = [(name, a, s) for name, a, s in records if s.requires_grad]
+        used = [call for call in calls if call[2].requires_grad]
         back = derivative(loss.tensors, [s for _, _, s in used], u)
-    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    records: Records = {}
     for (name, a, _), g in zip(used, back, strict=True):
-        a, g = a.flatten(0, -2), g.flatten(0, -2)
-        A, S = a.T @ a / len(a), g.T @ g
-        if name in factors:  # a layer that is used more than once
-            A, S = (A + factors[name][0]) / 2, S + factors[name][1]
-        factors[name] = A, S
-    return factors
+        records.setdefault(name, []).append((a.flatten(0, -2), g.flatten(0, -2)))
+    return records
 
 
 @contextmanager
@@ -219,20 +253,12 @@ def _write(v: Tensor, layer: Layer, matrix: Tensor) -> None:
         v[layer.bias] = matrix[:, -1]
 
 
-def _average(old: Factors | None, new: Factors, past: float) -> Factors:
+def _average(old: Factors | None, A: Tensor, S: Tensor, past: float) -> tuple[Tensor, Tensor]:
     if old is None:
-        return new
-    return Factors(past * old.A + (1 - past) * new.A, past * old.S + (1 - past) * new.S)
+        return A, S
+    return past * old.A + (1 - past) * A, past * old.S + (1 - past) * S
 
 
-def _mean_eigenvalue(spectra: dict[str, Spectra]) -> float:
-    """The mean eigenvalue of all blocks S (x) A; 0 if there are none."""
-    pairs = [(a, s) for a, _, s, _ in spectra.values()]
-    count = sum(len(a) * len(s) for a, s in pairs)
-    return sum(float(a.sum() * s.sum()) for a, s in pairs) / count if count else 0.0
-
-
-def _spectrum(factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, clipped at zero, and eigenvectors; in float64, where eigh is reliable."""
-    values, vectors = torch.linalg.eigh(factor.double())
-    return values.clamp(min=0.0).to(factor.dtype), vectors.to(factor.dtype)
+def _eigenvectors(factor: Tensor) -> Tensor:
+    """Eigenvectors as columns; computed in float64, where eigh is reliable."""
+    return torch.linalg.eigh(factor.double()).eigenvectors.to(factor.dtype)

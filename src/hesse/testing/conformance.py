@@ -20,10 +20,11 @@ DENSE_LIMIT = 32
 
 
 @dataclass(frozen=True)
-class OperatorReport:
-    """The measured defects, relative to the size of the products; None where a check does not apply.
+class Conformance:
+    """The measured defects, relative to the size of the products.
 
-    All are at most `tolerance`: rounding gives a few units of 1e-16 in float64 and of 1e-7 in float32.
+    All are at most `tolerance`; rounding gives a few units of 1e-16 in float64, of 1e-7 in float32.
+    None stands for a check that does not apply.
     """
 
     tolerance: float
@@ -48,24 +49,24 @@ class OperatorReport:
 
 def check_operator(
     A: LinearOperator, *, generator: torch.Generator | None = None, rtol: float | None = None
-) -> OperatorReport:
+) -> Conformance:
     """Check that A is linear, symmetric if it says so, deterministic, and consistent with itself.
 
-    In order: every product is a finite tensor of the right shape, dtype and device, without a graph,
-    and leaves its input alone; the inner product is symmetric and positive; two products with one
-    vector agree; the product is linear; <A u, v> = <u, A v> if A is tagged symmetric, else
+    In order: the inner product is symmetric and positive; every product is a finite tensor of the
+    right shape, dtype and device, without a graph, and leaves its input alone; two products with
+    one vector agree; the product is linear; <A u, v> = <u, A v> if A is tagged symmetric, else
     <A u, w> = <u, A' w> if A has an adjoint; `matmat`, products with trees, `curvature` and
     `to_dense` agree with `matvec`.
 
     Args:
         A: the operator, or a matrix.
         generator: source of the Gaussian probes; by default one with a fixed seed.
-        rtol: largest relative defect; by default sqrt(eps) of the least precise dtype of A's vectors
-            (1.5e-8 in float64), half of the digits: well above the rounding of a product, well below
-            the effect of a mistake. A product by finite differences may need more.
+        rtol: largest relative defect; by default sqrt(eps) of the least precise dtype of A's
+            vectors (1.5e-8 in float64), half of the digits: well above the rounding of a product,
+            well below the effect of a mistake. A product by finite differences may need more.
 
     Returns:
-        The defects, an `OperatorReport`.
+        The defects, an `Conformance`.
 
     Cost: 9 products for a square operator on trees; one fewer on flat vectors, one fewer if it is
         not square, one more for an adjoint; n more if n <= 32.
@@ -83,7 +84,7 @@ def check_operator(
     hesse.errors.OperatorError: hesse.testing.check_operator(FunctionOperator(3 x 3, torch.float32))
       expected: a linear product, A (a u + b v) = a A u + b A v
       got:      a relative difference of ..., where 0.0003 is allowed
-      remedy:   Look for an affine term, a norm of v, a clamp, or a step that does not scale with v...
+      remedy:   Look for an affine term, a norm of v, a clamp, or a step that does not scale ...
     """
     return _Checks(aslinearoperator(A), generator, rtol).run()
 
@@ -103,12 +104,12 @@ class _Checks:
         self.w = gaussian(A.codomain, generator)
         self.square = A.shape[0] == A.shape[1]
 
-    def run(self) -> OperatorReport:
+    def run(self) -> Conformance:
         """Every check, cheap and fundamental ones first."""
         A = self.A
         self._check_inner()
         self.Au, self.Av = self._matvec(self.u), self._matvec(self.v)
-        return OperatorReport(
+        return Conformance(
             tolerance=self.rtol,
             determinism=self._determinism(),
             linearity=self._linearity(),
@@ -121,17 +122,18 @@ class _Checks:
         )
 
     # ---------------------------------------------------------------------------------------------
-    # The checks. Probes have entries of variance one, so that |A u| estimates the Frobenius norm of A,
-    # the size of a product's rounding error is eps |A u|, and that of its inner product with another
-    # probe is the same: no factor of |w| ~ sqrt(n), which would hide a small asymmetry of a large A.
+    # The checks. Probes have entries of variance one, so that |A u| estimates the Frobenius norm of
+    # A, the size of a product's rounding error is eps |A u|, and that of its inner product with
+    # another probe is the same: no factor of |w| ~ sqrt(n), which would hide a small asymmetry of a
+    # large A.
 
     def _determinism(self) -> float:
         return self._compare(
             self._matvec(self.v) - self.Av,
             self._size(self.Av),
             "a deterministic product: A v the same twice",
-            "Call model.eval(), fix seeds, and use data that stay the same; for rounding that differs "
-            "from run to run on a GPU raise rtol.",
+            "Call model.eval(), fix seeds, and use data that stay the same; for rounding that "
+            "differs from run to run on a GPU raise rtol.",
         )
 
     def _linearity(self) -> float:

@@ -11,8 +11,8 @@ from hesse.operators import LinearOperator
 class CountingOperator(LinearOperator):
     """A, and a count of the products taken with it.
 
-    `products` adds up A v, A' u, v' A v, and k for a block of k columns; it may be set back to zero.
-    Everything else, the inner product included, is A's own.
+    `products` adds up A v, A' u, v' A v, and k for a block of k columns; it may be set back to
+    zero. Everything else, the inner product included, is A's own.
 
     >>> import torch
     >>> from hesse.operators import diagonal_operator

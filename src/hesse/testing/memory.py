@@ -16,8 +16,8 @@ class PeakMemory(TorchDispatchMode):
     """The most memory that tensors made inside a `with` block held at one time, in bytes.
 
     Unlike the size of the process it is the same on every machine and in every run. Counted are the
-    results of operations, the backward pass included, while anything refers to them; not counted are
-    tensors that existed before and the scratch space inside a single kernel.
+    results of operations, the backward pass included, while anything refers to them; not counted
+    are tensors that existed before and the scratch space inside a single kernel.
 
     >>> with PeakMemory() as memory:
     ...     for _ in range(3):

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Oracles: derivatives by their definition, in float64, sharing no code with the products they judge.
+r"""Oracles: derivatives by their definition, in float64, apart from the products that they judge.
 
-Dense matrices come row by row from `torch.autograd.functional`, on f as a function of one flat vector;
-`finite_difference_bilinear` uses values of f alone, no derivative at all. Trees are flattened in the
-order of `hesse.Space`, all leaves vary. All are debugging objects: n backward passes or more.
+Dense matrices come row by row from `torch.autograd.functional`, on f as a function of one flat
+vector; `finite_difference_bilinear` uses values of f alone, no derivative at all. Trees are
+flattened in the order of `hesse.Space`, all leaves vary. All are debugging objects: n backward
+passes or more.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def dense_gradient(f: Callable[[Any], Tensor], x: Tree) -> Tensor:
 
 
 def dense_hessian(f: Callable[[Any], Tensor], x: Tree) -> Tensor:
-    """The Hessian of a scalar f at x, shape (n, n). Cost: n + 1 gradients, one of them with a graph.
+    """The Hessian of a scalar f at x, shape (n, n). Cost: a gradient with its graph, n products.
 
     >>> dense_hessian(lambda x: x[0] ** 2 * x[1], torch.tensor([1.0, 2.0], dtype=torch.float64))
     tensor([[4., 2.],

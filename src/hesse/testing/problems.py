@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Test problems: smooth functions with a point, small enough for a dense Hessian.
 
-Each builder takes a dtype (and sizes where these matter) and returns a `Problem`; `all_problems` calls
-them all, those of `hesse.testing.networks` included. They are chosen to differ in what they ask of
-automatic differentiation, not in size.
+Each builder takes a dtype (and sizes where these matter) and returns a `Problem`; `all_problems`
+calls them all, those of `hesse.testing.networks` included. They are chosen to differ in what they
+ask of automatic differentiation, not in size.
 """
 
 from __future__ import annotations
@@ -178,8 +178,8 @@ def unused_leaf(dtype: torch.dtype = torch.float64) -> Problem:
 def stop_gradient(dtype: torch.dtype = torch.float64) -> Problem:
     """x'Bx/2 where B comes from a function of x under no_grad: its derivative counts as zero.
 
-    The Hessian of f as autograd defines it is B + B' at this x, over two, and not that of the values
-    of f: finite differences of values see another function.
+    The Hessian of f as autograd defines it is (B + B') / 2 at this x, and not that of the values of
+    f: finite differences, of values or of gradients, see another function.
     """
 
     def product(x: Tensor, v: Tensor) -> Tensor:
