@@ -29,9 +29,9 @@ T = TypeVar("T")
 def twice_differentiable() -> Iterator[None]:
     """Within it, torch picks kernels that have second derivatives, and gradients are recorded.
 
-    Fused attention has no second derivative, cuDNN's and oneDNN's recurrent cells neither: the
-    reference kernels are used instead, whatever the model asks for. A surrounding `no_grad` or
-    `inference_mode` is lifted, since a product is made of derivatives.
+    Fused attention has no second derivative, cuDNN's recurrent cells neither: the reference kernels
+    are used instead, whatever the model asks for. A surrounding `no_grad` or `inference_mode` is
+    lifted, since a product is made of derivatives.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -96,17 +96,18 @@ class Variables:
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """The varying leaves of a flat vector."""
-        return self.select(self.space.split(vector))
+        return self.select([detached(leaf) for leaf in self.space.split(vector)])
 
 
 def detached(leaf: Tensor) -> Tensor:
     """A leaf without history; an inference tensor becomes a normal one by a copy."""
-    return leaf.clone() if leaf.is_inference() else leaf.detach()
+    with torch.inference_mode(False):
+        return leaf.clone() if leaf.is_inference() else leaf.detach()
 
 
 def tracked(leaves: Leaves) -> list[Tensor]:
     """Fresh leaves that require a gradient: nothing of the caller's tensors is touched."""
-    return [leaf.detach().requires_grad_() for leaf in leaves]
+    return [detached(leaf).requires_grad_() for leaf in leaves]
 
 
 def check_scalar(value: Any, call: str) -> Tensor:

@@ -58,9 +58,8 @@ def forward_over_reverse(
 
     with twice_differentiable(), ForwardMode():
         gradient_and_value = torch.func.grad_and_value(checked)
-        (gradient, value), (product, _) = torch.func.jvp(
-            gradient_and_value, (tuple(x),), (tuple(v),)
-        )
+        primal, tangent = torch.func.jvp(gradient_and_value, (tuple(x),), (tuple(v),))[:2]
+    (gradient, value), (product, _) = primal, tangent
     return Product(list(product), value, list(gradient))
 
 
@@ -70,7 +69,7 @@ def reverse_over_forward(
     """grad of the slope f'(x; v). The value is free; the gradient costs another gradient."""
 
     def slope_and_value(leaves: Leaves) -> tuple[Tensor, Tensor]:
-        value, slope = torch.func.jvp(f, (leaves,), (tuple(v),))
+        value, slope = torch.func.jvp(f, (leaves,), (tuple(v),))[:2]
         return slope, value
 
     with twice_differentiable(), ForwardMode(differentiated=True):
@@ -78,8 +77,7 @@ def reverse_over_forward(
     product = list(product)
     gradient = None
     if with_gradient or not any(bool(part.any()) for part in product):
-        # A zero product may come from a value that does not depend on x: only reverse mode can
-        # tell.
+        # A zero product may come from a value that does not depend on x: reverse mode can tell.
         gradient = value_and_gradient(f, x, call)[1]
     return Product(product, value, gradient)
 

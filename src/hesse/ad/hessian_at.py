@@ -21,6 +21,7 @@ from hesse.ad.evaluate import (
     check_finite,
     check_finite_value,
     run_deterministic,
+    twice_differentiable,
 )
 from hesse.ad.finite_differences import central_difference, forward_difference
 from hesse.ad.hessian import (
@@ -98,16 +99,17 @@ class HessianAt:
     def value(self) -> Tensor:
         """f(x), shape ()."""
         if self._value is None:
-            self._value = self._first_that_works(self._evaluate_value)
-            check_finite_value(float(self._value), self._call)
+            value = self._first_that_works(self._evaluate_value)
+            check_finite_value(float(value), self._call)
+            self._value = value
         return self._value
 
     @property
     def gradient(self) -> Tensor:
         """grad f(x), flat."""
         if self._gradient is None:
-            self._gradient = self._first_that_works(self._evaluate_gradient)
-            check_finite(self._gradient, self._space, self._call, "gradient")
+            gradient = self._first_that_works(self._evaluate_gradient)
+            self._gradient = check_finite(gradient, self._space, self._call, "gradient")
         return self._gradient
 
     def product(self, v: Tensor, *, with_gradient: bool = False) -> Tensor:
@@ -146,8 +148,8 @@ class HessianAt:
     def _evaluate_value(self) -> Tensor:
         if self.mode == "retained-graph":
             return self._prepared().value
-        with torch.no_grad():
-            parts = [(c, (self._bound(term)(self._x),)) for c, term in terms(self._f)]
+        with twice_differentiable():  # not no_grad: f may differentiate a network inside
+            parts = [(c, (self._bound(term)(self._x).detach(),)) for c, term in terms(self._f)]
         (value,) = weighted_sum(parts)
         assert value is not None
         return value
@@ -181,7 +183,7 @@ class HessianAt:
             )
         return self._graph
 
-    def _first_that_works(self, run: Callable):
+    def _first_that_works(self, run: Callable[[], Tensor]) -> Tensor:
         """run() by the first mode for which torch has the derivatives."""
         failures: list[tuple[str, RuntimeError]] = []
         while True:

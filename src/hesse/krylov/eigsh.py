@@ -100,7 +100,7 @@ def eigsh(
     m = _check_arguments(A, k, which, basis_size)
     limit = 100 * m if max_products is None else max_products
     lanczos = Lanczos(A, m, _starting_vector(A, v0, generator), generator)
-    rtol = unit_roundoff(A) ** 0.5 if rtol is None else rtol
+    rtol = float(unit_roundoff(A) ** 0.5 if rtol is None else rtol)
     keep = min(k + (m - k) // 2, m - 1) if m < A.shape[0] else m
     with progress_bar(progress, f"eigsh {which}", limit) as bar:
         try:

@@ -26,7 +26,8 @@ class HessianOperator(LinearOperator):
         self, f: Callable[[Any], Tensor], x: Tree, mode: HessianMode, space: Space
     ) -> None:
         super().__init__(space, symmetric=True)
-        self._f, self._mode = f, mode
+        self._f = f
+        self._mode: HessianMode = mode
         # A copy: the operator is that of this point even if the caller's tensors move on.
         self._x = space.copy(x)
         self._at = HessianAt(f, self._x, space, mode, "hesse.hessian_operator(f, x)", repeated=True)
@@ -180,7 +181,7 @@ class GaussNewtonOperator(LinearOperator):
         return self._variables.flatten(self._variables.split(v))
 
 
-def ggn_operator(risk: Risk, params: Tree) -> GaussNewtonOperator:
+def ggn_operator(risk: Risk | Any, params: Tree) -> GaussNewtonOperator:
     r"""The generalised Gauss-Newton matrix of a risk, as a symmetric operator.
 
     $$ G = \sum_b c_b\, J_b^T H_b J_b + \lambda I, \qquad J_b = \frac{d z_b}{d\theta}, \quad

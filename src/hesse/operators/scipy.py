@@ -35,10 +35,10 @@ def as_scipy(A: Any) -> ScipyOperator:
 
         return function
 
-    return ScipyOperator(
-        A.shape,
-        matvec=through(lambda v: A._matvec(v.reshape(-1)), A.domain),
-        rmatvec=through(lambda u: A._rmatvec(u.reshape(-1)), A.codomain),
-        matmat=through(A._matmat, A.domain),
-        dtype=torch.empty(0, dtype=A.dtype).numpy().dtype,
-    )
+    functions: dict[str, Any] = {  # SciPy's type stubs do not know its keyword constructor
+        "matvec": through(lambda v: A._matvec(v.reshape(-1)), A.domain),
+        "rmatvec": through(lambda u: A._rmatvec(u.reshape(-1)), A.codomain),
+        "matmat": through(A._matmat, A.domain),
+        "dtype": torch.empty(0, dtype=A.dtype).numpy().dtype,
+    }
+    return ScipyOperator(shape=A.shape, **functions)

@@ -105,7 +105,7 @@ class HessianFree(torch.optim.Optimizer):
         self.status = Status.UNFINISHED
 
     @torch.no_grad()
-    def step(self, closure: Any = None, *, data: Any = None) -> Tensor:
+    def step(self, closure: Any = None, *, data: Any = None) -> Any:
         """Take one step; returns the risk before it, a scalar tensor.
 
         Args:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -107,9 +108,11 @@ def minimize(
     """
     call = f"hesse.minimize(f, x0, method={method!r})"
     _check_choices(method, curvature, call)
-    operator = hessian_operator(f, x0, mode=mode) if curvature == "hessian" else ggn_operator(f, x0)
-    objective = Objective(operator)
-    start = objective.start(objective.space.flatten(x0, what="x0"))
+    if curvature == "hessian":
+        objective = Objective(hessian_operator(f, x0, mode=mode))
+    else:
+        objective = Objective(ggn_operator(f, x0))
+    start = objective.start(objective.space.flatten(x0, what="x0").clone())
     if start.value == float("inf"):
         raise NonFiniteError(
             call,
@@ -132,14 +135,19 @@ def minimize(
     return _follow(states, objective, callback, progress, method)
 
 
-def _follow(states, objective: Objective, callback: Callback | None, progress: bool, title: str):
+def _follow(
+    states: Iterator[Iteration],
+    objective: Objective,
+    callback: Callback | None,
+    progress: bool,
+    title: str,
+) -> OptimizeResult:
     """Run the loop to its end, showing it to the caller."""
     history: list[tuple[float, float]] = []
-    state: Iteration | None = None
-    status = Status.UNFINISHED
+    state, status = next(states), Status.UNFINISHED
     with progress_bar(progress, title) as bar:
         try:
-            for state in states:
+            for state in itertools.chain([state], states):
                 history.append((state.value, state.gradient_norm))
                 bar.set_postfix_str(f"f {state.value:.6g}, |g| {state.gradient_norm:.2e}")
                 bar.update(state.number > 0)
@@ -148,10 +156,7 @@ def _follow(states, objective: Objective, callback: Callback | None, progress: b
                     status = Status.STOPPED
                     break
         except KeyboardInterrupt:
-            if state is None:
-                raise
             status = Status.INTERRUPTED
-    assert state is not None
     return OptimizeResult(
         x=objective.space.unflatten(state.point.x),
         success=status is Status.CONVERGED,

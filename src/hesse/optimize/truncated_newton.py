@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
+
 from hesse.krylov.cg import cg
-from hesse.krylov.solution import Solution
 from hesse.operators.base import LinearOperator
 from hesse.optimize.point import Point
 from hesse.optimize.proposal import Candidate, Proposal
@@ -51,7 +52,7 @@ class TruncatedNewton:
             verify=False,
         )
         if solution.iterations == 0 and solution.direction is not None:
-            candidate = _along_negative_curvature(point, solution)
+            candidate = _along_negative_curvature(point, solution.direction)
         else:
             candidate = Candidate(solution.x, solution.model_value)
         inside = math.isinf(scalar) or norm(candidate.step) < 0.99 * scalar
@@ -69,9 +70,8 @@ class TruncatedNewton:
         return min(0.5, max(self._eta, 0.5 * self.gradient_tolerance / gradient_norm))
 
 
-def _along_negative_curvature(point: Point, solution: Solution) -> Candidate:
+def _along_negative_curvature(point: Point, p: Tensor) -> Candidate:
     """A step along p with p'Hp <= 0, as long as Newton's were the curvature |p'Hp|."""
-    p = solution.direction
     slope, curvature = dot(point.gradient, p), point.curvature._curvature(p)
     length = abs(slope) / abs(curvature) if curvature != 0.0 else math.inf
     length = min(length, max(1.0, norm(point.x)) / norm(p))
