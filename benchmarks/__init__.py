@@ -1,0 +1,1 @@
+"""Benchmarks: what Hesse claims about speed is what these commands measure."""

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: `hesse demo`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from hesse.errors import MissingExtraError
+
+OUTPUT = Path("hesse-demo")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the command `hesse`."""
+    try:
+        application()(arguments)
+    except ImportError as error:
+        missing = MissingExtraError(
+            "hesse (command line)",
+            expected="the packages of the extra hesse[demo]",
+            got=str(error),
+            remedy="pip install 'hesse[demo]'",
+        )
+        print(missing, file=sys.stderr)
+        sys.exit(1)
+
+
+def application():
+    """The typer application; imports what the extra brings."""
+    import typer
+
+    import hesse
+
+    app = typer.Typer(add_completion=False, no_args_is_help=True, help="Curvature for PyTorch.")
+
+    def show_version(wanted: bool) -> None:
+        if wanted:
+            print(f"hesse {hesse.__version__}")
+            raise typer.Exit
+
+    @app.callback()
+    def options(
+        version: bool = typer.Option(False, "--version", callback=show_version, is_eager=True),
+    ) -> None:
+        """Curvature for PyTorch."""
+
+    @app.command()
+    def demo(
+        output: Path = typer.Option(OUTPUT, help="Folder for the report."),
+        seed: int = typer.Option(0, help="Seed of the random start."),
+        quick: bool = typer.Option(False, help="A few steps only, to see that it works."),
+        progress: bool = typer.Option(True, help="Show progress bars."),
+    ) -> None:
+        """Train, minimise and look at curvature on real digits; write an HTML report."""
+        from hesse.report.demo import QUICK, run_demo
+
+        run_demo(output, seed=seed, effort=QUICK if quick else None, progress=progress)
+
+    return app

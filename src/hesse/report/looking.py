@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Look at the curvature of the autoencoder before and after training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hesse.estimators import Estimate, SpectralDensity, spectral_density, trace
+from hesse.krylov import Eigenpairs, eigsh
+from hesse.operators import HessianOperator, hessian_operator
+from hesse.report.digits import reconstruction_loss
+from hesse.risk import Risk
+
+
+@dataclass
+class Curvature:
+    """What is seen of a Hessian."""
+
+    n: int
+    largest: Eigenpairs
+    smallest: Eigenpairs
+    trace: Estimate
+    before: SpectralDensity
+    after: SpectralDensity
+
+
+def hessian_of(model: nn.Module, pixels: Tensor) -> HessianOperator:
+    """The exact Hessian of the training loss at the model's parameters."""
+    risk = Risk(model, reconstruction_loss, (pixels, pixels))
+    return hessian_operator(risk, risk.params)
+
+
+def look(
+    start: nn.Module,
+    trained: nn.Module,
+    pixels: Tensor,
+    seed: int,
+    steps: int,
+    tick: Callable[[float], None],
+) -> Curvature:
+    """Extreme eigenvalues and trace after training, spectral density before and after."""
+    generator = torch.Generator().manual_seed(seed)
+    before, after = hessian_of(start, pixels), hessian_of(trained, pixels)
+    density_before = spectral_density(before, probes=4, steps=steps, generator=generator)
+    tick(0.25)
+    density_after = spectral_density(after, probes=4, steps=steps, generator=generator)
+    tick(0.5)
+    largest = eigsh(after, 5, "LA", rtol=1e-3, max_products=20 * steps, generator=generator)
+    tick(0.65)
+    smallest = eigsh(after, 3, "SA", rtol=1e-2, max_products=20 * steps, generator=generator)
+    tick(0.85)
+    estimate = trace(after, rtol=0.05, max_products=4 * steps, generator=generator)
+    tick(1.0)
+    return Curvature(after.shape[0], largest, smallest, estimate, density_before, density_after)
