@@ -7,8 +7,8 @@ from itertools import product
 from hesse.report.digits import digits
 from hesse.report.training import train_adamw
 
-RATES = (1e-3, 2e-3, 3e-3, 5e-3)
-BATCHES = (100, 200, 450)
+RATES = (2e-3, 3e-3, 5e-3)
+BATCHES = (100, 200)
 
 
 def main(epochs: int = 2000, seed: int = 0) -> None:

@@ -5,9 +5,20 @@ import hypothesis
 import pytest
 import torch
 
-# Derandomised: a failure in CI is a failure at home. No deadline: the first call compiles and warms.
+# Derandomised: a failure in CI is a failure at home. No deadline: the first call warms up.
 hypothesis.settings.register_profile("hesse", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("hesse")
+
+# The tensors of the tests are tiny: threads only get into one another's way.
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `gpu` skip themselves where there is no CUDA device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(autouse=True)

@@ -36,9 +36,9 @@ REFUSED = {
     ("pinn_autograd", "reverse-over-forward"),
 }
 
-# Relative to |H| |v|. Exact modes differ by rounding. A central difference errs by eps^(2/3) = 4e-11
-# times third derivatives, a forward one by eps^(1/2) = 1.5e-8 times them: their step is what balances
-# rounding, and no step does better in float64.
+# Relative to |H| |v|. Exact modes differ by rounding. A central difference errs by
+# eps^(2/3) = 4e-11 times third derivatives, a forward one by eps^(1/2) = 1.5e-8 times them: their
+# step is what balances rounding, and no step does better in float64.
 TOLERANCE = dict.fromkeys(EXACT, 1e-10) | {"finite-difference": 1e-6, "forward-difference": 1e-4}
 
 
@@ -64,7 +64,7 @@ def test_every_mode_agrees_with_the_dense_hessian(name, mode, point, seed):
     problem, H = near(name, point)
     v = problem.direction(seed)
     if (name, mode) in REFUSED:
-        with pytest.raises(DerivativeError, match="remedy: .*mode='auto'"):
+        with pytest.raises(DerivativeError, match=r"remedy: .*mode='auto'"):
             hvp(problem.f, problem.x, v, mode)
         return
     tolerance = TOLERANCE.get(mode, TOLERANCE["reverse-over-reverse"])

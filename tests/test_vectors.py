@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees of tensors and flat vectors: there and back, inner products, probes, and what is refused."""
+"""Trees of tensors and flat vectors: there and back, inner products, probes, refusals."""
 
 import math
 from collections import OrderedDict, namedtuple
@@ -219,7 +219,11 @@ def test_a_tree_that_does_not_fit_is_refused_by_name(v, error, words):
 @pytest.mark.parametrize(
     ("v", "error", "words"),
     [
-        (torch.zeros(8), ShapeError, r"v of shape \(9,\), or a tree like x.*w: \(2, 3\).*\n.*\(8,\)"),
+        (
+            torch.zeros(8),
+            ShapeError,
+            r"v of shape \(9,\), or a tree like x.*w: \(2, 3\).*\n.*\(8,\)",
+        ),
         (torch.zeros(9).double(), DtypeError, r"v of dtype torch.float32\n.*float64"),
         (torch.zeros(9, device="meta"), DeviceError, r"v on cpu\n.*meta"),
     ],

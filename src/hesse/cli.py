@@ -8,8 +8,6 @@ from pathlib import Path
 
 from hesse.errors import MissingExtraError
 
-OUTPUT = Path("hesse-demo")
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `hesse`."""
@@ -47,7 +45,7 @@ def application():
 
     @app.command()
     def demo(
-        output: Path = typer.Option(OUTPUT, help="Folder for the report."),
+        output: str = typer.Option("hesse-demo", help="Folder for the report."),
         seed: int = typer.Option(0, help="Seed of the random start."),
         quick: bool = typer.Option(False, help="A few steps only, to see that it works."),
         progress: bool = typer.Option(True, help="Show progress bars."),
@@ -55,6 +53,6 @@ def application():
         """Train, minimise and look at curvature on real digits; write an HTML report."""
         from hesse.report.demo import QUICK, run_demo
 
-        run_demo(output, seed=seed, effort=QUICK if quick else None, progress=progress)
+        run_demo(Path(output), seed=seed, effort=QUICK if quick else None, progress=progress)
 
     return app

@@ -33,7 +33,9 @@ class Batch:
         """The batch with its tensors on `device`."""
 
         def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
+            moved = tensor.to(device, non_blocking=True)
+            with torch.inference_mode(False):  # a loader read in inference mode: autograd must save
+                return moved.clone() if moved.is_inference() else moved
 
         return Batch(maptensors(move, self.inputs), maptensors(move, self.targets), self.weight)
 

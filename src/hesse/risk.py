@@ -86,7 +86,7 @@ class Risk:
                 for name, parameter in model.named_parameters()
                 if parameter.requires_grad
             }
-        if self._params:
+        if next(tensors(self._params), None) is not None:  # not all frozen
             self._check_first_batch(self._params)
 
     @property
@@ -190,7 +190,7 @@ class Risk:
             part = part.to(_device(params))
             return self.batch_loss(self.outputs(params, part), part).detach()
 
-        with torch.no_grad():
+        with torch.enable_grad():  # a model may differentiate itself in its inputs
             whole = run_deterministic(lambda: value(batch), "hesse.Risk(model, loss, data)")
             parts = split_batch(batch, self.data.weigh) if self.data.count > 1 else None
             if parts is None:

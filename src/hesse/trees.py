@@ -6,6 +6,7 @@ torch has a private module for this; these few functions need none of its regist
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -63,7 +64,7 @@ def _like(tree: Tree, children: list[Tree]) -> Tree:
     """A container of the type of `tree` around `children`."""
     if isinstance(tree, Mapping):
         pairs = zip(tree, children, strict=True)
-        return type(tree)(pairs) if isinstance(tree, dict) else dict(pairs)
+        return OrderedDict(pairs) if type(tree) is OrderedDict else dict(pairs)
     if hasattr(tree, "_fields"):
         return type(tree)(*children)
     return type(tree)(children) if type(tree) in (list, tuple) else list(children)

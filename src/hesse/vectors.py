@@ -191,6 +191,13 @@ class Space:
     def check_vector(self, vector: Tensor, *, call: str, what: str = "v", ndim: int = 1) -> Tensor:
         """`vector` itself if it is a flat vector (or, with ndim=2, a block) of this space."""
         expected = f"({self.n},)" if ndim == 1 else f"({self.n}, k)"
+        if not isinstance(vector, Tensor):
+            raise StructureError(
+                call,
+                expected=f"{what} to be a tensor of shape {expected}",
+                got=f"{type(vector).__module__}.{type(vector).__name__}",
+                remedy="Convert it with torch.as_tensor.",
+            )
         if vector.ndim != ndim or vector.shape[0] != self.n:
             raise ShapeError(
                 call,

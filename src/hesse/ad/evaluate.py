@@ -139,13 +139,67 @@ def derivative(output: Tensor | Leaves, x: Leaves, weights=None, **options) -> l
 def check_depends(value: Tensor, call: str) -> None:
     """Raise if f(x) was computed without x."""
     if not value.requires_grad:
-        raise FunctionError(
-            call,
-            expected="f(x) to depend on x through differentiable operations",
-            got="a value that does not depend on x",
-            remedy="Compute f from its argument: for a model, use torch.func.functional_call("
-            "model, params, inputs) or hesse.Risk; look for .detach(), .item(), no_grad, a cast.",
+        raise _independent(call)
+
+
+def _independent(call: str) -> FunctionError:
+    return FunctionError(
+        call,
+        expected="f(x) to depend on x through differentiable operations",
+        got="a value that does not depend on x",
+        remedy="Compute f from its argument: for a model, use torch.func.functional_call("
+        "model, params, inputs) or hesse.Risk; look for .detach(), .item(), no_grad, a cast.",
+    )
+
+
+def gradient_of(
+    output: Tensor | Leaves, x: Leaves, call: str, weights=None, **options
+) -> list[Tensor]:
+    """As `derivative`, but raise if `output` depends on none of x.
+
+    Such an output may require a gradient all the same: that of other tensors which f closes over.
+    """
+    grads = torch.autograd.grad(output, x, weights, allow_unused=True, **options)
+    if all(part is None for part in grads):
+        raise _independent(call)
+    return [
+        torch.zeros_like(leaf) if part is None else part
+        for leaf, part in zip(x, grads, strict=True)
+    ]
+
+
+class UndifferentiableError(NotImplementedError):
+    """The backward pass of a user's `autograd.Function` is a constant to torch, and is none."""
+
+
+def custom_function(value: Tensor) -> str | None:
+    """The name of a user's `autograd.Function` in the graph of `value`, if there is one.
+
+    What its backward pass computes outside torch, in a kernel of its own, counts as constant when
+    the gradient is differentiated: the product is then wrong, without an error, and must be
+    checked. A pass that is marked `once_differentiable` says so itself, but torch raises only if
+    what comes into it has a graph; here it raises always.
+    """
+    seen, nodes = set(), [value.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            return _checked_name(node)
+        seen.add(node)
+        nodes.extend(below for below, _ in node.next_functions)
+    return None
+
+
+def _checked_name(node: Any) -> str:
+    function = getattr(node, "_forward_cls", type(node))
+    code = getattr(getattr(function, "backward", None), "__code__", None)
+    if code is not None and code.co_filename == torch.autograd.function.__file__:
+        raise UndifferentiableError(
+            f"the backward pass of {function.__name__} is marked once_differentiable"
         )
+    return function.__name__
 
 
 def check_finite(vector: Tensor, space: Space, call: str, what: str) -> Tensor:

@@ -42,7 +42,7 @@ class ForwardMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call `func`, or what stands in for it."""
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "").removeprefix("linalg_")
         if name in self._wrong and not _is_affine(name, args, kwargs):
             raise NotImplementedError(f"torch's forward-mode derivative of {name} is wrong")
         if func is torch.nn.functional.mse_loss:

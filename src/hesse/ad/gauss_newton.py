@@ -31,6 +31,7 @@ from hesse.ad.evaluate import (
     check_depends,
     check_scalar,
     derivative,
+    gradient_of,
     tracked,
     twice_differentiable,
 )
@@ -81,6 +82,7 @@ class RetainedGaussNewton:
     def __init__(
         self, outputs: Callable[[Leaves], Any], loss: Callable[[Any], Tensor], x: Leaves, call: str
     ) -> None:
+        self._call = call
         with twice_differentiable():
             self._x = tracked(x)
             self._loss = LossHessian(outputs(self._x), loss, call)
@@ -120,7 +122,7 @@ class RetainedGaussNewton:
     def _transposed(self) -> tuple[list[Tensor], list[Tensor]]:
         """u, and J'u as a graph in u. Any u serves, since J'u is linear in it."""
         u = [torch.ones_like(z).requires_grad_() for z in self._z]
-        return u, derivative(self._z, self._x, u, create_graph=True)
+        return u, gradient_of(self._z, self._x, self._call, u, create_graph=True)
 
 
 def _check_curved(slope: Leaves, call: str) -> None:

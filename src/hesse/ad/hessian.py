@@ -27,7 +27,9 @@ from hesse.ad.evaluate import (
     LeafFunction,
     Leaves,
     check_depends,
+    custom_function,
     derivative,
+    gradient_of,
     tracked,
     twice_differentiable,
 )
@@ -40,6 +42,8 @@ class Product(NamedTuple):
     product: list[Tensor]
     value: Tensor
     gradient: list[Tensor] | None
+    custom: str | None = None
+    """A user's `autograd.Function` in f, for which the product must be checked."""
 
 
 Mode = Callable[[LeafFunction, Leaves, Leaves, str, bool], Product]
@@ -87,7 +91,8 @@ def reverse_over_reverse(
 ) -> Product:
     """grad of g(x)'v with v held fixed. Value and gradient are free."""
     prepared = PreparedHessian(f, x, call)
-    return Product(prepared.product(v, keep=False), prepared.value, prepared.gradient)
+    custom = prepared.custom
+    return Product(prepared.product(v, keep=False), prepared.value, prepared.gradient, custom)
 
 
 def value_and_gradient(f: LeafFunction, x: Leaves, call: str) -> tuple[Tensor, list[Tensor]]:
@@ -96,7 +101,7 @@ def value_and_gradient(f: LeafFunction, x: Leaves, call: str) -> tuple[Tensor, l
         leaves = tracked(x)
         value = f(leaves)
         check_depends(value, call)
-        return value.detach(), derivative(value, leaves)
+        return value.detach(), gradient_of(value, leaves, call)
 
 
 class PreparedHessian:
@@ -107,6 +112,7 @@ class PreparedHessian:
     """
 
     def __init__(self, f: LeafFunction, x: Leaves, call: str) -> None:
+        self._call = call
         with twice_differentiable():
             self._x = tracked(x)
             self._value = f(self._x)
@@ -123,9 +129,14 @@ class PreparedHessian:
         return [part.detach() for part in self._graph]
 
     @cached_property
+    def custom(self) -> str | None:
+        """A user's `autograd.Function` in f; raises if it cannot be differentiated twice."""
+        return custom_function(self._value)
+
+    @cached_property
     def _graph(self) -> list[Tensor]:
         with twice_differentiable():
-            return derivative(self._value, self._x, create_graph=True)
+            return gradient_of(self._value, self._x, self._call, create_graph=True)
 
     def product(self, v: Leaves, *, keep: bool = True) -> list[Tensor]:
         """H v; with keep=False the graph is freed on the way."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hesse.ad.evaluate import (
     LeafFunction,
+    UndifferentiableError,
     Variables,
     check_finite,
     check_finite_value,
@@ -34,7 +35,7 @@ from hesse.ad.hessian import (
 )
 from hesse.ad.terms import has_one_term, terms, weighted_sum
 from hesse.errors import ArgumentError, DerivativeError, FallbackWarning, HesseError
-from hesse.vectors import Space, Tree
+from hesse.vectors import Space, Tree, gaussian, norm
 
 HessianMode = Literal[
     "auto",
@@ -89,6 +90,8 @@ class HessianAt:
         self._value: Tensor | None = None
         self._gradient: Tensor | None = None
         self._verified = not repeated
+        self._custom: str | None = None
+        self._trusted = False
 
     @property
     def mode(self) -> str:
@@ -118,31 +121,54 @@ class HessianAt:
         return check_finite(product, self._space, self._call, "product")
 
     def _product(self, v: Tensor, with_gradient: bool) -> Tensor:
-        run = self._one_shot if self.mode in ONE_SHOT else self._from_graph
         if self._verified:
-            return run(v, with_gradient)
-        result = run_deterministic(lambda: run(v, with_gradient), self._call)
-        self._verified = True
+            result = self._run(v, with_gradient)
+        else:
+            result = run_deterministic(lambda: self._run(v, with_gradient), self._call)
+            self._verified = True
+        if self._custom is not None and not self._trusted:
+            self._check_custom_function(v, result)
+            self._trusted = True
         return result
 
-    def _from_graph(self, v: Tensor, with_gradient: bool) -> Tensor:
-        product = self._prepared().product(self._variables.split(v))
-        return self._variables.flatten(product)
+    def _run(self, v: Tensor, with_gradient: bool = False) -> Tensor:
+        if self.mode in ONE_SHOT:
+            return self._one_shot(v, with_gradient, self.mode)
+        prepared = self._prepared()
+        self._custom = prepared.custom
+        return self._variables.flatten(prepared.product(self._variables.split(v)))
 
-    def _one_shot(self, v: Tensor, with_gradient: bool) -> Tensor:
-        directions, mode = self._variables.split(v), ONE_SHOT[self.mode]
+    def _check_custom_function(self, v: Tensor, product: Tensor) -> None:
+        """Compare with a central difference; with many products to come, in a random direction."""
+        if self._repeated:
+            v = gaussian(self._space, torch.Generator().manual_seed(0))
+            product = self._run(v)
+        difference = self._one_shot(v, False, "finite-difference")
+        # Its error is some eps^(2/3) of third derivatives; a term that is missing is larger.
+        eps = max(torch.finfo(dtype).eps for dtype in self._space.dtypes)
+        if norm(product - difference) > min(10 * eps ** (1 / 3), 0.5) * norm(difference):
+            raise UndifferentiableError(
+                f"the backward pass of {self._custom} cannot be differentiated, or is wrong"
+            )
+
+    def _one_shot(self, v: Tensor, with_gradient: bool, name: str) -> Tensor:
+        directions, mode = self._variables.split(v), ONE_SHOT[name]
 
         def part(term: Callable) -> tuple[Tensor | None, ...]:
-            product, value, gradient = mode(
+            product, value, gradient, custom = mode(
                 self._bound(term), self._x, directions, self._call, with_gradient
             )
+            self._custom = self._custom or custom
             flat = None if gradient is None else self._variables.flatten(gradient)
             return self._variables.flatten(product), value, flat
 
         product, value, gradient = weighted_sum((c, part(term)) for c, term in terms(self._f))
         assert product is not None
         if with_gradient:
-            self._value, self._gradient = value, gradient
+            assert value is not None and gradient is not None
+            check_finite_value(float(value), self._call)
+            self._gradient = check_finite(gradient, self._space, self._call, "gradient")
+            self._value = value
         return product
 
     def _evaluate_value(self) -> Tensor:
@@ -195,8 +221,9 @@ class HessianAt:
                 failures.append((self.mode, error))
                 if len(self._modes) == 1:
                     raise self._explain(failures[0][1]) from failures[0][1]
-                self._modes.pop(0)
-                self._graph = None
+                # Where the backward pass is no differentiable program, only differences are left.
+                self._modes = self._modes[-1 if isinstance(error, UndifferentiableError) else 1 :]
+                self._graph, self._custom = None, None
                 continue
             if failures and _differ_in_kind(failures[0][0], self.mode):
                 self._warn(failures)

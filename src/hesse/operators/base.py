@@ -147,8 +147,7 @@ class LinearOperator(ABC):
         """A @ B for an operator, A @ v for a vector or tree, A @ V for a block (n, k)."""
         if isinstance(other, LinearOperator):
             return _Product(self, other._in_space(self.domain))
-        is_tree = isinstance(other, Tensor) and other.shape == self.domain.shapes[0]
-        if isinstance(other, Tensor) and other.ndim == 2 and not is_tree:
+        if isinstance(other, Tensor) and other.ndim == 2 and not self._is_point(other):
             return self.matmat(other)
         return self.matvec(other)
 
@@ -209,6 +208,10 @@ class LinearOperator(ABC):
         """The flat vector of v, and whether v was flat."""
         flat, leave = self.domain.enter(v, call=f"{self} @ v")
         return flat, leave != self.domain.unflatten
+
+    def _is_point(self, v: Tensor) -> bool:
+        """Whether v looks like x itself, where x is a single tensor."""
+        return self.domain.template is None and v.shape == self.domain.shapes[0]
 
     def _check_square(self, what: str) -> None:
         rows, columns = self.shape

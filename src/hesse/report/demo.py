@@ -64,8 +64,7 @@ def run_demo(
     ]
     try:
         with _bars(console, progress) as bars:
-            for part in parts:
-                sections.append(part(bars))
+            sections.extend(part(bars) for part in parts)  # what is done stays if one is cut short
     except KeyboardInterrupt:
         console.print("Interrupted: the report holds the parts that were done.")
     for section in sections:
@@ -148,7 +147,8 @@ def training_verdict(newton: Curve, adamw: Curve, lbfgs: Curve) -> str:
     else:
         words.append(
             f"HessianFree reached AdamW's final error of {adamw.errors[-1]:.3f} after "
-            f"{reached:.1f} s, {reached / adamw.seconds[-1]:.0%} of AdamW's {adamw.seconds[-1]:.1f} s."
+            f"{reached:.1f} s, {reached / adamw.seconds[-1]:.0%} of AdamW's "
+            f"{adamw.seconds[-1]:.1f} s."
         )
     common = min(newton.seconds[-1], adamw.seconds[-1])
     ours, theirs = newton.error_at(common), adamw.error_at(common)
@@ -167,8 +167,8 @@ def minimise(bars: Bars) -> Section:
     quasi = by_lbfgsb(risk, bars("L-BFGS-B"))
     return Section(
         title="Minimise: logistic regression to eight digits",
-        text=f"Ten classes, 650 parameters, float64, weight decay 1e-4, to a gradient of {TARGET:g} "
-        "times the first. Both see the same value and gradient; SciPy's L-BFGS-B keeps 20 pairs.",
+        text="Ten classes, 650 parameters, float64, weight decay 1e-4, to a gradient of "
+        f"{TARGET:g} times the first. Both see the same value and gradient; SciPy's L-BFGS-B keeps 20 pairs.",
         tables=[
             {
                 "head": ["method", "relative gradient", "value", "seconds", "gradient-equivalents"],
@@ -209,8 +209,8 @@ def see(
     seen = look(autoencoder(seed), trained, pixels, seed, effort.lanczos_steps, bars("curvature"))
     return Section(
         title="Look: the Hessian of the trained network",
-        text=f"All {seen.n:,} parameters, the exact Hessian, never formed. Each eigenvalue comes with "
-        "a bound that holds: an eigenvalue of the Hessian lies within it.",
+        text=f"All {seen.n:,} parameters, the exact Hessian, never formed. Each eigenvalue comes "
+        "with a bound that holds: an eigenvalue of the Hessian lies within it.",
         tables=[_eigenvalue_table(seen)],
         verdict=f"Trace {seen.trace.value:.1f} with standard error "
         f"{seen.trace.standard_error:.1f} ({seen.trace.products} products). "

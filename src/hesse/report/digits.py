@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -13,8 +15,8 @@ WIDTHS = (64, 128, 64, 32, 2, 32, 64, 128, 64)
 
 def digits(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """The 1,797 digits of scikit-learn: pixels in [0, 1], shape (1797, 64), and labels (1797,)."""
-    data = load_digits()
-    return torch.tensor(data.data / 16.0, dtype=dtype), torch.tensor(data.target)
+    pixels, labels = load_digits(return_X_y=True)
+    return torch.tensor(pixels / 16.0, dtype=dtype), torch.tensor(labels)
 
 
 def autoencoder(seed: int) -> nn.Sequential:
@@ -24,7 +26,7 @@ def autoencoder(seed: int) -> nn.Sequential:
     """
     generator = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = []
-    for depth, (fan_in, fan_out) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False)):
+    for depth, (fan_in, fan_out) in enumerate(pairwise(WIDTHS)):
         linear = nn.Linear(fan_in, fan_out)
         with torch.no_grad():
             linear.weight.copy_(torch.randn(fan_out, fan_in, generator=generator) / fan_in**0.5)

@@ -81,7 +81,7 @@ def by_lbfgsb(risk: Risk, tick: Callable[[float], None]) -> Descent:
         value = risk(dict(zip(names, leaves, strict=True)))
         gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, leaves)])
         _note(descent, norms, gradient, start)
-        return float(value), gradient.numpy()
+        return float(value.detach()), gradient.numpy()
 
     def watch(_: np.ndarray) -> None:
         tick(_progress(descent.relative_gradients[-1]))

@@ -21,7 +21,7 @@ from hesse.risk import Risk
 Tick = Callable[[float], None]
 """Called with the fraction done, for a progress bar."""
 
-# The best of learning rates 1e-3, 2e-3, 3e-3, 5e-3 and batches of 100, 200, 450 at 2,000 epochs:
+# The best of learning rates 2e-3, 3e-3, 5e-3 and batches of 100, 200 at 2,000 epochs:
 # `python -m benchmarks tune-adamw` reproduces the search.
 ADAMW = {"lr": 3e-3, "batch_size": 100}
 

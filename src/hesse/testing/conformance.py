@@ -66,9 +66,9 @@ def check_operator(
             well below the effect of a mistake. A product by finite differences may need more.
 
     Returns:
-        The defects, an `Conformance`.
+        The defects, a `Conformance`.
 
-    Cost: 9 products for a square operator on trees; one fewer on flat vectors, one fewer if it is
+    Cost: 8 products for a square operator on trees; one fewer on flat vectors, one fewer if it is
         not square, one more for an adjoint; n more if n <= 32.
 
     Raises:

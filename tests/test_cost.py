@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Costs are contracts: floating-point operations and memory, the same on every machine."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hesse.ad import hvp
+from hesse.operators import ggn_operator, hessian_operator
+from hesse.risk import Risk
+from hesse.testing import PeakMemory, problems
+from hesse.vectors import gaussian, norm
+
+
+def flops(run):
+    """Operations in matrix products, the backward pass included."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    """A risk on one batch, a direction, and what a gradient of it costs."""
+    torch.manual_seed(0)
+    layers = [60, 40, 20, 10, 20, 40, 60]
+    net = nn.Sequential()
+    for inputs, outputs in pairwise(layers):
+        net.extend([nn.Linear(inputs, outputs), nn.Tanh()])
+    images = torch.rand(50, 60)
+    risk = Risk(net[:-1], nn.MSELoss(), (images, images))
+    params = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    gradient = flops(lambda: torch.autograd.grad(nn.MSELoss()(net[:-1](images), images), params))
+    direction = gaussian(hessian_operator(risk, risk.params).domain)
+    return risk, direction, gradient
+
+
+def test_a_product_with_a_kept_graph_costs_two_gradients(autoencoder):
+    risk, v, gradient = autoencoder
+    H = hessian_operator(risk, risk.params)
+    H @ v
+    assert H.mode == "retained-graph"
+    assert flops(lambda: H @ v) <= 2.05 * gradient
+
+
+def test_a_gauss_newton_product_costs_four_thirds_of_a_gradient(autoencoder):
+    risk, v, gradient = autoencoder
+    G = ggn_operator(risk, risk.params)
+    G @ v
+    assert flops(lambda: G @ v) <= 1.37 * gradient
+    assert flops(lambda: G.curvature(v)) <= 0.70 * gradient
+
+
+def test_value_and_gradient_are_free_with_a_kept_graph(autoencoder):
+    risk, v, _ = autoencoder
+    H = hessian_operator(risk, risk.params)
+    H @ v
+    assert flops(lambda: (H.value, H.gradient)) == 0
+
+
+# Forward passes' worth, of which a gradient is 3: the docstring of hvp says 9, 9, 8, 6, 6.
+@pytest.mark.parametrize(
+    ("mode", "units"),
+    [
+        ("reverse-over-reverse", 9),
+        ("forward-over-reverse", 9),
+        ("reverse-over-forward", 8),
+        ("finite-difference", 6),
+        ("forward-difference", 6),
+    ],
+)
+def test_a_one_shot_product_costs_what_its_docstring_says(autoencoder, mode, units):
+    risk, v, gradient = autoencoder
+    cost = flops(lambda: hvp(risk, risk.params, v, mode))
+    assert cost <= 1.05 * units / 3 * gradient
+
+
+def test_building_an_operator_costs_nothing(autoencoder):
+    risk, _, _ = autoencoder
+    with FlopCounterMode(display=False) as counter:
+        2.0 * hessian_operator(risk, risk.params) - ggn_operator(risk, risk.params)
+    assert counter.get_total_flops() == 0
+
+
+def test_gradient_before_product_is_one_gradient_on_several_batches(autoencoder):
+    risk, _, gradient = autoencoder
+    inputs, targets = risk.data.first.inputs, risk.data.first.targets
+    batches = [(inputs[i::3], targets[i::3]) for i in range(3)]
+    H = hessian_operator(risk.on(batches), risk.params)
+    assert flops(lambda: (H.gradient, H.value)) <= 1.05 * gradient
+
+
+# --------------------------------------------------------------------------------------------------
+# Memory, in vectors of length n
+
+
+# Measured: 9, 19, 16, 8 and 8 vectors, of which f itself makes six; one more is allowed.
+@pytest.mark.parametrize(
+    ("mode", "vectors"),
+    [
+        ("reverse-over-reverse", 10),
+        ("forward-over-reverse", 20),
+        ("reverse-over-forward", 17),
+        ("finite-difference", 9),
+        ("forward-difference", 9),
+    ],
+)
+def test_the_memory_of_a_product_is_a_few_vectors(mode, vectors):
+    problem = problems.rosenbrock(10_000)
+    v = problem.direction(0)
+    hvp(problem.f, problem.x, v, mode)
+    with PeakMemory() as memory:
+        product = hvp(problem.f, problem.x, v, mode)
+    assert memory.peak <= vectors * v.nbytes
+    assert memory.current <= 1.01 * product.nbytes  # nothing else stays
+
+
+def test_a_released_operator_releases_its_graph():
+    problem = problems.rosenbrock(10_000)
+    v = problem.direction(0)
+    with PeakMemory() as memory:
+        H = hessian_operator(problem.f, problem.x)
+        H @ v
+        assert memory.current > 2 * v.nbytes
+        del H
+        assert memory.current == 0
+
+
+@pytest.mark.slow
+def test_ten_million_variables():
+    """3 s and 0.8 GB; the closed form knows the answer."""
+    problem = problems.rosenbrock(10**7)
+    v = problem.direction(0)
+    with PeakMemory() as memory:
+        product = hvp(problem.f, problem.x, v)
+    assert memory.peak <= 10 * v.nbytes
+    exact = problem.hessian_product(problem.x, v)
+    assert norm(product - exact) <= 1e-14 * norm(exact)
+
+
+def test_several_batches_need_the_memory_of_one():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 50), nn.Tanh(), nn.Linear(50, 1))
+    inputs, targets = torch.randn(1000, 20), torch.randn(1000, 1)
+    whole = Risk(net, nn.MSELoss(), (inputs, targets))
+    parts = whole.on([(inputs[i::20], targets[i::20]) for i in range(20)])
+    v = gaussian(hessian_operator(whole, whole.params).domain)
+    peaks = []
+    for risk in (whole, parts):
+        H = hessian_operator(risk, risk.params, mode="reverse-over-reverse")
+        with PeakMemory() as memory:
+            H @ v
+        peaks.append(memory.peak)
+    # A twentieth of the activations, and the vectors of length n, which do not shrink.
+    assert peaks[1] <= peaks[0] / 20 + 12 * v.nbytes
+
+
+def test_the_meter_counts_what_is_alive():
+    with PeakMemory() as memory:
+        a = torch.ones(1000, dtype=torch.float64)
+        b = a.view(10, 100)  # a view is no memory
+        c = (a + 1.0).requires_grad_()
+        assert memory.current == 16_000
+        (c**2).sum().backward()
+        peak = memory.peak
+        del a
+        assert memory.current == 24_000  # b keeps a's storage; c and its gradient
+        del b
+        assert memory.current == 16_000
+    assert peak >= 32_000

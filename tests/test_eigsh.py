@@ -1,0 +1,134 @@
+"""Eigenpairs: right, with bounds that hold, in bounded memory, with their counts."""
+
+import math
+
+import pytest
+import torch
+
+from hesse.errors import ArgumentError, HesseError, NonFiniteError, OperatorError
+from hesse.krylov import eigsh
+from hesse.krylov.lanczos import Lanczos
+from hesse.operators import dense_operator, diagonal_operator, function_operator
+from hesse.testing import CountingOperator
+
+DOUBLE = torch.float64
+
+
+def symmetric(n, seed, dtype=DOUBLE):
+    M = torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return (M + M.T) / 2
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def wanted(M, k, which):
+    values = torch.linalg.eigvalsh(M)
+    if which == "LM":
+        return values[values.abs().argsort()[-k:]].sort().values
+    low = {"LA": 0, "SA": k, "BE": k // 2}[which]
+    return torch.cat([values[:low], values[len(values) - (k - low) :]])
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (5, 5), (40, 3), (150, 6)])
+def test_agrees_with_dense(n, k, which):
+    M = symmetric(n, seed=n)
+    pairs = eigsh(M, k, which, generator=seeded())
+    assert pairs.converged.all()
+    scale = float(torch.linalg.matrix_norm(M, 2))
+    # Rayleigh quotients are off by at most residual^2 / gap, far below the residual's 1.5e-8
+    torch.testing.assert_close(pairs.values, wanted(M, k, which), rtol=0, atol=1e-11 * scale)
+    residual = M @ pairs.vectors - pairs.vectors * pairs.values
+    torch.testing.assert_close(residual.norm(dim=0), pairs.residuals, rtol=0, atol=1e-12 * scale)
+    eye = torch.eye(k, dtype=DOUBLE)
+    torch.testing.assert_close(pairs.vectors.T @ pairs.vectors, eye, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
+def test_the_bound_holds_whether_or_not_it_converged(which):
+    for seed in range(60):
+        M = symmetric(30, seed)
+        pairs = eigsh(M, 3, which, basis_size=8, max_products=12 + seed, generator=seeded(seed))
+        distance = (torch.linalg.eigvalsh(M)[:, None] - pairs.values).abs().amin(dim=0)
+        assert (distance <= pairs.residuals + 1e-13).all()
+
+
+def test_products_are_counted_and_the_basis_is_bounded():
+    A = CountingOperator(dense_operator(symmetric(200, 1)))
+    pairs = eigsh(A, 4, basis_size=12, generator=seeded())
+    assert pairs.converged.all()
+    assert pairs.products == A.products
+    lanczos = Lanczos(A, 12, torch.ones(200, dtype=DOUBLE), None)
+    assert lanczos.V.shape == (13, 200)
+
+
+def test_repeated_eigenvalues_come_with_their_multiplicity():
+    values = torch.tensor([7.0] * 3 + [2.0] * 20 + [1.0] * 30, dtype=DOUBLE)
+    pairs = eigsh(diagonal_operator(values), 4, generator=seeded())
+    torch.testing.assert_close(pairs.values, torch.tensor([2.0, 7.0, 7.0, 7.0], dtype=DOUBLE))
+
+
+def test_an_invariant_subspace_at_the_first_step():
+    start = torch.zeros(50, dtype=DOUBLE)
+    start[0] = 1.0  # an eigenvector of the smallest eigenvalue
+    pairs = eigsh(diagonal_operator(torch.arange(1.0, 51, dtype=DOUBLE)), 2, v0=start)
+    torch.testing.assert_close(pairs.values, torch.tensor([49.0, 50.0], dtype=DOUBLE))
+
+
+def test_single_precision():
+    M = symmetric(100, 3)
+    pairs = eigsh(M.float(), 3, generator=seeded())
+    assert pairs.converged.all()
+    torch.testing.assert_close(pairs.values, wanted(M, 3, "LA"), rtol=1e-5, atol=0)
+
+
+def test_too_few_products_are_reported_not_hidden():
+    pairs = eigsh(symmetric(300, 4), 3, "SA", basis_size=6, max_products=8, generator=seeded())
+    assert not pairs.converged.all()
+    assert pairs.products <= 8 + 3
+
+
+def test_a_seed_gives_the_same_bits_and_leaves_the_global_generator_alone():
+    state = torch.random.get_rng_state()
+    first, second = (eigsh(symmetric(60, 5), 2, generator=seeded(9)) for _ in range(2))
+    assert torch.equal(first.vectors, second.vectors)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_agrees_with_arpack_and_needs_no_more_products():
+    linalg = pytest.importorskip("scipy.sparse.linalg")
+    A = CountingOperator(dense_operator(symmetric(400, 6)))
+    ours = eigsh(A, 5, rtol=1e-8, generator=seeded())
+    A.products = 0
+    start = torch.randn(400, generator=seeded(), dtype=DOUBLE).numpy()
+    theirs = linalg.eigsh(A.to_scipy(), 5, which="LA", tol=1e-8, v0=start, ncv=30)[0]
+    torch.testing.assert_close(ours.values, torch.tensor(theirs).sort().values)
+    assert ours.products <= 1.2 * A.products
+
+
+def test_ctrl_c_returns_the_best_so_far():
+    calls = []
+
+    def product(v):
+        calls.append(1)
+        if len(calls) == 45:
+            raise KeyboardInterrupt
+        return v * torch.arange(1.0, 201)
+
+    pairs = eigsh(function_operator(product, 200, symmetric=True), 2, "SA", generator=seeded())
+    assert len(pairs.values) == 2
+    assert not pairs.converged.all()
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(OperatorError, match="symmetric"):
+        eigsh(torch.tensor([[1.0, 2.0], [0.0, 1.0]]), 1)
+    for wrong in ({"k": 0}, {"k": 4}, {"which": "SM"}, {"k": 2, "basis_size": 2}):
+        with pytest.raises(ArgumentError, match="remedy"):
+            eigsh(torch.diag(torch.arange(3.0)), **wrong)
+    with pytest.raises(NonFiniteError):
+        eigsh(function_operator(lambda v: v * math.nan, 3, symmetric=True), 1)
+    with pytest.raises(HesseError):
+        eigsh(torch.eye(3), 1, v0=torch.ones(4))

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ladder of modes: it steps down where torch has no derivative, and says so once."""
+
+import warnings
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from hesse.ad import hvp
+from hesse.ad.hessian_at import ONE_SHOT
+from hesse.errors import DerivativeError, FallbackWarning, NonFiniteError
+from hesse.operators import hessian_operator
+from hesse.testing import dense_hessian
+from hesse.vectors import norm
+
+EXACT = ["reverse-over-reverse", "forward-over-reverse", "reverse-over-forward"]
+X = torch.linspace(-1.0, 1.3, 4, dtype=torch.float64)
+V = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
+
+
+class Cube(torch.autograd.Function):
+    """x^3 with a backward pass that torch cannot differentiate, and no forward mode."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * grad
+
+
+class TwiceCube(torch.autograd.Function):
+    """x^3 with a backward pass that torch can differentiate, and no forward mode."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * grad
+
+
+class KernelCube(TwiceCube):
+    """x^3 with a backward pass that a foreign kernel computes: to torch it is a constant."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return torch.from_numpy(3 * x.detach().numpy() ** 2) * grad
+
+
+def cube_once(x):
+    return Cube.apply(x).sum()
+
+
+def distances(x):
+    """torch has no derivative of the derivative of cdist, but a forward mode of both."""
+    return torch.cdist(x[:, None], torch.ones(1, 1, dtype=x.dtype) * 5.0).pow(3).sum()
+
+
+def test_auto_steps_down_to_differences_and_says_so_once():
+    with pytest.warns(FallbackWarning) as caught:
+        product = hvp(cube_once, X, V)
+    assert norm(product - 6 * X * V) <= 1e-8 * norm(product)
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert "using 'finite-difference' because" in message
+    assert (
+        "reverse-over-reverse: the backward pass of Cube is marked once_differentiable" in message
+    )
+
+
+def test_an_operator_warns_once_and_keeps_the_mode_that_worked():
+    H = hessian_operator(cube_once, X)
+    with pytest.warns(FallbackWarning) as caught:
+        first = H @ V
+    assert len(caught) == 1
+    assert H.mode == "finite-difference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(H @ V, first)
+        assert torch.equal(H.gradient, 3 * X**2)
+
+
+@pytest.mark.parametrize("mode", EXACT)
+def test_an_explicit_mode_says_what_is_missing_and_what_to_do(mode):
+    with pytest.raises(DerivativeError) as caught:
+        hvp(cube_once, X, V, mode)
+    assert caught.value.call == f"hesse.hvp(f, x, v, mode='{mode}')"
+    assert mode in caught.value.expected
+    assert "'finite-difference'" in caught.value.remedy
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("mode", ["reverse-over-reverse", "retained-graph"])
+def test_a_foreign_kernel_in_the_backward_pass_is_not_taken_for_a_constant(mode):
+    def f(x):
+        return KernelCube.apply(x).sum() + (x**2).sum()
+
+    with pytest.warns(FallbackWarning, match="KernelCube cannot be differentiated"):
+        product = hvp(f, X, V)
+    assert norm(product - (6 * X + 2) * V) <= 1e-8 * norm(product)
+    H = hessian_operator(f, X, mode=mode)
+    with pytest.raises(DerivativeError, match="KernelCube cannot be differentiated"):
+        H @ torch.eye(4, dtype=torch.float64)[0]
+    with pytest.warns(FallbackWarning, match="KernelCube"):
+        dense = hessian_operator(f, X).to_dense()
+    assert norm((dense - torch.diag(6 * X + 2)).flatten()) <= 1e-8
+
+
+def test_a_function_without_forward_mode_needs_no_fallback():
+    def f(x):
+        return TwiceCube.apply(x).sum()
+
+    for mode in ("auto", "reverse-over-reverse"):
+        assert torch.allclose(hvp(f, X, V, mode), 6 * X * V, rtol=1e-15)
+    for mode in EXACT[1:]:
+        with pytest.raises(DerivativeError):
+            hvp(f, X, V, mode)
+
+
+def test_auto_takes_forward_mode_where_the_double_backward_is_missing():
+    with pytest.warns(FallbackWarning, match="forward-over-reverse|reverse-over-forward|finite"):
+        product = hvp(distances, X, V)
+    assert norm(product - 6 * (5 - X) * V) <= 1e-7 * norm(product)
+
+
+def test_the_users_own_error_is_not_hidden_behind_a_derivative():
+    def f(x):
+        return (x @ torch.ones(7, dtype=x.dtype)).sum()
+
+    for mode in ("auto", *ONE_SHOT):
+        with pytest.raises(RuntimeError, match=r"inconsistent tensor size|size mismatch") as caught:
+            hvp(f, X, V, mode)
+        assert not isinstance(caught.value, DerivativeError)
+
+
+# --------------------------------------------------------------------------------------------------
+# torch's derivatives of its own operations: right, or refused
+
+
+def _matrix(x):
+    return torch.diag(x**2 + 1) + 0.3 * torch.outer(x, x.sin() + V)
+
+
+def _covariance(x):
+    return torch.diag(x**2 + 1) + 0.3 * torch.outer(x, x)
+
+
+Z = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+HALF = torch.full((4,), 0.5, dtype=torch.float64)
+
+OPERATIONS = {
+    "layer_norm": lambda x: F.layer_norm(Z * x, (4,)),
+    "layer_norm_module": lambda x: torch.nn.LayerNorm(4, dtype=x.dtype)(Z * x),
+    "layer_norm_affine": lambda x: F.layer_norm(Z * x, (4,), x, V),
+    "rms_norm": lambda x: F.rms_norm(Z * x, (4,), x),
+    "group_norm": lambda x: F.group_norm((Z * x)[None].transpose(1, 2), 2),
+    "instance_norm": lambda x: F.instance_norm((Z * x)[None]),
+    "batch_norm_of_the_batch": lambda x: F.batch_norm(Z * x, None, None, x, V, training=True),
+    "batch_norm_running": lambda x: F.batch_norm(Z * x, V, V**2, x, V),
+    "det": lambda x: torch.linalg.det(_matrix(x)),
+    "det_method": lambda x: _matrix(x).det(),
+    "logdet": lambda x: torch.logdet(_covariance(x)),
+    "slogdet": lambda x: torch.linalg.slogdet(_covariance(x))[1],
+    "solve": lambda x: torch.linalg.solve(_matrix(x), V),
+    "tensorsolve": lambda x: torch.linalg.tensorsolve(_matrix(x), V),
+    "inv": lambda x: torch.linalg.inv(_matrix(x)),
+    "lu": lambda x: torch.linalg.lu(_matrix(x))[2],
+    "lu_solve": lambda x: torch.linalg.lu_solve(*torch.linalg.lu_factor(_matrix(x)), V[:, None]),
+    "cholesky": lambda x: torch.linalg.cholesky(_covariance(x)),
+    "cholesky_inverse": lambda x: torch.cholesky_inverse(torch.linalg.cholesky(_covariance(x))),
+    "cholesky_solve": lambda x: torch.cholesky_solve(
+        V[:, None], torch.linalg.cholesky(_covariance(x))
+    ),
+    "householder_product": lambda x: torch.linalg.householder_product(_matrix(x), x),
+    "eigvalsh": lambda x: torch.linalg.eigvalsh(_covariance(x)),
+    "svdvals": lambda x: torch.linalg.svdvals(Z * x),
+    "qr": lambda x: torch.linalg.qr(_matrix(x))[1],
+    "pinv": lambda x: torch.linalg.pinv(_matrix(x)[:, :3]),
+    "matrix_exp": lambda x: torch.linalg.matrix_exp(0.1 * _matrix(x)),
+    "softmax": lambda x: F.softmax(Z * x, -1),
+    "logsumexp": lambda x: torch.logsumexp(Z * x, -1),
+    "var": lambda x: torch.var(Z * x, -1),
+    "cumprod": lambda x: torch.cumprod(Z * x, -1),
+    "prod": lambda x: torch.prod(Z * x, -1),
+    "normalize": lambda x: F.normalize(Z * x, dim=-1),
+    "cosine_similarity": lambda x: F.cosine_similarity(Z * x, Z**2),
+    "interpolate": lambda x: F.interpolate((Z * x)[None], scale_factor=2.0, mode="linear"),
+    "glu": lambda x: F.glu(Z * x),
+    "silu": lambda x: F.silu(Z * x),
+    "mse_loss": lambda x: F.mse_loss(Z * x**2, Z),
+    "mse_loss_sum": lambda x: F.mse_loss(Z * x**2, Z, reduction="sum"),
+    "mse_loss_none": lambda x: F.mse_loss(Z * x**2, Z, reduction="none"),
+    "mse_loss_weighted": lambda x: F.mse_loss(Z * x**2, Z, weight=Z**2),
+    "huber_loss": lambda x: F.huber_loss(Z * x**2, Z),
+    "smooth_l1_loss": lambda x: F.smooth_l1_loss(Z * x**2, Z),
+    "bce": lambda x: F.binary_cross_entropy_with_logits(Z * x**2, torch.sigmoid(Z)),
+    "cross_entropy": lambda x: F.cross_entropy(Z * x**2, torch.tensor([1, 0, 3])),
+    "kl_div": lambda x: F.kl_div(
+        F.log_softmax(Z * x**2, 1), F.softmax(Z, 1), reduction="batchmean"
+    ),
+    "poisson_nll_loss": lambda x: F.poisson_nll_loss(Z * x**2, Z**2),
+    "gaussian_nll_loss": lambda x: F.gaussian_nll_loss(Z * x**2, Z, (Z * x) ** 2 + 1),
+    "embedding": lambda x: F.embedding(torch.tensor([0, 1, 1]), x.view(2, 2)),
+    "index_add": lambda x: torch.zeros(3).double().index_add(0, torch.tensor([0, 1, 1, 2]), x**2),
+    "bilinear": lambda x: F.bilinear(Z * x, Z * x, torch.outer(x, V).expand(3, 4, 4)),
+    "gamma": lambda x: torch.distributions.Gamma(x**2 + 1, x**2 + 2).log_prob(HALF),
+    "multivariate_normal": lambda x: torch.distributions.MultivariateNormal(
+        x, _covariance(x)
+    ).log_prob(V),
+}
+
+
+@pytest.mark.parametrize("mode", EXACT)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_is_differentiated_rightly_or_refused(name, mode):
+    """Some forward rules of torch have wrong derivatives, without an error: see ad.forward_mode."""
+
+    def f(x):
+        return (OPERATIONS[name](x) ** 3).sum()
+
+    H = dense_hessian(f, X)
+    try:
+        product = hvp(f, X, V, mode)
+    except (DerivativeError, NonFiniteError):
+        assert mode != "reverse-over-reverse"
+        return
+    # Of |H| |v|, since H v may cancel; matrix functions lose a few digits to their condition.
+    assert norm(product - H @ V) <= 1e-10 * float(H.norm()) * norm(V)
+
+
+def test_what_is_refused_is_known_by_name():
+    for name in ("layer_norm", "det", "solve"):
+        with pytest.raises(DerivativeError, match=name):
+            hvp(lambda x, op=OPERATIONS[name]: (op(x) ** 3).sum(), X, V, "reverse-over-forward")

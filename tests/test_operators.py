@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operators: algebra against dense matrices, every kind against the promises of an operator."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import linalg as scipy_linalg
+
+from hesse.errors import (
+    ArgumentError,
+    DtypeError,
+    HesseError,
+    OperatorError,
+    ShapeError,
+    StructureError,
+)
+from hesse.operators import (
+    LinearOperator,
+    aslinearoperator,
+    dense_operator,
+    diagonal_operator,
+    function_operator,
+    ggn_operator,
+    hessian_operator,
+    identity_operator,
+)
+from hesse.risk import Risk
+from hesse.testing import (
+    CountingOperator,
+    all_problems,
+    check_operator,
+    dense_gradient,
+    dense_hessian,
+    problems,
+)
+from hesse.vectors import Space, norm
+
+N = 5
+
+
+def matrix(seed, m=N, n=N, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(m, n, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def symmetric(seed):
+    return matrix(seed) + matrix(seed).T
+
+
+def close(a, b, rtol=1e-13):
+    return a.shape == b.shape and float((a - b).norm()) <= rtol * max(1.0, float(b.norm()))
+
+
+# --------------------------------------------------------------------------------------------------
+# Algebra: an expression of operators is the same expression of matrices
+
+
+LEAVES = st.one_of(
+    st.integers(0, 9).map(lambda seed: (dense_operator(matrix(seed)), matrix(seed))),
+    st.integers(0, 9).map(lambda seed: (dense_operator(symmetric(seed)), symmetric(seed))),
+    st.integers(0, 9).map(
+        lambda seed: (diagonal_operator(matrix(seed)[0]), torch.diag(matrix(seed)[0]))
+    ),
+    st.just((identity_operator(N, torch.float64), torch.eye(N, dtype=torch.float64))),
+)
+SCALARS = st.sampled_from([-2.0, -1, 0, 0.5, 3])
+
+
+def combine(children):
+    pairs = st.tuples(children, children)
+    return st.one_of(
+        pairs.map(lambda p: (p[0][0] + p[1][0], p[0][1] + p[1][1])),
+        pairs.map(lambda p: (p[0][0] - p[1][0], p[0][1] - p[1][1])),
+        pairs.map(lambda p: (p[0][0] @ p[1][0], p[0][1] @ p[1][1])),
+        st.tuples(SCALARS, children).map(lambda p: (p[0] * p[1][0], p[0] * p[1][1])),
+        children.map(lambda c: (c[0].T, c[1].T)),
+        children.map(lambda c: (c[0] / 4, c[1] / 4)),
+        children.map(lambda c: (-c[0], -c[1])),
+    )
+
+
+@given(st.recursive(LEAVES, combine, max_leaves=6), st.integers(0, 99))
+@settings(max_examples=100)
+def test_an_expression_of_operators_is_that_of_their_matrices(expression, seed):
+    A, M = expression
+    v, V = matrix(seed)[0], matrix(seed, N, 3)
+    rtol = 1e-12  # of products of up to six factors, whose terms may cancel
+    scale = max(1.0, float(M.norm())) * max(1.0, norm(v))
+    assert norm(A @ v - M @ v) <= 100 * rtol * scale
+    assert norm(A.T @ v - M.T @ v) <= 100 * rtol * scale
+    assert close(A @ V, M @ V, 100 * rtol)
+    assert close(A.to_dense(), M, 100 * rtol)
+    assert abs(float(A.curvature(v)) - float(v @ M @ v)) <= 100 * rtol * scale * norm(v)
+    assert not A.symmetric or close(M, M.T, 100 * rtol)
+
+
+def test_rectangular_products_and_their_adjoints():
+    A, B = matrix(0, 3, 4), matrix(1, 4, 2)
+    product = dense_operator(A) @ dense_operator(B)
+    assert product.shape == (3, 2)
+    assert close(product.to_dense(), A @ B)
+    assert close(product.T.to_dense(), (A @ B).T)
+    gram = dense_operator(A).T @ dense_operator(A)
+    check_operator(gram)
+    assert close(gram.to_dense(), A.T @ A)
+    assert product.T.T is product
+
+
+def test_a_gram_operator_knows_that_it_is_symmetric():
+    A = dense_operator(matrix(0, 3, 4))
+    assert (A.T @ A).symmetric
+    assert (A @ A.T).symmetric
+    assert not (A @ dense_operator(matrix(1, 4, 3))).symmetric
+
+
+def test_an_identity_without_a_dtype_adapts_to_what_it_meets():
+    tree = {"a": torch.ones(2).double(), "b": torch.ones(2, 1).double()}
+    D, eye = diagonal_operator(tree), identity_operator(4)
+    for A in (D + 0.5 * eye, 0.5 * eye + D, D - eye, eye - D, eye @ D, D @ eye, D + -eye):
+        assert A.dtype == torch.float64
+        assert set(A @ tree) == {"a", "b"}
+    assert close((D + 0.5 * eye).to_dense(), 1.5 * torch.eye(4).double())
+
+
+def test_a_block_is_the_principal_submatrix_and_keeps_its_names():
+    problem = {p.name: p for p in all_problems()}["mlp_tanh"]
+    H = hessian_operator(problem.f, problem.x)
+    dense = H.to_dense()
+    n = problem.x["0.weight"].numel()
+    weight, layer = H.block("0.weight"), H.block("0")
+    assert close(weight.to_dense(), dense[:n, :n])
+    m = n + problem.x["0.bias"].numel()
+    assert close(layer.to_dense(), dense[:m, :m])
+    assert set(layer @ {"0.weight": problem.x["0.weight"], "0.bias": problem.x["0.bias"]}) == {
+        "0.weight",
+        "0.bias",
+    }
+    check_operator(layer)
+    with pytest.raises(ArgumentError, match="name of a leaf"):
+        H.block("3")
+
+
+def test_expressions_compute_nothing_until_a_product_is_asked_for():
+    A = CountingOperator(dense_operator(symmetric(0)))
+    expression = 2 * A + A @ A - A.T / 3
+    assert A.products == 0
+    expression @ torch.ones(N).double()
+    assert A.products == 4
+
+    calls = []
+    H = hessian_operator(lambda x: calls.append(1) or (x**3).sum(), torch.ones(2))
+    H.at(torch.zeros(2))
+    assert not calls
+    assert float(H.value) == 2.0
+    assert len(calls) == 1
+
+
+def test_what_does_not_fit_is_refused():
+    A = dense_operator(matrix(0))
+    for wrong in (matrix(0), 2.0, None):
+        with pytest.raises(OperatorError, match="identity_operator"):
+            A + wrong
+    with pytest.raises(OperatorError, match="a number"):
+        A * matrix(0)
+    with pytest.raises(ShapeError, match="dimensions"):
+        A + dense_operator(matrix(0, 4, 4))
+    with pytest.raises(ShapeError, match="dimensions"):
+        A @ dense_operator(matrix(0, 4, 4))
+    with pytest.raises(DtypeError, match="one dtype"):
+        A + dense_operator(matrix(0).float())
+    with pytest.raises(ShapeError, match="square"):
+        dense_operator(matrix(0, 2, 3)).curvature(torch.ones(3).double())
+    for V, error in ((matrix(0, 4, 2), ShapeError), ([1.0], StructureError)):
+        with pytest.raises(error, match="V"):
+            A.matmat(V)
+    with pytest.raises(OperatorError, match="no _rmatvec"):
+        function_operator(lambda v: v + 0, 3).T @ torch.ones(3)
+    with pytest.raises(OperatorError, match="function_operator"):
+        aslinearoperator(np.eye(2))
+
+
+# --------------------------------------------------------------------------------------------------
+# Points
+
+
+@pytest.mark.parametrize("mode", ["auto", "retained-graph", "forward-over-reverse"])
+def test_a_hessian_operator_is_that_of_its_point(mode):
+    problem = problems.nested_tree()
+    moved = problem.near(1)
+    H = hessian_operator(problem.f, problem.x, mode=mode)
+    H2 = H.at(moved.x)
+    assert close(H.to_dense(), dense_hessian(problem.f, problem.x), 1e-12)
+    assert close(H2.to_dense(), dense_hessian(problem.f, moved.x), 1e-12)
+    assert close(H2.flat_gradient, dense_gradient(problem.f, moved.x), 1e-12)
+    with pytest.raises(HesseError, match=r"at\(x\)"):
+        H.at(torch.zeros(3).double())
+
+
+def test_a_point_is_copied():
+    x = torch.tensor([1.0, 2.0]).double()
+    H = hessian_operator(lambda x: (x**3).sum(), x)
+    x.zero_()
+    assert torch.equal(H.to_dense(), torch.diag(torch.tensor([6.0, 12.0]).double()))
+    d = torch.ones(2)
+    D = diagonal_operator(d)
+    d.zero_()
+    assert torch.equal(D @ torch.ones(2), torch.ones(2))
+
+
+def test_a_block_of_directions_is_told_from_a_point_of_two_dimensions():
+    D = diagonal_operator({"w": torch.arange(3.0)[:, None]})
+    assert torch.equal(D @ torch.ones(3, 1), torch.arange(3.0)[:, None])
+    D = diagonal_operator(torch.arange(6.0).view(2, 3))
+    assert (D @ torch.ones(2, 3)).shape == (2, 3)
+    assert (D @ torch.ones(6, 3)).shape == (6, 3)
+    assert (D @ torch.ones(6, 0)).shape == (6, 0)
+
+
+# --------------------------------------------------------------------------------------------------
+# SciPy
+
+
+def test_scipy_sees_the_same_operator():
+    M = matrix(0, 4, 6)
+    A = dense_operator(M).to_scipy()
+    x, u, X = np.arange(6.0), np.arange(4.0), np.arange(12.0).reshape(6, 2)
+    assert A.dtype == np.float64
+    np.testing.assert_allclose(A @ x, M.numpy() @ x, rtol=1e-14)
+    np.testing.assert_allclose(A.T @ u, M.numpy().T @ u, rtol=1e-14)
+    np.testing.assert_allclose(A @ X, M.numpy() @ X, rtol=1e-14)
+    H = hessian_operator(problems.quadratic(8).f, problems.quadratic(8).x)
+    largest = scipy_linalg.eigsh(H.to_scipy(), k=1, return_eigenvectors=False)
+    assert largest[0] == pytest.approx(100.0, rel=1e-10)
+    solution, info = scipy_linalg.cg(H.to_scipy(), np.ones(8), rtol=1e-12)
+    assert info == 0
+    np.testing.assert_allclose(H.to_dense().numpy() @ solution, np.ones(8), rtol=1e-9)
+
+
+# --------------------------------------------------------------------------------------------------
+# Every kind keeps the promises
+
+
+def risk_operator(make, dtype):
+    x, y = torch.randn(7, 3, dtype=dtype), torch.arange(7) % 2
+    net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    risk = Risk(net.to(dtype), torch.nn.CrossEntropyLoss(), [(x[:4], y[:4]), (x[4:], y[4:])], 0.1)
+    return make(risk, risk.params)
+
+
+KINDS = {
+    "symmetric": lambda dtype: dense_operator(symmetric(0).to(dtype)),
+    "dense": lambda dtype: dense_operator(matrix(0, dtype=dtype)),
+    "wide": lambda dtype: dense_operator(matrix(0, 3, 40, dtype)),
+    "tall": lambda dtype: dense_operator(matrix(0, 40, 3, dtype)),
+    "diagonal": lambda dtype: diagonal_operator({"a": matrix(0, dtype=dtype)}),
+    "identity": lambda dtype: identity_operator(4, dtype),
+    "function": lambda dtype: function_operator(
+        lambda v: v.flip(0), 4, symmetric=True, dtype=dtype
+    ),
+    "one way": lambda dtype: function_operator(lambda v: v.cumsum(0), 4, dtype=dtype),
+    "sum": lambda dtype: dense_operator(matrix(0, dtype=dtype)) + 2 * identity_operator(N),
+    "product": lambda dtype: KINDS["wide"](dtype) @ KINDS["wide"](dtype).T,
+    "transposed": lambda dtype: KINDS["wide"](dtype).T,
+    "hessian of a risk": lambda dtype: risk_operator(hessian_operator, dtype),
+    "gauss-newton": lambda dtype: risk_operator(ggn_operator, dtype),
+    "block": lambda dtype: risk_operator(ggn_operator, dtype).block("0"),
+    "counting": lambda dtype: CountingOperator(KINDS["dense"](dtype)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_operator_conforms(kind, dtype):
+    A = KINDS[kind](dtype)
+    assert A.dtype == dtype
+    report = check_operator(A)
+    assert (report.symmetry is not None) == A.symmetric
+    assert (report.adjoint is None) == (A.symmetric or kind == "one way")
+
+
+@pytest.mark.parametrize("problem", all_problems(), ids=str)
+def test_the_hessian_of_every_problem_conforms(problem):
+    H = hessian_operator(problem.f, problem.x)
+    check_operator(H)
+    expected = dense_hessian(problem.f, problem.x)
+    assert close(H.to_dense(), expected, 1e-10)
+
+
+def test_leaves_of_two_dtypes_make_one_vector():
+    x = {"a": torch.randn(2), "b": torch.randn(2).double()}
+    H = hessian_operator(lambda x: (x["a"].double() ** 3).sum() * (x["b"] ** 2).sum(), x)
+    assert H.dtype == torch.float64
+    assert (H @ x)["a"].dtype == torch.float32
+    check_operator(H)
+
+
+class Laplacian(LinearOperator):
+    """The smallest operator that a user would write."""
+
+    def _matvec(self, v):
+        return (
+            2 * v - torch.nn.functional.pad(v, (1, 0))[:-1] - torch.nn.functional.pad(v, (0, 1))[1:]
+        )
+
+
+def test_an_operator_of_ones_own_takes_part():
+    A = Laplacian(Space.flat(6, torch.float64), symmetric=True)
+    check_operator(A + 0.1 * identity_operator(6))
+    assert float(torch.linalg.eigvalsh(A.to_dense()).min()) > 0
