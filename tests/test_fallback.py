@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from hesse.ad import hvp
 from hesse.ad.hessian_at import ONE_SHOT
 from hesse.errors import DerivativeError, FallbackWarning, NonFiniteError
-from hesse.operators import hessian_operator
+from hesse.operators import ggn_operator, hessian_operator
+from hesse.risk import Risk
 from hesse.testing import dense_hessian
 from hesse.vectors import norm
 
@@ -141,6 +142,33 @@ def test_the_users_own_error_is_not_hidden_behind_a_derivative():
         with pytest.raises(RuntimeError, match=r"inconsistent tensor size|size mismatch") as caught:
             hvp(f, X, V, mode)
         assert not isinstance(caught.value, DerivativeError)
+
+
+class ForeignCube(TwiceCube):
+    """x^3 with a backward pass that is foreign altogether."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return torch.from_numpy(3 * x.detach().numpy() ** 2 * grad.detach().numpy())
+
+
+def gauss_newton_product(function):
+    data = (X[None], torch.zeros(1, 4, dtype=torch.float64))
+    risk = Risk(lambda p, x: function.apply(p) + 0 * x, torch.nn.MSELoss(), data, params=X)
+    return ggn_operator(risk, X) @ V
+
+
+@pytest.mark.parametrize("function", [TwiceCube, KernelCube])
+def test_a_gauss_newton_product_asks_of_a_backward_pass_only_what_it_needs(function):
+    expected = (3 * X**2) ** 2 * V / 2  # (2 / 4) J'J v
+    assert norm(gauss_newton_product(function) - expected) <= 1e-14 * norm(expected)
+
+
+@pytest.mark.parametrize("function", [Cube, ForeignCube])
+def test_a_gauss_newton_product_refuses_a_foreign_backward_pass(function):
+    with pytest.raises(DerivativeError, match=f"the backward pass of {function.__name__} "):
+        gauss_newton_product(function)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -28,14 +28,17 @@ from torch import Tensor
 
 from hesse.ad.evaluate import (
     Leaves,
+    UndifferentiableError,
     check_depends,
     check_scalar,
+    custom_function,
     derivative,
     gradient_of,
     tracked,
     twice_differentiable,
 )
-from hesse.errors import FunctionError
+from hesse.errors import DerivativeError, FunctionError
+from hesse.vectors import dot, norm
 
 
 class LossHessian:
@@ -96,12 +99,7 @@ class RetainedGaussNewton:
     def push_forward(self, v: Leaves) -> list[Tensor]:
         """J v, shaped like the outputs."""
         with twice_differentiable():
-            weights, back = self._transposed
-            pairs = [(b, w) for b, w in zip(back, v, strict=True) if b.requires_grad]
-            if not pairs:
-                return [torch.zeros_like(z) for z in self._z]
-            graph, directions = zip(*pairs, strict=True)
-            return derivative(graph, weights, directions, retain_graph=True)
+            return _derivative_in_weights(*self._transposed, v)
 
     def pull_back(self, u: Leaves) -> list[Tensor]:
         """J' u, one tensor a leaf of x."""
@@ -122,7 +120,48 @@ class RetainedGaussNewton:
     def _transposed(self) -> tuple[list[Tensor], list[Tensor]]:
         """u, and J'u as a graph in u. Any u serves, since J'u is linear in it."""
         u = [torch.ones_like(z).requires_grad_() for z in self._z]
-        return u, gradient_of(self._z, self._x, self._call, u, create_graph=True)
+        back = gradient_of(self._z, self._x, self._call, u, create_graph=True)
+        self._check_custom_functions(u, back)
+        return u, back
+
+    def _check_custom_functions(self, u: list[Tensor], back: list[Tensor]) -> None:
+        """Raise unless <J v, w> = <v, J'w>, where a backward pass may be no program of torch's."""
+        try:
+            name = next(filter(None, map(custom_function, self._z)), None)
+        except UndifferentiableError as error:
+            raise self._undifferentiable(str(error)) from error
+        if name is None:
+            return
+        generator = torch.Generator().manual_seed(0)
+        v = [torch.randn(part.shape, generator=generator).to(part) for part in self._x]
+        w = [torch.randn(part.shape, generator=generator).to(part) for part in self._z]
+        pushed, pulled = _flat(_derivative_in_weights(u, back, v)), _flat(self.pull_back(w))
+        defect = abs(dot(pushed, _flat(w)) - dot(_flat(v), pulled))
+        # Entries of v and w have variance one: rounding is some eps of these norms.
+        if defect > torch.finfo(pushed.dtype).eps ** 0.5 * (norm(pushed) + norm(pulled)):
+            raise self._undifferentiable(f"the backward pass of {name} cannot be differentiated")
+
+    def _undifferentiable(self, reason: str) -> DerivativeError:
+        return DerivativeError(
+            self._call,
+            expected="outputs whose backward pass is made of differentiable operations",
+            got=reason,
+            remedy="Put torch operations in the place of that function, or give it a backward pass "
+            "made of them.",
+        )
+
+
+def _derivative_in_weights(u: Leaves, back: Leaves, v: Leaves) -> list[Tensor]:
+    """J v, as the derivative of the graph of J'u with respect to u."""
+    pairs = [(b, w) for b, w in zip(back, v, strict=True) if b.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(part) for part in u]
+    graph, directions = zip(*pairs, strict=True)
+    return derivative(graph, u, directions, retain_graph=True)
+
+
+def _flat(parts: Leaves) -> Tensor:
+    return torch.cat([part.detach().reshape(-1) for part in parts])
 
 
 def _check_curved(slope: Leaves, call: str) -> None:

@@ -49,7 +49,8 @@ def hvp(
     Cost:
         9, 9, 8, 6, 6 forward passes' worth of matrix products in the order above, where a gradient
         costs 3; O(n) memory and the residuals of f, of one batch at a time for a `Risk`. For
-        several products at the same x use `hessian_operator`.
+        several products at the same x use `hessian_operator`. With a custom `autograd.Function` in
+        f, whose backward pass may be no program of torch's, two gradients more for a check.
 
     Raises:
         HesseError: v is not like x; f is not a scalar, does not depend on x or has no derivatives

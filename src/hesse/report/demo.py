@@ -240,7 +240,9 @@ def _on_negative_curvature(seen: Curvature) -> str:
     value, bound = float(seen.smallest.values[0]), float(seen.smallest.residuals[0])
     if value + bound < 0.0:
         return "There are directions of negative curvature: this is no minimum yet."
-    return "No direction of negative curvature was found."
+    if value - bound > 0.0:
+        return "No direction of negative curvature was found."
+    return "Whether there is negative curvature is within the bound of the smallest: undecided."
 
 
 def _figure(svg: str, caption: str) -> dict[str, str]:
