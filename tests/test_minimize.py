@@ -1,6 +1,7 @@
 """Minimisation: classic problems, counts, what it says at the end."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_a_quadratic_takes_one_well_solved_step():
 def test_the_value_never_rises(method):
     result = minimize(wood, torch.tensor([-3.0, -1.0, -3.0, -1.0], dtype=DOUBLE), method)
     values = [value for value, _ in result.history]
-    assert all(b <= a + 1e-12 * abs(a) for a, b in zip(values, values[1:], strict=False))
+    assert all(b <= a + 1e-12 * abs(a) for a, b in pairwise(values))
     assert len(result.history) == result.nit + 1
 
 

@@ -6,6 +6,7 @@ product prepared at a point is an operator; operators are solved and measured; s
 steps and solutions make applications.
 """
 
+from hesse import testing
 from hesse.ad import hvp
 from hesse.errors import HesseError, Status
 from hesse.estimators import Estimate, SpectralDensity, spectral_density, trace
@@ -50,5 +51,6 @@ __all__ = [
     "minimize",
     "solve",
     "spectral_density",
+    "testing",
     "trace",
 ]

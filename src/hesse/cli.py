@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version as version_of
 from pathlib import Path
 
 from hesse.errors import MissingExtraError
@@ -28,13 +29,11 @@ def application():
     """The typer application; imports what the extra brings."""
     import typer
 
-    import hesse
-
     app = typer.Typer(add_completion=False, no_args_is_help=True, help="Curvature for PyTorch.")
 
     def show_version(wanted: bool) -> None:
         if wanted:
-            print(f"hesse {hesse.__version__}")
+            print(f"hesse {version_of('hesse')}")
             raise typer.Exit
 
     @app.callback()

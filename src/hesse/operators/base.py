@@ -270,6 +270,9 @@ class _Sum(LinearOperator):
     def inner(self, u: Tensor, v: Tensor) -> float:
         return self.a.inner(u, v)
 
+    def inners(self, basis: Tensor, v: Tensor) -> Tensor:
+        return self.a.inners(basis, v)
+
 
 class _Scaled(LinearOperator):
     """c A."""
@@ -292,6 +295,9 @@ class _Scaled(LinearOperator):
 
     def inner(self, u: Tensor, v: Tensor) -> float:
         return self.a.inner(u, v)
+
+    def inners(self, basis: Tensor, v: Tensor) -> Tensor:
+        return self.a.inners(basis, v)
 
     def _in_space(self, space: Space) -> LinearOperator:
         return _Scaled(self.scalar, self.a._in_space(space))
@@ -317,6 +323,9 @@ class _Product(LinearOperator):
 
     def inner(self, u: Tensor, v: Tensor) -> float:
         return self.b.inner(u, v)
+
+    def inners(self, basis: Tensor, v: Tensor) -> Tensor:
+        return self.b.inners(basis, v)
 
 
 class _Transposed(LinearOperator):

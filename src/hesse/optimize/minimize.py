@@ -144,10 +144,11 @@ def _follow(
 ) -> OptimizeResult:
     """Run the loop to its end, showing it to the caller."""
     history: list[tuple[float, float]] = []
-    state, status = next(states), Status.UNFINISHED
+    first = state = next(states)
+    status = Status.UNFINISHED
     with progress_bar(progress, title) as bar:
         try:
-            for state in itertools.chain([state], states):
+            for state in itertools.chain([first], states):
                 history.append((state.value, state.gradient_norm))
                 bar.set_postfix_str(f"f {state.value:.6g}, |g| {state.gradient_norm:.2e}")
                 bar.update(state.number > 0)

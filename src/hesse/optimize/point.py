@@ -101,3 +101,6 @@ class _Counted(LinearOperator):
 
     def inner(self, u: Tensor, v: Tensor) -> float:
         return self._a.inner(u, v)
+
+    def inners(self, basis: Tensor, v: Tensor) -> Tensor:
+        return self._a.inners(basis, v)

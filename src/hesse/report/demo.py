@@ -168,7 +168,8 @@ def minimise(bars: Bars) -> Section:
     return Section(
         title="Minimise: logistic regression to eight digits",
         text="Ten classes, 650 parameters, float64, weight decay 1e-4, to a gradient of "
-        f"{TARGET:g} times the first. Both see the same value and gradient; SciPy's L-BFGS-B keeps 20 pairs.",
+        f"{TARGET:g} times the first. Both see the same value and gradient; SciPy's L-BFGS-B "
+        "keeps 20 pairs.",
         tables=[
             {
                 "head": ["method", "relative gradient", "value", "seconds", "gradient-equivalents"],
