@@ -213,8 +213,8 @@ def see(
         text=f"All {seen.n:,} parameters, the exact Hessian, never formed. Each eigenvalue comes "
         "with a bound that holds: an eigenvalue of the Hessian lies within it.",
         tables=[_eigenvalue_table(seen)],
-        verdict=f"Trace {seen.trace.value:.1f} with standard error "
-        f"{seen.trace.standard_error:.1f} ({seen.trace.products} products). "
+        verdict=f"Trace {seen.trace.value:.4g} with standard error "
+        f"{seen.trace.standard_error:.2g} ({seen.trace.products} products). "
         + _on_negative_curvature(seen),
         figures=[
             _figure(

@@ -108,12 +108,14 @@ def densities(before: SpectralDensity, after: SpectralDensity) -> str:
     for axis, density, title in zip(
         axes, (before, after), ("at the random start", "after training"), strict=True
     ):
-        low = (density.density - 2 * density.standard_error).clamp(min=1e-9)
-        high = density.density + 2 * density.standard_error
-        axis.fill_between(density.grid, low, high, color="#0b6e4f", alpha=0.25, linewidth=0)
-        axis.plot(density.grid, density.density.clamp(min=1e-9), color="#0b6e4f", linewidth=1.3)
         peak = float(density.density.max())
-        axis.set(yscale="log", ylim=(1e-6 * peak, 2 * peak), xlabel="eigenvalue", title=title)
+        floor = 1e-7 * peak
+        low = (density.density - 2 * density.standard_error).clamp(min=floor)
+        high = (density.density + 2 * density.standard_error).clamp(min=floor)
+        axis.fill_between(density.grid, low, high, color="#0b6e4f", alpha=0.25, linewidth=0)
+        axis.plot(density.grid, density.density.clamp(min=floor), color="#0b6e4f", linewidth=1.3)
+        axis.set(yscale="log", ylim=(2 * floor, 2 * peak), xlabel="eigenvalue", title=title)
+        axis.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
     axes[0].set_ylabel("density")
     return _svg(figure)
 
