@@ -7,7 +7,7 @@ from itertools import product
 from hesse.report.digits import digits
 from hesse.report.training import train_adamw
 
-RATES = (2e-3, 3e-3, 5e-3)
+RATES = (3e-3, 5e-3, 1e-2)
 BATCHES = (100, 200)
 
 

@@ -27,7 +27,7 @@ def test_the_page_is_one_file_that_refers_to_nothing_outside(page):
     html = page.read_text(encoding="utf-8")
     assert [path.name for path in page.parent.iterdir()] == ["report.html"]
     assert html.count("<svg") == 5
-    outside = r"""(?:src|href|action)\s*=\s*["'](?!\#)|@import|url\((?!["']?\#)"""
+    outside = r"""(?:src|href|action)\s*=\s*["'](?!\#|data:)|@import|url\((?!["']?\#)"""
     assert not re.findall(outside, html)
 
 

@@ -7,6 +7,7 @@ import io
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -77,10 +78,10 @@ def code_scatter(codes: dict[str, Tensor], labels: Tensor) -> str:
     palette = mpl.colormaps["tab10"]
     for axis, (name, points) in zip(axes, codes.items(), strict=True):
         for digit in range(10):
-            chosen = points[labels == digit]
+            chosen = points[labels == digit].numpy()
             axis.scatter(chosen[:, 0], chosen[:, 1], s=5, color=palette(digit), linewidths=0)
             if len(chosen):
-                x, y = chosen.median(dim=0).values.tolist()
+                x, y = np.median(chosen, axis=0)
                 axis.text(x, y, str(digit), fontsize=13, fontweight="bold", color=INK)
         axis.set_title(name, color=COLOURS.get(name, INK))
         axis.set(xticks=[], yticks=[])
@@ -94,7 +95,9 @@ def reconstructions(rows: dict[str, Tensor]) -> str:
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(line, images, strict=True):
-            axis.imshow(image.view(8, 8), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+            axis.imshow(
+                image.view(8, 8).numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest"
+            )
             axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():
                 spine.set_visible(False)
@@ -112,8 +115,9 @@ def densities(before: SpectralDensity, after: SpectralDensity) -> str:
         floor = 1e-7 * peak
         low = (density.density - 2 * density.standard_error).clamp(min=floor)
         high = (density.density + 2 * density.standard_error).clamp(min=floor)
-        axis.fill_between(density.grid, low, high, color="#0b6e4f", alpha=0.25, linewidth=0)
-        axis.plot(density.grid, density.density.clamp(min=floor), color="#0b6e4f", linewidth=1.3)
+        grid = density.grid.numpy()
+        axis.fill_between(grid, low.numpy(), high.numpy(), color="#0b6e4f", alpha=0.25, linewidth=0)
+        axis.plot(grid, density.density.clamp(min=floor).numpy(), color="#0b6e4f", linewidth=1.3)
         axis.set(yscale="log", ylim=(2 * floor, 2 * peak), xlabel="eigenvalue", title=title)
         axis.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
     axes[0].set_ylabel("density")
