@@ -15,7 +15,7 @@ def main(seeds: tuple[int, ...] = (0, 1, 2)) -> None:
         adamw = train_adamw(pixels, seed, 2000, lambda _: None)
         others = [
             train_hessian_free(pixels, seed, 150, lambda _: None),
-            train_lbfgs(pixels, seed, 5000, lambda _: None),
+            train_lbfgs(pixels, seed, 3000, lambda _: None),
         ]
         for curve in (adamw, *others):
             reached = curve.seconds_to(adamw.errors[-1])

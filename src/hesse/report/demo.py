@@ -30,7 +30,7 @@ class Effort:
 
     hessian_free_steps: int = 150
     adamw_epochs: int = 2000
-    lbfgs_iterations: int = 5000
+    lbfgs_iterations: int = 3000
     lanczos_steps: int = 64
 
 
