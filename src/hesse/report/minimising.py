@@ -63,6 +63,7 @@ def by_newton_cg(risk: Risk, tick: Callable[[float], None]) -> Descent:
     descent.relative_gradients.append(result.history[-1][1] / result.history[0][1])
     descent.gradients = 2 * result.nhev + result.nfev / 3 + result.njev * 2 / 3
     descent.value = result.fun
+    tick(1.0)
     return descent
 
 
@@ -98,6 +99,7 @@ def by_lbfgsb(risk: Risk, tick: Callable[[float], None]) -> Descent:
         options={"maxcor": 20, "maxiter": 20000, "maxfun": 40000, "ftol": 0.0, "gtol": 0.0},
     )
     descent.gradients, descent.value = float(len(norms)), float(result.fun)
+    tick(1.0)
     return descent
 
 
