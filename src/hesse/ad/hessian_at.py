@@ -215,7 +215,7 @@ class HessianAt:
         while True:
             try:
                 result = run()
-            except HesseError:
+            except (HesseError, torch.OutOfMemoryError):
                 raise
             except RuntimeError as error:
                 failures.append((self.mode, error))
