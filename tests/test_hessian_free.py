@@ -118,6 +118,15 @@ def test_layers_that_are_not_linear_are_trained_too():
     assert not torch.equal(model[0].weight, start)
 
 
+def test_a_model_without_linear_layers_is_trained():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Conv2d(2, 1, 3), nn.Flatten())
+    images = torch.randn(16, 1, 6, 6)
+    optimizer = HessianFree(Risk(model, nn.MSELoss(), (images, images[:, 0, 1:3, 1:3].flatten(1))))
+    losses = [float(optimizer.step()) for _ in range(6)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
 def test_batches_add_up_to_the_whole():
     ends = []
     for sizes in ([60], [20, 40], [7] * 8 + [4]):

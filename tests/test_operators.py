@@ -309,3 +309,10 @@ def test_an_operator_of_ones_own_takes_part():
     A = Laplacian(Space.flat(6, torch.float64), symmetric=True)
     check_operator(A + 0.1 * identity_operator(6))
     assert float(torch.linalg.eigvalsh(A.to_dense()).min()) > 0
+
+
+def test_a_sum_of_identities_takes_the_space_it_meets():
+    eye = identity_operator(2)
+    A = diagonal_operator(torch.ones(2, dtype=torch.float64))
+    expected = 4 * torch.eye(2, dtype=torch.float64)
+    torch.testing.assert_close((A + (eye + 2 * eye)).to_dense(), expected)

@@ -273,6 +273,9 @@ class _Sum(LinearOperator):
     def inners(self, basis: Tensor, v: Tensor) -> Tensor:
         return self.a.inners(basis, v)
 
+    def _in_space(self, space: Space) -> LinearOperator:
+        return _Sum(self.a._in_space(space), self.b._in_space(space))
+
 
 class _Scaled(LinearOperator):
     """c A."""

@@ -40,7 +40,8 @@ class IdentityOperator(LinearOperator):
         return block.clone()
 
     def _in_space(self, space: Space) -> LinearOperator:
-        return IdentityOperator(space) if self._adaptable and space.n == self.domain.n else self
+        fits = self._adaptable and space.n == self.domain.n
+        return IdentityOperator(space, adaptable=True) if fits else self
 
 
 def diagonal_operator(d: Tree) -> DiagonalOperator:

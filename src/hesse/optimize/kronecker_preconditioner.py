@@ -181,7 +181,7 @@ def _batch_records(
         loss = LossHessian(outputs, lambda z: risk.batch_loss(z, batch), call)
         u = _root_of_loss_hessian(loss, generator)
         used = [call for call in calls if call[2].requires_grad]
-        back = derivative(loss.tensors, [s for _, _, s in used], u)
+        back = derivative(loss.tensors, [s for _, _, s in used], u) if used else []
     records: Records = {}
     for (name, a, _), g in zip(used, back, strict=True):
         records.setdefault(name, []).append((a.flatten(0, -2), g.flatten(0, -2)))
