@@ -9,12 +9,17 @@ from pathlib import Path
 
 from hesse.errors import MissingExtraError
 
+EXTRA = {"jinja2", "matplotlib", "rich", "scipy", "sklearn", "threadpoolctl", "typer"}
+"""What the extra hesse[demo] brings, by import name."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `hesse`."""
     try:
         application()(arguments)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXTRA:
+            raise
         missing = MissingExtraError(
             "hesse (command line)",
             expected="the packages of the extra hesse[demo]",

@@ -6,7 +6,7 @@ block of its weights [W b] is E[g g' (x) a a'], g the back-propagated root of th
 the eigenvectors of A = E[a a'] and of S = E[g g'] as a basis (Martens & Grosse 2015, section 3) and
 the exact diagonal of the block in that basis (George et al. 2018), its damped inverse is
 
-$$ V \mapsto U_S \Big[ rac{(U_S^T V U_A)_{ij}}{d_{ij} + \lambda} \Big] U_A^T, \qquad
+$$ V \mapsto U_S \Big[ \frac{(U_S^T V U_A)_{ij}}{d_{ij} + \lambda} \Big] U_A^T, \qquad
    d_{ij} = \mathbb{E}\,(U_S^T g)_i^2 (U_A^T a)_j^2 . $$
 
 Parameters that belong to no linear layer get the multiple 1 / (c + lambda) of the identity, c the
