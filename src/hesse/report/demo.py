@@ -163,6 +163,8 @@ def training_verdict(newton: Curve, adamw: Curve, lbfgs: Curve) -> str:
 def minimise(bars: Bars) -> Section:
     """Part (b)."""
     risk = logistic_regression()
+    for method in (by_newton_cg, by_lbfgsb):  # once to warm up: the first call pays for imports
+        method(risk, lambda _: None)
     newton = by_newton_cg(risk, bars("Newton-CG"))
     quasi = by_lbfgsb(risk, bars("L-BFGS-B"))
     return Section(
