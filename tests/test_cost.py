@@ -38,25 +38,31 @@ def autoencoder():
     return risk, direction, gradient
 
 
-def test_a_product_with_a_kept_graph_costs_two_gradients(autoencoder):
+PREPARED = ["auto", "traced-split", "retained-graph"]
+
+
+@pytest.mark.parametrize("mode", PREPARED)
+def test_a_prepared_product_costs_two_gradients(autoencoder, mode):
     risk, v, gradient = autoencoder
-    H = hessian_operator(risk, risk.params)
+    H = hessian_operator(risk, risk.params, mode=mode)
     H @ v
-    assert H.mode == "retained-graph"
+    assert mode in ("auto", H.mode)
     assert flops(lambda: H @ v) <= 2.05 * gradient
 
 
-def test_a_gauss_newton_product_costs_four_thirds_of_a_gradient(autoencoder):
+@pytest.mark.parametrize("mode", PREPARED)
+def test_a_gauss_newton_product_costs_four_thirds_of_a_gradient(autoencoder, mode):
     risk, v, gradient = autoencoder
-    G = ggn_operator(risk, risk.params)
+    G = ggn_operator(risk, risk.params, mode=mode)
     G @ v
     assert flops(lambda: G @ v) <= 1.37 * gradient
     assert flops(lambda: G.curvature(v)) <= 0.70 * gradient
 
 
-def test_value_and_gradient_are_free_with_a_kept_graph(autoencoder):
+@pytest.mark.parametrize("mode", PREPARED)
+def test_value_and_gradient_are_free_with_a_product(autoencoder, mode):
     risk, v, _ = autoencoder
-    H = hessian_operator(risk, risk.params)
+    H = hessian_operator(risk, risk.params, mode=mode)
     H @ v
     assert flops(lambda: (H.value, H.gradient)) == 0
 

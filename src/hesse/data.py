@@ -9,7 +9,7 @@ loss sees all of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,6 +188,34 @@ def split_batch(batch: Batch, weigh: Callable[[Any, Any], float]) -> list[Batch]
         for low, high in ((0, third), (third, size))
     ]
     return [Batch(inputs, targets, weigh(inputs, targets)) for inputs, targets in pairs]
+
+
+def fingerprint(batch: Batch) -> tuple[tuple[Tensor, ...], Hashable]:
+    """The tensors of a batch, each once, and what else tells its loss from that of another batch.
+
+    Two batches of one fingerprint differ in the entries of their tensors only. It is None where a
+    batch holds objects that may hide tensors.
+    """
+    found: dict[int, tuple[int, Tensor]] = {}
+    opaque = False
+
+    def number(leaf: Any) -> Any:
+        nonlocal opaque
+        if isinstance(leaf, Tensor):
+            return "tensor", found.setdefault(id(leaf), (len(found), leaf))[0]
+        opaque |= not (leaf is None or isinstance(leaf, (bool, int, float, str, bytes)))
+        return leaf
+
+    key = repr([_form(part, number) for part in (batch.inputs, batch.targets)])
+    return tuple(leaf for _, leaf in found.values()), None if opaque else key
+
+
+def _form(tree: Any, leaf: Callable[[Any], Any]) -> Any:
+    if isinstance(tree, Mapping):
+        return [(key, _form(child, leaf)) for key, child in tree.items()]
+    if isinstance(tree, (list, tuple)):
+        return [_form(child, leaf) for child in tree]
+    return leaf(tree)
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:

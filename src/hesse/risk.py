@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from hesse.ad.evaluate import check_scalar, run_deterministic
-from hesse.data import Batch, Batches, Weight, split_batch, tensors
+from hesse.ad.prepared import Preparations
+from hesse.ad.terms import Term
+from hesse.data import Batch, Batches, Weight, fingerprint, split_batch, tensors
 from hesse.errors import ArgumentError, DataError, RandomnessError, StructureError
 from hesse.vectors import Tree
 
@@ -78,6 +80,8 @@ class Risk:
         self._check_eval_mode()
         self.data = Batches(data, weight, call="hesse.Risk(model, loss, data)")
         self._params = params
+        # Programs of products, for every shape of batch; `on` shares them.
+        self.preparations: Preparations = {}
         if isinstance(model, nn.Module):
             self._names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         if params is None and isinstance(model, nn.Module):
@@ -107,20 +111,24 @@ class Risk:
         return self.data.count
 
     def on(self, data: Any, *, weight: Weight | None = None) -> Risk:
-        """The same model, loss and weight decay on other data."""
+        """The same model, loss and weight decay on other data; what was prepared is shared."""
         other = copy.copy(self)
         other.data = Batches(data, weight or self.data.weight, call="hesse.Risk.on(data)")
         return other
 
     def __call__(self, params: Tree) -> Tensor:
         """R(params), shape (). Its graph spans all batches; products go batch by batch instead."""
-        return torch.stack([coefficient * term(params) for coefficient, term in self.terms()]).sum()
+        parts = [term.coefficient * term.function(params) for term in self.terms()]
+        return torch.stack(parts).sum()
 
-    def terms(self) -> Iterator[tuple[float, Callable[[Tree], Tensor]]]:
-        """(c_b, f_b) for every batch: R = sum_b c_b f_b. Weight decay is shared out among them."""
+    def terms(self) -> Iterator[Term]:
+        """c_b f_b for every batch: R = sum_b c_b f_b. Weight decay is shared out among them."""
         for coefficient, batch in self.batches():
             share = batch.weight / self.data.total_weight
-            yield coefficient, partial(self._term, batch, self.weight_decay * share / coefficient)
+            decay = self.weight_decay * share / coefficient
+            data, key = fingerprint(batch)
+            function = partial(self._term, batch, decay)
+            yield Term(coefficient, function, data, None if key is None else (key, decay))
 
     def batches(self) -> Iterator[tuple[float, Batch]]:
         """(c_b, batch): R = sum_b c_b loss_b, without the weight decay."""

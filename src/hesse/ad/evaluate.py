@@ -8,7 +8,7 @@ called.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -71,6 +71,16 @@ class Variables:
         constants = tuple(leaf if cold else None for leaf, cold in zip(fresh, frozen, strict=True))
         variables = Variables(space, constants)
         return variables, variables.select(fresh)
+
+    @property
+    def frozen(self) -> list[Tensor]:
+        """The leaves that do not vary."""
+        return [leaf for leaf in self.constants if leaf is not None]
+
+    @property
+    def key(self) -> Hashable:
+        """What two points have in common if one program serves both."""
+        return self.space.names, tuple(leaf is None for leaf in self.constants)
 
     def select(self, leaves: Leaves) -> list[Tensor]:
         """The varying leaves among all leaves."""
@@ -172,6 +182,18 @@ class UndifferentiableError(NotImplementedError):
     """The backward pass of a user's `autograd.Function` is a constant to torch, and is none."""
 
 
+def graph_nodes(value: Tensor) -> Iterator[Any]:
+    """The nodes of the graph of `value`."""
+    seen, nodes = set(), [value.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        yield node
+        seen.add(node)
+        nodes.extend(below for below, _ in node.next_functions)
+
+
 def custom_function(value: Tensor) -> str | None:
     """The name of a user's `autograd.Function` in the graph of `value`, if there is one.
 
@@ -180,16 +202,8 @@ def custom_function(value: Tensor) -> str | None:
     checked. A pass that is marked `once_differentiable` says so itself, but torch raises only if
     what comes into it has a graph; here it raises always.
     """
-    seen, nodes = set(), [value.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            return _checked_name(node)
-        seen.add(node)
-        nodes.extend(below for below, _ in node.next_functions)
-    return None
+    custom = torch.autograd.function.BackwardCFunction
+    return next((_checked_name(n) for n in graph_nodes(value) if isinstance(n, custom)), None)
 
 
 def _checked_name(node: Any) -> str:

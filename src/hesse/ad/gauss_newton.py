@@ -34,11 +34,15 @@ from hesse.ad.evaluate import (
     custom_function,
     derivative,
     gradient_of,
+    graph_nodes,
     tracked,
     twice_differentiable,
 )
 from hesse.errors import DerivativeError, FunctionError
 from hesse.vectors import dot, norm
+
+Model = tuple[Callable[[Leaves], Any], Callable[[Any], Tensor]]
+"""(leaves of x -> z, z -> loss)."""
 
 
 class LossHessian:
@@ -117,6 +121,16 @@ class RetainedGaussNewton:
         return torch.stack([(a * b).sum(dtype=torch.float64) for a, b in parts]).sum()
 
     @cached_property
+    def nodes(self) -> int:
+        """The size of the graph of z."""
+        return sum(1 for z in self._z for _ in graph_nodes(z))
+
+    @cached_property
+    def custom(self) -> str | None:
+        """A user's `autograd.Function` on the way to z; it has been checked."""
+        return next(filter(None, map(custom_function, self._z)), None)
+
+    @cached_property
     def _transposed(self) -> tuple[list[Tensor], list[Tensor]]:
         """u, and J'u as a graph in u. Any u serves, since J'u is linear in it."""
         u = [torch.ones_like(z).requires_grad_() for z in self._z]
@@ -127,7 +141,7 @@ class RetainedGaussNewton:
     def _check_custom_functions(self, u: list[Tensor], back: list[Tensor]) -> None:
         """Raise unless <J v, w> = <v, J'w>, where a backward pass may be no program of torch's."""
         try:
-            name = next(filter(None, map(custom_function, self._z)), None)
+            name = self.custom
         except UndifferentiableError as error:
             raise self._undifferentiable(str(error)) from error
         if name is None:
@@ -149,6 +163,26 @@ class RetainedGaussNewton:
             remedy="Put torch operations in the place of that function, or give it a backward pass "
             "made of them.",
         )
+
+
+class GaussNewtonKind:
+    """Prepare J' H_L J v; a function is here a pair (outputs, loss)."""
+
+    quantities = ("product", "curvature")
+
+    def __init__(self, call: str) -> None:
+        self.call = call
+
+    def value(self, function: Model, x: Leaves) -> Tensor:
+        """L(z(x))."""
+        outputs, loss = function
+        with twice_differentiable():
+            return check_scalar(loss(outputs(x)), self.call).detach()
+
+    def retain(self, function: Model, x: Leaves) -> RetainedGaussNewton:
+        """The kept graphs at x."""
+        outputs, loss = function
+        return RetainedGaussNewton(outputs, loss, x, self.call)
 
 
 def _derivative_in_weights(u: Leaves, back: Leaves, v: Leaves) -> list[Tensor]:

@@ -9,7 +9,7 @@ With g = grad f, the product H v is the derivative of g along v. It can be taken
 
 In units of the forward pass's matrix products a gradient costs 3 and these cost 9, 8 and 9. The
 last one splits into the graph of g, which does not depend on v, and its backward pass, which costs
-6: `PreparedHessian` keeps the graph, so that a repeated product costs two gradients.
+6: `RetainedHessian` keeps the graph, so that a repeated product costs two gradients.
 
 All functions here take f as a function of a list of tensors, and x and v as such lists.
 """
@@ -30,6 +30,7 @@ from hesse.ad.evaluate import (
     custom_function,
     derivative,
     gradient_of,
+    graph_nodes,
     tracked,
     twice_differentiable,
 )
@@ -90,9 +91,27 @@ def reverse_over_reverse(
     f: LeafFunction, x: Leaves, v: Leaves, call: str, with_gradient: bool = False
 ) -> Product:
     """grad of g(x)'v with v held fixed. Value and gradient are free."""
-    prepared = PreparedHessian(f, x, call)
+    prepared = RetainedHessian(f, x, call)
     custom = prepared.custom
     return Product(prepared.product(v, keep=False), prepared.value, prepared.gradient, custom)
+
+
+class HessianKind:
+    """Prepare H v: grad^2 f(x) v of a scalar f."""
+
+    quantities = ("product",)
+
+    def __init__(self, call: str) -> None:
+        self.call = call
+
+    def value(self, function: LeafFunction, x: Leaves) -> Tensor:
+        """f(x)."""
+        with twice_differentiable():  # not no_grad: f may differentiate a network inside
+            return function(x).detach()
+
+    def retain(self, function: LeafFunction, x: Leaves) -> RetainedHessian:
+        """The kept graph at x."""
+        return RetainedHessian(function, x, self.call)
 
 
 def value_and_gradient(f: LeafFunction, x: Leaves, call: str) -> tuple[Tensor, list[Tensor]]:
@@ -104,7 +123,7 @@ def value_and_gradient(f: LeafFunction, x: Leaves, call: str) -> tuple[Tensor, l
         return value.detach(), gradient_of(value, leaves, call)
 
 
-class PreparedHessian:
+class RetainedHessian:
     """The graph of the gradient, kept at x: value and gradient are there, a product costs 6 units.
 
     The value costs a forward pass; the gradient and its graph are added when first asked for.
@@ -134,12 +153,18 @@ class PreparedHessian:
         return custom_function(self._value)
 
     @cached_property
+    def nodes(self) -> int:
+        """The size of the graph of f."""
+        return sum(1 for _ in graph_nodes(self._value))
+
+    @cached_property
     def _graph(self) -> list[Tensor]:
         with twice_differentiable():
             return gradient_of(self._value, self._x, self._call, create_graph=True)
 
     def product(self, v: Leaves, *, keep: bool = True) -> list[Tensor]:
         """H v; with keep=False the graph is freed on the way."""
+        _ = self.custom  # raises if the derivative would be a wrong one
         # Where g does not depend on x at all (f linear in a leaf) there is nothing to
         # differentiate.
         pairs = [(g, w) for g, w in zip(self._graph, v, strict=True) if g.requires_grad]

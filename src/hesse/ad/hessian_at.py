@@ -9,36 +9,38 @@ steps down when torch has no derivative for an operation of f, saying so once.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from hesse.ad.evaluate import (
-    LeafFunction,
     UndifferentiableError,
     Variables,
     check_finite,
     check_finite_value,
     run_deterministic,
-    twice_differentiable,
 )
 from hesse.ad.finite_differences import central_difference, forward_difference
 from hesse.ad.hessian import (
+    HessianKind,
     Mode,
-    PreparedHessian,
     forward_over_reverse,
     reverse_over_forward,
     reverse_over_reverse,
     value_and_gradient,
 )
-from hesse.ad.terms import has_one_term, terms, weighted_sum
+from hesse.ad.prepared import PREPARED, Preparations, Prepared
+from hesse.ad.terms import Term, has_one_term, terms, weighted_sum
 from hesse.errors import ArgumentError, DerivativeError, FallbackWarning, HesseError
 from hesse.vectors import Space, Tree, gaussian, norm
 
 HessianMode = Literal[
     "auto",
+    "traced-split",
     "retained-graph",
     "reverse-over-reverse",
     "forward-over-reverse",
@@ -74,19 +76,38 @@ def check_mode(mode: str, choices: list[str], call: str) -> None:
 class HessianAt:
     """v -> H v at x on flat vectors, with the value and the gradient at x.
 
-    Args: f, x as in `hvp`; mode; `repeated`: many products will follow, so that keeping the graph
-    of the gradient pays and f is checked for randomness.
+    Args: f, x as in `hvp`; mode; `repeated`: many products will follow, so that preparing them pays
+    and f is checked for randomness; `preparations`: those of f, which every point adds to.
     """
 
     def __init__(
-        self, f: Callable, x: Tree, space: Space, mode: str, call: str, *, repeated: bool
+        self,
+        f: Callable,
+        x: Tree,
+        space: Space,
+        mode: str,
+        call: str,
+        *,
+        repeated: bool,
+        preparations: Preparations | None = None,
     ) -> None:
         self._f, self._space, self._call, self._repeated = f, space, call, repeated
         self._variables, self._x = Variables.of(x, space, call)
+        # No method of self: a cycle of references would keep the graph until it is collected.
+        self._terms = partial(leaf_terms, f, self._variables, call)
         self._modes = [mode] if mode != "auto" else LADDER.copy()
-        if mode == "auto" and repeated and has_one_term(f):
-            self._modes.insert(0, "retained-graph")
-        self._graph: PreparedHessian | None = None
+        self._prepared: Prepared | None = None
+        if mode in PREPARED or (mode == "auto" and repeated):
+            self._modes = ["prepared", *(LADDER if mode == "auto" else [])]
+            self._prepared = Prepared(
+                HessianKind(call),
+                self._terms,
+                self._variables,
+                self._x,
+                mode,
+                {} if preparations is None else preparations,
+                keep=has_one_term(f),
+            )
         self._value: Tensor | None = None
         self._gradient: Tensor | None = None
         self._verified = not repeated
@@ -95,8 +116,8 @@ class HessianAt:
 
     @property
     def mode(self) -> str:
-        """The mode in use; with "auto" it may change at the first product."""
-        return self._modes[0]
+        """The mode in use; with "auto" it may change as products are taken."""
+        return self._modes[0] if self._prepared is None else self._prepared.mode
 
     @property
     def value(self) -> Tensor:
@@ -121,7 +142,7 @@ class HessianAt:
         return check_finite(product, self._space, self._call, "product")
 
     def _product(self, v: Tensor, with_gradient: bool) -> Tensor:
-        if self._verified:
+        if self._verified or self._prepared is not None:
             result = self._run(v, with_gradient)
         else:
             result = run_deterministic(lambda: self._run(v, with_gradient), self._call)
@@ -132,11 +153,11 @@ class HessianAt:
         return result
 
     def _run(self, v: Tensor, with_gradient: bool = False) -> Tensor:
-        if self.mode in ONE_SHOT:
+        if self._prepared is None:
             return self._one_shot(v, with_gradient, self.mode)
-        prepared = self._prepared()
-        self._custom = prepared.custom
-        return self._variables.flatten(prepared.product(self._variables.split(v)))
+        product = self._prepared.product(v)
+        self._custom = self._prepared.custom()
+        return product
 
     def _check_custom_function(self, v: Tensor, product: Tensor) -> None:
         """Compare with a central difference; with many products to come, in a random direction."""
@@ -154,15 +175,16 @@ class HessianAt:
     def _one_shot(self, v: Tensor, with_gradient: bool, name: str) -> Tensor:
         directions, mode = self._variables.split(v), ONE_SHOT[name]
 
-        def part(term: Callable) -> tuple[Tensor | None, ...]:
+        def part(term: Term) -> tuple[Tensor | None, ...]:
             product, value, gradient, custom = mode(
-                self._bound(term), self._x, directions, self._call, with_gradient
+                term.function, self._x, directions, self._call, with_gradient
             )
             self._custom = self._custom or custom
             flat = None if gradient is None else self._variables.flatten(gradient)
             return self._variables.flatten(product), value, flat
 
-        product, value, gradient = weighted_sum((c, part(term)) for c, term in terms(self._f))
+        parts = ((term.coefficient, part(term)) for term in self._terms())
+        product, value, gradient = weighted_sum(parts)
         assert product is not None
         if with_gradient:
             assert value is not None and gradient is not None
@@ -172,42 +194,29 @@ class HessianAt:
         return product
 
     def _evaluate_value(self) -> Tensor:
-        if self.mode == "retained-graph":
-            return self._prepared().value
-        with twice_differentiable():  # not no_grad: f may differentiate a network inside
-            parts = [(c, (self._bound(term)(self._x).detach(),)) for c, term in terms(self._f)]
-        (value,) = weighted_sum(parts)
+        if self._prepared is not None and self._prepared.keeps:
+            return self._prepared.value()
+        kind = HessianKind(self._call)
+        (value,) = weighted_sum(
+            (term.coefficient, (kind.value(term.function, self._x),)) for term in self._terms()
+        )
         assert value is not None
         return value
 
     def _evaluate_gradient(self) -> Tensor:
-        if self.mode == "retained-graph":
-            return self._variables.flatten(self._prepared().gradient)
+        if self._prepared is not None and self._prepared.keeps:
+            self._value, gradient = self._prepared.value_and_gradient()
+            return gradient
 
-        def part(term: Callable) -> tuple[Tensor, Tensor]:
-            value, gradient = value_and_gradient(self._bound(term), self._x, self._call)
+        def part(term: Term) -> tuple[Tensor, Tensor]:
+            value, gradient = value_and_gradient(term.function, self._x, self._call)
             return value, self._variables.flatten(gradient)
 
-        value, gradient = weighted_sum((c, part(term)) for c, term in terms(self._f))
+        parts = ((term.coefficient, part(term)) for term in self._terms())
+        value, gradient = weighted_sum(parts)
         assert gradient is not None
         self._value = value
         return gradient
-
-    def _bound(self, term: Callable) -> LeafFunction:
-        return self._variables.bind(term, self._call)
-
-    def _prepared(self) -> PreparedHessian:
-        if self._graph is None:
-            ((coefficient, term),) = terms(self._f)
-
-            def scaled(tree: Tree) -> Tensor:
-                return coefficient * term(tree)
-
-            f = self._bound(scaled if coefficient != 1.0 else term)
-            self._graph = run_deterministic(
-                lambda: PreparedHessian(f, self._x, self._call), self._call
-            )
-        return self._graph
 
     def _first_that_works(self, run: Callable[[], Tensor]) -> Tensor:
         """run() by the first mode for which torch has the derivatives."""
@@ -223,7 +232,7 @@ class HessianAt:
                     raise self._explain(failures[0][1]) from failures[0][1]
                 # Where the backward pass is no differentiable program, only differences are left.
                 self._modes = self._modes[-1 if isinstance(error, UndifferentiableError) else 1 :]
-                self._graph, self._custom = None, None
+                self._prepared, self._custom = None, None
                 continue
             if failures and _differ_in_kind(failures[0][0], self.mode):
                 self._warn(failures)
@@ -232,9 +241,8 @@ class HessianAt:
     def _explain(self, error: RuntimeError) -> Exception:
         """A DerivativeError if the gradient of f exists and only its derivative does not."""
         try:
-            for _, term in terms(self._f):
-                value_and_gradient(self._bound(term), self._x, self._call)
-                break
+            term = next(self._terms())
+            value_and_gradient(term.function, self._x, self._call)
         except RuntimeError:
             return error  # f itself fails: its own message says it best
         return DerivativeError(
@@ -250,6 +258,12 @@ class HessianAt:
         warnings.warn(
             f"{self._call}: using {self.mode!r} because {tried}", FallbackWarning, stacklevel=2
         )
+
+
+def leaf_terms(f: Callable, variables: Variables, call: str) -> Iterator[Term]:
+    """The terms of f as functions of the varying leaves."""
+    for term in terms(f):
+        yield replace(term, function=variables.bind(term.function, call))
 
 
 def _differ_in_kind(first: str, chosen: str) -> bool:

@@ -1,25 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """Functions that are sums, taken one term at a time.
 
-A function with a method `terms()` that yields (c_i, f_i) stands for f = sum_i c_i f_i, and its
-value,
+A function with a method `terms()` that yields `Term`s stands for f = sum_i c_i f_i, and its value,
 gradient and products are the sums of those of its terms: memory for one term, not for all of them.
 A `Risk` is such a function, one term a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from hesse.vectors import Tree
+
+@dataclass(frozen=True)
+class Term:
+    """c_i f_i, with the data that tell f_i from its neighbours.
+
+    `function` maps the parameters to a scalar, or is what else a product is made of.
+
+    Terms of one `key` are one function of their parameters and their `data`: what was prepared for
+    one serves the others. A key of None says nothing of the kind.
+    """
+
+    coefficient: float
+    function: Any
+    data: tuple[Tensor, ...] = ()
+    key: Hashable = None
 
 
-def terms(f: Any) -> Iterator[tuple[float, Callable[[Tree], Tensor]]]:
-    """(coefficient, term) for every term of f; (1, f) for a plain function."""
-    return f.terms() if hasattr(f, "terms") else iter([(1.0, f)])
+def terms(f: Any) -> Iterator[Term]:
+    """The terms of f; a plain function is its only one."""
+    return f.terms() if hasattr(f, "terms") else iter([Term(1.0, f, key="f")])
 
 
 def has_one_term(f: Any) -> bool:

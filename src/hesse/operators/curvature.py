@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from hesse.ad.evaluate import Variables, check_finite, check_finite_value
-from hesse.ad.gauss_newton import RetainedGaussNewton
+from hesse.ad.evaluate import Leaves, Variables, check_finite, check_finite_value
+from hesse.ad.gauss_newton import GaussNewtonKind, Model
 from hesse.ad.hessian_at import ONE_SHOT, HessianAt, HessianMode, check_mode
-from hesse.ad.terms import has_one_term, weighted_sum
-from hesse.data import Batch
-from hesse.errors import ArgumentError, FunctionError
+from hesse.ad.prepared import PREPARED, Preparations, Prepared, PreparedMode
+from hesse.ad.terms import Term
+from hesse.data import Batch, fingerprint
+from hesse.errors import FunctionError
 from hesse.operators.base import LinearOperator
 from hesse.risk import Risk
 from hesse.vectors import Space, Tree, dot
@@ -23,14 +25,21 @@ class HessianOperator(LinearOperator):
     """H = grad^2 f(x), symmetric n x n. See `hessian_operator`."""
 
     def __init__(
-        self, f: Callable[[Any], Tensor], x: Tree, mode: HessianMode, space: Space
+        self,
+        f: Callable[[Any], Tensor],
+        x: Tree,
+        mode: HessianMode,
+        space: Space,
+        preparations: Preparations,
     ) -> None:
         super().__init__(space, symmetric=True)
-        self._f = f
+        self._f, self._preparations = f, preparations
         self._mode: HessianMode = mode
         # A copy: the operator is that of this point even if the caller's tensors move on.
-        self._x = space.copy(x)
-        self._at = HessianAt(f, self._x, space, mode, "hesse.hessian_operator(f, x)", repeated=True)
+        self._x, call = space.copy(x), "hesse.hessian_operator(f, x)"
+        self._at = HessianAt(
+            f, self._x, space, mode, call, repeated=True, preparations=preparations
+        )
 
     @property
     def value(self) -> Tensor:
@@ -55,7 +64,7 @@ class HessianOperator(LinearOperator):
     def at(self, x: Tree) -> HessianOperator:
         """The Hessian of the same function at another point of the same structure."""
         self.domain.leaves(x, call=f"{self}.at(x)", what="x")
-        return HessianOperator(self._f, x, self._mode, self.domain)
+        return HessianOperator(self._f, x, self._mode, self.domain, self._preparations)
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self._at.product(v)
@@ -92,21 +101,28 @@ def hessian_operator(
             [0., 0.]])
     """
     call = "hesse.hessian_operator(f, x)"
-    check_mode(mode, ["auto", "retained-graph", *ONE_SHOT], call)
-    if mode == "retained-graph":
-        _check_one_term(f, call)
-    return HessianOperator(f, x, mode, Space.of(x, call=call))
+    check_mode(mode, ["auto", *PREPARED, *ONE_SHOT], call)
+    return HessianOperator(f, x, mode, Space.of(x, call=call), getattr(f, "preparations", {}))
 
 
 class GaussNewtonOperator(LinearOperator):
     """G = J' H_L J + weight decay, symmetric n x n. See `ggn_operator`."""
 
-    def __init__(self, risk: Risk, params: Tree, space: Space) -> None:
+    def __init__(self, risk: Risk, params: Tree, mode: PreparedMode, space: Space) -> None:
         super().__init__(space, symmetric=True)
         self.risk, self._call = risk, "hesse.ggn_operator(risk, params)"
+        self._mode: PreparedMode = mode
         self._params = space.copy(params)
-        self._variables, self._x = Variables.of(self._params, space, self._call)
-        self._kept: tuple[float, RetainedGaussNewton] | None = None
+        self._variables, x = Variables.of(self._params, space, self._call)
+        self._at = Prepared(
+            GaussNewtonKind(self._call),
+            partial(_models, risk, self._variables),
+            self._variables,
+            x,
+            mode,
+            risk.preparations,
+            keep=risk.n_terms == 1,
+        )
         self._value: Tensor | None = None
         self._gradient: Tensor | None = None
 
@@ -114,9 +130,7 @@ class GaussNewtonOperator(LinearOperator):
     def value(self) -> Tensor:
         """The risk at the parameters."""
         if self._value is None:
-            (value,) = self._sum(lambda at: (at.value,))
-            flat = self.domain.flatten(self._params)
-            self._value = value + 0.5 * self.risk.weight_decay * dot(flat, flat)
+            self._value = self._with_decay(self._at.value())
             check_finite_value(float(self._value), self._call)
         return self._value
 
@@ -129,59 +143,59 @@ class GaussNewtonOperator(LinearOperator):
     def flat_gradient(self) -> Tensor:
         """The gradient of the risk, shape (n,)."""
         if self._gradient is None:
-            (gradient,) = self._sum(lambda at: (self._variables.flatten(at.gradient),))
+            value, gradient = self._at.value_and_gradient()
+            self._value = self._with_decay(value)
             varying = self._varying(self.domain.flatten(self._params))
             self._gradient = gradient.add_(varying, alpha=self.risk.weight_decay)
             check_finite(self._gradient, self.domain, self._call, "gradient")
         return self._gradient
 
+    @property
+    def mode(self) -> str:
+        """How products are taken; "auto" may change as they are."""
+        return self._at.mode
+
     def at(self, params: Tree) -> GaussNewtonOperator:
         """The Gauss-Newton matrix of the same risk at other parameters."""
         self.domain.leaves(params, call=f"{self}.at(params)", what="params")
-        return GaussNewtonOperator(self.risk, params, self.domain)
+        return GaussNewtonOperator(self.risk, params, self._mode, self.domain)
 
     def _matvec(self, v: Tensor) -> Tensor:
-        directions = self._variables.split(v)
-        (product,) = self._sum(lambda at: (self._variables.flatten(at.product(directions)),))
+        product = self._at.product(v)
         product.add_(self._varying(v), alpha=self.risk.weight_decay)
         return check_finite(product, self.domain, self._call, "product")
 
     def _curvature(self, v: Tensor) -> float:
-        directions = self._variables.split(v)
-        (curvature,) = self._sum(lambda at: (at.curvature(directions),))
+        curvature = self._at.curvature(v)
         return float(curvature) + self.risk.weight_decay * dot(v, self._varying(v))
 
-    def _sum(self, evaluate: Callable[[RetainedGaussNewton], tuple[Tensor, ...]]) -> list[Tensor]:
-        """sum_b c_b evaluate(the product on batch b)."""
-        sums = weighted_sum((c, evaluate(at)) for c, at in self._parts())
-        return [entry for entry in sums if entry is not None]
-
-    def _parts(self) -> Iterator[tuple[float, RetainedGaussNewton]]:
-        """(c_b, the product on batch b): kept for a single batch, made anew for several."""
-        if self._kept is None and self.risk.n_terms == 1:
-            ((coefficient, batch),) = self.risk.batches()
-            self._kept = coefficient, self._prepare(batch)
-        if self._kept is not None:
-            yield self._kept
-            return
-        for coefficient, batch in self.risk.batches():
-            yield coefficient, self._prepare(batch)
-
-    def _prepare(self, batch: Batch) -> RetainedGaussNewton:
-        batch = batch.to(self.device)
-        return RetainedGaussNewton(
-            lambda x: self.risk.outputs(self._variables.tree(x), batch),
-            lambda outputs: self.risk.batch_loss(outputs, batch),
-            self._x,
-            self._call,
-        )
+    def _with_decay(self, value: Tensor) -> Tensor:
+        flat = self.domain.flatten(self._params)
+        return value + 0.5 * self.risk.weight_decay * dot(flat, flat)
 
     def _varying(self, v: Tensor) -> Tensor:
         """v with zeros in the place of frozen parameters."""
         return self._variables.flatten(self._variables.split(v))
 
 
-def ggn_operator(risk: Risk | Any, params: Tree) -> GaussNewtonOperator:
+def _models(risk: Risk, variables: Variables) -> Iterator[Term]:
+    """(outputs, loss) of every batch, as functions of the varying leaves and of the outputs."""
+    for coefficient, batch in risk.batches():
+        batch = batch.to(variables.space.device)
+        data, key = fingerprint(batch)
+        yield Term(coefficient, _model(risk, variables, batch), data, key)
+
+
+def _model(risk: Risk, variables: Variables, batch: Batch) -> Model:
+    def outputs(x: Leaves) -> Any:
+        return risk.outputs(variables.tree(x), batch)
+
+    return outputs, lambda z: risk.batch_loss(z, batch)
+
+
+def ggn_operator(
+    risk: Risk | Any, params: Tree, *, mode: PreparedMode = "auto"
+) -> GaussNewtonOperator:
     r"""The generalised Gauss-Newton matrix of a risk, as a symmetric operator.
 
     $$ G = \sum_b c_b\, J_b^T H_b J_b + \lambda I, \qquad J_b = \frac{d z_b}{d\theta}, \quad
@@ -218,14 +232,5 @@ def ggn_operator(risk: Risk | Any, params: Tree) -> GaussNewtonOperator:
             got=f"a {type(risk).__name__}",
             remedy="Build hesse.Risk(model, loss, data); a plain function has no such matrix.",
         )
-    return GaussNewtonOperator(risk, params, Space.of(params, call=call, what="params"))
-
-
-def _check_one_term(f: Any, call: str) -> None:
-    if not has_one_term(f):
-        raise ArgumentError(
-            call,
-            expected="a single batch for mode='retained-graph', which keeps the graph of all data",
-            got=f"{f.n_terms} batches",
-            remedy="Use mode='auto', or give the data as one pair (inputs, targets).",
-        )
+    check_mode(mode, ["auto", *PREPARED], call)
+    return GaussNewtonOperator(risk, params, mode, Space.of(params, call=call, what="params"))

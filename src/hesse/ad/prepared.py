@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The prepared product of a sum of terms at one point, on flat vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hesse.ad.evaluate import Variables
+from hesse.ad.preparation import Kind, Preparation, TermAt
+from hesse.ad.split import Split
+from hesse.ad.terms import Term, weighted_sum
+
+PreparedMode = Literal["auto", "traced-split", "retained-graph"]
+PREPARED = ["traced-split", "retained-graph"]
+
+Preparations = dict[Hashable, Preparation]
+
+
+class Prepared:
+    """sum_i c_i (product i) at x, with the value and the gradient of sum_i c_i f_i.
+
+    Args:
+        kind: which product.
+        terms: gives the terms anew for every sweep; their functions take the leaves of x.
+        variables, x: the leaves that vary, and where they are.
+        mode: a rung of the ladder, or "auto".
+        preparations: what is prepared already, for these terms or others of the same key.
+        keep: hold on to what a term computes at x (one term), or compute it anew in every sweep.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        terms: Callable[[], Iterator[Term]],
+        variables: Variables,
+        x: list[Tensor],
+        mode: str,
+        preparations: Preparations,
+        *,
+        keep: bool,
+    ) -> None:
+        self._kind, self._terms, self._variables, self._x = kind, terms, variables, x
+        self._mode, self._preparations, self.keeps = mode, preparations, keep
+        self._kept: list[tuple[float, TermAt]] = []
+        self._own: dict[int, Preparation] = {}
+        self._trusted: dict[int, Split | None] = {}
+        self.last: TermAt | None = None
+
+    @property
+    def mode(self) -> str:
+        """The rung that the last product was taken by."""
+        return "retained-graph" if self.last is None else self.last.rung
+
+    def value(self) -> Tensor:
+        """sum_i c_i f_i(x)."""
+        (value,) = weighted_sum((c, (term.value,)) for c, term in self._at())
+        assert value is not None
+        return value
+
+    def value_and_gradient(self) -> tuple[Tensor, Tensor]:
+        """The value and the flat gradient."""
+
+        def both(term: TermAt) -> tuple[Tensor, Tensor]:
+            gradient = self._variables.flatten(term.gradient)
+            return term.value, gradient
+
+        value, gradient = weighted_sum((c, both(term)) for c, term in self._at())
+        assert value is not None and gradient is not None
+        return value, gradient
+
+    def product(self, v: Tensor) -> Tensor:
+        """The product with a flat vector."""
+        directions = self._variables.split(v)
+
+        def part(term: TermAt) -> tuple[Tensor]:
+            return (self._variables.flatten(term.apply("product", directions)),)
+
+        (product,) = weighted_sum((c, part(term)) for c, term in self._at())
+        assert product is not None
+        return product
+
+    def curvature(self, v: Tensor) -> Tensor:
+        """v' (product with v), where the kind has a shorter way to it."""
+        directions = self._variables.split(v)
+        parts = ((c, tuple(term.apply("curvature", directions))) for c, term in self._at())
+        (curvature,) = weighted_sum(parts)
+        assert curvature is not None
+        return curvature
+
+    def custom(self) -> str | None:
+        """A custom function in f, if its graph was looked at."""
+        return None if self.last is None else self.last.custom
+
+    def _at(self) -> Iterator[tuple[float, TermAt]]:
+        """(c_i, term i at x)."""
+        if self._kept:
+            for coefficient, at in self._kept:
+                self.last = at
+                yield coefficient, at
+            return
+        kept = []
+        for index, term in enumerate(self._terms()):
+            at = self._term_at(index, term)
+            self.last = at
+            yield term.coefficient, at
+            self._trusted[index] = at.trusted
+            if self.keeps:
+                kept.append((term.coefficient, at))
+        self._kept = kept
+
+    def _term_at(self, index: int, term: Term) -> TermAt:
+        data = [*self._variables.frozen, *term.data]
+        preparation = self._preparation(index, term.key, data)
+        trusted = self._trusted.get(index)
+        return TermAt(self._kind, term.function, self._x, data, preparation, trusted)
+
+    def _preparation(self, index: int, key: Hashable, data: list[Tensor]) -> Preparation:
+        if key is None:
+            return self._own.setdefault(index, Preparation(self._mode))
+        form = _form([*self._x, *data])
+        key = (type(self._kind), self._mode, self._variables.key, form, key)
+        return self._preparations.setdefault(key, Preparation(self._mode))
+
+
+def _form(tensors: list[Tensor]) -> Hashable:
+    """The shapes that a program depends on, and torch's defaults."""
+    form = [(t.shape, t.stride(), t.dtype, t.device) for t in tensors]
+    return tuple(form), torch.get_default_dtype()

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Straight-line programs: a trace made shorter, and turned into a Python function.
+
+Everything here is exact: a step that is left out computed what another step computes, or nothing
+that is asked for. Tensors are freed after their last use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.ad.tape import Meta, Op, Ref, Trace
+
+_aten = torch.ops.aten
+
+# They return what they are given, or a copy of it; in a functional program a copy is no different.
+_IDENTITIES = frozenset(
+    [
+        *(_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default),
+        *(_aten.clone.default, _aten._to_copy.default, _aten.contiguous.default),
+    ]
+)
+
+# Views whose entries are not those of their storage.
+_SIGNED_VIEWS = frozenset([_aten._conj.default, _aten._neg_view.default])
+
+
+class GuardError(RuntimeError):
+    """A value that Python saw while the program was recorded is another one now."""
+
+
+class Program:
+    """inputs -> outputs, with the constants bound: call it with one tensor for each input."""
+
+    def __init__(
+        self,
+        ops: list[Op],
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        constants: dict[int, Tensor],
+    ) -> None:
+        self.ops, self.inputs, self.outputs = ops, list(inputs), list(outputs)
+        used = {number for op in ops for number in op.reads()} | set(outputs)
+        self.constants = {k: tensor for k, tensor in constants.items() if k in used}
+        self._function: Callable[..., list[Tensor]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ops)
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        """The outputs."""
+        if self._function is None:
+            self._function = compile_python(self)
+        return self._function(*tensors)
+
+
+def live(ops: list[Op], outputs: Iterable[int]) -> list[Op]:
+    """The operations that `outputs` depend on, and the guards among them all."""
+    needed, kept = set(outputs), []
+    for op in reversed(ops):
+        if op.guard is not None or any(number in needed for number in op.results):
+            needed.update(op.reads())
+            kept.append(op)
+    return kept[::-1]
+
+
+def simplify(trace: Trace) -> Trace:
+    """The same computation in fewer operations: no copies, nothing computed twice."""
+    return _Simplifier(trace).run()
+
+
+class _Simplifier:
+    """One sweep over a functional trace that renames every result to the first that equals it."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace, self._metas = trace, trace.metas
+        self._name: dict[int, int] = {}
+        # A view is its storage, offset, shape and strides; two that agree are one.
+        self._root: dict[int, int] = {}
+        self._views: dict[tuple, int] = {}
+        self._seen: dict[Any, Op] = {}
+
+    def run(self) -> Trace:
+        trace = self._trace
+        ops = [op for op in map(self._visit, live(trace.ops, trace.outputs)) if op is not None]
+        outputs = [self._name.get(number, number) for number in trace.outputs]
+        return replace(trace, ops=live(ops, outputs), outputs=outputs)
+
+    def _visit(self, op: Op) -> Op | None:
+        args, kwargs = self._rename(op.args), {k: self._rename(a) for k, a in op.kwargs.items()}
+        op = replace(op, args=args, kwargs=kwargs)
+        if op.guard is None and op.single:
+            same = self._same_as(op)
+            if same is not None:
+                self._name[op.results[0]] = same  # pyright: ignore[reportArgumentType]
+                return None
+        key = (op.function, _frozen(args), _frozen(tuple(sorted(kwargs.items()))))
+        first = self._seen.setdefault(key, op)
+        if first is op:
+            return op
+        for ours, theirs in zip(op.results, first.results, strict=True):
+            if ours is not None and theirs is not None:
+                self._name[ours] = theirs
+        return None
+
+    def _same_as(self, op: Op) -> int | None:
+        """The number of an earlier tensor that this operation gives again."""
+        (result,) = op.results
+        source = op.args[0].index if op.args and isinstance(op.args[0], Ref) else None
+        if result is None or source is None:
+            return None
+        if op.function in _IDENTITIES:
+            return source if self._metas[result].same_layout(self._metas[source]) else None
+        if not _is_view(op.function):
+            return None
+        root = self._root.get(source, source)
+        if not self._metas[root].is_dense:
+            return None
+        view = (root, self._metas[result])
+        if self._metas[root] == self._metas[result]:
+            return root
+        self._root[result] = root
+        first = self._views.setdefault(view, result)
+        return None if first == result else first
+
+    def _rename(self, argument: Any) -> Any:
+        if isinstance(argument, Ref):
+            name = self._name.get(argument.index)
+            return argument if name is None else Ref(name)
+        if isinstance(argument, (list, tuple)):
+            return type(argument)(map(self._rename, argument))
+        return argument
+
+
+def _is_view(function: Any) -> bool:
+    if function in _SIGNED_VIEWS:
+        return False
+    schema = function._schema
+    first = schema.arguments[0] if schema.arguments else None
+    return bool(
+        len(schema.returns) == 1
+        and first is not None
+        and first.alias_info is not None
+        and not first.alias_info.is_write
+    )
+
+
+def _frozen(argument: Any) -> Any:
+    """A hashable stand-in in which 1, 1.0 and True differ."""
+    if isinstance(argument, (list, tuple)):
+        return tuple(map(_frozen, argument))
+    return argument if isinstance(argument, Ref) else (type(argument), repr(argument))
+
+
+# --------------------------------------------------------------------------------------------------
+# As a Python function
+
+
+def compile_python(program: Program) -> Callable[..., list[Tensor]]:
+    """A function with one line an operation, and one to free what is not needed any more."""
+    names: dict[str, Any] = {}
+    lines = [f"def program({', '.join(f't{n}' for n in program.inputs)}):"]
+    names.update({f"t{n}": tensor for n, tensor in program.constants.items()})
+    last = _last_uses(program)
+    for position, op in enumerate(program.ops):
+        lines.append(f"    {_statement(op, position, names)}")
+        if dying := last.get(position):
+            lines.append("    del " + ", ".join(f"t{n}" for n in dying))
+    lines.append(f"    return [{', '.join(f't{n}' for n in program.outputs)}]")
+    exec(compile("\n".join(lines), "<hesse program>", "exec"), names)
+    return names["program"]
+
+
+def _statement(op: Op, position: int, names: dict[str, Any]) -> str:
+    function = f"f{position}"
+    names[function] = getattr(op.function, "_op", op.function)
+    args = [_literal(a, names) for a in op.args]
+    args += [f"{key}={_literal(a, names)}" for key, a in op.kwargs.items()]
+    call = f"{function}({', '.join(args)})"
+    if op.guard is not None:
+        names[f"g{position}"] = op
+        names["guarded"] = _guarded
+        call = f"guarded(g{position}, {call})"
+    left = ["_" if n is None else f"t{n}" for n in op.results]
+    return f"{left[0]} = {call}" if op.single else f"{', '.join(left)}, = {call}"
+
+
+def _literal(argument: Any, names: dict[str, Any]) -> str:
+    if isinstance(argument, Ref):
+        return f"t{argument.index}"
+    if isinstance(argument, (list, tuple)):
+        inner = ", ".join(_literal(part, names) for part in argument)
+        return f"[{inner}]"
+    if argument is None or isinstance(argument, (bool, int)):
+        return repr(argument)
+    name = f"c{len(names)}"
+    names[name] = argument
+    return name
+
+
+def _last_uses(program: Program) -> dict[int, list[int]]:
+    """Position -> the numbers not needed after it."""
+    last: dict[int, int] = {}
+    for position, op in enumerate(program.ops):
+        for number in (*(n for n in op.results if n is not None), *op.reads()):
+            last[number] = position
+    stay = set(program.outputs) | set(program.constants)
+    dying: dict[int, list[int]] = {}
+    for number, position in last.items():
+        if number not in stay:
+            dying.setdefault(position, []).append(number)
+    return dying
+
+
+def _guarded(op: Op, result: Any) -> Any:
+    """`result` itself if Python would see in it what it saw when the program was recorded."""
+    if torch.Tag.dynamic_output_shape in op.function.tags:
+        parts = [result] if op.single else result
+        seen: Any = tuple(tuple(part.shape) for part in parts)
+    else:
+        seen = result
+    if seen != op.guard and not (seen != seen and op.guard != op.guard):  # NaN is NaN
+        raise GuardError(f"{op.function} gave {op.guard} at the first point, {seen} at this one")
+    return result
+
+
+def dense_bytes(meta: Meta) -> int:
+    """The bytes of a tensor of this form, without what a view leaves out."""
+    return torch.Size(meta.shape).numel() * meta.dtype.itemsize

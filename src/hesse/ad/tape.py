@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Record the tensor operations of a computation, so that it can be run again on other tensors.
+
+A `Tape` sees every operation below autograd: those of f, of its backward pass and of the backward
+pass of that. What f does in Python it does not see; it sees the values that Python asked for
+(`.item()`, `if x > 0:`, the shape of `x[mask]`) and notes them as *guards*: the program that comes
+of the tape computes them again and says when one has changed.
+
+The tape of a run is made purely functional (in-place operations become their out-of-place
+versions) by torch's own functionalisation.
+
+This is the only file that uses torch's dispatch modes, which are semi-private; tried on torch
+2.13. Where recording fails for any reason the caller keeps the graph instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_aten = torch.ops.aten
+_MARK = "_hesse_tape_value"
+
+
+class UntraceableError(RuntimeError):
+    """A computation that a tape cannot stand for; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A tensor of the program, by number."""
+
+    index: int
+
+
+@dataclass(slots=True)
+class Op:
+    """One operation: `results` are the numbers of its tensors; `guard` is what Python saw of it."""
+
+    function: Any
+    args: tuple
+    kwargs: dict[str, Any]
+    results: tuple[int | None, ...]
+    single: bool
+    guard: Any = None
+
+    def reads(self) -> Iterator[int]:
+        """The numbers of the tensors it takes."""
+        yield from _refs(self.args)
+        if self.kwargs:
+            yield from _refs(tuple(self.kwargs.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What is known of a tensor without its entries."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def same_layout(self, other: Meta) -> bool:
+        """Whether both have one shape, strides, dtype and device."""
+        return (self.shape, self.stride, self.dtype, self.device) == (
+            other.shape,
+            other.stride,
+            other.dtype,
+            other.device,
+        )
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether no two entries share their place in memory, as in an expanded tensor."""
+        reach = 1
+        for stride, size in sorted(zip(self.stride, self.shape, strict=True)):
+            if size > 1:
+                if stride < reach:
+                    return False
+                reach = stride * size
+        return True
+
+
+@dataclass
+class Trace:
+    """A recorded computation: inputs -> outputs, with the tensors it closes over."""
+
+    ops: list[Op]
+    inputs: list[int]
+    outputs: list[int]
+    constants: dict[int, Tensor]
+    metas: dict[int, Meta] = field(default_factory=dict)
+
+
+def record(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) -> Trace:
+    """The functional trace of function(), which computes from `inputs` and what it closes over.
+
+    The inputs must be tensors of their own, without aliases among them.
+    """
+    if len({id(tensor) for tensor in inputs}) != len(inputs):
+        raise UntraceableError("the same tensor is given twice")
+    with Tape(inputs) as tape:
+        outputs = function()
+    trace = tape.trace(outputs)
+    if any(op.function._schema.is_mutable for op in trace.ops):
+        trace = _functional(trace, inputs)
+    return trace
+
+
+class Tape(TorchDispatchMode):
+    """Notes every operation on tensors that runs within it."""
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._ops: list[Op] = []
+        self._count = 0
+        # Inputs and constants are held by this dict, so that an id stays theirs; a tensor made on
+        # the way carries its number itself, and may be freed.
+        self._known: dict[int, tuple[Tensor, int]] = {}
+        self._constants: dict[int, Tensor] = {}
+        self._metas: dict[int, Meta] = {}
+        self._token = object()
+        self._inputs = [self._hold(tensor) for tensor in inputs]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, and note it."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        _check_recordable(func)
+        reads, named = self._enter(args), {key: self._enter(a) for key, a in kwargs.items()}
+        single = not isinstance(result, (tuple, list))
+        parts = [result] if single else result
+        op = Op(func, reads, named, tuple(self._number(part) for part in parts), single)
+        values = [part for part in parts if not isinstance(part, Tensor) and part is not None]
+        if values:
+            op.guard = result
+        elif torch.Tag.dynamic_output_shape in func.tags:
+            op.guard = tuple(tuple(part.shape) for part in parts)
+        self._ops.append(op)
+        return result
+
+    def trace(self, outputs: Sequence[Tensor]) -> Trace:
+        """What was recorded, as a computation of `outputs`."""
+        numbers = [self._look_up(tensor) for tensor in outputs]
+        return Trace(self._ops, self._inputs, numbers, self._constants, self._metas)
+
+    def _enter(self, argument: Any) -> Any:
+        if isinstance(argument, Tensor):
+            return Ref(self._look_up(argument))
+        if isinstance(argument, (list, tuple)):
+            return type(argument)(map(self._enter, argument))
+        return argument
+
+    def _look_up(self, tensor: Tensor) -> int:
+        if (known := self._known.get(id(tensor))) is not None:
+            return known[1]
+        token, number = tensor.__dict__.get(_MARK, (None, -1))
+        if token is self._token:
+            return number
+        number = self._hold(tensor)
+        self._constants[number] = tensor
+        return number
+
+    def _hold(self, tensor: Tensor) -> int:
+        number = self._next(tensor)
+        self._known[id(tensor)] = tensor, number
+        return number
+
+    def _number(self, part: Any) -> int | None:
+        if not isinstance(part, Tensor):
+            if isinstance(part, (list, tuple)):
+                raise UntraceableError("an operation that returns a nested list")
+            return None
+        if id(part) in self._known or part.__dict__.get(_MARK, (None,))[0] is self._token:
+            return None  # an in-place operation returns its argument
+        number = self._next(part)
+        setattr(part, _MARK, (self._token, number))
+        return number
+
+    def _next(self, tensor: Tensor) -> int:
+        number, self._count = self._count, self._count + 1
+        if tensor.layout is not torch.strided:
+            raise UntraceableError(f"a tensor of layout {tensor.layout}")
+        self._metas[number] = Meta(
+            tuple(tensor.shape),
+            tensor.stride(),
+            int(tensor.storage_offset()),
+            tensor.dtype,
+            tensor.device,
+        )
+        return number
+
+
+def _check_recordable(function: Any) -> None:
+    if not isinstance(function, torch._ops.OpOverload):
+        raise UntraceableError(f"the higher-order operation {function}")
+    if torch.Tag.nondeterministic_seeded in function.tags:
+        raise UntraceableError(f"{function} draws random numbers")
+
+
+def _refs(argument: Any) -> Iterator[int]:
+    for part in argument:
+        if isinstance(part, Ref):
+            yield part.index
+        elif isinstance(part, (list, tuple)):
+            yield from _refs(part)
+
+
+# --------------------------------------------------------------------------------------------------
+# Without mutation
+
+
+def _functional(trace: Trace, inputs: Sequence[Tensor]) -> Trace:
+    """The same computation without in-place operations."""
+    numbers, constants = list(trace.constants), list(trace.constants.values())
+    everything = [tensor.detach() for tensor in (*inputs, *constants)]
+
+    # A constant that f makes for itself may be changed there: torch.tensor([1.0, 2.0])[0] = 3.0.
+    fresh = {op.args[0].index for op in trace.ops if op.function is _aten.lift_fresh.default}
+
+    def replay(*tensors: Tensor) -> list[Tensor]:
+        env: dict[int, Tensor] = dict(zip((*trace.inputs, *numbers), tensors, strict=True))
+        env.update((number, env[number].clone()) for number in fresh & set(numbers))
+        for op in trace.ops:
+            replay_op(op, env)
+        return [env[number] for number in trace.outputs]
+
+    with torch.no_grad(), Tape(everything) as tape:
+        outputs = torch.func.functionalize(replay)(*everything)
+    result = tape.trace(outputs)
+    known = {id(tensor) for tensor in everything}
+    if any(op.function._schema.is_mutable for op in result.ops):
+        raise UntraceableError("it changes a tensor in place that it did not make")
+    if any(id(tensor) not in known for tensor in result.constants.values()):
+        raise UntraceableError("an in-place operation that cannot be written without")
+    own = result.inputs[len(inputs) :]
+    result.inputs = result.inputs[: len(inputs)]
+    result.constants = dict(zip(own, constants, strict=True))
+    return result
+
+
+def replay_op(op: Op, env: dict[int, Tensor]) -> None:
+    """Run one operation of a tape on the tensors of `env`, which takes its results."""
+
+    def leave(argument: Any) -> Any:
+        if isinstance(argument, Ref):
+            return env[argument.index]
+        if isinstance(argument, (list, tuple)):
+            return type(argument)(map(leave, argument))
+        return argument
+
+    result = op.function(*leave(op.args), **{k: leave(a) for k, a in op.kwargs.items()})
+    parts = zip(op.results, [result] if op.single else result, strict=True)
+    env.update((number, part) for number, part in parts if number is not None)

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Split programs: they equal the unprepared product, are reused, and are never trusted blindly."""
+
+import pytest
+import torch
+from torch import nn
+
+from hesse.ad import hvp
+from hesse.errors import DerivativeError
+from hesse.operators import ggn_operator, hessian_operator
+from hesse.risk import Risk
+from hesse.testing import all_problems
+from hesse.vectors import gaussian, norm
+
+DOUBLE = torch.float64
+PROBLEMS = {problem.name: problem for problem in all_problems()}
+
+
+def split(f, x):
+    return hessian_operator(f, x, mode="traced-split")
+
+
+def assert_close(a, b, tolerance=1e-10):
+    a, b = a.reshape(-1), b.reshape(-1)
+    assert norm(a - b) <= tolerance * norm(b)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_split_product_is_the_one_by_double_backward(name):
+    problem = PROBLEMS[name]
+    H, v = split(problem.f, problem.x), problem.direction(0)
+    reference = hessian_operator(problem.f, problem.x, mode="retained-graph")
+    near = problem.near(1).x
+    for operator, other in ((H, reference), (H.at(near), reference.at(near))):
+        assert_close(operator @ v, other @ v)
+        assert_close(operator @ v, other @ v)  # nothing was changed by the first
+        assert_close(operator.flat_gradient, other.flat_gradient)
+        assert_close(operator.value, other.value)
+        assert operator.mode == "traced-split"
+
+
+# --------------------------------------------------------------------------------------------------
+# Reuse
+
+
+class Counted:
+    """A function that counts its calls."""
+
+    def __init__(self, f):
+        self.f, self.calls = f, 0
+
+    def __call__(self, x):
+        self.calls += 1
+        return self.f(x)
+
+
+def test_a_hundred_points_share_one_recording():
+    f = Counted(lambda x: (x**4).sum() + torch.sin(x[0] * x[1]))
+    H = split(f, torch.ones(3, dtype=DOUBLE))
+    v = torch.tensor([1.0, 2.0, 3.0], dtype=DOUBLE)
+    H @ v
+    for i in range(100):
+        x = torch.full((3,), 0.01 * i, dtype=DOUBLE)
+        H = H.at(x)
+        assert_close(H @ v, hvp(f.f, x, v), 1e-12)
+    # Once for the recording, once a point for the value, and at the 2nd, 4th, ... 64th point.
+    assert f.calls <= 1 + 100 + 6 + 1
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+
+
+def batches(*sizes):
+    torch.manual_seed(1)
+    return [(torch.randn(n, 5).double(), torch.randint(0, 3, (n,))) for n in sizes]
+
+
+def preparations(risk):
+    return [p for p in risk.preparations.values() if p.split is not None]
+
+
+@pytest.mark.parametrize("operator", [hessian_operator, ggn_operator])
+def test_batches_of_one_shape_share_programs_and_a_ragged_one_has_its_own(operator):
+    risk = Risk(net(), nn.CrossEntropyLoss(), batches(8, 8, 8, 3), weight_decay=0.1)
+    A = operator(risk, risk.params, mode="traced-split")
+    B = operator(risk, risk.params, mode="retained-graph")
+    v = gaussian(A.domain)
+    for _ in range(3):
+        assert_close(A @ v, B @ v, 1e-13)
+    assert_close(A.curvature(v), B.curvature(v), 1e-13)
+    assert [p.recordings for p in preparations(risk)] == [1, 1]
+    other = risk.on(batches(8, 3))
+    assert_close(
+        operator(other, risk.params, mode="traced-split") @ v,
+        operator(other, risk.params, mode="retained-graph") @ v,
+        1e-13,
+    )
+    assert [p.recordings for p in preparations(risk)] == [1, 1]
+
+
+def test_targets_that_are_the_inputs_and_targets_that_are_not_are_told_apart():
+    x, y = torch.randn(4, 3).double(), torch.randn(4, 3).double()
+    model = nn.Linear(3, 3).double()
+    risk = Risk(model, nn.MSELoss(), (x, x))
+    v = gaussian(hessian_operator(risk, risk.params).domain)
+    split(risk, risk.params) @ v
+    other = risk.on((x, y))
+    H = split(other, risk.params)
+    H @ v
+    assert_close(H.flat_gradient, hessian_operator(other, risk.params).flat_gradient, 1e-13)
+
+
+# --------------------------------------------------------------------------------------------------
+# What a recording cannot see, or must not keep
+
+
+def check_points(f, points, tolerance=1e-10):
+    """Products at every point, in turn, against one-shot products."""
+    H = hessian_operator(f, points[0], mode="traced-split")
+    v = torch.linspace(1, 2, len(points[0]), dtype=DOUBLE)
+    for x in points:
+        assert_close(H.at(x) @ v, hvp(f, x, v), tolerance)
+    return H
+
+
+X1 = torch.tensor([1.0, -2.0, 0.5], dtype=DOUBLE)
+X2 = torch.tensor([-1.0, 2.0, 0.7], dtype=DOUBLE)
+
+
+def test_control_flow_on_values_is_recorded_anew():
+    def f(x):
+        return (x**4).sum() if x[0] > 0 else (x**3).sum()
+
+    check_points(f, [X1, X2, 2 * X1])
+
+
+def test_a_value_read_by_item_is_not_baked_in():
+    check_points(lambda x: (x**3).sum() * x[0].item(), [X1, X2])
+
+
+def test_a_value_that_python_reads_behind_torch_is_caught():
+    def f(x):
+        return (x**3).sum() * float(x.detach().numpy()[0])
+
+    check_points(f, [X1, X2])
+
+
+def test_a_shape_that_depends_on_values():
+    check_points(lambda x: (x[x > 0] ** 3).sum(), [X1, X2, -X1])
+
+
+def test_a_rebound_global_is_caught():
+    scale = {"s": 1.0}
+    H = split(lambda x: scale["s"] * (x**3).sum(), X1)
+    H @ X1
+    scale["s"] = 2.0
+    assert_close(H.at(X2) @ X1, 12 * X2 * X1, 1e-13)
+
+
+def test_data_changed_in_place_count_at_the_next_point():
+    data = torch.ones(3, dtype=DOUBLE)
+    H = split(lambda x: (data * x**3).sum(), X1)
+    H @ X1
+    data.mul_(2.0)
+    assert_close(H.at(X2) @ X1, 12 * X2 * X1, 1e-13)
+
+
+def test_a_random_function_is_not_recorded():
+    H = split(lambda x: (nn.functional.dropout(x) ** 2).sum(), X1)
+    with pytest.raises(DerivativeError, match="draws random numbers"):
+        H @ X1
+
+
+def test_in_place_operations_on_views():
+    def f(x):
+        y = torch.zeros(2, 3, dtype=DOUBLE)
+        y[0] = x**2
+        y[1, 1:] += x[:2] ** 3
+        y.mul_(y.detach().sum() + y)
+        return y.sum()
+
+    check_points(f, [X1, X2])
+
+
+def test_a_constant_made_inside_f_and_changed_there():
+    def f(x):
+        weights = torch.tensor([1.0, 2.0, 3.0], dtype=DOUBLE)
+        weights[1] = 5.0
+        return (weights * x**3).sum()
+
+    check_points(f, [X1, X2])
+
+
+def test_a_frozen_leaf_is_an_input_of_the_program():
+    def tree(scale):
+        frozen = nn.Parameter(torch.full((3,), scale, dtype=DOUBLE), requires_grad=False)
+        return {"a": frozen, "b": X1.clone()}
+
+    H = split(lambda p: (p["a"] * p["b"] ** 3).sum(), tree(1.0))
+    v = torch.ones(6, dtype=DOUBLE)
+    H @ v
+    product = H.at(tree(2.0)) @ v
+    assert_close(product, torch.cat([torch.zeros(3).double(), 12 * X1]), 1e-13)
+
+
+def test_complex_numbers_on_the_way():
+    check_points(lambda x: torch.fft.fft(x**2).abs().pow(2).sum(), [X1, X2])
+    check_points(lambda x: (torch.fft.fft(x**2).conj() * torch.fft.fft(x)).real.sum(), [X1, X2])
+
+
+def test_a_user_who_keeps_an_intermediate_tensor_does_no_harm():
+    kept = []
+
+    def f(x):
+        y = x**2
+        kept.append(y)
+        return (y * x).sum() + 0 * kept[0].detach().sum()
+
+    check_points(f, [X1, X2])
