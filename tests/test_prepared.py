@@ -219,3 +219,37 @@ def test_a_user_who_keeps_an_intermediate_tensor_does_no_harm():
         return (y * x).sum() + 0 * kept[0].detach().sum()
 
     check_points(f, [X1, X2])
+
+
+# --------------------------------------------------------------------------------------------------
+# Many directions at once
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_block_of_directions_gives_the_single_products(name):
+    problem = PROBLEMS[name]
+    H = split(problem.f, problem.x)
+    block = torch.stack([problem.direction(seed) for seed in range(5)], dim=1)
+    singles = torch.stack([H @ v for v in block.T], dim=1)
+    assert_close(H.matmat(block), singles)
+    assert_close(H.at(problem.near(1).x).matmat(block), H.at(problem.near(1).x).matmat(block))
+
+
+def test_a_block_for_gauss_newton_on_ragged_batches():
+    risk = Risk(net(), nn.CrossEntropyLoss(), batches(8, 8, 3), weight_decay=0.1)
+    G = ggn_operator(risk, risk.params, mode="traced-split")
+    block = torch.randn(G.shape[0], 7).double()
+    singles = torch.stack([G @ v for v in block.T], dim=1)
+    assert_close(G.matmat(block), singles, 1e-13)
+
+
+def test_small_programs_take_blocks_and_large_ones_do_not():
+    def at_once(size):
+        x = torch.ones(size)
+        H = split(lambda x: (x**4).sum(), x)
+        H.matmat(torch.ones(size, 5))
+        (preparation,) = H._preparations.values()
+        return set(preparation.blocks)
+
+    assert at_once(10) == {4}
+    assert at_once(10**6) == set()

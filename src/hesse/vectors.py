@@ -215,6 +215,31 @@ class Space:
         _check_leaf(call, what, vector, self.device)
         return vector
 
+    def common(self, other: Space, call: str) -> Space:
+        """The space of two operators that meet: of this and `other` the one that has a tree."""
+        if self.n != other.n:
+            raise ShapeError(
+                call,
+                expected="operators of matching shapes",
+                got=f"dimensions {self.n} and {other.n}",
+                remedy="Check the order of the factors, or transpose one.",
+            )
+        if self.dtype != other.dtype:
+            raise DtypeError(
+                call,
+                expected="operators of one dtype",
+                got=f"{self.dtype} and {other.dtype}",
+                remedy="Make both from tensors of the same dtype.",
+            )
+        if self.device != other.device:
+            raise DeviceError(
+                call,
+                expected="operators on one device",
+                got=f"{self.device} and {other.device}",
+                remedy="Move the tensors that one of them is made from.",
+            )
+        return other if self.is_flat else self
+
     def first_bad_name(self, vector: Tensor) -> str | None:
         """Name of the first leaf of a flat vector that holds NaN or Inf, or None."""
         for name, part in zip(self.names, vector.split(self.sizes), strict=True):

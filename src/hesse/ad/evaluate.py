@@ -108,6 +108,21 @@ class Variables:
         """The varying leaves of a flat vector."""
         return self.select([detached(leaf) for leaf in self.space.split(vector)])
 
+    def split_block(self, block: Tensor) -> list[Tensor]:
+        """The varying leaves, shape (k, ...), of a block of k flat rows, shape (k, n)."""
+        space = self.space
+        parts = zip(block.split(space.sizes, dim=1), space.shapes, space.dtypes, strict=True)
+        return self.select([p.reshape(-1, *shape).to(dtype) for p, shape, dtype in parts])
+
+    def flatten_block(self, varying: Leaves) -> Tensor:
+        """The block of flat rows, shape (k, n), of products with k directions."""
+        k, rest = len(varying[0]), iter(varying)
+        parts = [
+            (next(rest) if cold is None else cold.new_zeros(k, cold.numel())).reshape(k, -1)
+            for cold in self.constants
+        ]
+        return torch.cat([part.to(self.space.dtype) for part in parts], dim=1)
+
 
 def detached(leaf: Tensor) -> Tensor:
     """A leaf without history; an inference tensor becomes a normal one by a copy."""

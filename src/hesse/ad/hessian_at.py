@@ -136,10 +136,28 @@ class HessianAt:
             self._gradient = check_finite(gradient, self._space, self._call, "gradient")
         return self._gradient
 
+    def expect(self, products: int) -> None:
+        """Be told that so many products will follow."""
+        if self._prepared is not None:
+            self._prepared.expect(products)
+
     def product(self, v: Tensor, *, with_gradient: bool = False) -> Tensor:
         """H v for a flat v, checked to be finite."""
         product = self._first_that_works(lambda: self._product(v, with_gradient))
         return check_finite(product, self._space, self._call, "product")
+
+    def products(self, block: Tensor) -> Tensor:
+        """H v for the rows v of a block, shape (k, n)."""
+        done = []
+        if self._prepared is None or not self._prepared.takes_blocks:
+            done.append(self.product(block[0]))  # which may step down the ladder
+        if self._prepared is None:
+            return torch.stack([*done, *map(self.product, block[len(done) :])])
+        rest = block[len(done) :]
+        products = torch.cat([*(row[None] for row in done), self._prepared.products(rest)])
+        for row in products:
+            check_finite(row, self._space, self._call, "product")
+        return products
 
     def _product(self, v: Tensor, with_gradient: bool) -> Tensor:
         if self._verified or self._prepared is not None:

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from hesse.ad.batched import batched, directions_at_once
 from hesse.ad.evaluate import Leaves, run_deterministic
 from hesse.ad.program import GuardError, Program, simplify
 from hesse.ad.split import Split, split
@@ -33,6 +34,8 @@ from hesse.vectors import norm
 # done when four times as long has gone into products, so that it never costs more than a quarter.
 _SECONDS_PER_NODE = 1.5e-3
 _PATIENCE = 4.0
+# So many products are worth a recording whatever f is.
+_MANY = 100
 _RECORDINGS = 4
 
 
@@ -64,7 +67,7 @@ class Kind(Protocol):
         """f(x) as f computes it."""
         ...
 
-    def retain(self, function: Any, x: Leaves) -> Retained:
+    def retain(self, function: Any, x: Leaves) -> Any:
         """The product at x."""
         ...
 
@@ -77,19 +80,23 @@ class Preparation:
     split: Split | None = None
     given_up: str | None = None
     notes: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
     spent: float = 0.0
     hint: int = 0
     nodes: int = 0
     recordings: int = 0
     points: int = 0
     verified: int = 0
+    blocks: dict[int, Program] = field(default_factory=dict)
 
     @property
     def pays(self) -> bool:
         """Whether it is time to record the programs."""
         if self.given_up or self.mode == "retained-graph":
             return False
-        return self.mode == "traced-split" or self.spent >= _PATIENCE * self.cost
+        if self.mode == "traced-split" or self.hint >= _MANY:
+            return True
+        return self.nodes > 0 and self.spent >= _PATIENCE * self.cost
 
     @property
     def cost(self) -> float:
@@ -108,7 +115,7 @@ class Preparation:
 
     def distrust(self, reason: str) -> None:
         """Throw the programs away; they may be recorded anew a few times."""
-        self.split = None
+        self.split, self.blocks = None, {}
         self.notes.append(f"recorded anew: {reason}")
         if self.recordings >= _RECORDINGS:
             self.give_up(f"{reason}, after {self.recordings} recordings")
@@ -127,7 +134,7 @@ class TermAt:
         trusted: Split | None = None,
     ) -> None:
         self._kind, self._function, self._x = kind, function, x
-        self._data, self._preparation = list(data), preparation
+        self._data, self.preparation = list(data), preparation
         self.trusted = trusted
         self._graph: Retained | None = None
         self._value: Tensor | None = None
@@ -138,7 +145,7 @@ class TermAt:
     def value(self) -> Tensor:
         """f(x)."""
         if self._value is None:
-            split = self._preparation.split
+            split = self.preparation.split
             by_f = self._graph is None and split is not None
             self._value = self._kind.value(self._function, self._x) if by_f else self.graph.value
         return self._value
@@ -146,7 +153,7 @@ class TermAt:
     @property
     def gradient(self) -> list[Tensor]:
         """grad f(x)."""
-        if self._gradient is None and self._graph is None and self._preparation.split is not None:
+        if self._gradient is None and self._graph is None and self.preparation.split is not None:
             self._enter()
         return self.graph.gradient if self._gradient is None else self._gradient
 
@@ -167,11 +174,11 @@ class TermAt:
     @property
     def rung(self) -> str:
         """How the next product is taken."""
-        return "retained-graph" if self._preparation.split is None else "traced-split"
+        return "retained-graph" if self.preparation.split is None else "traced-split"
 
     def apply(self, quantity: str, v: list[Tensor]) -> list[Tensor]:
         """The product, or another quantity, in the direction v."""
-        preparation = self._preparation
+        preparation = self.preparation
         for _ in range(_RECORDINGS):
             if preparation.split is None:
                 if not preparation.pays:
@@ -185,8 +192,40 @@ class TermAt:
             raise UntraceableError(f"it cannot be recorded: {preparation.notes[-1]}")
         return self._by_graph(quantity, v)
 
+    @property
+    def directions_at_once(self) -> int:
+        """How many directions `apply_block` had better be given; 1: none, take `apply`."""
+        split = self.preparation.split
+        return 1 if split is None else directions_at_once(split.directions["product"])
+
+    def apply_block(self, blocks: list[Tensor]) -> list[Tensor] | None:
+        """The products with k directions, shape (k, ...) each; None where that does not work."""
+        preparation, k = self.preparation, len(blocks[0])
+        if preparation.split is not None and self._residuals is None:
+            self._enter()
+        if preparation.split is None or self._residuals is None or "block" in preparation.failed:
+            return None
+        if k not in preparation.blocks:
+            try:
+                self._record_block(blocks)
+            except (UntraceableError, RuntimeError) as error:
+                preparation.failed["block"] = str(error).strip().splitlines()[0]
+                return None
+        return run(preparation.blocks[k], [*self._residuals, *blocks])
+
+    def _record_block(self, blocks: list[Tensor]) -> None:
+        preparation, residuals = self.preparation, self._residuals
+        assert preparation.split is not None and residuals is not None
+        single = preparation.split.directions["product"]
+        with torch.no_grad():
+            program = batched(single, residuals, blocks)
+        first = run(single, [*residuals, *(block[0].contiguous() for block in blocks)])
+        if not _agree([part[0] for part in run(program, [*residuals, *blocks])], first):
+            raise UntraceableError("a block gives another product than its first direction alone")
+        preparation.blocks[len(blocks[0])] = program
+
     def _by_graph(self, quantity: str, v: list[Tensor]) -> list[Tensor]:
-        preparation, start = self._preparation, time.perf_counter()
+        preparation, start = self.preparation, time.perf_counter()
         result = _listed(getattr(self.graph, quantity)(v))
         if not preparation.nodes:
             preparation.nodes = self.graph.nodes
@@ -198,7 +237,7 @@ class TermAt:
 
     def _enter(self) -> None:
         """Run the point program at this point, and check it."""
-        preparation = self._preparation
+        preparation = self.preparation
         if preparation.split is None:
             return
         if self.trusted is preparation.split:
@@ -222,7 +261,7 @@ class TermAt:
 
     def _verify(self) -> None:
         """Compare a product with one by double backward."""
-        preparation = self._preparation
+        preparation = self.preparation
         assert preparation.split is not None and self._residuals is not None
         generator = torch.Generator().manual_seed(preparation.points)
         v = [torch.randn(p.shape, generator=generator).to(p) for p in self._x]
@@ -234,7 +273,7 @@ class TermAt:
 
     def _record(self, v: list[Tensor]) -> None:
         """Record the programs at this point, and check that they repeat what was recorded."""
-        preparation, kind = self._preparation, self._kind
+        preparation, kind = self.preparation, self._kind
         preparation.recordings += 1
         n, sizes, seen = len(self._x), {}, {}
 

@@ -48,12 +48,19 @@ class Prepared:
         self._kept: list[tuple[float, TermAt]] = []
         self._own: dict[int, Preparation] = {}
         self._trusted: dict[int, Split | None] = {}
+        self._hint = 0
         self.last: TermAt | None = None
 
     @property
     def mode(self) -> str:
         """The rung that the last product was taken by."""
         return "retained-graph" if self.last is None else self.last.rung
+
+    def expect(self, products: int) -> None:
+        """Be told that so many products will follow."""
+        self._hint = products
+        for _, at in self._kept:
+            at.preparation.hint = max(at.preparation.hint, products)
 
     def value(self) -> Tensor:
         """sum_i c_i f_i(x)."""
@@ -82,6 +89,37 @@ class Prepared:
         (product,) = weighted_sum((c, part(term)) for c, term in self._at())
         assert product is not None
         return product
+
+    @property
+    def takes_blocks(self) -> bool:
+        """Whether there are programs by now, which can take several directions at once."""
+        return self.last is not None and self.last.rung != "retained-graph"
+
+    def products(self, block: Tensor) -> Tensor:
+        """The products with the rows of a block, shape (k, n)."""
+        if not len(block):
+            return block
+        (products,) = weighted_sum((c, (self._block(term, block),)) for c, term in self._at())
+        assert products is not None
+        return products
+
+    def _block(self, term: TermAt, block: Tensor) -> Tensor:
+        """The products of one term, as many directions at once as pay."""
+        rows = []
+        while len(rows) < len(block):
+            rest = block[len(rows) :]
+            # Powers of two, so that few sizes are ever recorded.
+            most = min(term.directions_at_once, len(rest))
+            chunk = rest[: 1 << (most.bit_length() - 1)]
+            products = None
+            if len(chunk) > 1:
+                products = term.apply_block(self._variables.split_block(chunk))
+            if products is not None:
+                rows.extend(self._variables.flatten_block(products))
+            else:
+                directions = self._variables.split(chunk[0])
+                rows.append(self._variables.flatten(term.apply("product", directions)))
+        return torch.stack(rows)
 
     def curvature(self, v: Tensor) -> Tensor:
         """v' (product with v), where the kind has a shorter way to it."""
@@ -115,6 +153,7 @@ class Prepared:
     def _term_at(self, index: int, term: Term) -> TermAt:
         data = [*self._variables.frozen, *term.data]
         preparation = self._preparation(index, term.key, data)
+        preparation.hint = max(preparation.hint, self._hint)
         trusted = self._trusted.get(index)
         return TermAt(self._kind, term.function, self._x, data, preparation, trusted)
 

@@ -35,18 +35,20 @@ class GuardError(RuntimeError):
 
 
 class Program:
-    """inputs -> outputs, with the constants bound: call it with one tensor for each input."""
+    """inputs -> outputs, with the constants bound: call it with one tensor for each input.
+
+    Args:
+        trace: where the numbers get their meaning.
+        ops, inputs, outputs: the part of it that the program is.
+    """
 
     def __init__(
-        self,
-        ops: list[Op],
-        inputs: Sequence[int],
-        outputs: Sequence[int],
-        constants: dict[int, Tensor],
+        self, trace: Trace, ops: list[Op], inputs: Sequence[int], outputs: Sequence[int]
     ) -> None:
         self.ops, self.inputs, self.outputs = ops, list(inputs), list(outputs)
         used = {number for op in ops for number in op.reads()} | set(outputs)
-        self.constants = {k: tensor for k, tensor in constants.items() if k in used}
+        self.constants = {k: tensor for k, tensor in trace.constants.items() if k in used}
+        self._metas = trace.metas
         self._function: Callable[..., list[Tensor]] | None = None
 
     def __len__(self) -> int:
@@ -57,6 +59,30 @@ class Program:
         if self._function is None:
             self._function = compile_python(self)
         return self._function(*tensors)
+
+    @property
+    def bytes_per_op(self) -> float:
+        """What an operation writes, on average."""
+        written = [self._bytes(op) for op in self.ops]
+        return sum(written) / max(1, len(written))
+
+    def peak_bytes(self) -> int:
+        """The most that tensors made on the way hold at one time, the outputs included."""
+        now = peak = 0
+        held: dict[int, int] = {}
+        last = _last_uses(self, through_views=True)
+        for position, op in enumerate(self.ops):
+            if size := self._bytes(op):
+                held[next(n for n in op.results if n is not None)] = size
+                now += size
+            peak = max(peak, now)
+            now -= sum(held.pop(number, 0) for number in last.get(position, ()))
+        return peak
+
+    def _bytes(self, op: Op) -> int:
+        if is_view(op.function):
+            return 0
+        return sum(self._metas[number].nbytes for number in op.results if number is not None)
 
 
 def live(ops: list[Op], outputs: Iterable[int]) -> list[Op]:
@@ -116,7 +142,7 @@ class _Simplifier:
             return None
         if op.function in _IDENTITIES:
             return source if self._metas[result].same_layout(self._metas[source]) else None
-        if not _is_view(op.function):
+        if not is_view(op.function) or op.function in _SIGNED_VIEWS:
             return None
         root = self._root.get(source, source)
         if not self._metas[root].is_dense:
@@ -137,13 +163,12 @@ class _Simplifier:
         return argument
 
 
-def _is_view(function: Any) -> bool:
-    if function in _SIGNED_VIEWS:
-        return False
+def is_view(function: Any) -> bool:
+    """Whether an operation gives its first argument in another form, without a copy."""
     schema = function._schema
     first = schema.arguments[0] if schema.arguments else None
     return bool(
-        len(schema.returns) == 1
+        schema.returns
         and first is not None
         and first.alias_info is not None
         and not first.alias_info.is_write
@@ -203,13 +228,18 @@ def _literal(argument: Any, names: dict[str, Any]) -> str:
     return name
 
 
-def _last_uses(program: Program) -> dict[int, list[int]]:
-    """Position -> the numbers not needed after it."""
+def _last_uses(program: Program, *, through_views: bool = False) -> dict[int, list[int]]:
+    """Position -> the numbers not needed after it; as a view or as the tensor it is a view of."""
     last: dict[int, int] = {}
+    root: dict[int, int] = {}
     for position, op in enumerate(program.ops):
-        for number in (*(n for n in op.results if n is not None), *op.reads()):
-            last[number] = position
-    stay = set(program.outputs) | set(program.constants)
+        results = [number for number in op.results if number is not None]
+        reads = list(op.reads())
+        if through_views and reads and is_view(op.function):
+            root.update((number, root.get(reads[0], reads[0])) for number in results)
+        for number in (*results, *reads):
+            last[root.get(number, number)] = position
+    stay = {root.get(n, n) for n in program.outputs} | set(program.constants)
     dying: dict[int, list[int]] = {}
     for number, position in last.items():
         if number not in stay:
@@ -228,7 +258,3 @@ def _guarded(op: Op, result: Any) -> Any:
         raise GuardError(f"{op.function} gave {op.guard} at the first point, {seen} at this one")
     return result
 
-
-def dense_bytes(meta: Meta) -> int:
-    """The bytes of a tensor of this form, without what a view leaves out."""
-    return torch.Size(meta.shape).numel() * meta.dtype.itemsize

@@ -51,11 +51,11 @@ def split(
     programs = {}
     for name, outputs in products.items():
         programs[name] = Program(
-            live(moving, outputs), [*residuals, *directions], outputs, trace.constants
+            trace, live(moving, outputs), [*residuals, *directions], outputs
         )
 
     def still_program(outputs: list[int]) -> Program:
-        return Program(live(still, outputs), inputs, outputs, trace.constants)
+        return Program(trace, live(still, outputs), inputs, outputs)
 
     return Split(
         point=still_program(residuals),

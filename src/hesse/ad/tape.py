@@ -15,6 +15,7 @@ This is the only file that uses torch's dispatch modes, which are semi-private; 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +66,11 @@ class Meta:
     offset: int
     dtype: torch.dtype
     device: torch.device
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its entries."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def same_layout(self, other: Meta) -> bool:
         """Whether both have one shape, strides, dtype and device."""

@@ -86,6 +86,7 @@ def spectral_density(
     _check_arguments(A, probes, steps)
     rules: list[tuple[Tensor, Tensor]] = []
     products = 0
+    A.expect(probes * steps)
     with progress_bar(progress, "spectral density", probes * min(steps, A.shape[0])) as bar:
         try:
             for done in range(probes):

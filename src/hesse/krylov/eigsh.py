@@ -98,6 +98,7 @@ def eigsh(
     """
     A = aslinearoperator(A)
     m = _check_arguments(A, k, which, basis_size)
+    A.expect(2 * m)
     limit = 100 * m if max_products is None else max_products
     lanczos = Lanczos(A, m, _starting_vector(A, v0, generator), generator)
     rtol = float(unit_roundoff(A) ** 0.5 if rtol is None else rtol)

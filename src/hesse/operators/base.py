@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hesse.errors import DeviceError, DtypeError, OperatorError, ShapeError
+from hesse.errors import OperatorError, ShapeError
 from hesse.operators.scipy import as_scipy
 from hesse.vectors import Space, Tree, dot
 
@@ -129,6 +129,7 @@ class LinearOperator(ABC):
 
     def to_dense(self) -> Tensor:
         """The matrix, shape (m, n): n products, a debugging object."""
+        self.expect(self.domain.n)
         eye = torch.eye(self.domain.n, dtype=self.dtype, device=self.device)
         return self.matmat(eye)
 
@@ -198,6 +199,12 @@ class LinearOperator(ABC):
         rows, columns = self.shape
         return f"{type(self).__name__.lstrip('_')}({rows} x {columns}, {self.dtype})"
 
+    def expect(self, products: int) -> None:
+        """Be told that so many products will follow: a curvature operator prepares accordingly."""
+        for part in vars(self).values():
+            if isinstance(part, LinearOperator):
+                part.expect(products)
+
     # -- Inside ------------------------------------------------------------------------------------
 
     def _in_space(self, space: Space) -> LinearOperator:
@@ -250,8 +257,8 @@ class _Sum(LinearOperator):
 
     def __init__(self, a: LinearOperator, b: LinearOperator) -> None:
         call = f"{a} + {b}"
-        domain = _common_space(a.domain, b.domain, call)
-        codomain = _common_space(a.codomain, b.codomain, call)
+        domain = a.domain.common(b.domain, call)
+        codomain = a.codomain.common(b.codomain, call)
         super().__init__(domain, codomain, symmetric=a.symmetric and b.symmetric)
         self.a, self.b = a, b
 
@@ -311,7 +318,7 @@ class _Product(LinearOperator):
 
     def __init__(self, a: LinearOperator, b: LinearOperator) -> None:
         a = a._in_space(b.codomain)
-        _common_space(a.domain, b.codomain, f"{a} @ {b}")
+        a.domain.common(b.codomain, f"{a} @ {b}")
         super().__init__(b.domain, a.codomain, symmetric=a.T is b or b.T is a)  # A'A, A A', A A
         self.a, self.b = a, b
 
@@ -372,28 +379,3 @@ class _Block(LinearOperator):
         full[self._range] = v
         return full
 
-
-def _common_space(a: Space, b: Space, call: str) -> Space:
-    """The space of two operators that meet: the one that has a tree, if either has."""
-    if a.n != b.n:
-        raise ShapeError(
-            call,
-            expected="operators of matching shapes",
-            got=f"dimensions {a.n} and {b.n}",
-            remedy="Check the order of the factors, or transpose one.",
-        )
-    if a.dtype != b.dtype:
-        raise DtypeError(
-            call,
-            expected="operators of one dtype",
-            got=f"{a.dtype} and {b.dtype}",
-            remedy="Make both from tensors of the same dtype.",
-        )
-    if a.device != b.device:
-        raise DeviceError(
-            call,
-            expected="operators on one device",
-            got=f"{a.device} and {b.device}",
-            remedy="Move the tensors that one of them is made from.",
-        )
-    return b if a.is_flat else a

@@ -66,8 +66,14 @@ class HessianOperator(LinearOperator):
         self.domain.leaves(x, call=f"{self}.at(x)", what="x")
         return HessianOperator(self._f, x, self._mode, self.domain, self._preparations)
 
+    def expect(self, products: int) -> None:
+        self._at.expect(products)
+
     def _matvec(self, v: Tensor) -> Tensor:
         return self._at.product(v)
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        return self._at.products(block.T.contiguous()).T
 
 
 def hessian_operator(
@@ -160,10 +166,20 @@ class GaussNewtonOperator(LinearOperator):
         self.domain.leaves(params, call=f"{self}.at(params)", what="params")
         return GaussNewtonOperator(self.risk, params, self._mode, self.domain)
 
+    def expect(self, products: int) -> None:
+        self._at.expect(products)
+
     def _matvec(self, v: Tensor) -> Tensor:
         product = self._at.product(v)
         product.add_(self._varying(v), alpha=self.risk.weight_decay)
         return check_finite(product, self.domain, self._call, "product")
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        products = self._at.products(block.T.contiguous())
+        for v, product in zip(block.T, products, strict=True):
+            product.add_(self._varying(v), alpha=self.risk.weight_decay)
+            check_finite(product, self.domain, self._call, "product")
+        return products.T
 
     def _curvature(self, v: Tensor) -> float:
         curvature = self._at.curvature(v)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many directions at once: a direction program that takes a block of them.
+
+One operation on a block of k small tensors takes little longer than on one of them. On large
+tensors nothing is gained, and memory is lost: how many directions go together depends on what an
+operation of the program writes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hesse.ad.program import Program, simplify
+from hesse.ad.tape import record
+
+# Below this size of its result an operation takes as long as calling it does.
+_CHEAP_BYTES = 1 << 18
+_MOST = 32
+
+
+def directions_at_once(program: Program) -> int:
+    """How many directions to take together."""
+    return int(min(_MOST, max(1.0, _CHEAP_BYTES / max(1.0, program.bytes_per_op))))
+
+
+def batched(program: Program, residuals: list[Tensor], blocks: list[Tensor]) -> Program:
+    """The program for blocks of directions, shape (k, ...) each, in the place of single ones.
+
+    `torch.vmap` says what every operation does to a block. It says so to a tape, once: the
+    recording runs without the cost of vmap.
+    """
+    in_dims = (*[None] * len(residuals), *[0] * len(blocks))
+    trace = simplify(
+        record(
+            lambda: torch.vmap(program, in_dims=in_dims)(*residuals, *blocks),
+            [*residuals, *blocks],
+        )
+    )
+    return Program(trace, trace.ops, trace.inputs, trace.outputs)
