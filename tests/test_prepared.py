@@ -4,9 +4,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hesse.ad import hvp
-from hesse.errors import DerivativeError
+from hesse.errors import DerivativeError, FallbackWarning
 from hesse.operators import ggn_operator, hessian_operator
 from hesse.risk import Risk
 from hesse.testing import all_problems
@@ -253,3 +254,41 @@ def test_small_programs_take_blocks_and_large_ones_do_not():
 
     assert at_once(10) == {4}
     assert at_once(10**6) == set()
+
+
+# --------------------------------------------------------------------------------------------------
+# The plan
+
+
+def test_the_plan_tells_the_rung_and_the_cost():
+    risk = Risk(net(), nn.CrossEntropyLoss(), batches(8))
+    H = hessian_operator(risk, risk.params)
+    assert "nothing has been computed yet" in str(H.plan)
+    v = gaussian(H.domain)
+    H @ v
+    H @ v
+    assert H.plan.rung == "retained-graph"
+    assert "until products have taken" in H.plan.reason
+    H.expect(1000)
+    H @ v
+    plan = H.plan
+    assert plan.rung == "traced-split"
+    with FlopCounterMode(display=False) as counter:
+        H @ v
+    assert plan.flops == counter.get_total_flops()
+    hidden, classes = 8 * 7 * 8, 8 * 3 * 8  # tanh and what its derivatives need; the softmax
+    assert hidden <= plan.residual_bytes <= 5 * (hidden + classes)
+    for word in ("traced-split", "operations", "residuals", "MFLOP", "double backward"):
+        assert word in str(plan)
+
+
+def test_the_plan_tells_what_failed():
+    H = hessian_operator(lambda x: (nn.functional.dropout(x, 0.0) ** 2).sum(), X1, mode="auto")
+    H.expect(1000)
+    H @ X1
+    assert H.mode == "retained-graph" or not H.plan.notes
+    H = hessian_operator(lambda x: torch.cdist(x[None], x[None] + 1).sum(), X1[None])
+    with pytest.warns(FallbackWarning):
+        H @ X1[None]
+    assert H.plan.rung == H.mode != "retained-graph"
+    assert any("cdist" in note for note in H.plan.notes)

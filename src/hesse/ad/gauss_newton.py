@@ -120,12 +120,12 @@ class RetainedGaussNewton:
         parts = zip(u, self._loss.product(u), strict=True)
         return torch.stack([(a * b).sum(dtype=torch.float64) for a, b in parts]).sum()
 
-    @cached_property
+    @property
     def nodes(self) -> int:
         """The size of the graph of z."""
         return sum(1 for z in self._z for _ in graph_nodes(z))
 
-    @cached_property
+    @property
     def custom(self) -> str | None:
         """A user's `autograd.Function` on the way to z; it has been checked."""
         return next(filter(None, map(custom_function, self._z)), None)

@@ -147,12 +147,16 @@ class RetainedHessian:
         """grad f(x), one tensor a leaf."""
         return [part.detach() for part in self._graph]
 
-    @cached_property
+    @property
     def custom(self) -> str | None:
         """A user's `autograd.Function` in f; raises if it cannot be differentiated twice."""
-        return custom_function(self._value)
+        return self._custom
 
     @cached_property
+    def _custom(self) -> str | None:
+        return custom_function(self._value)
+
+    @property
     def nodes(self) -> int:
         """The size of the graph of f."""
         return sum(1 for _ in graph_nodes(self._value))
@@ -164,7 +168,7 @@ class RetainedHessian:
 
     def product(self, v: Leaves, *, keep: bool = True) -> list[Tensor]:
         """H v; with keep=False the graph is freed on the way."""
-        _ = self.custom  # raises if the derivative would be a wrong one
+        _ = self._custom  # raises if the derivative would be a wrong one
         # Where g does not depend on x at all (f linear in a leaf) there is nothing to
         # differentiate.
         pairs = [(g, w) for g, w in zip(self._graph, v, strict=True) if g.requires_grad]

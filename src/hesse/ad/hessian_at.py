@@ -33,6 +33,7 @@ from hesse.ad.hessian import (
     reverse_over_reverse,
     value_and_gradient,
 )
+from hesse.ad.plan import Plan, plan_of
 from hesse.ad.prepared import PREPARED, Preparations, Prepared
 from hesse.ad.terms import Term, has_one_term, terms, weighted_sum
 from hesse.errors import ArgumentError, DerivativeError, FallbackWarning, HesseError
@@ -96,6 +97,7 @@ class HessianAt:
         # No method of self: a cycle of references would keep the graph until it is collected.
         self._terms = partial(leaf_terms, f, self._variables, call)
         self._modes = [mode] if mode != "auto" else LADDER.copy()
+        self._failures: list[str] = []
         self._prepared: Prepared | None = None
         if mode in PREPARED or (mode == "auto" and repeated):
             self._modes = ["prepared", *(LADDER if mode == "auto" else [])]
@@ -135,6 +137,13 @@ class HessianAt:
             gradient = self._first_that_works(self._evaluate_gradient)
             self._gradient = check_finite(gradient, self._space, self._call, "gradient")
         return self._gradient
+
+    @property
+    def plan(self) -> Plan:
+        """How products are taken, and what was tried."""
+        if self._prepared is not None:
+            return self._prepared.plan(self._failures)
+        return plan_of(self.mode, [], self._failures)
 
     def expect(self, products: int) -> None:
         """Be told that so many products will follow."""
@@ -246,6 +255,7 @@ class HessianAt:
                 raise
             except RuntimeError as error:
                 failures.append((self.mode, error))
+                self._failures.append(f"{self.mode} failed: {str(error).strip().splitlines()[0]}")
                 if len(self._modes) == 1:
                     raise self._explain(failures[0][1]) from failures[0][1]
                 # Where the backward pass is no differentiable program, only differences are left.

@@ -47,9 +47,15 @@ class Retained(Protocol):
     @property
     def gradient(self) -> list[Tensor]: ...
     @property
-    def custom(self) -> str | None: ...
+    def custom(self) -> str | None:
+        """The name of a user's `autograd.Function` in f, if there is one."""
+        ...
+
     @property
-    def nodes(self) -> int: ...
+    def nodes(self) -> int:
+        """The size of the graph of f."""
+        ...
+
     def product(self, v: Leaves) -> list[Tensor]: ...
 
 
@@ -67,7 +73,7 @@ class Kind(Protocol):
         """f(x) as f computes it."""
         ...
 
-    def retain(self, function: Any, x: Leaves) -> Any:
+    def retain(self, function: Any, x: Leaves) -> Retained:
         """The product at x."""
         ...
 
@@ -96,12 +102,17 @@ class Preparation:
             return False
         if self.mode == "traced-split" or self.hint >= _MANY:
             return True
-        return self.nodes > 0 and self.spent >= _PATIENCE * self.cost
+        return self.nodes > 0 and self.spent >= self.patience
 
     @property
-    def cost(self) -> float:
-        """Seconds that recording takes, estimated."""
-        return _SECONDS_PER_NODE * self.nodes
+    def patience(self) -> float:
+        """Seconds of products after which programs are recorded."""
+        return _PATIENCE * _SECONDS_PER_NODE * self.nodes
+
+    @property
+    def directions_at_once(self) -> int:
+        """How many directions had better be taken together."""
+        return 1 if self.split is None else directions_at_once(self.split.directions["product"])
 
     def expect(self, seconds: float) -> None:
         """Count products that are sure to come as if they had been taken."""
@@ -195,8 +206,7 @@ class TermAt:
     @property
     def directions_at_once(self) -> int:
         """How many directions `apply_block` had better be given; 1: none, take `apply`."""
-        split = self.preparation.split
-        return 1 if split is None else directions_at_once(split.directions["product"])
+        return self.preparation.directions_at_once
 
     def apply_block(self, blocks: list[Tensor]) -> list[Tensor] | None:
         """The products with k directions, shape (k, ...) each; None where that does not work."""

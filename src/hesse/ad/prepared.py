@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hesse.ad.evaluate import Variables
+from hesse.ad.plan import Plan, plan_of
 from hesse.ad.preparation import Kind, Preparation, TermAt
 from hesse.ad.split import Split
 from hesse.ad.terms import Term, weighted_sum
@@ -48,6 +49,7 @@ class Prepared:
         self._kept: list[tuple[float, TermAt]] = []
         self._own: dict[int, Preparation] = {}
         self._trusted: dict[int, Split | None] = {}
+        self._met: dict[int, Preparation] = {}
         self._hint = 0
         self.last: TermAt | None = None
 
@@ -55,6 +57,10 @@ class Prepared:
     def mode(self) -> str:
         """The rung that the last product was taken by."""
         return "retained-graph" if self.last is None else self.last.rung
+
+    def plan(self, failures: list[str]) -> Plan:
+        """How products are taken."""
+        return plan_of(self.mode, list(self._met.values()), failures)
 
     def expect(self, products: int) -> None:
         """Be told that so many products will follow."""
@@ -153,6 +159,7 @@ class Prepared:
     def _term_at(self, index: int, term: Term) -> TermAt:
         data = [*self._variables.frozen, *term.data]
         preparation = self._preparation(index, term.key, data)
+        self._met[id(preparation)] = preparation
         preparation.hint = max(preparation.hint, self._hint)
         trusted = self._trusted.get(index)
         return TermAt(self._kind, term.function, self._x, data, preparation, trusted)

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import flop_registry
 
-from hesse.ad.tape import Meta, Op, Ref, Trace
+from hesse.ad.tape import Op, Ref, Trace
 
 _aten = torch.ops.aten
 
@@ -78,6 +79,22 @@ class Program:
             peak = max(peak, now)
             now -= sum(held.pop(number, 0) for number in last.get(position, ()))
         return peak
+
+    def flops(self) -> int:
+        """Floating-point operations in matrix products and convolutions, as torch counts them."""
+        return sum(map(self._flops, self.ops))
+
+    def _flops(self, op: Op) -> int:
+        count = flop_registry.get(op.function.overloadpacket)
+        if count is None:
+            return 0
+        shapes = [None if n is None else self._metas[n].shape for n in op.results]
+        args = [self._shape(argument) for argument in op.args]
+        named = {key: self._shape(argument) for key, argument in op.kwargs.items()}
+        return count(*args, **named, out_val=shapes[0] if op.single else shapes)
+
+    def _shape(self, argument: Any) -> Any:
+        return self._metas[argument.index].shape if isinstance(argument, Ref) else argument
 
     def _bytes(self, op: Op) -> int:
         if is_view(op.function):
@@ -257,4 +274,3 @@ def _guarded(op: Op, result: Any) -> Any:
     if seen != op.guard and not (seen != seen and op.guard != op.guard):  # NaN is NaN
         raise GuardError(f"{op.function} gave {op.guard} at the first point, {seen} at this one")
     return result
-

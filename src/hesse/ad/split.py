@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hesse.ad.program import Program, live
+from hesse.ad.program import Program, is_view, live
 from hesse.ad.tape import Op, Trace
 
 
@@ -29,6 +29,8 @@ class Split:
     point_and_gradient: Program
     directions: dict[str, Program]
     n_residuals: int
+    residual_bytes: int
+    """Of the residuals that are no inputs, constants, or views of one another."""
 
 
 def split(
@@ -50,9 +52,7 @@ def split(
     inputs = [number for number in trace.inputs if number not in set(directions)]
     programs = {}
     for name, outputs in products.items():
-        programs[name] = Program(
-            trace, live(moving, outputs), [*residuals, *directions], outputs
-        )
+        programs[name] = Program(trace, live(moving, outputs), [*residuals, *directions], outputs)
 
     def still_program(outputs: list[int]) -> Program:
         return Program(trace, live(still, outputs), inputs, outputs)
@@ -62,6 +62,7 @@ def split(
         point_and_gradient=still_program([*point, *residuals]),
         directions=programs,
         n_residuals=len(residuals),
+        residual_bytes=_own_bytes(trace, still, residuals),
     )
 
 
@@ -76,3 +77,14 @@ def _dependent(ops: list[Op], sources: set[int]) -> set[int]:
 
 def _any_in(numbers, found: set[int]) -> bool:
     return any(number in found for number in numbers)
+
+
+def _own_bytes(trace: Trace, ops: list[Op], residuals: list[int]) -> int:
+    """The bytes of the tensors behind `residuals`."""
+    root: dict[int, int] = {}
+    for op in ops:
+        if is_view(op.function):
+            base = next(op.reads())
+            root.update((n, root.get(base, base)) for n in op.results if n is not None)
+    own = {root.get(number, number) for number in residuals} - set(trace.inputs)
+    return sum(trace.metas[number].nbytes for number in own - set(trace.constants))

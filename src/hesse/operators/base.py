@@ -378,4 +378,3 @@ class _Block(LinearOperator):
         full = self.a.domain.zeros()
         full[self._range] = v
         return full
-

@@ -12,6 +12,7 @@ from torch import Tensor
 from hesse.ad.evaluate import Leaves, Variables, check_finite, check_finite_value
 from hesse.ad.gauss_newton import GaussNewtonKind, Model
 from hesse.ad.hessian_at import ONE_SHOT, HessianAt, HessianMode, check_mode
+from hesse.ad.plan import Plan
 from hesse.ad.prepared import PREPARED, Preparations, Prepared, PreparedMode
 from hesse.ad.terms import Term
 from hesse.data import Batch, fingerprint
@@ -60,6 +61,11 @@ class HessianOperator(LinearOperator):
     def mode(self) -> str:
         """How products are taken; "auto" resolves to the mode in use."""
         return self._at.mode
+
+    @property
+    def plan(self) -> Plan:
+        """How products are taken and why, what they cost, what was tried: made to be printed."""
+        return self._at.plan
 
     def at(self, x: Tree) -> HessianOperator:
         """The Hessian of the same function at another point of the same structure."""
@@ -160,6 +166,11 @@ class GaussNewtonOperator(LinearOperator):
     def mode(self) -> str:
         """How products are taken; "auto" may change as they are."""
         return self._at.mode
+
+    @property
+    def plan(self) -> Plan:
+        """How products are taken and why, what they cost, what was tried: made to be printed."""
+        return self._at.plan([])
 
     def at(self, params: Tree) -> GaussNewtonOperator:
         """The Gauss-Newton matrix of the same risk at other parameters."""
