@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hesse.ad.fuse import accumulate
 from hesse.ad.program import Program, simplify
 from hesse.ad.tape import record
 
@@ -37,4 +38,5 @@ def batched(program: Program, residuals: list[Tensor], blocks: list[Tensor]) -> 
             [*residuals, *blocks],
         )
     )
-    return Program(trace, trace.ops, trace.inputs, trace.outputs)
+    ops = accumulate(trace.ops, trace.outputs, trace.metas)
+    return Program(trace, ops, trace.inputs, trace.outputs)

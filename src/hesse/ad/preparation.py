@@ -25,7 +25,7 @@ from torch import Tensor
 
 from hesse.ad.batched import batched, directions_at_once
 from hesse.ad.evaluate import Leaves, run_deterministic
-from hesse.ad.program import GuardError, Program, simplify
+from hesse.ad.program import Program, simplify
 from hesse.ad.split import Split, split
 from hesse.ad.tape import UntraceableError, record
 from hesse.vectors import norm
@@ -218,7 +218,7 @@ class TermAt:
         if k not in preparation.blocks:
             try:
                 self._record_block(blocks)
-            except (UntraceableError, RuntimeError) as error:
+            except RuntimeError as error:
                 preparation.failed["block"] = str(error).strip().splitlines()[0]
                 return None
         return run(preparation.blocks[k], [*self._residuals, *blocks])
@@ -257,8 +257,8 @@ class TermAt:
         n = 1 + len(self._x)
         try:
             results = run(preparation.split.point_and_gradient, [*self._x, *self._data])
-        except GuardError as error:
-            preparation.distrust(str(error))
+        except RuntimeError as error:  # a guard, or a shape that has changed
+            preparation.distrust(str(error).strip().splitlines()[0])
             return
         preparation.points += 1
         if not _agree([results[0]], [value]):
@@ -300,16 +300,18 @@ class TermAt:
 
         try:
             trace = simplify(record(everything, [*self._x, *self._data, *v]))
-        except (UntraceableError, NotImplementedError, RuntimeError) as error:
+            products, first = {}, 1 + n
+            for quantity, size in sizes.items():
+                products[quantity] = trace.outputs[first : first + size]
+                first += size
+            result = split(trace, trace.inputs[-n:], trace.outputs[: 1 + n], products)
+            point = run(result.point_and_gradient, [*self._x, *self._data])
+            again = run(result.directions["product"], [*point[1 + n :], *v])
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
             preparation.give_up(str(error).strip().splitlines()[0])
             return
-        products, first = {}, 1 + n
-        for quantity, size in sizes.items():
-            products[quantity] = trace.outputs[first : first + size]
-            first += size
-        result = split(trace, trace.inputs[-n:], trace.outputs[: 1 + n], products)
-        point = run(result.point_and_gradient, [*self._x, *self._data])
-        again = run(result.directions["product"], [*point[1 + n :], *v])
         if not _agree(again, seen["product"]):
             preparation.give_up("the program does not repeat the product that was recorded")
             return

