@@ -292,3 +292,32 @@ def test_the_plan_tells_what_failed():
         H @ X1[None]
     assert H.plan.rung == H.mode != "retained-graph"
     assert any("cdist" in note for note in H.plan.notes)
+
+
+# --------------------------------------------------------------------------------------------------
+# Compiled
+
+
+@pytest.mark.slow
+def test_a_compiled_program_is_right_is_reused_and_says_what_it_gained():
+    risk = Risk(net(), nn.CrossEntropyLoss(), batches(8))
+    H = hessian_operator(risk, risk.params, mode="compiled-split")
+    v = gaussian(H.domain)
+    try:
+        product = H @ v
+    except DerivativeError as error:
+        pytest.skip(str(error))  # no compiler here
+    assert_close(product, hessian_operator(risk, risk.params) @ v, 1e-12)
+    assert H.mode == H.plan.rung == "compiled-split"
+    near = H.at(H.domain.unflatten(H.domain.flatten(risk.params) + 0.1))
+    assert_close(near @ v, hvp(risk, near.domain.unflatten(near.domain.flatten(near._x)), v), 1e-12)
+    notes = [note for note in near.plan.notes if "compiled" in note]
+    assert len(notes) == 1  # once, for both points
+    assert "of the time it took before" in notes[0]
+
+
+def test_without_a_compiler_the_error_says_so(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    H = hessian_operator(lambda x: (x**4).sum(), X1, mode="compiled-split")
+    with pytest.raises(DerivativeError, match=r"no C\+\+ compiler"):
+        H @ X1

@@ -9,8 +9,10 @@ loss sees all of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -170,12 +172,22 @@ def _is_pair(data: Any) -> bool:
     return isinstance(targets, Tensor) and isinstance(inputs, (list, tuple))
 
 
-def split_batch(batch: Batch, weigh: Callable[[Any, Any], float]) -> list[Batch] | None:
+def split_batch(batch: Batch, weigh: Weight) -> list[Batch] | None:
     """The first third of the examples and the rest, or None where there is no such split."""
+    size = examples(batch)
+    third = max(1, (size or 0) // 3)
+    return None if size is None or size < 2 else pieces(batch, [0, third, size], weigh)
+
+
+def examples(batch: Batch) -> int | None:
+    """How many examples a batch has along the first dimension of all its inputs, if it has."""
     sizes = {tensor.shape[0] for tensor in tensors(batch.inputs) if tensor.ndim > 0}
-    if len(sizes) != 1 or (size := sizes.pop()) < 2:
-        return None
-    third = max(1, size // 3)
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def pieces(batch: Batch, bounds: Sequence[int], weigh: Weight) -> list[Batch]:
+    """The examples from bound to bound, as batches of their own."""
+    size = bounds[-1]
 
     def part(tree: Any, low: int, high: int) -> Any:
         def cut(tensor: Tensor) -> Tensor:
@@ -183,11 +195,38 @@ def split_batch(batch: Batch, weigh: Callable[[Any, Any], float]) -> list[Batch]
 
         return maptensors(cut, tree)
 
-    pairs = [
-        (part(batch.inputs, low, high), part(batch.targets, low, high))
-        for low, high in ((0, third), (third, size))
-    ]
-    return [Batch(inputs, targets, weigh(inputs, targets)) for inputs, targets in pairs]
+    result = []
+    for low, high in pairwise(bounds):
+        inputs = part(batch.inputs, low, high)
+        same = batch.targets is batch.inputs
+        targets = inputs if same else part(batch.targets, low, high)
+        result.append(Batch(inputs, targets, weigh(inputs, targets)))
+    return result
+
+
+class SmallBatches:
+    """The data of other batches, in batches of about equal size and at most `most` examples.
+
+    >>> batches = Batches((torch.zeros(5, 2), torch.zeros(5)))
+    >>> [len(inputs) for inputs, _ in SmallBatches(batches, 2)]
+    [2, 2, 1]
+    """
+
+    def __init__(self, batches: Batches, most: int) -> None:
+        self._batches, self._most = batches, most
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._batches:
+            size = examples(batch)
+            step = size or 1
+            if size is not None and size > self._most:
+                step = math.ceil(size / math.ceil(size / self._most))
+                bounds = [*range(0, size, step), size]
+            else:
+                bounds = [0, step]
+            for piece in pieces(batch, bounds, self._batches.weigh):
+                whole = piece.inputs is piece.targets and isinstance(piece.inputs, Mapping)
+                yield piece.inputs if whole else (piece.inputs, piece.targets)
 
 
 def fingerprint(batch: Batch) -> tuple[tuple[Tensor, ...], Hashable]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from hesse.ad.evaluate import check_scalar, run_deterministic
 from hesse.ad.prepared import Preparations
 from hesse.ad.terms import Term
-from hesse.data import Batch, Batches, Weight, fingerprint, split_batch, tensors
+from hesse.data import Batch, Batches, SmallBatches, Weight, fingerprint, split_batch, tensors
 from hesse.errors import ArgumentError, DataError, RandomnessError, StructureError
 from hesse.vectors import Tree
 
@@ -115,6 +115,15 @@ class Risk:
         other = copy.copy(self)
         other.data = Batches(data, weight or self.data.weight, call="hesse.Risk.on(data)")
         return other
+
+    def in_small_batches(self, most: int) -> Risk:
+        """The same risk, its data in batches of at most `most` examples; shares its programs."""
+        small = self.on(SmallBatches(self.data, most))
+        if self._params is not None:
+            small._check_first_batch(
+                self._params
+            )  # that the loss of parts is the loss of the whole
+        return small
 
     def __call__(self, params: Tree) -> Tensor:
         """R(params), shape (). Its graph spans all batches; products go batch by batch instead."""

@@ -104,6 +104,13 @@ class Variables:
         """The flat vector, shape (n,), of a gradient or product of the varying leaves."""
         return self.space.join(self.expand(varying))
 
+    def add(self, vector: Tensor, varying: Leaves, coefficient: float) -> None:
+        """vector += coefficient * (a product of the varying leaves), in place."""
+        rest = iter(varying)
+        for part, cold in zip(vector.split(self.space.sizes), self.constants, strict=True):
+            if cold is None:
+                part.add_(next(rest).detach().reshape(-1), alpha=coefficient)
+
     def split(self, vector: Tensor) -> list[Tensor]:
         """The varying leaves of a flat vector."""
         return self.select([detached(leaf) for leaf in self.space.split(vector)])
@@ -126,8 +133,10 @@ class Variables:
 
 def detached(leaf: Tensor) -> Tensor:
     """A leaf without history; an inference tensor becomes a normal one by a copy."""
+    if not leaf.is_inference():
+        return leaf.detach()
     with torch.inference_mode(False):
-        return leaf.clone() if leaf.is_inference() else leaf.detach()
+        return leaf.clone()
 
 
 def tracked(leaves: Leaves) -> list[Tensor]:
@@ -233,7 +242,8 @@ def _checked_name(node: Any) -> str:
 
 def check_finite(vector: Tensor, space: Space, call: str, what: str) -> Tensor:
     """`vector` itself if every entry is finite; otherwise an error that names the parameter."""
-    if bool(torch.isfinite(vector).all()):
+    # One pass over the vector; a sum of large finite entries may overflow, and is looked at again.
+    if math.isfinite(float(vector.sum())) or bool(torch.isfinite(vector).all()):
         return vector
     raise NonFiniteError(
         call,

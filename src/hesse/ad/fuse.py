@@ -25,9 +25,9 @@ def accumulate(ops: list[Op], outputs: list[int], metas: dict[int, Meta]) -> lis
 
     The sum is rounded once less than before.
     """
-    uses = Counter(number for op in ops for number in op.reads())
+    uses: Counter[int | None] = Counter(number for op in ops for number in op.reads())
     uses.update(outputs)
-    made = {op.results[0]: op for op in ops if op.function in _ACCUMULATING}
+    made = {n: op for op in ops if op.function in _ACCUMULATING for n in op.results}
     gone: set[int] = set()
     result = []
     for op in ops:
@@ -42,21 +42,21 @@ def accumulate(ops: list[Op], outputs: list[int], metas: dict[int, Meta]) -> lis
         result.append(
             replace(op, function=_ACCUMULATING[source.function], args=(addend, *source.args))
         )
-    return [op for op in result if op.results[0] not in gone]
+    return [op for op in result if not gone.intersection(op.results)]
 
 
 def _fused(
-    op: Op, made: dict[int | None, Op], uses: Counter[int], metas: dict[int, Meta]
+    op: Op, made: dict[int | None, Op], uses: Counter[int | None], metas: dict[int, Meta]
 ) -> tuple[int, Any] | None:
     """Which argument of a sum is a product to be accumulated, and the other argument."""
     if op.kwargs or len(op.args) != 2 or not all(isinstance(a, Ref) for a in op.args):
         return None
+    (total,) = (metas[number] for number in op.results if number is not None)
     left, right = metas[op.args[0].index], metas[op.args[1].index]
-    total = metas[op.results[0]]  # pyright: ignore[reportArgumentType]
     if left.shape != right.shape or left.dtype != right.dtype or not total.is_contiguous:
         return None  # what comes next may rely on the strides of the sum
     for position in (1, 0):
-        number = op.args[position].index
+        number: int = op.args[position].index
         if number in made and uses[number] == 1:
             return position, op.args[1 - position]
     return None

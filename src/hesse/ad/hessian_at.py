@@ -8,6 +8,7 @@ steps down when torch has no derivative for an operation of f, saying so once.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -41,6 +42,7 @@ from hesse.vectors import Space, Tree, gaussian, norm
 
 HessianMode = Literal[
     "auto",
+    "compiled-split",
     "traced-split",
     "retained-graph",
     "reverse-over-reverse",
@@ -78,7 +80,8 @@ class HessianAt:
     """v -> H v at x on flat vectors, with the value and the gradient at x.
 
     Args: f, x as in `hvp`; mode; `repeated`: many products will follow, so that preparing them pays
-    and f is checked for randomness; `preparations`: those of f, which every point adds to.
+    and f is checked for randomness; `preparations`: those of f, which every point adds to;
+    `keep`: bytes of residuals to hold on to, default all of a single term and none of several.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class HessianAt:
         *,
         repeated: bool,
         preparations: Preparations | None = None,
+        keep: float | None = None,
     ) -> None:
         self._f, self._space, self._call, self._repeated = f, space, call, repeated
         self._variables, self._x = Variables.of(x, space, call)
@@ -108,7 +112,7 @@ class HessianAt:
                 self._x,
                 mode,
                 {} if preparations is None else preparations,
-                keep=has_one_term(f),
+                keep=(math.inf if has_one_term(f) else 0.0) if keep is None else keep,
             )
         self._value: Tensor | None = None
         self._gradient: Tensor | None = None
@@ -221,7 +225,7 @@ class HessianAt:
         return product
 
     def _evaluate_value(self) -> Tensor:
-        if self._prepared is not None and self._prepared.keeps:
+        if self._prepared is not None and self._prepared.keeps_all:
             return self._prepared.value()
         kind = HessianKind(self._call)
         (value,) = weighted_sum(
@@ -231,7 +235,7 @@ class HessianAt:
         return value
 
     def _evaluate_gradient(self) -> Tensor:
-        if self._prepared is not None and self._prepared.keeps:
+        if self._prepared is not None and self._prepared.keeps_all:
             self._value, gradient = self._prepared.value_and_gradient()
             return gradient
 

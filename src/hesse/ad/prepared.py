@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator
 from typing import Literal
 
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from hesse.ad.evaluate import Variables
 from hesse.ad.plan import Plan, plan_of
-from hesse.ad.preparation import Kind, Preparation, TermAt
+from hesse.ad.preparation import Kind, Preparation
 from hesse.ad.split import Split
+from hesse.ad.term_at import TermAt
 from hesse.ad.terms import Term, weighted_sum
 
-PreparedMode = Literal["auto", "traced-split", "retained-graph"]
-PREPARED = ["traced-split", "retained-graph"]
+PreparedMode = Literal["auto", "compiled-split", "traced-split", "retained-graph"]
+PREPARED = ["compiled-split", "traced-split", "retained-graph"]
 
 Preparations = dict[Hashable, Preparation]
 
@@ -30,7 +32,8 @@ class Prepared:
         variables, x: the leaves that vary, and where they are.
         mode: a rung of the ladder, or "auto".
         preparations: what is prepared already, for these terms or others of the same key.
-        keep: hold on to what a term computes at x (one term), or compute it anew in every sweep.
+        keep: how many bytes of residuals to hold on to between products, inf for all; the terms
+            that do not fit are computed anew in every sweep.
     """
 
     def __init__(
@@ -42,16 +45,22 @@ class Prepared:
         mode: str,
         preparations: Preparations,
         *,
-        keep: bool,
+        keep: float,
     ) -> None:
         self._kind, self._terms, self._variables, self._x = kind, terms, variables, x
-        self._mode, self._preparations, self.keeps = mode, preparations, keep
-        self._kept: list[tuple[float, TermAt]] = []
+        self._mode, self._preparations, self._keep = mode, preparations, keep
+        self._kept: dict[int, tuple[float, TermAt]] = {}
+        self._count: int | None = None
         self._own: dict[int, Preparation] = {}
         self._trusted: dict[int, Split | None] = {}
         self._met: dict[int, Preparation] = {}
         self._hint = 0
         self.last: TermAt | None = None
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether everything is held on to, so that a value is the first part of a product."""
+        return self._keep == math.inf
 
     @property
     def mode(self) -> str:
@@ -65,7 +74,7 @@ class Prepared:
     def expect(self, products: int) -> None:
         """Be told that so many products will follow."""
         self._hint = products
-        for _, at in self._kept:
+        for _, at in self._kept.values():
             at.preparation.hint = max(at.preparation.hint, products)
 
     def value(self) -> Tensor:
@@ -88,13 +97,16 @@ class Prepared:
     def product(self, v: Tensor) -> Tensor:
         """The product with a flat vector."""
         directions = self._variables.split(v)
-
-        def part(term: TermAt) -> tuple[Tensor]:
-            return (self._variables.flatten(term.apply("product", directions)),)
-
-        (product,) = weighted_sum((c, part(term)) for c, term in self._at())
-        assert product is not None
-        return product
+        total: Tensor | None = None
+        for coefficient, term in self._at():
+            part = term.apply("product", directions)
+            if self._count == 1 and coefficient == 1.0:
+                return self._variables.flatten(part)
+            if total is None:
+                total = torch.zeros_like(v)
+            self._variables.add(total, part, coefficient)
+        assert total is not None
+        return total
 
     @property
     def takes_blocks(self) -> bool:
@@ -141,20 +153,27 @@ class Prepared:
 
     def _at(self) -> Iterator[tuple[float, TermAt]]:
         """(c_i, term i at x)."""
-        if self._kept:
-            for coefficient, at in self._kept:
+        if self._count is not None and len(self._kept) == self._count:
+            for coefficient, at in self._kept.values():
                 self.last = at
                 yield coefficient, at
             return
-        kept = []
+        count = 0
         for index, term in enumerate(self._terms()):
-            at = self._term_at(index, term)
-            self.last = at
+            count += 1
+            if index in self._kept:
+                coefficient, self.last = self._kept[index]
+                yield self._kept[index]
+                continue
+            self.last = at = self._term_at(index, term)
+            if self.keeps_all:
+                self._kept[index] = term.coefficient, at
             yield term.coefficient, at
             self._trusted[index] = at.trusted
-            if self.keeps:
-                kept.append((term.coefficient, at))
-        self._kept = kept
+            if at.kept_bytes is not None and at.kept_bytes <= self._keep:
+                self._keep -= at.kept_bytes
+                self._kept[index] = term.coefficient, at
+        self._count = count
 
     def _term_at(self, index: int, term: Term) -> TermAt:
         data = [*self._variables.frozen, *term.data]

@@ -9,8 +9,7 @@ of the tape computes them again and says when one has changed.
 The tape of a run is made purely functional (in-place operations become their out-of-place
 versions) by torch's own functionalisation.
 
-This is the only file that uses torch's dispatch modes, which are semi-private; tried on torch
-2.13. Where recording fails for any reason the caller keeps the graph instead.
+Where recording fails for any reason the caller keeps the graph instead.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from hesse.dispatch import Watch
 
 _aten = torch.ops.aten
 _MARK = "_hesse_tape_value"
@@ -129,7 +129,7 @@ def record(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) -
     return trace
 
 
-class Tape(TorchDispatchMode):
+class Tape(Watch):
     """Notes every operation on tensors that runs within it."""
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
@@ -144,22 +144,18 @@ class Tape(TorchDispatchMode):
         self._token = object()
         self._inputs = [self._hold(tensor) for tensor in inputs]
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation, and note it."""
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        _check_recordable(func)
+    def observe(self, function: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+        _check_recordable(function)
         reads, named = self._enter(args), {key: self._enter(a) for key, a in kwargs.items()}
         single = not isinstance(result, (tuple, list))
         parts = [result] if single else result
-        op = Op(func, reads, named, tuple(self._number(part) for part in parts), single)
+        op = Op(function, reads, named, tuple(self._number(part) for part in parts), single)
         values = [part for part in parts if not isinstance(part, Tensor) and part is not None]
         if values:
             op.guard = result
-        elif torch.Tag.dynamic_output_shape in func.tags:
+        elif torch.Tag.dynamic_output_shape in function.tags:
             op.guard = tuple(tuple(part.shape) for part in parts)
         self._ops.append(op)
-        return result
 
     def trace(self, outputs: Sequence[Tensor]) -> Trace:
         """What was recorded, as a computation of `outputs`."""

@@ -50,7 +50,7 @@ def weighted_sum(parts: Iterable[tuple[float, tuple[Tensor | None, ...]]]) -> li
     """
     total: list[Tensor | None] = []
     for coefficient, part in parts:
-        scaled = [None if entry is None else coefficient * entry for entry in part]
+        scaled = [_times(coefficient, entry) for entry in part]
         if not total:
             total = scaled
             continue
@@ -58,3 +58,7 @@ def weighted_sum(parts: Iterable[tuple[float, tuple[Tensor | None, ...]]]) -> li
             if sum_ is not None and entry is not None:
                 sum_.add_(entry)
     return total
+
+
+def _times(coefficient: float, entry: Tensor | None) -> Tensor | None:
+    return entry if entry is None or coefficient == 1.0 else coefficient * entry

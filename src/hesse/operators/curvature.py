@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from hesse.ad.terms import Term
 from hesse.data import Batch, fingerprint
 from hesse.errors import FunctionError
 from hesse.operators.base import LinearOperator
+from hesse.operators.memory_budget import layout, parse_bytes
 from hesse.risk import Risk
 from hesse.vectors import Space, Tree, dot
 
@@ -32,14 +34,22 @@ class HessianOperator(LinearOperator):
         mode: HessianMode,
         space: Space,
         preparations: Preparations,
+        keep: float | None = None,
     ) -> None:
         super().__init__(space, symmetric=True)
-        self._f, self._preparations = f, preparations
+        self._f, self._preparations, self._keep = f, preparations, keep
         self._mode: HessianMode = mode
         # A copy: the operator is that of this point even if the caller's tensors move on.
         self._x, call = space.copy(x), "hesse.hessian_operator(f, x)"
         self._at = HessianAt(
-            f, self._x, space, mode, call, repeated=True, preparations=preparations
+            f,
+            self._x,
+            space,
+            mode,
+            call,
+            repeated=True,
+            preparations=preparations,
+            keep=keep,
         )
 
     @property
@@ -70,7 +80,7 @@ class HessianOperator(LinearOperator):
     def at(self, x: Tree) -> HessianOperator:
         """The Hessian of the same function at another point of the same structure."""
         self.domain.leaves(x, call=f"{self}.at(x)", what="x")
-        return HessianOperator(self._f, x, self._mode, self.domain, self._preparations)
+        return HessianOperator(self._f, x, self._mode, self.domain, self._preparations, self._keep)
 
     def expect(self, products: int) -> None:
         self._at.expect(products)
@@ -83,7 +93,11 @@ class HessianOperator(LinearOperator):
 
 
 def hessian_operator(
-    f: Callable[[Any], Tensor], x: Tree, *, mode: HessianMode = "auto"
+    f: Callable[[Any], Tensor],
+    x: Tree,
+    *,
+    mode: HessianMode = "auto",
+    memory_budget: int | float | str | None = None,
 ) -> HessianOperator:
     r"""The Hessian of f at x as a symmetric operator.
 
@@ -96,7 +110,11 @@ def hessian_operator(
             costs two gradients. "auto" takes that for a plain f or a risk with one batch, and
             one-shot products, batch by batch, for a risk with several.
 
-    Nothing is computed until the first product or the first look at `value` or `gradient`.
+        memory_budget: bytes, or a text such as "4GB", that tensors made for a product may take, for
+            a `Risk`: its batches are cut until a product fits, and residuals are kept for as many
+            of them as fit. Two small products are taken at once to find out.
+
+    Nothing else is computed until the first product or the first look at `value` or `gradient`.
 
     Cost: a product with a retained graph 2 gradients, one-shot as in `hvp`; memory n for x, and
     with a retained graph its residuals until the operator is released.
@@ -114,14 +132,30 @@ def hessian_operator(
     """
     call = "hesse.hessian_operator(f, x)"
     check_mode(mode, ["auto", *PREPARED, *ONE_SHOT], call)
-    return HessianOperator(f, x, mode, Space.of(x, call=call), getattr(f, "preparations", {}))
+    space = Space.of(x, call=call)
+
+    def make(f: Any, mode: HessianMode, keep: float | None = None) -> HessianOperator:
+        return HessianOperator(f, x, mode, space, getattr(f, "preparations", {}), keep)
+
+    if memory_budget is None:
+        return make(f, mode)
+    plan = layout(_risk(f, call), make, mode, parse_bytes(memory_budget, call), call)
+    return make(plan.risk, plan.mode, plan.keep)
 
 
 class GaussNewtonOperator(LinearOperator):
     """G = J' H_L J + weight decay, symmetric n x n. See `ggn_operator`."""
 
-    def __init__(self, risk: Risk, params: Tree, mode: PreparedMode, space: Space) -> None:
+    def __init__(
+        self,
+        risk: Risk,
+        params: Tree,
+        mode: PreparedMode,
+        space: Space,
+        keep: float | None = None,
+    ) -> None:
         super().__init__(space, symmetric=True)
+        self._keep = keep
         self.risk, self._call = risk, "hesse.ggn_operator(risk, params)"
         self._mode: PreparedMode = mode
         self._params = space.copy(params)
@@ -133,7 +167,7 @@ class GaussNewtonOperator(LinearOperator):
             x,
             mode,
             risk.preparations,
-            keep=risk.n_terms == 1,
+            keep=(math.inf if risk.n_terms == 1 else 0.0) if keep is None else keep,
         )
         self._value: Tensor | None = None
         self._gradient: Tensor | None = None
@@ -175,7 +209,7 @@ class GaussNewtonOperator(LinearOperator):
     def at(self, params: Tree) -> GaussNewtonOperator:
         """The Gauss-Newton matrix of the same risk at other parameters."""
         self.domain.leaves(params, call=f"{self}.at(params)", what="params")
-        return GaussNewtonOperator(self.risk, params, self._mode, self.domain)
+        return GaussNewtonOperator(self.risk, params, self._mode, self.domain, self._keep)
 
     def expect(self, products: int) -> None:
         self._at.expect(products)
@@ -221,7 +255,11 @@ def _model(risk: Risk, variables: Variables, batch: Batch) -> Model:
 
 
 def ggn_operator(
-    risk: Risk | Any, params: Tree, *, mode: PreparedMode = "auto"
+    risk: Risk | Any,
+    params: Tree,
+    *,
+    mode: PreparedMode = "auto",
+    memory_budget: int | float | str | None = None,
 ) -> GaussNewtonOperator:
     r"""The generalised Gauss-Newton matrix of a risk, as a symmetric operator.
 
@@ -252,12 +290,26 @@ def ggn_operator(
     tensor([[5.]])
     """
     call = "hesse.ggn_operator(risk, params)"
-    if not isinstance(risk, Risk):
-        raise FunctionError(
-            call,
-            expected="a hesse.Risk, which knows its outputs and its loss",
-            got=f"a {type(risk).__name__}",
-            remedy="Build hesse.Risk(model, loss, data); a plain function has no such matrix.",
-        )
+    risk = _risk(risk, call)
     check_mode(mode, ["auto", *PREPARED], call)
-    return GaussNewtonOperator(risk, params, mode, Space.of(params, call=call, what="params"))
+    space = Space.of(params, call=call, what="params")
+
+    def make(risk: Risk, mode: PreparedMode, keep: float | None = None) -> GaussNewtonOperator:
+        return GaussNewtonOperator(risk, params, mode, space, keep)
+
+    if memory_budget is None:
+        return make(risk, mode)
+    plan = layout(risk, make, mode, parse_bytes(memory_budget, call), call)
+    return make(plan.risk, plan.mode, plan.keep)
+
+
+def _risk(f: Any, call: str) -> Risk:
+    if isinstance(f, Risk):
+        return f
+    raise FunctionError(
+        call,
+        expected="a hesse.Risk, which knows its outputs, its loss and its batches",
+        got=f"a {type(f).__name__}",
+        remedy="Build hesse.Risk(model, loss, data). A plain function has no Gauss-Newton matrix, "
+        "and cannot be cut to a memory budget.",
+    )

@@ -7,11 +7,11 @@ all_problems()                      functions that differ in what they ask of au
 CountingOperator(A), PeakMemory()   contracts of cost
 """
 
+from hesse.memory import PeakMemory
 from hesse.testing import networks, problems
 from hesse.testing.catalogue import all_problems
 from hesse.testing.conformance import Conformance, check_operator
 from hesse.testing.counting import CountingOperator
-from hesse.testing.memory import PeakMemory
 from hesse.testing.oracles import (
     dense_ggn,
     dense_gradient,

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 
-from hesse.data import tensors
+from hesse.dispatch import Watch
 
 
-class PeakMemory(TorchDispatchMode):
+class PeakMemory(Watch):
     """The most memory that tensors made inside a `with` block held at one time, in bytes.
 
     Unlike the size of the process it is the same on every machine and in every run. Counted are the
@@ -31,15 +32,13 @@ class PeakMemory(TorchDispatchMode):
         self.current = self.peak = 0
         self._alive: dict[int, weakref.ref] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call `func` and take note of the storages that it made."""
-        known = {id(leaf.untyped_storage()) for leaf in tensors((args, kwargs))}
-        result = func(*args, **(kwargs or {}))
-        for tensor in tensors(result):
+    def observe(self, function: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+        """Take note of the storages that an operation made."""
+        known = {id(leaf.untyped_storage()) for leaf in _tensors((args, tuple(kwargs.values())))}
+        for tensor in _tensors(result):
             storage = tensor.untyped_storage()
             if id(storage) not in known and id(storage) not in self._alive:
                 self._add(storage)
-        return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         key, size = id(storage), storage.nbytes()
@@ -51,3 +50,11 @@ class PeakMemory(TorchDispatchMode):
         self._alive[key] = weakref.ref(storage, release)
         self.current += size
         self.peak = max(self.peak, self.current)
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (list, tuple)):
+        for child in tree:
+            yield from _tensors(child)

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One term of f at one point: its value, gradient and products by the best rung there is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.ad.batched import batched
+from hesse.ad.compiled import can_compile, compile_program
+from hesse.ad.evaluate import run_deterministic
+from hesse.ad.preparation import RECORDINGS, Kind, Preparation, Retained
+from hesse.ad.program import simplify
+from hesse.ad.split import Split, split
+from hesse.ad.tape import UntraceableError, record
+from hesse.vectors import norm
+
+
+class TermAt:
+    """See the module; `preparation` is shared with other points and terms, the rest is of here."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        function: Any,
+        x: list[Tensor],
+        data: Sequence[Tensor],
+        preparation: Preparation,
+        trusted: Split | None = None,
+    ) -> None:
+        self._kind, self._function, self._x = kind, function, x
+        self._data, self.preparation = list(data), preparation
+        self.trusted = trusted
+        self._graph: Retained | None = None
+        self._value: Tensor | None = None
+        self._gradient: list[Tensor] | None = None
+        self._residuals: list[Tensor] | None = None
+
+    @property
+    def value(self) -> Tensor:
+        """f(x)."""
+        if self._value is None:
+            split = self.preparation.split
+            by_f = self._graph is None and split is not None
+            self._value = self._kind.value(self._function, self._x) if by_f else self.graph.value
+        return self._value
+
+    @property
+    def gradient(self) -> list[Tensor]:
+        """grad f(x)."""
+        if self._gradient is None and self._graph is None and self.preparation.split is not None:
+            self._enter()
+        return self.graph.gradient if self._gradient is None else self._gradient
+
+    @property
+    def custom(self) -> str | None:
+        """A custom function in f, which the last product must be checked for."""
+        return None if self._graph is None else self._graph.custom
+
+    @property
+    def graph(self) -> Retained:
+        """The retained form at this point."""
+        if self._graph is None:
+            self._graph = run_deterministic(
+                lambda: self._kind.retain(self._function, self._x), self._kind.call
+            )
+        return self._graph
+
+    @property
+    def kept_bytes(self) -> int | None:
+        """What holding on to this point costs; None while that is not known."""
+        split = self.preparation.split
+        return None if split is None or self._residuals is None else split.residual_bytes
+
+    @property
+    def rung(self) -> str:
+        """How the next product is taken."""
+        return self.preparation.rung
+
+    def apply(self, quantity: str, v: list[Tensor]) -> list[Tensor]:
+        """The product, or another quantity, in the direction v."""
+        preparation = self.preparation
+        for _ in range(RECORDINGS):
+            if preparation.split is None:
+                if not preparation.pays:
+                    break
+                self._record(v)
+            elif self._residuals is None:
+                self._enter()
+            if preparation.split is not None and self._residuals is not None:
+                return self._by_program(quantity, [*self._residuals, *v])
+        if preparation.mode in ("traced-split", "compiled-split"):
+            raise UntraceableError(f"it cannot be recorded: {preparation.notes[-1]}")
+        return self._by_graph(quantity, v)
+
+    def _by_program(self, quantity: str, tensors: list[Tensor]) -> list[Tensor]:
+        preparation = self.preparation
+        assert preparation.split is not None
+        program, start = preparation.split.directions[quantity], time.perf_counter()
+        if preparation.compiling_pays:
+            self._compile(tensors)
+        if quantity == "product" and preparation.compiled is not None:
+            return run(preparation.compiled, tensors)
+        result = run(program, tensors)
+        preparation.spent += time.perf_counter() - start
+        return result
+
+    def _compile(self, tensors: list[Tensor]) -> None:
+        """Compile the program of the product; keep it if it is right and, under "auto", faster."""
+        preparation = self.preparation
+        assert preparation.split is not None
+        program = preparation.split.directions["product"]
+        try:
+            if not can_compile(tensors[0].device):
+                raise RuntimeError("there is no C++ compiler on this machine")
+            compiled = compile_program(program, tensors)
+            if not _agree(run(compiled, tensors), run(program, tensors)):
+                raise RuntimeError("the compiled program gives another product")
+            ours, theirs = _seconds(compiled, tensors), _seconds(program, tensors)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            preparation.failed["compiling"] = reason
+            preparation.notes.append(f"compiled-split: {reason}")
+            if preparation.mode == "compiled-split":
+                raise
+            return
+        note = f"compiled, a product takes {ours / theirs:.2f} of the time it took before"
+        preparation.notes.append(note)
+        if ours < theirs or preparation.mode == "compiled-split":
+            preparation.compiled = compiled
+        else:
+            preparation.failed["compiling"] = note
+
+    @property
+    def directions_at_once(self) -> int:
+        """How many directions `apply_block` had better be given; 1: none, take `apply`."""
+        return self.preparation.directions_at_once
+
+    def apply_block(self, blocks: list[Tensor]) -> list[Tensor] | None:
+        """The products with k directions, shape (k, ...) each; None where that does not work."""
+        preparation, k = self.preparation, len(blocks[0])
+        if preparation.split is not None and self._residuals is None:
+            self._enter()
+        if preparation.split is None or self._residuals is None or "block" in preparation.failed:
+            return None
+        if k not in preparation.blocks:
+            try:
+                self._record_block(blocks)
+            except RuntimeError as error:
+                preparation.failed["block"] = str(error).strip().splitlines()[0]
+                return None
+        return run(preparation.blocks[k], [*self._residuals, *blocks])
+
+    def _record_block(self, blocks: list[Tensor]) -> None:
+        preparation, residuals = self.preparation, self._residuals
+        assert preparation.split is not None and residuals is not None
+        single = preparation.split.directions["product"]
+        with torch.no_grad():
+            program = batched(single, residuals, blocks)
+        first = run(single, [*residuals, *(block[0].contiguous() for block in blocks)])
+        if not _agree([part[0] for part in run(program, [*residuals, *blocks])], first):
+            raise UntraceableError("a block gives another product than its first direction alone")
+        preparation.blocks[len(blocks[0])] = program
+
+    def _by_graph(self, quantity: str, v: list[Tensor]) -> list[Tensor]:
+        preparation, start = self.preparation, time.perf_counter()
+        result = _listed(getattr(self.graph, quantity)(v))
+        if not preparation.nodes:
+            preparation.nodes = self.graph.nodes
+        elif not preparation.given_up:
+            seconds = time.perf_counter() - start
+            preparation.spent += seconds
+            preparation.expect(seconds)
+        return result
+
+    def _enter(self) -> None:
+        """Run the point program at this point, and check it."""
+        preparation = self.preparation
+        if preparation.split is None:
+            return
+        if self.trusted is preparation.split:
+            self._residuals = run(preparation.split.point, [*self._x, *self._data])
+            return
+        value = self.value
+        n = 1 + len(self._x)
+        try:
+            results = run(preparation.split.point_and_gradient, [*self._x, *self._data])
+        except RuntimeError as error:  # a guard, or a shape that has changed
+            preparation.distrust(str(error).strip().splitlines()[0])
+            return
+        preparation.points += 1
+        if not _agree([results[0]], [value]):
+            preparation.distrust("the value of f is not that of the program")
+            return
+        self._gradient, self._residuals = results[1:n], results[n:]
+        if preparation.points > 1 and preparation.points & (preparation.points - 1) == 0:
+            self._verify()
+        self.trusted = preparation.split
+
+    def _verify(self) -> None:
+        """Compare a product with one by double backward."""
+        preparation = self.preparation
+        assert preparation.split is not None and self._residuals is not None
+        generator = torch.Generator().manual_seed(preparation.points)
+        v = [torch.randn(p.shape, generator=generator).to(p) for p in self._x]
+        ours = run(preparation.split.directions["product"], [*self._residuals, *v])
+        if not _agree(ours, self._kind.retain(self._function, self._x).product(v)):
+            self._residuals = self._gradient = None
+            preparation.distrust("a product is not that of double backward")
+        preparation.verified += 1
+
+    def _record(self, v: list[Tensor]) -> None:
+        """Record the programs at this point, and check that they repeat what was recorded."""
+        preparation, kind = self.preparation, self._kind
+        preparation.recordings += 1
+        n, sizes, seen = len(self._x), {}, {}
+
+        def everything() -> list[Tensor]:
+            graph = kind.retain(self._function, self._x)
+            if graph.custom is not None:
+                raise UntraceableError(f"the custom function {graph.custom} is foreign to it")
+            outputs = [graph.value, *graph.gradient]
+            for quantity in kind.quantities:
+                part = _listed(getattr(graph, quantity)(v))
+                sizes[quantity], seen[quantity] = len(part), part
+                outputs += part
+            return outputs
+
+        try:
+            trace = simplify(record(everything, [*self._x, *self._data, *v]))
+            products, first = {}, 1 + n
+            for quantity, size in sizes.items():
+                products[quantity] = trace.outputs[first : first + size]
+                first += size
+            result = split(trace, trace.inputs[-n:], trace.outputs[: 1 + n], products)
+            point = run(result.point_and_gradient, [*self._x, *self._data])
+            again = run(result.directions["product"], [*point[1 + n :], *v])
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            preparation.give_up(str(error).strip().splitlines()[0])
+            return
+        if not _agree(again, seen["product"]):
+            preparation.give_up("the program does not repeat the product that was recorded")
+            return
+        preparation.split, self._graph = result, None
+        self._value, self._gradient, self._residuals = point[0], point[1 : 1 + n], point[1 + n :]
+        preparation.points += 1
+        self.trusted = result
+
+
+def _seconds(program: Callable[..., list[Tensor]], tensors: list[Tensor]) -> float:
+    """The least of three runs."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run(program, tensors)
+        if tensors[0].is_cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def run(program: Callable[..., list[Tensor]], tensors: list[Tensor]) -> list[Tensor]:
+    """The outputs of a program, without a graph."""
+    with torch.inference_mode(False), torch.no_grad():
+        return program(*tensors)
+
+
+def _listed(result: Tensor | list[Tensor]) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def _agree(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    """Whether two results are the same up to rounding; NaN is NaN."""
+    a = torch.cat([part.detach().reshape(-1) for part in ours])
+    b = torch.cat([part.detach().reshape(-1) for part in theirs])
+    eps = max(torch.finfo(part.dtype).eps for part in ours)
+    if not bool(torch.isfinite(b).all()):
+        return bool((torch.isfinite(a) == torch.isfinite(b)).all())
+    return norm(a - b) <= eps**0.5 * (norm(a) + norm(b))

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watch the operations of torch, below autograd: what a recording and a meter are made of.
+
+The only file that uses torch's dispatch modes, which are semi-private; tried on torch 2.13.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Watch(TorchDispatchMode):
+    """Within it, `observe` is told of every operation after it has run."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        self.observe(func, args, kwargs, result)
+        return result
+
+    def observe(self, function: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+        """Take note of result = function(*args, **kwargs)."""
+        raise NotImplementedError
