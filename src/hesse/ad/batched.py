@@ -34,7 +34,7 @@ def batched(program: Program, residuals: list[Tensor], blocks: list[Tensor]) -> 
     in_dims = (*[None] * len(residuals), *[0] * len(blocks))
     trace = simplify(
         record(
-            lambda: torch.vmap(program, in_dims=in_dims)(*residuals, *blocks),
+            lambda: torch.vmap(program.replay, in_dims=in_dims)(*residuals, *blocks),
             [*residuals, *blocks],
         )
     )

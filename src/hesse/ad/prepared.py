@@ -87,7 +87,7 @@ class Prepared:
         """The value and the flat gradient."""
 
         def both(term: TermAt) -> tuple[Tensor, Tensor]:
-            gradient = self._variables.flatten(term.gradient)
+            gradient = self._variables.flatten(term.take_gradient())
             return term.value, gradient
 
         value, gradient = weighted_sum((c, both(term)) for c, term in self._at())

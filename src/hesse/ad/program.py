@@ -2,7 +2,7 @@
 """Straight-line programs: a trace made shorter, and turned into a Python function.
 
 Everything here is exact: a step that is left out computed what another step computes, or nothing
-that is asked for. Tensors are freed after their last use.
+that is asked for. Tensors are freed, or written over, after their last use.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from hesse.ad.tape import Op, Ref, Trace
+from hesse.ad.lifetimes import SIGNED_VIEWS, in_place, is_view, made_by, occupied
+from hesse.ad.tape import Op, Ref, Trace, last_reads, renamed, replay_op
 
 _aten = torch.ops.aten
 
@@ -27,18 +28,23 @@ _IDENTITIES = frozenset(
     ]
 )
 
+_ZEROS = frozenset([_aten.zeros.default, _aten.zeros_like.default, _aten.new_zeros.default])
+
 # The same operations, by torch's own bindings: a third of a microsecond less a call.
 _QUICK = {
     getattr(getattr(_aten, name), overload): getattr(torch, name)
     for name, overload in [
         *(("mm", "default"), ("bmm", "default"), ("addmm", "default"), ("baddbmm", "default")),
+        *(("addmm", "out"), ("baddbmm", "out")),
         *(("add", "Tensor"), ("sub", "Tensor"), ("mul", "Tensor"), ("div", "Tensor")),
         *(("t", "default"), ("transpose", "int"), ("select", "int"), ("permute", "default")),
     ]
+} | {
+    getattr(getattr(_aten, name), overload): getattr(torch.Tensor, name)
+    for name, overload in [
+        *(("add_", "Tensor"), ("sub_", "Tensor"), ("mul_", "Tensor"), ("div_", "Tensor")),
+    ]
 }
-
-# Views whose entries are not those of their storage.
-_SIGNED_VIEWS = frozenset([_aten._conj.default, _aten._neg_view.default])
 
 
 class GuardError(RuntimeError):
@@ -59,7 +65,7 @@ class Program:
         self.ops, self.inputs, self.outputs = ops, list(inputs), list(outputs)
         used = {number for op in ops for number in op.reads()} | set(outputs)
         self.constants = {k: tensor for k, tensor in trace.constants.items() if k in used}
-        self._metas = trace.metas
+        self.metas = trace.metas
         self._function: Callable[..., list[Tensor]] | None = None
 
     def __len__(self) -> int:
@@ -79,16 +85,15 @@ class Program:
 
     def peak_bytes(self) -> int:
         """The most that tensors made on the way hold at one time, the outputs included."""
-        now = peak = 0
-        held: dict[int, int] = {}
-        last = _last_uses(self, through_views=True)
-        for position, op in enumerate(self.ops):
-            if size := self._bytes(op):
-                held[next(n for n in op.results if n is not None)] = size
-                now += size
-            peak = max(peak, now)
-            now -= sum(held.pop(number, 0) for number in last.get(position, ()))
-        return peak
+        inputs = [*self.inputs, *self.constants]
+        return max(occupied(self.ops, self.metas, inputs, self.outputs), default=0)
+
+    def replay(self, *tensors: Tensor) -> list[Tensor]:
+        """The outputs, by the operations as they stand: slower, and nothing is overwritten."""
+        env = dict(zip(self.inputs, tensors, strict=True)) | self.constants
+        for op in self.ops:
+            replay_op(op, env)
+        return [env[number] for number in self.outputs]
 
     def flops(self) -> int:
         """Floating-point operations in matrix products and convolutions, as torch counts them."""
@@ -98,18 +103,18 @@ class Program:
         count = flop_registry.get(op.function.overloadpacket)
         if count is None:
             return 0
-        shapes = [None if n is None else self._metas[n].shape for n in op.results]
+        shapes = [None if n is None else self.metas[n].shape for n in op.results]
         args = [self._shape(argument) for argument in op.args]
         named = {key: self._shape(argument) for key, argument in op.kwargs.items()}
         return count(*args, **named, out_val=shapes[0] if op.single else shapes)
 
     def _shape(self, argument: Any) -> Any:
-        return self._metas[argument.index].shape if isinstance(argument, Ref) else argument
+        return self.metas[argument.index].shape if isinstance(argument, Ref) else argument
 
     def _bytes(self, op: Op) -> int:
         if is_view(op.function):
             return 0
-        return sum(self._metas[number].nbytes for number in op.results if number is not None)
+        return sum(self.metas[number].nbytes for number in op.results if number is not None)
 
 
 def live(ops: list[Op], outputs: Iterable[int]) -> list[Op]:
@@ -137,6 +142,7 @@ class _Simplifier:
         self._root: dict[int, int] = {}
         self._views: dict[tuple, int] = {}
         self._seen: dict[Any, Op] = {}
+        self._zeros: set[int] = set()
 
     def run(self) -> Trace:
         trace = self._trace
@@ -145,14 +151,14 @@ class _Simplifier:
         return replace(trace, ops=live(ops, outputs), outputs=outputs)
 
     def _visit(self, op: Op) -> Op | None:
-        args, kwargs = self._rename(op.args), {k: self._rename(a) for k, a in op.kwargs.items()}
-        op = replace(op, args=args, kwargs=kwargs)
+        op = renamed(op, lambda number: self._name.get(number, number))
         if op.guard is None and op.single:
+            self._note_zeros(op)
             same = self._same_as(op)
             if same is not None:
                 self._name[op.results[0]] = same  # pyright: ignore[reportArgumentType]
                 return None
-        key = (op.function, _frozen(args), _frozen(tuple(sorted(kwargs.items()))))
+        key = (op.function, _frozen(op.args), _frozen(tuple(sorted(op.kwargs.items()))))
         first = self._seen.setdefault(key, op)
         if first is op:
             return op
@@ -167,9 +173,11 @@ class _Simplifier:
         source = op.args[0].index if op.args and isinstance(op.args[0], Ref) else None
         if result is None or source is None:
             return None
+        if op.function is _aten.add.Tensor and not op.kwargs:
+            return self._without_zeros(op, result)
         if op.function in _IDENTITIES:
             return source if self._metas[result].same_layout(self._metas[source]) else None
-        if not is_view(op.function) or op.function in _SIGNED_VIEWS:
+        if not is_view(op.function) or op.function in SIGNED_VIEWS:
             return None
         root = self._root.get(source, source)
         if not self._metas[root].is_dense:
@@ -181,25 +189,19 @@ class _Simplifier:
         first = self._views.setdefault(view, result)
         return None if first == result else first
 
-    def _rename(self, argument: Any) -> Any:
-        if isinstance(argument, Ref):
-            name = self._name.get(argument.index)
-            return argument if name is None else Ref(name)
-        if isinstance(argument, (list, tuple)):
-            return type(argument)(map(self._rename, argument))
-        return argument
+    def _note_zeros(self, op: Op) -> None:
+        """Derivatives that do not exist come as tensors of zeros, and so do views of them."""
+        of_zeros = is_view(op.function) and self._zeros.issuperset(op.reads())
+        if op.function in _ZEROS or of_zeros:
+            self._zeros.update(made_by(op))
 
-
-def is_view(function: Any) -> bool:
-    """Whether an operation gives its first argument in another form, without a copy."""
-    schema = function._schema
-    first = schema.arguments[0] if schema.arguments else None
-    return bool(
-        schema.returns
-        and first is not None
-        and first.alias_info is not None
-        and not first.alias_info.is_write
-    )
+    def _without_zeros(self, op: Op, result: int) -> int | None:
+        """The other summand of x + 0."""
+        for summand, other in (op.args, op.args[::-1]):
+            if isinstance(other, Ref) and other.index in self._zeros and isinstance(summand, Ref):
+                same = self._metas[summand.index].same_layout(self._metas[result])
+                return summand.index if same else None
+        return None
 
 
 def _frozen(argument: Any) -> Any:
@@ -218,8 +220,10 @@ def compile_python(program: Program) -> Callable[..., list[Tensor]]:
     names: dict[str, Any] = {}
     lines = [f"def program({', '.join(f't{n}' for n in program.inputs)}):"]
     names.update({f"t{n}": tensor for n, tensor in program.constants.items()})
-    last = _last_uses(program)
-    for position, op in enumerate(program.ops):
+    stay = {*program.inputs, *program.outputs, *program.constants}
+    ops = in_place(program.ops, program.metas, stay)
+    last = last_reads(ops, {*program.outputs, *program.constants})
+    for position, op in enumerate(ops):
         lines.append(f"    {_statement(op, position, names)}")
         if dying := last.get(position):
             lines.append("    del " + ", ".join(f"t{n}" for n in dying))
@@ -253,25 +257,6 @@ def _literal(argument: Any, names: dict[str, Any]) -> str:
     name = f"c{len(names)}"
     names[name] = argument
     return name
-
-
-def _last_uses(program: Program, *, through_views: bool = False) -> dict[int, list[int]]:
-    """Position -> the numbers not needed after it; as a view or as the tensor it is a view of."""
-    last: dict[int, int] = {}
-    root: dict[int, int] = {}
-    for position, op in enumerate(program.ops):
-        results = [number for number in op.results if number is not None]
-        reads = list(op.reads())
-        if through_views and reads and is_view(op.function):
-            root.update((number, root.get(reads[0], reads[0])) for number in results)
-        for number in (*results, *reads):
-            last[root.get(number, number)] = position
-    stay = {root.get(n, n) for n in program.outputs} | set(program.constants)
-    dying: dict[int, list[int]] = {}
-    for number, position in last.items():
-        if number not in stay:
-            dying.setdefault(position, []).append(number)
-    return dying
 
 
 def _guarded(op: Op, result: Any) -> Any:

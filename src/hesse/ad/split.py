@@ -14,8 +14,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hesse.ad.fuse import accumulate
-from hesse.ad.program import Program, is_view, live
+from hesse.ad.lifetimes import is_view
+from hesse.ad.program import Program, live
+from hesse.ad.rematerialise import (
+    Cheap,
+    choose_residuals,
+    is_light,
+    is_memory_bound,
+    lower_peak,
+)
+from hesse.ad.schedule import on_demand, put_off
 from hesse.ad.tape import Op, Trace
+
+# A split of fewer bytes than this is not worth saving memory in.
+_SMALL = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -33,39 +45,91 @@ class Split:
     residual_bytes: int
     """Of the residuals that are no inputs, constants, or views of one another."""
 
+    @property
+    def bytes(self) -> int:
+        """What residuals and a product take at their peak."""
+        return self.residual_bytes + self.directions["product"].peak_bytes()
+
 
 def split(
     trace: Trace, directions: Sequence[int], point: Sequence[int], products: dict[str, list[int]]
 ) -> Split:
-    """The split of a trace.
+    """The split of a trace, in at most twice the memory of the gradient if that can be done.
 
     Args:
         trace: simplified; `directions` are its inputs that belong to v, `point` those of its
-            outputs that do not depend on v, `products` the others, by name.
+            outputs that do not depend on v: the value, then the gradient; `products` the others,
+            by name.
     """
-    linear = _dependent(trace.ops, set(directions))
-    asked = [number for outputs in products.values() for number in outputs]
-    moving = live([op for op in trace.ops if _any_in(op.results, linear)], asked)
-    still = [op for op in trace.ops if not _any_in(op.results, linear)]
-    made = {number for op in moving for number in op.results} | set(directions)
-    reads = {number for op in moving for number in op.reads()} | set(asked)
-    residuals = sorted(reads - made - set(trace.constants))
-    inputs = [number for number in trace.inputs if number not in set(directions)]
-    programs = {}
-    for name, outputs in products.items():
-        ops = accumulate(live(moving, outputs), outputs, trace.metas)
-        programs[name] = Program(trace, ops, [*residuals, *directions], outputs)
+    halves = _Halves(trace, list(directions), list(point), products)
+    goal = max(_SMALL, 2 * halves.program_at_point(point).peak_bytes())
+    best = halves.split(None, goal)
+    for cheap in (is_light, is_memory_bound):
+        if best.bytes <= goal:
+            break
+        best = min(best, halves.split(cheap, goal), key=lambda split: split.bytes)
+    return best
 
-    def still_program(outputs: list[int]) -> Program:
-        return Program(trace, live(still, outputs), inputs, outputs)
 
-    return Split(
-        point=still_program(residuals),
-        point_and_gradient=still_program([*point, *residuals]),
-        directions=programs,
-        n_residuals=len(residuals),
-        residual_bytes=_own_bytes(trace, still, residuals),
-    )
+class _Halves:
+    """The operations of a trace that depend on the direction, and the others."""
+
+    def __init__(
+        self, trace: Trace, directions: list[int], point: list[int], products: dict[str, list[int]]
+    ) -> None:
+        self._trace, self._directions, self._point = trace, directions, point
+        self._products = products
+        linear = _dependent(trace.ops, set(directions))
+        self._asked = [number for outputs in products.values() for number in outputs]
+        self._moving = live([op for op in trace.ops if _any_in(op.results, linear)], self._asked)
+        self._still = [op for op in trace.ops if not _any_in(op.results, linear)]
+        self._inputs = [number for number in trace.inputs if number not in set(directions)]
+
+    def split(self, cheap: Cheap | None, goal: int) -> Split:
+        """The split that computes again what is cheap."""
+        moving = self._moving
+        if cheap is not None:
+            wanted = self._residuals(moving)
+            kept = choose_residuals(self._trace, self._still, wanted, cheap)
+            moving = on_demand(self._still, moving, set(kept))
+        residuals = self._residuals(moving)
+        size = _own_bytes(self._trace, self._still, residuals)
+        return Split(
+            point=self.program_at_point(residuals),
+            point_and_gradient=self.program_at_point([*self._point, *residuals]),
+            directions={
+                name: self._program(moving, residuals, outputs, cheap, goal - size)
+                for name, outputs in self._products.items()
+            },
+            n_residuals=len(residuals),
+            residual_bytes=size,
+        )
+
+    def program_at_point(self, outputs: Sequence[int]) -> Program:
+        """The program of what does not depend on the direction."""
+        return Program(self._trace, live(self._still, outputs), self._inputs, outputs)
+
+    def _residuals(self, moving: list[Op]) -> list[int]:
+        made = {number for op in moving for number in op.results} | set(self._directions)
+        reads = {number for op in moving for number in op.reads()} | set(self._asked)
+        return sorted(reads - made - set(self._trace.constants))
+
+    def _program(
+        self,
+        moving: list[Op],
+        residuals: list[int],
+        outputs: list[int],
+        cheap: Cheap | None,
+        goal: int,
+    ) -> Program:
+        trace, inputs = self._trace, [*residuals, *self._directions]
+        held = {*inputs, *trace.constants}
+        ops = live(moving, outputs)
+        ops = put_off(ops, trace.metas, held, outputs, cheap or (lambda op: is_view(op.function)))
+        ops = accumulate(ops, outputs, trace.metas)
+        if cheap is not None:
+            ops = lower_peak(ops, trace.metas, held, outputs, goal, cheap)
+        return Program(trace, ops, inputs, outputs)
 
 
 def _dependent(ops: list[Op], sources: set[int]) -> set[int]:

@@ -15,8 +15,8 @@ Where recording fails for any reason the caller keeps the graph instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -236,11 +236,15 @@ def _functional(trace: Trace, inputs: Sequence[Tensor]) -> Trace:
     # A constant that f makes for itself may be changed there: torch.tensor([1.0, 2.0])[0] = 3.0.
     fresh = {op.args[0].index for op in trace.ops if op.function is _aten.lift_fresh.default}
 
+    dying = last_reads(trace.ops, {*trace.inputs, *trace.constants, *trace.outputs})
+
     def replay(*tensors: Tensor) -> list[Tensor]:
         env: dict[int, Tensor] = dict(zip((*trace.inputs, *numbers), tensors, strict=True))
         env.update((number, env[number].clone()) for number in fresh & set(numbers))
-        for op in trace.ops:
+        for position, op in enumerate(trace.ops):
             replay_op(op, env)
+            for number in dying.get(position, ()):
+                del env[number]
         return [env[number] for number in trace.outputs]
 
     with torch.no_grad(), Tape(everything) as tape:
@@ -257,16 +261,44 @@ def _functional(trace: Trace, inputs: Sequence[Tensor]) -> Trace:
     return result
 
 
-def replay_op(op: Op, env: dict[int, Tensor]) -> None:
-    """Run one operation of a tape on the tensors of `env`, which takes its results."""
+def renamed(op: Op, name: Callable[[int], int]) -> Op:
+    """The same operation on the tensors of other numbers."""
 
-    def leave(argument: Any) -> Any:
+    def enter(argument: Any) -> Any:
         if isinstance(argument, Ref):
-            return env[argument.index]
+            return Ref(name(argument.index))
         if isinstance(argument, (list, tuple)):
-            return type(argument)(map(leave, argument))
+            return type(argument)([enter(part) for part in argument])
         return argument
 
-    result = op.function(*leave(op.args), **{k: leave(a) for k, a in op.kwargs.items()})
+    kwargs = {key: enter(argument) for key, argument in op.kwargs.items()}
+    return replace(op, args=enter(op.args), kwargs=kwargs)
+
+
+def last_reads(ops: list[Op], stay: Collection[int]) -> dict[int, list[int]]:
+    """Position -> the tensors that no operation after it reads, and that need not stay."""
+    last: dict[int, int] = {}
+    for position, op in enumerate(ops):
+        last.update((n, position) for n in (*op.results, *op.reads()) if n is not None)
+    dying: dict[int, list[int]] = {}
+    for number, position in last.items():
+        if number not in stay:
+            dying.setdefault(position, []).append(number)
+    return dying
+
+
+def replay_op(op: Op, env: dict[int, Tensor]) -> None:
+    """Run one operation of a tape on the tensors of `env`, which takes its results."""
+    kwargs = {key: _leave(argument, env) for key, argument in op.kwargs.items()}
+    result = op.function(*_leave(op.args, env), **kwargs)
     parts = zip(op.results, [result] if op.single else result, strict=True)
     env.update((number, part) for number, part in parts if number is not None)
+
+
+def _leave(argument: Any, env: dict[int, Tensor]) -> Any:
+    """The argument with tensors in the place of their numbers."""
+    if isinstance(argument, Ref):
+        return env[argument.index]
+    if isinstance(argument, (list, tuple)):
+        return type(argument)(_leave(part, env) for part in argument)
+    return argument

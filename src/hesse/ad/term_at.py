@@ -39,6 +39,7 @@ class TermAt:
         self._value: Tensor | None = None
         self._gradient: list[Tensor] | None = None
         self._residuals: list[Tensor] | None = None
+        self._products = 0
 
     @property
     def value(self) -> Tensor:
@@ -49,12 +50,12 @@ class TermAt:
             self._value = self._kind.value(self._function, self._x) if by_f else self.graph.value
         return self._value
 
-    @property
-    def gradient(self) -> list[Tensor]:
-        """grad f(x)."""
+    def take_gradient(self) -> list[Tensor]:
+        """grad f(x), which is not held on to: it comes with the residuals, and is the caller's."""
         if self._gradient is None and self._graph is None and self.preparation.split is not None:
-            self._enter()
-        return self.graph.gradient if self._gradient is None else self._gradient
+            self._enter(with_gradient=True)
+        gradient, self._gradient = self._gradient, None
+        return self.graph.gradient if gradient is None else gradient
 
     @property
     def custom(self) -> str | None:
@@ -101,6 +102,9 @@ class TermAt:
         preparation = self.preparation
         assert preparation.split is not None
         program, start = preparation.split.directions[quantity], time.perf_counter()
+        self._products += 1
+        if self._products > 1:  # who wants the gradient asks for it early
+            self._gradient = None
         if preparation.compiling_pays:
             self._compile(tensors)
         if quantity == "product" and preparation.compiled is not None:
@@ -177,26 +181,30 @@ class TermAt:
             preparation.expect(seconds)
         return result
 
-    def _enter(self) -> None:
+    def _enter(self, *, with_gradient: bool = False) -> None:
         """Run the point program at this point, and check it."""
-        preparation = self.preparation
-        if preparation.split is None:
+        preparation, split = self.preparation, self.preparation.split
+        if split is None:
             return
-        if self.trusted is preparation.split:
-            self._residuals = run(preparation.split.point, [*self._x, *self._data])
+        trusted = self.trusted is split
+        if trusted and not with_gradient:
+            self._residuals = run(split.point, [*self._x, *self._data])
             return
-        value = self.value
-        n = 1 + len(self._x)
+        value = None if trusted else self.value
         try:
-            results = run(preparation.split.point_and_gradient, [*self._x, *self._data])
+            results = run(split.point_and_gradient, [*self._x, *self._data])
         except RuntimeError as error:  # a guard, or a shape that has changed
             preparation.distrust(str(error).strip().splitlines()[0])
             return
-        preparation.points += 1
-        if not _agree([results[0]], [value]):
-            preparation.distrust("the value of f is not that of the program")
-            return
+        n = 1 + len(self._x)
+        if value is not None:
+            preparation.points += 1
+            if not _agree([results[0]], [value]):
+                preparation.distrust("the value of f is not that of the program")
+                return
         self._gradient, self._residuals = results[1:n], results[n:]
+        if trusted:
+            return
         if preparation.points > 1 and preparation.points & (preparation.points - 1) == 0:
             self._verify()
         self.trusted = preparation.split
@@ -217,7 +225,7 @@ class TermAt:
         """Record the programs at this point, and check that they repeat what was recorded."""
         preparation, kind = self.preparation, self._kind
         preparation.recordings += 1
-        n, sizes, seen = len(self._x), {}, {}
+        n, sizes, seen = len(self._x), {}, []
 
         def everything() -> list[Tensor]:
             graph = kind.retain(self._function, self._x)
@@ -226,8 +234,10 @@ class TermAt:
             outputs = [graph.value, *graph.gradient]
             for quantity in kind.quantities:
                 part = _listed(getattr(graph, quantity)(v))
-                sizes[quantity], seen[quantity] = len(part), part
+                sizes[quantity] = len(part)
                 outputs += part
+                if quantity == "product":
+                    seen.extend(part)
             return outputs
 
         try:
@@ -237,18 +247,19 @@ class TermAt:
                 products[quantity] = trace.outputs[first : first + size]
                 first += size
             result = split(trace, trace.inputs[-n:], trace.outputs[: 1 + n], products)
-            point = run(result.point_and_gradient, [*self._x, *self._data])
-            again = run(result.directions["product"], [*point[1 + n :], *v])
+            value, *rest = run(result.point_and_gradient, [*self._x, *self._data])
+            gradient, residuals = rest[:n], rest[n:]
+            again = run(result.directions["product"], [*residuals, *v])
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             preparation.give_up(str(error).strip().splitlines()[0])
             return
-        if not _agree(again, seen["product"]):
+        if not _agree(again, seen):
             preparation.give_up("the program does not repeat the product that was recorded")
             return
         preparation.split, self._graph = result, None
-        self._value, self._gradient, self._residuals = point[0], point[1 : 1 + n], point[1 + n :]
+        self._value, self._gradient, self._residuals = value, gradient, residuals
         preparation.points += 1
         self.trusted = result
 
@@ -277,9 +288,14 @@ def _listed(result: Tensor | list[Tensor]) -> list[Tensor]:
 
 def _agree(ours: list[Tensor], theirs: list[Tensor]) -> bool:
     """Whether two results are the same up to rounding; NaN is NaN."""
-    a = torch.cat([part.detach().reshape(-1) for part in ours])
-    b = torch.cat([part.detach().reshape(-1) for part in theirs])
-    eps = max(torch.finfo(part.dtype).eps for part in ours)
-    if not bool(torch.isfinite(b).all()):
-        return bool((torch.isfinite(a) == torch.isfinite(b)).all())
-    return norm(a - b) <= eps**0.5 * (norm(a) + norm(b))
+    difference, size, eps = 0.0, 0.0, 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        a, b = a.detach().reshape(-1), b.detach().reshape(-1)
+        eps = max(eps, torch.finfo(a.dtype).eps)
+        if not bool(torch.isfinite(b).all()):
+            if not bool((torch.isfinite(a) == torch.isfinite(b)).all()):
+                return False
+            continue
+        difference += norm(a - b) ** 2
+        size += norm(a) ** 2 + norm(b) ** 2
+    return difference <= eps * size
