@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hesse.ad.evaluate import check_scalar, run_deterministic
+from hesse.ad.evaluate import check_scalar, run_deterministic, twice_differentiable
 from hesse.ad.prepared import Preparations
 from hesse.ad.terms import Term
 from hesse.data import Batch, Batches, SmallBatches, Weight, fingerprint, split_batch, tensors
@@ -76,10 +76,11 @@ class Risk:
     ) -> None:
         self.model, self.loss, self.weight_decay = model, loss, float(weight_decay)
         self._reduction = reduction or getattr(loss, "reduction", "mean")
-        _check_arguments(self._reduction, self.weight_decay)
+        _check_arguments(model, self._reduction, self.weight_decay)
         self._check_eval_mode()
         self.data = Batches(data, weight, call="hesse.Risk(model, loss, data)")
         self._params = params
+        self._recomputes = False
         # Programs of products, for every shape of batch; `on` shares them.
         self.preparations: Preparations = {}
         if isinstance(model, nn.Module):
@@ -159,6 +160,8 @@ class Risk:
             return self.model(params, batch.inputs)
         self._check_names(params)
         args, kwargs = _arguments(batch.inputs)
+        if self._recomputes:
+            return _with_parameters(self.model, params)(*args, **kwargs)
         return torch.func.functional_call(self.model, params, args, kwargs)
 
     def batch_loss(self, outputs: Any, batch: Batch) -> Tensor:
@@ -199,6 +202,18 @@ class Risk:
                     "model (BatchNorm with its running statistics, dropout off).",
                 )
 
+    def _noting_recomputation(self, value: Callable[[], Tensor]) -> Tensor:
+        """The value; notes whether activations are computed again (`torch.utils.checkpoint`)."""
+        call, no_hooks = "hesse.Risk(model, loss, data)", "hesse allows no saved tensor hooks"
+        try:
+            with torch.autograd.graph.disable_saved_tensors_hooks(no_hooks):
+                return run_deterministic(value, call)
+        except RuntimeError as error:
+            if no_hooks not in str(error):
+                raise
+        self._recomputes = isinstance(self.model, nn.Module)
+        return run_deterministic(value, call)
+
     def _check_first_batch(self, params: Tree) -> None:
         """One deterministic forward pass; with several batches, that their losses average."""
         batch = self.data.first
@@ -207,8 +222,8 @@ class Risk:
             part = part.to(_device(params))
             return self.batch_loss(self.outputs(params, part), part).detach()
 
-        with torch.enable_grad():  # a model may differentiate itself in its inputs
-            whole = run_deterministic(lambda: value(batch), "hesse.Risk(model, loss, data)")
+        with twice_differentiable():  # a model may differentiate itself in its inputs
+            whole = self._noting_recomputation(lambda: value(batch))
             parts = split_batch(batch, self.data.weigh) if self.data.count > 1 else None
             if parts is None:
                 return
@@ -241,7 +256,14 @@ def _is_random_or_coupled(module: nn.Module) -> bool:
     return isinstance(rate, (int, float)) and rate > 0.0
 
 
-def _check_arguments(reduction: str, weight_decay: float) -> None:
+def _check_arguments(model: Any, reduction: str, weight_decay: float) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ArgumentError(
+            "hesse.Risk(model, loss, data)",
+            expected="a module in Python, or a callable (params, inputs) -> outputs",
+            got="a module of torch.jit, whose parameters cannot be replaced",
+            remedy="Give the module that was scripted or traced.",
+        )
     if reduction not in ("mean", "sum"):
         raise ArgumentError(
             "hesse.Risk(model, loss, data)",
@@ -256,6 +278,14 @@ def _check_arguments(reduction: str, weight_decay: float) -> None:
             got=repr(weight_decay),
             remedy="Leave it out for none.",
         )
+
+
+def _with_parameters(model: nn.Module, params: Mapping[str, Tensor]) -> nn.Module:
+    """A module with these parameters for good, since its backward pass runs it again."""
+    own = dict(model.named_parameters(remove_duplicate=False))
+    memo = {id(tensor): tensor for tensor in (*own.values(), *model.buffers())}
+    memo.update((id(own[name]), tensor) for name, tensor in params.items())
+    return copy.deepcopy(model, memo)
 
 
 def _arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:

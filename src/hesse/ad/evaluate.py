@@ -8,6 +8,7 @@ called.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hesse.ad.composed import Composed
 from hesse.errors import FunctionError, NonFiniteError, RandomnessError
 from hesse.vectors import Space, Tree
 
@@ -30,13 +32,17 @@ def twice_differentiable() -> Iterator[None]:
     """Within it, torch picks kernels that have second derivatives, and gradients are recorded.
 
     Fused attention has no second derivative, cuDNN's recurrent cells neither: the reference kernels
-    are used instead, whatever the model asks for. A surrounding `no_grad` or `inference_mode` is
+    are used instead, whatever the model asks for, and a compiled model runs as it was written. A
+    surrounding `no_grad` or `inference_mode` is
     lifted, since a product is made of derivatives.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(Composed())
+        if "torch._dynamo" in sys.modules:  # what torch.compile makes has one derivative only
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         if torch.backends.cudnn.is_available():
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield
@@ -113,6 +119,7 @@ class Variables:
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """The varying leaves of a flat vector."""
+        vector = vector.contiguous()  # programs are recorded for contiguous directions
         return self.select([detached(leaf) for leaf in self.space.split(vector)])
 
     def split_block(self, block: Tensor) -> list[Tensor]:
@@ -196,6 +203,13 @@ def gradient_of(
     grads = torch.autograd.grad(output, x, weights, allow_unused=True, **options)
     if all(part is None for part in grads):
         raise _independent(call)
+    if any(part is not None and part.layout is not torch.strided for part in grads):
+        raise FunctionError(
+            call,
+            expected="dense gradients",
+            got="a sparse one, as that of nn.Embedding(..., sparse=True)",
+            remedy="Construct the module with sparse=False, or set its attribute sparse to False.",
+        )
     return [
         torch.zeros_like(leaf) if part is None else part
         for leaf, part in zip(x, grads, strict=True)

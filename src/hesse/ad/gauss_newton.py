@@ -199,7 +199,7 @@ def _flat(parts: Leaves) -> Tensor:
 
 
 def _check_curved(slope: Leaves, call: str) -> None:
-    if not any(part.requires_grad for part in slope):
+    if not any(part.grad_fn is not None for part in slope):  # zeros may require a gradient
         raise FunctionError(
             call,
             expected="a loss that is curved in the outputs of the model",

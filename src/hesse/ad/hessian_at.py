@@ -100,6 +100,7 @@ class HessianAt:
         self._variables, self._x = Variables.of(x, space, call)
         # No method of self: a cycle of references would keep the graph until it is collected.
         self._terms = partial(leaf_terms, f, self._variables, call)
+        self._asked = mode
         self._modes = [mode] if mode != "auto" else LADDER.copy()
         self._failures: list[str] = []
         self._prepared: Prepared | None = None
@@ -279,7 +280,7 @@ class HessianAt:
             return error  # f itself fails: its own message says it best
         return DerivativeError(
             self._call,
-            expected=f"an f whose derivatives exist in mode {self.mode!r}",
+            expected=f"an f whose derivatives exist in mode {self._asked!r}",
             got=str(error).strip().splitlines()[0],
             remedy="Use mode='auto' or 'finite-difference', which needs the gradient alone; or "
             "replace the operation that torch names.",

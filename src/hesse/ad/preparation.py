@@ -87,6 +87,7 @@ class Preparation:
     spent: float = 0.0
     hint: int = 0
     nodes: int = 0
+    eps: float = 0.0
     recordings: int = 0
     points: int = 0
     verified: int = 0

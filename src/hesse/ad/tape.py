@@ -113,6 +113,12 @@ class Trace:
     constants: dict[int, Tensor]
     metas: dict[int, Meta] = field(default_factory=dict)
 
+    @property
+    def eps(self) -> float:
+        """The relative rounding of its coarsest tensor."""
+        dtypes = {meta.dtype for meta in self.metas.values() if meta.dtype.is_floating_point}
+        return max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
+
 
 def record(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) -> Trace:
     """The functional trace of function(), which computes from `inputs` and what it closes over.

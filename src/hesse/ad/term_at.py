@@ -17,6 +17,7 @@ from hesse.ad.preparation import RECORDINGS, Kind, Preparation, Retained
 from hesse.ad.program import simplify
 from hesse.ad.split import Split, split
 from hesse.ad.tape import UntraceableError, record
+from hesse.errors import DerivativeError
 from hesse.vectors import norm
 
 
@@ -39,6 +40,8 @@ class TermAt:
         self._value: Tensor | None = None
         self._gradient: list[Tensor] | None = None
         self._residuals: list[Tensor] | None = None
+        # Whose residuals they are: another point may meanwhile have had the programs recorded anew.
+        self._split: Split | None = None
         self._products = 0
 
     @property
@@ -74,8 +77,7 @@ class TermAt:
     @property
     def kept_bytes(self) -> int | None:
         """What holding on to this point costs; None while that is not known."""
-        split = self.preparation.split
-        return None if split is None or self._residuals is None else split.residual_bytes
+        return None if self._split is None else self._split.residual_bytes
 
     @property
     def rung(self) -> str:
@@ -86,32 +88,41 @@ class TermAt:
         """The product, or another quantity, in the direction v."""
         preparation = self.preparation
         for _ in range(RECORDINGS):
-            if preparation.split is None:
+            if self._residuals is None and preparation.split is not None:
+                self._enter()
+            elif self._residuals is None:
                 if not preparation.pays:
                     break
                 self._record(v)
-            elif self._residuals is None:
-                self._enter()
-            if preparation.split is not None and self._residuals is not None:
+            if self._residuals is not None:
                 return self._by_program(quantity, [*self._residuals, *v])
         if preparation.mode in ("traced-split", "compiled-split"):
-            raise UntraceableError(f"it cannot be recorded: {preparation.notes[-1]}")
+            raise self._refuse(preparation.notes[-1])
         return self._by_graph(quantity, v)
 
     def _by_program(self, quantity: str, tensors: list[Tensor]) -> list[Tensor]:
         preparation = self.preparation
-        assert preparation.split is not None
-        program, start = preparation.split.directions[quantity], time.perf_counter()
+        assert self._split is not None
+        program, start = self._split.directions[quantity], time.perf_counter()
+        current = self._split is preparation.split
         self._products += 1
         if self._products > 1:  # who wants the gradient asks for it early
             self._gradient = None
-        if preparation.compiling_pays:
+        if current and preparation.compiling_pays:
             self._compile(tensors)
-        if quantity == "product" and preparation.compiled is not None:
+        if current and quantity == "product" and preparation.compiled is not None:
             return run(preparation.compiled, tensors)
         result = run(program, tensors)
         preparation.spent += time.perf_counter() - start
         return result
+
+    def _refuse(self, reason: str) -> DerivativeError:
+        return DerivativeError(
+            self._kind.call,
+            expected=f"an f whose products can be taken in mode {self.preparation.mode!r}",
+            got=reason,
+            remedy="Use mode='auto', which takes another way where this one does not work.",
+        )
 
     def _compile(self, tensors: list[Tensor]) -> None:
         """Compile the program of the product; keep it if it is right and, under "auto", faster."""
@@ -122,7 +133,7 @@ class TermAt:
             if not can_compile(tensors[0].device):
                 raise RuntimeError("there is no C++ compiler on this machine")
             compiled = compile_program(program, tensors)
-            if not _agree(run(compiled, tensors), run(program, tensors)):
+            if not _agree(run(compiled, tensors), run(program, tensors), preparation.eps):
                 raise RuntimeError("the compiled program gives another product")
             ours, theirs = _seconds(compiled, tensors), _seconds(program, tensors)
         except RuntimeError as error:
@@ -130,7 +141,7 @@ class TermAt:
             preparation.failed["compiling"] = reason
             preparation.notes.append(f"compiled-split: {reason}")
             if preparation.mode == "compiled-split":
-                raise
+                raise self._refuse(reason) from error
             return
         note = f"compiled, a product takes {ours / theirs:.2f} of the time it took before"
         preparation.notes.append(note)
@@ -149,7 +160,8 @@ class TermAt:
         preparation, k = self.preparation, len(blocks[0])
         if preparation.split is not None and self._residuals is None:
             self._enter()
-        if preparation.split is None or self._residuals is None or "block" in preparation.failed:
+        current = self._split is not None and self._split is preparation.split
+        if not current or self._residuals is None or "block" in preparation.failed:
             return None
         if k not in preparation.blocks:
             try:
@@ -166,7 +178,8 @@ class TermAt:
         with torch.no_grad():
             program = batched(single, residuals, blocks)
         first = run(single, [*residuals, *(block[0].contiguous() for block in blocks)])
-        if not _agree([part[0] for part in run(program, [*residuals, *blocks])], first):
+        ours = [part[0] for part in run(program, [*residuals, *blocks])]
+        if not _agree(ours, first, preparation.eps):
             raise UntraceableError("a block gives another product than its first direction alone")
         preparation.blocks[len(blocks[0])] = program
 
@@ -188,7 +201,7 @@ class TermAt:
             return
         trusted = self.trusted is split
         if trusted and not with_gradient:
-            self._residuals = run(split.point, [*self._x, *self._data])
+            self._residuals, self._split = run(split.point, [*self._x, *self._data]), split
             return
         value = None if trusted else self.value
         try:
@@ -199,10 +212,10 @@ class TermAt:
         n = 1 + len(self._x)
         if value is not None:
             preparation.points += 1
-            if not _agree([results[0]], [value]):
+            if not _agree([results[0]], [value], preparation.eps):
                 preparation.distrust("the value of f is not that of the program")
                 return
-        self._gradient, self._residuals = results[1:n], results[n:]
+        self._gradient, self._residuals, self._split = results[1:n], results[n:], split
         if trusted:
             return
         if preparation.points > 1 and preparation.points & (preparation.points - 1) == 0:
@@ -216,8 +229,9 @@ class TermAt:
         generator = torch.Generator().manual_seed(preparation.points)
         v = [torch.randn(p.shape, generator=generator).to(p) for p in self._x]
         ours = run(preparation.split.directions["product"], [*self._residuals, *v])
-        if not _agree(ours, self._kind.retain(self._function, self._x).product(v)):
-            self._residuals = self._gradient = None
+        theirs = self._kind.retain(self._function, self._x).product(v)
+        if not _agree(ours, theirs, preparation.eps):
+            self._residuals = self._gradient = self._split = None
             preparation.distrust("a product is not that of double backward")
         preparation.verified += 1
 
@@ -242,6 +256,7 @@ class TermAt:
 
         try:
             trace = simplify(record(everything, [*self._x, *self._data, *v]))
+            preparation.eps = trace.eps
             products, first = {}, 1 + n
             for quantity, size in sizes.items():
                 products[quantity] = trace.outputs[first : first + size]
@@ -255,13 +270,13 @@ class TermAt:
         except RuntimeError as error:
             preparation.give_up(str(error).strip().splitlines()[0])
             return
-        if not _agree(again, seen):
+        if not _agree(again, seen, preparation.eps):
             preparation.give_up("the program does not repeat the product that was recorded")
             return
         preparation.split, self._graph = result, None
         self._value, self._gradient, self._residuals = value, gradient, residuals
         preparation.points += 1
-        self.trusted = result
+        self.trusted = self._split = result
 
 
 def _seconds(program: Callable[..., list[Tensor]], tensors: list[Tensor]) -> float:
@@ -286,9 +301,9 @@ def _listed(result: Tensor | list[Tensor]) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else list(result)
 
 
-def _agree(ours: list[Tensor], theirs: list[Tensor]) -> bool:
-    """Whether two results are the same up to rounding; NaN is NaN."""
-    difference, size, eps = 0.0, 0.0, 0.0
+def _agree(ours: list[Tensor], theirs: list[Tensor], eps: float = 0.0) -> bool:
+    """Whether two results are the same up to rounding, to `eps` on the way; NaN is NaN."""
+    difference, size = 0.0, 0.0
     for a, b in zip(ours, theirs, strict=True):
         a, b = a.detach().reshape(-1), b.detach().reshape(-1)
         eps = max(eps, torch.finfo(a.dtype).eps)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations composed of simpler ones, where torch's own derivatives of them are wrong or missing.
+
+- `torch._weight_norm`: its second derivative leaves out how the norm depends on the weight.
+- `layer_norm`: its third derivative (of a loss made of derivatives of the network) takes mean and
+  variance for constants; its second has no forward mode. Composed, it takes no more operations.
+- `lstm`: oneDNN's fused cells hand on tensors that Python never sees. Without them it takes more
+  operations, which can be recorded.
+
+Seen with torch 2.13; issues 175754 and 186256 of PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class Composed(TorchFunctionMode):
+    """Within it, these operations are composed of others."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call the operation, or what stands for it."""
+        function = _STAND_INS.get(func, func)
+        return function(*args, **(kwargs or {}))
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """The weight g v / |v|."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    """(z - mean) / sqrt(variance + eps) * weight + bias, in float32 at least."""
+    dims = tuple(range(-len(normalized_shape), 0))
+    z = input.to(torch.promote_types(input.dtype, torch.float32))
+    z = z - z.mean(dims, keepdim=True)
+    z = z * torch.rsqrt((z * z).mean(dims, keepdim=True) + eps)
+    z = z.to(input.dtype)
+    z = z if weight is None else z * weight
+    return z if bias is None else z + bias
+
+
+def _lstm(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    backend = torch.backends.mkldnn
+    before, backend.enabled = backend.enabled, False
+    try:
+        return torch._VF.lstm(*args)
+    finally:
+        backend.enabled = before
+
+
+_STAND_INS = {
+    torch._VF.lstm: _lstm,
+    torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
+    torch.layer_norm: _layer_norm,
+    torch.nn.functional.layer_norm: _layer_norm,
+}
