@@ -1,100 +1,78 @@
-"""Hessian and Gauss-Newton products against a gradient: time, interleaved in one process."""
+"""Hessian and Gauss-Newton products: Hesse's rungs and its peers on networks and functions.
+
+What is measured, and how: `measure` (interleaved times), `oracle` (errors), `memory` (peaks),
+`summary` (who is fastest), `report` (how to read the tables).
+"""
 
 from __future__ import annotations
 
-import statistics
+import sys
 import time
-from collections.abc import Callable
+import warnings
 
 import torch
-from torch import nn
 
-from hesse.ad import hvp
-from hesse.operators import ggn_operator, hessian_operator
-from hesse.report.digits import autoencoder, digits, reconstruction_loss
-from hesse.risk import Risk
+from benchmarks import plots, report
+from benchmarks.case import Case
+from benchmarks.machine import describe_machine
+from benchmarks.measure import Measurement, measure
+from benchmarks.memory import peaks
+from benchmarks.models import MODELS
+from benchmarks.options import chosen, parse, parser
+from benchmarks.subjects.subject import Subject
 
 
-def problems() -> dict[str, Risk]:
-    """The digits autoencoder in two batch sizes, and a small convolutional network."""
-    pixels, labels = digits()
-    small, model = pixels[:100], autoencoder(0)
-    convolution = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.Tanh(),
-        nn.Conv2d(16, 32, 3, stride=2, padding=1),
-        nn.Tanh(),
-        nn.Flatten(),
-        nn.Linear(512, 10),
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print the report, and write it with the raw numbers and a picture."""
+    options = parse(_parser(), arguments or [])
+    warnings.simplefilter("ignore")  # what fails is reported; torch warns of prototypes
+    subjects = chosen(options.subjects, options.compiled)
+    machine = describe_machine()
+    asked = {"repeats": options.repeats, "budget": options.budget, "compiled": options.compiled}
+    measurements: list[Measurement] = []
+    for name in options.models or MODELS:
+        measurements += _measure(name, subjects, options)
+        report.write(options.output, machine, asked, measurements)
+    print(report.markdown(machine, asked, measurements))
+    if not options.no_plot:
+        _plot(options.output / "products.png", measurements)
+
+
+def _parser():
+    options = parser("products", __doc__.splitlines()[0])
+    options.add_argument(
+        "--compiled", action="store_true", help="also what torch compiles, which takes minutes"
     )
-    images = pixels[:256].view(-1, 1, 8, 8)
-    return {
-        "autoencoder, batch 1797": Risk(model, reconstruction_loss, (pixels, pixels)),
-        "autoencoder, batch 100": Risk(model, reconstruction_loss, (small, small)),
-        "convolutions, batch 256": Risk(convolution, nn.CrossEntropyLoss(), (images, labels[:256])),
-    }
+    options.add_argument("--repeats", type=int, default=30, help="times that a product is timed")
+    options.add_argument(
+        "--budget", type=float, default=15.0, help="seconds for the times of a model, about"
+    )
+    options.add_argument("--no-memory", action="store_true", help="leave out peak memory")
+    options.add_argument("--no-plot", action="store_true", help="leave out the picture")
+    return options
 
 
-def main(repeats: int = 21) -> None:
-    """Print the median time of every product in gradients, and its error against float64."""
-    print("| problem | product | ms | gradients | relative error |\n|---|---|--:|--:|--:|")
-    for name, risk in problems().items():
-        report(name, risk, repeats)
+def _measure(model: str, subjects: list[Subject], options) -> list[Measurement]:
+    start = time.perf_counter()
+    print(f"{model} ... ", end="", file=sys.stderr, flush=True)
+    try:
+        case = Case.of(MODELS[model]())
+    except ImportError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return []
+    found = {} if options.no_memory else peaks(model, subjects)
+    measurements = measure(case, subjects, options.repeats, options.budget)
+    for m in measurements:
+        if m.subject.name in found:
+            m.peak_bytes, m.repeated_bytes = found[m.subject.name]
+    if options.compiled:
+        torch.compiler.reset()
+    print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return measurements
 
 
-def report(name: str, risk: Risk, repeats: int) -> None:
-    """The rows of one problem."""
-    subjects, oracles = products_of(risk)
-    for run in subjects.values():  # once, so that graphs are built and caches warm
-        run()
-    times: dict[str, list[float]] = {subject: [] for subject in subjects}
-    for _ in range(repeats):
-        for subject, run in subjects.items():
-            start = time.perf_counter()
-            run()
-            times[subject].append(time.perf_counter() - start)
-    medians = {subject: statistics.median(t) for subject, t in times.items()}
-    for subject, run in subjects.items():
-        exact = oracles.get(subject.split(",")[0])
-        error = "" if exact is None else f"{relative_error(run(), exact):.0e}"
-        ratio = medians[subject] / medians["gradient"]
-        print(f"| {name} | {subject} | {1e3 * medians[subject]:.2f} | {ratio:.2f} | {error} |")
-
-
-def products_of(risk: Risk) -> tuple[dict[str, Callable], dict[str, torch.Tensor]]:
-    """What to time, by name, and the exact products in float64."""
-    H, G = hessian_operator(risk, risk.params), ggn_operator(risk, risk.params)
-    v = torch.randn(H.shape[0], generator=torch.Generator().manual_seed(0))
-    leaves = [leaf.detach().requires_grad_() for leaf in risk.params.values()]
-    names = list(risk.params)
-
-    def gradient():
-        value = risk(dict(zip(names, leaves, strict=True)))
-        return torch.autograd.grad(value, leaves)
-
-    subjects: dict[str, Callable] = {
-        "gradient": gradient,
-        "Hessian, graph kept": lambda: H @ v,
-        "Gauss-Newton, graph kept": lambda: G @ v,
-    }
-    for mode in ("reverse-over-reverse", "forward-over-reverse", "reverse-over-forward"):
-        subjects[f"Hessian, {mode}"] = lambda mode=mode: hvp(risk, risk.params, v, mode)
-    subjects["Hessian, finite-difference"] = lambda: hvp(risk, risk.params, v, "finite-difference")
-    return subjects, exact_products(risk, v)
-
-
-def exact_products(risk: Risk, v: torch.Tensor) -> dict[str, torch.Tensor]:
-    """H v and G v in float64, from a copy of the model."""
-    inputs, targets = risk.data.first.inputs.double(), risk.data.first.targets
-    targets = targets.double() if targets.is_floating_point() else targets
-    params = {name: p.double() for name, p in risk.params.items()}
-    double = Risk(risk.model, risk.loss, (inputs, targets), params=params)
-    return {
-        "Hessian": hvp(double, params, v.double()),
-        "Gauss-Newton": ggn_operator(double, params) @ v.double(),
-    }
-
-
-def relative_error(product: torch.Tensor, exact: torch.Tensor) -> float:
-    """|a - b| / |b|."""
-    return float((product.double() - exact).norm() / exact.norm())
+def _plot(path, measurements: list[Measurement]) -> None:
+    try:
+        plots.plot(path, measurements)
+    except ImportError as error:
+        print(f"no picture: {error}", file=sys.stderr)

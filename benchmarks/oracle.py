@@ -1,0 +1,99 @@
+"""The exact products in float64, by plain double backward: nothing of Hesse is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from benchmarks.case import Case
+from benchmarks.problem import Problem
+
+COLUMNS = (0, -1)
+"""The columns of a block that are checked."""
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Exact products by quantity: the columns 1 and 8 of the block, or the one gradient."""
+
+    exact: dict[str, Tensor]
+
+    @staticmethod
+    def of(case: Case) -> Oracle:
+        """The gradient, and both products of two directions."""
+        double, directions = case.problem.double(), case.block[:, COLUMNS].double().T
+        with sdpa_kernel(SDPBackend.MATH), AllDouble():
+            gradient, product = hessian(double)
+            exact = {
+                "gradient": gradient.unsqueeze(1),
+                "hessian": torch.stack([product(v) for v in directions], dim=1),
+            }
+            if double.parts is not None:
+                product = gauss_newton(double)
+                exact["ggn"] = torch.stack([product(v) for v in directions], dim=1)
+        return Oracle({quantity: columns.detach() for quantity, columns in exact.items()})
+
+    def error(self, quantity: str, result: Tensor) -> float:
+        """|result - exact| / |exact| for a vector, or a block in the columns that are checked."""
+        exact = self.exact[quantity]
+        exact, result = (exact, result[:, COLUMNS]) if result.ndim == 2 else (exact[:, 0], result)
+        return float((result.double() - exact).norm() / exact.norm())
+
+
+class AllDouble(TorchFunctionMode):
+    """Casts to float32 inside a model, as in an RMSNorm, are casts to float64."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func is Tensor.float:
+            func = Tensor.double
+        args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
+        kwargs = {
+            key: torch.float64 if arg is torch.float32 else arg
+            for key, arg in (kwargs or {}).items()
+        }
+        return func(*args, **kwargs)
+
+
+def hessian(problem: Problem) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The gradient and v -> H v, for flat vectors."""
+    leaves = _leaves(problem)
+    value = problem.f(dict(zip(problem.params, leaves, strict=True)))
+    gradient = _flat(torch.autograd.grad(value, leaves, create_graph=True))
+    return gradient, lambda v: _flat(_pull_back(gradient, leaves, v))
+
+
+def gauss_newton(problem: Problem) -> Callable[[Tensor], Tensor]:
+    """v -> J' H_L J v, for flat vectors; J v is the derivative of J'u in u."""
+    parts, leaves = problem.parts, _leaves(problem)
+    assert parts is not None
+    z = parts.outputs(dict(zip(problem.params, leaves, strict=True)))
+    free = z.detach().requires_grad_()
+    slope = torch.autograd.grad(parts.loss(free, parts.targets), free, create_graph=True)[0]
+    u = torch.ones_like(z, requires_grad=True)
+    transposed = _flat(torch.autograd.grad(z, leaves, u, create_graph=True))
+
+    def product(v: Tensor) -> Tensor:
+        pushed = _pull_back(transposed, [u], v)[0]
+        return _flat(_pull_back(z, leaves, _pull_back(slope, [free], pushed)[0]))
+
+    return product
+
+
+def _leaves(problem: Problem) -> list[Tensor]:
+    return [leaf.requires_grad_() for leaf in problem.params.values()]
+
+
+def _pull_back(output: Tensor, leaves: list[Tensor], v: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(output, leaves, v, retain_graph=True, materialize_grads=True))
+
+
+def _flat(parts: Any) -> Tensor:
+    return torch.cat([part.reshape(-1) for part in parts])
