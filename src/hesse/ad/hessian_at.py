@@ -35,6 +35,7 @@ from hesse.ad.hessian import (
     value_and_gradient,
 )
 from hesse.ad.plan import Plan, plan_of
+from hesse.ad.precision import Precision
 from hesse.ad.prepared import PREPARED, Preparations, Prepared
 from hesse.ad.terms import Term, has_one_term, terms, weighted_sum
 from hesse.errors import ArgumentError, DerivativeError, FallbackWarning, HesseError
@@ -81,7 +82,8 @@ class HessianAt:
 
     Args: f, x as in `hvp`; mode; `repeated`: many products will follow, so that preparing them pays
     and f is checked for randomness; `preparations`: those of f, which every point adds to;
-    `keep`: bytes of residuals to hold on to, default all of a single term and none of several.
+    `keep`: bytes of residuals to hold on to, default all of a single term and none of several;
+    `precision` of prepared products.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class HessianAt:
         repeated: bool,
         preparations: Preparations | None = None,
         keep: float | None = None,
+        precision: Precision = "highest",
     ) -> None:
         self._f, self._space, self._call, self._repeated = f, space, call, repeated
         self._variables, self._x = Variables.of(x, space, call)
@@ -114,6 +117,7 @@ class HessianAt:
                 mode,
                 {} if preparations is None else preparations,
                 keep=(math.inf if has_one_term(f) else 0.0) if keep is None else keep,
+                precision=precision,
             )
         self._value: Tensor | None = None
         self._gradient: Tensor | None = None

@@ -15,6 +15,7 @@ A program that fails is recorded anew, and given up when that happens again and 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -24,12 +25,16 @@ from torch import Tensor
 from hesse.ad.batched import directions_at_once
 from hesse.ad.compiled import seconds_to_compile
 from hesse.ad.evaluate import Leaves
+from hesse.ad.precision import Precision
 from hesse.ad.program import Program
 from hesse.ad.split import Split
+from hesse.errors import FallbackWarning
 
-# Recording and building the programs takes some 1.5 ms for every node of the graph of f. It is
-# done when four times as long has gone into products, so that it never costs more than a quarter.
+# Recording and building the programs takes some 1.5 ms for every node of the graph of f, and runs
+# the product four times. It is done when four times as long has gone into products, so that it
+# never costs more than a quarter.
 _SECONDS_PER_NODE = 1.5e-3
+_PRODUCTS = 4
 _PATIENCE = 4.0
 # So many products are worth a recording whatever f is.
 _MANY = 100
@@ -80,14 +85,19 @@ class Preparation:
     """The programs for one shape of parameters and data, and what is known of their cost."""
 
     mode: str
+    precision: Precision = "highest"
     split: Split | None = None
     given_up: str | None = None
     notes: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     spent: float = 0.0
+    seconds: float = 0.0
+    """Of the latest product by a graph."""
     hint: int = 0
     nodes: int = 0
     eps: float = 0.0
+    error: float | None = None
+    """Of a product in reduced precision, relative to one without, measured."""
     recordings: int = 0
     points: int = 0
     verified: int = 0
@@ -99,7 +109,7 @@ class Preparation:
         """Whether it is time to record the programs."""
         if self.given_up or self.mode == "retained-graph":
             return False
-        if self.mode != "auto" or self.hint >= _MANY:
+        if self.mode != "auto" or self.precision != "highest" or self.hint >= _MANY:
             return True
         return self.nodes > 0 and self.spent >= self.patience
 
@@ -123,7 +133,7 @@ class Preparation:
     @property
     def patience(self) -> float:
         """Seconds of products after which programs are recorded."""
-        return _PATIENCE * _SECONDS_PER_NODE * self.nodes
+        return _PATIENCE * (_SECONDS_PER_NODE * self.nodes + _PRODUCTS * self.seconds)
 
     @property
     def directions_at_once(self) -> int:
@@ -135,10 +145,27 @@ class Preparation:
         self.spent += self.hint * seconds
         self.hint = 0
 
+    def note_precision(self) -> None:
+        """Say what became of `precision=`."""
+        if self.error is None:
+            self.notes.append(f"precision={self.precision!r}: no units for it here; full precision")
+        else:
+            self.notes.append(
+                f"precision={self.precision!r}: relative error of a product {self.error:.1e}, "
+                "measured"
+            )
+
     def give_up(self, reason: str) -> None:
         """Keep graphs from now on."""
         self.split, self.compiled, self.given_up = None, None, reason
         self.notes.append(f"traced-split given up: {reason}")
+        if self.precision != "highest":
+            warnings.warn(
+                f"precision={self.precision!r} has no effect, since products cannot be recorded: "
+                f"{reason}",
+                FallbackWarning,
+                stacklevel=2,
+            )
 
     def distrust(self, reason: str) -> None:
         """Throw the programs away; they may be recorded anew a few times."""

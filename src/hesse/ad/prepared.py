@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hesse.ad.evaluate import Variables
 from hesse.ad.plan import Plan, plan_of
+from hesse.ad.precision import Precision
 from hesse.ad.preparation import Kind, Preparation
 from hesse.ad.split import Split
 from hesse.ad.term_at import TermAt
@@ -34,6 +35,7 @@ class Prepared:
         preparations: what is prepared already, for these terms or others of the same key.
         keep: how many bytes of residuals to hold on to between products, inf for all; the terms
             that do not fit are computed anew in every sweep.
+        precision: of the products; what is not prepared has the highest.
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class Prepared:
         preparations: Preparations,
         *,
         keep: float,
+        precision: Precision = "highest",
     ) -> None:
         self._kind, self._terms, self._variables, self._x = kind, terms, variables, x
         self._mode, self._preparations, self._keep = mode, preparations, keep
+        self._precision: Precision = precision
         self._kept: dict[int, tuple[float, TermAt]] = {}
         self._count: int | None = None
         self._own: dict[int, Preparation] = {}
@@ -185,10 +189,10 @@ class Prepared:
 
     def _preparation(self, index: int, key: Hashable, data: list[Tensor]) -> Preparation:
         if key is None:
-            return self._own.setdefault(index, Preparation(self._mode))
+            return self._own.setdefault(index, Preparation(self._mode, self._precision))
         form = _form([*self._x, *data])
-        key = (type(self._kind), self._mode, self._variables.key, form, key)
-        return self._preparations.setdefault(key, Preparation(self._mode))
+        key = (type(self._kind), self._mode, self._precision, self._variables.key, form, key)
+        return self._preparations.setdefault(key, Preparation(self._mode, self._precision))
 
 
 def _form(tensors: list[Tensor]) -> Hashable:

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import flop_registry
 
+from hesse.ad.flops import flops
 from hesse.ad.lifetimes import SIGNED_VIEWS, in_place, is_view, made_by, occupied
 from hesse.ad.tape import Op, Ref, Trace, last_reads, renamed, replay_op
 
@@ -97,19 +97,7 @@ class Program:
 
     def flops(self) -> int:
         """Floating-point operations in matrix products and convolutions, as torch counts them."""
-        return sum(map(self._flops, self.ops))
-
-    def _flops(self, op: Op) -> int:
-        count = flop_registry.get(op.function.overloadpacket)
-        if count is None:
-            return 0
-        shapes = [None if n is None else self.metas[n].shape for n in op.results]
-        args = [self._shape(argument) for argument in op.args]
-        named = {key: self._shape(argument) for key, argument in op.kwargs.items()}
-        return count(*args, **named, out_val=shapes[0] if op.single else shapes)
-
-    def _shape(self, argument: Any) -> Any:
-        return self.metas[argument.index].shape if isinstance(argument, Ref) else argument
+        return sum(flops(op, self.metas) for op in self.ops)
 
     def _bytes(self, op: Op) -> int:
         if is_view(op.function):

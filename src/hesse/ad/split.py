@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from hesse.ad.fuse import accumulate
 from hesse.ad.lifetimes import is_view
+from hesse.ad.precision import with_bfloat16
 from hesse.ad.program import Program, live
 from hesse.ad.rematerialise import (
     Cheap,
@@ -52,15 +53,22 @@ class Split:
 
 
 def split(
-    trace: Trace, directions: Sequence[int], point: Sequence[int], products: dict[str, list[int]]
+    trace: Trace,
+    directions: Sequence[int],
+    point: Sequence[int],
+    products: dict[str, list[int]],
+    *,
+    bfloat16: bool = False,
 ) -> Split:
     """The split of a trace, in at most twice the memory of the gradient if that can be done.
 
     Args:
         trace: simplified; `directions` are its inputs that belong to v, `point` those of its
             outputs that do not depend on v: the value, then the gradient; `products` the others,
-            by name.
+            by name; `bfloat16`: use it for the products in them.
     """
+    if bfloat16:
+        trace = with_bfloat16(trace, _dependent(trace.ops, set(directions)))
     halves = _Halves(trace, list(directions), list(point), products)
     goal = max(_SMALL, 2 * halves.program_at_point(point).peak_bytes())
     best = halves.split(None, goal)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from hesse.ad.batched import batched
 from hesse.ad.compiled import can_compile, compile_program
 from hesse.ad.evaluate import run_deterministic
+from hesse.ad.precision import has_units, units
 from hesse.ad.preparation import RECORDINGS, Kind, Preparation, Retained
 from hesse.ad.program import simplify
 from hesse.ad.split import Split, split
@@ -111,8 +113,10 @@ class TermAt:
         if current and preparation.compiling_pays:
             self._compile(tensors)
         if current and quantity == "product" and preparation.compiled is not None:
-            return run(preparation.compiled, tensors)
-        result = run(program, tensors)
+            with units(preparation.precision):
+                return run(preparation.compiled, tensors)
+        with units(preparation.precision):
+            result = run(program, tensors)
         preparation.spent += time.perf_counter() - start
         return result
 
@@ -169,7 +173,8 @@ class TermAt:
             except RuntimeError as error:
                 preparation.failed["block"] = str(error).strip().splitlines()[0]
                 return None
-        return run(preparation.blocks[k], [*self._residuals, *blocks])
+        with units(preparation.precision):
+            return run(preparation.blocks[k], [*self._residuals, *blocks])
 
     def _record_block(self, blocks: list[Tensor]) -> None:
         preparation, residuals = self.preparation, self._residuals
@@ -191,6 +196,7 @@ class TermAt:
         elif not preparation.given_up:
             seconds = time.perf_counter() - start
             preparation.spent += seconds
+            preparation.seconds = seconds
             preparation.expect(seconds)
         return result
 
@@ -256,15 +262,23 @@ class TermAt:
 
         try:
             trace = simplify(record(everything, [*self._x, *self._data, *v]))
-            preparation.eps = trace.eps
             products, first = {}, 1 + n
             for quantity, size in sizes.items():
                 products[quantity] = trace.outputs[first : first + size]
                 first += size
-            result = split(trace, trace.inputs[-n:], trace.outputs[: 1 + n], products)
+            reduced = has_units(preparation.precision, self._x[0].device)
+            preparation.eps = max(trace.eps, torch.finfo(torch.bfloat16).eps * reduced)
+            result = split(
+                trace,
+                trace.inputs[-n:],
+                trace.outputs[: 1 + n],
+                products,
+                bfloat16=reduced and preparation.precision == "medium",
+            )
             value, *rest = run(result.point_and_gradient, [*self._x, *self._data])
             gradient, residuals = rest[:n], rest[n:]
-            again = run(result.directions["product"], [*residuals, *v])
+            with units(preparation.precision):
+                again = run(result.directions["product"], [*residuals, *v])
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -273,6 +287,9 @@ class TermAt:
         if not _agree(again, seen, preparation.eps):
             preparation.give_up("the program does not repeat the product that was recorded")
             return
+        if preparation.precision != "highest":
+            preparation.error = _difference(again, seen)[0] if reduced else None
+            preparation.note_precision()
         preparation.split, self._graph = result, None
         self._value, self._gradient, self._residuals = value, gradient, residuals
         preparation.points += 1
@@ -301,16 +318,22 @@ def _listed(result: Tensor | list[Tensor]) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else list(result)
 
 
-def _agree(ours: list[Tensor], theirs: list[Tensor], eps: float = 0.0) -> bool:
-    """Whether two results are the same up to rounding, to `eps` on the way; NaN is NaN."""
-    difference, size = 0.0, 0.0
+def _agree(ours: list[Tensor], theirs: list[Tensor], eps: float) -> bool:
+    """Whether two results are the same up to rounding to `eps` on the way; NaN is NaN."""
+    eps = max(eps, *(torch.finfo(part.dtype).eps for part in ours))
+    error, same = _difference(ours, theirs)
+    return same and error <= eps**0.5
+
+
+def _difference(ours: list[Tensor], theirs: list[Tensor]) -> tuple[float, bool]:
+    """Their relative difference where they are finite, and whether they are so in one place."""
+    difference = size = 0.0
     for a, b in zip(ours, theirs, strict=True):
         a, b = a.detach().reshape(-1), b.detach().reshape(-1)
-        eps = max(eps, torch.finfo(a.dtype).eps)
         if not bool(torch.isfinite(b).all()):
             if not bool((torch.isfinite(a) == torch.isfinite(b)).all()):
-                return False
+                return math.inf, False
             continue
         difference += norm(a - b) ** 2
-        size += norm(a) ** 2 + norm(b) ** 2
-    return difference <= eps * size
+        size += norm(b) ** 2
+    return math.sqrt(difference / size) if size else difference, True

@@ -14,6 +14,7 @@ from hesse.ad.evaluate import Leaves, Variables, check_finite, check_finite_valu
 from hesse.ad.gauss_newton import GaussNewtonKind, Model
 from hesse.ad.hessian_at import ONE_SHOT, HessianAt, HessianMode, check_mode
 from hesse.ad.plan import Plan
+from hesse.ad.precision import Precision, check_precision
 from hesse.ad.prepared import PREPARED, Preparations, Prepared, PreparedMode
 from hesse.ad.terms import Term
 from hesse.data import Batch, fingerprint
@@ -35,9 +36,11 @@ class HessianOperator(LinearOperator):
         space: Space,
         preparations: Preparations,
         keep: float | None = None,
+        precision: Precision = "highest",
     ) -> None:
         super().__init__(space, symmetric=True)
         self._f, self._preparations, self._keep = f, preparations, keep
+        self._precision: Precision = precision
         self._mode: HessianMode = mode
         # A copy: the operator is that of this point even if the caller's tensors move on.
         self._x, call = space.copy(x), "hesse.hessian_operator(f, x)"
@@ -50,6 +53,7 @@ class HessianOperator(LinearOperator):
             repeated=True,
             preparations=preparations,
             keep=keep,
+            precision=precision,
         )
 
     @property
@@ -80,7 +84,9 @@ class HessianOperator(LinearOperator):
     def at(self, x: Tree) -> HessianOperator:
         """The Hessian of the same function at another point of the same structure."""
         self.domain.leaves(x, call=f"{self}.at(x)", what="x")
-        return HessianOperator(self._f, x, self._mode, self.domain, self._preparations, self._keep)
+        return HessianOperator(
+            *(self._f, x, self._mode, self.domain, self._preparations, self._keep, self._precision)
+        )
 
     def expect(self, products: int) -> None:
         self._at.expect(products)
@@ -98,6 +104,7 @@ def hessian_operator(
     *,
     mode: HessianMode = "auto",
     memory_budget: int | float | str | None = None,
+    precision: Precision = "highest",
 ) -> HessianOperator:
     r"""The Hessian of f at x as a symmetric operator.
 
@@ -106,18 +113,23 @@ def hessian_operator(
     Args:
         f: scalar function of one argument; a `Risk` is one.
         x: the point, as in `hvp`; it is copied.
-        mode: as in `hvp`, or "retained-graph": keep the graph of the gradient, so that a product
-            costs two gradients. "auto" takes that for a plain f or a risk with one batch, and
-            one-shot products, batch by batch, for a risk with several.
-
+        mode: "auto", a mode of `hvp`, or one of three that prepare at x what all products share.
+            "retained-graph" keeps the graph of the gradient: nothing to set up. "traced-split"
+            records once, for all points and all data of these shapes, a program of the product and
+            keeps what does not depend on v. "compiled-split" compiles that. "auto" starts with the
+            graph, on one batch or one after the other, and goes on to the others as soon as the
+            time spent on products shows that they pay; `plan` tells which is in use, and why.
         memory_budget: bytes, or a text such as "4GB", that tensors made for a product may take, for
             a `Risk`: its batches are cut until a product fits, and residuals are kept for as many
             of them as fit. Two small products are taken at once to find out.
+        precision: "highest", "high" (TF32 where a GPU has it) or "medium" (bfloat16 operands in
+            large matrix products and convolutions, where the processor is faster in it). Value and
+            gradient stay exact; `plan` tells the measured relative error of a product.
 
     Nothing else is computed until the first product or the first look at `value` or `gradient`.
 
-    Cost: a product with a retained graph 2 gradients, one-shot as in `hvp`; memory n for x, and
-    with a retained graph its residuals until the operator is released.
+    Cost: a prepared product 2 gradients, one-shot as in `hvp`; memory n for x, and the residuals
+    of a single batch until the operator is released.
 
     Raises:
         HesseError: as `hvp`; also if f draws random numbers.
@@ -132,10 +144,12 @@ def hessian_operator(
     """
     call = "hesse.hessian_operator(f, x)"
     check_mode(mode, ["auto", *PREPARED, *ONE_SHOT], call)
+    check_precision(precision, mode, call)
     space = Space.of(x, call=call)
 
     def make(f: Any, mode: HessianMode, keep: float | None = None) -> HessianOperator:
-        return HessianOperator(f, x, mode, space, getattr(f, "preparations", {}), keep)
+        preparations = getattr(f, "preparations", {})
+        return HessianOperator(f, x, mode, space, preparations, keep, precision)
 
     if memory_budget is None:
         return make(f, mode)
@@ -153,9 +167,11 @@ class GaussNewtonOperator(LinearOperator):
         mode: PreparedMode,
         space: Space,
         keep: float | None = None,
+        precision: Precision = "highest",
     ) -> None:
         super().__init__(space, symmetric=True)
         self._keep = keep
+        self._precision: Precision = precision
         self.risk, self._call = risk, "hesse.ggn_operator(risk, params)"
         self._mode: PreparedMode = mode
         self._params = space.copy(params)
@@ -168,6 +184,7 @@ class GaussNewtonOperator(LinearOperator):
             mode,
             risk.preparations,
             keep=(math.inf if risk.n_terms == 1 else 0.0) if keep is None else keep,
+            precision=precision,
         )
         self._value: Tensor | None = None
         self._gradient: Tensor | None = None
@@ -209,7 +226,9 @@ class GaussNewtonOperator(LinearOperator):
     def at(self, params: Tree) -> GaussNewtonOperator:
         """The Gauss-Newton matrix of the same risk at other parameters."""
         self.domain.leaves(params, call=f"{self}.at(params)", what="params")
-        return GaussNewtonOperator(self.risk, params, self._mode, self.domain, self._keep)
+        return GaussNewtonOperator(
+            *(self.risk, params, self._mode, self.domain, self._keep, self._precision)
+        )
 
     def expect(self, products: int) -> None:
         self._at.expect(products)
@@ -260,6 +279,7 @@ def ggn_operator(
     *,
     mode: PreparedMode = "auto",
     memory_budget: int | float | str | None = None,
+    precision: Precision = "highest",
 ) -> GaussNewtonOperator:
     r"""The generalised Gauss-Newton matrix of a risk, as a symmetric operator.
 
@@ -273,6 +293,7 @@ def ggn_operator(
         risk: a `Risk`; the model's outputs must be what the loss is curved in (logits,
         predictions).
         params: the point, `risk.params` or another tree of the same names; it is copied.
+        mode, memory_budget, precision: as in `hessian_operator`; there are no one-shot modes.
 
     Cost: 1.33 gradients a product on a single batch, whose graph is kept; 2.33 on several, which
     are taken one after the other. `G.curvature(v)` costs half. `G.value` and `G.gradient` are those
@@ -292,10 +313,11 @@ def ggn_operator(
     call = "hesse.ggn_operator(risk, params)"
     risk = _risk(risk, call)
     check_mode(mode, ["auto", *PREPARED], call)
+    check_precision(precision, mode, call)
     space = Space.of(params, call=call, what="params")
 
     def make(risk: Risk, mode: PreparedMode, keep: float | None = None) -> GaussNewtonOperator:
-        return GaussNewtonOperator(risk, params, mode, space, keep)
+        return GaussNewtonOperator(risk, params, mode, space, keep, precision)
 
     if memory_budget is None:
         return make(risk, mode)
