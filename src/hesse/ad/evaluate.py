@@ -110,12 +110,17 @@ class Variables:
         """The flat vector, shape (n,), of a gradient or product of the varying leaves."""
         return self.space.join(self.expand(varying))
 
-    def add(self, vector: Tensor, varying: Leaves, coefficient: float) -> None:
-        """vector += coefficient * (a product of the varying leaves), in place."""
+    def store(self, rows: Tensor, varying: Leaves, coefficient: float, *, accumulate: bool) -> None:
+        """rows = coefficient * varying, or += : flat vectors (..., n), of leaves (..., *shape)."""
         rest = iter(varying)
-        for part, cold in zip(vector.split(self.space.sizes), self.constants, strict=True):
-            if cold is None:
-                part.add_(next(rest).detach().reshape(-1), alpha=coefficient)
+        for part, cold in zip(rows.split(self.space.sizes, dim=-1), self.constants, strict=True):
+            leaf = None if cold is not None else next(rest).detach().reshape(part.shape)
+            if accumulate and leaf is not None:
+                part.add_(leaf, alpha=coefficient)
+            elif leaf is not None:
+                part.copy_(leaf).mul_(coefficient) if coefficient != 1.0 else part.copy_(leaf)
+            elif not accumulate:
+                part.zero_()
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """The varying leaves of a flat vector."""
@@ -127,15 +132,6 @@ class Variables:
         space = self.space
         parts = zip(block.split(space.sizes, dim=1), space.shapes, space.dtypes, strict=True)
         return self.select([p.reshape(-1, *shape).to(dtype) for p, shape, dtype in parts])
-
-    def flatten_block(self, varying: Leaves) -> Tensor:
-        """The block of flat rows, shape (k, n), of products with k directions."""
-        k, rest = len(varying[0]), iter(varying)
-        parts = [
-            (next(rest) if cold is None else cold.new_zeros(k, cold.numel())).reshape(k, -1)
-            for cold in self.constants
-        ]
-        return torch.cat([part.to(self.space.dtype) for part in parts], dim=1)
 
 
 def detached(leaf: Tensor) -> Tensor:

@@ -166,16 +166,15 @@ class HessianAt:
 
     def products(self, block: Tensor) -> Tensor:
         """H v for the rows v of a block, shape (k, n)."""
-        done = []
-        if self._prepared is None or not self._prepared.takes_blocks:
-            done.append(self.product(block[0]))  # which may step down the ladder
+        singles = 0 if self._prepared is not None and self._prepared.takes_blocks else 1
+        done = [self.product(v) for v in block[:singles]]  # which may step down the ladder
         if self._prepared is None:
-            return torch.stack([*done, *map(self.product, block[len(done) :])])
-        rest = block[len(done) :]
-        products = torch.cat([*(row[None] for row in done), self._prepared.products(rest)])
+            done += map(self.product, block[singles:])
+            return torch.stack(done) if done else block
+        products = self._prepared.products(block[singles:])
         for row in products:
             check_finite(row, self._space, self._call, "product")
-        return products
+        return torch.cat([*(row[None] for row in done), products]) if done else products
 
     def _product(self, v: Tensor, with_gradient: bool) -> Tensor:
         if self._verified or self._prepared is not None:

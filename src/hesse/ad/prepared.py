@@ -100,17 +100,12 @@ class Prepared:
 
     def product(self, v: Tensor) -> Tensor:
         """The product with a flat vector."""
+        product = torch.empty_like(v, memory_format=torch.contiguous_format)
         directions = self._variables.split(v)
-        total: Tensor | None = None
-        for coefficient, term in self._at():
+        for index, (coefficient, term) in enumerate(self._at()):
             part = term.apply("product", directions)
-            if self._count == 1 and coefficient == 1.0:
-                return self._variables.flatten(part)
-            if total is None:
-                total = torch.zeros_like(v)
-            self._variables.add(total, part, coefficient)
-        assert total is not None
-        return total
+            self._variables.store(product, part, coefficient, accumulate=index > 0)
+        return product
 
     @property
     def takes_blocks(self) -> bool:
@@ -119,29 +114,26 @@ class Prepared:
 
     def products(self, block: Tensor) -> Tensor:
         """The products with the rows of a block, shape (k, n)."""
-        if not len(block):
-            return block
-        (products,) = weighted_sum((c, (self._block(term, block),)) for c, term in self._at())
-        assert products is not None
+        products = torch.empty_like(block)
+        for index, (coefficient, term) in enumerate(self._at()):
+            done = 0
+            while done < len(block):
+                k, parts = self._some_products(term, block[done:])
+                rows = products[done : done + k]
+                self._variables.store(rows, parts, coefficient, accumulate=index > 0)
+                done += k
         return products
 
-    def _block(self, term: TermAt, block: Tensor) -> Tensor:
-        """The products of one term, as many directions at once as pay."""
-        rows = []
-        while len(rows) < len(block):
-            rest = block[len(rows) :]
-            # Powers of two, so that few sizes are ever recorded.
-            most = min(term.directions_at_once, len(rest))
-            chunk = rest[: 1 << (most.bit_length() - 1)]
-            products = None
-            if len(chunk) > 1:
-                products = term.apply_block(self._variables.split_block(chunk))
-            if products is not None:
-                rows.extend(self._variables.flatten_block(products))
-            else:
-                directions = self._variables.split(chunk[0])
-                rows.append(self._variables.flatten(term.apply("product", directions)))
-        return torch.stack(rows)
+    def _some_products(self, term: TermAt, block: Tensor) -> tuple[int, list[Tensor]]:
+        """The products of one term with the first k rows, as many at once as pay."""
+        # Powers of two, so that few sizes are ever recorded.
+        k = 1 << (min(term.directions_at_once, len(block)).bit_length() - 1)
+        if k > 1:
+            parts = term.apply_block(self._variables.split_block(block[:k]))
+            if parts is not None:
+                return k, parts
+        parts = term.apply("product", self._variables.split(block[0]))
+        return 1, [part[None] for part in parts]
 
     def curvature(self, v: Tensor) -> Tensor:
         """v' (product with v), where the kind has a shorter way to it."""
