@@ -8,7 +8,6 @@ steps down when torch has no derivative for an operation of f, saying so once.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -35,8 +34,8 @@ from hesse.ad.hessian import (
     value_and_gradient,
 )
 from hesse.ad.plan import Plan, plan_of
-from hesse.ad.precision import Precision
 from hesse.ad.prepared import PREPARED, Preparations, Prepared
+from hesse.ad.request import Request
 from hesse.ad.terms import Term, has_one_term, terms, weighted_sum
 from hesse.errors import ArgumentError, DerivativeError, FallbackWarning, HesseError
 from hesse.vectors import Space, Tree, gaussian, norm
@@ -80,10 +79,9 @@ def check_mode(mode: str, choices: list[str], call: str) -> None:
 class HessianAt:
     """v -> H v at x on flat vectors, with the value and the gradient at x.
 
-    Args: f, x as in `hvp`; mode; `repeated`: many products will follow, so that preparing them pays
-    and f is checked for randomness; `preparations`: those of f, which every point adds to;
-    `keep`: bytes of residuals to hold on to, default all of a single term and none of several;
-    `precision` of prepared products.
+    Args: f, x as in `hvp`; what is asked for; `repeated`: many products will follow, so that
+    preparing them pays and f is checked for randomness; `preparations`: those of f, which every
+    point adds to.
     """
 
     def __init__(
@@ -91,14 +89,13 @@ class HessianAt:
         f: Callable,
         x: Tree,
         space: Space,
-        mode: str,
+        request: Request,
         call: str,
         *,
         repeated: bool,
         preparations: Preparations | None = None,
-        keep: float | None = None,
-        precision: Precision = "highest",
     ) -> None:
+        mode = request.mode
         self._f, self._space, self._call, self._repeated = f, space, call, repeated
         self._variables, self._x = Variables.of(x, space, call)
         # No method of self: a cycle of references would keep the graph until it is collected.
@@ -114,10 +111,9 @@ class HessianAt:
                 self._terms,
                 self._variables,
                 self._x,
-                mode,
+                request,
                 {} if preparations is None else preparations,
-                keep=(math.inf if has_one_term(f) else 0.0) if keep is None else keep,
-                precision=precision,
+                alone=has_one_term(f),
             )
         self._value: Tensor | None = None
         self._gradient: Tensor | None = None

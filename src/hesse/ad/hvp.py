@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from hesse.ad.hessian_at import ONE_SHOT, HessianAt, HessianMode, check_mode
+from hesse.ad.request import Request
 from hesse.vectors import Space, Tree
 
 
@@ -70,7 +71,7 @@ def hvp(
     check_mode(mode, ["auto", *ONE_SHOT], call)
     space = Space.of(x, call=call)
     direction, leave = space.enter(v, call=call)
-    hessian = HessianAt(f, x, space, mode, call, repeated=False)
+    hessian = HessianAt(f, x, space, Request(mode), call, repeated=False)
     product = leave(hessian.product(direction, with_gradient=value_and_gradient))
     if not value_and_gradient:
         return product

@@ -82,7 +82,7 @@ def _why_not_split(rung: str, preparations: list[Preparation]) -> str:
     if not preparations:
         return "nothing has been computed yet"
     chief = max(preparations, key=lambda p: p.spent)
-    if chief.mode == "retained-graph":
+    if chief.request.mode == "retained-graph":
         return "as asked for"
     if chief.given_up:
         return "the programs of the product cannot be used (see the note)"

@@ -25,8 +25,8 @@ from torch import Tensor
 from hesse.ad.batched import directions_at_once
 from hesse.ad.compiled import seconds_to_compile
 from hesse.ad.evaluate import Leaves
-from hesse.ad.precision import Precision
 from hesse.ad.program import Program
+from hesse.ad.request import Request
 from hesse.ad.split import Split
 from hesse.errors import FallbackWarning
 
@@ -84,8 +84,7 @@ class Kind(Protocol):
 class Preparation:
     """The programs for one shape of parameters and data, and what is known of their cost."""
 
-    mode: str
-    precision: Precision = "highest"
+    request: Request
     split: Split | None = None
     given_up: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -107,9 +106,10 @@ class Preparation:
     @property
     def pays(self) -> bool:
         """Whether it is time to record the programs."""
-        if self.given_up or self.mode == "retained-graph":
+        request = self.request
+        if self.given_up or request.mode == "retained-graph":
             return False
-        if self.mode != "auto" or self.precision != "highest" or self.hint >= _MANY:
+        if request.mode != "auto" or request.precision != "highest" or self.hint >= _MANY:
             return True
         return self.nodes > 0 and self.spent >= self.patience
 
@@ -125,8 +125,8 @@ class Preparation:
         """Whether it is time to compile the direction program."""
         if self.split is None or self.compiled is not None or "compiling" in self.failed:
             return False
-        if self.mode != "auto":
-            return self.mode == "compiled-split"
+        if self.request.mode != "auto":
+            return self.request.mode == "compiled-split"
         needed = seconds_to_compile(self.split.directions["product"])
         return self.spent >= _PATIENCE * needed
 
@@ -147,22 +147,20 @@ class Preparation:
 
     def note_precision(self) -> None:
         """Say what became of `precision=`."""
+        asked = f"precision={self.request.precision!r}"
         if self.error is None:
-            self.notes.append(f"precision={self.precision!r}: no units for it here; full precision")
+            self.notes.append(f"{asked}: no units for it here; full precision")
         else:
-            self.notes.append(
-                f"precision={self.precision!r}: relative error of a product {self.error:.1e}, "
-                "measured"
-            )
+            self.notes.append(f"{asked}: relative error of a product {self.error:.1e}, measured")
 
     def give_up(self, reason: str) -> None:
         """Keep graphs from now on."""
         self.split, self.compiled, self.given_up = None, None, reason
         self.notes.append(f"traced-split given up: {reason}")
-        if self.precision != "highest":
+        if self.request.precision != "highest":
             warnings.warn(
-                f"precision={self.precision!r} has no effect, since products cannot be recorded: "
-                f"{reason}",
+                f"precision={self.request.precision!r} has no effect, since products cannot be "
+                f"recorded: {reason}",
                 FallbackWarning,
                 stacklevel=2,
             )

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hesse.ad.evaluate import Variables
 from hesse.ad.plan import Plan, plan_of
-from hesse.ad.precision import Precision
 from hesse.ad.preparation import Kind, Preparation
+from hesse.ad.request import Request
 from hesse.ad.split import Split
 from hesse.ad.term_at import TermAt
 from hesse.ad.terms import Term, weighted_sum
@@ -31,11 +31,10 @@ class Prepared:
         kind: which product.
         terms: gives the terms anew for every sweep; their functions take the leaves of x.
         variables, x: the leaves that vary, and where they are.
-        mode: a rung of the ladder, or "auto".
+        request: a rung of the ladder or "auto", and the rest that is asked for.
         preparations: what is prepared already, for these terms or others of the same key.
-        keep: how many bytes of residuals to hold on to between products, inf for all; the terms
-            that do not fit are computed anew in every sweep.
-        precision: of the products; what is not prepared has the highest.
+        alone: whether there is but one term, so that its residuals are kept unless there is a
+            budget; terms that are not kept are computed anew in every sweep.
     """
 
     def __init__(
@@ -44,15 +43,15 @@ class Prepared:
         terms: Callable[[], Iterator[Term]],
         variables: Variables,
         x: list[Tensor],
-        mode: str,
+        request: Request,
         preparations: Preparations,
         *,
-        keep: float,
-        precision: Precision = "highest",
+        alone: bool,
     ) -> None:
         self._kind, self._terms, self._variables, self._x = kind, terms, variables, x
-        self._mode, self._preparations, self._keep = mode, preparations, keep
-        self._precision: Precision = precision
+        self._request, self._preparations = request, preparations
+        unbounded = math.inf if alone else 0.0
+        self._keep = unbounded if request.keep is None else request.keep
         self._kept: dict[int, tuple[float, TermAt]] = {}
         self._count: int | None = None
         self._own: dict[int, Preparation] = {}
@@ -100,11 +99,16 @@ class Prepared:
 
     def product(self, v: Tensor) -> Tensor:
         """The product with a flat vector."""
-        product = torch.empty_like(v, memory_format=torch.contiguous_format)
         directions = self._variables.split(v)
-        for index, (coefficient, term) in enumerate(self._at()):
+        product: Tensor | None = None
+        for coefficient, term in self._at():
             part = term.apply("product", directions)
-            self._variables.store(product, part, coefficient, accumulate=index > 0)
+            accumulate = product is not None
+            if product is None:
+                product = v.new_empty(v.shape)
+            self._variables.store(product, part, coefficient, accumulate=accumulate)
+            del part  # before the next term is computed
+        assert product is not None
         return product
 
     @property
@@ -177,14 +181,18 @@ class Prepared:
         self._met[id(preparation)] = preparation
         preparation.hint = max(preparation.hint, self._hint)
         trusted = self._trusted.get(index)
-        return TermAt(self._kind, term.function, self._x, data, preparation, trusted)
+        return TermAt(
+            *(self._kind, term.function, self._x, data, preparation, trusted),
+            alone=self.keeps_all,
+        )
 
     def _preparation(self, index: int, key: Hashable, data: list[Tensor]) -> Preparation:
         if key is None:
-            return self._own.setdefault(index, Preparation(self._mode, self._precision))
+            return self._own.setdefault(index, Preparation(self._request))
         form = _form([*self._x, *data])
-        key = (type(self._kind), self._mode, self._precision, self._variables.key, form, key)
-        return self._preparations.setdefault(key, Preparation(self._mode, self._precision))
+        asked = self._request.mode, self._request.precision, self._request.is_thrifty
+        key = (type(self._kind), *asked, self._variables.key, form, key)
+        return self._preparations.setdefault(key, Preparation(self._request))
 
 
 def _form(tensors: list[Tensor]) -> Hashable:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from hesse.ad.fuse import accumulate
 from hesse.ad.lifetimes import is_view
@@ -29,6 +30,9 @@ from hesse.ad.tape import Op, Trace
 
 # A split of fewer bytes than this is not worth saving memory in.
 _SMALL = 1 << 25
+
+# In units of what the gradient takes: two, less some room for the vectors around a product.
+_GOAL = 1.8
 
 
 @dataclass(frozen=True)
@@ -59,24 +63,26 @@ def split(
     products: dict[str, list[int]],
     *,
     bfloat16: bool = False,
+    thrifty: bool = False,
 ) -> Split:
-    """The split of a trace, in at most twice the memory of the gradient if that can be done.
+    """The split of a trace, in at most twice the memory of the gradient if that costs little.
 
     Args:
         trace: simplified; `directions` are its inputs that belong to v, `point` those of its
             outputs that do not depend on v: the value, then the gradient; `products` the others,
-            by name; `bfloat16`: use it for the products in them.
+            by name; `bfloat16`: use it for the products in them; `thrifty`: save memory
+            where it costs time too.
     """
     if bfloat16:
         trace = with_bfloat16(trace, _dependent(trace.ops, set(directions)))
     halves = _Halves(trace, list(directions), list(point), products)
-    goal = max(_SMALL, 2 * halves.program_at_point(point).peak_bytes())
-    best = halves.split(None, goal)
-    for cheap in (is_light, is_memory_bound):
-        if best.bytes <= goal:
-            break
-        best = min(best, halves.split(cheap, goal), key=lambda split: split.bytes)
-    return best
+    goal = max(_SMALL, int(_GOAL * halves.program_at_point(point).peak_bytes()))
+    plain = halves.split(None, goal)
+    if thrifty:
+        others = (halves.split(cheap, 0) for cheap in (is_light, is_memory_bound))
+    else:
+        others = (halves.split(cheap, goal) for cheap in (is_light,) if plain.bytes > goal)
+    return min([plain, *others], key=attrgetter("bytes"))
 
 
 class _Halves:

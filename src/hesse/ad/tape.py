@@ -130,6 +130,7 @@ def record(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) -
     with Tape(inputs) as tape:
         outputs = function()
     trace = tape.trace(outputs)
+    del outputs  # they are as large as what is recorded next
     if any(op.function._schema.is_mutable for op in trace.ops):
         trace = _functional(trace, inputs)
     return trace

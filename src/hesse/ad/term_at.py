@@ -34,6 +34,8 @@ class TermAt:
         data: Sequence[Tensor],
         preparation: Preparation,
         trusted: Split | None = None,
+        *,
+        alone: bool = True,
     ) -> None:
         self._kind, self._function, self._x = kind, function, x
         self._data, self.preparation = list(data), preparation
@@ -44,7 +46,7 @@ class TermAt:
         self._residuals: list[Tensor] | None = None
         # Whose residuals they are: another point may meanwhile have had the programs recorded anew.
         self._split: Split | None = None
-        self._products = 0
+        self._alone, self._products = alone, 0
 
     @property
     def value(self) -> Tensor:
@@ -98,7 +100,7 @@ class TermAt:
                 self._record(v)
             if self._residuals is not None:
                 return self._by_program(quantity, [*self._residuals, *v])
-        if preparation.mode in ("traced-split", "compiled-split"):
+        if preparation.request.mode in ("traced-split", "compiled-split"):
             raise self._refuse(preparation.notes[-1])
         return self._by_graph(quantity, v)
 
@@ -108,14 +110,14 @@ class TermAt:
         program, start = self._split.directions[quantity], time.perf_counter()
         current = self._split is preparation.split
         self._products += 1
-        if self._products > 1:  # who wants the gradient asks for it early
+        if self._products > 1 or not self._alone:  # who wants the gradient asks for it early
             self._gradient = None
         if current and preparation.compiling_pays:
             self._compile(tensors)
         if current and quantity == "product" and preparation.compiled is not None:
-            with units(preparation.precision):
+            with units(preparation.request.precision):
                 return run(preparation.compiled, tensors)
-        with units(preparation.precision):
+        with units(preparation.request.precision):
             result = run(program, tensors)
         preparation.spent += time.perf_counter() - start
         return result
@@ -123,7 +125,7 @@ class TermAt:
     def _refuse(self, reason: str) -> DerivativeError:
         return DerivativeError(
             self._kind.call,
-            expected=f"an f whose products can be taken in mode {self.preparation.mode!r}",
+            expected=f"an f whose products can be taken in mode {self.preparation.request.mode!r}",
             got=reason,
             remedy="Use mode='auto', which takes another way where this one does not work.",
         )
@@ -144,12 +146,12 @@ class TermAt:
             reason = str(error).strip().splitlines()[0]
             preparation.failed["compiling"] = reason
             preparation.notes.append(f"compiled-split: {reason}")
-            if preparation.mode == "compiled-split":
+            if preparation.request.mode == "compiled-split":
                 raise self._refuse(reason) from error
             return
         note = f"compiled, a product takes {ours / theirs:.2f} of the time it took before"
         preparation.notes.append(note)
-        if ours < theirs or preparation.mode == "compiled-split":
+        if ours < theirs or preparation.request.mode == "compiled-split":
             preparation.compiled = compiled
         else:
             preparation.failed["compiling"] = note
@@ -173,7 +175,7 @@ class TermAt:
             except RuntimeError as error:
                 preparation.failed["block"] = str(error).strip().splitlines()[0]
                 return None
-        with units(preparation.precision):
+        with units(preparation.request.precision):
             return run(preparation.blocks[k], [*self._residuals, *blocks])
 
     def _record_block(self, blocks: list[Tensor]) -> None:
@@ -221,25 +223,31 @@ class TermAt:
             if not _agree([results[0]], [value], preparation.eps):
                 preparation.distrust("the value of f is not that of the program")
                 return
-        self._gradient, self._residuals, self._split = results[1:n], results[n:], split
+        self._gradient = results[1:n] if with_gradient or self._alone else None
+        self._residuals, self._split = results[n:], split
+        del results  # so that a check can let go of the residuals
         if trusted:
             return
         if preparation.points > 1 and preparation.points & (preparation.points - 1) == 0:
             self._verify()
-        self.trusted = preparation.split
+        self.trusted = self._split
 
     def _verify(self) -> None:
         """Compare a product with one by double backward."""
-        preparation = self.preparation
-        assert preparation.split is not None and self._residuals is not None
+        preparation, split = self.preparation, self.preparation.split
+        assert split is not None and self._residuals is not None
         generator = torch.Generator().manual_seed(preparation.points)
         v = [torch.randn(p.shape, generator=generator).to(p) for p in self._x]
-        ours = run(preparation.split.directions["product"], [*self._residuals, *v])
+        with units(preparation.request.precision):
+            ours = run(split.directions["product"], [*self._residuals, *v])
+        self._residuals = None  # not both at a time
         theirs = self._kind.retain(self._function, self._x).product(v)
-        if not _agree(ours, theirs, preparation.eps):
-            self._residuals = self._gradient = self._split = None
-            preparation.distrust("a product is not that of double backward")
         preparation.verified += 1
+        if _agree(ours, theirs, preparation.eps):
+            self._residuals = run(split.point, [*self._x, *self._data])
+        else:
+            self._gradient = self._split = None
+            preparation.distrust("a product is not that of double backward")
 
     def _record(self, v: list[Tensor]) -> None:
         """Record the programs at this point, and check that they repeat what was recorded."""
@@ -266,18 +274,19 @@ class TermAt:
             for quantity, size in sizes.items():
                 products[quantity] = trace.outputs[first : first + size]
                 first += size
-            reduced = has_units(preparation.precision, self._x[0].device)
+            reduced = has_units(preparation.request.precision, self._x[0].device)
             preparation.eps = max(trace.eps, torch.finfo(torch.bfloat16).eps * reduced)
             result = split(
                 trace,
                 trace.inputs[-n:],
                 trace.outputs[: 1 + n],
                 products,
-                bfloat16=reduced and preparation.precision == "medium",
+                bfloat16=reduced and preparation.request.precision == "medium",
+                thrifty=preparation.request.is_thrifty,
             )
             value, *rest = run(result.point_and_gradient, [*self._x, *self._data])
             gradient, residuals = rest[:n], rest[n:]
-            with units(preparation.precision):
+            with units(preparation.request.precision):
                 again = run(result.directions["product"], [*residuals, *v])
         except torch.OutOfMemoryError:
             raise
@@ -287,11 +296,12 @@ class TermAt:
         if not _agree(again, seen, preparation.eps):
             preparation.give_up("the program does not repeat the product that was recorded")
             return
-        if preparation.precision != "highest":
+        if preparation.request.precision != "highest":
             preparation.error = _difference(again, seen)[0] if reduced else None
             preparation.note_precision()
         preparation.split, self._graph = result, None
-        self._value, self._gradient, self._residuals = value, gradient, residuals
+        self._value, self._residuals = value, residuals
+        self._gradient = gradient if self._alone else None
         preparation.points += 1
         self.trusted = self._split = result
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from hesse.ad.hessian_at import ONE_SHOT, HessianAt, HessianMode, check_mode
 from hesse.ad.plan import Plan
 from hesse.ad.precision import Precision, check_precision
 from hesse.ad.prepared import PREPARED, Preparations, Prepared, PreparedMode
+from hesse.ad.request import Request
 from hesse.ad.terms import Term
 from hesse.data import Batch, fingerprint
 from hesse.errors import FunctionError
@@ -32,28 +32,16 @@ class HessianOperator(LinearOperator):
         self,
         f: Callable[[Any], Tensor],
         x: Tree,
-        mode: HessianMode,
         space: Space,
+        request: Request,
         preparations: Preparations,
-        keep: float | None = None,
-        precision: Precision = "highest",
     ) -> None:
         super().__init__(space, symmetric=True)
-        self._f, self._preparations, self._keep = f, preparations, keep
-        self._precision: Precision = precision
-        self._mode: HessianMode = mode
+        self._f, self._request, self._preparations = f, request, preparations
         # A copy: the operator is that of this point even if the caller's tensors move on.
         self._x, call = space.copy(x), "hesse.hessian_operator(f, x)"
         self._at = HessianAt(
-            f,
-            self._x,
-            space,
-            mode,
-            call,
-            repeated=True,
-            preparations=preparations,
-            keep=keep,
-            precision=precision,
+            f, self._x, space, request, call, repeated=True, preparations=preparations
         )
 
     @property
@@ -84,9 +72,7 @@ class HessianOperator(LinearOperator):
     def at(self, x: Tree) -> HessianOperator:
         """The Hessian of the same function at another point of the same structure."""
         self.domain.leaves(x, call=f"{self}.at(x)", what="x")
-        return HessianOperator(
-            *(self._f, x, self._mode, self.domain, self._preparations, self._keep, self._precision)
-        )
+        return HessianOperator(self._f, x, self.domain, self._request, self._preparations)
 
     def expect(self, products: int) -> None:
         self._at.expect(products)
@@ -147,14 +133,13 @@ def hessian_operator(
     check_precision(precision, mode, call)
     space = Space.of(x, call=call)
 
-    def make(f: Any, mode: HessianMode, keep: float | None = None) -> HessianOperator:
-        preparations = getattr(f, "preparations", {})
-        return HessianOperator(f, x, mode, space, preparations, keep, precision)
+    def make(f: Any, request: Request) -> HessianOperator:
+        return HessianOperator(f, x, space, request, getattr(f, "preparations", {}))
 
+    request = Request(mode, precision)
     if memory_budget is None:
-        return make(f, mode)
-    plan = layout(_risk(f, call), make, mode, parse_bytes(memory_budget, call), call)
-    return make(plan.risk, plan.mode, plan.keep)
+        return make(f, request)
+    return make(*layout(_risk(f, call), make, request, parse_bytes(memory_budget, call), call))
 
 
 class GaussNewtonOperator(LinearOperator):
@@ -164,16 +149,12 @@ class GaussNewtonOperator(LinearOperator):
         self,
         risk: Risk,
         params: Tree,
-        mode: PreparedMode,
         space: Space,
-        keep: float | None = None,
-        precision: Precision = "highest",
+        request: Request,
     ) -> None:
         super().__init__(space, symmetric=True)
-        self._keep = keep
-        self._precision: Precision = precision
+        self._request = request
         self.risk, self._call = risk, "hesse.ggn_operator(risk, params)"
-        self._mode: PreparedMode = mode
         self._params = space.copy(params)
         self._variables, x = Variables.of(self._params, space, self._call)
         self._at = Prepared(
@@ -181,10 +162,9 @@ class GaussNewtonOperator(LinearOperator):
             partial(_models, risk, self._variables),
             self._variables,
             x,
-            mode,
+            request,
             risk.preparations,
-            keep=(math.inf if risk.n_terms == 1 else 0.0) if keep is None else keep,
-            precision=precision,
+            alone=risk.n_terms == 1,
         )
         self._value: Tensor | None = None
         self._gradient: Tensor | None = None
@@ -226,9 +206,7 @@ class GaussNewtonOperator(LinearOperator):
     def at(self, params: Tree) -> GaussNewtonOperator:
         """The Gauss-Newton matrix of the same risk at other parameters."""
         self.domain.leaves(params, call=f"{self}.at(params)", what="params")
-        return GaussNewtonOperator(
-            *(self.risk, params, self._mode, self.domain, self._keep, self._precision)
-        )
+        return GaussNewtonOperator(self.risk, params, self.domain, self._request)
 
     def expect(self, products: int) -> None:
         self._at.expect(products)
@@ -316,13 +294,13 @@ def ggn_operator(
     check_precision(precision, mode, call)
     space = Space.of(params, call=call, what="params")
 
-    def make(risk: Risk, mode: PreparedMode, keep: float | None = None) -> GaussNewtonOperator:
-        return GaussNewtonOperator(risk, params, mode, space, keep, precision)
+    def make(risk: Risk, request: Request) -> GaussNewtonOperator:
+        return GaussNewtonOperator(risk, params, space, request)
 
+    request = Request(mode, precision)
     if memory_budget is None:
-        return make(risk, mode)
-    plan = layout(risk, make, mode, parse_bytes(memory_budget, call), call)
-    return make(plan.risk, plan.mode, plan.keep)
+        return make(risk, request)
+    return make(*layout(risk, make, request, parse_bytes(memory_budget, call), call))
 
 
 def _risk(f: Any, call: str) -> Risk:

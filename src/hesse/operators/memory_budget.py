@@ -13,11 +13,11 @@ import copy
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 import torch
 
+from hesse.ad.request import Request
 from hesse.data import Batches, examples, pieces
 from hesse.errors import ArgumentError, DerivativeError
 from hesse.memory import PeakMemory
@@ -50,74 +50,75 @@ def parse_bytes(budget: int | float | str, call: str) -> int:
     )
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The risk to take products of, the mode, and how many bytes of residuals may be kept."""
-
-    risk: Risk
-    mode: Any
-    keep: float
+Make = Callable[[Risk, Request], LinearOperator]
+Layout = tuple[Risk, Request]
+"""The risk in batches that fit, and what to ask of its operator."""
 
 
-Make = Callable[[Risk, Any], LinearOperator]
-"""(risk, mode) -> its operator, without a budget."""
-
-
-def layout(risk: Risk, make: Make, mode: str, budget: int, call: str) -> Layout:
-    """How to take the products of make(risk, mode) in `budget` bytes."""
-    if mode == "auto":  # programs need less than graphs, from the first product on
+def layout(risk: Risk, make: Make, request: Request, budget: int, call: str) -> Layout:
+    """How to take the products of make(risk, request) in `budget` bytes."""
+    if request.mode == "auto":  # programs need less than graphs, from the first product on
         try:
-            split = "traced-split"
-            return _layout(risk, lambda risk: make(risk, split), split, budget, call)
+            return _layout(risk, make, replace(request, mode="traced-split"), budget, call)
         except DerivativeError:
-            mode = "retained-graph"
-    return _layout(risk, lambda risk: make(risk, mode), mode, budget, call)
+            request = replace(request, mode="retained-graph")
+    return _layout(risk, make, request, budget, call)
 
 
-def _layout(
-    risk: Risk, make: Callable[[Risk], LinearOperator], mode: str, budget: int, call: str
-) -> Layout:
+def _layout(risk: Risk, make: Make, request: Request, budget: int, call: str) -> Layout:
     size = examples(risk.data.first)
-    if size is None or size < 4:
-        need = measure(make, risk)
+    if size is None or size < 8:
+        need = measure(make, risk, request)
         if need > budget:
             raise _impossible(call, budget, need, "and the data cannot be cut into smaller batches")
-        return _uncut(risk, mode, budget - need)
-    small = max(1, size // 32)
-    first, second = (measure(make, _head(risk, count, size)) for count in (small, 2 * small))
-    slope = max(0.0, (second - first) / small)
-    base = first - slope * small
+        return _uncut(risk, request, budget - need)
+    base, slope = _line(
+        lambda count: measure(make, _head(risk, count, size), request), size, budget
+    )
     most = size if slope == 0.0 else math.floor((budget - base) / slope)
     if most < 1:
         raise _impossible(call, budget, math.ceil(base + slope), "with batches of one example")
     if most >= size:
-        return _uncut(risk, mode, budget - base - slope * size)
+        return _uncut(risk, request, budget - base - slope * size)
     even = math.ceil(size / math.ceil(size / most))
-    return Layout(risk.in_small_batches(even), mode, budget - base - slope * even)
+    return risk.in_small_batches(even), replace(request, keep=budget - base - slope * even)
 
 
-def _uncut(risk: Risk, mode: str, rest: float) -> Layout:
+def _line(need: Callable[[int], int], size: int, budget: int) -> tuple[float, float]:
+    """What products need is about base + slope * (examples of a batch); trials keep the budget."""
+    small = max(1, size // 32)
+    first, other = need(small), 2 * small
+    if 2 * first > budget + first // 3:  # it would not fit: a third or so does not grow
+        other = 1
+    if other == small:
+        return 0.0, float(first)
+    slope = max(0.0, (need(other) - first) / (other - small))
+    return first - slope * small, slope
+
+
+def _uncut(risk: Risk, request: Request, rest: float) -> Layout:
     # The residuals of a single batch are part of what its product needs.
-    return Layout(risk, mode, math.inf if risk.n_terms == 1 else rest)
+    return risk, replace(request, keep=math.inf if risk.n_terms == 1 else rest)
 
 
-def measure(make: Callable[[Risk], LinearOperator], risk: Risk) -> int:
+def measure(make: Make, risk: Risk, request: Request) -> int:
     """The peak of the first products, in bytes."""
     trial = copy.copy(risk)
     trial.preparations = {}
-    A = make(trial)
-    v = torch.ones(A.shape[1], dtype=A.dtype, device=A.device)
     with PeakMemory() as memory:
+        A = make(trial, replace(request, keep=0.0))
+        v = torch.ones(A.shape[1], dtype=A.dtype, device=A.device)
+        memory.current -= v.nbytes  # the caller's
         for _ in range(2):
             A.matvec(v)
     return memory.peak
 
 
 def _head(risk: Risk, count: int, size: int) -> Risk:
-    """The risk of the first `count` examples."""
+    """The risk of two batches of `count` examples: the second is what a first check is made on."""
     data: Batches = risk.data
-    head, _ = pieces(data.first, [0, count, size], data.weigh)
-    return risk.on([(head.inputs, head.targets)])
+    first, second, _ = pieces(data.first, [0, count, 2 * count, size], data.weigh)
+    return risk.on([(part.inputs, part.targets) for part in (first, second)])
 
 
 def _impossible(call: str, budget: int, need: int, how: str) -> ArgumentError:

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What products hold on to, and `memory_budget=`, counted by a meter that sees every tensor."""
+
+import gc
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from hesse.ad.hessian_at import HessianAt
+from hesse.ad.request import Request
+from hesse.errors import ArgumentError
+from hesse.memory import PeakMemory
+from hesse.operators import ggn_operator, hessian_operator
+from hesse.risk import Risk
+from hesse.testing import all_problems
+from hesse.vectors import Space, gaussian, norm
+
+PROBLEMS = {problem.name: problem for problem in all_problems()}
+
+
+def convolutions():
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    layers += [nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(32 * 64, 10))
+
+
+def autoencoder():
+    widths = [64, 48, 24, 6, 24, 48, 64]
+    layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
+    return nn.Sequential(*(part for layer in layers for part in (layer, nn.Tanh())))
+
+
+def risk_of(name):
+    torch.manual_seed(0)
+    if name == "convolutions":
+        return Risk(
+            convolutions(),
+            nn.CrossEntropyLoss(),
+            (torch.randn(64, 3, 32, 32), torch.arange(64) % 10),
+        )
+    inputs = torch.rand(20_000, 64)
+    return Risk(autoencoder(), nn.MSELoss(), (inputs, inputs))
+
+
+def gradient_peak(risk):
+    parameters = list(risk.model.parameters())
+    with PeakMemory() as memory:
+        batch = risk.data.first
+        value = risk.loss(risk.model(batch.inputs), batch.targets)
+        torch.autograd.grad(value, parameters)
+    return memory.peak
+
+
+def direction(risk):
+    return gaussian(Space.of(risk.params, call="test"), torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_thrifty_product_is_the_same(name):
+    problem = PROBLEMS[name]
+    space = Space.of(problem.x, call="test")
+    request = Request("traced-split", keep=float("inf"))
+    at = HessianAt(problem.f, problem.x, space, request, "test", repeated=True)
+    v = problem.direction(0)
+    expected = hessian_operator(problem.f, problem.x, mode="retained-graph") @ v
+    expected = expected if isinstance(expected, torch.Tensor) else space.flatten(expected)
+    flat = v if isinstance(v, torch.Tensor) and v.shape == (space.n,) else space.flatten(v)
+    assert norm(at.product(flat) - expected.reshape(-1)) <= 1e-10 * norm(expected.reshape(-1))
+
+
+@pytest.mark.parametrize("name", ["convolutions", "autoencoder"])
+def test_repeated_products_take_twice_the_memory_of_a_gradient(name):
+    risk = risk_of(name)
+    v, gradient = direction(risk), gradient_peak(risk)
+    with PeakMemory() as memory:
+        H = hessian_operator(risk, risk.params, mode="traced-split")
+        H @ v
+        H @ v
+        memory.peak = memory.current
+        H @ v
+    assert memory.peak <= 2.0 * gradient
+
+
+def test_nothing_is_left_of_a_recording_but_the_residuals():
+    risk = risk_of("convolutions")
+    v = direction(risk)
+    hessian_operator(risk_of("autoencoder"), risk_of("autoencoder").params) @ direction(
+        risk_of("autoencoder")
+    )  # imports what torch imports late
+    gc.disable()
+    try:
+        with PeakMemory() as memory:
+            H = hessian_operator(risk, risk.params, mode="traced-split")
+            H @ v
+            H @ v
+        held = memory.current
+    finally:
+        gc.enable()
+    assert held <= H.plan.residual_bytes + 4 * v.nbytes + 10_000
+
+
+@pytest.mark.parametrize("make", [hessian_operator, ggn_operator])
+@pytest.mark.parametrize("gradients", [4.0, 2.0, 1.25])
+@pytest.mark.parametrize("name", ["convolutions", "autoencoder"])
+def test_a_budget_is_kept(name, gradients, make):
+    risk = risk_of(name)
+    v, budget = direction(risk), int(gradients * gradient_peak(risk))
+    reference = make(risk, risk.params) @ v
+    with PeakMemory() as memory:
+        H = make(risk, risk.params, memory_budget=budget)
+        for _ in range(2):
+            product = H @ v
+    assert memory.peak <= 1.05 * budget
+    assert norm(product - reference) <= 1e-4 * norm(reference)
+
+
+def test_residuals_are_kept_for_as_many_batches_as_fit():
+    risk = risk_of("autoencoder")
+    inputs = risk.data.first.inputs
+    several = risk.on([(part, part) for part in inputs.split(1000)])
+    v = direction(risk)
+    seconds = {}
+    for budget in ("20MB", "1GB"):
+        H = hessian_operator(several, several.params, memory_budget=budget)
+        H @ v
+        counted = []
+        several.model.register_forward_hook(lambda *_, counted=counted: counted.append(1))
+        with PeakMemory() as memory:
+            H @ v
+        seconds[budget] = memory.peak
+        assert not counted  # programs, not the model
+    assert seconds["1GB"] < seconds["20MB"]  # nothing but directions
+
+
+@pytest.mark.parametrize("budget", [0, -5, "many", "4XB", "GB"])
+def test_a_budget_that_is_none(budget):
+    risk = risk_of("convolutions")
+    with pytest.raises(ArgumentError, match="memory_budget as a number of bytes or a text"):
+        hessian_operator(risk, risk.params, memory_budget=budget)
+
+
+def test_a_budget_that_is_too_small_says_what_is_needed():
+    risk = risk_of("convolutions")
+    with pytest.raises(ArgumentError, match=r"a memory budget of at least .* bytes"):
+        hessian_operator(risk, risk.params, memory_budget="100 kB")
