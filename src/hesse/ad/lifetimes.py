@@ -93,9 +93,11 @@ def in_place(ops: list[Op], metas: dict[int, Meta], stay: Collection[int]) -> li
 
 
 def _overwriting_op(op: Op, over: Ref) -> Op:
-    function = _overwriting(op.function)
-    if op.function in _ACCUMULATING:
-        return replace(op, function=function, kwargs={**op.kwargs, "out": over})
+    form = _overwriting(op.function)
+    assert form is not None
+    function, name = form
+    if name is not None:
+        return replace(op, function=function, kwargs={**op.kwargs, name: over})
     swapped = op.args[0] != over  # a + b = b + a
     return replace(op, function=function, args=op.args[::-1] if swapped else op.args)
 
@@ -122,14 +124,22 @@ def overwritten(op: Op, position: int, lifetimes: Lifetimes, metas: dict[int, Me
     return None
 
 
-def _overwriting(function: Any) -> Any:
-    """The in-place form of an operation that reads nothing but the entry that it writes."""
+def _overwriting(function: Any) -> tuple[Any, str | None] | None:
+    """The form of an operation that writes over its first argument, and by which keyword.
+
+    Only operations that read nothing of that argument but the entry that they write have one.
+    """
     if function in _ACCUMULATING:
-        return _ACCUMULATING[function]
+        return _ACCUMULATING[function], "out"
     if torch.Tag.pointwise not in function.tags:
         return None
-    packet = getattr(_aten, f"{function.overloadpacket.__name__}_", None)
-    return getattr(packet, function._overloadname, None)
+    packet, overload = function.overloadpacket, function._overloadname
+    own = getattr(_aten, f"{packet.__name__}_", None)
+    if own is not None and overload in own.overloads():
+        return getattr(own, overload), None
+    if packet.__name__.endswith("_backward") and "grad_input" in packet.overloads():
+        return packet.grad_input, "grad_input"
+    return None
 
 
 def made_by(op: Op) -> Iterator[int]:
