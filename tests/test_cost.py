@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hesse.ad import hvp
@@ -36,6 +37,21 @@ def autoencoder():
     gradient = flops(lambda: torch.autograd.grad(nn.MSELoss()(net[:-1](images), images), params))
     direction = gaussian(hessian_operator(risk, risk.params).domain)
     return risk, direction, gradient
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    """The same for two layers of attention."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    net = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).train()
+    tokens = torch.rand(4, 8, 16)
+    risk = Risk(net, nn.MSELoss(), (tokens, tokens))
+    with sdpa_kernel(SDPBackend.MATH):  # torch counts the fused kernels in another way
+        gradient = flops(
+            lambda: torch.autograd.grad(nn.MSELoss()(net(tokens), tokens), list(net.parameters()))
+        )
+    return risk, gaussian(hessian_operator(risk, risk.params).domain), gradient
 
 
 PREPARED = ["auto", "traced-split", "retained-graph"]
@@ -82,6 +98,20 @@ def test_a_one_shot_product_costs_what_its_docstring_says(autoencoder, mode, uni
     risk, v, gradient = autoencoder
     cost = flops(lambda: hvp(risk, risk.params, v, mode))
     assert cost <= 1.05 * units / 3 * gradient
+
+
+@pytest.mark.parametrize("mode", PREPARED)
+@pytest.mark.parametrize(("make", "most"), [(hessian_operator, 2.05), (ggn_operator, 1.37)])
+def test_products_of_a_transformer_cost_as_many_gradients(transformer, make, most, mode):
+    risk, v, gradient = transformer
+    A = make(risk, risk.params, mode=mode)
+    A @ v
+    assert flops(lambda: A @ v) <= most * gradient
+
+
+def test_a_one_shot_product_of_a_transformer_takes_less_than_three_gradients(transformer):
+    risk, v, gradient = transformer
+    assert flops(lambda: hvp(risk, risk.params, v, "reverse-over-forward")) <= 2.7 * gradient
 
 
 def test_building_an_operator_costs_nothing(autoencoder):

@@ -28,10 +28,9 @@ PROBLEMS = {problem.name: problem for problem in all_problems()}
 EXACT = ["reverse-over-reverse", "forward-over-reverse", "reverse-over-forward"]
 DIFFERENCES = ["finite-difference", "forward-difference"]
 
-# What a mode cannot do, it must refuse. torch's second derivative of layer_norm by reverse over
-# forward mode is wrong; torch.autograd.grad inside f knows nothing of torch.func's transforms.
+# What a mode cannot do, it must refuse: torch.autograd.grad inside f knows nothing of torch.func's
+# transforms.
 REFUSED = {
-    ("classifier", "reverse-over-forward"),
     ("pinn_autograd", "forward-over-reverse"),
     ("pinn_autograd", "reverse-over-forward"),
 }

@@ -4,8 +4,8 @@
 - `torch._weight_norm`: its second derivative leaves out how the norm depends on the weight.
 - `layer_norm`: its third derivative (of a loss made of derivatives of the network) takes mean and
   variance for constants; its second has no forward mode. Composed, it takes no more operations.
-- `lstm`: oneDNN's fused cells hand on tensors that Python never sees. Without them it takes more
-  operations, which can be recorded.
+- `lstm`: oneDNN's fused cells have no forward mode, and hand on tensors that Python never sees.
+  Without them it takes more operations, which can be recorded.
 
 Seen with torch 2.13; issues 175754 and 186256 of PyTorch.
 """

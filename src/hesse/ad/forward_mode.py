@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 # were a constant, so that the derivative of the rule is wrong, without an error (torch 2.13).
 WRONG_SECOND_DERIVATIVE = frozenset(
     [
-        *("batch_norm", "instance_norm", "layer_norm", "native_layer_norm"),
+        *("batch_norm", "instance_norm", "native_layer_norm"),
         *("det", "logdet", "slogdet", "solve", "solve_ex", "tensorsolve", "householder_product"),
     ]
 )
@@ -29,8 +27,7 @@ class ForwardMode(TorchFunctionMode):
       does not, and would silently return another product.
     - An operation whose forward rule is wrong raises NotImplementedError, as one without a rule
       does. `differentiated`: the result of forward mode is to be differentiated again.
-    - The squared error, whose forward rule fails for constant targets, is spelt out, and an LSTM
-      does without oneDNN, which has no forward rule for it.
+    - The squared error, whose forward rule fails for constant targets, is spelt out.
     """
 
     def __init__(self, *, differentiated: bool = False) -> None:
@@ -47,20 +44,8 @@ class ForwardMode(TorchFunctionMode):
             raise NotImplementedError(f"torch's forward-mode derivative of {name} is wrong")
         if func is torch.nn.functional.mse_loss:
             func = _mse_loss
-        with _without_onednn() if name == "lstm" else nullcontext():
-            result = func(*args, **kwargs)
+        result = func(*args, **kwargs)
         return result if torch.is_grad_enabled() else _constant(result)
-
-
-@contextmanager
-def _without_onednn() -> Iterator[None]:
-    # torch.backends.mkldnn.flags does this too, and warns of TF32 where there is no Intel GPU.
-    before = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(before)
 
 
 def _is_affine(name: str, args: tuple, kwargs: dict) -> bool:

@@ -63,6 +63,7 @@ def trace(
     if A.shape[0] <= min(_LEAST_PROBES, max_products):
         return Estimate(float(A.to_dense().diagonal().sum(dtype=torch.float64)), 0.0, A.shape[0])
     samples = RunningMean()
+    A.expect(_LEAST_PROBES if max(rtol, atol) > 0.0 else max_products)
     try:
         with progress_bar(progress, "trace", max_products) as bar:
             while samples.count < max_products:

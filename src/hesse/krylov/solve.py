@@ -17,6 +17,9 @@ from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
 from hesse.vectors import Tree
 
+# A system is hardly ever solved in fewer products.
+_USUAL = 20
+
 
 def solve(
     A: LinearOperator | Tensor,
@@ -62,6 +65,7 @@ def solve(
             call, expected="method 'auto' or 'cg'", got=repr(method), remedy="Leave it out."
         )
     flat, leave = _enter(A, b, call, "b")
+    A.expect(min(A.domain.n, _USUAL, _USUAL if max_iterations is None else max_iterations))
     start = None if x0 is None else _enter(A, x0, call, "x0")[0]
     solution = cg(
         A,
