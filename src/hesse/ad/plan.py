@@ -41,7 +41,7 @@ class Plan:
                 ),
                 ("residuals", f"{_size(self.residual_bytes or 0)} a batch"),
                 ("product", f"{(self.flops or 0) / 1e6:.3g} MFLOP in matrix products a batch"),
-                ("blocks", f"up to {self.directions_at_once} directions together"),
+                ("blocks", _together(self.directions_at_once)),
                 (
                     "checks",
                     f"the value of f at each of {self.points} points so far; a product by double "
@@ -91,6 +91,12 @@ def _why_not_split(rung: str, preparations: list[Preparation]) -> str:
         f"until products have taken {chief.patience:.2g} s ({chief.spent:.2g} s so far), when "
         f"recording programs will pay" + (f", for {waiting} shapes" if waiting > 1 else "")
     )
+
+
+def _together(directions: int) -> str:
+    if directions == 1:
+        return "one direction at a time; more together would not be faster"
+    return f"up to {directions} directions together"
 
 
 def _size(count: int) -> str:
