@@ -106,6 +106,21 @@ def test_a_checkpointed_model_at_another_point(mode):
     assert_close(product, operator(plain, near(plain.params), mode) @ v)
 
 
+@pytest.mark.parametrize("mode", [*MODES, "reverse-over-reverse"])
+def test_a_checkpointed_model_whose_parameters_are_taken_out_too_early(mode):
+    model = Checkpointed(use_reentrant=False).double()
+    inputs, targets = risk_of(net()).data.first.inputs, risk_of(net()).data.first.targets
+    x = {name: leaf.detach() for name, leaf in model.named_parameters()}
+
+    def f(params):
+        return F.cross_entropy(torch.func.functional_call(model, params, (inputs,)), targets)
+
+    v = direction(risk_of(net()))
+    assert torch.isfinite(operator(f, x, mode) @ v).all()  # the model's own are the right ones
+    with pytest.raises(HesseError, match=r"Give hesse\.Risk"):
+        operator(f, near(x), mode) @ v
+
+
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
 def test_a_reentrant_checkpoint_is_refused_with_its_remedy():
     risk = risk_of(Checkpointed(use_reentrant=True))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from hesse.ad.evaluate import check_scalar, run_deterministic, twice_differentiable
 from hesse.ad.prepared import Preparations
+from hesse.ad.recomputation import noting_recomputation
 from hesse.ad.terms import Term
 from hesse.data import Batch, Batches, SmallBatches, Weight, fingerprint, split_batch, tensors
 from hesse.errors import ArgumentError, DataError, RandomnessError, StructureError
@@ -202,18 +203,6 @@ class Risk:
                     "model (BatchNorm with its running statistics, dropout off).",
                 )
 
-    def _noting_recomputation(self, value: Callable[[], Tensor]) -> Tensor:
-        """The value; notes whether activations are computed again (`torch.utils.checkpoint`)."""
-        call, no_hooks = "hesse.Risk(model, loss, data)", "hesse allows no saved tensor hooks"
-        try:
-            with torch.autograd.graph.disable_saved_tensors_hooks(no_hooks):
-                return run_deterministic(value, call)
-        except RuntimeError as error:
-            if no_hooks not in str(error):
-                raise
-        self._recomputes = isinstance(self.model, nn.Module)
-        return run_deterministic(value, call)
-
     def _check_first_batch(self, params: Tree) -> None:
         """One deterministic forward pass; with several batches, that their losses average."""
         batch = self.data.first
@@ -223,7 +212,10 @@ class Risk:
             return self.batch_loss(self.outputs(params, part), part).detach()
 
         with twice_differentiable():  # a model may differentiate itself in its inputs
-            whole = self._noting_recomputation(lambda: value(batch))
+            whole, recomputes = noting_recomputation(
+                lambda: run_deterministic(lambda: value(batch), "hesse.Risk(model, loss, data)")
+            )
+            self._recomputes = recomputes and isinstance(self.model, nn.Module)
             parts = split_batch(batch, self.data.weigh) if self.data.count > 1 else None
             if parts is None:
                 return

@@ -110,6 +110,12 @@ class RetainedGaussNewton:
         with twice_differentiable():
             return derivative(self._z, self._x, list(u), retain_graph=True)
 
+    recomputes = False
+    """Of a `Risk`, which puts its parameters in for good."""
+
+    def check(self) -> None:
+        """There is nothing to check."""
+
     def product(self, v: Leaves) -> list[Tensor]:
         """J' H_L J v."""
         return self.pull_back(self._loss.product(self.push_forward(v)))

@@ -35,6 +35,7 @@ from hesse.ad.evaluate import (
     twice_differentiable,
 )
 from hesse.ad.forward_mode import ForwardMode
+from hesse.ad.recomputation import check_slope, noting_recomputation
 
 
 class Product(NamedTuple):
@@ -92,6 +93,7 @@ def reverse_over_reverse(
 ) -> Product:
     """grad of g(x)'v with v held fixed. Value and gradient are free."""
     prepared = RetainedHessian(f, x, call)
+    prepared.check()
     custom = prepared.custom
     return Product(prepared.product(v, keep=False), prepared.value, prepared.gradient, custom)
 
@@ -118,9 +120,12 @@ def value_and_gradient(f: LeafFunction, x: Leaves, call: str) -> tuple[Tensor, l
     """f(x) and its gradient, without a graph."""
     with twice_differentiable():
         leaves = tracked(x)
-        value = f(leaves)
+        value, recomputes = noting_recomputation(lambda: f(leaves))
         check_depends(value, call)
-        return value.detach(), gradient_of(value, leaves, call)
+        gradient = gradient_of(value, leaves, call)
+        if recomputes:
+            check_slope(f, leaves, value.detach(), gradient, call)
+        return value.detach(), gradient
 
 
 class RetainedHessian:
@@ -134,8 +139,9 @@ class RetainedHessian:
         self._call = call
         with twice_differentiable():
             self._x = tracked(x)
-            self._value = f(self._x)
+            self._value, self.recomputes = noting_recomputation(lambda: f(self._x))
             check_depends(self._value, call)
+        self._f = f
 
     @property
     def value(self) -> Tensor:
@@ -165,6 +171,12 @@ class RetainedHessian:
     def _graph(self) -> list[Tensor]:
         with twice_differentiable():
             return gradient_of(self._value, self._x, self._call, create_graph=True)
+
+    def check(self) -> None:
+        """Raise unless the gradient is that of the value, where it may be another."""
+        if self.recomputes:
+            with twice_differentiable():
+                check_slope(self._f, self._x, self.value, self.gradient, self._call)
 
     def product(self, v: Leaves, *, keep: bool = True) -> list[Tensor]:
         """H v; with keep=False the graph is freed on the way."""

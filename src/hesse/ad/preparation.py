@@ -58,6 +58,15 @@ class Retained(Protocol):
         """The size of the graph of f."""
         ...
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are computed again in the backward pass."""
+        ...
+
+    def check(self) -> None:
+        """Raise if it is not the derivative of f for another reason than rounding."""
+        ...
+
     def product(self, v: Leaves) -> list[Tensor]: ...
 
 

@@ -76,6 +76,7 @@ class TermAt:
             self._graph = run_deterministic(
                 lambda: self._kind.retain(self._function, self._x), self._kind.call
             )
+            self._graph.check()
         return self._graph
 
     @property
@@ -253,12 +254,13 @@ class TermAt:
         """Record the programs at this point, and check that they repeat what was recorded."""
         preparation, kind = self.preparation, self._kind
         preparation.recordings += 1
-        n, sizes, seen = len(self._x), {}, []
+        n, sizes, seen, recomputes = len(self._x), {}, [], set()
 
         def everything() -> list[Tensor]:
             graph = kind.retain(self._function, self._x)
             if graph.custom is not None:
                 raise UntraceableError(f"the custom function {graph.custom} is foreign to it")
+            recomputes.add(graph.recomputes)
             outputs = [graph.value, *graph.gradient]
             for quantity in kind.quantities:
                 part = _listed(getattr(graph, quantity)(v))
@@ -299,6 +301,8 @@ class TermAt:
         if preparation.request.precision != "highest":
             preparation.error = _difference(again, seen)[0] if reduced else None
             preparation.note_precision()
+        if True in recomputes:  # outside of the recording, which must not see it
+            kind.retain(self._function, self._x).check()
         preparation.split, self._graph = result, None
         self._value, self._residuals = value, residuals
         self._gradient = gradient if self._alone else None
