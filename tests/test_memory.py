@@ -145,3 +145,18 @@ def test_a_budget_that_is_too_small_says_what_is_needed():
     risk = risk_of("convolutions")
     with pytest.raises(ArgumentError, match=r"a memory budget of at least .* bytes"):
         hessian_operator(risk, risk.params, memory_budget="100 kB")
+
+
+def test_a_hundred_updates_record_once_and_take_no_more_memory():
+    risk = risk_of("convolutions").on((torch.randn(8, 3, 32, 32), torch.arange(8) % 10))
+    v, held = direction(risk), []
+    with PeakMemory() as memory:
+        H = hessian_operator(risk, risk.params, mode="traced-split")
+        for step in range(100):
+            H = H.at({name: leaf * (1.0 - 1e-3 * step) for name, leaf in risk.params.items()})
+            H @ v
+            held.append(memory.current)
+    (preparation,) = risk.preparations.values()
+    assert preparation.recordings == 1
+    assert H.plan.points == 100
+    assert held[-1] <= held[10]

@@ -104,8 +104,6 @@ class Preparation:
     hint: int = 0
     nodes: int = 0
     eps: float = 0.0
-    error: float | None = None
-    """Of a product in reduced precision, relative to one without, measured."""
     recordings: int = 0
     points: int = 0
     verified: int = 0
@@ -154,13 +152,16 @@ class Preparation:
         self.spent += self.hint * seconds
         self.hint = 0
 
-    def note_precision(self) -> None:
-        """Say what became of `precision=`."""
-        asked = f"precision={self.request.precision!r}"
-        if self.error is None:
-            self.notes.append(f"{asked}: no units for it here; full precision")
-        else:
-            self.notes.append(f"{asked}: relative error of a product {self.error:.1e}, measured")
+    def accept(self, programs: Split, eps: float, error: float | None) -> None:
+        """Use these programs from now on."""
+        self.split, self.eps, self.points = programs, eps, self.points + 1
+        precision = self.request.precision
+        if precision == "highest":
+            return
+        found = "no units for it here; full precision"
+        if error is not None:
+            found = f"relative error of a product {error:.1e}, measured"
+        self.notes.append(f"precision={precision!r}: {found}")
 
     def give_up(self, reason: str) -> None:
         """Keep graphs from now on."""

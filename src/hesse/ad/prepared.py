@@ -103,6 +103,8 @@ class Prepared:
         product: Tensor | None = None
         for coefficient, term in self._at():
             part = term.apply("product", directions)
+            if self._count == 1 and coefficient == 1.0 and self._is_flat(term, part, v):
+                return part[0].reshape(-1)
             accumulate = product is not None
             if product is None:
                 product = v.new_empty(v.shape)
@@ -110,6 +112,11 @@ class Prepared:
             del part  # before the next term is computed
         assert product is not None
         return product
+
+    def _is_flat(self, term: TermAt, part: list[Tensor], v: Tensor) -> bool:
+        """Whether a product is a vector of its own already, but for its shape."""
+        single = len(self._variables.constants) == 1 and part[0].dtype == v.dtype
+        return single and term.makes_products
 
     @property
     def takes_blocks(self) -> bool:

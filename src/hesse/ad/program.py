@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hesse.ad.flops import flops
-from hesse.ad.lifetimes import SIGNED_VIEWS, in_place, is_view, made_by, occupied
+from hesse.ad.lifetimes import SIGNED_VIEWS, Lifetimes, in_place, is_view, made_by, occupied
 from hesse.ad.tape import Op, Ref, Trace, last_reads, renamed, replay_op
 
 _aten = torch.ops.aten
@@ -88,6 +89,14 @@ class Program:
         inputs = [*self.inputs, *self.constants]
         return max(occupied(self.ops, self.metas, inputs, self.outputs), default=0)
 
+    @cached_property
+    def makes_outputs(self) -> bool:
+        """Whether its outputs are tensors of their own: no inputs, constants or views of these."""
+        lifetimes = Lifetimes(self.ops, self.outputs)
+        made = {number for op in self.ops for number in made_by(op)}
+        roots = [lifetimes.root(number) for number in self.outputs]
+        return made.issuperset(roots) and len(set(roots)) == len(roots)
+
     def replay(self, *tensors: Tensor) -> list[Tensor]:
         """The outputs, by the operations as they stand: slower, and nothing is overwritten."""
         env = dict(zip(self.inputs, tensors, strict=True)) | self.constants
@@ -103,6 +112,12 @@ class Program:
         if is_view(op.function):
             return 0
         return sum(self.metas[number].nbytes for number in op.results if number is not None)
+
+
+def run(program: Callable[..., list[Tensor]], tensors: list[Tensor]) -> list[Tensor]:
+    """The outputs of a program, without a graph."""
+    with torch.inference_mode(False), torch.no_grad():
+        return program(*tensors)
 
 
 def live(ops: list[Op], outputs: Iterable[int]) -> list[Op]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,16 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hesse.ad.agreement import agree, difference, rounding
 from hesse.ad.batched import batched
 from hesse.ad.compiled import can_compile, compile_program
 from hesse.ad.evaluate import run_deterministic
-from hesse.ad.precision import has_units, units
+from hesse.ad.precision import units
 from hesse.ad.preparation import RECORDINGS, Kind, Preparation, Retained
-from hesse.ad.program import simplify
-from hesse.ad.split import Split, split
-from hesse.ad.tape import UntraceableError, record
+from hesse.ad.program import run
+from hesse.ad.recording import record_programs
+from hesse.ad.split import Split
+from hesse.ad.tape import UntraceableError
 from hesse.errors import DerivativeError
-from hesse.vectors import norm
+
+# The program computes the value as f does: a difference of more than so many roundings is a reason
+# to look at a product.
+_EQUAL = 100.0
 
 
 class TermAt:
@@ -47,6 +51,8 @@ class TermAt:
         # Whose residuals they are: another point may meanwhile have had the programs recorded anew.
         self._split: Split | None = None
         self._alone, self._products = alone, 0
+        self.makes_products = False
+        """Whether the last product is made of tensors of its own, which may be given away."""
 
     @property
     def value(self) -> Tensor:
@@ -109,6 +115,7 @@ class TermAt:
         preparation = self.preparation
         assert self._split is not None
         program, start = self._split.directions[quantity], time.perf_counter()
+        self.makes_products = program.makes_outputs
         current = self._split is preparation.split
         self._products += 1
         if self._products > 1 or not self._alone:  # who wants the gradient asks for it early
@@ -140,7 +147,7 @@ class TermAt:
             if not can_compile(tensors[0].device):
                 raise RuntimeError("there is no C++ compiler on this machine")
             compiled = compile_program(program, tensors)
-            if not _agree(run(compiled, tensors), run(program, tensors), preparation.eps):
+            if not agree(run(compiled, tensors), run(program, tensors), preparation.eps):
                 raise RuntimeError("the compiled program gives another product")
             ours, theirs = _seconds(compiled, tensors), _seconds(program, tensors)
         except RuntimeError as error:
@@ -187,12 +194,13 @@ class TermAt:
             program = batched(single, residuals, blocks)
         first = run(single, [*residuals, *(block[0].contiguous() for block in blocks)])
         ours = [part[0] for part in run(program, [*residuals, *blocks])]
-        if not _agree(ours, first, preparation.eps):
+        if not agree(ours, first, preparation.eps):
             raise UntraceableError("a block gives another product than its first direction alone")
         preparation.blocks[len(blocks[0])] = program
 
     def _by_graph(self, quantity: str, v: list[Tensor]) -> list[Tensor]:
         preparation, start = self.preparation, time.perf_counter()
+        self.makes_products = False
         result = _listed(getattr(self.graph, quantity)(v))
         if not preparation.nodes:
             preparation.nodes = self.graph.nodes
@@ -219,9 +227,12 @@ class TermAt:
             preparation.distrust(str(error).strip().splitlines()[0])
             return
         n = 1 + len(self._x)
+        suspicious = False
         if value is not None:
             preparation.points += 1
-            if not _agree([results[0]], [value], preparation.eps):
+            error, eps = difference(results[:1], [value]), rounding([value], preparation.eps)
+            suspicious = error > _EQUAL * eps
+            if error > eps**0.5:
                 preparation.distrust("the value of f is not that of the program")
                 return
         self._gradient = results[1:n] if with_gradient or self._alone else None
@@ -229,7 +240,8 @@ class TermAt:
         del results  # so that a check can let go of the residuals
         if trusted:
             return
-        if preparation.points > 1 and preparation.points & (preparation.points - 1) == 0:
+        due = preparation.points > 1 and preparation.points & (preparation.points - 1) == 0
+        if due or suspicious:
             self._verify()
         self.trusted = self._split
 
@@ -244,70 +256,29 @@ class TermAt:
         self._residuals = None  # not both at a time
         theirs = self._kind.retain(self._function, self._x).product(v)
         preparation.verified += 1
-        if _agree(ours, theirs, preparation.eps):
+        if agree(ours, theirs, preparation.eps):
             self._residuals = run(split.point, [*self._x, *self._data])
         else:
             self._gradient = self._split = None
             preparation.distrust("a product is not that of double backward")
 
     def _record(self, v: list[Tensor]) -> None:
-        """Record the programs at this point, and check that they repeat what was recorded."""
-        preparation, kind = self.preparation, self._kind
+        """Record the programs at this point."""
+        preparation, kind, request = self.preparation, self._kind, self.preparation.request
         preparation.recordings += 1
-        n, sizes, seen, recomputes = len(self._x), {}, [], set()
-
-        def everything() -> list[Tensor]:
-            graph = kind.retain(self._function, self._x)
-            if graph.custom is not None:
-                raise UntraceableError(f"the custom function {graph.custom} is foreign to it")
-            recomputes.add(graph.recomputes)
-            outputs = [graph.value, *graph.gradient]
-            for quantity in kind.quantities:
-                part = _listed(getattr(graph, quantity)(v))
-                sizes[quantity] = len(part)
-                outputs += part
-                if quantity == "product":
-                    seen.extend(part)
-            return outputs
-
         try:
-            trace = simplify(record(everything, [*self._x, *self._data, *v]))
-            products, first = {}, 1 + n
-            for quantity, size in sizes.items():
-                products[quantity] = trace.outputs[first : first + size]
-                first += size
-            reduced = has_units(preparation.request.precision, self._x[0].device)
-            preparation.eps = max(trace.eps, torch.finfo(torch.bfloat16).eps * reduced)
-            result = split(
-                trace,
-                trace.inputs[-n:],
-                trace.outputs[: 1 + n],
-                products,
-                bfloat16=reduced and preparation.request.precision == "medium",
-                thrifty=preparation.request.is_thrifty,
-            )
-            value, *rest = run(result.point_and_gradient, [*self._x, *self._data])
-            gradient, residuals = rest[:n], rest[n:]
-            with units(preparation.request.precision):
-                again = run(result.directions["product"], [*residuals, *v])
+            new = record_programs(kind, self._function, self._x, self._data, v, request)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             preparation.give_up(str(error).strip().splitlines()[0])
             return
-        if not _agree(again, seen, preparation.eps):
-            preparation.give_up("the program does not repeat the product that was recorded")
-            return
-        if preparation.request.precision != "highest":
-            preparation.error = _difference(again, seen)[0] if reduced else None
-            preparation.note_precision()
-        if True in recomputes:  # outside of the recording, which must not see it
+        if new.recomputes:  # outside of the recording, which must not see it
             kind.retain(self._function, self._x).check()
-        preparation.split, self._graph = result, None
-        self._value, self._residuals = value, residuals
-        self._gradient = gradient if self._alone else None
-        preparation.points += 1
-        self.trusted = self._split = result
+        preparation.accept(new.split, new.eps, new.error)
+        self._graph, self._value, self._residuals = None, new.value, new.residuals
+        self._gradient = new.gradient if self._alone else None
+        self.trusted = self._split = new.split
 
 
 def _seconds(program: Callable[..., list[Tensor]], tensors: list[Tensor]) -> float:
@@ -322,32 +293,5 @@ def _seconds(program: Callable[..., list[Tensor]], tensors: list[Tensor]) -> flo
     return min(times)
 
 
-def run(program: Callable[..., list[Tensor]], tensors: list[Tensor]) -> list[Tensor]:
-    """The outputs of a program, without a graph."""
-    with torch.inference_mode(False), torch.no_grad():
-        return program(*tensors)
-
-
 def _listed(result: Tensor | list[Tensor]) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else list(result)
-
-
-def _agree(ours: list[Tensor], theirs: list[Tensor], eps: float) -> bool:
-    """Whether two results are the same up to rounding to `eps` on the way; NaN is NaN."""
-    eps = max(eps, *(torch.finfo(part.dtype).eps for part in ours))
-    error, same = _difference(ours, theirs)
-    return same and error <= eps**0.5
-
-
-def _difference(ours: list[Tensor], theirs: list[Tensor]) -> tuple[float, bool]:
-    """Their relative difference where they are finite, and whether they are so in one place."""
-    difference = size = 0.0
-    for a, b in zip(ours, theirs, strict=True):
-        a, b = a.detach().reshape(-1), b.detach().reshape(-1)
-        if not bool(torch.isfinite(b).all()):
-            if not bool((torch.isfinite(a) == torch.isfinite(b)).all()):
-                return math.inf, False
-            continue
-        difference += norm(a - b) ** 2
-        size += norm(b) ** 2
-    return math.sqrt(difference / size) if size else difference, True

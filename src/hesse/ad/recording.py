@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a product as autograd takes it to the programs that take its place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.ad.agreement import agree, difference
+from hesse.ad.evaluate import Leaves
+from hesse.ad.precision import has_units, units
+from hesse.ad.preparation import Kind
+from hesse.ad.program import run, simplify
+from hesse.ad.request import Request
+from hesse.ad.split import Split, split
+from hesse.ad.tape import Trace, UntraceableError, record
+
+
+@dataclass
+class Recording:
+    """The programs, and what they gave at the point at which they were recorded."""
+
+    split: Split
+    value: Tensor
+    gradient: list[Tensor]
+    residuals: list[Tensor]
+    eps: float
+    """How coarsely the programs compute."""
+    error: float | None
+    """Of a product in reduced precision, where that was asked for and is possible."""
+    recomputes: bool
+    """Whether f computes activations again, so that its gradient must be checked."""
+
+
+def record_programs(
+    kind: Kind,
+    function: Any,
+    x: list[Tensor],
+    data: list[Tensor],
+    v: list[Tensor],
+    request: Request,
+) -> Recording:
+    """Record the product in the direction v, split it, and run the programs.
+
+    Raises:
+        UntraceableError: they do not repeat what was recorded; as `record`.
+    """
+    seen = _Seen(kind, function, x, v)
+    trace = simplify(record(seen.everything, [*x, *data, *v]))
+    reduced = has_units(request.precision, x[0].device)
+    programs = _split(trace, len(x), seen.sizes, request, bfloat16=reduced)
+    value, *rest = run(programs.point_and_gradient, [*x, *data])
+    gradient, residuals = rest[: len(x)], rest[len(x) :]
+    with units(request.precision):
+        product = run(programs.directions["product"], [*residuals, *v])
+    eps = max(trace.eps, torch.finfo(torch.bfloat16).eps if reduced else 0.0)
+    if not agree(product, seen.product, eps):
+        raise UntraceableError("the program does not repeat the product that was recorded")
+    error = difference(product, seen.product) if reduced else None
+    return Recording(programs, value, gradient, residuals, eps, error, seen.recomputes)
+
+
+class _Seen:
+    """What is recorded, and what must be remembered of it."""
+
+    def __init__(self, kind: Kind, function: Any, x: Leaves, v: Leaves) -> None:
+        self._kind, self._function, self._x, self._v = kind, function, x, v
+        self.sizes: dict[str, int] = {}
+        self.product: list[Tensor] = []
+        self.recomputes = False
+
+    def everything(self) -> list[Tensor]:
+        """The value, the gradient, and the quantities of the kind."""
+        graph = self._kind.retain(self._function, self._x)
+        if graph.custom is not None:
+            raise UntraceableError(f"the custom function {graph.custom} is foreign to it")
+        self.recomputes = graph.recomputes
+        outputs = [graph.value, *graph.gradient]
+        for quantity in self._kind.quantities:
+            result = getattr(graph, quantity)(self._v)
+            parts = [result] if isinstance(result, Tensor) else list(result)
+            self.sizes[quantity] = len(parts)
+            outputs += parts
+            if quantity == "product":
+                self.product = parts
+        return outputs
+
+
+def _split(
+    trace: Trace, n: int, sizes: dict[str, int], request: Request, *, bfloat16: bool
+) -> Split:
+    products, first = {}, 1 + n
+    for quantity, size in sizes.items():
+        products[quantity] = trace.outputs[first : first + size]
+        first += size
+    return split(
+        trace,
+        trace.inputs[-n:],
+        trace.outputs[: 1 + n],
+        products,
+        bfloat16=bfloat16 and request.precision == "medium",
+        thrifty=request.is_thrifty,
+    )
