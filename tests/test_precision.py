@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from hesse.ad import precision
 from hesse.errors import ArgumentError, FallbackWarning
 from hesse.operators import ggn_operator, hessian_operator
+from hesse.programs import precision
 from hesse.risk import Risk
 from hesse.vectors import norm
 

@@ -22,13 +22,13 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from hesse.ad.batched import directions_at_once
-from hesse.ad.compiled import seconds_to_compile
 from hesse.ad.evaluate import Leaves
-from hesse.ad.program import Program
 from hesse.ad.request import Request
-from hesse.ad.split import Split
 from hesse.errors import FallbackWarning
+from hesse.programs.batched import directions_at_once
+from hesse.programs.compiled import seconds_to_compile
+from hesse.programs.program import Program
+from hesse.programs.split import Split
 
 # Recording and building the programs takes some 1.5 ms for every node of the graph of f, and runs
 # the product four times. It is done when four times as long has gone into products, so that it

@@ -14,9 +14,9 @@ from hesse.ad.evaluate import Variables
 from hesse.ad.plan import Plan, plan_of
 from hesse.ad.preparation import Kind, Preparation
 from hesse.ad.request import Request
-from hesse.ad.split import Split
 from hesse.ad.term_at import TermAt
 from hesse.ad.terms import Term, weighted_sum
+from hesse.programs.split import Split
 
 PreparedMode = Literal["auto", "compiled-split", "traced-split", "retained-graph"]
 PREPARED = ["compiled-split", "traced-split", "retained-graph"]

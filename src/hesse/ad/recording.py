@@ -11,12 +11,12 @@ from torch import Tensor
 
 from hesse.ad.agreement import agree, difference
 from hesse.ad.evaluate import Leaves
-from hesse.ad.precision import has_units, units
 from hesse.ad.preparation import Kind
-from hesse.ad.program import run, simplify
 from hesse.ad.request import Request
-from hesse.ad.split import Split, split
-from hesse.ad.tape import Trace, UntraceableError, record
+from hesse.programs.precision import has_units, units
+from hesse.programs.program import run, simplify
+from hesse.programs.split import Split, split
+from hesse.programs.tape import Trace, UntraceableError, record
 
 
 @dataclass

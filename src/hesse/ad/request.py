@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hesse.ad.precision import Precision
+from hesse.programs.precision import Precision
 
 
 @dataclass(frozen=True)

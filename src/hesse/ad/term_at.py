@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from hesse.ad.agreement import agree, difference, rounding
-from hesse.ad.batched import batched
-from hesse.ad.compiled import can_compile, compile_program
 from hesse.ad.evaluate import run_deterministic
-from hesse.ad.precision import units
 from hesse.ad.preparation import RECORDINGS, Kind, Preparation, Retained
-from hesse.ad.program import run
 from hesse.ad.recording import record_programs
-from hesse.ad.split import Split
-from hesse.ad.tape import UntraceableError
 from hesse.errors import DerivativeError
+from hesse.programs.batched import batched
+from hesse.programs.compiled import can_compile, compile_program
+from hesse.programs.precision import units
+from hesse.programs.program import run
+from hesse.programs.split import Split
+from hesse.programs.tape import UntraceableError
 
 # The program computes the value as f does: a difference of more than so many roundings is a reason
 # to look at a product.

@@ -13,7 +13,6 @@ from hesse.ad.evaluate import Leaves, Variables, check_finite, check_finite_valu
 from hesse.ad.gauss_newton import GaussNewtonKind, Model
 from hesse.ad.hessian_at import ONE_SHOT, HessianAt, HessianMode, check_mode
 from hesse.ad.plan import Plan
-from hesse.ad.precision import Precision, check_precision
 from hesse.ad.prepared import PREPARED, Preparations, Prepared, PreparedMode
 from hesse.ad.request import Request
 from hesse.ad.terms import Term
@@ -21,6 +20,7 @@ from hesse.data import Batch, fingerprint
 from hesse.errors import FunctionError
 from hesse.operators.base import LinearOperator
 from hesse.operators.memory_budget import layout, parse_bytes
+from hesse.programs.precision import Precision, check_precision
 from hesse.risk import Risk
 from hesse.vectors import Space, Tree, dot
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.ad.fuse import accumulate
-from hesse.ad.program import Program, simplify
-from hesse.ad.tape import record
+from hesse.programs.fuse import accumulate
+from hesse.programs.program import Program, simplify
+from hesse.programs.tape import record
 
 # Below this size of its result an operation takes as long as calling it does.
 _CHEAP_BYTES = 1 << 18

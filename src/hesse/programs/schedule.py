@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from hesse.ad.lifetimes import Lifetimes, is_view, made_by
-from hesse.ad.tape import Meta, Op
+from hesse.programs.lifetimes import Lifetimes, is_view, made_by
+from hesse.programs.tape import Meta, Op
 
 _DEEP = 8
 """How far back to look for what an operation could be put off together with."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hesse.ad.tape import Meta, Op, Ref
+from hesse.programs.tape import Meta, Op, Ref
 
 _aten = torch.ops.aten
 

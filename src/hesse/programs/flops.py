@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.flop_counter import flop_registry
 
-from hesse.ad.tape import Meta, Op, Ref
+from hesse.programs.tape import Meta, Op, Ref
 
 
 def flops(op: Op, metas: dict[int, Meta]) -> int:

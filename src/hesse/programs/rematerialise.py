@@ -20,9 +20,9 @@ from dataclasses import replace
 
 import torch
 
-from hesse.ad.lifetimes import Lifetimes, is_view, made_by, occupied
-from hesse.ad.max_flow import Network
-from hesse.ad.tape import Meta, Op, Trace, renamed
+from hesse.programs.lifetimes import Lifetimes, is_view, made_by, occupied
+from hesse.programs.max_flow import Network
+from hesse.programs.tape import Meta, Op, Trace, renamed
 
 _aten = torch.ops.aten
 _SOURCE, _SINK = "source", "sink"

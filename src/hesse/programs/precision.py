@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 import torch
 
-from hesse.ad.flops import flops
-from hesse.ad.lifetimes import made_by
-from hesse.ad.tape import Meta, Op, Ref, Trace
 from hesse.errors import ArgumentError
+from hesse.programs.flops import flops
+from hesse.programs.lifetimes import made_by
+from hesse.programs.tape import Meta, Op, Ref, Trace
 
 Precision = Literal["highest", "high", "medium"]
 PRECISIONS = ["highest", "high", "medium"]

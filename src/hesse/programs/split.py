@@ -14,19 +14,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from hesse.ad.fuse import accumulate
-from hesse.ad.lifetimes import is_view
-from hesse.ad.precision import with_bfloat16
-from hesse.ad.program import Program, live
-from hesse.ad.rematerialise import (
+from hesse.programs.fuse import accumulate
+from hesse.programs.lifetimes import is_view
+from hesse.programs.precision import with_bfloat16
+from hesse.programs.program import Program, live
+from hesse.programs.rematerialise import (
     Cheap,
     choose_residuals,
     is_light,
     is_memory_bound,
     lower_peak,
 )
-from hesse.ad.schedule import on_demand, put_off
-from hesse.ad.tape import Op, Trace
+from hesse.programs.schedule import on_demand, put_off
+from hesse.programs.tape import Op, Trace
 
 # A split of fewer bytes than this is not worth saving memory in.
 _SMALL = 1 << 25

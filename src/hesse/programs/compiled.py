@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from hesse.ad.program import Program
-from hesse.ad.tape import Ref
+from hesse.programs.program import Program
+from hesse.programs.tape import Ref
 
 # Measured on two CPU cores with an empty cache: 22 s for 170 operations, 36 s for 1,800.
 _SECONDS = 20.0

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.ad.flops import flops
-from hesse.ad.lifetimes import SIGNED_VIEWS, Lifetimes, in_place, is_view, made_by, occupied
-from hesse.ad.tape import Op, Ref, Trace, last_reads, renamed, replay_op
+from hesse.programs.flops import flops
+from hesse.programs.lifetimes import SIGNED_VIEWS, Lifetimes, in_place, is_view, made_by, occupied
+from hesse.programs.tape import Op, Ref, Trace, last_reads, renamed, replay_op
 
 _aten = torch.ops.aten
 
