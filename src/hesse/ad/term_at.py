@@ -182,6 +182,7 @@ class TermAt:
                 self._record_block(blocks)
             except RuntimeError as error:
                 preparation.failed["block"] = str(error).strip().splitlines()[0]
+                preparation.notes.append(f"blocks: {preparation.failed['block']}")
                 return None
         with units(preparation.request.precision):
             return run(preparation.blocks[k], [*self._residuals, *blocks])
@@ -192,11 +193,15 @@ class TermAt:
         single = preparation.split.directions["product"]
         with torch.no_grad():
             program = batched(single, residuals, blocks)
-        first = run(single, [*residuals, *(block[0].contiguous() for block in blocks)])
-        ours = [part[0] for part in run(program, [*residuals, *blocks])]
-        if not agree(ours, first, preparation.eps):
+        alone = [*residuals, *(block[0].contiguous() for block in blocks)]
+        together, k = [*residuals, *blocks], len(blocks[0])
+        ours = [part[0] for part in run(program, together)]
+        if not agree(ours, run(single, alone), preparation.eps):
             raise UntraceableError("a block gives another product than its first direction alone")
-        preparation.blocks[len(blocks[0])] = program
+        fastest = single if preparation.compiled is None else preparation.compiled
+        if _seconds(program, together, 2) > k * _seconds(fastest, alone, 2):
+            raise UntraceableError(f"{k} directions together take longer than one by one")
+        preparation.blocks[k] = program
 
     def _by_graph(self, quantity: str, v: list[Tensor]) -> list[Tensor]:
         preparation, start = self.preparation, time.perf_counter()
@@ -281,10 +286,10 @@ class TermAt:
         self.trusted = self._split = new.split
 
 
-def _seconds(program: Callable[..., list[Tensor]], tensors: list[Tensor]) -> float:
-    """The least of three runs."""
+def _seconds(program: Callable[..., list[Tensor]], tensors: list[Tensor], runs: int = 3) -> float:
+    """The least of some runs."""
     times = []
-    for _ in range(3):
+    for _ in range(runs):
         start = time.perf_counter()
         run(program, tensors)
         if tensors[0].is_cuda:
