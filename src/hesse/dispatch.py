@@ -14,6 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class Watch(TorchDispatchMode):
     """Within it, `observe` is told of every operation after it has run."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Hesse runs no compiled code within it: nothing to skip, and no import of the compiler,
+        # which takes a second.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation."""
         kwargs = kwargs or {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -124,6 +125,7 @@ def overwritten(op: Op, position: int, lifetimes: Lifetimes, metas: dict[int, Me
     return None
 
 
+@cache
 def _overwriting(function: Any) -> tuple[Any, str | None] | None:
     """The form of an operation that writes over its first argument, and by which keyword.
 
@@ -147,6 +149,7 @@ def made_by(op: Op) -> Iterator[int]:
     return (number for number in op.results if number is not None)
 
 
+@cache
 def is_view(function: Any) -> bool:
     """Whether an operation gives its first argument in another form, without a copy."""
     schema = function._schema
