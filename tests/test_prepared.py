@@ -321,3 +321,17 @@ def test_without_a_compiler_the_error_says_so(monkeypatch):
     H = hessian_operator(lambda x: (x**4).sum(), X1, mode="compiled-split")
     with pytest.raises(DerivativeError, match=r"no C\+\+ compiler"):
         H @ X1
+
+
+def test_an_operation_that_hides_that_it_shares_memory():
+    def f(x):
+        y = x * x
+        halves = torch.ops.aten.unsafe_split.Tensor(y, 2)
+        square = torch.ops.aten._unsafe_view.default(y, [2, 2])
+        return (square**3).sum() + (y**2).sum() + (halves[0] * torch.sin(halves[1])).sum()
+
+    x = torch.linspace(0.5, 1.4, 4, dtype=DOUBLE)
+    v = torch.linspace(-1.0, 2.0, 4, dtype=DOUBLE)
+    H = split(f, x)
+    for _ in range(3):  # a residual that were written over would change the next product
+        assert_close(H @ v, hvp(f, x, v))

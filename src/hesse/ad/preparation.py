@@ -31,10 +31,10 @@ from hesse.programs.program import Program
 from hesse.programs.split import Split
 
 # Recording and building the programs takes some 1.5 ms for every node of the graph of f, and runs
-# the product four times. It is done when four times as long has gone into products, so that it
+# the product five times. It is done when four times as long has gone into products, so that it
 # never costs more than a quarter.
 _SECONDS_PER_NODE = 1.5e-3
-_PRODUCTS = 4
+_PRODUCTS = 5
 _PATIENCE = 4.0
 # So many products are worth a recording whatever f is.
 _MANY = 100

@@ -56,8 +56,11 @@ def record_programs(
     gradient, residuals = rest[: len(x)], rest[len(x) :]
     with units(request.precision):
         product = run(programs.directions["product"], [*residuals, *v])
+        # Once more, from the same residuals: an operation that hides what it shares memory with
+        # could have been overwritten.
+        again = run(programs.directions["product"], [*residuals, *v])
     eps = max(trace.eps, torch.finfo(torch.bfloat16).eps if reduced else 0.0)
-    if not agree(product, seen.product, eps):
+    if not (agree(product, seen.product, eps) and agree(again, product, eps)):
         raise UntraceableError("the program does not repeat the product that was recorded")
     error = difference(product, seen.product) if reduced else None
     return Recording(programs, value, gradient, residuals, eps, error, seen.recomputes)

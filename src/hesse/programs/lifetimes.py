@@ -18,6 +18,14 @@ from hesse.programs.tape import Meta, Op, Ref
 
 _aten = torch.ops.aten
 
+# They share the memory of their argument, and do not say so.
+_UNMARKED_VIEWS = frozenset(
+    [
+        *(_aten._unsafe_view.default, _aten.unsafe_split.Tensor, _aten.unsafe_chunk.default),
+        _aten.unsafe_split_with_sizes.default,
+    ]
+)
+
 # X + A B into the memory of X; by `out=`, since torch's FLOP counter does not know `addmm_`.
 _ACCUMULATING = {
     _aten.addmm.default: _aten.addmm.out,
@@ -152,6 +160,8 @@ def made_by(op: Op) -> Iterator[int]:
 @cache
 def is_view(function: Any) -> bool:
     """Whether an operation gives its first argument in another form, without a copy."""
+    if function in _UNMARKED_VIEWS:
+        return True
     schema = function._schema
     first = schema.arguments[0] if schema.arguments else None
     return bool(

@@ -30,7 +30,7 @@ _SOURCE, _SINK = "source", "sink"
 Cheap = Callable[[Op], bool]
 
 _FACTORIES = frozenset([_aten.zeros.default, _aten.full.default, _aten.scalar_tensor.default])
-_COPIES = frozenset([_aten.clone.default, _aten._unsafe_view.default, _aten._to_copy.default])
+_COPIES = frozenset([_aten.clone.default, _aten._to_copy.default])
 _ARITHMETIC = ["add", "sub", "mul", "div", "neg", "where", "masked_fill", "threshold_backward"]
 _ARITHMETIC += ["gt", "ge", "lt", "le", "eq", "ne", "tanh_backward", "sigmoid_backward", "relu"]
 _LIGHT = frozenset(getattr(_aten, name) for name in _ARITHMETIC)
