@@ -160,3 +160,14 @@ def test_a_hundred_updates_record_once_and_take_no_more_memory():
     assert preparation.recordings == 1
     assert H.plan.points == 100
     assert held[-1] <= held[10]
+
+
+def test_a_plain_function_either_fits_or_says_what_it_needs():
+    def f(x):
+        return (torch.sin(x) * torch.cos(3 * x)).sum() + (x**4).sum()
+
+    x, v = torch.linspace(-1, 1, 10_000), torch.ones(10_000)
+    H = hessian_operator(f, x, memory_budget="10 MB")
+    assert norm(H @ v - hessian_operator(f, x) @ v) <= 1e-5 * norm(H @ v)
+    with pytest.raises(ArgumentError, match="where there are no batches to be cut"):
+        hessian_operator(f, x, memory_budget="100 kB")

@@ -105,9 +105,9 @@ def hessian_operator(
             keeps what does not depend on v. "compiled-split" compiles that. "auto" starts with the
             graph, on one batch or one after the other, and goes on to the others as soon as the
             time spent on products shows that they pay; `plan` tells which is in use, and why.
-        memory_budget: bytes, or a text such as "4GB", that tensors made for a product may take, for
-            a `Risk`: its batches are cut until a product fits, and residuals are kept for as many
-            of them as fit. Two small products are taken at once to find out.
+        memory_budget: bytes, or a text such as "4GB", that tensors made for a product may take. The
+            batches of a `Risk` are cut until a product fits, and residuals are kept for as many of
+            them as fit. Some small products are taken at once to find out; for another f, one.
         precision: "highest", "high" (TF32 where a GPU has it) or "medium" (bfloat16 operands in
             large matrix products and convolutions, where the processor is faster in it). Value and
             gradient stay exact; `plan` tells the measured relative error of a product.
@@ -139,7 +139,7 @@ def hessian_operator(
     request = Request(mode, precision)
     if memory_budget is None:
         return make(f, request)
-    return make(*layout(_risk(f, call), make, request, parse_bytes(memory_budget, call), call))
+    return make(*layout(f, make, request, parse_bytes(memory_budget, call), call))
 
 
 class GaussNewtonOperator(LinearOperator):
@@ -310,6 +310,5 @@ def _risk(f: Any, call: str) -> Risk:
         call,
         expected="a hesse.Risk, which knows its outputs, its loss and its batches",
         got=f"a {type(f).__name__}",
-        remedy="Build hesse.Risk(model, loss, data). A plain function has no Gauss-Newton matrix, "
-        "and cannot be cut to a memory budget.",
+        remedy="Build hesse.Risk(model, loss, data). A plain function has no Gauss-Newton matrix.",
     )

@@ -14,10 +14,12 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from hesse.ad.request import Request
+from hesse.ad.terms import has_one_term
 from hesse.data import Batches, examples, pieces
 from hesse.errors import ArgumentError, DerivativeError
 from hesse.memory import PeakMemory
@@ -50,28 +52,29 @@ def parse_bytes(budget: int | float | str, call: str) -> int:
     )
 
 
-Make = Callable[[Risk, Request], LinearOperator]
-Layout = tuple[Risk, Request]
-"""The risk in batches that fit, and what to ask of its operator."""
+Make = Callable[[Any, Request], LinearOperator]
+Layout = tuple[Any, Request]
+"""The function, a risk in batches that fit, and what to ask of its operator."""
 
 
-def layout(risk: Risk, make: Make, request: Request, budget: int, call: str) -> Layout:
-    """How to take the products of make(risk, request) in `budget` bytes."""
+def layout(f: Any, make: Make, request: Request, budget: int, call: str) -> Layout:
+    """How to take the products of make(f, request) in `budget` bytes."""
     if request.mode == "auto":  # programs need less than graphs, from the first product on
         try:
-            return _layout(risk, make, replace(request, mode="traced-split"), budget, call)
+            return _layout(f, make, replace(request, mode="traced-split"), budget, call)
         except DerivativeError:
             request = replace(request, mode="retained-graph")
-    return _layout(risk, make, request, budget, call)
+    return _layout(f, make, request, budget, call)
 
 
-def _layout(risk: Risk, make: Make, request: Request, budget: int, call: str) -> Layout:
-    size = examples(risk.data.first)
+def _layout(f: Any, make: Make, request: Request, budget: int, call: str) -> Layout:
+    size = examples(f.data.first) if isinstance(f, Risk) else None
     if size is None or size < 8:
-        need = measure(make, risk, request)
+        need = measure(make, f, request)
         if need > budget:
-            raise _impossible(call, budget, need, "and the data cannot be cut into smaller batches")
-        return _uncut(risk, request, budget - need)
+            raise _impossible(call, budget, need, "where there are no batches to be cut")
+        return _uncut(f, request, budget - need)
+    risk: Risk = f
     base, slope = _line(
         lambda count: measure(make, _head(risk, count, size), request), size, budget
     )
@@ -96,15 +99,17 @@ def _line(need: Callable[[int], int], size: int, budget: int) -> tuple[float, fl
     return first - slope * small, slope
 
 
-def _uncut(risk: Risk, request: Request, rest: float) -> Layout:
+def _uncut(f: Any, request: Request, rest: float) -> Layout:
     # The residuals of a single batch are part of what its product needs.
-    return risk, replace(request, keep=math.inf if risk.n_terms == 1 else rest)
+    return f, replace(request, keep=math.inf if has_one_term(f) else rest)
 
 
-def measure(make: Make, risk: Risk, request: Request) -> int:
+def measure(make: Make, f: Any, request: Request) -> int:
     """The peak of the first products, in bytes."""
-    trial = copy.copy(risk)
-    trial.preparations = {}
+    trial = f
+    if isinstance(f, Risk):
+        trial = copy.copy(f)
+        trial.preparations = {}
     with PeakMemory() as memory:
         A = make(trial, replace(request, keep=0.0))
         v = torch.ones(A.shape[1], dtype=A.dtype, device=A.device)
