@@ -10,7 +10,7 @@ from torch import nn
 
 from hesse.ad.hessian_at import HessianAt
 from hesse.ad.request import Request
-from hesse.errors import ArgumentError
+from hesse.errors import ArgumentError, FallbackWarning
 from hesse.memory import PeakMemory
 from hesse.operators import ggn_operator, hessian_operator
 from hesse.risk import Risk
@@ -171,3 +171,39 @@ def test_a_plain_function_either_fits_or_says_what_it_needs():
     assert norm(H @ v - hessian_operator(f, x) @ v) <= 1e-5 * norm(H @ v)
     with pytest.raises(ArgumentError, match="where there are no batches to be cut"):
         hessian_operator(f, x, memory_budget="100 kB")
+
+
+class Square(torch.autograd.Function):
+    """A custom function, which no program can stand for."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return 2 * ctx.saved_tensors[0] * grads[0]
+
+
+class Squares(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(20, 3)
+
+    def forward(self, x):
+        return Square.apply(self.linear(x))
+
+
+@pytest.mark.parametrize("make", [hessian_operator, ggn_operator])
+def test_a_model_that_cannot_be_recorded_keeps_to_its_budget_by_graphs(make):
+    torch.manual_seed(0)
+    data = torch.randn(4000, 20), torch.arange(4000) % 3
+    risk = Risk(Squares(), nn.CrossEntropyLoss(), data)
+    with pytest.warns(FallbackWarning, match="using 'retained-graph' within the budget because"):
+        H = make(risk, risk.params, memory_budget="200 kB")
+    with PeakMemory() as memory:
+        product = H @ direction(risk)
+    assert memory.peak <= 210_000
+    reference = make(risk, risk.params) @ direction(risk)
+    assert norm(product - reference) <= 1e-5 * norm(reference)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from hesse.ad.request import Request
 from hesse.ad.terms import has_one_term
 from hesse.data import Batches, examples, pieces
-from hesse.errors import ArgumentError, DerivativeError
+from hesse.errors import ArgumentError, DerivativeError, FallbackWarning
 from hesse.memory import PeakMemory
 from hesse.operators.base import LinearOperator
 from hesse.risk import Risk
@@ -62,8 +63,10 @@ def layout(f: Any, make: Make, request: Request, budget: int, call: str) -> Layo
     if request.mode == "auto":  # programs need less than graphs, from the first product on
         try:
             return _layout(f, make, replace(request, mode="traced-split"), budget, call)
-        except DerivativeError:
+        except DerivativeError as error:
             request = replace(request, mode="retained-graph")
+            message = f"{call}: using 'retained-graph' within the budget because {error.got}"
+            warnings.warn(message, FallbackWarning, stacklevel=3)
     return _layout(f, make, request, budget, call)
 
 
