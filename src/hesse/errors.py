@@ -8,6 +8,7 @@ not the caller's mistake (an iteration limit, a direction of negative curvature)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 
 
@@ -80,6 +81,20 @@ class MissingExtraError(HesseError, ImportError):
 
 class FallbackWarning(UserWarning):
     """Said once when a requested or preferred way failed and another one was taken."""
+
+
+def check_choice(name: str, value: str, choices: Sequence[str], call: str) -> None:
+    """Raise unless the argument of that name has one of these values, of which the first is usual.
+
+    >>> check_choice("mode", "auto", ["auto", "fast"], "f(x, mode)")
+    """
+    if value not in choices:
+        raise ArgumentError(
+            call,
+            expected=f"{name} to be one of {', '.join(map(repr, choices))}",
+            got=repr(value),
+            remedy=f"Leave it out for {choices[0]!r}.",
+        )
 
 
 class Status(Enum):

@@ -37,7 +37,7 @@ from hesse.ad.plan import Plan, plan_of
 from hesse.ad.prepared import PREPARED, Preparations, Prepared
 from hesse.ad.request import Request
 from hesse.ad.terms import Term, has_one_term, terms, weighted_sum
-from hesse.errors import ArgumentError, DerivativeError, FallbackWarning, HesseError
+from hesse.errors import DerivativeError, FallbackWarning, HesseError
 from hesse.vectors import Space, Tree, gaussian, norm
 
 HessianMode = Literal[
@@ -63,17 +63,6 @@ ONE_SHOT: dict[str, Mode] = {
 # Reverse over reverse first: in eager torch it is the fastest and asks least of f (no forward-mode
 # rules). The one-sided difference is never chosen for a user.
 LADDER = list(ONE_SHOT)[:4]
-
-
-def check_mode(mode: str, choices: list[str], call: str) -> None:
-    """Raise unless `mode` is one of the choices."""
-    if mode not in choices:
-        raise ArgumentError(
-            call,
-            expected=f"mode to be one of {', '.join(map(repr, choices))}",
-            got=repr(mode),
-            remedy="Leave it out for 'auto'.",
-        )
 
 
 class HessianAt:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from hesse.ad.hessian_at import ONE_SHOT, HessianAt, HessianMode, check_mode
+from hesse.ad.hessian_at import ONE_SHOT, HessianAt, HessianMode
 from hesse.ad.request import Request
+from hesse.errors import check_choice
 from hesse.vectors import Space, Tree
 
 
@@ -68,7 +69,7 @@ def hvp(
     {'x': tensor(2.), 'y': tensor(6.)}
     """
     call = "hesse.hvp(f, x, v)" if mode == "auto" else f"hesse.hvp(f, x, v, mode={mode!r})"
-    check_mode(mode, ["auto", *ONE_SHOT], call)
+    check_choice("mode", mode, ["auto", *ONE_SHOT], call)
     space = Space.of(x, call=call)
     direction, leave = space.enter(v, call=call)
     hessian = HessianAt(f, x, space, Request(mode), call, repeated=False)

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from hesse.ad.evaluate import Leaves, Variables, check_finite, check_finite_value
 from hesse.ad.gauss_newton import GaussNewtonKind, Model
-from hesse.ad.hessian_at import ONE_SHOT, HessianAt, HessianMode, check_mode
+from hesse.ad.hessian_at import ONE_SHOT, HessianAt, HessianMode
 from hesse.ad.plan import Plan
 from hesse.ad.prepared import PREPARED, Preparations, Prepared, PreparedMode
 from hesse.ad.request import Request
 from hesse.ad.terms import Term
 from hesse.data import Batch, fingerprint
-from hesse.errors import FunctionError
+from hesse.errors import FunctionError, check_choice
 from hesse.operators.base import LinearOperator
 from hesse.operators.memory_budget import layout, parse_bytes
 from hesse.programs.precision import Precision, check_precision
@@ -129,7 +129,7 @@ def hessian_operator(
             [0., 0.]])
     """
     call = "hesse.hessian_operator(f, x)"
-    check_mode(mode, ["auto", *PREPARED, *ONE_SHOT], call)
+    check_choice("mode", mode, ["auto", *PREPARED, *ONE_SHOT], call)
     check_precision(precision, mode, call)
     space = Space.of(x, call=call)
 
@@ -290,7 +290,7 @@ def ggn_operator(
     """
     call = "hesse.ggn_operator(risk, params)"
     risk = _risk(risk, call)
-    check_mode(mode, ["auto", *PREPARED], call)
+    check_choice("mode", mode, ["auto", *PREPARED], call)
     check_precision(precision, mode, call)
     space = Space.of(params, call=call, what="params")
 

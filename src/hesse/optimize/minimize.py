@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hesse.ad.hessian_at import HessianMode
-from hesse.errors import ArgumentError, NonFiniteError, Status
+from hesse.errors import NonFiniteError, Status, check_choice
 from hesse.operators.base import LinearOperator
 from hesse.operators.curvature import ggn_operator, hessian_operator
 from hesse.optimize.armijo import ArmijoSearch
@@ -107,7 +107,8 @@ def minimize(
     (True, True)
     """
     call = f"hesse.minimize(f, x0, method={method!r})"
-    _check_choices(method, curvature, call)
+    check_choice("method", method, ("newton-cg", "trust-cg"), call)
+    check_choice("curvature", curvature, ("hessian", "ggn"), call)
     if curvature == "hessian":
         objective = Objective(hessian_operator(f, x0, mode=mode))
     else:
@@ -171,17 +172,3 @@ def _follow(
         nhev=objective.counts.nhev,
         history=history,
     )
-
-
-def _check_choices(method: str, curvature: str, call: str) -> None:
-    for name, value, choices in (
-        ("method", method, ("newton-cg", "trust-cg")),
-        ("curvature", curvature, ("hessian", "ggn")),
-    ):
-        if value not in choices:
-            raise ArgumentError(
-                call,
-                expected=f"{name} to be one of {', '.join(map(repr, choices))}",
-                got=repr(value),
-                remedy="Leave it out for the first.",
-            )

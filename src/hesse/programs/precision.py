@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 
-from hesse.errors import ArgumentError
+from hesse.errors import ArgumentError, check_choice
 from hesse.programs.flops import flops
 from hesse.programs.lifetimes import made_by
 from hesse.programs.tape import Meta, Op, Ref, Trace
@@ -41,13 +41,7 @@ _SMALL = 1 << 22
 
 def check_precision(precision: str, mode: str, call: str) -> None:
     """Raise unless products in this mode can be taken in this precision."""
-    if precision not in PRECISIONS:
-        raise ArgumentError(
-            call,
-            expected=f"precision to be one of {', '.join(map(repr, PRECISIONS))}",
-            got=repr(precision),
-            remedy="Leave it out for 'highest'.",
-        )
+    check_choice("precision", precision, PRECISIONS, call)
     if precision != "highest" and mode not in ("auto", "traced-split", "compiled-split"):
         raise ArgumentError(
             call,
