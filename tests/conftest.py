@@ -21,6 +21,23 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+class _Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return 2 * ctx.saved_tensors[0] * grads[0]
+
+
+@pytest.fixture
+def square():
+    """x^2 by a custom function, which no program can stand for."""
+    return _Square.apply
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     """Each test starts from one seed, and must leave torch's global settings as they were."""

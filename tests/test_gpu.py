@@ -11,10 +11,7 @@ from hesse.operators import ggn_operator, hessian_operator
 from hesse.risk import Risk
 from hesse.vectors import norm
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 PREPARED = ["auto", "retained-graph", "traced-split"]
 

@@ -89,20 +89,10 @@ def test_without_units_nothing_changes_and_the_plan_says_so(monkeypatch):
     assert "no units for it here" in str(H.plan)
 
 
-def test_where_products_cannot_be_recorded_a_warning_says_so():
-    class Square(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x**2
-
-        @staticmethod
-        def backward(ctx, *grads):
-            return 2 * ctx.saved_tensors[0] * grads[0]
-
+def test_where_products_cannot_be_recorded_a_warning_says_so(square):
     x = torch.ones(3)
     with pytest.warns(FallbackWarning, match="precision='medium' has no effect"):
-        product = hessian_operator(lambda x: Square.apply(x).sum(), x, precision="medium") @ x
+        product = hessian_operator(lambda x: square(x).sum(), x, precision="medium") @ x
     assert product.tolist() == [2.0, 2.0, 2.0]
 
 

@@ -83,13 +83,17 @@ class _Seen:
         self.recomputes = graph.recomputes
         outputs = [graph.value, *graph.gradient]
         for quantity in self._kind.quantities:
-            result = getattr(graph, quantity)(self._v)
-            parts = [result] if isinstance(result, Tensor) else list(result)
+            parts = listed(getattr(graph, quantity)(self._v))
             self.sizes[quantity] = len(parts)
             outputs += parts
             if quantity == "product":
                 self.product = parts
         return outputs
+
+
+def listed(result: Tensor | list[Tensor]) -> list[Tensor]:
+    """A quantity as a list of tensors."""
+    return [result] if isinstance(result, Tensor) else list(result)
 
 
 def _split(

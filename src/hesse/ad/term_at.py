@@ -13,7 +13,7 @@ from torch import Tensor
 from hesse.ad.agreement import agree, difference, rounding
 from hesse.ad.evaluate import run_deterministic
 from hesse.ad.preparation import RECORDINGS, Kind, Preparation, Retained
-from hesse.ad.recording import record_programs
+from hesse.ad.recording import listed, record_programs
 from hesse.errors import DerivativeError
 from hesse.programs.batched import batched
 from hesse.programs.compiled import can_compile, compile_program
@@ -122,11 +122,9 @@ class TermAt:
             self._gradient = None
         if current and preparation.compiling_pays:
             self._compile(tensors)
-        if current and quantity == "product" and preparation.compiled is not None:
-            with units(preparation.request.precision):
-                return run(preparation.compiled, tensors)
+        compiled = preparation.compiled if current and quantity == "product" else None
         with units(preparation.request.precision):
-            result = run(program, tensors)
+            result = run(compiled or program, tensors)
         preparation.spent += time.perf_counter() - start
         return result
 
@@ -206,7 +204,7 @@ class TermAt:
     def _by_graph(self, quantity: str, v: list[Tensor]) -> list[Tensor]:
         preparation, start = self.preparation, time.perf_counter()
         self.makes_products = False
-        result = _listed(getattr(self.graph, quantity)(v))
+        result = listed(getattr(self.graph, quantity)(v))
         if not preparation.nodes:
             preparation.nodes = self.graph.nodes
         elif not preparation.given_up:
@@ -296,7 +294,3 @@ def _seconds(program: Callable[..., list[Tensor]], tensors: list[Tensor], runs: 
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return min(times)
-
-
-def _listed(result: Tensor | list[Tensor]) -> list[Tensor]:
-    return [result] if isinstance(result, Tensor) else list(result)

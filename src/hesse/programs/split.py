@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from hesse.programs.fuse import accumulate
-from hesse.programs.lifetimes import is_view
+from hesse.programs.lifetimes import Lifetimes, is_view, made_by
 from hesse.programs.precision import with_bfloat16
 from hesse.programs.program import Program, live
 from hesse.programs.rematerialise import (
@@ -46,7 +46,6 @@ class Split:
     point: Program
     point_and_gradient: Program
     directions: dict[str, Program]
-    n_residuals: int
     residual_bytes: int
     """Of the residuals that are no inputs, constants, or views of one another."""
 
@@ -115,7 +114,6 @@ class _Halves:
                 name: self._program(moving, residuals, outputs, cheap, goal - size)
                 for name, outputs in self._products.items()
             },
-            n_residuals=len(residuals),
             residual_bytes=size,
         )
 
@@ -151,7 +149,7 @@ def _dependent(ops: list[Op], sources: set[int]) -> set[int]:
     found = set(sources)
     for op in ops:
         if _any_in(op.reads(), found):
-            found.update(number for number in op.results if number is not None)
+            found.update(made_by(op))
     return found
 
 
@@ -161,10 +159,6 @@ def _any_in(numbers, found: set[int]) -> bool:
 
 def _own_bytes(trace: Trace, ops: list[Op], residuals: list[int]) -> int:
     """The bytes of the tensors behind `residuals`."""
-    root: dict[int, int] = {}
-    for op in ops:
-        if is_view(op.function):
-            base = next(op.reads())
-            root.update((n, root.get(base, base)) for n in op.results if n is not None)
-    own = {root.get(number, number) for number in residuals} - set(trace.inputs)
+    lifetimes = Lifetimes(ops, residuals)
+    own = {lifetimes.root(number) for number in residuals} - set(trace.inputs)
     return sum(trace.metas[number].nbytes for number in own - set(trace.constants))

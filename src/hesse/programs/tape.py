@@ -268,18 +268,23 @@ def _functional(trace: Trace, inputs: Sequence[Tensor]) -> Trace:
     return result
 
 
+def substituted(argument: Any, leaf: Callable[[int], Any]) -> Any:
+    """An argument with leaf(number) in the place of every tensor."""
+    if isinstance(argument, Ref):
+        return leaf(argument.index)
+    if isinstance(argument, (list, tuple)):
+        return type(argument)([substituted(part, leaf) for part in argument])
+    return argument
+
+
 def renamed(op: Op, name: Callable[[int], int]) -> Op:
     """The same operation on the tensors of other numbers."""
 
-    def enter(argument: Any) -> Any:
-        if isinstance(argument, Ref):
-            return Ref(name(argument.index))
-        if isinstance(argument, (list, tuple)):
-            return type(argument)([enter(part) for part in argument])
-        return argument
+    def leaf(number: int) -> Ref:
+        return Ref(name(number))
 
-    kwargs = {key: enter(argument) for key, argument in op.kwargs.items()}
-    return replace(op, args=enter(op.args), kwargs=kwargs)
+    kwargs = {key: substituted(argument, leaf) for key, argument in op.kwargs.items()}
+    return replace(op, args=substituted(op.args, leaf), kwargs=kwargs)
 
 
 def last_reads(ops: list[Op], stay: Collection[int]) -> dict[int, list[int]]:
@@ -296,16 +301,7 @@ def last_reads(ops: list[Op], stay: Collection[int]) -> dict[int, list[int]]:
 
 def replay_op(op: Op, env: dict[int, Tensor]) -> None:
     """Run one operation of a tape on the tensors of `env`, which takes its results."""
-    kwargs = {key: _leave(argument, env) for key, argument in op.kwargs.items()}
-    result = op.function(*_leave(op.args, env), **kwargs)
+    kwargs = {key: substituted(a, env.__getitem__) for key, a in op.kwargs.items()}
+    result = op.function(*substituted(op.args, env.__getitem__), **kwargs)
     parts = zip(op.results, [result] if op.single else result, strict=True)
     env.update((number, part) for number, part in parts if number is not None)
-
-
-def _leave(argument: Any, env: dict[int, Tensor]) -> Any:
-    """The argument with tensors in the place of their numbers."""
-    if isinstance(argument, Ref):
-        return env[argument.index]
-    if isinstance(argument, (list, tuple)):
-        return type(argument)(_leave(part, env) for part in argument)
-    return argument
