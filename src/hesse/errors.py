@@ -118,6 +118,18 @@ class Status(Enum):
         "The iteration limit was reached before the tolerance. Raise `max_iterations`, loosen "
         "`rtol`, or give a preconditioner."
     )
+    MAX_PRODUCTS = (
+        "The limit of products was reached before the tolerance; the best result so far is "
+        "returned. Raise `max_products`, or loosen the tolerance."
+    )
+    MAX_SECONDS = (
+        "The time limit was reached before the tolerance; the best result so far is returned. "
+        "Raise `max_seconds`, or loosen the tolerance."
+    )
+    LEAST_SQUARES = (
+        "The system has no exact solution: x minimises |b - A x|, whose gradient A'(b - A x) "
+        "vanishes to the tolerance."
+    )
     STAGNATED = (
         "No further progress is possible at this precision. Loosen the tolerance, use float64, or "
         "give a preconditioner."

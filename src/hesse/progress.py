@@ -1,16 +1,115 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person sees of a long computation: a progress bar, a callback that may stop it, Ctrl-C."""
+"""A long computation as a person sees it: a bar, a callback that may stop it, limits, Ctrl-C."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from hesse.errors import ArgumentError, Status
+
 Callback = Callable[[Any], Any]
 """Called with the state after every iteration; a true result stops the iteration."""
+
+
+class State(Protocol):
+    """What a `Run` looks at after every step."""
+
+    @property
+    def products(self) -> int:
+        """Products taken so far."""
+        ...
+
+
+class Run:
+    """The limits of a long computation and what is shown of it.
+
+    As a context it turns Ctrl-C into a status: the block is left, and `status` is INTERRUPTED.
+
+    Args:
+        title: what the bar is called.
+        max_products, max_seconds: the limits; None for none.
+        callback: called with the state after every step; a true result stops.
+        progress: show a bar of the products.
+        total: the products at which the bar is full, if not `max_products`.
+
+    >>> from types import SimpleNamespace
+    >>> with Run("count", max_products=3) as run:
+    ...     state = SimpleNamespace(products=0)
+    ...     while run.goes_on(state):
+    ...         state.products += 1
+    >>> state.products, run.status.name
+    (3, 'MAX_PRODUCTS')
+    """
+
+    def __init__(
+        self,
+        title: str,
+        *,
+        max_products: int | None = None,
+        max_seconds: float | None = None,
+        callback: Callback | None = None,
+        progress: bool = False,
+        total: int | None = None,
+    ) -> None:
+        self.status = Status.UNFINISHED
+        self.max_products = math.inf if max_products is None else max_products
+        self.max_seconds = math.inf if max_seconds is None else max_seconds
+        _check_limit(title, "max_products", self.max_products)
+        _check_limit(title, "max_seconds", self.max_seconds)
+        self._callback, self._enabled, self._title = callback, progress, title
+        self._total = max_products if total is None else total
+        self._began = time.monotonic()
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> Run:
+        self._bar = tqdm(
+            total=self._total, desc=self._title, disable=not self._enabled, leave=False
+        )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> bool:
+        if self._bar is not None:
+            self._bar.close()
+        if kind is None or not issubclass(kind, KeyboardInterrupt):
+            return False
+        self.status = Status.INTERRUPTED
+        return True
+
+    def goes_on(self, state: State) -> bool:
+        """Whether to take another step; if not, `status` says why. Does not call the callback."""
+        self.show(state)
+        if state.products >= self.max_products:
+            self.status = Status.MAX_PRODUCTS
+        elif time.monotonic() - self._began >= self.max_seconds:
+            self.status = Status.MAX_SECONDS
+        return self.status is Status.UNFINISHED
+
+    def after_step(self, state: State) -> bool:
+        """As `goes_on`, and the callback is asked first."""
+        if asks_to_stop(self._callback, state):
+            self.status = Status.STOPPED
+        return self.goes_on(state) if self.status is Status.UNFINISHED else False
+
+    def show(self, state: State) -> None:
+        """Bring the bar up to date."""
+        if self._bar is not None:
+            self._bar.update(state.products - self._bar.n)
+
+
+def _check_limit(title: str, name: str, limit: float) -> None:
+    if not limit > 0:
+        raise ArgumentError(
+            f"{title}({name}={limit!r})",
+            expected=f"{name} > 0",
+            got=repr(limit),
+            remedy="Leave it out for no limit of your own.",
+        )
 
 
 @contextmanager

@@ -5,23 +5,70 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hesse.errors import Status
 
 
-class Estimate(NamedTuple):
-    """(value, standard_error, products)."""
+class _Estimate(NamedTuple):
+    value: Any
+    standard_error: Any
+    products: int
 
-    value: float
-    """The estimate."""
-    standard_error: float
-    """Its standard error; about 95% of the time the truth lies within twice this."""
+
+class Estimate(_Estimate):
+    """(value, standard_error, products), and as attributes `status` and `interval`.
+
+    >>> value, standard_error, products = estimate = Estimate(3.0, 0.5, 10)
+    >>> estimate
+    Estimate(value=3.0, standard_error=0.5, products=10)
+    >>> estimate.interval
+    (2.0, 4.0)
+    """
+
+    value: Any
+    """The estimate: a float, or a tensor where a vector is estimated."""
+    standard_error: Any
+    """Its standard error, of the same form."""
     products: int
     """Products with the operator that it cost."""
+    status: Status
+    """Why it ended."""
+    quantile: float
+    """The 97.5% point of (estimate - truth) / standard_error: Student's t, by the samples taken."""
+
+    def __new__(
+        cls,
+        value: Any,
+        standard_error: Any,
+        products: int,
+        status: Status = Status.CONVERGED,
+        quantile: float = 2.0,
+    ) -> Estimate:
+        estimate = super().__new__(cls, value, standard_error, products)
+        estimate.status, estimate.quantile = status, quantile
+        return estimate
+
+    @property
+    def interval(self) -> tuple[Any, Any]:
+        """(low, high), which holds the truth in 95 of 100 runs (each entry, for a vector)."""
+        width = self.quantile * self.standard_error
+        return self.value - width, self.value + width
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __repr__(self) -> str:
+        fields = f"value={self.value}, standard_error={self.standard_error}"
+        return f"Estimate({fields}, products={self.products})"
 
 
 @dataclass
 class RunningMean:
-    """Mean and standard error of a stream of samples (Welford's update).
+    """Mean and standard error of a stream of samples, numbers or tensors (Welford's update).
 
     >>> mean = RunningMean()
     >>> for sample in (1.0, 2.0, 3.0):
@@ -31,19 +78,50 @@ class RunningMean:
     """
 
     count: int = 0
-    mean: float = 0.0
-    _squares: float = 0.0
+    mean: Any = 0.0
+    squares: Any = 0.0
 
-    def add(self, sample: float) -> None:
+    def add(self, sample: Any) -> None:
         """Take in one more sample."""
         self.count += 1
         change = sample - self.mean
-        self.mean += change / self.count
-        self._squares += change * (sample - self.mean)
+        self.mean = self.mean + change / self.count
+        self.squares = self.squares + change * (sample - self.mean)
 
     @property
-    def standard_error(self) -> float:
+    def standard_error(self) -> Any:
         """Estimated standard deviation of the mean; infinite before the second sample."""
         if self.count < 2:
-            return math.inf
-        return math.sqrt(self._squares / (self.count - 1) / self.count)
+            return (
+                torch.full_like(self.mean, math.inf) if isinstance(self.mean, Tensor) else math.inf
+            )
+        variance = self.squares / ((self.count - 1) * self.count)
+        return variance.sqrt() if isinstance(variance, Tensor) else math.sqrt(variance)
+
+
+def student(freedom: int) -> float:
+    """The 97.5% point of Student's t with so many degrees of freedom, to three digits.
+
+    Exact for 1 and 2, else by Cornish & Fisher's expansion from the normal distribution (Abramowitz
+    & Stegun 26.7.5).
+
+    >>> round(student(2), 4), round(student(10), 3)
+    (4.3027, 2.228)
+    """
+    if freedom < 1:
+        return math.inf
+    if freedom < 3:
+        p = 0.975
+        return (
+            math.tan(math.pi * (p - 0.5))
+            if freedom == 1
+            else (2 * p - 1) / math.sqrt(2 * p * (1 - p))
+        )
+    z = 1.959963984540054
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom**k for k, term in enumerate(terms, start=1))

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`checkpoint=`: the state of a long run in a file; a killed run goes on from it to the same bits.
+
+One safetensors file holds the tensors and, as JSON in its header, the numbers. It is written beside
+and put in place by a rename, so that at any moment there is either no file or a whole one. It says
+which question it belongs to, and an operator is recognised by a product: a run never goes on with
+the state of another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hesse.errors import ArgumentError, Status
+from hesse.operators.base import LinearOperator
+from hesse.vectors import norm
+
+_SHARE = 20  # saving takes at most 1/20 of the time
+_FORMAT = 1
+
+Path_ = str | os.PathLike | None
+
+
+class Checkpoint:
+    """The file of a run, or nothing at all if there is no path.
+
+    A state is an object whose fields (those of a dataclass, or those it names in `saved`) are
+    tensors, generators, numbers, texts, statuses, lists of these, and states.
+
+    Args:
+        path: where; None saves nothing.
+        A: the operator, of which one product is taken to recognise it.
+        **question: what must be the same for a run to go on: texts, numbers, tensors.
+
+    >>> import tempfile
+    >>> from hesse.operators import diagonal_operator
+    >>> from dataclasses import dataclass
+    >>> @dataclass
+    ... class Sum:
+    ...     total: float = 0.0
+    >>> A = diagonal_operator(torch.ones(2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = folder + "/run.safetensors"
+    ...     Checkpoint(path, A, call="sum").save(Sum(1 / 3))
+    ...     state = Sum()
+    ...     Checkpoint(path, A, call="sum").resume(state), state
+    (True, Sum(total=0.3333333333333333))
+    """
+
+    def __init__(self, path: Path_, A: LinearOperator, **question: Any) -> None:
+        self.path = None if path is None else Path(path)
+        self._device = A.device
+        self._due, self._question = 0.0, {}
+        if self.path is not None:
+            self._question = {
+                "format": _FORMAT,
+                "shape": list(A.shape),
+                "dtype": str(A.dtype),
+                **{name: _recognisable(value) for name, value in question.items()},
+            }
+            self._operator = _mark(A)
+
+    def resume(self, state: Any) -> bool:
+        """Set the state to what the file holds; whether there was a file."""
+        if self.path is None or not self.path.exists():
+            return False
+        with safe_open(self.path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("hesse", "null"))
+            self._check(header)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        _restore(state, header["state"], tensors, self._device)
+        return True
+
+    def save(self, state: Any, *, now: bool = False) -> None:
+        """Write the state: at once, or if saving has not yet had its share of the time."""
+        began = time.monotonic()
+        if self.path is None or (began < self._due and not now):
+            return
+        tensors: dict[str, Tensor] = {}
+        packed = _pack(state, "state", tensors)
+        header = {"question": self._question, "operator": self._operator, "state": packed}
+        part = self.path.with_name(self.path.name + ".part")
+        save_file(tensors, part, metadata={"hesse": json.dumps(header)})
+        _flush(part)
+        os.replace(part, self.path)
+        _flush(self.path.parent)
+        ended = time.monotonic()
+        self._due = ended + _SHARE * (ended - began)
+
+    def _check(self, header: Any) -> None:
+        if header is None:
+            raise self._another("a checkpoint of Hesse", "a safetensors file without its header")
+        was = header["question"]
+        names = sorted({*was, *self._question})
+        other = [name for name in names if was.get(name) != self._question.get(name)]
+        if other:
+            raise self._another(
+                ", ".join(f"{name} = {self._question.get(name)}" for name in other),
+                ", ".join(f"{name} = {was.get(name)}" for name in other),
+            )
+        size, offset = header["operator"][0], abs(header["operator"][1] - self._operator[1])
+        offset = max(offset, abs(size - self._operator[0]))
+        if not offset <= self._operator[2] * max(size, self._operator[0]):
+            raise self._another(
+                "the state of a run with this operator",
+                f"a product that differs by {offset:.3g}, of a size of {size:.3g}",
+            )
+
+    def _another(self, expected: str, got: str) -> ArgumentError:
+        return ArgumentError(
+            f"checkpoint={str(self.path)!r}",
+            expected=expected,
+            got=got,
+            remedy="Ask the same of the same operator, or give another path.",
+        )
+
+
+def _mark(A: LinearOperator) -> tuple[float, float, float]:
+    """|A z| and z'A z for a fixed z with |z| = 1, and how far they may be off by rounding."""
+    z = torch.cos(torch.arange(1, A.shape[1] + 1, dtype=torch.float64) ** 2)
+    z = (z / norm(z)).to(A.device, A.dtype)
+    product = A._matvec(z)
+    along = A.inner(z, product) if A.shape[0] == A.shape[1] else 0.0
+    return norm(product), along, torch.finfo(A.dtype).eps ** 0.5
+
+
+def _recognisable(value: Any) -> Any:
+    """A value that JSON can hold; a tensor by the hash of its bytes."""
+    if isinstance(value, Tensor):
+        data = value.detach().cpu().contiguous().view(torch.uint8).numpy()
+        return hashlib.sha256(data.tobytes()).hexdigest()
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
+
+
+def _names(state: Any) -> list[str]:
+    if hasattr(type(state), "saved"):
+        return list(type(state).saved)
+    return [field.name for field in fields(state)]
+
+
+def _is_state(value: Any) -> bool:
+    return hasattr(type(value), "saved") or is_dataclass(value)
+
+
+def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """The value as JSON, in which a tensor is a name."""
+    if isinstance(value, torch.Generator):
+        tensors[name] = value.get_state()
+        return {"tensor": name}
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, Status):
+        return {"status": value.name}
+    if isinstance(value, (list, tuple)):
+        return [_pack(item, f"{name}.{i}", tensors) for i, item in enumerate(value)]
+    if _is_state(value):
+        return {
+            "fields": {
+                field: _pack(getattr(value, field), f"{name}.{field}", tensors)
+                for field in _names(value)
+            }
+        }
+    return value
+
+
+def _restore(state: Any, packed: Any, tensors: dict[str, Tensor], device: torch.device) -> None:
+    """Set the fields of a state in place, those of states in it likewise."""
+    for field, value in packed["fields"].items():
+        present = getattr(state, field)
+        if isinstance(present, torch.Generator):
+            present.set_state(tensors[value["tensor"]])
+        elif _is_state(present):
+            _restore(present, value, tensors, device)
+        else:
+            setattr(state, field, _unpacked(value, tensors, device))
+
+
+def _unpacked(value: Any, tensors: dict[str, Tensor], device: torch.device) -> Any:
+    if isinstance(value, list):
+        return [_unpacked(item, tensors, device) for item in value]
+    if isinstance(value, dict) and "tensor" in value:
+        return tensors[value["tensor"]].to(device)
+    if isinstance(value, dict) and "status" in value:
+        return Status[value["status"]]
+    return value
+
+
+def _flush(path: Path) -> None:
+    """Have what was written on the disk itself before going on."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
