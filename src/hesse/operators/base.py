@@ -1,30 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """`LinearOperator`: a matrix that is known by its products, and the algebra of such matrices.
 
-A new operator implements one method, `_matvec`, on flat vectors. Products with trees and blocks,
-algebra, conversion and the participation in every solver and estimator follow.
+A new operator implements one method, `_matvec`, on flat vectors. Products with trees and blocks
+(products.py), algebra, conversion and the participation in every solver and estimator follow.
 
 Operators are immutable and lazy: arithmetic builds a new operator and computes nothing.
+
+A matrix of known structure may say so in three more methods: `_inverse`, `_diagonal` and
+`_plus_diagonal`. The last is all that A + c I needs to be inverted: the sum asks the term that is
+not diagonal to take the other one in.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from hesse.errors import OperatorError, ShapeError
-from hesse.operators.scipy import as_scipy
-from hesse.vectors import Space, Tree, dot
-
-if TYPE_CHECKING:
-    from scipy.sparse.linalg import LinearOperator as ScipyOperator
+from hesse.operators.products import Products
+from hesse.vectors import Space
 
 
-class LinearOperator(ABC):
+class LinearOperator(Products):
     """A linear map between two spaces of trees.
 
     Args:
@@ -34,8 +33,10 @@ class LinearOperator(ABC):
         symmetric: a promise that A = A'; `hesse.testing.check_operator` tests it.
 
     Subclasses implement `_matvec`, and for an operator that is not symmetric `_rmatvec` if it has
-    an adjoint; `_matmat` only where many directions at once are cheaper than one after the other.
+    an adjoint; `_matmat` (`_rmatmat`) only where many directions at once are cheaper than one after
+    the other; `_inverse`, `_diagonal`, `_plus_diagonal` and `is_diagonal` where A has a structure.
 
+    >>> import torch
     >>> class Laplacian(LinearOperator):
     ...     def _matvec(self, v):
     ...         return torch.nn.functional.conv1d(
@@ -47,95 +48,31 @@ class LinearOperator(ABC):
             [ 0., -3.,  6.]])
     """
 
-    def __init__(
-        self, domain: Space | int, codomain: Space | int | None = None, *, symmetric: bool = False
-    ) -> None:
-        self.domain = Space.flat(domain) if isinstance(domain, int) else domain
-        codomain = self.domain if codomain is None else codomain
-        self.codomain = Space.flat(codomain) if isinstance(codomain, int) else codomain
-        self.symmetric = symmetric
+    # -- Structure, for a subclass that has one ----------------------------------------------------
 
-    # -- What a subclass says ----------------------------------------------------------------------
+    def _inverse(self) -> LinearOperator | None:
+        """The exact inverse if structure makes it cheap; None elsewhere, and for a singular A.
 
-    @abstractmethod
-    def _matvec(self, v: Tensor) -> Tensor:
-        """A v for a flat v of the domain; must not change v."""
-
-    def _rmatvec(self, u: Tensor) -> Tensor:
-        """A' u for a flat u of the codomain."""
-        if self.symmetric:
-            return self._matvec(u)
-        raise OperatorError(
-            f"{self}.T",
-            expected="an operator with an adjoint",
-            got=f"{type(self).__name__}, which is not symmetric and has no _rmatvec",
-            remedy="Implement _rmatvec(u), or pass symmetric=True if A = A'.",
-        )
-
-    def _matmat(self, block: Tensor) -> Tensor:
-        """A V for a flat block V of shape (n, k)."""
-        return torch.stack([self._matvec(v) for v in block.T.contiguous()], dim=1)
-
-    # -- What everybody uses -----------------------------------------------------------------------
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(rows, columns)."""
-        return self.codomain.n, self.domain.n
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the flat vectors."""
-        return self.domain.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the vectors."""
-        return self.domain.device
-
-    def matvec(self, v: Tree) -> Any:
-        """A v, shape (m,) for a flat v of shape (n,); a tree for a tree. One product."""
-        flat, is_flat = self._enter(v)
-        product = self._matvec(flat)
-        return product if is_flat else self.codomain.unflatten(product)
-
-    def matmat(self, block: Tensor) -> Tensor:
-        """A V, shape (m, k), for V of shape (n, k). k products."""
-        call = f"{self}.matmat(V)"
-        self.domain.check_vector(block, call=call, what="V", ndim=2)
-        if block.shape[1] == 0:
-            return block.new_zeros(self.shape[0], 0)
-        return self._matmat(block.detach())
-
-    def curvature(self, v: Tree) -> Tensor:
-        """v' A v, a float64 scalar tensor. At most one product."""
-        self._check_square("curvature")
-        flat, _ = self._enter(v)
-        return torch.tensor(self._curvature(flat), dtype=torch.float64)
-
-    def _curvature(self, v: Tensor) -> float:
-        return self.inner(v, self._matvec(v))
-
-    def inner(self, u: Tensor, v: Tensor) -> float:
-        """The inner product of two flat vectors, accumulated in float64.
-
-        The only operation of a Krylov method that may have to talk to another process.
+        Symmetric where A is. A number that is zero or not finite on the way counts as singular.
         """
-        return dot(u, v)
+        return None
 
-    def inners(self, basis: Tensor, v: Tensor) -> Tensor:
-        """The inner products of the rows of `basis`, shape (j, n), with v: shape (j,)."""
-        return basis @ v
+    def _diagonal(self) -> Tensor | None:
+        """The exact diagonal, shape (n,), where it is free; None elsewhere."""
+        return None
 
-    def to_dense(self) -> Tensor:
-        """The matrix, shape (m, n): n products, a debugging object."""
-        self.expect(self.domain.n)
-        eye = torch.eye(self.domain.n, dtype=self.dtype, device=self.device)
-        return self.matmat(eye)
+    def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
+        """A + D for a diagonal D, as one operator of the structure of A; None without one."""
+        return None
 
-    def to_scipy(self) -> ScipyOperator:
-        """The same operator for SciPy, on NumPy vectors (needs the extra hesse[scipy])."""
-        return as_scipy(self)
+    def _split_shift(self) -> tuple[LinearOperator, float]:
+        """(G, c) where A says that it is G + c I; (A, 0) elsewhere."""
+        return self, 0.0
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether A is known to be a diagonal matrix; then `_diagonal` gives it."""
+        return False
 
     # -- Algebra -----------------------------------------------------------------------------------
 
@@ -187,6 +124,7 @@ class LinearOperator(ABC):
     def block(self, name: str) -> LinearOperator:
         """The diagonal block of one leaf, or of all leaves below `name`.
 
+        >>> import torch
         >>> from hesse.operators import diagonal_operator
         >>> D = diagonal_operator({"a": torch.tensor([1.0]), "b": torch.tensor([2.0, 3.0])})
         >>> D.block("b").to_dense()
@@ -195,57 +133,22 @@ class LinearOperator(ABC):
         """
         return _Block(self, name)
 
-    def __repr__(self) -> str:
-        rows, columns = self.shape
-        return f"{type(self).__name__.lstrip('_')}({rows} x {columns}, {self.dtype})"
-
-    def expect(self, products: int) -> None:
-        """Be told that so many products will follow: a curvature operator prepares accordingly."""
-        for part in vars(self).values():
-            if isinstance(part, LinearOperator):
-                part.expect(products)
-
     # -- Inside ------------------------------------------------------------------------------------
 
     def _in_space(self, space: Space) -> LinearOperator:
         """This operator, on `space` if it is one that fits any space of its dimension."""
         return self
 
-    def _enter(self, v: Tree) -> tuple[Tensor, bool]:
-        """The flat vector of v, and whether v was flat."""
-        flat, leave = self.domain.enter(v, call=f"{self} @ v")
-        return flat, leave != self.domain.unflatten
 
-    def _is_point(self, v: Tensor) -> bool:
-        """Whether v looks like x itself, where x is a single tensor."""
-        return self.domain.template is None and v.shape == self.domain.shapes[0]
+def diagonal_of(D: LinearOperator) -> Tensor:
+    """The entries of an operator that says `is_diagonal`, shape (n,)."""
+    d = D._diagonal()
+    assert d is not None
+    return d
 
-    def _check_square(self, what: str) -> None:
-        rows, columns = self.shape
-        if rows != columns:
-            raise ShapeError(
-                f"{self}.{what}",
-                expected="a square operator",
-                got=f"shape {self.shape}",
-                remedy="Use A.T @ A or A @ A.T.",
-            )
 
-    def _not_an_operator(self, sign: str, other: Any) -> OperatorError:
-        return OperatorError(
-            f"{self} {sign} {type(other).__name__}",
-            expected="another operator",
-            got=f"a {type(other).__name__}",
-            remedy="For a multiple c of the identity write A + c * hesse.identity_operator(n); for "
-            "a matrix hesse.dense_operator(M).",
-        )
-
-    def _not_a_number(self, other: Any) -> OperatorError:
-        return OperatorError(
-            f"{self} * {type(other).__name__}",
-            expected="a number to scale by",
-            got=f"a {type(other).__name__}",
-            remedy="Use A @ v for a product with a vector, A @ B for one with an operator.",
-        )
+def _first(operators: Iterable[LinearOperator | None]) -> LinearOperator | None:
+    return next((A for A in operators if A is not None), None)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -271,6 +174,9 @@ class _Sum(LinearOperator):
     def _matmat(self, block: Tensor) -> Tensor:
         return self.a._matmat(block) + self.b._matmat(block)
 
+    def _rmatmat(self, block: Tensor) -> Tensor:
+        return self.a._rmatmat(block) + self.b._rmatmat(block)
+
     def _curvature(self, v: Tensor) -> float:
         return self.a._curvature(v) + self.b._curvature(v)
 
@@ -282,6 +188,39 @@ class _Sum(LinearOperator):
 
     def _in_space(self, space: Space) -> LinearOperator:
         return _Sum(self.a._in_space(space), self.b._in_space(space))
+
+    def block(self, name: str) -> LinearOperator:
+        if self.a.domain != self.b.domain:  # only one of the two knows the names
+            return super().block(name)
+        return self.a.block(name) + self.b.block(name)
+
+    def _inverse(self) -> LinearOperator | None:
+        whole = _first(term._plus_diagonal(D) for term, D in self._orders())
+        return None if whole is None else whole._inverse()
+
+    def _diagonal(self) -> Tensor | None:
+        a, b = self.a._diagonal(), self.b._diagonal()
+        return None if a is None or b is None else a + b
+
+    def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
+        return _first(term._plus_diagonal(other + D) for term, other in self._orders())
+
+    def _split_shift(self) -> tuple[LinearOperator, float]:
+        for term, D in self._orders():
+            d = diagonal_of(D)
+            if bool((d == d[0]).all()):
+                G, c = term._split_shift()
+                return G, c + float(d[0])
+        return self, 0.0
+
+    def _orders(self) -> list[tuple[LinearOperator, LinearOperator]]:
+        """(one term, the other one), where the other one is diagonal."""
+        orders = ((self.a, self.b), (self.b, self.a))
+        return [(term, other) for term, other in orders if other.is_diagonal]
+
+    @property
+    def is_diagonal(self) -> bool:
+        return self.a.is_diagonal and self.b.is_diagonal
 
 
 class _Scaled(LinearOperator):
@@ -300,6 +239,9 @@ class _Scaled(LinearOperator):
     def _matmat(self, block: Tensor) -> Tensor:
         return self.scalar * self.a._matmat(block)
 
+    def _rmatmat(self, block: Tensor) -> Tensor:
+        return self.scalar * self.a._rmatmat(block)
+
     def _curvature(self, v: Tensor) -> float:
         return self.scalar * self.a._curvature(v)
 
@@ -311,6 +253,25 @@ class _Scaled(LinearOperator):
 
     def _in_space(self, space: Space) -> LinearOperator:
         return _Scaled(self.scalar, self.a._in_space(space))
+
+    def block(self, name: str) -> LinearOperator:
+        return self.scalar * self.a.block(name)
+
+    def _inverse(self) -> LinearOperator | None:
+        inverse = None if self.scalar == 0.0 else self.a._inverse()
+        return None if inverse is None else inverse / self.scalar
+
+    def _diagonal(self) -> Tensor | None:
+        diagonal = self.a._diagonal()
+        return None if diagonal is None else self.scalar * diagonal
+
+    def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
+        whole = None if self.scalar == 0.0 else self.a._plus_diagonal(D / self.scalar)
+        return None if whole is None else self.scalar * whole
+
+    @property
+    def is_diagonal(self) -> bool:
+        return self.a.is_diagonal
 
 
 class _Product(LinearOperator):
@@ -331,11 +292,32 @@ class _Product(LinearOperator):
     def _matmat(self, block: Tensor) -> Tensor:
         return self.a._matmat(self.b._matmat(block))
 
+    def _rmatmat(self, block: Tensor) -> Tensor:
+        return self.b._rmatmat(self.a._rmatmat(block))
+
     def inner(self, u: Tensor, v: Tensor) -> float:
         return self.b.inner(u, v)
 
     def inners(self, basis: Tensor, v: Tensor) -> Tensor:
         return self.b.inners(basis, v)
+
+    def _inverse(self) -> LinearOperator | None:
+        right = self.a._inverse()
+        if right is None:
+            return None
+        # B' B = A B: one inverse serves both sides, and the product knows that it is symmetric.
+        left = right.T if self.symmetric else self.b._inverse()
+        return None if left is None else left @ right
+
+    def _diagonal(self) -> Tensor | None:
+        if not (self.a.is_diagonal or self.b.is_diagonal):
+            return None
+        a, b = self.a._diagonal(), self.b._diagonal()
+        return None if a is None or b is None else a * b
+
+    @property
+    def is_diagonal(self) -> bool:
+        return self.a.is_diagonal and self.b.is_diagonal
 
 
 class _Transposed(LinearOperator):
@@ -351,9 +333,26 @@ class _Transposed(LinearOperator):
     def _rmatvec(self, u: Tensor) -> Tensor:
         return self.a._matvec(u)
 
+    def _matmat(self, block: Tensor) -> Tensor:
+        return self.a._rmatmat(block)
+
+    def _rmatmat(self, block: Tensor) -> Tensor:
+        return self.a._matmat(block)
+
     @property
     def T(self) -> LinearOperator:
         return self.a
+
+    def _inverse(self) -> LinearOperator | None:
+        inverse = self.a._inverse()
+        return None if inverse is None else inverse.T
+
+    def _diagonal(self) -> Tensor | None:
+        return self.a._diagonal()
+
+    def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
+        whole = self.a._plus_diagonal(D)
+        return None if whole is None else whole.T
 
 
 class _Block(LinearOperator):
@@ -370,6 +369,15 @@ class _Block(LinearOperator):
 
     def _rmatvec(self, u: Tensor) -> Tensor:
         return self.a._rmatvec(self._embed(u))[self._range]
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        full = block.new_zeros(self.a.domain.n, block.shape[1])
+        full[self._range] = block
+        return self.a._matmat(full)[self._range]
+
+    def _diagonal(self) -> Tensor | None:
+        diagonal = self.a._diagonal()
+        return None if diagonal is None else diagonal[self._range]
 
     def _curvature(self, v: Tensor) -> float:
         return self.a._curvature(self._embed(v))

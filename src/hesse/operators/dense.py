@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 
 from hesse.errors import OperatorError, ShapeError, StructureError
-from hesse.operators.base import LinearOperator
+from hesse.operators.base import LinearOperator, diagonal_of
+from hesse.operators.dense_inverse import dense_inverse
 from hesse.vectors import Space
 
 
 class DenseOperator(LinearOperator):
-    """A matrix as an operator."""
+    """A matrix as an operator, on flat vectors or on a given space."""
 
-    def __init__(self, matrix: Tensor, *, symmetric: bool) -> None:
-        rows, columns = matrix.shape
-        super().__init__(
-            Space.flat(columns, matrix.dtype, matrix.device),
-            Space.flat(rows, matrix.dtype, matrix.device),
-            symmetric=symmetric,
+    def __init__(self, matrix: Tensor, *, symmetric: bool, space: Space | None = None) -> None:
+        rows, columns = (
+            Space.flat(size, matrix.dtype, matrix.device) if space is None else space
+            for size in matrix.shape
         )
+        super().__init__(columns, rows, symmetric=symmetric)
         self.matrix = matrix
 
     def _matvec(self, v: Tensor) -> Tensor:
@@ -35,9 +35,25 @@ class DenseOperator(LinearOperator):
     def _matmat(self, block: Tensor) -> Tensor:
         return self.matrix @ block
 
+    def _rmatmat(self, block: Tensor) -> Tensor:
+        return self.matrix.T @ block
+
     def to_dense(self) -> Tensor:
         """The matrix itself, as a copy."""
         return self.matrix.clone()
+
+    def _inverse(self) -> LinearOperator | None:
+        rows, columns = self.shape
+        return dense_inverse(self.matrix, self.domain, self.symmetric) if rows == columns else None
+
+    def _diagonal(self) -> Tensor | None:
+        rows, columns = self.shape
+        return self.matrix.diagonal() if rows == columns else None
+
+    def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
+        space = self.domain.common(D.domain, f"{self} + {D}")
+        matrix = self.matrix + torch.diag(diagonal_of(D))
+        return DenseOperator(matrix, symmetric=self.symmetric, space=space)
 
 
 class FunctionOperator(LinearOperator):

@@ -7,23 +7,42 @@ import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError
-from hesse.operators.base import LinearOperator
+from hesse.operators.base import LinearOperator, diagonal_of
 from hesse.vectors import Space, Tree
 
 
 class DiagonalOperator(LinearOperator):
     """diag(d)."""
 
-    def __init__(self, diagonal: Tree) -> None:
-        space = Space.of(diagonal, call="hesse.diagonal_operator(d)", what="d")
+    def __init__(self, space: Space, diagonal: Tensor) -> None:
         super().__init__(space, symmetric=True)
-        self.diagonal = space.flatten(diagonal).clone()
+        self.diagonal = diagonal
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.diagonal * v
 
     def _matmat(self, block: Tensor) -> Tensor:
         return self.diagonal[:, None] * block
+
+    def block(self, name: str) -> LinearOperator:
+        space, where = self.domain.subspace(name, call=f"{self}.block({name!r})")
+        return DiagonalOperator(space, self.diagonal[where])
+
+    def _inverse(self) -> LinearOperator | None:
+        reciprocal = 1.0 / self.diagonal
+        regular = bool(torch.isfinite(reciprocal).all())
+        return DiagonalOperator(self.domain, reciprocal) if regular else None
+
+    def _diagonal(self) -> Tensor:
+        return self.diagonal
+
+    def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
+        space = self.domain.common(D.domain, f"{self} + {D}")
+        return DiagonalOperator(space, self.diagonal + diagonal_of(D))
+
+    @property
+    def is_diagonal(self) -> bool:
+        return True
 
 
 class IdentityOperator(LinearOperator):
@@ -39,6 +58,22 @@ class IdentityOperator(LinearOperator):
     def _matmat(self, block: Tensor) -> Tensor:
         return block.clone()
 
+    def block(self, name: str) -> LinearOperator:
+        return IdentityOperator(self.domain.subspace(name, call=f"{self}.block({name!r})")[0])
+
+    def _inverse(self) -> LinearOperator:
+        return self
+
+    def _diagonal(self) -> Tensor:
+        return torch.ones(self.domain.n, dtype=self.dtype, device=self.device)
+
+    def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
+        return DiagonalOperator(self.domain, self._diagonal())._plus_diagonal(D)
+
+    @property
+    def is_diagonal(self) -> bool:
+        return True
+
     def _in_space(self, space: Space) -> LinearOperator:
         fits = self._adaptable and space.n == self.domain.n
         return IdentityOperator(space, adaptable=True) if fits else self
@@ -50,7 +85,8 @@ def diagonal_operator(d: Tree) -> DiagonalOperator:
     >>> diagonal_operator(torch.tensor([1.0, 2.0])) @ torch.tensor([3.0, 4.0])
     tensor([3., 8.])
     """
-    return DiagonalOperator(d)
+    space = Space.of(d, call="hesse.diagonal_operator(d)", what="d")
+    return DiagonalOperator(space, space.flatten(d).clone())
 
 
 def identity_operator(

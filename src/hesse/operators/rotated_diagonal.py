@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Q diag(w) Q' with Q orthogonal: a symmetric matrix by its eigenvalues and eigenvectors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hesse.operators.base import LinearOperator, diagonal_of
+from hesse.vectors import Space
+
+
+class RotatedDiagonal(LinearOperator):
+    """Q diag(w) Q' for an orthogonal operator Q: inverted, or moved by c I, through w alone."""
+
+    def __init__(self, space: Space, Q: LinearOperator, w: Tensor) -> None:
+        super().__init__(space, symmetric=True)
+        self.Q, self.w = Q, w
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self.Q._matvec(self.w * self.Q._rmatvec(v))
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        return self.Q._matmat(self.w[:, None] * self.Q._rmatmat(block))
+
+    def _inverse(self) -> LinearOperator | None:
+        size = self.w.abs()
+        singular = bool(size.min() <= torch.finfo(self.dtype).eps * size.max())
+        return None if singular else RotatedDiagonal(self.domain, self.Q, 1.0 / self.w)
+
+    def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
+        d = diagonal_of(D)
+        if not bool((d == d[0]).all()):
+            return None
+        space = self.domain.common(D.domain, f"{self} + {D}")
+        return RotatedDiagonal(space, self.Q, self.w + d[0])
