@@ -256,7 +256,7 @@ def test_solve_takes_trees_and_matrices():
     [
         lambda: solve(torch.eye(3), torch.ones(2)),
         lambda: solve(torch.eye(3), torch.ones(3, dtype=DOUBLE)),
-        lambda: solve(torch.eye(3), torch.ones(3, 2)),
+        lambda: solve(torch.eye(3), torch.ones(2, 2)),
         lambda: solve(torch.eye(3), torch.ones(3), method="magic"),
         lambda: solve(torch.eye(3), torch.ones(3), preconditioner=torch.eye(2)),
         lambda: solve([[1.0]], torch.ones(1)),

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from hesse.errors import ArgumentError, HesseError, NonFiniteError, OperatorError
+from hesse.errors import ArgumentError, HesseError, NonFiniteError, OperatorError, Status
 from hesse.krylov import eigsh
 from hesse.krylov.lanczos import Lanczos
 from hesse.operators import dense_operator, diagonal_operator, function_operator
-from hesse.testing import CountingOperator
+from hesse.testing import CountingOperator, PeakMemory
 
 DOUBLE = torch.float64
 
@@ -61,13 +61,128 @@ def test_products_are_counted_and_the_basis_is_bounded():
     assert pairs.converged.all()
     assert pairs.products == A.products
     lanczos = Lanczos(A, 12, torch.ones(200, dtype=DOUBLE), None)
-    assert lanczos.V.shape == (13, 200)
+    assert lanczos.basis.rows.shape == (13, 200)
 
 
 def test_repeated_eigenvalues_come_with_their_multiplicity():
     values = torch.tensor([7.0] * 3 + [2.0] * 20 + [1.0] * 30, dtype=DOUBLE)
     pairs = eigsh(diagonal_operator(values), 4, generator=seeded())
     torch.testing.assert_close(pairs.values, torch.tensor([2.0, 7.0, 7.0, 7.0], dtype=DOUBLE))
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
+def test_a_multiplicity_that_one_start_cannot_see_is_searched_for(which):
+    top, bottom = [5.0] * 3 + [4.0] * 2, [-6.0] * 2
+    middle = torch.linspace(-1.0, 3.0, 300, dtype=DOUBLE).tolist()
+    values = torch.tensor(top + bottom + middle, dtype=DOUBLE)
+    pairs = eigsh(diagonal_operator(values), 6, which, generator=seeded())
+    expected = wanted(torch.diag(values), 6, which)
+    torch.testing.assert_close(pairs.values, expected, rtol=0, atol=1e-9)
+
+
+def test_without_the_search_a_block_sees_the_multiplicity_of_its_size():
+    values = torch.tensor([4.0, 5.0, 5.0, *torch.linspace(-1, 1, 200).tolist()], dtype=DOUBLE)
+    A = diagonal_operator(values)
+    alone = eigsh(A, 2, search_missed=False, generator=seeded())
+    torch.testing.assert_close(alone.values, values[:2])
+    block = eigsh(A, 2, search_missed=False, block_size=2, generator=seeded())
+    torch.testing.assert_close(block.values, values[1:3])
+
+
+@pytest.mark.parametrize("b", [1, 2, 5])
+def test_blocks_take_their_products_together_and_agree(b):
+    A = CountingOperator(dense_operator(symmetric(120, 7)))
+    pairs = eigsh(A, 4, block_size=b, generator=seeded())
+    assert pairs.converged.all()
+    assert pairs.products == A.products
+    torch.testing.assert_close(pairs.values, wanted(A.A.matrix, 4, "LA"), rtol=1e-10, atol=0)
+
+
+def test_the_vectors_of_a_nearby_operator_are_a_good_start():
+    M = torch.diag(torch.cat([torch.linspace(0, 1, 400), torch.tensor([2.0, 3.0, 4.0])]).double())
+    E = 1e-3 * symmetric(403, 8) / 20
+    before = eigsh(M, 3, generator=seeded())
+    cold = eigsh(M + E, 3, generator=seeded(), search_missed=False)
+    warm = eigsh(M + E, 3, v0=before.vectors, generator=seeded(), search_missed=False)
+    assert warm.converged.all()
+    torch.testing.assert_close(warm.values, cold.values, rtol=1e-9, atol=0)
+    again = eigsh(M, 3, v0=before.vectors, generator=seeded(), search_missed=False)
+    assert again.products <= 9 < cold.products
+
+
+def test_a_budget_is_kept_and_an_impossible_one_says_what_is_needed():
+    n, k = 100_000, 5
+    d = torch.linspace(0, 1, n)
+    d[::20_000] = torch.arange(2.0, 7.0)
+    A, budget = diagonal_operator(d), 24 * n * 4
+    with PeakMemory() as memory:
+        pairs = eigsh(A, k, memory_budget=budget, generator=seeded())
+    assert pairs.converged.all()
+    torch.testing.assert_close(pairs.values, torch.arange(2.0, 7.0).double(), rtol=1e-6, atol=0)
+    assert memory.peak <= budget
+    with pytest.raises(ArgumentError, match="at least 6,800,000 bytes for 6 basis vectors"):
+        eigsh(A, k, memory_budget="6.7MB")
+    assert eigsh(A, k, memory_budget=6_800_000, max_products=99).products <= 99
+
+
+@pytest.mark.slow
+def test_ten_million_variables_in_a_gigabyte():
+    n = 10**7
+    d = torch.linspace(0, 1, n)
+    d[[5, 500, 50_000, 5_000_000, 9_999_999]] = torch.arange(2.0, 7.0)
+    with PeakMemory() as memory:
+        pairs = eigsh(diagonal_operator(d), 5, memory_budget="1GB", generator=seeded())
+    assert pairs.converged.all()
+    assert memory.peak <= 10**9
+    torch.testing.assert_close(pairs.values, torch.arange(2.0, 7.0).double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float32, 1e-6), (torch.float16, 3e-3)])
+def test_a_basis_in_lower_precision_says_how_far_it_got(dtype, accuracy):
+    d = torch.cat([torch.linspace(0, 1, 500), torch.tensor([2.0, 4.0])]).double()
+    pairs = eigsh(diagonal_operator(d), 2, basis_dtype=dtype, generator=seeded())
+    assert pairs.vectors.dtype == DOUBLE
+    torch.testing.assert_close(pairs.values, d[-2:], rtol=accuracy, atol=0)
+    assert ((pairs.values - d[-2:]).abs() <= pairs.residuals).all()
+
+
+def test_limits_stop_it_and_say_so():
+    A = CountingOperator(dense_operator(symmetric(200, 9)))
+    few = eigsh(A, 3, "SA", rtol=1e-12, max_products=20, generator=seeded())
+    assert few.status is Status.MAX_PRODUCTS
+    assert few.products == A.products == 20
+    assert eigsh(A, 3, max_seconds=1e-9, generator=seeded()).status is Status.MAX_SECONDS
+    stopped = eigsh(A, 3, callback=lambda state: state.products >= 7, generator=seeded())
+    assert stopped.status is Status.STOPPED
+    assert stopped.products == 7 + 3
+
+
+@pytest.mark.slow
+def test_the_bound_holds_in_a_thousand_random_cases():
+    generator = seeded(1)
+
+    def draw(low, high):
+        return int(torch.randint(low, high, (), generator=generator))
+
+    for case in range(1000):
+        n, k, dtype = draw(2, 60), draw(1, 4), [torch.float32, DOUBLE][case % 2]
+        Q, _ = torch.linalg.qr(symmetric(n, case))
+        spread = torch.randn(n, generator=generator, dtype=DOUBLE) * 10.0 ** draw(-3, 4)
+        spread[: draw(0, n)] = float(spread[0])  # multiple eigenvalues
+        M = Q @ torch.diag(spread) @ Q.T
+        M = ((M + M.T) / 2).to(dtype)
+        which = ["LA", "SA", "LM", "BE"][draw(0, 4)]
+        pairs = eigsh(
+            M,
+            min(k, n),
+            which,
+            block_size=min(draw(1, 4), n),
+            max_products=draw(1, 100),
+            generator=generator,
+        )
+        exact = torch.linalg.eigvalsh(M.double())
+        distance = (exact[:, None] - pairs.values).abs().amin(dim=0)
+        assert (distance <= pairs.residuals).all(), (case, n, k, which)
 
 
 def test_an_invariant_subspace_at_the_first_step():

@@ -4,11 +4,13 @@
 One safetensors file holds the tensors and, as JSON in its header, the numbers. It is written beside
 and put in place by a rename, so that at any moment there is either no file or a whole one. It says
 which question it belongs to, and an operator is recognised by a product: a run never goes on with
-the state of another one.
+the state of another one. The bits are the same if those of the products are: of a Hessian name the
+`mode`, since "auto" goes by the clock.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -63,6 +65,8 @@ class Checkpoint:
         self._device = A.device
         self._due, self._question = 0.0, {}
         if self.path is not None:
+            if not self.path.absolute().parent.is_dir():
+                raise self._another("a file in a folder that exists", str(self.path.parent))
             self._question = {
                 "format": _FORMAT,
                 "shape": list(A.shape),
@@ -71,14 +75,25 @@ class Checkpoint:
             }
             self._operator = _mark(A)
 
+    def part(self, name: str) -> Checkpoint:
+        """The file of one part of a run that has several."""
+        part = copy.copy(self)
+        if self.path is not None:
+            part.path = self.path.with_name(f"{self.path.name}.{name}")
+        return part
+
     def resume(self, state: Any) -> bool:
         """Set the state to what the file holds; whether there was a file."""
         if self.path is None or not self.path.exists():
             return False
-        with safe_open(self.path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("hesse", "null"))
-            self._check(header)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get("hesse", "null"))
+                # Copies: kernels round differently where memory is aligned differently.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise self._another("a checkpoint of Hesse", str(error)) from error
+        self._check(header)
         _restore(state, header["state"], tensors, self._device)
         return True
 
@@ -184,7 +199,8 @@ def _restore(state: Any, packed: Any, tensors: dict[str, Tensor], device: torch.
         elif _is_state(present):
             _restore(present, value, tensors, device)
         else:
-            setattr(state, field, _unpacked(value, tensors, device))
+            home = present.device if isinstance(present, Tensor) else device
+            setattr(state, field, _unpacked(value, tensors, home))
 
 
 def _unpacked(value: Any, tensors: dict[str, Tensor], device: torch.device) -> Any:

@@ -97,6 +97,21 @@ def check_choice(name: str, value: str, choices: Sequence[str], call: str) -> No
         )
 
 
+def check_tolerances(call: str, **tolerances: float | None) -> None:
+    """Raise unless each of these named numbers, if given, is at least 0.
+
+    >>> check_tolerances("f(x, rtol)", rtol=1e-3, atol=None)
+    """
+    for name, value in tolerances.items():
+        if value is not None and not value >= 0.0:
+            raise ArgumentError(
+                call,
+                expected=f"{name} >= 0",
+                got=repr(value),
+                remedy="Leave it out for the default.",
+            )
+
+
 class Status(Enum):
     """How an iteration ended; the value is the sentence to show a person.
 

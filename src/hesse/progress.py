@@ -37,6 +37,7 @@ class Run:
         callback: called with the state after every step; a true result stops.
         progress: show a bar of the products.
         total: the products at which the bar is full, if not `max_products`.
+        reserved: products of these that are taken outside the iteration, at its end.
 
     >>> from types import SimpleNamespace
     >>> with Run("count", max_products=3) as run:
@@ -56,12 +57,15 @@ class Run:
         callback: Callback | None = None,
         progress: bool = False,
         total: int | None = None,
+        reserved: int = 0,
     ) -> None:
         self.status = Status.UNFINISHED
+        self.before = 0  # products of earlier parts of the same computation
         self.max_products = math.inf if max_products is None else max_products
         self.max_seconds = math.inf if max_seconds is None else max_seconds
         _check_limit(title, "max_products", self.max_products)
         _check_limit(title, "max_seconds", self.max_seconds)
+        self.max_products = max(1, self.max_products - reserved)
         self._callback, self._enabled, self._title = callback, progress, title
         self._total = max_products if total is None else total
         self._began = time.monotonic()
@@ -84,7 +88,7 @@ class Run:
     def goes_on(self, state: State) -> bool:
         """Whether to take another step; if not, `status` says why. Does not call the callback."""
         self.show(state)
-        if state.products >= self.max_products:
+        if self.before + state.products >= self.max_products:
             self.status = Status.MAX_PRODUCTS
         elif time.monotonic() - self._began >= self.max_seconds:
             self.status = Status.MAX_SECONDS
@@ -99,7 +103,7 @@ class Run:
     def show(self, state: State) -> None:
         """Bring the bar up to date."""
         if self._bar is not None:
-            self._bar.update(state.products - self._bar.n)
+            self._bar.update(self.before + state.products - self._bar.n)
 
 
 def _check_limit(title: str, name: str, limit: float) -> None:

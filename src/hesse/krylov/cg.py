@@ -12,31 +12,43 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from hesse.errors import NonFiniteError, OperatorError, Status
+from hesse.errors import OperatorError, Status
 from hesse.krylov.solution import Iterate, Solution
+from hesse.krylov.system import (
+    SolverState,
+    System,
+    after_step,
+    is_flat,
+    iterate,
+    repeat,
+    solution_of,
+)
 from hesse.operators.base import LinearOperator
-from hesse.progress import Callback, asks_to_stop, progress_bar
+from hesse.progress import Callback, Run
 from hesse.vectors import dot, norm
 
 
 @dataclass
-class CGState:
-    """The iteration after a step: what callbacks, stopping rules and tests look at."""
+class CGState(SolverState):
+    """The iteration after a step, with the quadratic model and the direction in use."""
 
-    x: Tensor
-    residual: Tensor
-    residual_norm: float
-    model_value: float
-    iteration: int = 0
-    products: int = 0
-    verified_norm: float = math.inf
-    history: list[float] = field(default_factory=list)
+    model_value: float = 0.0
     iterates: list[Iterate] = field(default_factory=list)
-    direction: Tensor | None = None
+    p: Tensor | None = None
+    rz: float = 0.0
+
+
+@dataclass
+class CGRules:
+    """What conjugate gradients are asked for beyond the system: see `cg`."""
+
+    radius: float = math.inf
+    stop: Callable[[CGState], bool] | None = None
+    keep: Callable[[int], bool] | None = None
+    verify: bool = True
+    replace_every: int | None = None
 
 
 def cg(
@@ -52,6 +64,7 @@ def cg(
     stop: Callable[[CGState], bool] | None = None,
     keep: Callable[[int], bool] | None = None,
     verify: bool = True,
+    replace_every: int | None = None,
     callback: Callback | None = None,
     progress: bool = False,
 ) -> Solution:
@@ -73,6 +86,8 @@ def cg(
         keep: keep the iterates whose number it accepts.
         verify: recompute the residual before saying "converged" (and go on from the recomputed one
             if it is too large); False trusts the recurrence and never says so.
+        replace_every: recompute the residual every so many iterations, against the drift of the
+            recurrence in long runs; one product each time.
         callback: called with the `CGState` after every step; a true result stops.
         progress: show a bar.
 
@@ -89,159 +104,92 @@ def cg(
     References:
         Hestenes & Stiefel 1952, doi:10.6028/jres.049.044; Steihaug 1983, doi:10.1137/0720042.
 
+    >>> import torch
     >>> from hesse.operators import diagonal_operator
     >>> solution = cg(diagonal_operator(torch.tensor([1.0, 2.0])), torch.ones(2))
     >>> solution.x, solution.iterations, solution.products
     (tensor([1.0000, 0.5000]), 2, 3)
     """
-    b_norm = _check_system(A, b)
-    tolerance = max(rtol * b_norm, atol)
-    limit = 10 * b.numel() if max_iterations is None else max_iterations
-    state = _start(A, b, x0, b_norm)
-    rules = _Rules(tolerance, limit, radius, stop, keep, callback)
-    try:
-        with progress_bar(progress, "cg", limit) as bar:
-            rules.bar = bar
-            status = _iterate(A, b, state, preconditioner, rules, verify)
-    except KeyboardInterrupt:
-        status = Status.INTERRUPTED
-    return Solution(
-        x=state.x,
-        converged=status is Status.CONVERGED,
-        status=status,
-        residual_norm=state.residual_norm,
-        products=state.products,
-        iterations=state.iteration,
-        history=state.history,
-        model_value=state.model_value,
-        direction=state.direction,
-        iterates=state.iterates,
-    )
+    A.domain.check_vector(b, call=f"cg({A}, b)", what="b")
+    run = Run("cg", callback=callback, progress=progress)
+    system = System(A, b, x0, preconditioner, rtol, atol, max_iterations, run)
+    return solve_cg(system, CGRules(radius, stop, keep, verify, replace_every))
 
 
-@dataclass
-class _Rules:
-    """When to end, and what to keep."""
-
-    tolerance: float
-    limit: int
-    radius: float
-    stop: Callable[[CGState], bool] | None
-    keep: Callable[[int], bool] | None
-    callback: Callback | None
-    bar: tqdm | None = None
-
-    def after_step(self, state: CGState) -> Status:
-        """Record the step that was taken; UNFINISHED to go on."""
-        state.history.append(state.residual_norm)
-        if self.bar is not None:
-            self.bar.update()
-        if self.keep is not None and self.keep(state.iteration):
-            state.iterates.append(Iterate(state.iteration, state.x.clone(), state.model_value))
-        if state.residual_norm <= self.tolerance:
-            return Status.CONVERGED
-        if self.stop is not None and self.stop(state):
-            return Status.TRUNCATED
-        return Status.STOPPED if asks_to_stop(self.callback, state) else Status.UNFINISHED
+def solve_cg(system: System, rules: CGRules) -> Solution:
+    """`cg` of a system that is put together already."""
+    check_symmetric(system.A, "cg")
+    state = _start(system)
+    iterate(system, state, lambda: _descend(system, state, rules), verify=rules.verify)
+    return solution_of(state, "cg", model_value=state.model_value, iterates=state.iterates)
 
 
-def _start(A: LinearOperator, b: Tensor, x0: Tensor | None, b_norm: float) -> CGState:
-    """x0 with its residual; zero, in no product, if there is no x0 or b = 0."""
-    if x0 is None or b_norm == 0.0 or not bool(x0.any()):
-        return CGState(torch.zeros_like(b), b.clone(), b_norm, 0.0, history=[b_norm])
-    residual = b - A._matvec(x0)
-    model_value = -0.5 * (A.inner(x0, b) + A.inner(x0, residual))
+def _start(system: System) -> CGState:
+    x, residual, products = system.start()
     r_norm = norm(residual)
-    return CGState(x0.clone(), residual, r_norm, model_value, products=1, history=[r_norm])
+    state = CGState(x, residual, r_norm, products=products, history=[r_norm])
+    if products:
+        state.model_value = -0.5 * (system.A.inner(x, system.b) + system.A.inner(x, residual))
+    return state
 
 
-def _iterate(
-    A: LinearOperator,
-    b: Tensor,
-    state: CGState,
-    preconditioner: LinearOperator | None,
-    rules: _Rules,
-    verify: bool,
-) -> Status:
-    """Descend until done, recompute the residual, and descend again from it while that helps."""
-    while True:
-        status = _descend(A, state, preconditioner, rules)
-        if state.iteration == 0:
-            return status
-        if not verify:
-            return Status.TRUNCATED if status is Status.CONVERGED else status
-        if status is Status.NOT_FINITE:
-            return status
-        improves = _recompute_residual(A, b, state)
-        if state.residual_norm <= rules.tolerance and status in _MAY_CONVERGE:
-            return Status.CONVERGED
-        if status is not Status.CONVERGED:
-            return status
-        if not improves:
-            return Status.STAGNATED
-
-
-_MAY_CONVERGE = {Status.CONVERGED, Status.MAX_ITERATIONS, Status.TRUNCATED, Status.STOPPED}
-
-
-def _recompute_residual(A: LinearOperator, b: Tensor, state: CGState) -> bool:
-    """Replace the residual of the recurrence by b - A x; whether it has halved since last time."""
-    state.residual = b - A._matvec(state.x)
-    state.products += 1
-    state.residual_norm = norm(state.residual)
-    improves = state.residual_norm <= 0.5 * state.verified_norm
-    state.verified_norm = state.residual_norm
-    return improves
-
-
-def _descend(
-    A: LinearOperator, state: CGState, preconditioner: LinearOperator | None, rules: _Rules
-) -> Status:
+def _descend(system: System, state: CGState, rules: CGRules) -> Status:
     """The recurrence, from the residual in `state` until a rule ends it."""
-    if state.residual_norm <= rules.tolerance:
-        return Status.CONVERGED
-    x, r = state.x, state.residual
-    z = _precondition(preconditioner, r)
-    p = z.clone()
-    rz = _positive(A.inner(r, z), preconditioner)
-    while state.iteration < rules.limit:
-        Ap = A._matvec(p)
-        state.products += 1
-        pAp = A.inner(p, Ap)
-        if not math.isfinite(pAp):
-            return Status.NOT_FINITE
-        if _is_flat(pAp, p, Ap):
-            state.direction = p
-            if math.isfinite(rules.radius):
-                _step(state, p, Ap, _to_boundary(x, p, rules.radius), rz, pAp)
-            return Status.NEGATIVE_CURVATURE
-        alpha = rz / pAp
-        if math.isfinite(rules.radius) and norm(x + alpha * p) >= rules.radius:
-            _step(state, p, Ap, _to_boundary(x, p, rules.radius), rz, pAp)
-            rules.after_step(state)
-            return Status.BOUNDARY
-        _step(state, p, Ap, alpha, rz, pAp)
-        status = rules.after_step(state)
-        if status is not Status.UNFINISHED:
-            return status
-        z = _precondition(preconditioner, r)
-        rz, rz_last = _positive(A.inner(r, z), preconditioner), rz
-        p = z + (rz / rz_last) * p
-    return Status.MAX_ITERATIONS
+    status = repeat(system, state, lambda: _step(system, state, rules))
+    if status is Status.CONVERGED:
+        state.p = None  # should the recomputed residual say otherwise, begin anew from that
+    return status
 
 
-def _step(state: CGState, p: Tensor, Ap: Tensor, alpha: float, rz: float, pAp: float) -> None:
+def _step(system: System, state: CGState, rules: CGRules) -> Status:
+    """One step; UNFINISHED to go on."""
+    p, rz = _next_direction(system, state)
+    Ap = system.A._matvec(p)
+    state.products += 1
+    pAp = system.A.inner(p, Ap)
+    if not math.isfinite(pAp):
+        return Status.NOT_FINITE
+    state.p, state.rz = p, rz
+    if is_flat(pAp, p, Ap):
+        state.direction = p
+        if math.isfinite(rules.radius):
+            _move(state, Ap, _to_boundary(state.x, p, rules.radius), pAp)
+        return Status.NEGATIVE_CURVATURE
+    alpha = rz / pAp
+    if math.isfinite(rules.radius) and norm(state.x + alpha * p) >= rules.radius:
+        _move(state, Ap, _to_boundary(state.x, p, rules.radius), pAp)
+        state.history.append(state.residual_norm)
+        return Status.BOUNDARY
+    _move(state, Ap, alpha, pAp)
+    return _after_step(system, state, rules)
+
+
+def _next_direction(system: System, state: CGState) -> tuple[Tensor, float]:
+    """p = z + (r'z / last r'z) last p, and r'z."""
+    z = precondition(system.preconditioner, state.residual)
+    rz = positive(system, state.residual, z)
+    return (z.clone() if state.p is None else z + (rz / state.rz) * state.p), rz
+
+
+def _move(state: CGState, Ap: Tensor, alpha: float, pAp: float) -> None:
     """x + alpha p in place. p'r = r'z in exact arithmetic, so the model's change costs nothing."""
-    state.x.add_(p, alpha=alpha)
+    assert state.p is not None
+    state.x.add_(state.p, alpha=alpha)
     state.residual.sub_(Ap, alpha=alpha)
     state.residual_norm = norm(state.residual)
-    state.model_value += alpha * (0.5 * alpha * pAp - rz)
+    state.model_value += alpha * (0.5 * alpha * pAp - state.rz)
     state.iteration += 1
 
 
-def _is_flat(pAp: float, p: Tensor, Ap: Tensor) -> bool:
-    """Whether p'Ap <= 0 to rounding: |p'Ap| below eps |p||Ap| is indistinguishable from zero."""
-    return pAp <= 0.0 or pAp <= torch.finfo(p.dtype).eps * norm(p) * norm(Ap)
+def _after_step(system: System, state: CGState, rules: CGRules) -> Status:
+    if rules.replace_every and state.iteration % rules.replace_every == 0:
+        state.recompute(system)
+    if rules.keep is not None and rules.keep(state.iteration):
+        state.iterates.append(Iterate(state.iteration, state.x.clone(), state.model_value))
+    status = after_step(system, state)
+    if status in (Status.UNFINISHED, Status.MAX_ITERATIONS) and rules.stop is not None:
+        return Status.TRUNCATED if rules.stop(state) else status
+    return status
 
 
 def _to_boundary(x: Tensor, p: Tensor, radius: float) -> float:
@@ -251,35 +199,30 @@ def _to_boundary(x: Tensor, p: Tensor, radius: float) -> float:
     return inside / (root + xp) if xp > 0.0 else (root - xp) / pp
 
 
-def _precondition(preconditioner: LinearOperator | None, r: Tensor) -> Tensor:
+def precondition(preconditioner: LinearOperator | None, r: Tensor) -> Tensor:
+    """z = M r."""
     return r if preconditioner is None else preconditioner._matvec(r)
 
 
-def _positive(rz: float, preconditioner: LinearOperator | None) -> float:
+def positive(system: System, r: Tensor, z: Tensor) -> float:
+    """r'z, which must be positive for z = M r."""
+    rz = system.A.inner(r, z)
     if rz > 0.0:
         return rz
     raise OperatorError(
-        "cg(A, b, preconditioner=M)",
+        f"hesse.solve({system.A}, b, preconditioner=M)",
         expected="a positive definite M: r'M r > 0",
-        got=f"r'M r = {rz:.3g} with M = {preconditioner}",
+        got=f"r'M r = {rz:.3g} with M = {system.preconditioner}",
         remedy="Give an approximation of the inverse of A that is symmetric positive definite.",
     )
 
 
-def _check_system(A: LinearOperator, b: Tensor) -> float:
-    """|b|, after making sure that A and b make a symmetric system."""
-    call = f"cg({A}, b)"
+def check_symmetric(A: LinearOperator, method: str) -> None:
+    """Raise unless A is known to be symmetric."""
     if not A.symmetric:
         raise OperatorError(
-            call,
+            f"{method}({A}, b)",
             expected="a symmetric operator",
             got="one that is not known to be symmetric",
-            remedy="Pass symmetric=True if A = A'; solve the normal equations A.T @ A otherwise.",
+            remedy="Pass symmetric=True if A = A'; use method='gmres', or 'lsmr', otherwise.",
         )
-    A.domain.check_vector(b, call=call, what="b")
-    b_norm = norm(b)
-    if not math.isfinite(b_norm):
-        raise NonFiniteError(
-            call, expected="a finite b", got=f"|b| = {b_norm}", remedy="Check b for NaN and Inf."
-        )
-    return b_norm

@@ -1,74 +1,158 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Lanczos process with full re-orthogonalisation.
+"""The Lanczos process with full re-orthogonalisation, from one starting vector or from several.
 
-The basis is orthogonalised against itself in full, twice, at every step: no spurious copies of
-eigenvalues, and an invariant subspace is recognised and left by a random new direction, so that
-multiple eigenvalues are found with their multiplicity.
+The basis is orthogonalised against itself in full at every step: no spurious copies of eigenvalues.
+An invariant subspace is recognised and left by a random new direction. With b starting vectors the
+matrix T has a band of b entries on each side, b products are taken at once, and an eigenvalue is
+found with a multiplicity of up to b.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from hesse.errors import NonFiniteError
+from hesse.krylov.basis import Basis
 from hesse.operators.base import LinearOperator
 from hesse.vectors import gaussian, norm
 
+# A vector that keeps less of its length is orthogonalised a second time (Daniel et al. 1976).
+_KEPT = 0.7
+
 
 class Lanczos:
-    """An orthonormal basis V (rows) with T = V A V', grown one product at a time.
+    """An orthonormal basis V (rows) with A V_j' = V' T_j for the first j = `size` rows.
 
-    `beta` is the norm of what A v_m has outside the basis, whose direction is row `size` of V.
+    `size` rows have had their product; `rows` - `size` more, at most b, lead on from them, and the
+    entries of T that couple those to the first are what A V_j' has outside of V_j'.
+
+    Args:
+        A: symmetric operator.
+        m: how large the basis may become.
+        v0: starting vector (n,), or block (n, b).
+        generator: of new directions in an invariant subspace.
+        basis: where the rows are held, at least m + b of them.
     """
 
+    saved = ("used", "T", "size", "rows", "products", "largest", "dropped", "generator")
+
     def __init__(
-        self, A: LinearOperator, m: int, v0: Tensor, generator: torch.Generator | None
+        self,
+        A: LinearOperator,
+        m: int,
+        v0: Tensor,
+        generator: torch.Generator | None,
+        basis: Basis | None = None,
     ) -> None:
-        self.A, self.generator = A, generator
-        self.V = torch.empty(m + 1, v0.numel(), dtype=v0.dtype, device=v0.device)
-        self.V[0] = v0 / norm(v0)
-        self.T = torch.zeros(m, m, dtype=torch.float64)
-        self.size, self.products = 0, 0
-        self.beta, self.largest = 0.0, 0.0
+        start = v0[:, None] if v0.ndim == 1 else v0
+        self.A, self.generator, self.b = A, generator, start.shape[1]
+        self.basis = Basis(A, m + self.b) if basis is None else basis
+        self.T = torch.zeros(m + self.b, m + self.b, dtype=torch.float64)
+        self.dropped = torch.zeros(0, dtype=torch.float64)
+        self.size = self.rows = self.products = 0
+        self.largest = 0.0
+        for v in start.T:
+            self._append(v.clone(), norm(v))
 
-    def extend(self, size: int, bar: tqdm | None = None) -> None:
-        """Grow the basis to `size` vectors."""
+    @property
+    def used(self) -> Tensor:
+        """The rows in use, for a checkpoint."""
+        return self.basis.rows[: self.rows]
+
+    @used.setter
+    def used(self, rows: Tensor) -> None:
+        self.basis.rows[: len(rows)] = rows
+
+    @property
+    def beta(self) -> float:
+        """The norm of what the last product has outside the basis."""
+        return float(self.T[self.size : self.rows, self.size - 1].norm())
+
+    @property
+    def is_invariant(self) -> bool:
+        """Whether the products stay within the span of the rows that have had theirs."""
+        return not bool(self.T[self.size : self.rows, : self.size].any()) and not len(self.dropped)
+
+    def extend(self, size: int) -> None:
+        """Grow the basis to `size` vectors that have had their product."""
         while self.size < size:
-            self._step()
-            if bar is not None:
-                bar.update()
+            self.step(min(self.b, size - self.size))
 
-    def _step(self) -> None:
+    def step(self, count: int = 1) -> None:
+        """Take the products of the next `count` rows at once."""
         j = self.size
-        w = self.A._matvec(self.V[j])
-        self.products += 1
-        self.largest = max(self.largest, norm(w))
-        w, h = self._orthogonalised(w, j + 1)
-        self.T[: j + 1, j] = self.T[j, : j + 1] = h
-        self.beta = norm(w)
-        if self.beta <= 10 * unit_roundoff(self.A) * self.largest:
-            self.beta, w = 0.0, self._new_direction(j + 1)
-        w_norm = norm(w)
-        self.V[j + 1] = w / w_norm if w_norm > 0.0 else w
-        self.size = j + 1
+        if count == 1:
+            products = [self.A._matvec(self.basis[j])]
+        else:
+            products = [w.clone() for w in self.A._matmat(self.basis.block(j, j + count)).T]
+        self.products += count
+        while products:
+            self._take_in(products.pop(0))
 
-    def _orthogonalised(self, w: Tensor, j: int) -> tuple[Tensor, Tensor]:
-        """w without its components in the first j rows, and these. Twice is enough: Parlett 6.9."""
-        basis = self.V[:j]
-        h = self.A.inners(basis, w)
-        w = w - h @ basis
-        correction = self.A.inners(basis, w)
-        w = w - correction @ basis
-        return w, (h + correction).to("cpu", torch.float64)
+    def _take_in(self, w: Tensor) -> None:
+        """The product of the next row becomes a column of T and a new row."""
+        j = self.size
+        self.largest = max(self.largest, norm(w))
+        h = self._remove_neighbours(w, j)
+        self.size += 1
+        further, rest = self._append(w, norm(w))
+        h = h + further
+        self.T[: len(h), j] = self.T[j, : len(h)] = h
+        if rest is not None:
+            self.T[len(h), j] = self.T[j, len(h)] = rest
+
+    def _remove_neighbours(self, w: Tensor, j: int) -> Tensor:
+        """Remove what w = A v_j is known to have along few rows, v_j among them: its components.
+
+        Nearly nothing is then left along any row, so that one pass over the basis will do.
+        """
+        h = torch.zeros(self.rows, dtype=torch.float64)
+        known = self.T[:j, j].abs() > self.basis.eps**0.5 * self.largest
+        first = int(known.nonzero()[0]) if bool(known.any()) else j
+        h[first:j] = self.T[first:j, j]
+        self.basis.remove(w, h[first:j], first)
+        h[j] = self.A.inner(self.basis[j], w)
+        self.basis.remove(w, h[j : j + 1], j)
+        return h
+
+    def _append(self, w: Tensor, size: float) -> tuple[Tensor, float | None]:
+        """Orthogonalise w (in place) and append it; its components, and the norm of the rest.
+
+        Nothing is appended to a basis of the whole space.
+        """
+        j = self.rows
+        h, rest = self._orthogonalise(w, j, size)
+        if j == self.A.shape[1]:
+            return h, None
+        if rest <= 10 * self.basis.eps * max(size, self.largest):
+            rest, direction = 0.0, self._new_direction(j)
+        else:
+            direction = w.div_(rest)
+        self.basis[j] = direction
+        self.rows = j + 1
+        return h, rest
+
+    def _orthogonalise(self, w: Tensor, j: int, size: float) -> tuple[Tensor, float]:
+        """Remove from w its components along the first j rows: these, and the norm that is left."""
+        h = self.basis.inners(w, j)
+        self.basis.remove(w, h)
+        rest = norm(w)
+        if rest < _KEPT * size and j:
+            correction = self.basis.inners(w, j)
+            self.basis.remove(w, correction)
+            h, rest = h + correction, norm(w)
+        return h, rest
 
     def _new_direction(self, j: int) -> Tensor:
-        """A random direction outside an invariant subspace; zero if the subspace is everything."""
-        if j == self.A.shape[0]:
-            return torch.zeros_like(self.V[0])
-        w, _ = self._orthogonalised(gaussian(self.A.domain, self.generator), j)
-        return self._orthogonalised(w / norm(w), j)[0]
+        """A random direction outside an invariant subspace."""
+        w = gaussian(self.A.domain, self.generator)
+        for _ in range(2):
+            w /= norm(w)
+            self._orthogonalise(w, j, math.inf)
+        return w / norm(w)
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
         """Ritz values (ascending), coordinates (columns), and residual norms."""
@@ -79,21 +163,37 @@ class Lanczos:
                 got="NaN or Inf in a product",
                 remedy="Check the operator with hesse.testing.check_operator.",
             )
-        values, coordinates = torch.linalg.eigh(self.T[: self.size, : self.size])
-        return values, coordinates, self.beta * coordinates[-1].abs()
+        j, known = self.size, len(self.dropped)
+        values, coordinates = torch.linalg.eigh(self.T[:j, :j])
+        outside = (self.T[j : self.rows, :j] @ coordinates).norm(dim=0)
+        return values, coordinates, outside + self.dropped @ coordinates[:known].abs()
 
     def combine(self, coordinates: Tensor) -> Tensor:
         """V' coordinates, as rows."""
-        return coordinates.T.to(self.V) @ self.V[: self.size]
+        return self.basis.combine(coordinates)
 
-    def restart(self, coordinates: Tensor, values: Tensor, chosen: Tensor) -> None:
-        """Keep the chosen Ritz vectors and the direction that leads out of the basis."""
-        p = len(chosen)
-        self.V[:p] = self.combine(coordinates[:, chosen])
-        self.V[p] = self.V[self.size]
+    def restart(self, coordinates: Tensor, values: Tensor) -> None:
+        """Keep the Ritz vectors of these coordinates and values, and the rows that lead on."""
+        p, outside = len(values), self.T[self.size : self.rows, : self.size] @ coordinates
+        self.dropped = self.dropped @ coordinates[: len(self.dropped)].abs()
+        self.basis.rotate(coordinates, slice(self.size, self.rows))
+        self.size, self.rows = p, p + len(outside)
         self.T.zero_()
-        self.T[:p, :p] = torch.diag(values[chosen])
-        self.size = p
+        self.T[:p, :p] = torch.diag(values)
+        self.T[p : self.rows, :p] = outside
+        self.T[:p, p : self.rows] = outside.T
+
+    def lock(self, coordinates: Tensor, values: Tensor) -> None:
+        """Keep these Ritz vectors and go on in a random direction that knows nothing of them."""
+        outside = (self.T[self.size : self.rows, : self.size] @ coordinates).norm(dim=0)
+        self.restart(coordinates, values)
+        p = len(values)
+        self.dropped += outside
+        self.T[p:, :p] = self.T[:p, p:] = 0.0
+        self.rows = p
+        for _ in range(min(self.b, self.A.shape[1] - p)):
+            self.basis[self.rows] = self._new_direction(self.rows)
+            self.rows += 1
 
 
 def unit_roundoff(A: LinearOperator) -> float:

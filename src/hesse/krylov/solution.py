@@ -6,11 +6,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from hesse.errors import Status
 from hesse.vectors import Tree
 
 
-@dataclass(frozen=True)
+@dataclass
 class Iterate:
     """An iterate that was kept: its number, x, and the quadratic model x'Ax/2 - b'x there."""
 
@@ -29,13 +31,15 @@ class Solution:
     x: Tree
     """The solution, or the best iterate so far; in the form of b."""
     converged: bool
-    """Whether |b - A x| <= max(rtol |b|, atol)."""
+    """Whether |b - A x| <= max(rtol |b|, atol), for every column of a block; of least squares,
+    whether |A'(b - A x)| is small enough."""
     status: Status
     """Why the iteration ended; `status.value` is a sentence."""
     residual_norm: float
-    """|b - A x|, recomputed (from the recurrence where the solver was told not to verify)."""
+    """|b - A x|, recomputed (from the recurrence where the solver was told not to verify); the
+    largest of the columns of a block."""
     products: int
-    """Products with A, the ones that verify the residual included."""
+    """Products with A and A', the ones that verify the residual included."""
     iterations: int
     """Steps taken."""
     history: list[float] = field(default_factory=list)
@@ -46,3 +50,7 @@ class Solution:
     """A direction p with p'Ap <= 0, if one was met."""
     iterates: list[Iterate] = field(default_factory=list)
     """The iterates that `keep` asked for, oldest first."""
+    residual_norms: Tensor | None = None
+    """The recomputed residual norm of every column of a block, shape (k,)."""
+    method: str = "cg"
+    """The method that found x: what "auto" chose."""

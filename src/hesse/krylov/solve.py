@@ -3,19 +3,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError, ShapeError
-from hesse.krylov.cg import CGState, cg
+from hesse.checkpoint import Checkpoint
+from hesse.errors import ArgumentError, ShapeError, Status, check_choice, check_tolerances
+from hesse.krylov.block_cg import block_cg
+from hesse.krylov.cg import CGRules, CGState, solve_cg
+from hesse.krylov.columns import by_columns
+from hesse.krylov.direct import direct
+from hesse.krylov.gmres import gmres
+from hesse.krylov.lsmr import lsmr
+from hesse.krylov.minres import minres
+from hesse.krylov.multi_shift_cg import multi_shift_cg
+from hesse.krylov.preconditioners import as_preconditioner
 from hesse.krylov.solution import Solution
+from hesse.krylov.system import System
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
-from hesse.progress import Callback
+from hesse.progress import Callback, Run
 from hesse.vectors import Tree
+
+Method = Literal["auto", "cg", "block-cg", "multi-shift-cg", "minres", "lsmr", "gmres", "direct"]
+_METHODS = ["auto", "cg", "block-cg", "multi-shift-cg", "minres", "lsmr", "gmres", "direct"]
 
 # A system is hardly ever solved in fewer products.
 _USUAL = 20
@@ -24,88 +40,252 @@ _USUAL = 20
 def solve(
     A: LinearOperator | Tensor,
     b: Tree,
-    method: Literal["auto", "cg"] = "auto",
-    preconditioner: LinearOperator | Tensor | None = None,
+    method: Method = "auto",
+    preconditioner: LinearOperator | Tensor | str | None = None,
     *,
     x0: Tree | None = None,
     rtol: float = 1e-5,
     atol: float = 0.0,
-    max_iterations: int | None = None,
-    radius: float = float("inf"),
+    shifts: Sequence[float] | Tensor | None = None,
+    damping: float = 0.0,
+    radius: float = math.inf,
     stop: Callable[[CGState], bool] | None = None,
+    keep: Callable[[int], bool] | None = None,
+    replace_every: int | None = None,
+    restart: int = 30,
+    max_iterations: int | None = None,
+    max_products: int | None = None,
+    max_seconds: float | None = None,
+    generator: torch.Generator | None = None,
     callback: Callback | None = None,
     progress: bool = False,
+    checkpoint: str | os.PathLike | None = None,
 ) -> Solution:
-    """Solve A x = b with a symmetric operator A.
+    r"""Solve A x = b, or minimise |b - A x| where there is no solution.
+
+    | method | for | by |
+    |---|---|---|
+    | "cg" | symmetric positive definite A | conjugate gradients, stopped by negative curvature |
+    | "block-cg" | the same, b a block | one block of products an iteration for all columns |
+    | "multi-shift-cg" | (A + s I) x = b for many s | conjugate gradients, once for all shifts |
+    | "minres" | symmetric, indefinite or singular A | the least residual in the Krylov space |
+    | "lsmr" | rectangular A, damped or not | least squares by products with A and A' |
+    | "gmres" | square A that is not symmetric | the least residual, restarted |
+    | "direct" | structured A: dense, diagonal, low-rank + diagonal, ... | its exact inverse |
+
+    "auto" takes "direct" where A has a cheap inverse and nothing is asked of an iteration, "lsmr"
+    for rectangular A, "gmres" for A not known to be symmetric, "multi-shift-cg" for shifts;
+    else "cg" (a block: "block-cg"), from which "minres" takes over at a direction of negative
+    curvature. `Solution.method` says which found the solution.
 
     Args:
         A: operator, or a matrix.
-        b: right-hand side: a flat vector (n,), or a tree like the operator's.
-        method: "cg", conjugate gradients, which "auto" takes.
-        preconditioner: symmetric positive definite approximation of the inverse of A.
-        x0, rtol, atol, max_iterations, radius, stop, callback, progress: see `hesse.krylov.cg`.
+        b: right-hand side: a flat vector (m,), a block (m, k), or a tree like the operator's.
+        method: one of the above.
+        preconditioner: symmetric positive definite approximation of the inverse of A (of gmres: any
+            approximation), or the name of a way to make one: "jacobi", "block-jacobi", "nystrom",
+            "pivoted-cholesky" (see `hesse.krylov.preconditioners`).
+        x0: where to start, in the form of x; default 0.
+        rtol, atol: converged when |b - A x| <= max(rtol |b|, atol), for every column of a block.
+        shifts: the s of (A + s I) x = b; x has a column for each.
+        damping: of lsmr, which then minimises |b - A x|^2 + damping |x|^2.
+        radius: of cg, stop on the sphere |x| = radius (Steihaug's rule).
+        stop: of cg, a further rule on the state after a step, see `hesse.krylov.stopping`.
+        keep: of cg, keep the iterates whose number it accepts.
+        replace_every: of cg, recompute the residual every so many iterations.
+        restart: of gmres, the size of its basis.
+        max_iterations, max_products, max_seconds: limits; default 10 n iterations.
+        generator: of a preconditioner that is random.
+        callback: called with the state after every step; a true result stops.
+        progress: show a bar.
+        checkpoint: path of a file, from which the same call goes on, to the same bits, after it was
+            killed (see `hesse.checkpoint`; one product more to recognise A).
 
     Returns:
         Solution(x, converged, status, residual_norm, products, ...), x in the form of b. Nothing is
-        raised when it does not converge: look at `converged` and at `status.value`.
+        raised when it does not converge: look at `converged` and at `status.value`. Ctrl-C returns
+        the best so far.
 
-    Cost: one product an iteration, one to verify the residual, one more for a nonzero x0.
+    Cost: cg, minres and gmres one product an iteration, lsmr two, block-cg k; one to verify the
+        residual of a column, one more for a nonzero x0; those that a preconditioner took.
 
     Raises:
-        HesseError: shapes, dtypes or devices that do not match; an operator that is not symmetric.
+        HesseError: shapes, dtypes or devices that do not match; a method that A is not for.
 
     >>> import torch
     >>> solve(torch.tensor([[2.0, 0.0], [0.0, 4.0]]), torch.tensor([2.0, 2.0])).x
     tensor([1.0000, 0.5000])
     """
     A = aslinearoperator(A)
-    call = f"hesse.solve({A}, b)"
-    if method not in ("auto", "cg"):
-        raise ArgumentError(
-            call, expected="method 'auto' or 'cg'", got=repr(method), remedy="Leave it out."
-        )
-    flat, leave = _enter(A, b, call, "b")
-    A.expect(min(A.domain.n, _USUAL, _USUAL if max_iterations is None else max_iterations))
-    start = None if x0 is None else _enter(A, x0, call, "x0")[0]
-    solution = cg(
-        A,
-        flat,
-        x0=start,
-        preconditioner=_as_preconditioner(preconditioner, A, call),
-        rtol=rtol,
-        atol=atol,
-        max_iterations=max_iterations,
-        radius=radius,
-        stop=stop,
+    call = f"hesse.solve({A}, b, method={method!r})"
+    check_choice("method", method, _METHODS, call)
+    check_tolerances(call, rtol=rtol, atol=atol, damping=damping)
+    flat, leave = _enter(A, b, call)
+    start = None if x0 is None else _enter_x0(A, x0, flat, call)
+    own = _Own(CGRules(radius, stop, keep, replace_every=replace_every), shifts, damping, restart)
+    own.check(method, call)
+    M = as_preconditioner(preconditioner, A, generator, call)
+    built = 0 if M is None else M.products
+    asked = (start, M, callback, max_iterations, max_products, max_seconds, checkpoint)
+    run = Run(
+        "solve",
+        max_products=max_products,
+        max_seconds=max_seconds,
         callback=callback,
         progress=progress,
+        reserved=built + _to_verify(A, flat),
     )
-    direction = None if solution.direction is None else leave(solution.direction)
-    return replace(solution, x=leave(solution.x), direction=direction)
+    question = {"method": method, "M": repr(M), "rtol": rtol, "atol": atol, "b": flat, "x0": start}
+    file = Checkpoint(checkpoint, A, call="solve", **question, **own.question())
+    system = System(A, flat, start, M, rtol, atol, max_iterations, run, file)
+    A.expect(min(A.domain.n, _USUAL, system.limit))
+    if method != "auto":
+        solution = _by(method, system, own)
+    else:
+        solution = _auto(system, own, iterate=any(value is not None for value in asked))
+    direction = solution.direction
+    return replace(
+        solution,
+        x=leave(solution.x),
+        direction=None if direction is None else leave(direction),
+        products=solution.products + built,
+    )
 
 
-def _enter(A: LinearOperator, b: Tree, call: str, what: str) -> tuple[Tensor, Callable[..., Any]]:
-    if isinstance(b, Tensor) and b.ndim == 2 and b.shape != A.domain.shapes[0]:
+@dataclass(frozen=True)
+class _Own:
+    """The arguments that belong to one method alone."""
+
+    rules: CGRules
+    shifts: Sequence[float] | Tensor | None
+    damping: float
+    restart: int
+
+    @property
+    def method(self) -> str | None:
+        """The method that the arguments belong to, if any was given."""
+        if self.shifts is not None:
+            return "multi-shift-cg"
+        if self.damping != 0.0:
+            return "lsmr"
+        return None if self.rules == CGRules() else "cg"
+
+    def check(self, method: str, call: str) -> None:
+        """Raise unless the arguments are those of this method."""
+        if self.method not in (None, method) and method != "auto":
+            raise ArgumentError(
+                call,
+                expected=f"arguments of {method!r}",
+                got=f"one that belongs to {self.method!r}",
+                remedy=f"Leave it out, or take method={self.method!r}.",
+            )
+        if method == "multi-shift-cg" and self.shifts is None:
+            raise ArgumentError(
+                call,
+                expected="shifts=[s1, s2, ...]",
+                got="none",
+                remedy="Give them, or take method='cg'.",
+            )
+
+    def question(self) -> dict[str, Any]:
+        """What a checkpoint is recognised by."""
+        shifts = None if self.shifts is None else repr([float(s) for s in self.shifts])
+        numbers = {"radius": self.rules.radius, "replace_every": self.rules.replace_every}
+        return {"shifts": shifts, "damping": self.damping, "restart": self.restart, **numbers}
+
+
+def _by(method: str, system: System, own: _Own) -> Solution:
+    """The solution by a method of that name."""
+    if method == "block-cg":
+        return block_cg(system)
+    if system.b.ndim == 2:
+        return by_columns(lambda column: _by(method, column, own), system)
+    match method:
+        case "multi-shift-cg":
+            assert own.shifts is not None
+            return multi_shift_cg(system, [float(s) for s in own.shifts])
+        case "minres":
+            return minres(system)
+        case "lsmr":
+            return lsmr(system, own.damping)
+        case "gmres":
+            return gmres(system, own.restart)
+        case "direct":
+            return direct(system, system.A._inverse())
+        case _:
+            return solve_cg(system, own.rules)
+
+
+def _auto(system: System, own: _Own, *, iterate: bool) -> Solution:
+    """The solution by the method that suits A and what was asked."""
+    A, block = system.A, system.b.ndim == 2
+    if own.method is not None:
+        return _by(own.method, system, own)
+    inverse = None if iterate or A.shape[0] != A.shape[1] else A._inverse()
+    if inverse is not None:
+        solution = _by("direct", system, own)
+        if solution.converged:
+            return solution
+    if A.shape[0] != A.shape[1]:
+        return _by("lsmr", system, own)
+    if not A.symmetric:
+        return _by("gmres", system, own)
+    solution = _by("block-cg" if block else "cg", system, own)
+    if solution.status is not Status.NEGATIVE_CURVATURE:
+        return solution
+    return _taken_over(solution, system, own)
+
+
+def _taken_over(solution: Solution, system: System, own: _Own) -> Solution:
+    """What minres makes of the iterate at which conjugate gradients met negative curvature."""
+    file = None if system.checkpoint is None else system.checkpoint.part("minres")
+    system.run.before += solution.products
+    later = _by("minres", replace(system, x0=solution.x, checkpoint=file), own)
+    return replace(
+        later,
+        products=solution.products + later.products,
+        iterations=solution.iterations + later.iterations,
+        history=solution.history + later.history,
+        direction=solution.direction,
+    )
+
+
+def _to_verify(A: LinearOperator, b: Tensor) -> int:
+    """Products that verify the residuals."""
+    columns = b.shape[1] if b.ndim == 2 else 1
+    return columns if A.shape[0] == A.shape[1] else 2 * columns
+
+
+def _enter(A: LinearOperator, b: Tree, call: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """b as a flat vector or a block, and the way from an x to the form of b."""
+    space = A.codomain
+    if (
+        isinstance(b, Tensor)
+        and b.ndim == 2
+        and not (space.template is None and b.shape == space.shapes[0])
+    ):
+        if b.shape[1] == 0:
+            raise ShapeError(
+                call,
+                expected="b with at least one column",
+                got=f"shape {tuple(b.shape)}",
+                remedy="Give a right-hand side.",
+            )
+        return space.check_vector(b.detach(), call=call, what="b", ndim=2), lambda x: x
+    flat, leave = space.enter(b, call=call, what="b")
+    is_tree = leave == space.unflatten
+    return flat, lambda x: A.domain.unflatten(x) if is_tree and x.ndim == 1 else x
+
+
+def _enter_x0(A: LinearOperator, x0: Tree, b: Tensor, call: str) -> Tensor:
+    if b.ndim == 1:
+        return A.domain.enter(x0, call=call, what="x0")[0]
+    block = A.domain.check_vector(x0, call=call, what="x0", ndim=2).detach()
+    if block.shape[1] != b.shape[1]:
         raise ShapeError(
             call,
-            expected=f"{what} of shape ({A.domain.n},), or a tree like the operator's",
-            got=f"shape {tuple(b.shape)}",
-            remedy="Solve for one column at a time.",
+            expected=f"x0 with {b.shape[1]} columns, like b",
+            got=f"shape {tuple(block.shape)}",
+            remedy="Give a start for every column.",
         )
-    return A.domain.enter(b, call=call, what=what)
-
-
-def _as_preconditioner(
-    preconditioner: LinearOperator | Tensor | None, A: LinearOperator, call: str
-) -> LinearOperator | None:
-    if preconditioner is None:
-        return None
-    M = aslinearoperator(preconditioner)._in_space(A.domain)
-    if M.shape != A.shape:
-        raise ShapeError(
-            call,
-            expected=f"a preconditioner of shape {A.shape}",
-            got=f"shape {M.shape}",
-            remedy="Give an operator close to the inverse of A.",
-        )
-    return M
+    return block

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The basis of a Krylov method: rows that may live elsewhere, or in lower precision, than vectors.
+
+Everything a method does with its basis is here: inner products with it, the removal of components,
+its rotation. The basis is nearly all the memory that a method takes, so nothing here makes a
+second one: the rotation runs over chunks of columns, in place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hesse.operators.base import LinearOperator
+
+_CHUNK = 1 << 16  # columns that are rotated, or converted from lower precision, at a time
+
+
+class Basis:
+    """Rows v_1, ..., v_size in R^n, of which the first so many are in use.
+
+    Args:
+        A: the operator, whose inner products and whose vectors these are.
+        size: rows.
+        dtype, device: of the rows; default those of the vectors of A.
+    """
+
+    def __init__(
+        self,
+        A: LinearOperator,
+        size: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.A = A
+        dtype = A.dtype if dtype is None else dtype
+        device = A.device if device is None else torch.device(device)
+        self.rows = torch.empty(size, A.shape[1], dtype=dtype, device=device)
+        self._direct = dtype == A.dtype and device == A.device
+
+    @property
+    def eps(self) -> float:
+        """To what precision the rows are held."""
+        return max(torch.finfo(self.rows.dtype).eps, torch.finfo(self.A.dtype).eps)
+
+    def __getitem__(self, i: int) -> Tensor:
+        """Row i as a vector."""
+        return self.rows[i].to(self.A.device, self.A.dtype)
+
+    def __setitem__(self, i: int, v: Tensor) -> None:
+        self.rows[i] = v
+
+    def block(self, start: int, stop: int) -> Tensor:
+        """Some rows as the columns of a block, shape (n, k)."""
+        return self.rows[start:stop].to(self.A.device, self.A.dtype).T
+
+    def inners(self, v: Tensor, count: int) -> Tensor:
+        """Inner products of the first `count` rows with v: float64 on the CPU, shape (count,)."""
+        if self._direct or count == 0:
+            return self.A.inners(self.rows[:count].to(v), v).to("cpu", torch.float64)
+        rows = [self.A.inners(self[i][None], v) for i in range(count)]
+        return torch.cat(rows).to("cpu", torch.float64)
+
+    def remove(self, v: Tensor, coefficients: Tensor, first: int = 0) -> None:
+        """v - sum_i c_i v_i for the rows from `first` on, in place."""
+        c = coefficients.to(v)
+        rows = self.rows[first : first + len(c)]
+        if self._direct:
+            v.addmv_(rows.T, c, alpha=-1.0)
+            return
+        for start in range(0, v.numel(), _CHUNK):
+            columns = slice(start, start + _CHUNK)
+            v[columns].addmv_(rows[:, columns].to(v).T, c, alpha=-1.0)
+
+    def combine(self, coordinates: Tensor) -> Tensor:
+        """The vectors with these coordinates (columns), as rows: shape (k, n)."""
+        count, k = coordinates.shape
+        if self._direct:
+            return coordinates.T.to(self.rows) @ self.rows[:count]
+        result = torch.empty(k, self.A.shape[1], dtype=self.A.dtype, device=self.A.device)
+        for start in range(0, result.shape[1], _CHUNK):
+            columns = slice(start, start + _CHUNK)
+            result[:, columns] = coordinates.T.to(result) @ self.rows[:count, columns].to(result)
+        return result
+
+    def rotate(self, coordinates: Tensor, tail: slice) -> None:
+        """Put the vectors with these coordinates first, and the rows of `tail` behind them."""
+        count, p = coordinates.shape
+        last = p + tail.stop - tail.start
+        working = torch.promote_types(self.rows.dtype, torch.float32)
+        S = coordinates.T.to(self.rows.device, working)
+        for start in range(0, self.rows.shape[1], _CHUNK):
+            columns = slice(start, start + _CHUNK)
+            following = self.rows[tail, columns].clone()
+            self.rows[:p, columns] = (S @ self.rows[:count, columns].to(working)).to(
+                self.rows.dtype
+            )
+            self.rows[p:last, columns] = following

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several right-hand sides at once: every column has a tolerance and a residual of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hesse.krylov.system import SolverState, System
+
+
+@dataclass
+class BlockState(SolverState):
+    """A block after a step: x and the residual of shape (n, k), the residual norm the largest."""
+
+    residual_norms: Tensor = field(default_factory=lambda: torch.zeros(0))
+    b_norms: Tensor = field(default_factory=lambda: torch.zeros(0))
+    tolerances: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    @property
+    def unsolved(self) -> Tensor:
+        """The columns whose residual is too large."""
+        return (~(self.residual_norms <= self.tolerances)).nonzero()[:, 0]
+
+    def is_solved(self, system: System) -> bool:
+        """Whether every column meets its tolerance."""
+        return len(self.unsolved) == 0
+
+    def recompute(self, system: System) -> None:
+        """Replace the residuals of the recurrence by B - A X. k products."""
+        self.residual = system.b - system.A._matmat(self.x)
+        self.products += self.x.shape[1]
+        self.measure()
+
+    def begin(self, system: System) -> None:
+        """The tolerance max(rtol |b_j|, atol) of every column, and the first norms."""
+        self.b_norms = column_norms(system.b)
+        self.tolerances = (system.rtol * self.b_norms).clamp(min=system.atol)
+        if bool(self.x.any()):
+            self.recompute(system)
+        else:
+            self.measure()
+        self.history.append(self.residual_norm)
+
+    def measure(self) -> None:
+        """The norms of the residual."""
+        self.residual_norms = column_norms(self.residual)
+        self.residual_norm = float(self.residual_norms.max())
+
+
+def column_norms(block: Tensor) -> Tensor:
+    """The norm of every column, accumulated in float64: shape (k,), on the CPU."""
+    return torch.linalg.vector_norm(block, dim=0, dtype=torch.float64).cpu()

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A block of right-hand sides, one column after the other, by a method that takes one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from hesse.errors import Status
+from hesse.krylov.solution import Solution
+from hesse.krylov.system import System
+
+_BREAK_OFF = {Status.INTERRUPTED, Status.STOPPED, Status.MAX_PRODUCTS, Status.MAX_SECONDS}
+
+
+def by_columns(solve_column: Callable[[System], Solution], system: System) -> Solution:
+    """The solutions for all columns of b, shape (m, k), as one; one that breaks off ends all."""
+    solutions: list[Solution] = []
+    earlier = system.run.before
+    for j in range(system.b.shape[1]):
+        solutions.append(solve_column(system.column(j)))
+        system.run.before += solutions[-1].products
+        if solutions[-1].status in _BREAK_OFF:
+            break
+    system.run.before = earlier
+    return _joined(solutions, system)
+
+
+def _joined(solutions: list[Solution], system: System) -> Solution:
+    missing = range(len(solutions), system.b.shape[1])
+    x0 = torch.zeros_like(solutions[0].x) if system.x0 is None else system.x0
+    norms = [s.residual_norm for s in solutions] + [float("nan") for _ in missing]
+    worst = next((s for s in solutions if not s.converged), solutions[-1])
+    return Solution(
+        x=torch.stack(
+            [s.x for s in solutions] + [x0[:, j] if x0.ndim == 2 else x0 for j in missing], dim=1
+        ),
+        converged=not missing and all(s.converged for s in solutions),
+        status=worst.status,
+        residual_norm=max(s.residual_norm for s in solutions),
+        products=sum(s.products for s in solutions),
+        iterations=sum(s.iterations for s in solutions),
+        history=[value for s in solutions for value in s.history],
+        model_value=sum(s.model_value for s in solutions),
+        direction=next((s.direction for s in solutions if s.direction is not None), None),
+        residual_norms=torch.tensor(norms, dtype=torch.float64),
+        method=worst.method,
+    )

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which eigenpairs are wanted, when they are good enough, and what is returned of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hesse.errors import Status
+from hesse.krylov.basis import Basis
+from hesse.vectors import norm
+
+Which = Literal["LA", "SA", "LM", "BE"]
+
+
+class _Pairs(NamedTuple):
+    values: Tensor
+    """Eigenvalues, shape (k,), float64, ascending."""
+    vectors: Tensor
+    """Orthonormal eigenvectors, shape (n, k): column i belongs to values[i]."""
+    residuals: Tensor
+    """An eigenvalue of A lies within this of values[i], shape (k,): |A u - theta u|, recomputed,
+    and the rounding of a product beside."""
+    converged: Tensor
+    """Whether each pair met its tolerance, shape (k,), bool."""
+    products: int
+    """Products with A."""
+
+
+class Eigenpairs(_Pairs):
+    """(values, vectors, residuals, converged, products), values ascending; also `status`.
+
+    An eigenvalue of A lies within residuals[i] of values[i], converged or not; column i of
+    `vectors`, (n, k), belongs to it. All but the vectors are float64 (k,), or bool.
+    """
+
+    status: Status
+    """Why the iteration ended."""
+
+    def __new__(
+        cls,
+        values: Tensor,
+        vectors: Tensor,
+        residuals: Tensor,
+        converged: Tensor,
+        products: int,
+        status: Status,
+    ) -> Eigenpairs:
+        pairs = super().__new__(cls, values, vectors, residuals, converged, products)
+        pairs.status = status
+        return pairs
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """k eigenvalues at these ends of the spectrum, to this relative accuracy."""
+
+    k: int
+    which: Which
+    rtol: float
+    eps: float
+
+    def among(self, values: Tensor, k: int | None = None) -> Tensor:
+        """Indices of the k wanted among ascending values, ascending."""
+        last = len(values)
+        k = min(self.k if k is None else k, last)
+        if self.which == "LM":
+            return values.abs().argsort()[last - k :].sort().values
+        low = {"LA": 0, "SA": k, "BE": k // 2}[self.which]
+        return torch.cat([torch.arange(low), torch.arange(last - (k - low), last)])
+
+    def tolerance(self, values: Tensor, largest: float) -> Tensor:
+        """How large a residual may be: relative to the value, or at the level of rounding."""
+        return torch.clamp(self.rtol * values.abs(), min=16 * self.eps * largest)
+
+
+def recomputed(
+    basis: Basis, wanted: Wanted, largest: float, *, at_once: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, residuals and convergence of the first k rows, from products of their own."""
+    A, pairs = basis.A, []
+    k = wanted.k
+    for start in range(0, k, at_once):
+        stop = min(start + at_once, k)
+        for i in range(start, stop):
+            basis[i] = basis[i] / norm(basis[i])
+        block = basis.block(start, stop)
+        products = A._matmat(block) if stop - start > 1 else A._matvec(block[:, 0])[:, None]
+        for u, Au in zip(block.T, products.T, strict=True):
+            theta = A.inner(u, Au)
+            pairs.append((theta, norm(Au - theta * u)))
+    values, residuals = torch.tensor(pairs, dtype=torch.float64).T
+    converged = residuals <= wanted.tolerance(values, largest)
+    return values, residuals + 16 * wanted.eps * largest, converged

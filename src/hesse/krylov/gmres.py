@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GMRES with restarts: the least residual over the Krylov space, for any square system.
+
+The Arnoldi process builds an orthonormal basis V of the space, rotations make the projected matrix
+triangular as it grows, and x is formed at the end of a cycle. The preconditioner stands on the
+right, so that the residual is the true one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hesse.errors import ArgumentError, ShapeError, Status
+from hesse.krylov.cg import precondition
+from hesse.krylov.solution import Solution
+from hesse.krylov.system import SolverState, System, after_step, iterate, repeat, solution_of
+from hesse.vectors import norm
+
+
+@dataclass
+class GmresState(SolverState):
+    """The iteration after a step; x and `residual` are those at the beginning of the cycle.
+
+    V has the basis as rows, `triangle` the columns of Q'H, g is Q' |r| e_1.
+    """
+
+    V: Tensor | None = None
+    triangle: list[list[float]] = field(default_factory=list)
+    rotations: list[list[float]] = field(default_factory=list)
+    g: list[float] = field(default_factory=list)
+
+
+def gmres(system: System, restart: int = 30) -> Solution:
+    r"""Solve A x = b for square A by the method of generalised minimal residuals, GMRES(m).
+
+    $$ A M V_k = V_{k+1} H_k, \qquad x_k = x_0 + M V_k y_k, \qquad
+       y_k = \arg\min_y \lVert \lVert r_0 \rVert e_1 - H_k y \rVert $$
+
+    Args:
+        system: what to solve; M need not be symmetric.
+        restart: m, the dimension of the space after which a new one is begun.
+
+    Returns:
+        Solution. STAGNATED when a whole cycle gains nothing, or when the space is complete and
+        holds no solution: then A is singular, or so to rounding.
+
+    Cost: one product an iteration; one more at every restart, for a nonzero x0 and to verify. None
+        if b = 0. Vectors: m + 1 for the basis, x, r, and four more.
+
+    Raises:
+        HesseError: A not square; restart < 1.
+
+    References:
+        Saad & Schultz 1986, doi:10.1137/0907058.
+
+    >>> from hesse.operators import dense_operator
+    >>> A = dense_operator(torch.tensor([[1.0, 1.0], [0.0, 2.0]]))
+    >>> solution = gmres(System(A, torch.tensor([3.0, 2.0])))
+    >>> solution.x, solution.iterations, solution.products
+    (tensor([2.0000, 1.0000]), 2, 3)
+    """
+    m = min(_checked(system, restart), system.A.shape[1])
+    x, residual, products = system.start()
+    r_norm = norm(residual)
+    state = GmresState(x, residual, r_norm, products=products, history=[r_norm])
+    iterate(system, state, lambda: _descend(system, state, m))
+    if state.status is Status.INTERRUPTED:
+        _end_cycle(system, state)
+    return solution_of(state, "gmres")
+
+
+def _descend(system: System, state: GmresState, m: int) -> Status:
+    """Steps until a rule ends them."""
+    status = repeat(system, state, lambda: _step(system, state, m))
+    _end_cycle(system, state)
+    return status
+
+
+def _step(system: System, state: GmresState, m: int) -> Status:
+    """One step; UNFINISHED to go on."""
+    if len(state.triangle) == m:
+        status = _restart(system, state)
+        if status is not Status.UNFINISHED:
+            return status
+    if not state.g:
+        _begin_cycle(state, m)
+    V, k = state.V, len(state.triangle)
+    assert V is not None
+    w = system.A._matvec(precondition(system.preconditioner, V[k]))
+    state.products += 1
+    size = norm(w)
+    if not math.isfinite(size):
+        return Status.NOT_FINITE
+    w, h = _orthogonalise(system, V[: k + 1], w)
+    rest, smallest = norm(w), 10 * torch.finfo(w.dtype).eps * size
+    if rest <= smallest:
+        rest = 0.0  # the space is complete
+    if not _rotate(state, [*h, rest], smallest):
+        return Status.STAGNATED
+    if rest > 0.0:
+        V[k + 1] = w / rest
+    state.iteration += 1
+    return after_step(system, state)
+
+
+def _begin_cycle(state: GmresState, m: int) -> None:
+    r = state.residual
+    if state.V is None:
+        state.V = r.new_zeros(m + 1, r.numel())
+    state.V[0] = r / state.residual_norm
+    state.g = [state.residual_norm]
+
+
+def _orthogonalise(system: System, V: Tensor, w: Tensor) -> tuple[Tensor, list[float]]:
+    """w without its components in the rows of V, and these. Twice is enough."""
+    h = system.A.inners(V, w)
+    w = w - h @ V
+    correction = system.A.inners(V, w)
+    return w - correction @ V, (h.double() + correction.double()).tolist()
+
+
+def _rotate(state: GmresState, h: list[float], smallest: float) -> bool:
+    """Make a column of H one of the triangle; False, changing nothing, if that is singular."""
+    for i, (c, s) in enumerate(state.rotations):
+        h[i], h[i + 1] = c * h[i] + s * h[i + 1], c * h[i + 1] - s * h[i]
+    above, a, b = h[:-2], h[-2], h[-1]
+    diagonal = math.hypot(a, b)
+    if diagonal <= smallest:
+        return False
+    c, s = a / diagonal, b / diagonal
+    state.rotations.append([c, s])
+    state.triangle.append([*above, diagonal])
+    state.g[-1:] = [c * state.g[-1], -s * state.g[-1]]
+    state.residual_norm = abs(state.g[-1])
+    return True
+
+
+def _restart(system: System, state: GmresState) -> Status:
+    """A new cycle from the recomputed residual, if the last one has gained anything."""
+    gain = 1.0 - state.residual_norm / norm(state.residual)
+    if gain <= torch.finfo(state.x.dtype).eps ** 0.5:
+        return Status.STAGNATED
+    _end_cycle(system, state)
+    state.recompute(system)
+    return Status.CONVERGED if state.is_solved(system) else Status.UNFINISHED
+
+
+def _end_cycle(system: System, state: GmresState) -> None:
+    """x + M V y for the y of least residual."""
+    if state.triangle:
+        assert state.V is not None
+        y = _back_substitute(state.triangle, state.g).to(state.x)
+        state.x += precondition(system.preconditioner, y @ state.V[: len(y)])
+    state.triangle, state.rotations, state.g = [], [], []
+
+
+def _back_substitute(triangle: list[list[float]], g: list[float]) -> Tensor:
+    k = len(triangle)
+    R = torch.zeros(k, k, dtype=torch.float64)
+    for j, column in enumerate(triangle):
+        R[: j + 1, j] = torch.tensor(column, dtype=torch.float64)
+    right = torch.tensor(g[:k], dtype=torch.float64)
+    return torch.linalg.solve_triangular(R, right[:, None], upper=True)[:, 0]
+
+
+def _checked(system: System, restart: int) -> int:
+    rows, columns = system.A.shape
+    if rows != columns:
+        raise ShapeError(
+            f"gmres({system.A}, b)",
+            expected="a square operator",
+            got=f"shape {system.A.shape}",
+            remedy="Use method='lsmr' for least squares.",
+        )
+    if restart < 1:
+        raise ArgumentError(
+            f"gmres({system.A}, b, restart={restart})",
+            expected="restart >= 1",
+            got=repr(restart),
+            remedy="Leave it out for 30.",
+        )
+    return restart

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Preconditioners: operators M close to the inverse of A, from a few products, one method a file.
+
+jacobi              the diagonal: for variables of different scales; where that is not the
+                    trouble, as in many networks, it may do harm
+block_jacobi        the diagonal blocks: for groups of variables that are strongly coupled
+nystrom             the large eigenvalues: for a spectrum that falls fast, with damping
+pivoted_cholesky    a few columns: as nystrom, for a matrix whose diagonal is known
+quasi_newton        what an earlier run with a similar matrix has seen; takes no products
+
+Each is symmetric positive definite by construction, and says in `products` what it has cost.
+"""
+
+from hesse.krylov.preconditioners.block_jacobi import block_jacobi
+from hesse.krylov.preconditioners.choose import as_preconditioner
+from hesse.krylov.preconditioners.jacobi import jacobi
+from hesse.krylov.preconditioners.nystrom import nystrom
+from hesse.krylov.preconditioners.pivoted_cholesky import pivoted_cholesky
+from hesse.krylov.preconditioners.preconditioner import Preconditioner
+from hesse.krylov.preconditioners.quasi_newton import quasi_newton
+
+__all__ = [
+    "Preconditioner",
+    "as_preconditioner",
+    "block_jacobi",
+    "jacobi",
+    "nystrom",
+    "pivoted_cholesky",
+    "quasi_newton",
+]

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A preconditioner from what a caller gives: nothing, an operator, a matrix, or a method's name."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hesse.errors import ArgumentError, ShapeError, check_choice
+from hesse.krylov.preconditioners.block_jacobi import block_jacobi
+from hesse.krylov.preconditioners.jacobi import jacobi
+from hesse.krylov.preconditioners.nystrom import nystrom
+from hesse.krylov.preconditioners.pivoted_cholesky import pivoted_cholesky
+from hesse.krylov.preconditioners.preconditioner import Preconditioner
+from hesse.operators.base import LinearOperator
+from hesse.operators.dense import aslinearoperator
+
+_MOST_DIRECTIONS = 160  # of Nystrom's, which stops before where damping covers the rest
+
+NAMES = ["jacobi", "block-jacobi", "nystrom", "pivoted-cholesky"]
+"""The methods that need nothing but A."""
+
+
+def as_preconditioner(
+    given: LinearOperator | Tensor | str | None,
+    A: LinearOperator,
+    generator: torch.Generator | None,
+    call: str,
+) -> Preconditioner | None:
+    """The preconditioner for A that `given` stands for, in A's space; None for None.
+
+    Its `products` are those that this call has taken: none for an operator that was made before.
+
+    Raises:
+        HesseError: an unknown name; an operator of another shape, dtype or device than A's.
+
+    >>> from hesse.operators import diagonal_operator
+    >>> A = diagonal_operator(torch.tensor([1.0, 4.0]))
+    >>> as_preconditioner("jacobi", A, None, "solve(A, b)") @ torch.ones(2)
+    tensor([1.0000, 0.2500])
+    """
+    if given is None:
+        return None
+    if isinstance(given, str):
+        return _named(given, A, generator, call)
+    M = aslinearoperator(given)._in_space(A.domain)
+    if M.shape != A.shape:
+        raise ShapeError(
+            call,
+            expected=f"a preconditioner of shape {A.shape}",
+            got=f"shape {M.shape}",
+            remedy="Give an operator close to the inverse of A.",
+        )
+    A.domain.common(M.domain, f"{call} with preconditioner={M}")
+    return Preconditioner(M, products=0)
+
+
+def _named(
+    name: str, A: LinearOperator, generator: torch.Generator | None, call: str
+) -> Preconditioner:
+    if name == "quasi-newton":
+        raise ArgumentError(
+            call,
+            expected="pairs (s, y) for a quasi-Newton preconditioner, which has no others to use",
+            got="its name alone",
+            remedy="Pass preconditioner=hesse.krylov.preconditioners.quasi_newton(pairs).",
+        )
+    check_choice("preconditioner", name, NAMES, call)
+    if name == "jacobi":
+        return jacobi(A, generator=generator)
+    if name == "block-jacobi":
+        return block_jacobi(A, generator=generator)
+    if name == "nystrom":
+        return nystrom(A, max_rank=_MOST_DIRECTIONS, generator=generator)
+    return pivoted_cholesky(A)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Preconditioner`: an approximate inverse with its price; and what all its makers check."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hesse.errors import ArgumentError, NonFiniteError, OperatorError
+from hesse.operators.base import LinearOperator
+
+
+class Preconditioner(LinearOperator):
+    """M, close to the inverse of some A, and the products with A that making it took.
+
+    >>> from hesse.operators import identity_operator
+    >>> M = Preconditioner(2.0 * identity_operator(2), products=3)
+    >>> M @ torch.ones(2), M.products
+    (tensor([2., 2.]), 3)
+    """
+
+    def __init__(self, M: LinearOperator, products: int) -> None:
+        super().__init__(M.domain, M.codomain, symmetric=M.symmetric)
+        self.M, self.products = M, products
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self.M._matvec(v)
+
+    def _rmatvec(self, u: Tensor) -> Tensor:
+        return self.M._rmatvec(u)
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        return self.M._matmat(block)
+
+    def _rmatmat(self, block: Tensor) -> Tensor:
+        return self.M._rmatmat(block)
+
+    def inner(self, u: Tensor, v: Tensor) -> float:
+        return self.M.inner(u, v)
+
+    def inners(self, basis: Tensor, v: Tensor) -> Tensor:
+        return self.M.inners(basis, v)
+
+    def _inverse(self) -> LinearOperator | None:
+        return self.M._inverse()
+
+    def _diagonal(self) -> Tensor | None:
+        return self.M._diagonal()
+
+
+def check_symmetric(A: LinearOperator, call: str) -> None:
+    """Raise unless A is tagged symmetric."""
+    if not A.symmetric:
+        raise OperatorError(
+            call,
+            expected="a symmetric operator",
+            got="one that is not known to be symmetric",
+            remedy="Pass symmetric=True if A = A'.",
+        )
+
+
+def check_at_least(name: str, value: float, least: int, call: str) -> None:
+    """Raise unless an argument is at least so large."""
+    if not value >= least:
+        raise ArgumentError(
+            call,
+            expected=f"{name} >= {least}",
+            got=repr(value),
+            remedy="Leave it out for the default.",
+        )
+
+
+def finite_products(A: LinearOperator, block: Tensor, call: str) -> Tensor:
+    """A V, which must be finite."""
+    products = A._matmat(block)
+    if not bool(torch.isfinite(products).all()):
+        raise NonFiniteError(
+            call,
+            expected="finite products",
+            got="NaN or Inf in A V",
+            remedy="Check the operator with hesse.testing.check_operator.",
+        )
+    return products
+
+
+def not_semidefinite(call: str, got: str) -> OperatorError:
+    """The error for an A that turns out to have a negative eigenvalue."""
+    return OperatorError(
+        call,
+        expected="a positive semi-definite operator",
+        got=got,
+        remedy="Use a Gauss-Newton matrix, or add damping; hesse.krylov.preconditioners.jacobi "
+        "takes absolute values.",
+    )

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limited-memory BFGS as a preconditioner: what steps in an earlier system have told about A.
+
+Steps s with their products y = A s come for free from an earlier run: of conjugate gradients, the
+differences of two iterates and of their residuals (r_k - r_{k+1}). They precondition the next
+system, with the same matrix or a similar one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hesse.errors import ArgumentError, NonFiniteError, OperatorError
+from hesse.krylov.preconditioners.preconditioner import Preconditioner, check_at_least
+from hesse.operators.base import LinearOperator
+from hesse.vectors import Space, Tree, dot, norm
+
+
+class LimitedMemoryBFGS(LinearOperator):
+    """The BFGS approximation of an inverse from the rows of S and Y, latest last."""
+
+    def __init__(self, space: Space, S: Tensor, Y: Tensor) -> None:
+        super().__init__(space, symmetric=True)
+        self.S, self.Y = S, Y
+        self.rho = [1.0 / dot(s, y) for s, y in zip(S, Y, strict=True)]
+        self.gamma = 1.0 / (self.rho[-1] * dot(Y[-1], Y[-1]))
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        """The two-loop recursion."""
+        pairs = list(zip(self.S, self.Y, self.rho, strict=True))
+        q, alphas = v.clone(), []
+        for s, y, rho in reversed(pairs):
+            alphas.append(rho * dot(s, q))
+            q.sub_(y, alpha=alphas[-1])
+        q.mul_(self.gamma)
+        for (s, y, rho), alpha in zip(pairs, reversed(alphas), strict=True):
+            q.add_(s, alpha=alpha - rho * dot(y, q))
+        return q
+
+
+def quasi_newton(pairs: Sequence[tuple[Tree, Tree]], memory: int = 20) -> Preconditioner:
+    r"""The limited-memory BFGS approximation of A^-1 from pairs (s, y = A s) of an earlier run.
+
+    $$ M_{k+1} = (I - \rho_k s_k y_k^T)\, M_k\, (I - \rho_k y_k s_k^T) + \rho_k s_k s_k^T, \qquad
+       \rho_k = \frac{1}{y_k^T s_k}, \quad M_0 = \frac{s^T y}{y^T y} I $$
+
+    Of more than `memory` pairs those spread evenly over the run are taken. A pair that shows no
+    positive curvature, s'y <= eps |s| |y|, is left out: that keeps M positive definite.
+
+    Args:
+        pairs: (s, y), oldest first: flat vectors, or trees of one structure.
+        memory: the most pairs to use.
+
+    Cost: no products; 2 `memory` vectors, and 8 n `memory` operations a product with M.
+
+    Raises:
+        HesseError: no pair of positive curvature; NaN; trees of different structures.
+
+    References: Morales & Nocedal 2000, doi:10.1137/S1052623497327854; Nocedal 1980,
+        doi:10.1090/S0025-5718-1980-0572855-7.
+
+    >>> A = torch.diag(torch.tensor([1.0, 4.0]))
+    >>> M = quasi_newton([(s, A @ s) for s in torch.eye(2)])
+    >>> M @ torch.tensor([1.0, 4.0])
+    tensor([1., 1.])
+    """
+    call = "quasi_newton(pairs)"
+    check_at_least("memory", memory, 1, call)
+    if len(pairs) == 0:
+        raise ArgumentError(
+            call,
+            expected="at least one pair (s, y)",
+            got="none",
+            remedy="Collect steps s and their products y = A s, as of iterates and residuals.",
+        )
+    space = Space.of(pairs[0][0], call=call, what="s")
+    S, Y = (
+        torch.stack([space.flatten(pair[i], call=call, what=what) for pair in pairs])
+        for i, what in enumerate("sy")
+    )
+    kept = [i for i in range(len(S)) if _curves_upwards(S[i], Y[i], call)]
+    if not kept:
+        raise OperatorError(
+            call,
+            expected="a pair with s'y > 0",
+            got=f"none among {len(pairs)}",
+            remedy="Take steps from a run with a positive definite operator; add damping.",
+        )
+    chosen = _evenly(kept, memory)
+    return Preconditioner(LimitedMemoryBFGS(space, S[chosen], Y[chosen]), products=0)
+
+
+def _curves_upwards(s: Tensor, y: Tensor, call: str) -> bool:
+    """Whether s'y > 0 beyond rounding."""
+    if not bool(torch.isfinite(s).all() and torch.isfinite(y).all()):
+        raise NonFiniteError(
+            call,
+            expected="finite pairs",
+            got="NaN or Inf in a pair",
+            remedy="Leave out what came after the run broke down.",
+        )
+    return dot(s, y) > torch.finfo(s.dtype).eps * norm(s) * norm(y)
+
+
+def _evenly(indices: list[int], count: int) -> list[int]:
+    """At most `count` of them, the first and the last among them, spread evenly."""
+    if len(indices) <= count:
+        return indices
+    if count == 1:
+        return indices[-1:]
+    last = len(indices) - 1
+    return [indices[round(i * last / (count - 1))] for i in range(count)]

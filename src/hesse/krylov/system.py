@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A x = b, when it counts as solved, and the loop around every iterative method.
+
+A method improves the state until its own recurrence says that the residual is small enough. What
+the recurrence says is then verified: the residual is recomputed from x, and if it is too large, the
+method goes on from the recomputed one as long as that still helps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.checkpoint import Checkpoint
+from hesse.errors import NonFiniteError, Status
+from hesse.krylov.solution import Solution
+from hesse.operators.base import LinearOperator
+from hesse.progress import Run
+from hesse.vectors import norm
+
+
+@dataclass
+class System:
+    """A x = b with flat vectors, the tolerance, and the limits of the iteration."""
+
+    A: LinearOperator
+    b: Tensor
+    x0: Tensor | None = None
+    preconditioner: LinearOperator | None = None
+    rtol: float = 1e-5
+    atol: float = 0.0
+    max_iterations: int | None = None
+    run: Run = field(default_factory=lambda: Run("solve"))
+    checkpoint: Checkpoint | None = None
+
+    def __post_init__(self) -> None:
+        self.b_norm = self._finite_norm("b", self.b)
+        if self.x0 is not None:
+            self._finite_norm("x0", self.x0)
+        self.tolerance = max(self.rtol * self.b_norm, self.atol)
+        self.limit = 10 * self.A.shape[1] if self.max_iterations is None else self.max_iterations
+
+    def _finite_norm(self, name: str, vector: Tensor) -> float:
+        size = norm(vector.reshape(-1))
+        if math.isfinite(size):
+            return size
+        raise NonFiniteError(
+            f"hesse.solve({self.A}, b)",
+            expected=f"a finite {name}",
+            got=f"|{name}| = {size}",
+            remedy=f"Check {name} for NaN and Inf.",
+        )
+
+    def start(self) -> tuple[Tensor, Tensor, int]:
+        """x0, its residual, and the products that took: none where there is no x0 or b = 0."""
+        if self.x0 is None or self.b_norm == 0.0 or not bool(self.x0.any()):
+            return self.A.domain.zeros(), self.b.clone(), 0
+        return self.x0.clone(), self.b - self.A._matvec(self.x0), 1
+
+    def column(self, j: int) -> System:
+        """The system of one column of a block b."""
+        x0 = None if self.x0 is None else self.x0[:, j].contiguous()
+        checkpoint = None if self.checkpoint is None else self.checkpoint.part(f"column-{j}")
+        return replace(self, b=self.b[:, j].contiguous(), x0=x0, checkpoint=checkpoint)
+
+    def save(self, state: Any, *, now: bool = False) -> None:
+        """Write the state to the checkpoint, if there is one."""
+        if self.checkpoint is not None:
+            self.checkpoint.save(state, now=now)
+
+    def resume(self, state: Any) -> None:
+        """Go on from the checkpoint, if there is one."""
+        if self.checkpoint is not None:
+            self.checkpoint.resume(state)
+
+
+@dataclass
+class SolverState:
+    """The iteration after a step: what callbacks, stopping rules and tests look at."""
+
+    x: Tensor
+    residual: Tensor
+    residual_norm: float
+    iteration: int = 0
+    products: int = 0
+    verified_norm: float = math.inf
+    history: list[float] = field(default_factory=list)
+    direction: Tensor | None = None
+    status: Status = Status.UNFINISHED
+
+    def is_solved(self, system: System) -> bool:
+        """Whether the residual meets the tolerance."""
+        return self.residual_norm <= system.tolerance
+
+    def recompute(self, system: System) -> None:
+        """Replace the residual of the recurrence by b - A x. One product."""
+        self.residual = system.b - system.A._matvec(self.x)
+        self.products += 1
+        self.residual_norm = norm(self.residual)
+
+
+Descend = Callable[[], Status]
+"""Take steps, from the residual in the state, until a rule ends them."""
+
+_MAY_CONVERGE = {
+    Status.CONVERGED,
+    Status.MAX_ITERATIONS,
+    Status.MAX_PRODUCTS,
+    Status.MAX_SECONDS,
+    Status.TRUNCATED,
+    Status.STOPPED,
+}
+_FINAL = {
+    Status.CONVERGED,
+    Status.NEGATIVE_CURVATURE,
+    Status.BOUNDARY,
+    Status.LEAST_SQUARES,
+    Status.STAGNATED,
+}
+
+
+def iterate(system: System, state: SolverState, descend: Descend, *, verify: bool = True) -> Status:
+    """Descend until done, verify the residual, and descend again from it while that helps."""
+    system.resume(state)
+    if state.status not in _FINAL:
+        state.status = Status.UNFINISHED
+        with system.run as run:
+            state.status = _iterate(system, state, descend, verify)
+        if run.status is Status.INTERRUPTED:
+            state.status = Status.INTERRUPTED
+        system.save(state, now=True)
+    return state.status
+
+
+def _iterate(system: System, state: SolverState, descend: Descend, verify: bool) -> Status:
+    while True:
+        status = descend()
+        if state.iteration == 0:
+            return status
+        if not verify:
+            return Status.TRUNCATED if status is Status.CONVERGED else status
+        if status in (Status.NOT_FINITE, Status.LEAST_SQUARES):  # the method verified the latter
+            return status
+        state.recompute(system)
+        if not math.isfinite(state.residual_norm):
+            return Status.NOT_FINITE
+        if state.is_solved(system) and status in _MAY_CONVERGE:
+            return Status.CONVERGED
+        if status is not Status.CONVERGED:
+            return status
+        if state.residual_norm > 0.5 * state.verified_norm:
+            return Status.STAGNATED
+        state.verified_norm = state.residual_norm
+
+
+def repeat(system: System, state: SolverState, step: Descend) -> Status:
+    """Take steps, unless the system is solved already, until one of them ends the iteration."""
+    if state.is_solved(system):
+        return Status.CONVERGED
+    if state.iteration >= system.limit:
+        return Status.MAX_ITERATIONS
+    status = Status.UNFINISHED
+    while status is Status.UNFINISHED:
+        status = step()
+    return status
+
+
+def after_step(system: System, state: SolverState) -> Status:
+    """Record the step that was taken; UNFINISHED to go on."""
+    state.history.append(state.residual_norm)
+    if state.is_solved(system):
+        return Status.CONVERGED
+    if not system.run.after_step(state):
+        return system.run.status
+    system.save(state)
+    return Status.UNFINISHED if state.iteration < system.limit else Status.MAX_ITERATIONS
+
+
+def solution_of(state: SolverState, method: str, **fields: Any) -> Solution:
+    """What the solver returns."""
+    return Solution(
+        x=state.x,
+        converged=state.status is Status.CONVERGED,
+        status=state.status,
+        residual_norm=state.residual_norm,
+        products=state.products,
+        iterations=state.iteration,
+        history=state.history,
+        direction=state.direction,
+        method=method,
+        **fields,
+    )
+
+
+def is_flat(pAp: float, p: Tensor, Ap: Tensor) -> bool:
+    """Whether p'Ap <= 0 to rounding: |p'Ap| below eps |p||Ap| is indistinguishable from zero."""
+    return pAp <= 0.0 or pAp <= torch.finfo(p.dtype).eps * norm(p) * norm(Ap)

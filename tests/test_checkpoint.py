@@ -1,0 +1,176 @@
+"""A run that is killed at any moment goes on to the same bits, and only with the same question."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+from hesse.checkpoint import Checkpoint
+from hesse.errors import ArgumentError, HesseError, Status
+from hesse.estimators import trace
+from hesse.krylov import eigsh, solve
+from hesse.operators import dense_operator, function_operator
+from hesse.testing import CountingOperator
+
+DOUBLE = torch.float64
+N = 150
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def matrix(seed=0):
+    M = torch.randn(N, N, generator=seeded(seed), dtype=DOUBLE)
+    return M @ M.T / N + 0.01 * torch.eye(N, dtype=DOUBLE)
+
+
+def slow_operator():
+    """A matrix whose products take a millisecond."""
+    M = matrix()
+
+    def product(v):
+        time.sleep(1e-3)
+        return M @ v
+
+    return function_operator(product, N, symmetric=True, dtype=DOUBLE)
+
+
+def eigenpairs(path):
+    pairs = eigsh(slow_operator(), 4, "SA", basis_size=20, generator=seeded(1), checkpoint=path)
+    return pairs.values, pairs.vectors, torch.tensor(pairs.products)
+
+
+def block_eigenpairs(path):
+    pairs = eigsh(slow_operator(), 3, block_size=2, generator=seeded(2), checkpoint=path)
+    return pairs.values, pairs.vectors, torch.tensor(pairs.products)
+
+
+def a_trace(path):
+    estimate = trace(
+        slow_operator(), method="hutchinson", rtol=0, max_products=300, generator=seeded(3),
+        checkpoint=path,
+    )  # fmt: skip
+    return torch.tensor(estimate.value), torch.tensor(estimate.standard_error)
+
+
+def auto_trace(path):
+    estimate = trace(slow_operator(), rtol=1e-3, generator=seeded(4), checkpoint=path)
+    return torch.tensor(estimate.value), torch.tensor(estimate.standard_error)
+
+
+def solution_by(method):
+    def run(path):
+        b = torch.ones(N, dtype=DOUBLE)
+        solution = solve(slow_operator(), b, method, rtol=1e-11, checkpoint=path)
+        return solution.x, torch.tensor(solution.products), torch.tensor(solution.history)
+
+    return run
+
+
+RUNS = {
+    "eigsh": eigenpairs,
+    "eigsh in blocks": block_eigenpairs,
+    "trace": a_trace,
+    "trace auto": auto_trace,
+    **{method: solution_by(method) for method in ("cg", "minres", "lsmr", "gmres")},
+}
+
+
+def same(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def kill_after(seconds, run, path):
+    """Whether a process that runs this had to be killed after so many seconds."""
+    process = multiprocessing.get_context("fork").Process(target=run, args=(path,))
+    process.start()
+    process.join(seconds)
+    alive = process.is_alive()
+    if alive:
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return alive
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_killed_at_random_moments_it_goes_on_to_the_same_bits(name, tmp_path):
+    run, killed = RUNS[name], 0
+    expected = run(tmp_path / "undisturbed")
+    began = time.monotonic()
+    run(None)
+    whole, moments = time.monotonic() - began, random.Random(name)
+    for trial in range(20 if name in ("eigsh", "trace") else 5):
+        path = tmp_path / f"run-{trial}"
+        killed += kill_after(whole * moments.uniform(0.1, 0.9), run, path)
+        assert same(run(path), expected)
+    assert killed >= 3
+
+
+@pytest.mark.parametrize("name", ["eigsh", "cg", "minres"])
+def test_after_the_end_it_answers_from_the_file(name, tmp_path):
+    path = tmp_path / "run"
+    first = RUNS[name](path)
+    assert same(RUNS[name](path), first)
+
+
+def test_ctrl_c_leaves_a_file_to_go_on_from(tmp_path):
+    path, M = tmp_path / "run.safetensors", matrix()
+
+    def interrupt(state):
+        if state.products == 25:
+            raise KeyboardInterrupt
+
+    whole = eigsh(M, 3, "SA", generator=seeded())
+    broken = eigsh(M, 3, "SA", generator=seeded(), checkpoint=path, callback=interrupt)
+    assert broken.status is Status.INTERRUPTED
+    A = CountingOperator(dense_operator(M))
+    rest = eigsh(A, 3, "SA", generator=seeded(), checkpoint=path)
+    assert torch.equal(rest.vectors, whole.vectors)
+    assert A.products == rest.products - 25 + 1  # one to recognise the operator
+
+
+def test_a_limit_that_was_reached_may_be_raised(tmp_path):
+    path, M, b = tmp_path / "run", matrix(), torch.ones(N, dtype=DOUBLE)
+    short = solve(M, b, "cg", rtol=1e-10, max_iterations=10, checkpoint=path)
+    assert short.status is Status.MAX_ITERATIONS
+    longer = solve(M, b, "cg", rtol=1e-10, checkpoint=path)
+    assert longer.converged
+    assert longer.iterations > 10
+
+
+def test_another_question_or_operator_is_refused(tmp_path):
+    path, M = tmp_path / "run", matrix()
+    eigsh(M, 3, generator=seeded(), checkpoint=path)
+    with pytest.raises(ArgumentError, match="k = 2"):
+        eigsh(M, 2, generator=seeded(), checkpoint=path)
+    with pytest.raises(ArgumentError, match="with this operator"):
+        eigsh(matrix(1), 3, generator=seeded(), checkpoint=path)
+    with pytest.raises(ArgumentError, match="dtype"):
+        eigsh(M.float(), 3, generator=seeded(), checkpoint=path)
+    with pytest.raises(ArgumentError, match="call = solve"):
+        solve(M, torch.ones(N, dtype=DOUBLE), "cg", checkpoint=path)
+    other = tmp_path / "other"
+    other.write_bytes(b"not a checkpoint")
+    with pytest.raises(HesseError):
+        eigsh(M, 3, checkpoint=other)
+
+
+def test_nothing_is_ever_half_written(tmp_path, monkeypatch):
+    path, A = tmp_path / "run", dense_operator(matrix())
+    eigsh(A, 2, generator=seeded(), checkpoint=path)
+    before = path.read_bytes()
+
+    def disk_full(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("hesse.checkpoint.save_file", disk_full)
+    checkpoint = Checkpoint(path, A, call="eigsh")
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.save(seeded(), now=True)
+    assert path.read_bytes() == before

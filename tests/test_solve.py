@@ -1,0 +1,342 @@
+"""One table: every method, kind of operator, dtype and form of b, against a dense oracle."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from hesse.errors import ArgumentError, HesseError, OperatorError, ShapeError, Status
+from hesse.krylov import solve
+from hesse.operators import (
+    LinearOperator,
+    block_diagonal_operator,
+    dense_operator,
+    diagonal_operator,
+    function_operator,
+    hessian_operator,
+    identity_operator,
+    kronecker_operator,
+    low_rank_operator,
+)
+from hesse.testing import CountingOperator
+
+DOUBLE = torch.float64
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape, seed=0, dtype=DOUBLE):
+    return torch.randn(*shape, generator=seeded(seed), dtype=DOUBLE).to(dtype)
+
+
+def spectral(values, seed=0, dtype=DOUBLE):
+    """A symmetric matrix with these eigenvalues."""
+    values = torch.as_tensor(values, dtype=DOUBLE)
+    Q, _ = torch.linalg.qr(normal(len(values), len(values), seed=seed))
+    M = Q @ torch.diag(values) @ Q.T
+    return ((M + M.T) / 2).to(dtype)
+
+
+class Hidden(LinearOperator):
+    """A matrix that shows nothing but its products."""
+
+    def __init__(self, matrix, *, symmetric):
+        dense = dense_operator(matrix)
+        super().__init__(dense.domain, dense.codomain, symmetric=symmetric)
+        self.M = matrix
+
+    def _matvec(self, v):
+        return self.M @ v
+
+    def _rmatvec(self, u):
+        return self.M.T @ u
+
+
+N = 24
+DEFINITE = torch.linspace(1.0, 6.0, N)
+INDEFINITE = torch.cat([-DEFINITE[: N // 3], DEFINITE[N // 3 :]])
+
+
+def kinds(dtype):
+    """(kind, operator) of symmetric positive definite operators of dimension 24."""
+    M = spectral(DEFINITE, dtype=dtype)
+    U = normal(N, 3, seed=1, dtype=dtype) / 5
+    d, hidden = torch.linspace(1.0, 3.0, N, dtype=dtype), Hidden(M, symmetric=False)
+    A, B = (
+        spectral(torch.linspace(1, 2, 4), dtype=dtype),
+        spectral(torch.linspace(1, 3, 6), dtype=dtype),
+    )
+    return {
+        "dense": dense_operator(M),
+        "hidden": Hidden(M, symmetric=True),
+        "function": function_operator(lambda v: M @ v, N, symmetric=True, dtype=dtype),
+        "diagonal": diagonal_operator(d),
+        "identity": 2.0 * identity_operator(N, dtype),
+        "sum": dense_operator(M) + 0.5 * identity_operator(N),
+        "low rank": low_rank_operator(U, torch.ones(3, dtype=dtype)) + identity_operator(N),
+        "blocks": block_diagonal_operator([A, spectral(torch.linspace(1, 2, 20), dtype=dtype)]),
+        "kronecker": kronecker_operator(A, B),
+        "gram": hidden.T @ hidden,
+        "hessian": hessian_operator(lambda x: 0.5 * x @ (M @ x), d),
+    }
+
+
+@pytest.mark.parametrize("columns", [0, 1, 3])
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])
+@pytest.mark.parametrize("kind", list(kinds(DOUBLE)))
+@pytest.mark.parametrize(
+    "method", ["auto", "cg", "block-cg", "minres", "lsmr", "gmres", "multi-shift-cg"]
+)
+def test_every_method_on_every_kind_of_operator(method, kind, dtype, columns):
+    A = CountingOperator(kinds(dtype)[kind])
+    b = normal(N, seed=2, dtype=dtype) if columns == 0 else normal(N, columns, seed=2, dtype=dtype)
+    if method == "block-cg" and columns == 0:
+        b = b[:, None]
+    shifts = {"shifts": [0.5]} if method == "multi-shift-cg" else {}
+    if shifts and columns:
+        return
+    rtol = 1e-9 if dtype == DOUBLE else 1e-4
+    solution = solve(A, b, method, rtol=rtol, **shifts)
+    dense = kinds(DOUBLE)[kind].to_dense() + 0.5 * bool(shifts) * torch.eye(N, dtype=DOUBLE)
+    assert solution.converged, solution.status
+    assert solution.products == A.products
+    assert solution.x.dtype == dtype
+    x = solution.x.double().reshape(N, -1)
+    residual = (b.double().reshape(N, -1) - dense @ x).norm(dim=0)
+    slack = 1 + 1e-2 * (dtype == torch.float32)  # the oracle's dense matrix was rounded as well
+    assert (residual <= slack * rtol * b.double().reshape(N, -1).norm(dim=0)).all()
+
+
+@pytest.mark.parametrize(
+    "kind", [k for k in kinds(DOUBLE) if k not in ("hidden", "function", "hessian", "gram")]
+)
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])
+def test_structure_gives_an_exact_solution_in_one_look(kind, dtype):
+    A = kinds(dtype)[kind]
+    b = normal(N, seed=3, dtype=dtype)
+    for method in ("direct", "auto"):
+        solution = solve(A, b, method)
+        assert (solution.method, solution.converged) == ("direct", True)
+        assert (solution.products, solution.iterations) == (1, 1)
+    block = solve(A, normal(N, 2, seed=3, dtype=dtype))
+    assert (block.method, block.converged, block.products) == ("direct", True, 2)
+
+
+@dataclass
+class Case:
+    """A system that is special, and the methods that are for it."""
+
+    M: torch.Tensor
+    b: torch.Tensor
+    methods: tuple[str, ...] = ("minres", "gmres", "lsmr", "auto")
+
+
+SINGULAR = torch.cat([torch.zeros(3), DEFINITE[3:]])
+CASES = {
+    "n = 1": Case(torch.tensor([[2.0]]), torch.tensor([3.0]), ("cg", "minres", "gmres", "lsmr")),
+    "indefinite": Case(spectral(INDEFINITE), normal(N, seed=4)),
+    "repeated": Case(spectral([1.0] * 8 + [5.0] * 16), normal(N, seed=5),
+                     ("cg", "minres", "gmres")),
+    "singular consistent": Case(spectral(SINGULAR), spectral(SINGULAR) @ normal(N, seed=6)),
+    "eigenvector": Case(spectral(DEFINITE), torch.linalg.eigh(spectral(DEFINITE))[1][:, 3],
+                        ("cg", "minres", "gmres", "lsmr")),
+    "not symmetric": Case(spectral(DEFINITE) + 0.3 * normal(N, N, seed=7), normal(N, seed=8),
+                          ("gmres", "lsmr", "auto")),
+    "tall": Case(normal(N, 9, seed=9), normal(N, 9, seed=9).sum(dim=1), ("lsmr", "auto")),
+    "wide": Case(normal(9, N, seed=9), torch.ones(9, dtype=DOUBLE), ("lsmr", "auto")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [(name, method) for name, case in CASES.items() for method in case.methods]
+)
+def test_special_systems(name, method):
+    case = CASES[name]
+    M, b = case.M.double(), case.b.double()
+    symmetric = M.shape[0] == M.shape[1] and torch.equal(M, M.T)
+    A = CountingOperator(Hidden(M, symmetric=symmetric))
+    solution = solve(A, b, method, rtol=1e-9)
+    assert solution.converged, solution.status
+    assert solution.products == A.products
+    assert float((b - M @ solution.x).norm()) <= 1e-9 * float(b.norm())
+    if name in ("singular consistent", "wide") and method in ("minres", "lsmr"):
+        torch.testing.assert_close(solution.x, torch.linalg.pinv(M, rtol=1e-10) @ b)
+    if name == "repeated":
+        assert solution.iterations == 2
+    if name == "eigenvector":
+        assert solution.iterations == 1
+
+
+@pytest.mark.parametrize("method", ["minres", "lsmr"])
+def test_an_inconsistent_system_gets_the_least_squares_solution_and_is_called_that(method):
+    M, b = spectral(SINGULAR), normal(N, seed=10)
+    solution = solve(Hidden(M, symmetric=True), b, method, rtol=1e-10)
+    assert solution.status is Status.LEAST_SQUARES
+    assert solution.converged == (method == "lsmr")  # whose question it was
+    torch.testing.assert_close(solution.x, torch.linalg.pinv(M, rtol=1e-10) @ b, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["cg", "minres", "gmres", "lsmr", "block-cg", "auto"])
+def test_nothing_wrong_is_said_at_a_condition_of_1e12(method):
+    M, b = spectral(torch.logspace(-12, 0, N)), normal(N, seed=11)
+    b = b[:, None] if method == "block-cg" else b
+    solution = solve(Hidden(M, symmetric=True), b, method, rtol=1e-8, max_iterations=300)
+    residual = float((b - M @ solution.x).norm())
+    assert solution.residual_norm == pytest.approx(residual, rel=1e-3)
+    if solution.status is not Status.LEAST_SQUARES:  # which A'r decides
+        assert solution.converged == (residual <= 1e-8 * float(b.norm()))
+    assert solution.converged or solution.status.name in (
+        "STAGNATED", "MAX_ITERATIONS", "NEGATIVE_CURVATURE", "LEAST_SQUARES",
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_indefinite_systems_never_get_a_wrong_converged():
+    for seed in range(100):
+        n = 5 + seed % 40
+        values = normal(n, seed=seed)
+        M = spectral(10.0 ** (seed % 7 - 3) * values, seed)
+        b = normal(n, seed=seed + 1)
+        for method in ("cg", "minres", "auto"):
+            solution = solve(Hidden(M, symmetric=True), b, method, rtol=1e-7)
+            residual = float((b - M @ solution.x).norm())
+            assert solution.converged == (residual <= 1e-7 * float(b.norm()))
+            if method == "cg" and not solution.converged:
+                assert solution.status is Status.NEGATIVE_CURVATURE
+            if solution.direction is not None:
+                p = solution.direction
+                assert float(p @ M @ p) <= 1e-12 * float(p @ p) * float(values.abs().max()) * 1e4
+
+
+def test_auto_goes_on_with_minres_where_curvature_is_negative():
+    M, b = spectral(INDEFINITE), normal(N, seed=12)
+    A = CountingOperator(Hidden(M, symmetric=True))
+    solution = solve(A, b, rtol=1e-10)
+    assert (solution.method, solution.converged) == ("minres", True)
+    assert solution.products == A.products
+    assert float(solution.direction @ M @ solution.direction) < 0.0
+    alone = solve(A, b, "cg")
+    assert alone.status is Status.NEGATIVE_CURVATURE
+    assert not alone.converged
+
+
+def test_all_dampings_for_the_products_of_one():
+    M, b, shifts = spectral(DEFINITE), normal(N, seed=13), [0.0, 0.1, 1.0, 10.0]
+    A = CountingOperator(Hidden(M, symmetric=True))
+    one = solve(A, b, rtol=1e-9).iterations
+    A.products = 0
+    solution = solve(A, b, shifts=shifts, rtol=1e-9)
+    assert solution.method == "multi-shift-cg"
+    assert solution.converged
+    assert solution.products == A.products <= one + 1 + len(shifts)
+    for column, s in zip(solution.x.T, shifts, strict=True):
+        exact = torch.linalg.solve(M + s * torch.eye(N, dtype=DOUBLE), b)
+        torch.testing.assert_close(column, exact, rtol=1e-7, atol=0)
+
+
+def test_damped_least_squares():
+    M, b = normal(30, 12, seed=14), normal(30, seed=15)
+    solution = solve(M, b, damping=0.7, rtol=1e-12)
+    exact = torch.linalg.solve(M.T @ M + 0.7 * torch.eye(12, dtype=DOUBLE), M.T @ b)
+    assert solution.method == "lsmr"
+    torch.testing.assert_close(solution.x, exact)
+
+
+@pytest.mark.parametrize("name", ["jacobi", "block-jacobi", "nystrom", "pivoted-cholesky"])
+def test_a_preconditioner_by_its_name(name):
+    n = 60
+    M, b = spectral(torch.logspace(3, -6, n)), normal(n, seed=16)
+    A = (dense_operator(M) if name == "pivoted-cholesky" else Hidden(M, symmetric=True)) + (
+        1e-2 * identity_operator(n)
+    )
+    counting = CountingOperator(A)
+    plain = solve(A, b, "cg", rtol=1e-8)
+    solution = solve(A, b, "cg", name, rtol=1e-8, generator=seeded())
+    assert solution.converged
+    assert float((b - A @ solution.x).norm()) <= 1e-8 * float(b.norm())
+    if name in ("nystrom", "pivoted-cholesky"):
+        assert solution.iterations < plain.iterations / 2
+    if name in ("jacobi", "block-jacobi"):  # whose cost is counted where nothing is known of A
+        assert solve(counting, b, "cg", name, generator=seeded()).products == counting.products
+
+
+@pytest.mark.parametrize("method", ["cg", "minres", "gmres", "lsmr", "block-cg"])
+def test_zero_takes_no_product_and_a_nan_is_said(method):
+    A = CountingOperator(Hidden(spectral(DEFINITE), symmetric=True))
+    b = torch.zeros(N, 1, dtype=DOUBLE) if method == "block-cg" else torch.zeros(N, dtype=DOUBLE)
+    solution = solve(A, b, method)
+    assert (solution.converged, A.products, float(solution.x.norm())) == (True, 0, 0.0)
+
+    calls = []
+
+    def broken(v):
+        calls.append(1)
+        return v * (math.nan if len(calls) > 2 else 1.0) * torch.linspace(1, 2, N, dtype=DOUBLE)
+
+    bad = function_operator(broken, N, symmetric=True, rmatvec=broken, dtype=DOUBLE)
+    solution = solve(bad, b + 1.0, method, rtol=1e-12)
+    assert solution.status is Status.NOT_FINITE
+    assert not solution.converged
+    assert torch.isfinite(solution.x).all()
+
+
+@pytest.mark.parametrize("method", ["cg", "minres", "block-cg", "multi-shift-cg"])
+def test_an_operator_that_is_not_symmetric_is_refused(method):
+    A = dense_operator(normal(5, 5))
+    b = torch.ones(5, 1, dtype=DOUBLE) if method == "block-cg" else torch.ones(5, dtype=DOUBLE)
+    shifts = {"shifts": [1.0]} if method == "multi-shift-cg" else {}
+    with pytest.raises(OperatorError, match="symmetric"):
+        solve(A, b, method, **shifts)
+
+
+@pytest.mark.parametrize("method", ["cg", "minres", "gmres", "lsmr"])
+def test_limits_callback_and_ctrl_c(method):
+    A = CountingOperator(Hidden(spectral(torch.logspace(-6, 0, N)), symmetric=True))
+    b = normal(N, seed=17)
+    solution = solve(A, b, method, rtol=1e-12, max_products=12)
+    assert solution.status is Status.MAX_PRODUCTS
+    assert solution.products == A.products <= 12
+    assert solve(A, b, method, rtol=1e-12, max_seconds=1e-9).status is Status.MAX_SECONDS
+    stopped = solve(A, b, method, rtol=1e-12, callback=lambda state: state.iteration == 3)
+    assert (stopped.status, stopped.iterations) == (Status.STOPPED, 3)
+
+    def interrupt(state):
+        if state.iteration == 4:
+            raise KeyboardInterrupt
+
+    solution = solve(A, b, method, rtol=1e-12, callback=interrupt)
+    assert (solution.status, solution.iterations) == (Status.INTERRUPTED, 4)
+
+
+def test_a_tree_a_warm_start_and_a_block_come_back_in_their_form():
+    d = {"w": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([4.0])}
+    A = diagonal_operator(d)
+    b = {"w": torch.ones(1, 2), "b": torch.ones(1)}
+    solution = solve(A, b, "cg", x0={"w": torch.zeros(1, 2), "b": torch.tensor([0.25])})
+    torch.testing.assert_close(solution.x, {k: 1 / v for k, v in d.items()})
+    block = solve(A, torch.eye(3), "cg")
+    torch.testing.assert_close(block.x, torch.diag(torch.tensor([1.0, 0.5, 0.25])))
+    assert block.residual_norms.shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"method": "minres", "radius": 1.0}, ArgumentError),
+        ({"method": "multi-shift-cg"}, ArgumentError),
+        ({"method": "cg", "damping": 1.0}, ArgumentError),
+        ({"method": "direct"}, OperatorError),
+        ({"max_products": 0}, ArgumentError),
+        ({"preconditioner": "ilu"}, ArgumentError),
+        ({"x0": torch.ones(3)}, HesseError),
+        ({"b": torch.ones(N, 0, dtype=DOUBLE)}, ShapeError),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments, error):
+    A = Hidden(spectral(DEFINITE), symmetric=True)
+    arguments = {"b": torch.ones(N, dtype=DOUBLE), **arguments}
+    with pytest.raises(error, match="remedy"):
+        solve(A, **arguments)

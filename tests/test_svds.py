@@ -1,0 +1,66 @@
+"""Singular values of rectangular operators."""
+
+import pytest
+import torch
+
+from hesse.errors import ArgumentError, Status
+from hesse.krylov.svds import svds
+from hesse.operators import dense_operator
+from hesse.testing import CountingOperator
+
+DOUBLE = torch.float64
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(1, 1, 1), (5, 3, 3), (3, 5, 2), (90, 60, 4), (60, 200, 5)]
+)
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])
+def test_agrees_with_a_dense_decomposition(m, n, k, dtype):
+    M = torch.randn(m, n, generator=seeded(m), dtype=dtype)
+    A = CountingOperator(dense_operator(M))
+    U, S, V = triplets = svds(A, k, generator=seeded())
+    exact = torch.linalg.svdvals(M.double())
+    rtol = 1e-10 if dtype == DOUBLE else 1e-5
+    torch.testing.assert_close(S, exact[:k], rtol=rtol, atol=0)
+    assert triplets.converged.all()
+    assert triplets.products == A.products
+    assert (U.shape, V.shape) == ((m, k), (n, k))
+    eye = torch.eye(k, dtype=DOUBLE)
+    for vectors in (U.double(), V.double()):
+        torch.testing.assert_close(vectors.T @ vectors, eye, rtol=0, atol=1e3 * rtol)
+    left = (M.double() @ V.double() - U.double() * S).norm(dim=0)
+    right = (M.double().T @ U.double() - V.double() * S).norm(dim=0)
+    assert (torch.maximum(left, right) <= triplets.residuals).all()
+
+
+def test_the_bound_holds_whether_or_not_it_converged():
+    for seed in range(50):
+        M = torch.randn(40, 25, generator=seeded(seed), dtype=DOUBLE)
+        triplets = svds(M, 3, basis_size=6, max_products=10 + 2 * seed, generator=seeded(seed))
+        distance = (torch.linalg.svdvals(M)[:, None] - triplets.S).abs().amin(dim=0)
+        assert (distance <= triplets.residuals).all()
+
+
+def test_a_rank_deficient_operator_and_zero():
+    u, v = torch.ones(6, dtype=DOUBLE), torch.arange(1.0, 5.0, dtype=DOUBLE)
+    triplets = svds(torch.outer(u, v), 2, generator=seeded())
+    exact = torch.tensor([float(u.norm() * v.norm()), 0.0], dtype=DOUBLE)
+    # sqrt(eps) of the largest: squares are all that the products know
+    torch.testing.assert_close(triplets.S, exact, rtol=1e-10, atol=1e-6)
+    assert ((triplets.S - exact).abs() <= triplets.residuals).all()
+    nothing = svds(torch.zeros(4, 3), 1, generator=seeded())
+    assert float(nothing.S[0]) == 0.0
+    assert torch.isfinite(nothing.U).all()
+
+
+def test_limits_and_errors():
+    M = torch.randn(100, 80, generator=seeded(3))
+    few = svds(M, 2, max_products=16, generator=seeded())
+    assert few.status is Status.MAX_PRODUCTS
+    assert few.products <= 16
+    with pytest.raises(ArgumentError, match="min"):
+        svds(M, 81)
