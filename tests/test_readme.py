@@ -9,7 +9,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-GUIDE = [ROOT / "docs" / "getting-started.md"]
+GUIDE = [ROOT / "docs" / page for page in ("getting-started.md", "solving-and-measuring.md")]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

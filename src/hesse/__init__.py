@@ -9,17 +9,39 @@ steps and solutions make applications.
 from hesse import testing
 from hesse.ad import hvp
 from hesse.errors import HesseError, Status
-from hesse.estimators import Estimate, SpectralDensity, spectral_density, trace
-from hesse.krylov import Eigenpairs, Solution, eigsh, solve
+from hesse.estimators import (
+    Estimate,
+    SpectralDensity,
+    count_eigenvalues,
+    diagonal,
+    logdet,
+    matrix_function,
+    norm,
+    sample_normal,
+    spectral_density,
+    trace,
+)
+from hesse.krylov import (
+    Eigenpairs,
+    SingularTriplets,
+    Solution,
+    eigsh,
+    inverse_operator,
+    solve,
+    svds,
+)
 from hesse.operators import (
     LinearOperator,
     aslinearoperator,
+    block_diagonal_operator,
     dense_operator,
     diagonal_operator,
     function_operator,
     ggn_operator,
     hessian_operator,
     identity_operator,
+    kronecker_operator,
+    low_rank_operator,
 )
 from hesse.optimize import HessianFree, OptimizeResult, minimize
 from hesse.risk import Risk
@@ -35,12 +57,16 @@ __all__ = [
     "LinearOperator",
     "OptimizeResult",
     "Risk",
+    "SingularTriplets",
     "Solution",
     "Space",
     "SpectralDensity",
     "Status",
     "aslinearoperator",
+    "block_diagonal_operator",
+    "count_eigenvalues",
     "dense_operator",
+    "diagonal",
     "diagonal_operator",
     "eigsh",
     "function_operator",
@@ -48,9 +74,17 @@ __all__ = [
     "hessian_operator",
     "hvp",
     "identity_operator",
+    "inverse_operator",
+    "kronecker_operator",
+    "logdet",
+    "low_rank_operator",
+    "matrix_function",
     "minimize",
+    "norm",
+    "sample_normal",
     "solve",
     "spectral_density",
+    "svds",
     "testing",
     "trace",
 ]

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many eigenvalues lie in an interval."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from hesse.checkpoint import Checkpoint, Path_
+from hesse.errors import ArgumentError
+from hesse.estimators.arguments import (
+    Budget,
+    block_size_of,
+    check_symmetric,
+    generator_for,
+    vectors_in,
+)
+from hesse.estimators.estimate import Estimate
+from hesse.estimators.quadrature import Quadratures, radau
+from hesse.estimators.sampling import Sampler, Target
+from hesse.estimators.spectral_sum import FIRST_DEPTH, spectral_sum
+from hesse.operators.base import LinearOperator
+from hesse.operators.dense import aslinearoperator
+from hesse.progress import Callback, Run
+
+_EXACT = 10  # so few products give the matrix itself
+
+
+def count_eigenvalues(
+    A: LinearOperator | Tensor,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    rtol: float = 0.02,
+    atol: float = 0.5,
+    max_products: int = 10000,
+    max_seconds: float | None = None,
+    generator: torch.Generator | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    checkpoint: Path_ = None,
+    block_size: int | None = None,
+    memory_budget: Budget = None,
+) -> Estimate:
+    r"""The number of eigenvalues in [low, high] of a symmetric operator.
+
+    $$ \#\{\lambda_i \le x\} = \operatorname{tr} 1_{\lambda \le x}(A)
+       \approx \frac{n}{m} \sum_{j=1}^m \Bigl( \sum_{\theta_{jk} < x} w_{jk}
+       + \tfrac12 w_j(x) \Bigr) $$
+
+    with the nodes theta_jk and weights w_jk of Gauss-Radau rules that have a node at x itself, of
+    weight w_j(x). By the inequalities of Chebyshev, Markov and Stieltjes the weight of the spectrum
+    below x differs from the sum by at most half of w_j(x).
+
+    Args:
+        A: symmetric operator (or matrix).
+        low, high: the interval; infinite for none. `high=0` counts the negative eigenvalues (and
+            zeros: an eigenvalue at an end itself, to rounding, is counted in half, and its other
+            half belongs to the error).
+        rtol, atol: stop when the standard error is at most max(rtol |estimate|, atol). Checked at
+            16, 24, 36, ... probes.
+        max_products, max_seconds: stop in any case.
+        generator: of the signs.
+        callback: called with the running `Estimate`; a true result stops.
+        progress: show a bar.
+        checkpoint: a file to save the state in; a killed run goes on from it to the same bits.
+        block_size: processes that advance together; default 8, for n > 2^16 one.
+        memory_budget: bytes, or a text such as "1GB", for the bases; fewer processes at a time.
+
+    Returns:
+        Estimate(value, standard_error, products), not rounded to an integer. `interval` contains,
+        beside the statistical error, all that the quadrature may be wrong by. The steps of a
+        process begin at 16 and double until the latter is a fifth of the former. Exact for
+        n <= 10. Ctrl-C returns the estimate so far.
+
+    Cost: a product a step of every probe; block_size bases of so many vectors, one of them twice
+        while it grows. A checkpoint takes one more product.
+
+    Raises:
+        HesseError: A is not symmetric; low > high; NaN.
+
+    References: Di Napoli, Polizzi & Saad 2016, doi:10.1002/nla.2048; Golub & Meurant 2010, ch. 6
+        (the rules); Akhiezer 1965, The Classical Moment Problem, 2.5.4 (the inequalities).
+
+    >>> count_eigenvalues(torch.diag(torch.tensor([-1.0, 2.0, 4.0])), high=0.0).value
+    1.0
+    """
+    A = aslinearoperator(A)
+    call = f"hesse.count_eigenvalues({A}, {low}, {high})"
+    check_symmetric(A, call)
+    if not low <= high:
+        raise ArgumentError(call, expected="low <= high", got=f"{low}, {high}", remedy="Swap them.")
+    limits = Run(
+        "count eigenvalues",
+        max_products=max_products,
+        max_seconds=max_seconds,
+        callback=callback,
+        progress=progress,
+    )
+    n = A.shape[0]
+    if n <= min(_EXACT, max_products):
+        values = torch.linalg.eigvalsh(A.to_dense().double())
+        return Estimate(float(((values >= low) & (values <= high)).sum()), 0.0, n)
+    generator = generator_for(generator, checkpoint)
+    block = block_size_of(A, block_size, call)
+    question = {"call": "count_eigenvalues", "low": low, "high": high, "block_size": block}
+    sampler = Sampler(
+        A,
+        call,
+        Target(rtol, atol),
+        limits,
+        Checkpoint(checkpoint, A, **question),
+        block,
+        vectors_in(A, memory_budget, call),
+    )
+    A.expect(FIRST_DEPTH * block)
+
+    def evaluate(quadratures: Quadratures, i: int) -> tuple[float, float]:
+        (above, doubt), (below, other) = (_weight_below(quadratures, i, x) for x in (high, low))
+        return n * (above - below), n * (doubt + other)
+
+    return spectral_sum(sampler, generator, evaluate)
+
+
+def _weight_below(quadratures: Quadratures, i: int, x: float) -> tuple[float, float]:
+    """The weight of the spectrum below x in probe i, and what it may be wrong by."""
+    if math.isinf(x):
+        return float(x > 0), 0.0
+    alpha, beta = quadratures.alpha[i], quadratures.beta[i]
+    if quadratures.ended(i):
+        return _ended(quadratures, i, x)
+    nodes, weights = radau(alpha, beta, x)
+    at = int((nodes - x).abs().argmin())
+    return float(weights[:at].sum() + 0.5 * weights[at]), 0.5 * float(weights[at])
+
+
+def _ended(quadratures: Quadratures, i: int, x: float) -> tuple[float, float]:
+    """The nodes are eigenvalues: only one at x itself, to rounding, is in doubt."""
+    nodes, weights = quadratures.rule(i)
+    rounding = 100 * torch.finfo(quadratures.A.dtype).eps * float(nodes.abs().max())
+    near = (nodes - x).abs() <= rounding
+    half = 0.5 * float(weights[near].sum())
+    return float(weights[(nodes < x) & ~near].sum()) + half, half

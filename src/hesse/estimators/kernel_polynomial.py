@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""The density of eigenvalues by the kernel polynomial method: Chebyshev moments, damped.
+
+$$ \mu_j = \frac1n \operatorname{tr} T_j(\tilde A) \approx \frac1n z^T T_j(\tilde A) z, \qquad
+   \phi(t) = \frac{1}{\pi \sqrt{1 - t^2}} \Bigl( g_0 \mu_0 + 2 \sum_{j=1}^{N} g_j \mu_j T_j(t)
+   \Bigr) $$
+
+with A mapped to [-1, 1] and Jackson's factors g_j, which keep the density positive and smooth it by
+about pi / N. A product gives two moments, by T_{2j} = 2 T_j^2 - 1 and T_{2j+1} = 2 T_{j+1} T_j - t.
+No basis is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hesse.errors import OperatorError, Status
+from hesse.estimators.density import SpectralDensity, mean_and_error
+from hesse.estimators.probes import products
+from hesse.estimators.quadrature import Quadratures
+from hesse.operators.base import LinearOperator
+
+_BOUND_STEPS = 20
+
+
+@dataclass
+class KernelPolynomialDensity:
+    """Moments of the probes so far; the first one also finds an interval of the spectrum."""
+
+    A: LinearOperator
+    steps: int
+    points: int
+    block_size: int
+    call: str
+    products: int = 0
+    centre: float = 0.0
+    half: float = 0.0
+    moments: list[Tensor] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """Probes taken."""
+        return len(self.moments)
+
+    @property
+    def cost(self) -> int:
+        """Products a probe; more for the first, which also bounds the spectrum."""
+        return self.steps + (_BOUND_STEPS if self.half == 0.0 else 0)
+
+    @property
+    def held(self) -> int:
+        """Vectors a probe; the bound takes a small basis."""
+        return 4 if self.half > 0.0 else 2 * _BOUND_STEPS + 2
+
+    def take(self, probes: Tensor) -> None:
+        """Take in probes."""
+        if self.half == 0.0:
+            self._find_interval(probes[:1])
+        self.moments += list(self._chebyshev(probes))
+        self.products += self.steps * len(probes)
+
+    def _find_interval(self, probe: Tensor) -> None:
+        """Ritz values and the last off-diagonal entry bound the spectrum (Zhou & Li 2011)."""
+        lanczos = Quadratures(self.A, probe, 1, self.call)
+        lanczos.extend(min(_BOUND_STEPS, self.A.shape[0]))
+        nodes, _ = lanczos.rule(0)
+        margin = lanczos.beta[0][-1]
+        low, high = float(nodes[0]) - margin, float(nodes[-1]) + margin
+        self.centre = 0.5 * (low + high)
+        # One per cent of room for rounding, and some for a multiple of the identity.
+        self.half = max(0.505 * (high - low), 1e-3 * abs(self.centre), 1e-30)
+        self.products += lanczos.products
+
+    def _chebyshev(self, probes: Tensor) -> Tensor:
+        """z'T_j z / n for j = 0 .. 2 steps, as rows."""
+        n, before, now = self.A.shape[0], probes, self._scaled(probes)
+        moments = [self._inner(before, before), self._inner(before, now)]
+        for _ in range(1, self.steps):
+            moments.append(2 * self._inner(now, now) - moments[0])
+            before, now = now, 2 * self._scaled(now) - before
+            moments.append(2 * self._inner(now, before) - moments[1])
+        moments.append(2 * self._inner(now, now) - moments[0])
+        result = torch.stack(moments, dim=1) / n
+        if float(result.abs().max()) > 1.01 * float(result[:, 0].max()):
+            raise self._escaped()
+        return result
+
+    def _scaled(self, rows: Tensor) -> Tensor:
+        image = products(self.A, rows, self.block_size, self.call)
+        return (image - self.centre * rows) / self.half
+
+    def _inner(self, left: Tensor, right: Tensor) -> Tensor:
+        values = [self.A.inner(u, v) for u, v in zip(left, right, strict=True)]
+        return torch.tensor(values, dtype=torch.float64)
+
+    def _escaped(self) -> OperatorError:
+        low, high = self.centre - self.half, self.centre + self.half
+        return OperatorError(
+            self.call,
+            expected=f"a spectrum within [{low:.6g}, {high:.6g}], as {_BOUND_STEPS} steps bound it",
+            got="Chebyshev moments that grow",
+            remedy="Check the symmetry of A, or use method='lanczos'.",
+        )
+
+    def density(self, status: Status) -> SpectralDensity:
+        """The density from the probes so far."""
+        degree = 2 * self.steps
+        moments = torch.stack(self.moments) * _jackson(degree)
+        moments[:, 1:] *= 2
+        angles = torch.linspace(0.5, 2 * degree - 0.5, 2 * degree, dtype=torch.float64)
+        angles = (math.pi * angles / (2 * degree)).flip(0)
+        nodes = self.centre + self.half * torch.cos(angles)
+        weights = _series(moments, angles) / (2 * degree)
+        edge = math.cos(math.pi / (8 * degree))
+        t = torch.linspace(-edge, edge, self.points, dtype=torch.float64)
+        curves = _series(moments, torch.acos(t)) / (math.pi * self.half * torch.sqrt(1 - t**2))
+        mean, error = mean_and_error(curves)
+        return SpectralDensity(
+            self.centre + self.half * t,
+            mean,
+            error,
+            nodes.expand(len(weights), -1),
+            weights,
+            math.pi * self.half / degree,
+            self.products,
+            status,
+        )
+
+
+def _jackson(degree: int) -> Tensor:
+    """Jackson's factors g_0 .. g_N (Weisse et al. 2006, eq. 71)."""
+    j, m = torch.arange(degree + 1, dtype=torch.float64), degree + 2
+    angle = math.pi / m
+    return ((m - j) * torch.cos(angle * j) + torch.sin(angle * j) / math.tan(angle)) / m
+
+
+def _series(coefficients: Tensor, angles: Tensor) -> Tensor:
+    """sum_j c_j T_j(cos angle), one row a probe."""
+    j = torch.arange(coefficients.shape[1], dtype=torch.float64)
+    return coefficients @ torch.cos(j[:, None] * angles)

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Frobenius and the spectral norm of an operator of any shape."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hesse.checkpoint import Checkpoint, Path_
+from hesse.errors import ArgumentError, Status
+from hesse.estimators.arguments import Budget, block_size_of, generator_for, vectors_in
+from hesse.estimators.estimate import Estimate
+from hesse.estimators.probes import products, signs
+from hesse.estimators.sampling import FIRST_CHECK, Sampler, Stream, Target
+from hesse.krylov.eigsh import eigsh
+from hesse.operators.base import LinearOperator
+from hesse.operators.dense import aslinearoperator
+from hesse.progress import Callback, Run
+
+_EXACT = 10  # so few products give the matrix itself
+
+
+def norm(
+    A: LinearOperator | Tensor,
+    ord: Literal["fro", 2] = "fro",
+    *,
+    rtol: float = 0.01,
+    atol: float = 0.0,
+    max_products: int = 1000,
+    max_seconds: float | None = None,
+    generator: torch.Generator | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    checkpoint: Path_ = None,
+    block_size: int | None = None,
+    memory_budget: Budget = None,
+) -> Estimate:
+    r"""The Frobenius norm, or the spectral norm, of an operator that need not be square.
+
+    $$ \lVert A \rVert_F^2 = \mathbb{E}\, \lVert A z \rVert^2, \quad z \in \{-1, 1\}^n; \qquad
+       \lVert A \rVert_2 = \sigma_{\max}(A) $$
+
+    Args:
+        A: operator (or matrix).
+        ord: "fro", or 2 for the largest singular value (needs A' unless A is symmetric).
+        rtol, atol: stop when the standard error is at most max(rtol |estimate|, atol); for "fro"
+            checked at 16, 24, 36, ... probes. The spectral norm has no atol.
+        max_products, max_seconds: stop in any case.
+        generator: of the signs, or of the starting vector.
+        callback: called with the running `Estimate`, or with the state of `hesse.eigsh`; a true
+            result stops.
+        progress: show a bar.
+        checkpoint: a file to save the state in; a killed run goes on from it to the same bits.
+        block_size: probes that are multiplied together; default 8, for n > 2^16 one.
+        memory_budget: bytes, or a text such as "1GB", for the vectors.
+
+    Returns:
+        Estimate(value, standard_error, products). Of the spectral norm the standard_error is no
+        statistical one: a singular value lies within it of the value, by the residual of the pair.
+        Lanczos finds the largest unless the starting vector is orthogonal to its vector, so the
+        value itself is a lower bound in any case. Exact for n <= 10. Ctrl-C returns the estimate
+        so far.
+
+    Cost: "fro": a product a probe, 2 block_size vectors; the variance of |A z|^2 is
+        2 (|A'A|_F^2 - sum_i |a_i|^4), a_i the columns, and the square root halves the relative
+        error. 2: a product a step, or one with A and one with A'; the basis of `hesse.eigsh`.
+
+    Raises:
+        HesseError: NaN; no adjoint where one is needed; an unknown norm.
+
+    References: Hutchinson 1990, doi:10.1080/03610919008812866, for the trace of A'A; Golub & Van
+        Loan 2013, Matrix Computations, 10.4 (the spectral norm).
+
+    >>> norm(torch.diag(torch.tensor([3.0, 4.0]))).value, norm(torch.ones(2, 8), 2).value
+    (5.0, 4.0)
+    """
+    A = aslinearoperator(A)
+    call = f"hesse.norm({A}, {ord!r})"
+    if ord not in ("fro", 2):
+        raise ArgumentError(
+            call, expected="ord 'fro' or 2", got=repr(ord), remedy="Leave it out for 'fro'."
+        )
+    n = A.shape[1]
+    if n <= min(_EXACT, max_products):
+        return Estimate(float(torch.linalg.matrix_norm(A.to_dense().double(), ord)), 0.0, n)
+    if ord == 2:
+        return _spectral(
+            A,
+            rtol=rtol,
+            max_products=max_products,
+            max_seconds=max_seconds,
+            generator=generator,
+            callback=callback,
+            progress=progress,
+            checkpoint=checkpoint,
+            memory_budget=memory_budget,
+        )
+    limits = Run(
+        "norm",
+        max_products=max_products,
+        max_seconds=max_seconds,
+        callback=callback,
+        progress=progress,
+    )
+    generator = generator_for(generator, checkpoint)
+    block = block_size_of(A, block_size, call)
+    sampler = Sampler(
+        A,
+        call,
+        Target(rtol, atol),
+        limits,
+        Checkpoint(checkpoint, A, call="norm", block_size=block),
+        block,
+        vectors_in(A, memory_budget, call),
+    )
+    A.expect(FIRST_CHECK if max(rtol, atol) > 0.0 else max_products)
+    return _frobenius(sampler, generator)
+
+
+@dataclass
+class _Squares(Stream):
+    """Samples of the squared norm; the estimate is of its root, by the delta method."""
+
+    def estimate(self, status: Status = Status.UNFINISHED) -> Estimate | None:
+        square = super().estimate(status)
+        if square is None:
+            return None
+        root = math.sqrt(square.value)
+        error = square.standard_error / (2 * root) if root > 0.0 else square.standard_error
+        return Estimate(root, error, square.products, status, square.quantile)
+
+
+def _frobenius(sampler: Sampler, generator: torch.Generator | None) -> Estimate:
+    A, state = sampler.A, _Squares(generator)
+
+    def step() -> bool:
+        probes = signs(A, sampler.block(state), generator)
+        images = products(A, probes, sampler.block_size, sampler.call)
+        state.add([_square(A, image) for image in images], len(probes))
+        return True
+
+    return sampler.sample(state, step)
+
+
+def _square(A: LinearOperator, image: Tensor) -> float:
+    """|A z|^2, a vector of the codomain."""
+    return A.T.inner(image, image) if A.shape[0] != A.shape[1] else A.inner(image, image)
+
+
+def _spectral(
+    A: LinearOperator,
+    *,
+    rtol: float,
+    max_products: int,
+    max_seconds: float | None,
+    generator: torch.Generator | None,
+    callback: Callback | None,
+    progress: bool,
+    checkpoint: Path_,
+    memory_budget: Budget,
+) -> Estimate:
+    """|A|_2 from the eigenvalue of A that is largest in magnitude, or the largest of A'A."""
+    squared = not A.symmetric
+    each = 2 if squared else 1
+    pairs = eigsh(
+        A.T @ A if squared else A,
+        1,
+        "LA" if squared else "LM",
+        rtol=rtol,
+        search_missed=False,
+        max_products=max(2, max_products // each),
+        max_seconds=max_seconds,
+        generator=generator,
+        callback=callback,
+        progress=progress,
+        checkpoint=checkpoint,
+        memory_budget=memory_budget,
+    )
+    value, residual = abs(float(pairs.values[0])), float(pairs.residuals[0])
+    if squared:
+        value = math.sqrt(value)
+        residual = residual / value if value > 0.0 else residual
+    return Estimate(value, residual, each * pairs.products, pairs.status, 1.0)

@@ -1,0 +1,113 @@
+"""The diagonal: unbiased, counted, with an error for every entry."""
+
+import math
+
+import pytest
+import torch
+
+from hesse.errors import ArgumentError, NonFiniteError, OperatorError, ShapeError, Status
+from hesse.estimators import diagonal
+from hesse.operators import dense_operator, diagonal_operator, function_operator
+from hesse.testing import CountingOperator
+
+DOUBLE = torch.float64
+METHODS = ["auto", "hutchinson", "xdiag"]
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def decaying(n=60, dtype=DOUBLE):
+    Q = torch.linalg.qr(torch.randn(n, n, generator=seeded(1), dtype=DOUBLE)).Q
+    return ((Q * torch.arange(1, n + 1, dtype=DOUBLE) ** -2.0) @ Q.T).to(dtype)
+
+
+def lopsided(n=60):
+    return torch.randn(n, n, generator=seeded(2), dtype=DOUBLE) @ decaying(n)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("matrix", [decaying, lopsided])
+def test_every_method_is_unbiased(method, matrix):
+    M, runs = matrix(), 200
+    errors = torch.stack(
+        [
+            diagonal(M, method=method, rtol=0.0, max_products=40, generator=seeded(s)).value
+            - M.diagonal()
+            for s in range(runs)
+        ]
+    )
+    # 60 entries at four standard deviations: one in 260 runs of this test would fail by chance.
+    z = errors.mean(dim=0) / (errors.std(dim=0) / math.sqrt(runs))
+    assert float(z.abs().max()) <= 4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_stops_at_the_target_and_counts(method):
+    A = CountingOperator(dense_operator(decaying()))
+    estimate = diagonal(A, method=method, rtol=0.2, generator=seeded())
+    assert estimate.status is Status.CONVERGED
+    assert float(estimate.standard_error.norm()) <= 0.2 * float(estimate.value.norm())
+    assert estimate.products == A.products
+
+
+def test_a_diagonal_operator_is_exact_and_a_small_matrix_too():
+    d = torch.arange(1.0, 41, dtype=DOUBLE)
+    torch.testing.assert_close(diagonal(diagonal_operator(d), generator=seeded()).value, d)
+    M = lopsided(7)
+    estimate = diagonal(M)
+    assert torch.equal(estimate.value, M.diagonal())
+    assert not bool(estimate.standard_error.any())
+
+
+def test_deflation_pays_and_auto_sees_it():
+    plain = diagonal(decaying(), method="hutchinson", rtol=0.02, generator=seeded())
+    auto = diagonal(decaying(), rtol=0.02, generator=seeded())
+    assert auto.products < plain.products / 4
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_seeds_reproduce_in_every_dtype(method, dtype):
+    M = decaying(dtype=dtype)
+    first, again, other = (
+        diagonal(M, method=method, rtol=0.1, generator=seeded(s)) for s in (1, 1, 2)
+    )
+    assert first.value.dtype == dtype
+    assert torch.equal(first.value, again.value)
+    assert not torch.equal(first.value, other.value)
+
+
+def test_the_diagonal_of_an_operator_on_trees_unflattens():
+    d = {"a": torch.arange(1.0, 13), "b": torch.ones(3, 2)}
+    A = diagonal_operator(d)
+    torch.testing.assert_close(A.domain.unflatten(diagonal(A).value)["b"], d["b"])
+
+
+def test_ctrl_c_returns_the_estimate_so_far():
+    def interrupt(estimate):
+        if estimate.products >= 20:
+            raise KeyboardInterrupt
+
+    for method in METHODS:
+        estimate = diagonal(decaying(), method=method, rtol=0.0, callback=interrupt)
+        assert estimate.status is Status.INTERRUPTED
+        assert bool(torch.isfinite(estimate.value).all())
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ShapeError):
+        diagonal(torch.ones(2, 3))
+    with pytest.raises(ArgumentError, match="method"):
+        diagonal(torch.eye(30), method="xtrace")
+    with pytest.raises(ArgumentError, match="memory budget"):
+        diagonal(torch.eye(30), method="xdiag", memory_budget="1kB")
+    M = lopsided()
+    without_adjoint = function_operator(lambda v: M @ v, 60, dtype=DOUBLE)
+    with pytest.raises(OperatorError, match="adjoint"):
+        diagonal(without_adjoint, method="xdiag")
+    broken = function_operator(lambda v: v * math.nan, 20, symmetric=True)
+    for method in METHODS:
+        with pytest.raises(NonFiniteError):
+            diagonal(broken, method=method)

@@ -1,0 +1,180 @@
+"""The density of eigenvalues: a density, with the moments of the spectrum, within its band."""
+
+import builtins
+import math
+
+import matplotlib as mpl
+import pytest
+import torch
+
+from hesse.errors import (
+    ArgumentError,
+    MissingExtraError,
+    NonFiniteError,
+    OperatorError,
+    Status,
+)
+from hesse.estimators import spectral_density
+from hesse.operators import dense_operator, diagonal_operator, function_operator
+from hesse.testing import CountingOperator
+
+DOUBLE = torch.float64
+METHODS = ["lanczos", "kernel-polynomial"]
+
+
+def symmetric(n, seed=0):
+    M = torch.randn(n, n, generator=seeded(seed), dtype=DOUBLE) + 2 * torch.eye(n, dtype=DOUBLE)
+    return (M + M.T) / 2
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_moments_of_the_density_are_those_of_the_spectrum():
+    M = symmetric(80)
+    density = spectral_density(M, probes=30, steps=20, generator=seeded())
+    for power in (1, 2, 3):
+        exact = float(torch.linalg.matrix_power(M, power).trace()) / 80
+        per_probe = (density.weights * density.nodes**power).sum(dim=1)
+        error = float(per_probe.std()) / math.sqrt(30)
+        assert abs(density.moment(power) - exact) <= 4 * error
+    assert density.products == 600
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_products_are_counted_and_the_curve_is_a_density(method):
+    A = CountingOperator(dense_operator(symmetric(90)))
+    density = spectral_density(A, method=method, probes=5, steps=30, generator=seeded())
+    assert density.products == A.products == 150 + (20 if method != "lanczos" else 0)
+    assert density.status is Status.CONVERGED
+    assert bool((density.density >= 0).all())
+    step = density.grid[1] - density.grid[0]
+    # The grid ends four bandwidths out (tails of 6e-5), or just inside the ends of the interval.
+    assert float(density.density.sum() * step) == pytest.approx(1.0, abs=1e-3)
+    assert density.weights.sum(dim=1).tolist() == pytest.approx([1.0] * 5)
+
+
+def gaussian_mixture(M, density):
+    z = (density.grid - torch.linalg.eigvalsh(M)[:, None]) / density.bandwidth
+    return torch.exp(-0.5 * z**2).mean(dim=0) / (density.bandwidth * math.sqrt(2 * math.pi))
+
+
+def test_the_default_bandwidth_is_what_the_steps_resolve():
+    """With many probes only the quadrature's own error is left: it is below the peak's 1e-3."""
+    M = symmetric(150)
+    density = spectral_density(M, probes=4, steps=40, generator=seeded())
+    exact_rules = spectral_density(
+        M, probes=4, steps=150, bandwidth=density.bandwidth, generator=seeded()
+    )
+    t = torch.linspace(-10, 14, 200, dtype=DOUBLE)
+    curves = [
+        (d.weights[..., None] * torch.exp(-0.5 * ((t - d.nodes[..., None]) / d.bandwidth) ** 2))
+        .sum(dim=1)
+        .mean(dim=0)
+        for d in (density, exact_rules)
+    ]
+    assert float((curves[0] - curves[1]).abs().max() / curves[1].max()) < 2e-3
+
+
+def test_the_band_holds_the_truth():
+    M = symmetric(60, 1)
+    density = spectral_density(M, probes=40, steps=60, bandwidth=0.5, generator=seeded())
+    low, high = density.interval
+    exact = gaussian_mixture(M, density)
+    assert float(((low <= exact) & (exact <= high)).double().mean()) > 0.85
+    assert bool((low <= density.density).all() and (density.density <= high).all())
+
+
+def test_kernel_polynomials_agree_with_lanczos():
+    M = symmetric(200)
+    kernel = spectral_density(M, method="kernel-polynomial", probes=20, generator=seeded())
+    exact = gaussian_mixture(M, kernel)
+    inner = (kernel.grid - 2).abs() < 15
+    difference = (kernel.density - exact)[inner].abs().sum() * (kernel.grid[1] - kernel.grid[0])
+    assert float(difference) < 0.15
+    # The same probes: what differs is the damping, by about (pi / 128)^2 / 2 of half the range.
+    lanczos = spectral_density(M, probes=20, generator=seeded())
+    assert kernel.moment(1) == pytest.approx(lanczos.moment(1), abs=0.02)
+
+
+def test_a_target_takes_more_probes():
+    M = symmetric(100)
+    for method in METHODS:
+        density = spectral_density(M, method=method, steps=30, rtol=0.1, generator=seeded())
+        assert density.status is Status.CONVERGED
+        assert density.error <= 0.1
+        assert len(density.weights) > 8
+    ended = spectral_density(M, rtol=1e-3, max_products=800, generator=seeded())
+    assert ended.status is Status.MAX_PRODUCTS
+    assert ended.products <= 800
+
+
+def test_blocks_change_nothing_but_rounding():
+    M = symmetric(60)
+    one, many = (spectral_density(M, block_size=b, steps=20, generator=seeded()) for b in (1, 8))
+    torch.testing.assert_close(one.density, many.density, rtol=1e-9, atol=1e-12)
+    again = spectral_density(M, block_size=8, steps=20, generator=seeded())
+    assert torch.equal(many.nodes, again.nodes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_float32_trees_and_multiples_of_the_identity(method):
+    d = {"a": torch.full((12,), 2.0), "b": torch.full((3, 2), 2.0)}
+    density = spectral_density(diagonal_operator(d), method=method)
+    assert density.moment(1) == pytest.approx(2.0, abs=1e-2)
+
+
+def test_ctrl_c_and_the_callback_return_what_there_is():
+    def interrupt(density):
+        if len(density.nodes) >= 2:
+            raise KeyboardInterrupt
+
+    M = symmetric(40)
+    density = spectral_density(M, block_size=1, callback=interrupt)
+    assert density.status is Status.INTERRUPTED
+    assert len(density.nodes) == 2
+    assert spectral_density(M, callback=lambda d: True).status is Status.STOPPED
+    one = spectral_density(M, probes=1)
+    assert math.isinf(float(one.standard_error[0]))
+    assert math.isinf(float(one.interval[1][0]))
+
+
+def test_it_plots_and_says_what_is_missing(monkeypatch):
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    density = spectral_density(symmetric(40), generator=seeded())
+    axes = density.plot()
+    assert axes.get_xlabel() == "eigenvalue"
+    assert density.plot(axes) is axes
+    pyplot.close(axes.figure)
+    original = builtins.__import__
+
+    def without(name, *arguments):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return original(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingExtraError, match="report"):
+        density.plot()
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(OperatorError, match="symmetric"):
+        spectral_density(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
+    with pytest.raises(ArgumentError):
+        spectral_density(torch.eye(3), probes=0)
+    with pytest.raises(ArgumentError, match="method"):
+        spectral_density(torch.eye(3), method="histogram")
+    with pytest.raises(ArgumentError, match="bandwidth"):
+        spectral_density(torch.eye(30), method="kernel-polynomial", bandwidth=0.1)
+    with pytest.raises(ArgumentError, match="memory budget"):
+        spectral_density(torch.eye(30), memory_budget="1kB")
+    with pytest.raises(ArgumentError, match="which one probe takes"):
+        spectral_density(torch.eye(30), max_products=10)
+    broken = function_operator(lambda v: v * math.nan, 20, symmetric=True)
+    for method in METHODS:
+        with pytest.raises(NonFiniteError):
+            spectral_density(broken, method=method)

@@ -1,0 +1,298 @@
+"""The trace: every method unbiased, counted, reproducible, and resumed to the same bits."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from hesse.errors import (
+    ArgumentError,
+    FallbackWarning,
+    NonFiniteError,
+    OperatorError,
+    ShapeError,
+    Status,
+)
+from hesse.estimators import trace
+from hesse.operators import dense_operator, diagonal_operator, function_operator
+from hesse.testing import CountingOperator
+
+DOUBLE = torch.float64
+METHODS = ["auto", "hutchinson", "hutch++", "xtrace", "xnystrace"]
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def with_spectrum(values, seed=1):
+    Q = torch.linalg.qr(torch.randn(len(values), len(values), generator=seeded(seed), dtype=DOUBLE))
+    M = (Q.Q * values) @ Q.Q.T
+    return (M + M.T) / 2
+
+
+def decaying(n=80):
+    return with_spectrum(torch.arange(1, n + 1, dtype=DOUBLE) ** -2.0)
+
+
+def flat(n=80):
+    return with_spectrum(torch.linspace(1.0, 3.0, n, dtype=DOUBLE))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("matrix", [decaying, flat])
+def test_every_method_is_unbiased(method, matrix):
+    A = dense_operator(matrix())
+    truth, runs = float(A.matrix.trace()), 200
+    errors = [
+        trace(A, method=method, rtol=0.0, max_products=40, generator=seeded(seed)).value - truth
+        for seed in range(runs)
+    ]
+    errors = torch.tensor(errors, dtype=DOUBLE)
+    assert abs(float(errors.mean())) <= 4 * float(errors.std()) / math.sqrt(runs)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_stops_at_the_target_and_counts(method):
+    A = CountingOperator(dense_operator(decaying()))
+    estimate = trace(A, method=method, rtol=0.05, generator=seeded())
+    assert estimate.status is Status.CONVERGED
+    assert estimate.standard_error <= 0.05 * abs(estimate.value)
+    assert estimate.products == A.products
+
+
+@pytest.mark.parametrize("method", ["hutchinson", "xtrace", "xnystrace"])
+def test_products_are_what_the_documentation_says(method):
+    A = CountingOperator(dense_operator(flat()))
+    estimate = trace(A, method=method, rtol=0.0, max_products=50, generator=seeded())
+    assert A.products == estimate.products == 50
+    assert estimate.status is Status.MAX_PRODUCTS
+
+
+def test_deflation_pays_where_the_spectrum_decays_and_auto_sees_it():
+    decays, stays = dense_operator(decaying()), dense_operator(flat())
+    plain = trace(decays, method="hutchinson", rtol=0.02, generator=seeded()).products
+    assert trace(decays, rtol=0.02, generator=seeded()).products < plain / 10
+    auto, plain = (trace(stays, method=m, generator=seeded()) for m in ("auto", "hutchinson"))
+    assert auto.products == plain.products
+    assert auto.value == pytest.approx(plain.value, rel=1e-13)
+
+
+def test_an_exact_rank_is_found_by_the_sketches():
+    values = torch.zeros(60, dtype=DOUBLE)
+    values[:5] = torch.arange(1.0, 6, dtype=DOUBLE)
+    for method in ("hutch++", "xtrace", "xnystrace"):
+        estimate = trace(with_spectrum(values), method=method, generator=seeded())
+        assert estimate.value == pytest.approx(15.0, rel=1e-9)
+        assert estimate.products <= 40
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_zero_operator_has_no_trace(method):
+    assert trace(torch.zeros(30, 30), method=method, atol=1e-6).value == pytest.approx(
+        0.0, abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("method", ["xtrace", "xnystrace"])
+def test_a_sketch_of_everything_is_exact(method):
+    M = with_spectrum(torch.linspace(0.1, 1.0, 20, dtype=DOUBLE))
+    estimate = trace(M, method=method, rtol=1e-9, generator=seeded())
+    assert estimate.value == pytest.approx(float(M.trace()), rel=1e-10)
+    assert estimate.standard_error == 0.0
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_seeds_reproduce_in_every_dtype(method, dtype):
+    M = decaying().to(dtype)
+    first, again, other = (trace(M, method=method, generator=seeded(s)) for s in (1, 1, 2))
+    assert first == again
+    assert first.value != other.value
+    assert abs(first.value - float(M.trace())) <= 5 * first.standard_error
+
+
+def test_operators_of_trees_have_traces():
+    d = {"a": torch.arange(1.0, 13), "b": torch.ones(3, 2)}
+    for method in METHODS:
+        assert trace(diagonal_operator(d), method=method).value == pytest.approx(84.0, rel=0.05)
+
+
+def test_blocks_change_nothing_but_rounding():
+    A = dense_operator(flat())
+    one, many = (
+        trace(
+            A, method="hutchinson", block_size=size, rtol=0.0, max_products=30, generator=seeded()
+        )
+        for size in (1, 7)
+    )
+    assert one.value == pytest.approx(many.value, rel=1e-13)
+
+
+def test_a_nonsymmetric_operator_needs_no_adjoint():
+    M = torch.randn(60, 60, generator=seeded(), dtype=DOUBLE) + 3 * torch.eye(60, dtype=DOUBLE)
+    A = function_operator(lambda v: M @ v, 60, dtype=DOUBLE)
+    for method in ("auto", "hutchinson", "hutch++", "xtrace"):
+        estimate = trace(A, method=method, generator=seeded(), max_products=50)
+        assert abs(estimate.value - float(M.trace())) <= 4 * estimate.standard_error
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ctrl_c_returns_the_estimate_so_far(method):
+    def interrupt(estimate):
+        if estimate.products >= 20:
+            raise KeyboardInterrupt
+
+    estimate = trace(decaying(), method=method, rtol=0.0, generator=seeded(), callback=interrupt)
+    assert estimate.status is Status.INTERRUPTED
+    assert math.isfinite(estimate.value)
+
+
+def test_ctrl_c_before_the_first_sample_goes_through():
+    def interrupted(v):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trace(function_operator(interrupted, 20, symmetric=True))
+
+
+def test_limits_and_the_callback_end_it():
+    M = decaying()
+    seen = []
+    stopped = trace(M, method="hutchinson", rtol=0.0, callback=lambda e: seen.append(e) or True)
+    assert stopped.status is Status.STOPPED
+    assert seen[0].products == stopped.products == 8
+    assert trace(M, method="hutchinson", rtol=1e-9, max_seconds=1e-9).status is Status.MAX_SECONDS
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ShapeError):
+        trace(torch.ones(2, 3))
+    with pytest.raises(ArgumentError, match="max_products"):
+        trace(torch.eye(30), max_products=0)
+    with pytest.raises(ArgumentError, match="hutch"):
+        trace(torch.eye(30), method="hutch")
+    with pytest.raises(ArgumentError, match="block_size"):
+        trace(torch.eye(30), block_size=0)
+    with pytest.raises(ArgumentError, match="max_products >= 4"):
+        trace(torch.eye(30), method="hutch++", max_products=3)
+    with pytest.raises(OperatorError, match="v'A v / v'v = -"):
+        trace(-decaying(), method="xnystrace")
+    broken = function_operator(lambda v: v * math.nan, 20, symmetric=True)
+    for method in METHODS:
+        with pytest.raises(NonFiniteError):
+            trace(broken, method=method)
+
+
+def test_a_budget_bounds_the_sketch_or_is_refused():
+    M = decaying()
+    vector = 80 * 8
+    for method in ("xtrace", "hutch++"):
+        with pytest.raises(ArgumentError, match="memory budget of at least"):
+            trace(M, method=method, memory_budget=2 * vector)
+    with pytest.warns(FallbackWarning, match="the sketch ends at 10 probes"):
+        estimate = trace(M, method="xtrace", rtol=1e-9, memory_budget=40 * vector)
+    assert estimate.products == 20
+    # No room for ten directions: plain probes.
+    auto, plain = (
+        trace(M, method=m, memory_budget=20 * vector, max_products=100, generator=seeded())
+        for m in ("auto", "hutchinson")
+    )
+    assert auto.value == pytest.approx(plain.value, rel=1e-13)
+
+
+RUN = """
+import sys, time, torch
+from hesse.estimators import diagonal, trace
+from hesse.operators import function_operator
+torch.set_num_threads(1)
+M = torch.diag(torch.arange(1, 61, dtype=torch.float64) ** -1.0)
+g = torch.Generator().manual_seed(0)
+Q = torch.linalg.qr(torch.randn(60, 60, generator=g, dtype=torch.float64)).Q
+M = Q @ M @ Q.T
+def product(v):
+    time.sleep(float(sys.argv[4]))
+    return M @ v
+A = function_operator(product, 60, symmetric=True, dtype=torch.float64)
+measure = {"trace": trace, "diagonal": diagonal}[sys.argv[1]]
+e = measure(A, method=sys.argv[2], rtol=0.0, max_products=150, checkpoint=sys.argv[3],
+            generator=torch.Generator().manual_seed(3))
+value, error = (torch.as_tensor(x, dtype=torch.float64) for x in e[:2])
+print(value.numpy().tobytes().hex(), error.numpy().tobytes().hex(), e.products)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("call", "method"),
+    [
+        ("trace", "auto"),
+        ("trace", "hutchinson"),
+        ("trace", "hutch++"),
+        ("trace", "xtrace"),
+        ("diagonal", "auto"),
+        ("diagonal", "xdiag"),
+    ],
+)
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, call, method):
+    def start(path, sleep):
+        arguments = [sys.executable, "-c", RUN, call, method, str(path), str(sleep)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)
+
+    whole, _ = start(tmp_path / "whole", 0.0).communicate(timeout=120)
+    path, kills = tmp_path / "killed", 0
+    for moment in (0.05, 0.3, 0.7):
+        process = start(path, 0.01)
+        began = time.monotonic()
+        while not path.exists() and process.poll() is None and time.monotonic() - began < 60:
+            time.sleep(0.01)
+        time.sleep(moment)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.communicate()
+    resumed, _ = start(path, 0.0).communicate(timeout=120)
+    assert kills > 0
+    assert resumed == whole
+    assert len(whole.split()) == 3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, method):
+    """Ctrl-C in the middle of a step: the file holds the last whole one."""
+    M, left = decaying(130), [70]
+
+    def product(v):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return M @ v
+
+    A = function_operator(product, 130, symmetric=True, dtype=DOUBLE)
+    limits = {"method": method, "rtol": 0.0, "max_products": 120}
+    whole = trace(M, **limits, block_size=1, generator=seeded(4))
+    path = tmp_path / "run"
+    interrupted = trace(A, **limits, block_size=1, generator=seeded(4), checkpoint=path)
+    assert interrupted.status is Status.INTERRUPTED
+    resumed = trace(A, **limits, block_size=1, generator=seeded(4), checkpoint=path)
+    assert resumed.products == whole.products == 120
+    assert resumed.value == pytest.approx(whole.value, rel=1e-10)
+    assert resumed.standard_error == pytest.approx(whole.standard_error, rel=1e-6)
+
+
+def test_a_checkpoint_without_a_generator_has_one_of_its_own(tmp_path):
+    M, path = decaying(), tmp_path / "run"
+    first = trace(M, rtol=0.0, max_products=60, checkpoint=path, callback=lambda e: True)
+    assert first.status is Status.STOPPED
+    torch.rand(3)  # what happens to the global generator in between does not matter
+    resumed = trace(M, rtol=0.0, max_products=60, checkpoint=path)
+    torch.manual_seed(0)
+    assert resumed == trace(M, rtol=0.0, max_products=60, checkpoint=tmp_path / "other")
+    with pytest.raises(ArgumentError, match="method"):
+        trace(M, method="hutchinson", checkpoint=path)
