@@ -14,19 +14,9 @@ from hesse.krylov.block_cg import block_cg
 from hesse.krylov.system import System
 from hesse.operators import dense_operator, diagonal_operator, function_operator
 from hesse.progress import Run
-from hesse.testing import CountingOperator, PeakMemory
+from hesse.testing import CountingOperator, PeakMemory, symmetric_matrix
 
 DOUBLE = torch.float64
-
-
-def matrix(values, seed=0):
-    """A symmetric matrix with these eigenvalues and random eigenvectors."""
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.as_tensor(values, dtype=DOUBLE)
-    n = len(values)
-    Q, _ = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=DOUBLE))
-    M = Q @ torch.diag(values) @ Q.T
-    return (M + M.T) / 2
 
 
 def block(n, k, seed=1):
@@ -39,7 +29,7 @@ def relative_residuals(M, B, solution):
 
 def test_k_products_an_iteration_in_one_block_and_k_to_verify():
     blocks = []
-    M = matrix(torch.logspace(0, 2, 60))
+    M = symmetric_matrix(torch.logspace(0, 2, 60))
 
     class Watched(type(dense_operator(M))):
         def _matmat(self, V):
@@ -56,7 +46,7 @@ def test_k_products_an_iteration_in_one_block_and_k_to_verify():
 
 
 def test_a_block_takes_fewer_iterations_than_any_column():
-    M, B = matrix(torch.logspace(0, 4, 100)), block(100, 8)
+    M, B = symmetric_matrix(torch.logspace(0, 4, 100)), block(100, 8)
     A = dense_operator(M)
     together = block_cg(System(A, B, rtol=1e-8))
     alone = [cg(A, b.contiguous(), rtol=1e-8).iterations for b in B.T]
@@ -65,7 +55,7 @@ def test_a_block_takes_fewer_iterations_than_any_column():
 
 
 def test_one_column_is_cg():
-    M, B = matrix(torch.logspace(0, 2, 40)), block(40, 1)
+    M, B = symmetric_matrix(torch.logspace(0, 2, 40)), block(40, 1)
     alone = cg(dense_operator(M), B[:, 0].contiguous(), rtol=1e-8)
     solution = block_cg(System(dense_operator(M), B, rtol=1e-8))
     assert (solution.iterations, solution.products) == (alone.iterations, alone.products)
@@ -77,7 +67,7 @@ def test_one_column_is_cg():
 @settings(max_examples=30)
 @given(st.integers(1, 30), st.integers(1, 8), st.floats(0, 3), st.integers(0, 10**6), st.booleans())
 def test_agrees_with_a_dense_solve(n, k, log_condition, seed, warm):
-    M = matrix(torch.logspace(0, log_condition, n), seed)
+    M = symmetric_matrix(torch.logspace(0, log_condition, n), seed)
     B, X0 = block(n, k, seed + 1), block(n, k, seed + 2) if warm else None
     solution = block_cg(System(dense_operator(M), B, X0, rtol=1e-9))
     assert solution.converged
@@ -90,7 +80,7 @@ def test_agrees_with_a_dense_solve(n, k, log_condition, seed, warm):
 
 
 def test_dependent_columns_cost_no_products():
-    M, B = matrix(torch.logspace(0, 3, 80)), block(80, 3)
+    M, B = symmetric_matrix(torch.logspace(0, 3, 80)), block(80, 3)
     alone = block_cg(System(dense_operator(M), B, rtol=1e-8))
     dependent = torch.cat([B, B @ block(3, 5)], dim=1)
     solution = block_cg(System(dense_operator(M), dependent, rtol=1e-8))
@@ -101,14 +91,14 @@ def test_dependent_columns_cost_no_products():
 
 
 def test_more_columns_than_equations():
-    M, B = matrix([1.0, 2.0, 3.0]), block(3, 7)
+    M, B = symmetric_matrix([1.0, 2.0, 3.0]), block(3, 7)
     A = CountingOperator(dense_operator(M))
     solution = block_cg(System(A, B, rtol=1e-10))
     assert (solution.converged, solution.iterations, A.products) == (True, 1, 3 + 7)
 
 
 def test_zero_columns_stay_zero_and_cost_one_product_each_to_verify():
-    M, B = matrix(torch.linspace(1, 2, 20)), block(20, 3)
+    M, B = symmetric_matrix(torch.linspace(1, 2, 20)), block(20, 3)
     B[:, 1] = 0.0
     A = CountingOperator(dense_operator(M))
     solution = block_cg(System(A, B, block(20, 3, 5), rtol=1e-8))
@@ -120,14 +110,14 @@ def test_zero_columns_stay_zero_and_cost_one_product_each_to_verify():
 
 
 def test_an_exact_start_takes_k_products():
-    M, B = matrix(torch.linspace(1, 2, 20)), block(20, 3)
+    M, B = symmetric_matrix(torch.linspace(1, 2, 20)), block(20, 3)
     A = CountingOperator(dense_operator(M))
     solution = block_cg(System(A, B, torch.linalg.solve(M, B)))
     assert (solution.iterations, A.products, solution.converged) == (0, 3, True)
 
 
 def test_every_column_has_its_own_tolerance():
-    M = matrix(torch.logspace(0, 3, 60))
+    M = symmetric_matrix(torch.logspace(0, 3, 60))
     B = block(60, 4) * torch.logspace(0, -9, 4)
     solution = block_cg(System(dense_operator(M), B, rtol=1e-8))
     assert solution.converged
@@ -135,7 +125,7 @@ def test_every_column_has_its_own_tolerance():
 
 
 def test_as_many_iterations_as_distinct_eigenvalues():
-    M = matrix([1.0] * 10 + [5.0] * 10 + [9.0] * 10)
+    M = symmetric_matrix([1.0] * 10 + [5.0] * 10 + [9.0] * 10)
     assert block_cg(System(dense_operator(M), block(30, 4), rtol=1e-10)).iterations == 3
     assert block_cg(System(diagonal_operator(torch.ones(9)), torch.ones(9, 2))).iterations == 1
 
@@ -147,7 +137,7 @@ def test_one_equation():
 
 def test_preconditioned():
     scale = torch.logspace(0, 2, 50, dtype=DOUBLE)
-    M = scale[:, None] * matrix(torch.linspace(1, 2, 50)) * scale
+    M = scale[:, None] * symmetric_matrix(torch.linspace(1, 2, 50)) * scale
     jacobi, B = diagonal_operator(1 / M.diagonal()), block(50, 3)
     plain = block_cg(System(dense_operator(M), B, rtol=1e-8))
     better = block_cg(System(dense_operator(M), B, preconditioner=jacobi, rtol=1e-8))
@@ -158,7 +148,7 @@ def test_preconditioned():
 
 @pytest.mark.parametrize("seed", range(100))
 def test_on_indefinite_matrices_never_a_wrong_converged(seed):
-    M, B = matrix(block(12, 1, seed)[:, 0], seed), block(12, 3, seed + 100)
+    M, B = symmetric_matrix(block(12, 1, seed)[:, 0], seed), block(12, 3, seed + 100)
     solution = block_cg(System(dense_operator(M), B, rtol=1e-8))
     if solution.status is Status.NEGATIVE_CURVATURE:
         p = solution.direction
@@ -169,19 +159,19 @@ def test_on_indefinite_matrices_never_a_wrong_converged(seed):
 
 
 def test_singular_systems_consistent_and_not():
-    M, B = matrix([0.0, 0.0, 1.0, 2.0, 3.0]), block(5, 2)
+    M, B = symmetric_matrix([0.0, 0.0, 1.0, 2.0, 3.0]), block(5, 2)
     assert block_cg(System(dense_operator(M), M @ B, rtol=1e-8)).converged
     assert not block_cg(System(dense_operator(M), B, rtol=1e-8)).converged
 
 
 def test_a_condition_of_1e12_is_never_falsely_solved():
-    M, B = matrix(torch.logspace(0, 12, 60)), block(60, 3)
+    M, B = symmetric_matrix(torch.logspace(0, 12, 60)), block(60, 3)
     solution = block_cg(System(dense_operator(M), B, rtol=1e-8))
     assert solution.converged == bool((relative_residuals(M, B, solution) <= 1e-8).all())
 
 
 def test_single_precision():
-    M, B = matrix(torch.logspace(0, 2, 60)), block(60, 4)
+    M, B = symmetric_matrix(torch.logspace(0, 2, 60)), block(60, 4)
     A = dense_operator(M.float())
     assert block_cg(System(A, B.float(), rtol=1e-4)).converged
     solution = block_cg(System(A, B.float(), rtol=1e-9, max_iterations=10**4))
@@ -204,7 +194,7 @@ def test_a_product_that_is_nan_returns_the_last_finite_iterate():
 def long_system(**limits):
     run = Run("block_cg", **limits)
     return System(
-        dense_operator(matrix(torch.logspace(0, 3, 60))), block(60, 3), rtol=1e-9, run=run
+        dense_operator(symmetric_matrix(torch.logspace(0, 3, 60))), block(60, 3), rtol=1e-9, run=run
     )
 
 

@@ -11,19 +11,9 @@ from hesse.errors import HesseError, OperatorError, Status
 from hesse.krylov import cg, solve
 from hesse.krylov.stopping import geometric_grid, relative_progress
 from hesse.operators import dense_operator, diagonal_operator, function_operator
-from hesse.testing import CountingOperator
+from hesse.testing import CountingOperator, symmetric_matrix
 
 DOUBLE = torch.float64
-
-
-def matrix(values, seed=0):
-    """A symmetric matrix with these eigenvalues and random eigenvectors."""
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.as_tensor(values, dtype=DOUBLE)
-    n = len(values)
-    Q, _ = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=DOUBLE))
-    M = Q @ torch.diag(values) @ Q.T
-    return (M + M.T) / 2
 
 
 def vector(n, seed=1):
@@ -31,14 +21,14 @@ def vector(n, seed=1):
 
 
 def test_one_product_an_iteration_and_one_to_verify():
-    A = CountingOperator(dense_operator(matrix(torch.logspace(0, 2, 40))))
+    A = CountingOperator(dense_operator(symmetric_matrix(torch.logspace(0, 2, 40))))
     solution = cg(A, vector(40), rtol=1e-8)
     assert solution.converged
     assert A.products == solution.products == solution.iterations + 1
 
 
 def test_without_verification_products_equal_iterations_and_nothing_is_said_to_converge():
-    A = CountingOperator(dense_operator(matrix(torch.logspace(0, 2, 40))))
+    A = CountingOperator(dense_operator(symmetric_matrix(torch.logspace(0, 2, 40))))
     solution = cg(A, vector(40), rtol=1e-8, verify=False)
     assert A.products == solution.products == solution.iterations
     assert solution.status is Status.TRUNCATED
@@ -46,7 +36,7 @@ def test_without_verification_products_equal_iterations_and_nothing_is_said_to_c
 
 
 def test_a_warm_start_costs_one_product_more_and_an_exact_one_no_iteration():
-    M, b = matrix([1.0, 2.0, 3.0]), vector(3)
+    M, b = symmetric_matrix([1.0, 2.0, 3.0]), vector(3)
     A = CountingOperator(dense_operator(M))
     solution = cg(A, b, x0=torch.linalg.solve(M, b))
     assert (solution.iterations, A.products, solution.converged) == (0, 1, True)
@@ -54,7 +44,7 @@ def test_a_warm_start_costs_one_product_more_and_an_exact_one_no_iteration():
 
 @pytest.mark.parametrize("x0", [None, torch.ones(3, dtype=DOUBLE)])
 def test_zero_takes_no_product(x0):
-    A = CountingOperator(dense_operator(matrix([1.0, 2.0, 3.0])))
+    A = CountingOperator(dense_operator(symmetric_matrix([1.0, 2.0, 3.0])))
     solution = cg(A, torch.zeros(3, dtype=DOUBLE), x0=x0)
     assert A.products == 0
     assert solution.converged
@@ -62,14 +52,16 @@ def test_zero_takes_no_product(x0):
 
 
 def test_as_many_iterations_as_distinct_eigenvalues():
-    solution = cg(dense_operator(matrix([1.0] * 10 + [5.0] * 10 + [9.0] * 10)), vector(30))
+    solution = cg(
+        dense_operator(symmetric_matrix([1.0] * 10 + [5.0] * 10 + [9.0] * 10)), vector(30)
+    )
     assert solution.iterations == 3
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 30), st.floats(0, 4), st.integers(0, 10**6))
 def test_agrees_with_a_dense_solve(n, log_condition, seed):
-    M = matrix(torch.logspace(0, log_condition, n), seed)
+    M = symmetric_matrix(torch.logspace(0, log_condition, n), seed)
     b = vector(n, seed + 1)
     solution = cg(dense_operator(M), b, rtol=1e-10)
     exact = torch.linalg.solve(M, b)
@@ -82,7 +74,7 @@ def test_agrees_with_a_dense_solve(n, log_condition, seed):
 
 
 def test_the_inverse_as_preconditioner_takes_one_iteration():
-    M = matrix(torch.logspace(0, 6, 30))
+    M = symmetric_matrix(torch.logspace(0, 6, 30))
     inverse = torch.linalg.inv(M)
     inverse = dense_operator((inverse + inverse.T) / 2)
     assert cg(dense_operator(M), vector(30), preconditioner=inverse).iterations <= 2
@@ -90,7 +82,7 @@ def test_the_inverse_as_preconditioner_takes_one_iteration():
 
 def test_jacobi_helps_a_badly_scaled_matrix():
     scale = torch.logspace(0, 3, 50, dtype=DOUBLE)
-    M = scale[:, None] * matrix(torch.linspace(1, 2, 50)) * scale
+    M = scale[:, None] * symmetric_matrix(torch.linspace(1, 2, 50)) * scale
     jacobi = diagonal_operator(1 / M.diagonal())
     plain = cg(dense_operator(M), vector(50), rtol=1e-8)
     better = cg(dense_operator(M), vector(50), rtol=1e-8, preconditioner=jacobi)
@@ -101,7 +93,7 @@ def test_jacobi_helps_a_badly_scaled_matrix():
 @pytest.mark.parametrize("seed", range(50))
 def test_on_indefinite_matrices_never_a_wrong_converged(seed):
     values = vector(12, seed)
-    M, b = matrix(values, seed), vector(12, seed + 100)
+    M, b = symmetric_matrix(values, seed), vector(12, seed + 100)
     solution = cg(dense_operator(M), b, rtol=1e-8)
     if solution.status is Status.NEGATIVE_CURVATURE:
         p = solution.direction
@@ -124,7 +116,7 @@ def test_a_negative_definite_matrix_returns_the_first_direction():
 @given(st.floats(1e-3, 10), st.integers(0, 10**6), st.booleans())
 def test_a_radius_is_never_exceeded_and_descent_continues_to_it(radius, seed, definite):
     values = vector(8, seed).abs() + 0.1 if definite else vector(8, seed)
-    M, b = matrix(values, seed), vector(8, seed + 1)
+    M, b = symmetric_matrix(values, seed), vector(8, seed + 1)
     solution = cg(dense_operator(M), b, radius=radius, rtol=1e-10)
     length = float(solution.x.norm())
     assert length <= radius * (1 + 1e-12)
@@ -140,28 +132,30 @@ def test_a_radius_is_never_exceeded_and_descent_continues_to_it(radius, seed, de
 
 
 def test_singular_systems_consistent_and_not():
-    M = matrix([0.0, 0.0, 1.0, 2.0, 3.0])
+    M = symmetric_matrix([0.0, 0.0, 1.0, 2.0, 3.0])
     b = vector(5)
     assert cg(dense_operator(M), M @ b, rtol=1e-10).converged
     assert not cg(dense_operator(M), b, rtol=1e-10).converged
 
 
 def test_a_condition_of_1e12_is_never_falsely_solved():
-    M, b = matrix(torch.logspace(0, 12, 60)), vector(60)
+    M, b = symmetric_matrix(torch.logspace(0, 12, 60)), vector(60)
     solution = cg(dense_operator(M), b, rtol=1e-8, max_iterations=3000)
     true = float((b - M @ solution.x).norm())
     assert solution.converged == (true <= 1e-8 * float(b.norm()))
 
 
 def test_single_precision_stagnates_and_says_so():
-    M = matrix(torch.logspace(0, 2, 60)).float()
+    M = symmetric_matrix(torch.logspace(0, 2, 60)).float()
     solution = cg(dense_operator(M), vector(60).float(), rtol=1e-9, max_iterations=10**4)
     assert solution.status is Status.STAGNATED
     assert not solution.converged
 
 
 def test_the_limit_is_kept_and_reported():
-    solution = cg(dense_operator(matrix(torch.logspace(0, 4, 60))), vector(60), max_iterations=3)
+    solution = cg(
+        dense_operator(symmetric_matrix(torch.logspace(0, 4, 60))), vector(60), max_iterations=3
+    )
     assert (solution.iterations, solution.status) == (3, Status.MAX_ITERATIONS)
 
 
@@ -197,14 +191,14 @@ def test_the_callback_sees_every_step_and_may_stop():
         seen.append(state.iteration)
         return state.iteration == 4
 
-    A = dense_operator(matrix(torch.logspace(0, 3, 30)))
+    A = dense_operator(symmetric_matrix(torch.logspace(0, 3, 30)))
     solution = cg(A, vector(30), callback=watch)
     assert seen == [1, 2, 3, 4]
     assert solution.status is Status.STOPPED
 
 
 def test_iterates_are_kept_on_the_grid_and_are_copies():
-    M, b = matrix(torch.logspace(0, 3, 40)), vector(40)
+    M, b = symmetric_matrix(torch.logspace(0, 3, 40)), vector(40)
     solution = cg(dense_operator(M), b, rtol=1e-12, max_iterations=20, keep=geometric_grid())
     assert [kept.iteration for kept in solution.iterates] == [5, 7, 10, 13, 17]
     for kept in solution.iterates:
@@ -218,7 +212,7 @@ def test_relative_progress_is_martens_rule():
     def record(state):
         values.append(state.model_value)
 
-    A, b = dense_operator(matrix(torch.logspace(0, 3, 200))), vector(200)
+    A, b = dense_operator(symmetric_matrix(torch.logspace(0, 3, 200))), vector(200)
     solution = cg(A, b, rtol=0.0, stop=relative_progress(), callback=record, verify=False)
     i = solution.iterations
     values.append(solution.model_value)

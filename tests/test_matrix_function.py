@@ -101,8 +101,8 @@ def test_what_cannot_be_is_refused():
         matrix_function("cosh", M, b)
     with pytest.raises(OperatorError, match="symmetric"):
         matrix_function("exp", torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.ones(2))
+    bad = function_operator(lambda v: v * torch.nan, 3, symmetric=True)
     with pytest.raises(NonFiniteError):
-        bad = function_operator(lambda v: v * torch.nan, 3, symmetric=True)
         matrix_function("exp", bad, torch.ones(3))
 
 

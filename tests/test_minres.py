@@ -13,19 +13,9 @@ from hesse.krylov.minres import minres
 from hesse.krylov.system import System
 from hesse.operators import dense_operator, diagonal_operator, function_operator
 from hesse.progress import Run
-from hesse.testing import CountingOperator, PeakMemory
+from hesse.testing import CountingOperator, PeakMemory, symmetric_matrix
 
 DOUBLE = torch.float64
-
-
-def matrix(values, seed=0):
-    """A symmetric matrix with these eigenvalues and random eigenvectors."""
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.as_tensor(values, dtype=DOUBLE)
-    n = len(values)
-    Q, _ = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=DOUBLE))
-    M = Q @ torch.diag(values) @ Q.T
-    return (M + M.T) / 2
 
 
 def vector(n, seed=1):
@@ -33,7 +23,9 @@ def vector(n, seed=1):
 
 
 def indefinite(n=30):
-    return matrix(torch.cat([torch.linspace(1, 10, n - n // 3), -torch.linspace(1, 4, n // 3)]))
+    return symmetric_matrix(
+        torch.cat([torch.linspace(1, 10, n - n // 3), -torch.linspace(1, 4, n // 3)])
+    )
 
 
 def test_one_product_an_iteration_and_one_to_verify():
@@ -55,7 +47,10 @@ def test_an_exact_start_takes_one_product_and_zero_none():
 
 def test_as_many_iterations_as_distinct_eigenvalues():
     values = [1.0] * 10 + [-5.0] * 10 + [9.0] * 10
-    assert minres(System(dense_operator(matrix(values)), vector(30), rtol=1e-10)).iterations == 3
+    assert (
+        minres(System(dense_operator(symmetric_matrix(values)), vector(30), rtol=1e-10)).iterations
+        == 3
+    )
     assert minres(System(diagonal_operator(torch.ones(5)), torch.ones(5))).iterations == 1
 
 
@@ -68,7 +63,7 @@ def test_one_equation():
 @given(st.integers(1, 30), st.floats(0, 3), st.integers(0, 10**6), st.booleans())
 def test_agrees_with_a_dense_solve(n, log_condition, seed, warm):
     signs = torch.where(vector(n, seed) < 0, -1.0, 1.0)
-    M = matrix(torch.logspace(0, log_condition, n) * signs, seed)
+    M = symmetric_matrix(torch.logspace(0, log_condition, n) * signs, seed)
     b, x0 = vector(n, seed + 1), vector(n, seed + 2) if warm else None
     solution = minres(System(dense_operator(M), b, x0, rtol=1e-9, max_iterations=100 * n))
     assert solution.converged
@@ -102,7 +97,7 @@ def test_has_the_iterates_of_scipy():
 
 
 def test_preconditioned_the_inverse_takes_one_iteration_and_jacobi_helps():
-    M = matrix(torch.logspace(0, 4, 30))
+    M = symmetric_matrix(torch.logspace(0, 4, 30))
     inverse = torch.linalg.inv(M)
     M_inverse = dense_operator((inverse + inverse.T) / 2)
     b = vector(30)
@@ -140,7 +135,7 @@ def test_the_first_residual_of_negative_curvature_is_the_direction():
 
 @pytest.mark.parametrize("condition", [0, 3, 6])
 def test_a_positive_definite_matrix_has_no_such_direction(condition):
-    M = matrix(torch.logspace(0, condition, 40))
+    M = symmetric_matrix(torch.logspace(0, condition, 40))
     assert minres(System(dense_operator(M), vector(40), rtol=1e-8)).direction is None
 
 
@@ -148,7 +143,7 @@ def test_a_positive_definite_matrix_has_no_such_direction(condition):
 
 
 def test_a_consistent_singular_system_gives_the_solution_of_least_norm():
-    M = matrix([0.0, 0.0, 1.0, -2.0, 3.0])
+    M = symmetric_matrix([0.0, 0.0, 1.0, -2.0, 3.0])
     b = M @ vector(5)
     solution = minres(System(dense_operator(M), b, rtol=1e-10))
     assert solution.converged
@@ -159,7 +154,7 @@ def test_a_consistent_singular_system_gives_the_solution_of_least_norm():
 @pytest.mark.parametrize("warm", [False, True])
 def test_an_inconsistent_system_gives_the_nearest_minimiser(dtype, error, warm):
     values = torch.cat([torch.zeros(5), torch.linspace(1, 10, 20), -torch.linspace(1, 3, 10)])
-    M, b = matrix(values), vector(35)
+    M, b = symmetric_matrix(values), vector(35)
     x0 = vector(35, 2) if warm else torch.zeros(35, dtype=DOUBLE)
     A = CountingOperator(dense_operator(M.to(dtype)))
     solution = minres(System(A, b.to(dtype), x0.to(dtype), rtol=1e-6))
@@ -179,7 +174,7 @@ def test_no_product_sees_a_right_hand_side_in_the_null_space():
 
 
 def test_with_a_preconditioner_another_norm_is_least_and_no_minimiser_is_claimed():
-    M = matrix([0.0, 0.0, 1.0, -2.0, 3.0])
+    M = symmetric_matrix([0.0, 0.0, 1.0, -2.0, 3.0])
     jacobi = diagonal_operator(torch.logspace(0, 2, 5, dtype=DOUBLE))
     for scale in (1.0, 1e8):
         solution = minres(System(dense_operator(M), vector(5), preconditioner=scale * jacobi))
@@ -191,7 +186,7 @@ def test_with_a_preconditioner_another_norm_is_least_and_no_minimiser_is_claimed
 
 @pytest.mark.parametrize("seed", range(100))
 def test_on_indefinite_matrices_never_a_wrong_converged(seed):
-    M, b = matrix(vector(12, seed), seed), vector(12, seed + 100)
+    M, b = symmetric_matrix(vector(12, seed), seed), vector(12, seed + 100)
     solution = minres(System(dense_operator(M), b, rtol=1e-8, max_iterations=40))
     if solution.converged:
         assert (b - M @ solution.x).norm() <= 1e-8 * b.norm()
@@ -201,14 +196,14 @@ def test_on_indefinite_matrices_never_a_wrong_converged(seed):
 
 
 def test_a_condition_of_1e12_is_never_falsely_solved():
-    M, b = matrix(torch.logspace(0, 12, 60)), vector(60)
+    M, b = symmetric_matrix(torch.logspace(0, 12, 60)), vector(60)
     solution = minres(System(dense_operator(M), b, rtol=1e-8, max_iterations=1000))
     assert not solution.converged
     assert solution.residual_norm > 1e-8 * b.norm()
 
 
 def test_single_precision_stagnates_and_says_so():
-    M = matrix(torch.logspace(0, 2, 60)).float()
+    M = symmetric_matrix(torch.logspace(0, 2, 60)).float()
     system = System(dense_operator(M), vector(60).float(), rtol=1e-9, max_iterations=10**4)
     assert minres(system).status is Status.STAGNATED
 
@@ -234,7 +229,9 @@ def test_a_product_that_overflows_returns_the_last_finite_iterate():
 
 def long_system(**limits):
     run = Run("minres", **limits)
-    return System(dense_operator(matrix(torch.logspace(0, 4, 60))), vector(60), rtol=1e-8, run=run)
+    return System(
+        dense_operator(symmetric_matrix(torch.logspace(0, 4, 60))), vector(60), rtol=1e-8, run=run
+    )
 
 
 def interrupt(state):

@@ -14,19 +14,9 @@ from hesse.krylov.multi_shift_cg import multi_shift_cg
 from hesse.krylov.system import System
 from hesse.operators import dense_operator, diagonal_operator, function_operator, identity_operator
 from hesse.progress import Run
-from hesse.testing import CountingOperator, PeakMemory
+from hesse.testing import CountingOperator, PeakMemory, symmetric_matrix
 
 DOUBLE = torch.float64
-
-
-def matrix(values, seed=0):
-    """A symmetric matrix with these eigenvalues and random eigenvectors."""
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.as_tensor(values, dtype=DOUBLE)
-    n = len(values)
-    Q, _ = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=DOUBLE))
-    M = Q @ torch.diag(values) @ Q.T
-    return (M + M.T) / 2
 
 
 def vector(n, seed=1):
@@ -39,7 +29,7 @@ def true_norms(M, b, shifts, x):
 
 
 def test_all_shifts_at_the_products_of_the_smallest_and_one_each_to_verify():
-    M, b, shifts = matrix(torch.logspace(0, 3, 80)), vector(80), [10.0, -0.5, 0.0, 100.0]
+    M, b, shifts = symmetric_matrix(torch.logspace(0, 3, 80)), vector(80), [10.0, -0.5, 0.0, 100.0]
     A = CountingOperator(dense_operator(M))
     solution = multi_shift_cg(System(A, b, rtol=1e-8), shifts)
     smallest = dense_operator(M) - 0.5 * identity_operator(80)
@@ -50,7 +40,7 @@ def test_all_shifts_at_the_products_of_the_smallest_and_one_each_to_verify():
 
 
 def test_every_system_has_the_iterates_of_cg():
-    M, b, shifts = matrix(torch.logspace(0, 2, 60)), vector(60), [0.0, 0.3, 5.0]
+    M, b, shifts = symmetric_matrix(torch.logspace(0, 2, 60)), vector(60), [0.0, 0.3, 5.0]
     for k in (1, 5, 12):
         system = System(dense_operator(M), b, rtol=1e-12, max_iterations=k)
         x = multi_shift_cg(system, shifts).x
@@ -68,7 +58,7 @@ def test_every_system_has_the_iterates_of_cg():
     st.integers(0, 10**6),
 )
 def test_agrees_with_dense_solves(n, shifts, log_condition, seed):
-    M, b = matrix(torch.logspace(0, log_condition, n), seed), vector(n, seed + 1)
+    M, b = symmetric_matrix(torch.logspace(0, log_condition, n), seed), vector(n, seed + 1)
     system = System(dense_operator(M), b, rtol=1e-9, max_iterations=40 * n)
     solution = multi_shift_cg(system, shifts)
     assert solution.converged
@@ -82,7 +72,7 @@ def test_agrees_with_dense_solves(n, shifts, log_condition, seed):
 
 
 def test_what_is_solved_is_left_alone():
-    M, b, shifts = matrix(torch.logspace(0, 3, 60)), vector(60), [0.0, 1e8]
+    M, b, shifts = symmetric_matrix(torch.logspace(0, 3, 60)), vector(60), [0.0, 1e8]
     seen = []
     run = Run("multi_shift_cg", callback=lambda state: seen.append((state.active, state.x.clone())))
     multi_shift_cg(System(dense_operator(M), b, rtol=1e-4, run=run), shifts)
@@ -92,7 +82,7 @@ def test_what_is_solved_is_left_alone():
 
 
 def test_those_that_miss_the_tolerance_go_on_alone():
-    M, b, shifts = matrix(torch.logspace(0, 2, 60)), vector(60), [0.0, 1.0, 1e5]
+    M, b, shifts = symmetric_matrix(torch.logspace(0, 2, 60)), vector(60), [0.0, 1.0, 1e5]
     calls, seen = [], []
 
     def product(v):
@@ -112,14 +102,14 @@ def test_those_that_miss_the_tolerance_go_on_alone():
 
 
 def test_zero_takes_no_product():
-    A = CountingOperator(dense_operator(matrix([1.0, 2.0, 3.0])))
+    A = CountingOperator(dense_operator(symmetric_matrix([1.0, 2.0, 3.0])))
     solution = multi_shift_cg(System(A, torch.zeros(3, dtype=DOUBLE)), [0.0, 1.0])
     assert (A.products, solution.converged, tuple(solution.x.shape)) == (0, True, (3, 2))
     assert not solution.x.any()
 
 
 def test_as_many_iterations_as_distinct_eigenvalues():
-    A = dense_operator(matrix([1.0] * 10 + [5.0] * 10 + [9.0] * 10))
+    A = dense_operator(symmetric_matrix([1.0] * 10 + [5.0] * 10 + [9.0] * 10))
     assert multi_shift_cg(System(A, vector(30), rtol=1e-10), [0.0, 1.0]).iterations == 3
     ones = diagonal_operator(torch.ones(5))
     assert multi_shift_cg(System(ones, torch.ones(5)), [0.0, 1.0]).iterations == 1
@@ -132,7 +122,7 @@ def test_one_equation_equal_shifts_and_shifts_as_a_tensor():
 
 
 def test_a_seed_that_is_not_definite_returns_the_direction():
-    M, b = matrix(torch.linspace(-1, 1, 12)), vector(12)
+    M, b = symmetric_matrix(torch.linspace(-1, 1, 12)), vector(12)
     solution = multi_shift_cg(System(dense_operator(M), b, rtol=1e-8), [0.0, 2.0])
     p = solution.direction
     assert solution.status is Status.NEGATIVE_CURVATURE
@@ -143,27 +133,27 @@ def test_a_seed_that_is_not_definite_returns_the_direction():
 
 @pytest.mark.parametrize("seed", range(100))
 def test_on_indefinite_matrices_never_a_wrong_converged(seed):
-    M, b, shifts = matrix(vector(12, seed), seed), vector(12, seed + 100), [0.0, 1.0, 4.0]
+    M, b, shifts = symmetric_matrix(vector(12, seed), seed), vector(12, seed + 100), [0.0, 1.0, 4.0]
     solution = multi_shift_cg(System(dense_operator(M), b, rtol=1e-8), shifts)
     true = true_norms(M, b, shifts, solution.x)
     assert solution.converged == bool((true <= 1e-8 * b.norm()).all())
 
 
 def test_a_shift_makes_a_singular_system_solvable():
-    M, b = matrix([0.0, 0.0, 1.0, 2.0, 3.0]), vector(5)
+    M, b = symmetric_matrix([0.0, 0.0, 1.0, 2.0, 3.0]), vector(5)
     assert multi_shift_cg(System(dense_operator(M), b, rtol=1e-8), [0.1, 1.0]).converged
     assert not multi_shift_cg(System(dense_operator(M), b, rtol=1e-8), [0.0, 1.0]).converged
 
 
 def test_a_condition_of_1e12_is_never_falsely_solved():
-    M, b, shifts = matrix(torch.logspace(0, 12, 60)), vector(60), [0.0, 1e3, 1e6]
+    M, b, shifts = symmetric_matrix(torch.logspace(0, 12, 60)), vector(60), [0.0, 1e3, 1e6]
     solution = multi_shift_cg(System(dense_operator(M), b, rtol=1e-8), shifts)
     true = true_norms(M, b, shifts, solution.x)
     assert solution.converged == bool((true <= 1e-8 * b.norm()).all())
 
 
 def test_single_precision():
-    A, b = dense_operator(matrix(torch.logspace(0, 2, 60)).float()), vector(60).float()
+    A, b = dense_operator(symmetric_matrix(torch.logspace(0, 2, 60)).float()), vector(60).float()
     assert multi_shift_cg(System(A, b, rtol=1e-5), [0.0, 1.0]).converged
     system = System(A, b, rtol=1e-9, max_iterations=10**4)
     assert multi_shift_cg(system, [0.0, 1.0]).status is Status.STAGNATED
@@ -184,7 +174,9 @@ def test_a_product_that_is_nan_returns_the_last_finite_iterate():
 
 def long_system(**limits):
     run = Run("multi_shift_cg", **limits)
-    return System(dense_operator(matrix(torch.logspace(0, 3, 60))), vector(60), rtol=1e-9, run=run)
+    return System(
+        dense_operator(symmetric_matrix(torch.logspace(0, 3, 60))), vector(60), rtol=1e-9, run=run
+    )
 
 
 def interrupt(state):

@@ -19,7 +19,7 @@ from hesse.operators import (
     kronecker_operator,
     low_rank_operator,
 )
-from hesse.testing import CountingOperator
+from hesse.testing import CountingOperator, symmetric_matrix
 
 DOUBLE = torch.float64
 
@@ -30,14 +30,6 @@ def seeded(seed=0):
 
 def normal(*shape, seed=0, dtype=DOUBLE):
     return torch.randn(*shape, generator=seeded(seed), dtype=DOUBLE).to(dtype)
-
-
-def spectral(values, seed=0, dtype=DOUBLE):
-    """A symmetric matrix with these eigenvalues."""
-    values = torch.as_tensor(values, dtype=DOUBLE)
-    Q, _ = torch.linalg.qr(normal(len(values), len(values), seed=seed))
-    M = Q @ torch.diag(values) @ Q.T
-    return ((M + M.T) / 2).to(dtype)
 
 
 class Hidden(LinearOperator):
@@ -62,12 +54,12 @@ INDEFINITE = torch.cat([-DEFINITE[: N // 3], DEFINITE[N // 3 :]])
 
 def kinds(dtype):
     """(kind, operator) of symmetric positive definite operators of dimension 24."""
-    M = spectral(DEFINITE, dtype=dtype)
+    M = symmetric_matrix(DEFINITE, dtype=dtype)
     U = normal(N, 3, seed=1, dtype=dtype) / 5
     d, hidden = torch.linspace(1.0, 3.0, N, dtype=dtype), Hidden(M, symmetric=False)
     A, B = (
-        spectral(torch.linspace(1, 2, 4), dtype=dtype),
-        spectral(torch.linspace(1, 3, 6), dtype=dtype),
+        symmetric_matrix(torch.linspace(1, 2, 4), dtype=dtype),
+        symmetric_matrix(torch.linspace(1, 3, 6), dtype=dtype),
     )
     return {
         "dense": dense_operator(M),
@@ -77,7 +69,9 @@ def kinds(dtype):
         "identity": 2.0 * identity_operator(N, dtype),
         "sum": dense_operator(M) + 0.5 * identity_operator(N),
         "low rank": low_rank_operator(U, torch.ones(3, dtype=dtype)) + identity_operator(N),
-        "blocks": block_diagonal_operator([A, spectral(torch.linspace(1, 2, 20), dtype=dtype)]),
+        "blocks": block_diagonal_operator(
+            [A, symmetric_matrix(torch.linspace(1, 2, 20), dtype=dtype)]
+        ),
         "kronecker": kronecker_operator(A, B),
         "gram": hidden.T @ hidden,
         "hessian": hessian_operator(lambda x: 0.5 * x @ (M @ x), d),
@@ -135,15 +129,17 @@ class Case:
 
 
 SINGULAR = torch.cat([torch.zeros(3), DEFINITE[3:]])
+POSITIVE = symmetric_matrix(DEFINITE)
 CASES = {
     "n = 1": Case(torch.tensor([[2.0]]), torch.tensor([3.0]), ("cg", "minres", "gmres", "lsmr")),
-    "indefinite": Case(spectral(INDEFINITE), normal(N, seed=4)),
-    "repeated": Case(spectral([1.0] * 8 + [5.0] * 16), normal(N, seed=5),
+    "indefinite": Case(symmetric_matrix(INDEFINITE), normal(N, seed=4)),
+    "repeated": Case(symmetric_matrix([1.0] * 8 + [5.0] * 16), normal(N, seed=5),
                      ("cg", "minres", "gmres")),
-    "singular consistent": Case(spectral(SINGULAR), spectral(SINGULAR) @ normal(N, seed=6)),
-    "eigenvector": Case(spectral(DEFINITE), torch.linalg.eigh(spectral(DEFINITE))[1][:, 3],
+    "singular consistent": Case(symmetric_matrix(SINGULAR),
+                                symmetric_matrix(SINGULAR) @ normal(N, seed=6)),
+    "eigenvector": Case(POSITIVE, torch.linalg.eigh(POSITIVE)[1][:, 3],
                         ("cg", "minres", "gmres", "lsmr")),
-    "not symmetric": Case(spectral(DEFINITE) + 0.3 * normal(N, N, seed=7), normal(N, seed=8),
+    "not symmetric": Case(POSITIVE + 0.3 * normal(N, N, seed=7), normal(N, seed=8),
                           ("gmres", "lsmr", "auto")),
     "tall": Case(normal(N, 9, seed=9), normal(N, 9, seed=9).sum(dim=1), ("lsmr", "auto")),
     "wide": Case(normal(9, N, seed=9), torch.ones(9, dtype=DOUBLE), ("lsmr", "auto")),
@@ -172,7 +168,7 @@ def test_special_systems(name, method):
 
 @pytest.mark.parametrize("method", ["minres", "lsmr"])
 def test_an_inconsistent_system_gets_the_least_squares_solution_and_is_called_that(method):
-    M, b = spectral(SINGULAR), normal(N, seed=10)
+    M, b = symmetric_matrix(SINGULAR), normal(N, seed=10)
     solution = solve(Hidden(M, symmetric=True), b, method, rtol=1e-10)
     assert solution.status is Status.LEAST_SQUARES
     assert solution.converged == (method == "lsmr")  # whose question it was
@@ -181,7 +177,7 @@ def test_an_inconsistent_system_gets_the_least_squares_solution_and_is_called_th
 
 @pytest.mark.parametrize("method", ["cg", "minres", "gmres", "lsmr", "block-cg", "auto"])
 def test_nothing_wrong_is_said_at_a_condition_of_1e12(method):
-    M, b = spectral(torch.logspace(-12, 0, N)), normal(N, seed=11)
+    M, b = symmetric_matrix(torch.logspace(-12, 0, N)), normal(N, seed=11)
     b = b[:, None] if method == "block-cg" else b
     solution = solve(Hidden(M, symmetric=True), b, method, rtol=1e-8, max_iterations=300)
     residual = float((b - M @ solution.x).norm())
@@ -198,7 +194,7 @@ def test_indefinite_systems_never_get_a_wrong_converged():
     for seed in range(100):
         n = 5 + seed % 40
         values = normal(n, seed=seed)
-        M = spectral(10.0 ** (seed % 7 - 3) * values, seed)
+        M = symmetric_matrix(10.0 ** (seed % 7 - 3) * values, seed)
         b = normal(n, seed=seed + 1)
         for method in ("cg", "minres", "auto"):
             solution = solve(Hidden(M, symmetric=True), b, method, rtol=1e-7)
@@ -212,7 +208,7 @@ def test_indefinite_systems_never_get_a_wrong_converged():
 
 
 def test_auto_goes_on_with_minres_where_curvature_is_negative():
-    M, b = spectral(INDEFINITE), normal(N, seed=12)
+    M, b = symmetric_matrix(INDEFINITE), normal(N, seed=12)
     A = CountingOperator(Hidden(M, symmetric=True))
     solution = solve(A, b, rtol=1e-10)
     assert (solution.method, solution.converged) == ("minres", True)
@@ -224,7 +220,7 @@ def test_auto_goes_on_with_minres_where_curvature_is_negative():
 
 
 def test_all_dampings_for_the_products_of_one():
-    M, b, shifts = spectral(DEFINITE), normal(N, seed=13), [0.0, 0.1, 1.0, 10.0]
+    M, b, shifts = symmetric_matrix(DEFINITE), normal(N, seed=13), [0.0, 0.1, 1.0, 10.0]
     A = CountingOperator(Hidden(M, symmetric=True))
     one = solve(A, b, rtol=1e-9).iterations
     A.products = 0
@@ -248,7 +244,7 @@ def test_damped_least_squares():
 @pytest.mark.parametrize("name", ["jacobi", "block-jacobi", "nystrom", "pivoted-cholesky"])
 def test_a_preconditioner_by_its_name(name):
     n = 60
-    M, b = spectral(torch.logspace(3, -6, n)), normal(n, seed=16)
+    M, b = symmetric_matrix(torch.logspace(3, -6, n)), normal(n, seed=16)
     A = (dense_operator(M) if name == "pivoted-cholesky" else Hidden(M, symmetric=True)) + (
         1e-2 * identity_operator(n)
     )
@@ -265,7 +261,7 @@ def test_a_preconditioner_by_its_name(name):
 
 @pytest.mark.parametrize("method", ["cg", "minres", "gmres", "lsmr", "block-cg"])
 def test_zero_takes_no_product_and_a_nan_is_said(method):
-    A = CountingOperator(Hidden(spectral(DEFINITE), symmetric=True))
+    A = CountingOperator(Hidden(symmetric_matrix(DEFINITE), symmetric=True))
     b = torch.zeros(N, 1, dtype=DOUBLE) if method == "block-cg" else torch.zeros(N, dtype=DOUBLE)
     solution = solve(A, b, method)
     assert (solution.converged, A.products, float(solution.x.norm())) == (True, 0, 0.0)
@@ -294,7 +290,7 @@ def test_an_operator_that_is_not_symmetric_is_refused(method):
 
 @pytest.mark.parametrize("method", ["cg", "minres", "gmres", "lsmr"])
 def test_limits_callback_and_ctrl_c(method):
-    A = CountingOperator(Hidden(spectral(torch.logspace(-6, 0, N)), symmetric=True))
+    A = CountingOperator(Hidden(symmetric_matrix(torch.logspace(-6, 0, N)), symmetric=True))
     b = normal(N, seed=17)
     solution = solve(A, b, method, rtol=1e-12, max_products=12)
     assert solution.status is Status.MAX_PRODUCTS
@@ -336,7 +332,7 @@ def test_a_tree_a_warm_start_and_a_block_come_back_in_their_form():
     ],
 )
 def test_what_cannot_be_is_refused(arguments, error):
-    A = Hidden(spectral(DEFINITE), symmetric=True)
+    A = Hidden(symmetric_matrix(DEFINITE), symmetric=True)
     arguments = {"b": torch.ones(N, dtype=DOUBLE), **arguments}
     with pytest.raises(error, match="remedy"):
         solve(A, **arguments)

@@ -31,7 +31,7 @@ from hesse.vectors import norm
 _SHARE = 20  # saving takes at most 1/20 of the time
 _FORMAT = 1
 
-Path_ = str | os.PathLike | None
+FilePath = str | os.PathLike | None
 
 
 class Checkpoint:
@@ -60,7 +60,7 @@ class Checkpoint:
     (True, Sum(total=0.3333333333333333))
     """
 
-    def __init__(self, path: Path_, A: LinearOperator, **question: Any) -> None:
+    def __init__(self, path: FilePath, A: LinearOperator, **question: Any) -> None:
         self.path = None if path is None else Path(path)
         self._device = A.device
         self._due, self._question = 0.0, {}
@@ -139,6 +139,13 @@ class Checkpoint:
             got=got,
             remedy="Ask the same of the same operator, or give another path.",
         )
+
+
+def generator_for(generator: torch.Generator | None, path: FilePath) -> torch.Generator | None:
+    """The generator; where its state is to be saved and none was given, one of its own."""
+    if generator is not None or path is None:
+        return generator
+    return torch.Generator().manual_seed(int(torch.randint(1 << 62, ())))
 
 
 def _mark(A: LinearOperator) -> tuple[float, float, float]:

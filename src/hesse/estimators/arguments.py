@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arguments that estimators share: blocks, budgets, symmetry."""
+"""The arguments that estimators share: blocks and budgets."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import NoReturn
 
 import torch
 
-from hesse.checkpoint import Path_
-from hesse.errors import ArgumentError, OperatorError
+from hesse.errors import ArgumentError
 from hesse.operators.base import LinearOperator
 from hesse.operators.memory_budget import parse_bytes
 
@@ -49,21 +48,3 @@ def too_small(A: LinearOperator, need: int, fits: int, what: str, call: str) -> 
         remedy="Raise memory_budget, or take a method that needs fewer vectors: 'hutchinson' "
         "needs two.",
     )
-
-
-def check_symmetric(A: LinearOperator, call: str) -> None:
-    """Raise unless the operator promises A = A'."""
-    if not A.symmetric:
-        raise OperatorError(
-            call,
-            expected="a symmetric operator",
-            got="one that is not known to be symmetric",
-            remedy="Pass symmetric=True if A = A'.",
-        )
-
-
-def generator_for(generator: torch.Generator | None, checkpoint: Path_) -> torch.Generator | None:
-    """The generator; where its state is to be saved and none was given, one of its own."""
-    if generator is not None or checkpoint is None:
-        return generator
-    return torch.Generator().manual_seed(int(torch.randint(1 << 62, ())))

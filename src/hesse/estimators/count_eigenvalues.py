@@ -8,13 +8,11 @@ import math
 import torch
 from torch import Tensor
 
-from hesse.checkpoint import Checkpoint, Path_
+from hesse.checkpoint import Checkpoint, FilePath, generator_for
 from hesse.errors import ArgumentError
 from hesse.estimators.arguments import (
     Budget,
     block_size_of,
-    check_symmetric,
-    generator_for,
     vectors_in,
 )
 from hesse.estimators.estimate import Estimate
@@ -40,7 +38,7 @@ def count_eigenvalues(
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
     progress: bool = False,
-    checkpoint: Path_ = None,
+    checkpoint: FilePath = None,
     block_size: int | None = None,
     memory_budget: Budget = None,
 ) -> Estimate:
@@ -89,7 +87,7 @@ def count_eigenvalues(
     """
     A = aslinearoperator(A)
     call = f"hesse.count_eigenvalues({A}, {low}, {high})"
-    check_symmetric(A, call)
+    A._check_symmetric(call)
     if not low <= high:
         raise ArgumentError(call, expected="low <= high", got=f"{low}, {high}", remedy="Swap them.")
     limits = Run(

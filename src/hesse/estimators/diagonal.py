@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hesse.checkpoint import Checkpoint, Path_
+from hesse.checkpoint import Checkpoint, FilePath, generator_for
 from hesse.errors import check_choice
-from hesse.estimators.arguments import Budget, block_size_of, generator_for, vectors_in
+from hesse.estimators.arguments import Budget, block_size_of, vectors_in
 from hesse.estimators.deflation import Deflation
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.orthonormal import project_out
@@ -36,7 +36,7 @@ def diagonal(
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
     progress: bool = False,
-    checkpoint: Path_ = None,
+    checkpoint: FilePath = None,
     block_size: int | None = None,
     memory_budget: Budget = None,
 ) -> Estimate:

@@ -6,13 +6,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.checkpoint import Checkpoint, Path_
+from hesse.checkpoint import Checkpoint, FilePath, generator_for
 from hesse.errors import OperatorError
 from hesse.estimators.arguments import (
     Budget,
     block_size_of,
-    check_symmetric,
-    generator_for,
     vectors_in,
 )
 from hesse.estimators.estimate import Estimate
@@ -36,7 +34,7 @@ def logdet(
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
     progress: bool = False,
-    checkpoint: Path_ = None,
+    checkpoint: FilePath = None,
     block_size: int | None = None,
     memory_budget: Budget = None,
 ) -> Estimate:
@@ -79,7 +77,7 @@ def logdet(
     """
     A = aslinearoperator(A)
     call = f"hesse.logdet({A})"
-    check_symmetric(A, call)
+    A._check_symmetric(call)
     limits = Run(
         "logdet",
         max_products=max_products,

@@ -194,13 +194,7 @@ def _joined(columns: list[Estimate]) -> Estimate:
 
 
 def _check(A: LinearOperator, basis_size: int, call: str) -> None:
-    if not A.symmetric:
-        raise OperatorError(
-            call,
-            expected="a symmetric operator",
-            got="one that is not known to be symmetric",
-            remedy="Pass symmetric=True if A = A'.",
-        )
+    A._check_symmetric(call)
     if basis_size < 1:
         raise ArgumentError(
             call, expected="basis_size >= 1", got=str(basis_size), remedy="Leave it out for 200."

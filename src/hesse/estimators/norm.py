@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hesse.checkpoint import Checkpoint, Path_
+from hesse.checkpoint import Checkpoint, FilePath, generator_for
 from hesse.errors import ArgumentError, Status
-from hesse.estimators.arguments import Budget, block_size_of, generator_for, vectors_in
+from hesse.estimators.arguments import Budget, block_size_of, vectors_in
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.probes import products, signs
 from hesse.estimators.sampling import FIRST_CHECK, Sampler, Stream, Target
@@ -35,7 +35,7 @@ def norm(
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
     progress: bool = False,
-    checkpoint: Path_ = None,
+    checkpoint: FilePath = None,
     block_size: int | None = None,
     memory_budget: Budget = None,
 ) -> Estimate:
@@ -160,7 +160,7 @@ def _spectral(
     generator: torch.Generator | None,
     callback: Callback | None,
     progress: bool,
-    checkpoint: Path_,
+    checkpoint: FilePath,
     memory_budget: Budget,
 ) -> Estimate:
     """|A|_2 from the eigenvalue of A that is largest in magnitude, or the largest of A'A."""

@@ -12,7 +12,6 @@ from hesse.errors import ArgumentError, Status, check_choice
 from hesse.estimators.arguments import (
     Budget,
     block_size_of,
-    check_symmetric,
     too_small,
     vectors_in,
 )
@@ -90,7 +89,7 @@ def spectral_density(
     """
     A = aslinearoperator(A)
     call = f"hesse.spectral_density({A}, method={method!r})"
-    check_symmetric(A, call)
+    A._check_symmetric(call)
     check_choice("method", method, ["lanczos", "kernel-polynomial"], call)
     _check_arguments(method, probes, steps, bandwidth, call)
     block = block_size_of(A, block_size, call)

@@ -7,13 +7,11 @@ from typing import Literal
 
 import torch
 
-from hesse.checkpoint import Checkpoint, Path_
+from hesse.checkpoint import Checkpoint, FilePath, generator_for
 from hesse.errors import ArgumentError, check_choice
 from hesse.estimators.arguments import (
     Budget,
     block_size_of,
-    check_symmetric,
-    generator_for,
     vectors_in,
 )
 from hesse.estimators.estimate import Estimate
@@ -41,7 +39,7 @@ def trace(
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
     progress: bool = False,
-    checkpoint: Path_ = None,
+    checkpoint: FilePath = None,
     block_size: int | None = None,
     memory_budget: Budget = None,
 ) -> Estimate:
@@ -133,7 +131,7 @@ def _by_method(
     if method == "xtrace":
         return xtrace(sampler, generator)
     if method == "xnystrace":
-        check_symmetric(sampler.A, sampler.call)
+        sampler.A._check_symmetric(sampler.call)
         return xnystrace(sampler, generator)
     if method == "hutch++":
         _check_enough(sampler)

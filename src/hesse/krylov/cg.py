@@ -219,10 +219,7 @@ def positive(system: System, r: Tensor, z: Tensor) -> float:
 
 def check_symmetric(A: LinearOperator, method: str) -> None:
     """Raise unless A is known to be symmetric."""
-    if not A.symmetric:
-        raise OperatorError(
-            f"{method}({A}, b)",
-            expected="a symmetric operator",
-            got="one that is not known to be symmetric",
-            remedy="Pass symmetric=True if A = A'; use method='gmres', or 'lsmr', otherwise.",
-        )
+    A._check_symmetric(
+        f"{method}({A}, b)",
+        "Pass symmetric=True if A = A'; use method='gmres', or 'lsmr', otherwise.",
+    )

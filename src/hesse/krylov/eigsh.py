@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from hesse.checkpoint import Checkpoint
-from hesse.errors import ArgumentError, OperatorError, check_choice, check_tolerances
+from hesse.checkpoint import Checkpoint, FilePath, generator_for
+from hesse.errors import ArgumentError, check_choice, check_tolerances
 from hesse.krylov.basis import Basis
 from hesse.krylov.eigenpairs import Eigenpairs, Wanted, Which
 from hesse.krylov.lanczos import Lanczos, unit_roundoff
@@ -47,7 +46,7 @@ def eigsh(
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
     progress: bool = False,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: FilePath = None,
 ) -> Eigenpairs:
     r"""k eigenpairs at the ends of the spectrum of a symmetric operator.
 
@@ -116,7 +115,7 @@ def eigsh(
     check_tolerances(call, rtol=rtol)
     if method == "auto":
         method = "lanczos" if B is None and preconditioner is None else "lobpcg"
-    generator = _to_be_saved(generator, checkpoint)
+    generator = generator_for(generator, checkpoint)
     start = _start(A, v0, k, block_size, generator, call)
     run = Run(
         f"eigsh {which}",
@@ -151,15 +150,6 @@ def eigsh(
 
 def _accuracy(rtol: float | None, eps: float) -> float:
     return float(eps**0.5 if rtol is None else rtol)
-
-
-def _to_be_saved(
-    generator: torch.Generator | None, checkpoint: str | os.PathLike | None
-) -> torch.Generator | None:
-    """A generator whose state a checkpoint can hold, seeded by torch's own if none is given."""
-    if generator is not None or checkpoint is None:
-        return generator
-    return torch.Generator().manual_seed(int(torch.randint(2**62, ())))
 
 
 def _start(
@@ -239,13 +229,7 @@ def _refuse(method: str, call: str, **given: object) -> None:
 
 
 def _check_arguments(A: LinearOperator, k: int, which: str, call: str) -> None:
-    if not A.symmetric:
-        raise OperatorError(
-            call,
-            expected="a symmetric operator",
-            got="one that is not known to be symmetric",
-            remedy="Pass symmetric=True if A = A'; for singular values use hesse.svds.",
-        )
+    A._check_symmetric(call, "Pass symmetric=True if A = A'; for singular values use hesse.svds.")
     check_choice("which", which, ["LA", "SA", "LM", "BE"], call)
     if not 1 <= k <= A.shape[0]:
         raise ArgumentError(

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hesse.checkpoint import Checkpoint
+from hesse.checkpoint import Checkpoint, FilePath
 from hesse.errors import ArgumentError, ShapeError, Status, check_choice, check_tolerances
 from hesse.krylov.block_cg import block_cg
 from hesse.krylov.cg import CGRules, CGState, solve_cg
@@ -59,7 +58,7 @@ def solve(
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
     progress: bool = False,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: FilePath = None,
 ) -> Solution:
     r"""Solve A x = b, or minimise |b - A x| where there is no solution.
 

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from hesse.checkpoint import FilePath
 from hesse.errors import ArgumentError, Status
 from hesse.krylov.eigsh import eigsh
 from hesse.krylov.lanczos import unit_roundoff
@@ -54,7 +54,7 @@ def svds(
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
     progress: bool = False,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: FilePath = None,
 ) -> SingularTriplets:
     r"""The k largest singular values of an operator, with their vectors.
 

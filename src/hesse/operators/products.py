@@ -151,6 +151,15 @@ class Products(ABC):
                 remedy="Use A.T @ A or A @ A.T.",
             )
 
+    def _check_symmetric(self, call: str, remedy: str = "Pass symmetric=True if A = A'.") -> None:
+        if not self.symmetric:
+            raise OperatorError(
+                call,
+                expected="a symmetric operator",
+                got="one that is not known to be symmetric",
+                remedy=remedy,
+            )
+
     def _not_an_operator(self, sign: str, other: Any) -> OperatorError:
         return OperatorError(
             f"{self} {sign} {type(other).__name__}",

@@ -12,6 +12,7 @@ from hesse.testing import networks, problems
 from hesse.testing.catalogue import all_problems
 from hesse.testing.conformance import Conformance, check_operator
 from hesse.testing.counting import CountingOperator
+from hesse.testing.matrices import symmetric_matrix
 from hesse.testing.oracles import (
     dense_ggn,
     dense_gradient,
@@ -34,6 +35,7 @@ __all__ = [
     "finite_difference_bilinear",
     "finite_difference_hessian",
     # problems
+    "symmetric_matrix",
     "Problem",
     "all_problems",
     "networks",

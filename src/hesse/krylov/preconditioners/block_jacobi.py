@@ -14,7 +14,6 @@ from hesse.errors import OperatorError
 from hesse.krylov.preconditioners.preconditioner import (
     Preconditioner,
     check_at_least,
-    check_symmetric,
     finite_products,
 )
 from hesse.operators.base import LinearOperator
@@ -68,7 +67,7 @@ def block_jacobi(
     """
     A = aslinearoperator(A)
     call = f"block_jacobi({A}, size={size})"
-    check_symmetric(A, call)
+    A._check_symmetric(call)
     check_at_least("size", size, 1, call)
     index = _pieces(A.domain, size)
     n, largest = A.shape[0], index.shape[1]

@@ -10,7 +10,6 @@ from hesse.errors import OperatorError
 from hesse.krylov.preconditioners.preconditioner import (
     Preconditioner,
     check_at_least,
-    check_symmetric,
     finite_products,
 )
 from hesse.operators.base import LinearOperator
@@ -58,7 +57,7 @@ def jacobi(
     """
     A = aslinearoperator(A)
     call = f"jacobi({A})"
-    check_symmetric(A, call)
+    A._check_symmetric(call)
     d = A._diagonal() if diagonal is None else A.domain.enter(diagonal, call=call, what="d")[0]
     products = 0
     if d is None:

@@ -15,7 +15,6 @@ from hesse.krylov.preconditioners.deflation import deflation
 from hesse.krylov.preconditioners.preconditioner import (
     Preconditioner,
     check_at_least,
-    check_symmetric,
     finite_products,
     not_semidefinite,
 )
@@ -64,7 +63,7 @@ def nystrom(
     """
     A = aslinearoperator(A)
     call = f"nystrom({A}, rank={rank})"
-    check_symmetric(A, call)
+    A._check_symmetric(call)
     check_at_least("rank", rank, 1, call)
     check_at_least("damping", damping, 0, call)
     G, mu = _undamped(A, damping)

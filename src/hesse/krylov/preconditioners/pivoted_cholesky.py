@@ -11,7 +11,6 @@ from hesse.krylov.preconditioners.deflation import deflation
 from hesse.krylov.preconditioners.preconditioner import (
     Preconditioner,
     check_at_least,
-    check_symmetric,
     finite_products,
     not_semidefinite,
 )
@@ -56,7 +55,7 @@ def pivoted_cholesky(
     """
     A = aslinearoperator(A)
     call = f"pivoted_cholesky({A}, rank={rank})"
-    check_symmetric(A, call)
+    A._check_symmetric(call)
     check_at_least("rank", rank, 1, call)
     check_at_least("damping", damping, 0, call)
     d = A._diagonal() if diagonal is None else A.domain.enter(diagonal, call=call, what="d")[0]

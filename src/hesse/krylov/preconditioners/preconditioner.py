@@ -48,17 +48,6 @@ class Preconditioner(LinearOperator):
         return self.M._diagonal()
 
 
-def check_symmetric(A: LinearOperator, call: str) -> None:
-    """Raise unless A is tagged symmetric."""
-    if not A.symmetric:
-        raise OperatorError(
-            call,
-            expected="a symmetric operator",
-            got="one that is not known to be symmetric",
-            remedy="Pass symmetric=True if A = A'.",
-        )
-
-
 def check_at_least(name: str, value: float, least: int, call: str) -> None:
     """Raise unless an argument is at least so large."""
     if not value >= least:
