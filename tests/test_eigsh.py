@@ -237,6 +237,15 @@ def test_ctrl_c_returns_the_best_so_far():
     assert not pairs.converged.all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_a_promise_of_symmetry_that_is_not_kept_is_noticed(dtype):
+    for seed in range(20):
+        M = torch.randn(50, 50, generator=seeded(seed), dtype=dtype)
+        broken = function_operator(M.mv, 50, symmetric=True, dtype=dtype)
+        with pytest.raises(OperatorError, match="promises"):
+            eigsh(broken, 2, generator=seeded(seed))
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(OperatorError, match="symmetric"):
         eigsh(torch.tensor([[1.0, 2.0], [0.0, 1.0]]), 1)

@@ -14,10 +14,14 @@ import math
 import torch
 from torch import Tensor
 
-from hesse.errors import NonFiniteError
+from hesse.errors import NonFiniteError, OperatorError
 from hesse.krylov.basis import Basis
 from hesse.operators.base import LinearOperator
 from hesse.vectors import gaussian, norm
+
+# Of a symmetric operator v_i'A v_j is known from v_j'A v_i. A difference of this share of the
+# largest product is none of rounding, nor of products in bfloat16.
+_ASYMMETRY = 0.02
 
 # A vector that keeps less of its length is orthogonalised a second time (Daniel et al. 1976).
 _KEPT = 0.7
@@ -55,7 +59,7 @@ class Lanczos:
         self.size = self.rows = self.products = 0
         self.largest = 0.0
         for v in start.T:
-            self._append(v.clone(), norm(v))
+            self._append(v.clone(), 0.0)
 
     @property
     def used(self) -> Tensor:
@@ -95,14 +99,27 @@ class Lanczos:
     def _take_in(self, w: Tensor) -> None:
         """The product of the next row becomes a column of T and a new row."""
         j = self.size
-        self.largest = max(self.largest, norm(w))
         h = self._remove_neighbours(w, j)
         self.size += 1
-        further, rest = self._append(w, norm(w))
+        further, rest = self._append(w, float(h.norm()))
+        self._check_symmetry(further[:j])
         h = h + further
         self.T[: len(h), j] = self.T[j, : len(h)] = h
         if rest is not None:
             self.T[len(h), j] = self.T[j, len(h)] = rest
+        self.largest = max(self.largest, math.hypot(float(h.norm()), rest or 0.0))
+
+    def _check_symmetry(self, unexpected: Tensor) -> None:
+        """Raise if the last product has components along earlier rows that T does not know of."""
+        allowed = _ASYMMETRY * self.largest + float(self.dropped.sum())
+        if len(unexpected) and float(unexpected.abs().max()) > allowed:
+            raise OperatorError(
+                f"Lanczos({self.A})",
+                expected="a symmetric operator, as this one promises to be",
+                got=f"v'A w and w'A v that differ by {float(unexpected.abs().max()):.3g}, for "
+                f"products of size {self.largest:.3g}",
+                remedy="Check it with hesse.testing.check_operator; leave out symmetric=True.",
+            )
 
     def _remove_neighbours(self, w: Tensor, j: int) -> Tensor:
         """Remove what w = A v_j is known to have along few rows, v_j among them: its components.
@@ -118,41 +135,41 @@ class Lanczos:
         self.basis.remove(w, h[j : j + 1], j)
         return h
 
-    def _append(self, w: Tensor, size: float) -> tuple[Tensor, float | None]:
+    def _append(self, w: Tensor, removed: float) -> tuple[Tensor, float | None]:
         """Orthogonalise w (in place) and append it; its components, and the norm of the rest.
 
-        Nothing is appended to a basis of the whole space.
+        Nothing is appended to a basis of the whole space. `removed`: what was taken from w before.
         """
         j = self.rows
-        h, rest = self._orthogonalise(w, j, size)
+        h, rest = self._orthogonalise(w)
         if j == self.A.shape[1]:
             return h, None
+        size = math.hypot(removed, float(h.norm()), rest)
         if rest <= 10 * self.basis.eps * max(size, self.largest):
-            rest, direction = 0.0, self._new_direction(j)
+            rest, direction = 0.0, self._new_direction()
         else:
             direction = w.div_(rest)
         self.basis[j] = direction
         self.rows = j + 1
         return h, rest
 
-    def _orthogonalise(self, w: Tensor, j: int, size: float) -> tuple[Tensor, float]:
-        """Remove from w its components along the first j rows: these, and the norm that is left."""
-        h = self.basis.inners(w, j)
+    def _orthogonalise(self, w: Tensor, *, twice: bool = False) -> tuple[Tensor, float]:
+        """Remove from w its components along all rows: these, and the norm that is left."""
+        h = self.basis.inners(w, self.rows)
         self.basis.remove(w, h)
         rest = norm(w)
-        if rest < _KEPT * size and j:
-            correction = self.basis.inners(w, j)
+        if self.rows and (twice or rest < _KEPT * math.hypot(float(h.norm()), rest)):
+            correction = self.basis.inners(w, self.rows)
             self.basis.remove(w, correction)
             h, rest = h + correction, norm(w)
         return h, rest
 
-    def _new_direction(self, j: int) -> Tensor:
+    def _new_direction(self) -> Tensor:
         """A random direction outside an invariant subspace."""
         w = gaussian(self.A.domain, self.generator)
-        for _ in range(2):
-            w /= norm(w)
-            self._orthogonalise(w, j, math.inf)
-        return w / norm(w)
+        w /= norm(w)
+        _, rest = self._orthogonalise(w, twice=True)
+        return w / rest
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
         """Ritz values (ascending), coordinates (columns), and residual norms."""
@@ -192,7 +209,7 @@ class Lanczos:
         self.T[p:, :p] = self.T[:p, p:] = 0.0
         self.rows = p
         for _ in range(min(self.b, self.A.shape[1] - p)):
-            self.basis[self.rows] = self._new_direction(self.rows)
+            self.basis[self.rows] = self._new_direction()
             self.rows += 1
 
 
