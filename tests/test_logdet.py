@@ -42,7 +42,7 @@ def test_gauss_rules_take_moments_exactly_and_radau_rules_have_their_node():
         v = start / start.norm()
         rules = [
             (quadratures.rule(i), 12),
-            (radau(quadratures.alpha[i], quadratures.beta[i], 0.3), 13),
+            (radau(*quadratures.recurrence(i), 0.3), 13),
         ]
         for (nodes, weights), count in rules:
             for power in range(count):

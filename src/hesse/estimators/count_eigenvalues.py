@@ -73,8 +73,8 @@ def count_eigenvalues(
         process begin at 16 and double until the latter is a fifth of the former. Exact for
         n <= 10. Ctrl-C returns the estimate so far.
 
-    Cost: a product a step of every probe; block_size bases of so many vectors, one of them twice
-        while it grows. A checkpoint takes one more product.
+    Cost: a product a step of every probe; block_size bases of so many vectors, one of
+        them half as large again as it grows. A checkpoint takes one more product.
 
     Raises:
         HesseError: A is not symmetric; low > high; NaN.
@@ -126,10 +126,9 @@ def _weight_below(quadratures: Quadratures, i: int, x: float) -> tuple[float, fl
     """The weight of the spectrum below x in probe i, and what it may be wrong by."""
     if math.isinf(x):
         return float(x > 0), 0.0
-    alpha, beta = quadratures.alpha[i], quadratures.beta[i]
     if quadratures.ended(i):
         return _ended(quadratures, i, x)
-    nodes, weights = radau(alpha, beta, x)
+    nodes, weights = radau(*quadratures.recurrence(i), x)
     at = int((nodes - x).abs().argmin())
     return float(weights[:at].sum() + 0.5 * weights[at]), 0.5 * float(weights[at])
 

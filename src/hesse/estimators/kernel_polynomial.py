@@ -54,7 +54,7 @@ class KernelPolynomialDensity:
     @property
     def held(self) -> int:
         """Vectors a probe; the bound takes a small basis."""
-        return 4 if self.half > 0.0 else 2 * _BOUND_STEPS + 2
+        return 4 if self.half > 0.0 else _BOUND_STEPS + 3
 
     def take(self, probes: Tensor) -> None:
         """Take in probes."""
@@ -68,7 +68,7 @@ class KernelPolynomialDensity:
         lanczos = Quadratures(self.A, probe, 1, self.call)
         lanczos.extend(min(_BOUND_STEPS, self.A.shape[0]))
         nodes, _ = lanczos.rule(0)
-        margin = lanczos.beta[0][-1]
+        margin = lanczos.recurrence(0)[1][-1]
         low, high = float(nodes[0]) - margin, float(nodes[-1]) + margin
         self.centre = 0.5 * (low + high)
         # One per cent of room for rounding, and some for a multiple of the identity.

@@ -40,8 +40,8 @@ class LanczosDensity:
 
     @property
     def held(self) -> int:
-        """Vectors a probe: a basis, twice while it grows, and a product."""
-        return 2 * self.steps + 2
+        """Vectors a probe: a basis and a product."""
+        return self.steps + 3
 
     def take(self, probes: Tensor) -> None:
         """Take in probes."""

@@ -64,8 +64,8 @@ def logdet(
         what is left of it is contained in `interval`. Exact for n <= 10. Ctrl-C returns the
         estimate so far.
 
-    Cost: a product a step of every probe; block_size bases of so many vectors, one of them twice
-        while it grows. A checkpoint takes one more product.
+    Cost: a product a step of every probe; block_size bases of so many vectors, one of
+        them half as large again as it grows. A checkpoint takes one more product.
 
     Raises:
         HesseError: A is not symmetric, or not positive definite: a Ritz value <= 0 is named; NaN.
@@ -110,7 +110,7 @@ def logdet(
 
 def _value_and_doubt(quadratures: Quadratures, i: int, n: int, call: str) -> tuple[float, float]:
     """The value at full depth and an extrapolated bound of its error."""
-    alpha, beta = quadratures.alpha[i], quadratures.beta[i]
+    alpha, beta = quadratures.recurrence(i)
     depths = [max(1, len(alpha) // 4), max(1, len(alpha) // 2), len(alpha)]
     quarter, half, whole = (_log(*gauss(alpha[:depth], beta[:depth]), call) for depth in depths)
     if quadratures.ended(i):

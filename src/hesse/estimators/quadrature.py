@@ -14,10 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.estimators.orthonormal import components
 from hesse.estimators.probes import products
+from hesse.krylov.lanczos import Lanczos
 from hesse.operators.base import LinearOperator
-from hesse.vectors import norm
 
 
 class Quadratures:
@@ -28,41 +27,37 @@ class Quadratures:
 
     def __init__(self, A: LinearOperator, starts: Tensor, block_size: int, call: str) -> None:
         self.A, self.block_size, self.call = A, block_size, call
-        self.bases = [row[None] / norm(row) for row in starts]
-        self.alpha: list[list[float]] = [[] for _ in starts]
-        self.beta: list[list[float]] = [[] for _ in starts]
+        unused = torch.Generator()  # for directions beyond an invariant subspace
+        self.processes = [Lanczos(A, 1, start, unused) for start in starts]
         self.products = 0
 
     def extend(self, depth: int) -> None:
         """Go on to this depth."""
-        while alive := [i for i in range(len(self.bases)) if self._goes_on(i, depth)]:
-            rows = torch.stack([self.bases[i][-1] for i in alive])
+        for process in self.processes:
+            process.make_room(depth)
+        while alive := [p for p in self.processes if p.size < depth and not self._ended(p)]:
+            rows = torch.stack([process.basis[process.size] for process in alive])
             images = products(self.A, rows, self.block_size, self.call)
             self.products += len(alive)
-            for i, image in zip(alive, images, strict=True):
-                self._take(i, image)
+            for process, image in zip(alive, images, strict=True):
+                process.take_in(image.clone() if len(alive) > 1 else image)
 
-    def _goes_on(self, i: int, depth: int) -> bool:
-        return len(self.alpha[i]) < depth and (not self.beta[i] or self.beta[i][-1] > 0.0)
-
-    def _take(self, i: int, image: Tensor) -> None:
-        basis, size = self.bases[i], norm(image)
-        rest, h = components(self.A, basis, image)
-        self.alpha[i].append(float(h[-1]))
-        beta = norm(rest)
-        if beta <= 10 * torch.finfo(self.A.dtype).eps * size or len(basis) == self.A.shape[0]:
-            beta = 0.0
-        self.beta[i].append(beta)
-        if beta > 0.0:
-            self.bases[i] = torch.cat([basis, rest[None] / beta])
-
-    def rule(self, i: int, depth: int | None = None) -> tuple[Tensor, Tensor]:
-        """Nodes and weights of process i, of the first `depth` steps only if given."""
-        return gauss(self.alpha[i][:depth], self.beta[i][:depth])
+    def _ended(self, process: Lanczos) -> bool:
+        return process.size > 0 and process.is_invariant
 
     def ended(self, i: int) -> bool:
         """Whether the rule of process i is exact."""
-        return self.beta[i][-1] == 0.0
+        return self._ended(self.processes[i])
+
+    def recurrence(self, i: int) -> tuple[list[float], list[float]]:
+        """The diagonal of the matrix of process i, and what is beside it and leads on."""
+        T, size = self.processes[i].T, self.processes[i].size
+        return T.diagonal()[:size].tolist(), T.diagonal(-1)[:size].tolist()
+
+    def rule(self, i: int, depth: int | None = None) -> tuple[Tensor, Tensor]:
+        """Nodes and weights of process i, of the first `depth` steps only if given."""
+        alpha, beta = self.recurrence(i)
+        return gauss(alpha[:depth], beta[:depth])
 
 
 def gauss(alpha: list[float], beta: list[float]) -> tuple[Tensor, Tensor]:

@@ -71,8 +71,8 @@ def spectral_sum(
 
 
 def _held(depth: int) -> int:
-    """Vectors of one process: its basis, twice while it grows, and the new product."""
-    return 2 * depth + 2
+    """Vectors of one process: its basis, beside one of half the size as it grows, and a product."""
+    return depth + depth // 2 + 3
 
 
 def _deep_enough(

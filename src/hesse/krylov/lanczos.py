@@ -80,6 +80,17 @@ class Lanczos:
         """Whether the products stay within the span of the rows that have had theirs."""
         return not bool(self.T[self.size : self.rows, : self.size].any()) and not len(self.dropped)
 
+    def make_room(self, m: int) -> None:
+        """Let the basis become as large as m."""
+        size = m + self.b
+        if size <= len(self.T):
+            return
+        grown = Basis(self.A, size, self.basis.rows.dtype, self.basis.rows.device)
+        grown.rows[: self.rows] = self.used
+        T = torch.zeros(size, size, dtype=torch.float64)
+        T[: len(self.T), : len(self.T)] = self.T
+        self.basis, self.T = grown, T
+
     def extend(self, size: int) -> None:
         """Grow the basis to `size` vectors that have had their product."""
         while self.size < size:
@@ -94,9 +105,9 @@ class Lanczos:
             products = [w.clone() for w in self.A._matmat(self.basis.block(j, j + count)).T]
         self.products += count
         while products:
-            self._take_in(products.pop(0))
+            self.take_in(products.pop(0))
 
-    def _take_in(self, w: Tensor) -> None:
+    def take_in(self, w: Tensor) -> None:
         """The product of the next row becomes a column of T and a new row."""
         j = self.size
         h = self._remove_neighbours(w, j)
