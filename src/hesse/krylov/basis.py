@@ -25,6 +25,9 @@ class Basis:
         dtype, device: of the rows; default those of the vectors of A.
     """
 
+    is_exact: bool
+    """Whether rows are vectors of A: of its dtype, on its device."""
+
     def __init__(
         self,
         A: LinearOperator,
@@ -36,7 +39,7 @@ class Basis:
         dtype = A.dtype if dtype is None else dtype
         device = A.device if device is None else torch.device(device)
         self.rows = torch.empty(size, A.shape[1], dtype=dtype, device=device)
-        self._direct = dtype == A.dtype and device == A.device
+        self.is_exact = dtype == A.dtype and device == A.device
 
     @property
     def eps(self) -> float:
@@ -56,7 +59,7 @@ class Basis:
 
     def inners(self, v: Tensor, count: int) -> Tensor:
         """Inner products of the first `count` rows with v: float64 on the CPU, shape (count,)."""
-        if self._direct or count == 0:
+        if self.is_exact or count == 0:
             return self.A.inners(self.rows[:count].to(v), v).to("cpu", torch.float64)
         rows = [self.A.inners(self[i][None], v) for i in range(count)]
         return torch.cat(rows).to("cpu", torch.float64)
@@ -65,7 +68,7 @@ class Basis:
         """v - sum_i c_i v_i for the rows from `first` on, in place."""
         c = coefficients.to(v)
         rows = self.rows[first : first + len(c)]
-        if self._direct:
+        if self.is_exact:
             v.addmv_(rows.T, c, alpha=-1.0)
             return
         for start in range(0, v.numel(), _CHUNK):
@@ -75,7 +78,7 @@ class Basis:
     def combine(self, coordinates: Tensor) -> Tensor:
         """The vectors with these coordinates (columns), as rows: shape (k, n)."""
         count, k = coordinates.shape
-        if self._direct:
+        if self.is_exact:
             return coordinates.T.to(self.rows) @ self.rows[:count]
         result = torch.empty(k, self.A.shape[1], dtype=self.A.dtype, device=self.A.device)
         for start in range(0, result.shape[1], _CHUNK):

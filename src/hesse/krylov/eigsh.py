@@ -73,8 +73,8 @@ def eigsh(
         block_size: products taken at once; eigenvalues are found with a multiplicity up to it
             without a search. Default 1, or the columns of v0; of lobpcg about 1.2 k.
         search_missed: of lanczos, look for eigenvalues that the start could not see, such as those
-            of a multiplicity beyond the block: some 10 products a block more. A multiplicity of
-            any size is found so; switched off, it may be silently too small.
+            of a multiplicity beyond the block: 6 to 10 products more, times the block. Switched
+            off, a multiplicity may be silently too small.
         basis_size: vectors kept by lanczos, m > k; default max(2k + 10, 30), or what the budget
             allows.
         basis_dtype, basis_device: where the basis of lanczos lives, if not with the vectors: the
@@ -93,8 +93,9 @@ def eigsh(
         Eigenpairs. Pairs that did not converge are returned with the residual they have, and
         `status` says why. Ctrl-C returns the best so far.
 
-    Cost: lanczos one product a step, and k at the end to recompute the residuals; m + b vectors and
-        4 more, where b is the block. lobpcg a product for every vector of the block that has not
+    Cost: lanczos one product a step, and one at the end that verifies all residuals at once (k more
+        if it does not, or if the basis is in lower precision); m + b vectors and k + 4 more, where
+        b is the block. lobpcg a product for every vector of the block that has not
         converged; 6 vectors for each (9 with B).
 
     Raises:
@@ -123,7 +124,7 @@ def eigsh(
         max_seconds=max_seconds,
         callback=callback,
         progress=progress,
-        reserved=k,
+        reserved=1 if method == "lanczos" else k,
     )
     if method == "lobpcg":
         _refuse("lanczos", call, checkpoint=checkpoint, basis_dtype=basis_dtype)

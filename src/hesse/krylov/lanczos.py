@@ -97,8 +97,9 @@ class Lanczos:
             self.step(min(self.b, size - self.size))
 
     def step(self, count: int = 1) -> None:
-        """Take the products of the next `count` rows at once."""
+        """Take the products of the next `count` rows at once, of fewer if fewer lead on."""
         j = self.size
+        count = min(count, self.rows - j)
         if count == 1:
             products = [self.A._matvec(self.basis[j])]
         else:

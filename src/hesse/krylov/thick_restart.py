@@ -16,12 +16,14 @@ from torch import Tensor
 
 from hesse.checkpoint import Checkpoint
 from hesse.errors import Status
-from hesse.krylov.eigenpairs import Eigenpairs, Wanted, recomputed
+from hesse.krylov.eigenpairs import Eigenpairs, Wanted, verified
 from hesse.krylov.lanczos import Lanczos
 from hesse.progress import Run
 
-# A missed eigenvalue is larger than one that was found: it shows in few steps.
-_SEARCH = 10
+# A missed eigenvalue is larger than one that was found: it shows in few steps, some of the number
+# that convergence took.
+_SEARCH = 6, 10
+_SEARCH_SHARE = 4
 
 
 @dataclass
@@ -33,6 +35,8 @@ class LanczosState:
     residuals: Tensor = field(default_factory=lambda: torch.zeros(0))
     locked: Tensor | None = None
     """The values that were locked to look for others, while looking."""
+    search: int = 0
+    """How many steps that takes."""
     status: Status = Status.UNFINISHED
 
     @property
@@ -61,21 +65,34 @@ class ThickRestart:
                 run.status = self._iterate(state, run, checkpoint)
         state.status = run.status
         checkpoint.save(state, now=True)
-        values, coordinates, _ = lanczos.ritz()
-        best = self.wanted.among(values)
-        lanczos.basis.rotate(coordinates[:, best], slice(0, 0))
-        found = Wanted(len(best), self.wanted.which, self.wanted.rtol, self.wanted.eps)
-        theta, residuals, converged = recomputed(
-            lanczos.basis, found, float(values.abs().max()), at_once=at_once
+        if lanczos.size == 0:
+            raise KeyboardInterrupt
+        return self._pairs(state, at_once)
+
+    def _pairs(self, state: LanczosState, at_once: int) -> Eigenpairs:
+        """The wanted Ritz pairs, verified: those that were locked, if nothing else was found."""
+        lanczos, status = state.lanczos, state.status
+        values, coordinates, residuals = lanczos.ritz()
+        best, largest = self.wanted.among(values), float(values.abs().max())
+        if status is Status.CONVERGED and state.locked is not None:
+            best = torch.arange(len(state.locked))
+            values, residuals = state.locked, lanczos.dropped
+        else:
+            lanczos.basis.rotate(coordinates[:, best], slice(0, 0))
+        found = verified(
+            lanczos.basis, values[best], residuals[best], self.wanted, largest, at_once
         )
-        order = theta.argsort()
+        order = found.values.argsort()
         vectors = lanczos.basis.combine(torch.eye(len(best), dtype=torch.float64)[:, order])
-        products = lanczos.products + len(best)
-        status = run.status
-        if status is Status.CONVERGED and not bool(converged.all()):
+        if status is Status.CONVERGED and not bool(found.converged.all()):
             status = Status.STAGNATED
         return Eigenpairs(
-            theta[order], vectors.T, residuals[order], converged[order], products, status
+            found.values[order],
+            vectors.T,
+            found.residuals[order],
+            found.converged[order],
+            lanczos.products + found.products,
+            status,
         )
 
     def _iterate(self, state: LanczosState, run: Run, checkpoint: Checkpoint) -> Status:
@@ -92,6 +109,8 @@ class ThickRestart:
             if state.locked is None and self.search and self._all_converged(state, values):
                 lanczos.lock(coordinates[:, best], values[best])
                 state.locked = values[best]
+                least, most = _SEARCH
+                state.search = lanczos.b * min(max(least, state.products // _SEARCH_SHARE), most)
             elif lanczos.size == self.m:
                 kept = self.wanted.among(values, self.keep)
                 lanczos.restart(coordinates[:, kept], values[kept])
@@ -110,7 +129,7 @@ class ThickRestart:
         if bool(((state.values - state.locked).abs() > tolerance).any()):
             state.locked = None  # something had been missed: converge, lock and look again
             return False
-        return lanczos.size >= min(self.m, self.wanted.k + _SEARCH * lanczos.b)
+        return lanczos.size >= min(self.m, self.wanted.k + state.search)
 
     def _all_converged(self, state: LanczosState, values: Tensor) -> bool:
         tolerance = self.wanted.tolerance(state.values, float(values.abs().max()))
