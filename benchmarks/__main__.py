@@ -8,6 +8,8 @@ from importlib import import_module
 BENCHMARKS = {
     "products": "Hesse's rungs and its peers: times, errors, memory (see --help)",
     "totals": "seconds for 1 to 1000 products in a fresh process (see --help)",
+    "spectra": "eigenvalues, trace, density, diagonal, systems: Hesse and its peers (see --help)",
+    "engine": "prepared products: budgets, precision, recording, blocks, memory (see --help)",
     "optimizers": "HessianFree, AdamW and L-BFGS on the digits autoencoder",
     "tune-adamw": "AdamW's best settings there",
 }

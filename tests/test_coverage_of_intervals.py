@@ -50,8 +50,11 @@ def coverage(measure, truth, runs=RUNS):
 
 
 @pytest.mark.parametrize("method", ["auto", "hutchinson", "hutch++", "xtrace", "xnystrace"])
-@pytest.mark.parametrize("name", ["flat", "slow", "decaying", "exponential", "dominant"])
-@pytest.mark.parametrize("limits", [{}, FIXED], ids=["default", "fixed"])
+@pytest.mark.parametrize(
+    ("name", "limits"),
+    [("flat", {}), ("decaying", {}), ("exponential", {}), ("slow", FIXED), ("dominant", FIXED)],
+    ids=lambda value: value if isinstance(value, str) else ("fixed" if value else "default"),
+)
 def test_trace(method, name, limits):
     A = operator(name)
     if limits and method == "xtrace":
@@ -74,7 +77,7 @@ def test_trace_of_an_indefinite_operator(method):
 
 
 @pytest.mark.parametrize("method", ["auto", "hutchinson", "xdiag"])
-@pytest.mark.parametrize("name", ["flat", "decaying", "exponential", "indefinite", "dominant"])
+@pytest.mark.parametrize("name", ["flat", "decaying", "indefinite"])
 def test_diagonal(method, name):
     A = operator(name)
     truth = A.matrix.diagonal()
@@ -92,7 +95,7 @@ def test_diagonal(method, name):
         assert 0.93 <= measured <= 0.97
 
 
-@pytest.mark.parametrize("name", ["flat", "slow", "decaying", "exponential", "indefinite"])
+@pytest.mark.parametrize("name", ["flat", "decaying", "indefinite"])
 def test_logdet(name):
     A = operator(name, 3.0 if name == "indefinite" else 0.01)
     truth = float(torch.logdet(A.matrix))
@@ -100,7 +103,7 @@ def test_logdet(name):
     assert 0.93 <= measured <= 0.97
 
 
-@pytest.mark.parametrize("name", ["flat", "slow", "decaying", "indefinite"])
+@pytest.mark.parametrize("name", ["flat", "indefinite"])
 def test_norm(name):
     A = operator(name)
     truth = float(torch.linalg.matrix_norm(A.matrix))
@@ -109,15 +112,14 @@ def test_norm(name):
         assert 0.93 <= measured <= 0.97
 
 
-@pytest.mark.parametrize("name", ["flat", "slow", "decaying", "exponential", "indefinite"])
-@pytest.mark.parametrize("probes", [8, 20])
-def test_density(name, probes):
+@pytest.mark.parametrize("name", ["flat", "decaying", "indefinite"])
+def test_density(name):
     """Pointwise, over the points where the density is above a thousandth of its peak."""
     A = operator(name)
     values = torch.linalg.eigvalsh(A.matrix)
     inside = 0.0
     for seed in range(RUNS):
-        d = spectral_density(A, points=100, probes=probes, generator=seeded(seed))
+        d = spectral_density(A, points=50, probes=8, steps=24, generator=seeded(seed))
         z = (d.grid - values[:, None]) / d.bandwidth
         exact = torch.exp(-0.5 * z**2).mean(dim=0) / (d.bandwidth * math.sqrt(2 * math.pi))
         low, high = d.interval
