@@ -19,6 +19,7 @@ from hesse.errors import (
 )
 from hesse.krylov import cg
 from hesse.krylov.preconditioners import (
+    Pairs,
     as_preconditioner,
     block_jacobi,
     jacobi,
@@ -608,3 +609,16 @@ def test_what_is_no_preconditioner_is_refused(error, given_one, words):
 def test_arguments_out_of_range_are_refused(call):
     with pytest.raises(ArgumentError):
         call(dense_operator(torch.eye(3)))
+
+
+def test_pairs_of_a_run_help_the_next_one_and_stay_few():
+    d = torch.cat([torch.logspace(0, 4, 12, dtype=DOUBLE), torch.ones(60, dtype=DOUBLE)])
+    A, pairs = diagonal_operator(d), Pairs(most=8)
+    b = torch.randn(72, generator=seeded(1), dtype=DOUBLE)
+    first = cg(A, b, rtol=1e-10, callback=pairs)
+    assert 4 <= len(pairs) <= 8 < first.iterations
+    for s, y in pairs:
+        torch.testing.assert_close(y, d * s, rtol=0, atol=1e-9 * float(y.norm()))
+    again = torch.randn(72, generator=seeded(2), dtype=DOUBLE)
+    plain = cg(A, again, rtol=1e-4)
+    assert cg(A, again, preconditioner=quasi_newton(pairs), rtol=1e-4).iterations < plain.iterations

@@ -17,9 +17,10 @@ from hesse.krylov.preconditioners.jacobi import jacobi
 from hesse.krylov.preconditioners.nystrom import nystrom
 from hesse.krylov.preconditioners.pivoted_cholesky import pivoted_cholesky
 from hesse.krylov.preconditioners.preconditioner import Preconditioner
-from hesse.krylov.preconditioners.quasi_newton import quasi_newton
+from hesse.krylov.preconditioners.quasi_newton import Pairs, quasi_newton
 
 __all__ = [
+    "Pairs",
     "Preconditioner",
     "as_preconditioner",
     "block_jacobi",

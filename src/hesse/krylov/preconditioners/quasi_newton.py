@@ -2,8 +2,8 @@
 """Limited-memory BFGS as a preconditioner: what steps in an earlier system have told about A.
 
 Steps s with their products y = A s come for free from an earlier run: of conjugate gradients, the
-differences of two iterates and of their residuals (r_k - r_{k+1}). They precondition the next
-system, with the same matrix or a similar one.
+differences of two iterates and of their residuals (r_k - r_{k+1}), which `Pairs` collects. They
+precondition the next system, with the same matrix or a similar one.
 """
 
 from __future__ import annotations
@@ -15,8 +15,39 @@ from torch import Tensor
 
 from hesse.errors import ArgumentError, NonFiniteError, OperatorError
 from hesse.krylov.preconditioners.preconditioner import Preconditioner, check_at_least
+from hesse.krylov.system import SolverState
 from hesse.operators.base import LinearOperator
 from hesse.vectors import Space, Tree, dot, norm
+
+
+class Pairs(list[tuple[Tensor, Tensor]]):
+    """Pairs (s, y = A s) of a run of conjugate gradients, whose callback this is.
+
+    At most `most` are held, spread evenly over the run: when there are more, every other one is
+    dropped, and of those to come every other one is left out.
+
+    >>> from hesse.krylov import solve
+    >>> from hesse.operators import diagonal_operator
+    >>> A, pairs = diagonal_operator(torch.tensor([1.0, 4.0, 9.0])), Pairs()
+    >>> solution = solve(A, torch.ones(3), "cg", callback=pairs)
+    >>> len(pairs), solve(A, torch.ones(3), "cg", quasi_newton(pairs)).converged
+    (1, True)
+    """
+
+    def __init__(self, most: int = 20) -> None:
+        super().__init__()
+        self.most, self._steps, self._stride = most, 0, 1
+        self._x, self._residual = torch.zeros(0), torch.zeros(0)
+
+    def __call__(self, state: SolverState) -> None:
+        """Take in the step that led to this state."""
+        if self._steps and self._steps % self._stride == 0:
+            self.append((state.x - self._x, self._residual - state.residual))
+        if len(self) > self.most:
+            del self[1::2]
+            self._stride *= 2
+        self._steps += 1
+        self._x, self._residual = state.x.clone(), state.residual.clone()
 
 
 class LimitedMemoryBFGS(LinearOperator):
@@ -51,7 +82,7 @@ def quasi_newton(pairs: Sequence[tuple[Tree, Tree]], memory: int = 20) -> Precon
     positive curvature, s'y <= eps |s| |y|, is left out: that keeps M positive definite.
 
     Args:
-        pairs: (s, y), oldest first: flat vectors, or trees of one structure.
+        pairs: (s, y), oldest first: flat vectors, or trees of one structure; such as `Pairs`.
         memory: the most pairs to use.
 
     Cost: no products; 2 `memory` vectors, and 8 n `memory` operations a product with M.
