@@ -23,6 +23,8 @@ from hesse.estimators.probes import products, signs
 from hesse.estimators.sampling import Sampler
 from hesse.estimators.sketch import Sketch, empty_sketch, grow_until_met
 
+_CHUNK = 1 << 13  # entries at a time: the m^2 pairs of probes are then gone through in the cache
+
 
 def xdiag(sampler: Sampler, generator: torch.Generator | None) -> Estimate:
     """The diagonal by XDiag: two products a probe, A z and A'q; nine vectors."""
@@ -60,6 +62,11 @@ def _covariance(U: Tensor, V: Tensor, N: Tensor, G: Tensor) -> Tensor:
 
     h_i - h_{i|j} = (u_j - g u_i) (v_j - g n_i) / (1 - g^2) with g = s_i's_j.
     """
+    pieces = (block.split(_CHUNK, dim=1) for block in (U, V, N))
+    return torch.cat([_covariance_of(*piece, G) for piece in zip(*pieces, strict=True)])
+
+
+def _covariance_of(U: Tensor, V: Tensor, N: Tensor, G: Tensor) -> Tensor:
     m = len(U)
     total = torch.zeros_like(U[0])
     for i in range(m - 1):
