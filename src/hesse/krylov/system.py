@@ -199,4 +199,5 @@ def solution_of(state: SolverState, method: str, **fields: Any) -> Solution:
 
 def is_flat(pAp: float, p: Tensor, Ap: Tensor) -> bool:
     """Whether p'Ap <= 0 to rounding: |p'Ap| below eps |p||Ap| is indistinguishable from zero."""
-    return pAp <= 0.0 or pAp <= torch.finfo(p.dtype).eps * norm(p) * norm(Ap)
+    size = torch.linalg.vector_norm(p) * torch.linalg.vector_norm(Ap)  # as a scale: roughly will do
+    return pAp <= 0.0 or pAp <= torch.finfo(p.dtype).eps * float(size)
