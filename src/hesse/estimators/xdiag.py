@@ -62,8 +62,8 @@ def _covariance(U: Tensor, V: Tensor, N: Tensor, G: Tensor) -> Tensor:
 
     h_i - h_{i|j} = (u_j - g u_i) (v_j - g n_i) / (1 - g^2) with g = s_i's_j.
     """
-    pieces = (block.split(_CHUNK, dim=1) for block in (U, V, N))
-    return torch.cat([_covariance_of(*piece, G) for piece in zip(*pieces, strict=True)])
+    pieces = zip(*(block.split(_CHUNK, dim=1) for block in (U, V, N)), strict=True)
+    return torch.cat([_covariance_of(u, v, n, G) for u, v, n in pieces])
 
 
 def _covariance_of(U: Tensor, V: Tensor, N: Tensor, G: Tensor) -> Tensor:
