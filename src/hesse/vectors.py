@@ -22,8 +22,7 @@ from torch import Tensor
 from hesse.errors import ArgumentError, DeviceError, DtypeError, ShapeError, StructureError
 from hesse.trees import Tree, fill, map_leaves, match, subscript, walk
 
-# Entries converted to float64 at a time: temporaries that stay in the cache make `dot` some ten
-# times faster on long vectors.
+# Entries converted to float64 at a time: few enough for the temporaries to stay in the cache.
 _CHUNK = 1 << 18
 # Entries whose products are added up in the vectors' own precision, by `dots`.
 _SUM = 1 << 16
@@ -144,12 +143,15 @@ class Space:
         parts = [leaf.detach().reshape(-1).to(self.dtype) for leaf in leaves]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
+    def is_point(self, v: Tensor) -> bool:
+        """Whether v looks like x itself, where x is a single tensor."""
+        return self.template is None and v.shape == self.shapes[0]
+
     def enter(
         self, v: Tree, *, call: str, what: str = "v"
     ) -> tuple[Tensor, Callable[[Tensor], Tree]]:
         """The flat vector of v, flat already or a tree, and the way back to the form of v."""
-        like_x = isinstance(v, Tensor) and self.template is None and v.shape == self.shapes[0]
-        if isinstance(v, Tensor) and v.ndim == 1 and not like_x:
+        if isinstance(v, Tensor) and v.ndim == 1 and not self.is_point(v):
             return self.check_vector(v.detach(), call=call, what=what), lambda flat: flat
         return self.flatten(v, call=call, what=what), self.unflatten
 

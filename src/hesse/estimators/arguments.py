@@ -13,6 +13,9 @@ from hesse.operators.memory_budget import parse_bytes
 
 Budget = int | float | str | None
 
+EXACT = 10
+"""So few products give the whole matrix, and with it the truth."""
+
 _BLOCK, _SMALL = 8, 1 << 16
 
 

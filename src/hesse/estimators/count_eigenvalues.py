@@ -10,11 +10,7 @@ from torch import Tensor
 
 from hesse.checkpoint import Checkpoint, FilePath, generator_for
 from hesse.errors import ArgumentError
-from hesse.estimators.arguments import (
-    Budget,
-    block_size_of,
-    vectors_in,
-)
+from hesse.estimators.arguments import EXACT, Budget, block_size_of, vectors_in
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.quadrature import Quadratures, radau
 from hesse.estimators.sampling import Sampler, Target
@@ -22,8 +18,6 @@ from hesse.estimators.spectral_sum import FIRST_DEPTH, spectral_sum
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
-
-_EXACT = 10  # so few products give the matrix itself
 
 
 def count_eigenvalues(
@@ -98,7 +92,7 @@ def count_eigenvalues(
         progress=progress,
     )
     n = A.shape[0]
-    if n <= min(_EXACT, max_products):
+    if n <= min(EXACT, max_products):
         values = torch.linalg.eigvalsh(A.to_dense().double())
         return Estimate(float(((values >= low) & (values <= high)).sum()), 0.0, n)
     generator = generator_for(generator, checkpoint)

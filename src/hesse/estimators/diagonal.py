@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hesse.checkpoint import Checkpoint, FilePath, generator_for
 from hesse.errors import check_choice
-from hesse.estimators.arguments import Budget, block_size_of, vectors_in
+from hesse.estimators.arguments import EXACT, Budget, block_size_of, vectors_in
 from hesse.estimators.deflation import Deflation
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.orthonormal import project_out
@@ -22,7 +22,6 @@ from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
 
 DiagonalMethod = Literal["auto", "hutchinson", "xdiag"]
-_EXACT = 10  # so few products give the diagonal itself
 
 
 def diagonal(
@@ -94,7 +93,7 @@ def diagonal(
         callback=callback,
         progress=progress,
     )
-    if A.shape[0] <= min(_EXACT, max_products):
+    if A.shape[0] <= min(EXACT, max_products):
         value = A.to_dense().diagonal().clone()
         return Estimate(value, torch.zeros_like(value), A.shape[0])
     generator = generator_for(generator, checkpoint)

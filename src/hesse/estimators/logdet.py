@@ -8,11 +8,7 @@ from torch import Tensor
 
 from hesse.checkpoint import Checkpoint, FilePath, generator_for
 from hesse.errors import OperatorError
-from hesse.estimators.arguments import (
-    Budget,
-    block_size_of,
-    vectors_in,
-)
+from hesse.estimators.arguments import EXACT, Budget, block_size_of, vectors_in
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.quadrature import Quadratures, gauss
 from hesse.estimators.sampling import Sampler, Target
@@ -20,8 +16,6 @@ from hesse.estimators.spectral_sum import FIRST_DEPTH, spectral_sum
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
-
-_EXACT = 10  # so few products give the matrix itself
 
 
 def logdet(
@@ -86,7 +80,7 @@ def logdet(
         progress=progress,
     )
     n = A.shape[0]
-    if n <= min(_EXACT, max_products):
+    if n <= min(EXACT, max_products):
         values = torch.linalg.eigvalsh(A.to_dense().double())
         return Estimate(_log(values, torch.ones(n, dtype=torch.float64), call), 0.0, n)
     generator = generator_for(generator, checkpoint)

@@ -100,7 +100,7 @@ def matrix_function(
         lanczos = Lanczos(A, min(basis_size, A.shape[0]), v, generator)
         return _approximate(f, lanczos, norm(v), accuracy, run)
 
-    if isinstance(b, Tensor) and b.ndim == 2 and not A._is_point(b):
+    if isinstance(b, Tensor) and b.ndim == 2 and not A.domain.is_point(b):
         block = A.domain.check_vector(b, call=call, what="b", ndim=2).detach()
         return _joined([column(v) for v in block.T.contiguous()])
     flat, leave = A.domain.enter(b, call=call, what="b")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hesse.checkpoint import Checkpoint, FilePath, generator_for
 from hesse.errors import ArgumentError, Status
-from hesse.estimators.arguments import Budget, block_size_of, vectors_in
+from hesse.estimators.arguments import EXACT, Budget, block_size_of, vectors_in
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.probes import products, signs
 from hesse.estimators.sampling import FIRST_CHECK, Sampler, Stream, Target
@@ -20,8 +20,6 @@ from hesse.krylov.eigsh import eigsh
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
-
-_EXACT = 10  # so few products give the matrix itself
 
 
 def norm(
@@ -85,7 +83,7 @@ def norm(
             call, expected="ord 'fro' or 2", got=repr(ord), remedy="Leave it out for 'fro'."
         )
     n = A.shape[1]
-    if n <= min(_EXACT, max_products):
+    if n <= min(EXACT, max_products):
         return Estimate(float(torch.linalg.matrix_norm(A.to_dense().double(), ord)), 0.0, n)
     if ord == 2:
         return _spectral(

@@ -6,16 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hesse.krylov.gram_schmidt import components
 from hesse.operators.base import LinearOperator
 from hesse.vectors import gaussian, norm
-
-
-def components(A: LinearOperator, basis: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-    """The row without its components in the basis, and these (float64)."""
-    first = A.inners(basis, row)
-    row = row - first @ basis
-    second = A.inners(basis, row)
-    return row - second @ basis, (first + second).to("cpu", torch.float64)
 
 
 def project_out(A: LinearOperator, basis: Tensor, rows: Tensor) -> Tensor:

@@ -9,11 +9,7 @@ import torch
 
 from hesse.checkpoint import Checkpoint, FilePath, generator_for
 from hesse.errors import ArgumentError, check_choice
-from hesse.estimators.arguments import (
-    Budget,
-    block_size_of,
-    vectors_in,
-)
+from hesse.estimators.arguments import EXACT, Budget, block_size_of, vectors_in
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.hutchinson import hutchinson
 from hesse.estimators.hutchpp import TraceDeflation
@@ -25,7 +21,6 @@ from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
 
 TraceMethod = Literal["auto", "hutchinson", "hutch++", "xtrace", "xnystrace"]
-_EXACT = 10  # so few products give the trace itself
 
 
 def trace(
@@ -106,7 +101,7 @@ def trace(
         callback=callback,
         progress=progress,
     )
-    if A.shape[0] <= min(_EXACT, max_products):
+    if A.shape[0] <= min(EXACT, max_products):
         return _exact(A)
     generator = generator_for(generator, checkpoint)
     block = block_size_of(A, block_size, call)

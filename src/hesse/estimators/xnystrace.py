@@ -19,7 +19,7 @@ from torch import Tensor
 from hesse.errors import OperatorError
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.leave_out import mean_and_error
-from hesse.estimators.probes import gram, on_the_sphere
+from hesse.estimators.probes import on_the_sphere
 from hesse.estimators.sampling import Sampler
 from hesse.estimators.sketch import Sketch, empty_sketch, grow_until_met
 from hesse.operators.base import LinearOperator
@@ -42,8 +42,8 @@ def xnystrace(sampler: Sampler, generator: torch.Generator | None) -> Estimate:
 
 def _trace_of(A: LinearOperator, sketch: Sketch, call: str) -> tuple[float, float]:
     n, m = A.shape[1], sketch.size
-    core = gram(A, sketch.basis, sketch.probes).T @ sketch.R  # Omega' Y
-    overlap = gram(A, sketch.probes, sketch.probes)
+    core = A.gram(sketch.basis, sketch.probes).T @ sketch.R  # Omega' Y
+    overlap = A.gram(sketch.probes, sketch.probes)
     inverse = _inverse_factor(core, overlap, call)
     factor = sketch.R @ inverse.T
     whole = float((factor**2).sum()) - sketch.shift * n

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.leave_out import mean_and_error
-from hesse.estimators.probes import gram, on_the_sphere, products
+from hesse.estimators.probes import on_the_sphere, products
 from hesse.estimators.sampling import Sampler
 from hesse.estimators.sketch import Sketch, empty_sketch, grow_until_met
 from hesse.operators.base import LinearOperator
@@ -42,7 +42,7 @@ def xtrace(sampler: Sampler, generator: torch.Generator | None) -> Estimate:
 
 
 def _trace_of(A: LinearOperator, sketch: Sketch) -> tuple[float, float]:
-    H = gram(A, sketch.basis, sketch.images)
+    H = A.gram(sketch.basis, sketch.images)
     if sketch.size == A.shape[1]:
         return float(H.trace()), 0.0
     parts = _parts(A, sketch, H)
@@ -92,8 +92,8 @@ class _Parts:
 
 def _parts(A: LinearOperator, sketch: Sketch, H: Tensor) -> _Parts:
     R, eye = sketch.R, torch.eye(sketch.size, dtype=torch.float64)
-    W = gram(A, sketch.basis, sketch.probes)
-    T = gram(A, sketch.images, sketch.probes)
+    W = A.gram(sketch.basis, sketch.probes)
+    T = A.gram(sketch.images, sketch.probes)
     S = torch.linalg.solve_triangular(R.T, eye, upper=False)
     S = S / torch.linalg.vector_norm(S, dim=0)
     squares = torch.tensor([A.inner(row, row) for row in sketch.probes], dtype=torch.float64)

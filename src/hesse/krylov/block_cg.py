@@ -114,7 +114,7 @@ def _next_directions(system: System, state: BlockCGState) -> Tensor:
         positive(system, r.contiguous(), z.contiguous())
     if state.P is not None:
         assert state.AP is not None
-        beta = _inners(system, state.AP, Z) / state.curvatures[:, None]
+        beta = system.A.gram(state.AP.T.contiguous(), Z.T.contiguous()) / state.curvatures[:, None]
         Z = torch.addmm(Z, state.P, beta.to(Z), alpha=-1.0)
     return _orthonormal(system, Z, state.residual_norms[unsolved] / state.b_norms[unsolved])
 
@@ -122,8 +122,8 @@ def _next_directions(system: System, state: BlockCGState) -> Tensor:
 def _move(system: System, state: BlockCGState) -> None:
     """X + P alpha, in place."""
     assert state.P is not None and state.AP is not None
-    alpha = _inners(system, state.P, state.residual) / state.curvatures[:, None]
-    alpha = alpha.to(state.x)
+    slopes = system.A.gram(state.P.T.contiguous(), state.residual.T.contiguous())
+    alpha = (slopes / state.curvatures[:, None]).to(state.x)
     state.x.addmm_(state.P, alpha)
     state.residual.addmm_(state.AP, alpha, alpha=-1.0)
     state.measure()
@@ -132,16 +132,9 @@ def _move(system: System, state: BlockCGState) -> None:
 
 def _conjugate(system: System, P: Tensor, AP: Tensor) -> tuple[Tensor, Tensor]:
     """P and A P with P turned so that P'A P is diagonal."""
-    S = _inners(system, P, AP)
+    S = system.A.gram(P.T.contiguous(), AP.T.contiguous())
     turn = torch.linalg.eigh((S + S.T) / 2)[1].to(P)
     return P @ turn, AP @ turn
-
-
-def _inners(system: System, U: Tensor, V: Tensor) -> Tensor:
-    """U'V in float64 on the CPU."""
-    rows = U.T.contiguous()
-    columns = [system.A.inners(rows, v.contiguous()) for v in V.T]
-    return torch.stack(columns, dim=1).to("cpu", torch.float64)
 
 
 def _orthonormal(system: System, W: Tensor, reduction: Tensor) -> Tensor:

@@ -125,11 +125,10 @@ def solve_cg(system: System, rules: CGRules) -> Solution:
 
 
 def _start(system: System) -> CGState:
-    x, residual, products = system.start()
-    r_norm = norm(residual)
-    state = CGState(x, residual, r_norm, products=products, history=[r_norm])
-    if products:
-        state.model_value = -0.5 * (system.A.inner(x, system.b) + system.A.inner(x, residual))
+    state = system.start(CGState)
+    if state.products:
+        x_b, x_r = (system.A.inner(state.x, v) for v in (system.b, state.residual))
+        state.model_value = -0.5 * (x_b + x_r)
     return state
 
 

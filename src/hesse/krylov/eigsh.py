@@ -163,7 +163,7 @@ def _start(
 ) -> Tensor:
     """The starting block, shape (n, b)."""
     given = A.domain.zeros()[:, None][:, :0]
-    if isinstance(v0, Tensor) and v0.ndim == 2 and v0.shape != A.domain.shapes[0]:
+    if isinstance(v0, Tensor) and v0.ndim == 2 and not A.domain.is_point(v0):
         given = A.domain.check_vector(v0, call=call, what="v0", ndim=2).detach()
     elif v0 is not None:
         given = A.domain.enter(v0, call=call, what="v0")[0][:, None]

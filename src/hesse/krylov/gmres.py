@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hesse.errors import ArgumentError, ShapeError, Status
 from hesse.krylov.cg import precondition
+from hesse.krylov.gram_schmidt import components
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import SolverState, System, after_step, iterate, repeat, solution_of
 from hesse.vectors import norm
@@ -64,9 +65,7 @@ def gmres(system: System, restart: int = 30) -> Solution:
     (tensor([2.0000, 1.0000]), 2, 3)
     """
     m = min(_checked(system, restart), system.A.shape[1])
-    x, residual, products = system.start()
-    r_norm = norm(residual)
-    state = GmresState(x, residual, r_norm, products=products, history=[r_norm])
+    state = system.start(GmresState)
     iterate(system, state, lambda: _descend(system, state, m))
     if state.status is Status.INTERRUPTED:
         _end_cycle(system, state)
@@ -95,11 +94,11 @@ def _step(system: System, state: GmresState, m: int) -> Status:
     size = norm(w)
     if not math.isfinite(size):
         return Status.NOT_FINITE
-    w, h = _orthogonalise(system, V[: k + 1], w)
+    w, h = components(system.A, V[: k + 1], w)
     rest, smallest = norm(w), 10 * torch.finfo(w.dtype).eps * size
     if rest <= smallest:
         rest = 0.0  # the space is complete
-    if not _rotate(state, [*h, rest], smallest):
+    if not _rotate(state, [*h.tolist(), rest], smallest):
         return Status.STAGNATED
     if rest > 0.0:
         V[k + 1] = w / rest
@@ -113,14 +112,6 @@ def _begin_cycle(state: GmresState, m: int) -> None:
         state.V = r.new_zeros(m + 1, r.numel())
     state.V[0] = r / state.residual_norm
     state.g = [state.residual_norm]
-
-
-def _orthogonalise(system: System, V: Tensor, w: Tensor) -> tuple[Tensor, list[float]]:
-    """w without its components in the rows of V, and these. Twice is enough."""
-    h = system.A.inners(V, w)
-    w = w - h @ V
-    correction = system.A.inners(V, w)
-    return w - correction @ V, (h.double() + correction.double()).tolist()
 
 
 def _rotate(state: GmresState, h: list[float], smallest: float) -> bool:

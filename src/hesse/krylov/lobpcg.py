@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hesse.errors import NonFiniteError, OperatorError, Status, check_choice
+from hesse.errors import OperatorError, Status, check_choice
 from hesse.krylov.eigenpairs import Eigenpairs, Wanted
 from hesse.operators.base import LinearOperator
 from hesse.progress import Run
@@ -124,7 +124,7 @@ class Lobpcg:
 
     def _projected(self, S: Block, own: int, q: int) -> tuple[Block, Block | None]:
         """The q best Ritz vectors of S, and the steps to them from its first `own` rows."""
-        H = self._gram(S.rows, S.A)
+        H = self.A.gram(S.rows, S.A)
         values, vectors = torch.linalg.eigh((H + H.T) / 2)
         C = vectors[:, self.wanted.among(values, q)]
         step = C.clone()
@@ -148,7 +148,7 @@ class Lobpcg:
         """The rows, made B-orthonormal and orthogonal to other blocks, with their products."""
         for _ in range(2):  # twice is enough
             for block in against:
-                rows = rows - self._gram(block.B, rows).T.to(rows) @ block.rows
+                rows = rows - self.A.gram(block.B, rows).T.to(rows) @ block.rows
             rows = self._orthonormal(rows)
         return Block(rows, self._images(rows), self._mass(rows))
 
@@ -157,7 +157,7 @@ class Lobpcg:
         if len(rows) == 0:
             return rows
         rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=1e-300)
-        values, vectors = torch.linalg.eigh(self._gram(rows, self._mass(rows)))
+        values, vectors = torch.linalg.eigh(self.A.gram(rows, self._mass(rows)))
         rounding = 100 * self.wanted.eps * float(values.abs().max())
         if float(values[0]) < -rounding:
             raise OperatorError(
@@ -179,20 +179,7 @@ class Lobpcg:
         if len(rows) == 0:
             return rows
         self.products += len(rows)
-        images = self.A._matmat(rows.T).T
-        if not bool(torch.isfinite(images).all()):
-            raise NonFiniteError(
-                f"hesse.eigsh({self.A})",
-                expected="finite products",
-                got="NaN or Inf in a product",
-                remedy="Check the operator with hesse.testing.check_operator.",
-            )
-        return images
-
-    def _gram(self, left: Tensor, right: Tensor) -> Tensor:
-        """Inner products of all rows with all rows, shape (left, right)."""
-        columns = [self.A.inners(left, v) for v in right]
-        return torch.stack(columns, dim=1).to("cpu", torch.float64)
+        return self.A._check_finite(self.A._matmat(rows.T).T, f"hesse.eigsh({self.A})")
 
     def result(self, X: Block, status: Status) -> Eigenpairs:
         """The pairs, with residuals from products of their own."""

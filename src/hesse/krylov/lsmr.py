@@ -111,9 +111,7 @@ def lsmr(system: System, damping: float = 0.0) -> Solution:
     if damping > 0.0:
         below = system.b.new_zeros(system.A.shape[1])
         system = replace(system, A=Damped(system.A, damping), b=torch.cat([system.b, below]))
-    x, residual, products = system.start()
-    r_norm = norm(residual)
-    state = LsmrState(x, residual, r_norm, products=products, history=[r_norm])
+    state = system.start(LsmrState)
     iterate(system, state, lambda: _descend(system, state))
     converged = state.status in (Status.CONVERGED, Status.LEAST_SQUARES)
     solution = solution_of(state, "lsmr")

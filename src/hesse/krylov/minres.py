@@ -89,9 +89,7 @@ def minres(system: System) -> Solution:
     (tensor([ 1.0000, -0.5000]), 2, 3)
     """
     check_symmetric(system.A, "minres")
-    x, residual, products = system.start()
-    r_norm = norm(residual)
-    state = MinresState(x, residual, r_norm, products=products, history=[r_norm])
+    state = system.start(MinresState)
     iterate(system, state, lambda: _descend(system, state))
     value = -0.5 * (system.A.inner(state.x, system.b) + system.A.inner(state.x, state.residual))
     return solution_of(state, "minres", model_value=value)

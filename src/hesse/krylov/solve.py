@@ -258,11 +258,7 @@ def _to_verify(A: LinearOperator, b: Tensor) -> int:
 def _enter(A: LinearOperator, b: Tree, call: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """b as a flat vector or a block, and the way from an x to the form of b."""
     space = A.codomain
-    if (
-        isinstance(b, Tensor)
-        and b.ndim == 2
-        and not (space.template is None and b.shape == space.shapes[0])
-    ):
+    if isinstance(b, Tensor) and b.ndim == 2 and not space.is_point(b):
         if b.shape[1] == 0:
             raise ShapeError(
                 call,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from hesse.krylov.solution import Solution
 from hesse.operators.base import LinearOperator
 from hesse.progress import Run
 from hesse.vectors import norm
+
+StateT = TypeVar("StateT", bound="SolverState")
 
 
 @dataclass
@@ -56,11 +58,14 @@ class System:
             remedy=f"Check {name} for NaN and Inf.",
         )
 
-    def start(self) -> tuple[Tensor, Tensor, int]:
-        """x0, its residual, and the products that took: none where there is no x0 or b = 0."""
+    def start(self, kind: type[StateT]) -> StateT:
+        """The state at x0; its residual takes a product unless there is no x0, or b = 0."""
         if self.x0 is None or self.b_norm == 0.0 or not bool(self.x0.any()):
-            return self.A.domain.zeros(), self.b.clone(), 0
-        return self.x0.clone(), self.b - self.A._matvec(self.x0), 1
+            zero, size = self.A.domain.zeros(), self.b_norm
+            return kind(zero, self.b.clone(), size, history=[size])
+        residual = self.b - self.A._matvec(self.x0)
+        size = norm(residual)
+        return kind(self.x0.clone(), residual, size, products=1, history=[size])
 
     def column(self, j: int) -> System:
         """The system of one column of a block b."""

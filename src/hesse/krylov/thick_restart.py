@@ -102,11 +102,12 @@ class ThickRestart:
             values, coordinates, residuals = lanczos.ritz()
             best = self.wanted.among(values)
             state.values, state.residuals = values[best], residuals[best]
-            if self._is_done(state, values):
+            converged = self._all_converged(state, values)
+            if converged and self._is_done(state, values):
                 return Status.CONVERGED
             if not run.after_step(state):
                 break
-            if state.locked is None and self.search and self._all_converged(state, values):
+            if converged and state.locked is None and self.search:
                 lanczos.lock(coordinates[:, best], values[best])
                 state.locked = values[best]
                 least, most = _SEARCH
@@ -118,8 +119,7 @@ class ThickRestart:
         return run.status
 
     def _is_done(self, state: LanczosState, values: Tensor) -> bool:
-        if not self._all_converged(state, values):
-            return False
+        """Whether nothing better is to be found, of pairs that have all converged."""
         lanczos = state.lanczos
         if not self.search or lanczos.size == lanczos.A.shape[1]:
             return True

@@ -85,7 +85,7 @@ class LinearOperator(Products):
         """A @ B for an operator, A @ v for a vector or tree, A @ V for a block (n, k)."""
         if isinstance(other, LinearOperator):
             return _Product(self, other._in_space(self.domain))
-        if isinstance(other, Tensor) and other.ndim == 2 and not self._is_point(other):
+        if isinstance(other, Tensor) and other.ndim == 2 and not self.domain.is_point(other):
             return self.matmat(other)
         return self.matvec(other)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hesse.errors import OperatorError, ShapeError
+from hesse.errors import NonFiniteError, OperatorError, ShapeError
 from hesse.operators.scipy import as_scipy
 from hesse.vectors import Space, Tree, dot, dots
 
@@ -110,6 +110,13 @@ class Products(ABC):
         """The inner products of the rows of `basis`, shape (j, n), with v: shape (j,)."""
         return dots(basis, v)
 
+    def gram(self, left: Tensor, right: Tensor) -> Tensor:
+        """The inner products of all rows with all rows, (j, k): float64, on the CPU."""
+        columns = [self.inners(left, row) for row in right]
+        if not columns or len(left) == 0:
+            return torch.zeros(len(left), len(right), dtype=torch.float64)
+        return torch.stack(columns, dim=1).to("cpu", torch.float64)
+
     def to_dense(self) -> Tensor:
         """The matrix, shape (m, n): n products, a debugging object."""
         self.expect(self.domain.n)
@@ -137,10 +144,6 @@ class Products(ABC):
         flat, leave = self.domain.enter(v, call=f"{self} @ v")
         return flat, leave != self.domain.unflatten
 
-    def _is_point(self, v: Tensor) -> bool:
-        """Whether v looks like x itself, where x is a single tensor."""
-        return self.domain.template is None and v.shape == self.domain.shapes[0]
-
     def _check_square(self, what: str) -> None:
         rows, columns = self.shape
         if rows != columns:
@@ -159,6 +162,17 @@ class Products(ABC):
                 got="one that is not known to be symmetric",
                 remedy=remedy,
             )
+
+    def _check_finite(self, products: Tensor, call: str) -> Tensor:
+        """Products with this operator, or an error for NaN and Inf in them."""
+        if not bool(torch.isfinite(products).all()):
+            raise NonFiniteError(
+                call,
+                expected="finite products",
+                got=f"NaN or Inf in a product with {self}",
+                remedy="Check the operator with hesse.testing.check_operator.",
+            )
+        return products
 
     def _not_an_operator(self, sign: str, other: Any) -> OperatorError:
         return OperatorError(

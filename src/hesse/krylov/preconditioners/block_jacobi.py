@@ -14,7 +14,6 @@ from hesse.errors import OperatorError
 from hesse.krylov.preconditioners.preconditioner import (
     Preconditioner,
     check_at_least,
-    finite_products,
 )
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
@@ -119,7 +118,7 @@ def _exact(A: LinearOperator, index: Tensor, call: str) -> Tensor:
         piece = piece[piece < A.shape[0]]
         unit = block.new_zeros(A.shape[0], len(piece))
         unit[piece, torch.arange(len(piece), device=A.device)] = 1.0
-        block[: len(piece), : len(piece)] = finite_products(A, unit, call)[piece]
+        block[: len(piece), : len(piece)] = A._check_finite(A._matmat(unit), call)[piece]
     return blocks
 
 
@@ -143,7 +142,7 @@ def _estimate(
         signs = torch.stack([rademacher(each, generator) for _ in range(probes)], dim=1)
         V = signs.new_zeros(A.shape[0] + 1, probes)
         V[index[:, j]] = signs
-        samples = _gather(finite_products(A, V[:-1], call), index) * signs[:, None, :]
+        samples = _gather(A._check_finite(A._matmat(V[:-1]), call), index) * signs[:, None, :]
         samples[index[:, j] == A.shape[0]] = 0.0  # no such column
         blocks[:, :, j] = samples.mean(dim=2)
         if probes > 1:

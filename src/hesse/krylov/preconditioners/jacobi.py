@@ -10,7 +10,6 @@ from hesse.errors import OperatorError
 from hesse.krylov.preconditioners.preconditioner import (
     Preconditioner,
     check_at_least,
-    finite_products,
 )
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
@@ -83,5 +82,5 @@ def _estimate(
     """Means of z * A z in absolute value, but at least their standard errors."""
     A.expect(probes)
     Z = torch.stack([rademacher(A.domain, generator) for _ in range(probes)], dim=1)
-    samples = Z * finite_products(A, Z, call)
+    samples = Z * A._check_finite(A._matmat(Z), call)
     return torch.maximum(samples.mean(dim=1).abs(), samples.std(dim=1) / probes**0.5)

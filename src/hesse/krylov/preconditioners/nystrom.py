@@ -15,7 +15,6 @@ from hesse.krylov.preconditioners.deflation import deflation
 from hesse.krylov.preconditioners.preconditioner import (
     Preconditioner,
     check_at_least,
-    finite_products,
     not_semidefinite,
 )
 from hesse.operators.base import LinearOperator
@@ -104,10 +103,11 @@ def _sketch(
     new = torch.stack([gaussian(A.domain, generator) for _ in range(count)], dim=1)
     if known is None:
         Omega, _ = torch.linalg.qr(new)
-        return Omega, finite_products(A, Omega, call)
+        return Omega, A._check_finite(A._matmat(Omega), call)
     Omega, Y = known
     new, _ = torch.linalg.qr(new - Omega @ (Omega.T @ new))
-    return torch.cat([Omega, new], dim=1), torch.cat([Y, finite_products(A, new, call)], dim=1)
+    products = A._check_finite(A._matmat(new), call)
+    return torch.cat([Omega, new], dim=1), torch.cat([Y, products], dim=1)
 
 
 def _eigenpairs(Omega: Tensor, Y: Tensor, call: str) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,6 @@ from hesse.krylov.preconditioners.deflation import deflation
 from hesse.krylov.preconditioners.preconditioner import (
     Preconditioner,
     check_at_least,
-    finite_products,
     not_semidefinite,
 )
 from hesse.operators.base import LinearOperator
@@ -83,7 +82,7 @@ def _factor(A: LinearOperator, d: Tensor, rank: int, call: str) -> tuple[Tensor,
             return L[:, :k], d.clamp(min=0.0)
         e = A.domain.zeros()
         e[pivot] = 1.0
-        column = finite_products(A, e[:, None], call)[:, 0] - L @ L[pivot]
+        column = A._check_finite(A._matmat(e[:, None]), call)[:, 0] - L @ L[pivot]
         L[:, k] = column / float(d[pivot]) ** 0.5
         d = d - L[:, k].double() ** 2
         if float(d.min()) < -(eps**0.5) * largest:

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError, NonFiniteError, OperatorError
+from hesse.errors import ArgumentError, OperatorError
 from hesse.operators.base import LinearOperator
 
 
 class Preconditioner(LinearOperator):
     """M, close to the inverse of some A, and the products with A that making it took.
 
+    >>> import torch
     >>> from hesse.operators import identity_operator
     >>> M = Preconditioner(2.0 * identity_operator(2), products=3)
     >>> M @ torch.ones(2), M.products
@@ -57,19 +57,6 @@ def check_at_least(name: str, value: float, least: int, call: str) -> None:
             got=repr(value),
             remedy="Leave it out for the default.",
         )
-
-
-def finite_products(A: LinearOperator, block: Tensor, call: str) -> Tensor:
-    """A V, which must be finite."""
-    products = A._matmat(block)
-    if not bool(torch.isfinite(products).all()):
-        raise NonFiniteError(
-            call,
-            expected="finite products",
-            got="NaN or Inf in A V",
-            remedy="Check the operator with hesse.testing.check_operator.",
-        )
-    return products
 
 
 def not_semidefinite(call: str, got: str) -> OperatorError:
