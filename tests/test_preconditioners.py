@@ -36,7 +36,7 @@ from hesse.operators import (
     identity_operator,
     low_rank_operator,
 )
-from hesse.testing import CountingOperator, check_operator
+from hesse.testing import CountingOperator, check_operator, symmetric_matrix
 from hesse.vectors import Space
 
 DOUBLE = torch.float64
@@ -51,16 +51,9 @@ def rotation(seed, n=N):
     return torch.linalg.qr(torch.randn(n, n, generator=seeded(seed), dtype=DOUBLE))[0]
 
 
-def with_spectrum(values, seed=0, dtype=DOUBLE):
-    """A dense symmetric matrix with these eigenvalues, in a random basis."""
-    Q = rotation(seed, len(values))
-    M = Q @ torch.diag(values.double()) @ Q.T
-    return ((M + M.T) / 2).to(dtype)
-
-
 def decaying(n=N, dtype=DOUBLE):
     """Eigenvalues 2^-k: n of them, most of them negligible."""
-    return with_spectrum(0.5 ** torch.arange(n, dtype=DOUBLE), dtype=dtype)
+    return symmetric_matrix(0.5 ** torch.arange(n, dtype=DOUBLE), dtype=dtype)
 
 
 def hidden(matrix):
@@ -108,7 +101,7 @@ MAKERS = {
 @settings(max_examples=8)
 def test_each_is_symmetric_positive_definite(maker, dtype, seed, decades, scaled):
     """Whatever the condition of A, to the limits of float32, and the scales of its variables."""
-    matrix = with_spectrum(torch.logspace(0, -decades, N), seed)
+    matrix = symmetric_matrix(torch.logspace(0, -decades, N), seed)
     if scaled:
         scales = torch.logspace(0, 2, N, dtype=DOUBLE)
         matrix = scales[:, None] * matrix * scales
@@ -135,7 +128,7 @@ def test_each_takes_trees_and_saves_iterations(maker):
 
 @pytest.mark.parametrize("maker", MAKERS)
 def test_each_says_what_it_cost(maker):
-    A = hidden(with_spectrum(torch.logspace(0, -2, N)))
+    A = hidden(symmetric_matrix(torch.logspace(0, -2, N)))
     dense = A.to_dense()
     A.products = 0
     counted = {
@@ -163,13 +156,13 @@ def test_each_says_what_it_cost(maker):
 @pytest.mark.parametrize("maker", ["jacobi", "block-jacobi", "exact block-jacobi"])
 def test_diagonals_of_indefinite_matrices_count_in_absolute_value(maker):
     values = torch.linspace(-1.0, 2.0, N)
-    M = MAKERS[maker](hidden(with_spectrum(values)))
+    M = MAKERS[maker](hidden(symmetric_matrix(values)))
     assert float(torch.linalg.eigvalsh(M.to_dense())[0]) > 0.0
 
 
 @pytest.mark.parametrize("maker", ["nystrom", "adaptive nystrom", "pivoted-cholesky"])
 def test_an_indefinite_matrix_is_refused_where_it_shows(maker):
-    A = hidden(with_spectrum(torch.linspace(-2.0, 1.0, N)))
+    A = hidden(symmetric_matrix(torch.linspace(-2.0, 1.0, N)))
     with pytest.raises(OperatorError, match="positive semi-definite"):
         MAKERS[maker](A)
 
@@ -193,7 +186,7 @@ def test_what_is_not_symmetric_not_finite_or_zero_is_refused(maker):
 
 
 def test_jacobi_takes_the_diagonal_that_is_given_or_known():
-    matrix = with_spectrum(torch.linspace(1.0, 2.0, N))
+    matrix = symmetric_matrix(torch.linspace(1.0, 2.0, N))
     known = jacobi(matrix)
     given_it = jacobi(hidden(matrix), diagonal=matrix.diagonal())
     for M in (known, given_it):
@@ -202,7 +195,7 @@ def test_jacobi_takes_the_diagonal_that_is_given_or_known():
 
 
 def test_jacobi_estimates_the_diagonal_with_the_error_it_says():
-    matrix = with_spectrum(torch.linspace(1.0, 2.0, N))
+    matrix = symmetric_matrix(torch.linspace(1.0, 2.0, N))
     off_diagonal = (matrix - torch.diag(matrix.diagonal())).norm(dim=1)
     for probes in (10, 1000):
         d = 1.0 / jacobi(hidden(matrix), probes=probes, generator=seeded())._diagonal()
@@ -212,7 +205,7 @@ def test_jacobi_estimates_the_diagonal_with_the_error_it_says():
 
 def test_jacobi_mends_scales():
     scales = torch.logspace(0, 4, N, dtype=DOUBLE)
-    A = dense_operator(scales[:, None] * with_spectrum(torch.linspace(1.0, 4.0, N)) * scales)
+    A = dense_operator(scales[:, None] * symmetric_matrix(torch.linspace(1.0, 4.0, N)) * scales)
     # The condition falls from some 1e8 to about that of the middle factor, 4: 305 iterations to 22,
     # or 52 with the noise of the estimate.
     assert iterations(A, jacobi(A)) <= 25
@@ -230,7 +223,7 @@ def test_jacobi_knows_signs_and_noise_of_its_estimate():
     d = torch.linspace(1.0, 2.0, N, dtype=DOUBLE) * torch.where(torch.arange(N) % 3 == 0, -1.0, 1.0)
     M = jacobi(hidden(torch.diag(d)), generator=seeded())  # signs make no error in a diagonal
     torch.testing.assert_close(M._diagonal(), 1.0 / d.abs())
-    matrix = with_spectrum(torch.linspace(-1.0, 1.0, N))
+    matrix = symmetric_matrix(torch.linspace(-1.0, 1.0, N))
     matrix.fill_diagonal_(0.0)  # all noise
     M = jacobi(hidden(matrix), probes=50, generator=seeded())
     assert float((1.0 / M._diagonal() / (matrix.norm(dim=1) / 50**0.5)).min()) > 0.6
@@ -241,7 +234,7 @@ def test_jacobi_knows_signs_and_noise_of_its_estimate():
 
 
 def test_exact_blocks_are_inverted():
-    matrix = with_spectrum(torch.linspace(1.0, 2.0, 10))
+    matrix = symmetric_matrix(torch.linspace(1.0, 2.0, 10))
     M = block_jacobi(hidden(matrix), 4, probes=None)
     parts = [torch.linalg.inv(matrix[i : i + 4, i : i + 4]) for i in (0, 4, 8)]
     torch.testing.assert_close(M.to_dense(), torch.block_diag(*parts))
@@ -249,7 +242,7 @@ def test_exact_blocks_are_inverted():
 
 def test_blocks_are_the_leaves_cut_to_size():
     tree = {"a": torch.zeros(3, dtype=DOUBLE), "b": torch.zeros(5, dtype=DOUBLE)}
-    matrix = with_spectrum(torch.linspace(1.0, 2.0, 8))
+    matrix = symmetric_matrix(torch.linspace(1.0, 2.0, 8))
     A = dense_operator(matrix) + diagonal_operator(tree)
     M = block_jacobi(A, 4, probes=None)
     inverse = torch.linalg.inv
@@ -261,7 +254,7 @@ def test_blocks_are_the_leaves_cut_to_size():
 @settings(max_examples=25)
 def test_one_probe_is_exact_for_a_block_diagonal_matrix(sizes, seed):
     blocks = {
-        f"leaf{i}": with_spectrum(torch.linspace(1.0, 3.0, n), seed + i)
+        f"leaf{i}": symmetric_matrix(torch.linspace(1.0, 3.0, n), seed + i)
         for i, n in enumerate(sizes)
     }
     A = CountingOperator(block_diagonal_operator(blocks))
@@ -271,7 +264,7 @@ def test_one_probe_is_exact_for_a_block_diagonal_matrix(sizes, seed):
 
 
 def test_estimated_blocks_approach_the_exact_ones():
-    matrix = with_spectrum(torch.linspace(1.0, 3.0, 100))
+    matrix = symmetric_matrix(torch.linspace(1.0, 3.0, 100))
     exact = block_jacobi(matrix, 2, probes=None).to_dense()
     errors = [
         float((block_jacobi(matrix, 2, probes=m, generator=seeded()).to_dense() - exact).norm())
@@ -297,7 +290,7 @@ def test_blocks_mend_strong_couplings():
     couplings = torch.linspace(0.9, 0.9999, 20, dtype=DOUBLE)
     pair, swap = torch.eye(2, dtype=DOUBLE), torch.eye(2, dtype=DOUBLE).flip(0)
     strong = [s * (pair + c * swap) for s, c in zip(scales, couplings, strict=True)]
-    weak = 1e-4 * with_spectrum(torch.linspace(0.0, 1.0, N))
+    weak = 1e-4 * symmetric_matrix(torch.linspace(0.0, 1.0, N))
     A = dense_operator(torch.block_diag(*strong) + weak)
     assert iterations(A, block_jacobi(hidden(A.matrix), 2, probes=None)) <= 2
     assert iterations(A, block_jacobi(hidden(A.matrix), 2, probes=4, generator=seeded())) <= 2
@@ -319,7 +312,7 @@ def test_a_block_of_zeros_is_mended():
 @given(st.integers(0, 99), st.floats(1e-6, 1.0))
 @settings(max_examples=15)
 def test_nystrom_of_full_rank_leaves_nothing_to_do(seed, damping):
-    matrix = with_spectrum(torch.logspace(0, -3, 12), seed)
+    matrix = symmetric_matrix(torch.logspace(0, -3, 12), seed)
     M = nystrom(hidden(matrix), 12, damping=damping, generator=seeded(seed))
     A = damped(dense_operator(matrix), damping)
     assert iterations(A, M) <= 2
@@ -390,7 +383,7 @@ def test_nystrom_sees_that_nothing_is_left(dtype):
 
 
 def test_nystrom_by_doubling_is_as_good_as_at_once():
-    matrix = with_spectrum(torch.logspace(0, -8, N))
+    matrix = symmetric_matrix(torch.logspace(0, -8, N))
     M = nystrom(matrix, 5, max_rank=N, damping=1e-10, generator=seeded())
     assert M.products == N
     exact = (1e-8 + 1e-10) * torch.linalg.inv(matrix + 1e-10 * torch.eye(N, dtype=DOUBLE))
@@ -401,8 +394,8 @@ def test_nystrom_by_doubling_is_as_good_as_at_once():
 def test_nystrom_takes_a_negative_eigenvalue_of_rounding_for_zero():
     values = torch.linspace(0.0, 1.0, N)
     values[0] = -1e-10
-    M = nystrom(with_spectrum(values), N, damping=0.1, generator=seeded())
-    exact = 0.1 * torch.linalg.inv(with_spectrum(values) + 0.1 * torch.eye(N, dtype=DOUBLE))
+    M = nystrom(symmetric_matrix(values), N, damping=0.1, generator=seeded())
+    exact = 0.1 * torch.linalg.inv(symmetric_matrix(values) + 0.1 * torch.eye(N, dtype=DOUBLE))
     torch.testing.assert_close(M.to_dense(), exact)
 
 
@@ -418,7 +411,7 @@ def test_deflation_stays_definite_beyond_rounding(seed, rank):
 
 def test_nystrom_with_a_shift_it_cannot_take_off():
     """G - c I may be definite without G - c I saying so: it is sketched as it is."""
-    A = damped(dense_operator(with_spectrum(torch.linspace(2.0, 3.0, N))), -1.0)
+    A = damped(dense_operator(symmetric_matrix(torch.linspace(2.0, 3.0, N))), -1.0)
     M = nystrom(A, N, generator=seeded())
     torch.testing.assert_close(M.to_dense(), torch.linalg.inv(A.to_dense()))
 
@@ -428,7 +421,7 @@ def test_nystrom_with_a_shift_it_cannot_take_off():
 
 
 def test_pivoted_cholesky_of_full_rank_leaves_nothing_to_do():
-    matrix = with_spectrum(torch.logspace(0, -3, 12))
+    matrix = symmetric_matrix(torch.logspace(0, -3, 12))
     M = pivoted_cholesky(hidden(matrix), 12, diagonal=matrix.diagonal(), damping=0.1)
     A = damped(dense_operator(matrix), 0.1)
     torch.testing.assert_close(M.to_dense(), 0.1 * torch.linalg.inv(A.to_dense()))
@@ -448,7 +441,7 @@ def test_pivoted_cholesky_removes_large_eigenvalues():
 @given(st.integers(0, 99), st.integers(1, 10), st.sampled_from([0.0, 0.3]))
 @settings(max_examples=25)
 def test_pivoted_cholesky_is_the_textbook_elimination(seed, rank, damping):
-    matrix = with_spectrum(torch.logspace(0, -2, 12), seed)
+    matrix = symmetric_matrix(torch.logspace(0, -2, 12), seed)
     rest = matrix.clone()
     for _ in range(rank):
         i = int(rest.diagonal().argmax())
@@ -491,7 +484,7 @@ def bfgs(pairs):
 @given(st.integers(0, 99), st.integers(1, 12), st.integers(1, 5))
 @settings(max_examples=25)
 def test_the_two_loops_are_the_recursion(seed, count, memory):
-    pairs = pairs_of(with_spectrum(torch.linspace(1.0, 3.0, 8), seed), count, seed)
+    pairs = pairs_of(symmetric_matrix(torch.linspace(1.0, 3.0, 8), seed), count, seed)
     M = quasi_newton(pairs, memory)
     if count <= memory:
         torch.testing.assert_close(M.to_dense(), bfgs(pairs))
@@ -500,7 +493,7 @@ def test_the_two_loops_are_the_recursion(seed, count, memory):
 
 
 def test_pairs_are_spread_evenly_over_the_run():
-    pairs = pairs_of(with_spectrum(torch.linspace(1.0, 3.0, 8)), 10)
+    pairs = pairs_of(symmetric_matrix(torch.linspace(1.0, 3.0, 8)), 10)
     chosen = [pairs[i] for i in (0, 3, 6, 9)]
     torch.testing.assert_close(quasi_newton(pairs, 4).to_dense(), bfgs(chosen))
 
@@ -519,7 +512,7 @@ def test_a_run_of_conjugate_gradients_preconditions_the_next():
 
 
 def test_pairs_of_negative_curvature_are_left_out():
-    good = pairs_of(with_spectrum(torch.linspace(1.0, 3.0, 8)), 3)
+    good = pairs_of(symmetric_matrix(torch.linspace(1.0, 3.0, 8)), 3)
     bad = [(s, -y) for s, y in good]
     torch.testing.assert_close(quasi_newton(bad + good).to_dense(), bfgs(good))
     with pytest.raises(OperatorError, match="s'y"):
@@ -546,7 +539,7 @@ def test_pairs_that_are_none_are_refused():
 
 
 def test_a_preconditioner_is_chosen_by_name():
-    matrix = with_spectrum(torch.logspace(0, -2, N))
+    matrix = symmetric_matrix(torch.logspace(0, -2, N))
     A = dense_operator(matrix)
     expected = {
         "jacobi": jacobi(A),
