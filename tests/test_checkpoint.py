@@ -11,7 +11,7 @@ import torch
 
 from hesse.checkpoint import Checkpoint
 from hesse.errors import ArgumentError, HesseError, Status
-from hesse.estimators import trace
+from hesse.estimators import spectral_density, trace
 from hesse.krylov import eigsh, solve
 from hesse.operators import dense_operator, function_operator
 from hesse.testing import CountingOperator
@@ -63,6 +63,16 @@ def auto_trace(path):
     return torch.tensor(estimate.value), torch.tensor(estimate.standard_error)
 
 
+def density_by(method):
+    def run(path):
+        density = spectral_density(
+            slow_operator(), method=method, steps=25, generator=seeded(5), checkpoint=path
+        )
+        return density.grid, density.density, density.standard_error, density.weights
+
+    return run
+
+
 def solution_by(method):
     def run(path):
         b = torch.ones(N, dtype=DOUBLE)
@@ -77,6 +87,7 @@ RUNS = {
     "eigsh in blocks": block_eigenpairs,
     "trace": a_trace,
     "trace auto": auto_trace,
+    **{method: density_by(method) for method in ("lanczos", "kernel-polynomial")},
     **{method: solution_by(method) for method in ("cg", "minres", "lsmr", "gmres")},
 }
 

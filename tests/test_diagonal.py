@@ -1,5 +1,6 @@
 """The diagonal: unbiased, counted, with an error for every entry."""
 
+import itertools
 import math
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 
 from hesse.errors import ArgumentError, NonFiniteError, OperatorError, ShapeError, Status
 from hesse.estimators import diagonal
+from hesse.estimators.probes import signs
 from hesse.operators import dense_operator, diagonal_operator, function_operator
-from hesse.testing import CountingOperator
+from hesse.testing import CountingOperator, symmetric_matrix
 
 DOUBLE = torch.float64
 METHODS = ["auto", "hutchinson", "xdiag"]
@@ -19,8 +21,7 @@ def seeded(seed=0):
 
 
 def decaying(n=60, dtype=DOUBLE):
-    Q = torch.linalg.qr(torch.randn(n, n, generator=seeded(1), dtype=DOUBLE)).Q
-    return ((Q * torch.arange(1, n + 1, dtype=DOUBLE) ** -2.0) @ Q.T).to(dtype)
+    return symmetric_matrix(torch.arange(1, n + 1, dtype=DOUBLE) ** -2.0, dtype=dtype)
 
 
 def lopsided(n=60):
@@ -77,6 +78,31 @@ def test_seeds_reproduce_in_every_dtype(method, dtype):
     assert first.value.dtype == dtype
     assert torch.equal(first.value, again.value)
     assert not torch.equal(first.value, other.value)
+
+
+def left_out(M, probes, i, others):
+    """The diagonal by the sketch of the other probes, tested with probe i."""
+    Q = torch.linalg.qr(M @ probes[others].T).Q
+    image = M @ probes[i]
+    return (Q * (M.T @ Q)).sum(dim=1) + probes[i] * (image - Q @ (Q.T @ image))
+
+
+@pytest.mark.parametrize("matrix", [decaying, lopsided])
+def test_xdiag_and_its_error_are_what_their_definitions_say(matrix):
+    M, m = matrix(), 16
+    estimate = diagonal(M, method="xdiag", rtol=0.0, max_products=2 * m, generator=seeded())
+    probes = signs(dense_operator(M), m, seeded())
+    every = set(range(m))
+    h = torch.stack([left_out(M, probes, i, sorted(every - {i})) for i in range(m)])
+    covariance = torch.zeros(len(M), dtype=DOUBLE)
+    for i, j in itertools.permutations(range(m), 2):
+        rest = sorted(every - {i, j})
+        covariance += (h[i] - left_out(M, probes, i, rest)) * (h[j] - left_out(M, probes, j, rest))
+    covariance /= m * (m - 1)
+    assert bool((covariance > 0).any())
+    error = (h.var(dim=0) / m + covariance.clamp(min=0.0)).sqrt()
+    torch.testing.assert_close(estimate.value, h.mean(dim=0), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(estimate.standard_error, error, rtol=1e-9, atol=1e-12)
 
 
 def test_the_diagonal_of_an_operator_on_trees_unflattens():

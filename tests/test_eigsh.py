@@ -41,7 +41,9 @@ def test_agrees_with_dense(n, k, which):
     # Rayleigh quotients are off by at most residual^2 / gap, far below the residual's 1.5e-8
     torch.testing.assert_close(pairs.values, wanted(M, k, which), rtol=0, atol=1e-11 * scale)
     residual = M @ pairs.vectors - pairs.vectors * pairs.values
-    torch.testing.assert_close(residual.norm(dim=0), pairs.residuals, rtol=0, atol=1e-12 * scale)
+    # a bound, and sharp to the hundredth of rtol |A| that lost orthogonality may add to it
+    assert (residual.norm(dim=0) <= pairs.residuals + 1e-13 * scale).all()
+    torch.testing.assert_close(residual.norm(dim=0), pairs.residuals, rtol=0, atol=3e-10 * scale)
     eye = torch.eye(k, dtype=DOUBLE)
     torch.testing.assert_close(pairs.vectors.T @ pairs.vectors, eye, rtol=0, atol=1e-10)
 

@@ -14,7 +14,7 @@ from hesse.errors import (
     OperatorError,
     Status,
 )
-from hesse.estimators import spectral_density
+from hesse.estimators import spectral_density, trace
 from hesse.operators import dense_operator, diagonal_operator, function_operator
 from hesse.testing import CountingOperator
 
@@ -138,6 +138,69 @@ def test_ctrl_c_and_the_callback_return_what_there_is():
     one = spectral_density(M, probes=1)
     assert math.isinf(float(one.standard_error[0]))
     assert math.isinf(float(one.interval[1][0]))
+
+
+def assert_same_bits(first, second):
+    for name in ("grid", "density", "standard_error", "nodes", "weights"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+    assert (first.products, first.status) == (second.products, second.status)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("rtol", [None, 0.1])
+def test_an_interrupted_run_goes_on_to_the_same_bits(method, rtol, tmp_path):
+    """Ctrl-C in the middle of a step: the file holds a whole one, this or that many probes."""
+    M, left = symmetric(70), [90]
+
+    def product(v):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return M @ v
+
+    A = function_operator(product, 70, symmetric=True, dtype=DOUBLE)
+    asked = {"method": method, "steps": 20, "rtol": rtol, "block_size": 2}
+    path = tmp_path / "run"
+    broken = spectral_density(A, **asked, generator=seeded(), checkpoint=path)
+    assert broken.status is Status.INTERRUPTED
+    assert 0 < len(broken.nodes) < 8
+    resumed = spectral_density(A, **asked, generator=seeded(1), checkpoint=path)
+    assert_same_bits(resumed, spectral_density(A, **asked, generator=seeded()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stopped_run_costs_only_the_rest(method, tmp_path):
+    path, counted = tmp_path / "run", CountingOperator(dense_operator(symmetric(60)))
+    asked = {"method": method, "steps": 15, "block_size": 3, "checkpoint": path}
+    stopped = spectral_density(counted, **asked, callback=lambda d: len(d.nodes) >= 6)
+    assert stopped.status is Status.STOPPED
+    counted.products = 0
+    whole = spectral_density(counted, **asked)
+    assert whole.status is Status.CONVERGED
+    torch.testing.assert_close(whole.weights[:6], stopped.weights)
+    assert counted.products == 2 * 15 + 1  # two probes, and one to recognise the operator
+    counted.products = 0
+    finer = spectral_density(counted, **asked, points=4096)
+    assert torch.equal(finer.nodes, whole.nodes)
+    assert len(finer.grid) == 4096
+    assert counted.products == 1
+    longer = spectral_density(counted, **asked, rtol=0.95 * whole.error)
+    assert longer.products > whole.products == stopped.products + 30
+
+
+def test_a_checkpoint_of_another_question_is_refused(tmp_path):
+    M, path = symmetric(40), tmp_path / "run"
+    spectral_density(M, steps=10, checkpoint=path)
+    with pytest.raises(ArgumentError, match="steps = 12"):
+        spectral_density(M, steps=12, checkpoint=path)
+    with pytest.raises(ArgumentError, match="probes = 9"):
+        spectral_density(M, steps=10, probes=9, checkpoint=path)
+    with pytest.raises(ArgumentError, match="method = kernel-polynomial"):
+        spectral_density(M, method="kernel-polynomial", steps=10, checkpoint=path)
+    with pytest.raises(ArgumentError, match="with this operator"):
+        spectral_density(symmetric(40, 1), steps=10, checkpoint=path)
+    with pytest.raises(ArgumentError, match="call = trace"):
+        trace(M, checkpoint=path)
 
 
 def test_it_plots_and_says_what_is_missing(monkeypatch):

@@ -20,7 +20,7 @@ from hesse.errors import (
 )
 from hesse.estimators import trace
 from hesse.operators import dense_operator, diagonal_operator, function_operator
-from hesse.testing import CountingOperator
+from hesse.testing import CountingOperator, symmetric_matrix
 
 DOUBLE = torch.float64
 METHODS = ["auto", "hutchinson", "hutch++", "xtrace", "xnystrace"]
@@ -30,18 +30,12 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def with_spectrum(values, seed=1):
-    Q = torch.linalg.qr(torch.randn(len(values), len(values), generator=seeded(seed), dtype=DOUBLE))
-    M = (Q.Q * values) @ Q.Q.T
-    return (M + M.T) / 2
-
-
 def decaying(n=80):
-    return with_spectrum(torch.arange(1, n + 1, dtype=DOUBLE) ** -2.0)
+    return symmetric_matrix(torch.arange(1, n + 1, dtype=DOUBLE) ** -2.0)
 
 
 def flat(n=80):
-    return with_spectrum(torch.linspace(1.0, 3.0, n, dtype=DOUBLE))
+    return symmetric_matrix(torch.linspace(1.0, 3.0, n, dtype=DOUBLE))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -87,7 +81,7 @@ def test_an_exact_rank_is_found_by_the_sketches():
     values = torch.zeros(60, dtype=DOUBLE)
     values[:5] = torch.arange(1.0, 6, dtype=DOUBLE)
     for method in ("hutch++", "xtrace", "xnystrace"):
-        estimate = trace(with_spectrum(values), method=method, generator=seeded())
+        estimate = trace(symmetric_matrix(values), method=method, generator=seeded())
         assert estimate.value == pytest.approx(15.0, rel=1e-9)
         assert estimate.products <= 40
 
@@ -101,7 +95,7 @@ def test_the_zero_operator_has_no_trace(method):
 
 @pytest.mark.parametrize("method", ["xtrace", "xnystrace"])
 def test_a_sketch_of_everything_is_exact(method):
-    M = with_spectrum(torch.linspace(0.1, 1.0, 20, dtype=DOUBLE))
+    M = symmetric_matrix(torch.linspace(0.1, 1.0, 20, dtype=DOUBLE))
     estimate = trace(M, method=method, rtol=1e-9, generator=seeded())
     assert estimate.value == pytest.approx(float(M.trace()), rel=1e-10)
     assert estimate.standard_error == 0.0

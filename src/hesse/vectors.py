@@ -279,14 +279,14 @@ def dot(u: Tensor, v: Tensor) -> float:
 
 
 def dots(basis: Tensor, v: Tensor) -> Tensor:
-    """The inner products of the rows of `basis`, shape (j, n), with v: shape (j,).
+    """The inner products of the rows of `basis`, shape (j, n), with v or its rows: (j,) or (j, k).
 
     Long sums are taken in pieces, which float64 adds up: the error does not grow with n.
     """
-    if v.dtype == torch.float64 or v.numel() <= _SUM:
-        return basis @ v
-    pieces = zip(basis.split(_SUM, dim=1), v.split(_SUM), strict=True)
-    sums = torch.stack([rows @ part for rows, part in pieces])
+    if v.dtype == torch.float64 or v.shape[-1] <= _SUM:
+        return basis @ v.mT if v.ndim == 2 else basis @ v
+    pieces = zip(basis.split(_SUM, dim=1), v.split(_SUM, dim=-1), strict=True)
+    sums = torch.stack([dots(rows, part) for rows, part in pieces])
     return sums.sum(dim=0, dtype=torch.float64).to(v.dtype)
 
 

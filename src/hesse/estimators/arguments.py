@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arguments that estimators share: blocks and budgets."""
+"""The arguments that estimators share: limits, blocks and budgets."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
 
+from hesse.checkpoint import FilePath
 from hesse.errors import ArgumentError
 from hesse.operators.base import LinearOperator
 from hesse.operators.memory_budget import parse_bytes
+from hesse.progress import Callback, Run
 
 Budget = int | float | str | None
 
@@ -17,6 +20,31 @@ EXACT = 10
 """So few products give the whole matrix, and with it the truth."""
 
 _BLOCK, _SMALL = 8, 1 << 16
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What every estimator takes beside its question and its target."""
+
+    max_products: int | None
+    max_seconds: float | None
+    generator: torch.Generator | None
+    callback: Callback | None
+    progress: bool
+    checkpoint: FilePath
+    block_size: int | None
+    memory_budget: Budget
+
+    def run(self, title: str, total: int | None = None) -> Run:
+        """The run that they limit and show."""
+        return Run(
+            title,
+            max_products=self.max_products,
+            max_seconds=self.max_seconds,
+            callback=self.callback,
+            progress=self.progress,
+            total=total,
+        )
 
 
 def block_size_of(A: LinearOperator, block_size: int | None, call: str) -> int:

@@ -8,16 +8,16 @@ import math
 import torch
 from torch import Tensor
 
-from hesse.checkpoint import Checkpoint, FilePath, generator_for
+from hesse.checkpoint import FilePath
 from hesse.errors import ArgumentError
-from hesse.estimators.arguments import EXACT, Budget, block_size_of, vectors_in
+from hesse.estimators.arguments import Arguments, Budget
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.quadrature import Quadratures, radau
 from hesse.estimators.sampling import Sampler, Target
-from hesse.estimators.spectral_sum import FIRST_DEPTH, spectral_sum
+from hesse.estimators.spectral_sum import spectral_sum
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
-from hesse.progress import Callback, Run
+from hesse.progress import Callback
 
 
 def count_eigenvalues(
@@ -84,36 +84,28 @@ def count_eigenvalues(
     A._check_symmetric(call)
     if not low <= high:
         raise ArgumentError(call, expected="low <= high", got=f"{low}, {high}", remedy="Swap them.")
-    limits = Run(
-        "count eigenvalues",
+    arguments = Arguments(
         max_products=max_products,
         max_seconds=max_seconds,
+        generator=generator,
         callback=callback,
         progress=progress,
+        checkpoint=checkpoint,
+        block_size=block_size,
+        memory_budget=memory_budget,
     )
+    target = Target(rtol, atol)
+    sampler = Sampler.of(A, call, "count_eigenvalues", target, arguments, low=low, high=high)
     n = A.shape[0]
-    if n <= min(EXACT, max_products):
+    if sampler.is_small:
         values = torch.linalg.eigvalsh(A.to_dense().double())
         return Estimate(float(((values >= low) & (values <= high)).sum()), 0.0, n)
-    generator = generator_for(generator, checkpoint)
-    block = block_size_of(A, block_size, call)
-    question = {"call": "count_eigenvalues", "low": low, "high": high, "block_size": block}
-    sampler = Sampler(
-        A,
-        call,
-        Target(rtol, atol),
-        limits,
-        Checkpoint(checkpoint, A, **question),
-        block,
-        vectors_in(A, memory_budget, call),
-    )
-    A.expect(FIRST_DEPTH * block)
 
     def evaluate(quadratures: Quadratures, i: int) -> tuple[float, float]:
         (above, doubt), (below, other) = (_weight_below(quadratures, i, x) for x in (high, low))
         return n * (above - below), n * (doubt + other)
 
-    return spectral_sum(sampler, generator, evaluate)
+    return spectral_sum(sampler, evaluate)
 
 
 def _weight_below(quadratures: Quadratures, i: int, x: float) -> tuple[float, float]:

@@ -27,7 +27,7 @@ from hesse.estimators.arguments import too_small
 from hesse.estimators.estimate import Estimate, RunningMean
 from hesse.estimators.orthonormal import extend, project_out
 from hesse.estimators.probes import products, signs
-from hesse.estimators.sampling import FIRST_CHECK, Sampler, Stream
+from hesse.estimators.sampling import FIRST_CHECK, Sampler, Stream, Target
 
 PILOT = 10
 
@@ -57,10 +57,10 @@ class Deflation(ABC):
     spread: float
     """The variance of a sample of the rest, in units of |(I - QQ')A|_F^2."""
 
-    def __init__(self, sampler: Sampler, generator: torch.Generator | None, always: bool) -> None:
+    def __init__(self, sampler: Sampler[Target], always: bool) -> None:
         self.sampler, self.A, self.always = sampler, sampler.A, always
         none = torch.empty(0, self.A.shape[1], dtype=self.A.dtype, device=self.A.device)
-        self.state = Deflated(generator, basis=none)
+        self.state = Deflated(sampler.generator, basis=none)
         self.width = PILOT
         if always:
             self.width = min(PILOT, int(sampler.run.max_products // 3), self._fits(0))

@@ -8,18 +8,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hesse.checkpoint import Checkpoint, FilePath, generator_for
+from hesse.checkpoint import FilePath
 from hesse.errors import check_choice
-from hesse.estimators.arguments import EXACT, Budget, block_size_of, vectors_in
+from hesse.estimators.arguments import Arguments, Budget
 from hesse.estimators.deflation import Deflation
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.orthonormal import project_out
 from hesse.estimators.probes import products, signs
-from hesse.estimators.sampling import FIRST_CHECK, Sampler, Stream, Target
+from hesse.estimators.sampling import Sampler, Stream, Target
 from hesse.estimators.xdiag import xdiag
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
-from hesse.progress import Callback, Run
+from hesse.progress import Callback
 
 DiagonalMethod = Literal["auto", "hutchinson", "xdiag"]
 
@@ -86,41 +86,35 @@ def diagonal(
     A._check_square("diagonal")
     call = f"hesse.diagonal({A}, method={method!r})"
     check_choice("method", method, ["auto", "hutchinson", "xdiag"], call)
-    limits = Run(
-        "diagonal",
+    arguments = Arguments(
         max_products=max_products,
         max_seconds=max_seconds,
+        generator=generator,
         callback=callback,
         progress=progress,
+        checkpoint=checkpoint,
+        block_size=block_size,
+        memory_budget=memory_budget,
     )
-    if A.shape[0] <= min(EXACT, max_products):
+    target = Target(rtol, atol)
+    sampler = Sampler.of(A, call, "diagonal", target, arguments, method=method)
+    if sampler.is_small:
         value = A.to_dense().diagonal().clone()
         return Estimate(value, torch.zeros_like(value), A.shape[0])
-    generator = generator_for(generator, checkpoint)
-    block = block_size_of(A, block_size, call)
-    sampler = Sampler(
-        A,
-        call,
-        Target(rtol, atol),
-        limits,
-        Checkpoint(checkpoint, A, call="diagonal", method=method, block_size=block),
-        block,
-        vectors_in(A, memory_budget, call),
-    )
-    A.expect(FIRST_CHECK if max(rtol, atol) > 0.0 else max_products)
+    A.expect(target.least_samples(max_products))
     if method == "xdiag":
-        return xdiag(sampler, generator)
+        return xdiag(sampler)
     if method == "hutchinson":
-        return _hutchinson(sampler, generator)
-    return DiagonalDeflation(sampler, generator, always=False).estimate()
+        return _hutchinson(sampler)
+    return DiagonalDeflation(sampler, always=False).estimate()
 
 
-def _hutchinson(sampler: Sampler, generator: torch.Generator | None) -> Estimate:
+def _hutchinson(sampler: Sampler) -> Estimate:
     """The mean of z * A z."""
-    state = Stream(generator)
+    state = Stream(sampler.generator)
 
     def step() -> bool:
-        probes = signs(sampler.A, sampler.block(state), generator)
+        probes = signs(sampler.A, sampler.block(state), state.generator)
         images = products(sampler.A, probes, sampler.block_size, sampler.call)
         state.add(list(probes * images), len(probes))
         return True

@@ -7,21 +7,19 @@ for symmetric A. References: Hutchinson 1990, doi:10.1080/03610919008812866.
 
 from __future__ import annotations
 
-import torch
-
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.probes import forms, signs
 from hesse.estimators.sampling import Sampler, Stream
 
 
-def hutchinson(sampler: Sampler, generator: torch.Generator | None) -> Estimate:
+def hutchinson(sampler: Sampler) -> Estimate:
     """The mean of z'A z."""
-    state = Stream(generator)
+    state = Stream(sampler.generator)
     A, call = sampler.A, sampler.call
 
     def step() -> bool:
         k = sampler.block(state)
-        state.add(forms(A, signs(A, k, generator), sampler.block_size, call), k)
+        state.add(forms(A, signs(A, k, sampler.generator), sampler.block_size, call), k)
         return True
 
     return sampler.sample(state, step)

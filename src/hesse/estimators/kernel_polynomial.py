@@ -13,59 +13,51 @@ No basis is kept.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from hesse.errors import OperatorError, Status
 from hesse.estimators.density import SpectralDensity, mean_and_error
+from hesse.estimators.probed_density import Enough, ProbedDensity
 from hesse.estimators.probes import products
 from hesse.estimators.quadrature import Quadratures
-from hesse.operators.base import LinearOperator
+from hesse.estimators.sampling import Sampler
 
 _BOUND_STEPS = 20
 
 
-@dataclass
-class KernelPolynomialDensity:
-    """Moments of the probes so far; the first one also finds an interval of the spectrum."""
+class KernelPolynomialDensity(ProbedDensity):
+    """The moments of the probes so far, one row each; the first also finds an interval for them."""
 
-    A: LinearOperator
-    steps: int
-    points: int
-    block_size: int
-    call: str
-    products: int = 0
-    centre: float = 0.0
-    half: float = 0.0
-    moments: list[Tensor] = field(default_factory=list)
+    saved = ("generator", "products", "centre", "half", "moments")
+
+    def __init__(self, sampler: Sampler[Enough], steps: int, points: int) -> None:
+        super().__init__(sampler, steps, points)
+        self.centre = self.half = 0.0
+        self.moments = torch.empty(0, 2 * steps + 1, dtype=torch.float64)
 
     @property
     def count(self) -> int:
-        """Probes taken."""
         return len(self.moments)
 
     @property
     def cost(self) -> int:
-        """Products a probe; more for the first, which also bounds the spectrum."""
         return self.steps + (_BOUND_STEPS if self.half == 0.0 else 0)
 
     @property
     def held(self) -> int:
-        """Vectors a probe; the bound takes a small basis."""
-        return 4 if self.half > 0.0 else _BOUND_STEPS + 3
+        return 4 if self.half > 0.0 else _BOUND_STEPS + 3  # the bound takes a small basis
 
     def take(self, probes: Tensor) -> None:
-        """Take in probes."""
         if self.half == 0.0:
             self._find_interval(probes[:1])
-        self.moments += list(self._chebyshev(probes))
+        self.moments = torch.cat([self.moments, self._chebyshev(probes)])
         self.products += self.steps * len(probes)
 
     def _find_interval(self, probe: Tensor) -> None:
         """Ritz values and the last off-diagonal entry bound the spectrum (Zhou & Li 2011)."""
-        lanczos = Quadratures(self.A, probe, 1, self.call)
+        lanczos = Quadratures(self.A, probe, 1, self.sampler.call)
         lanczos.extend(min(_BOUND_STEPS, self.A.shape[0]))
         nodes, _ = lanczos.rule(0)
         margin = lanczos.recurrence(0)[1][-1]
@@ -90,7 +82,7 @@ class KernelPolynomialDensity:
         return result
 
     def _scaled(self, rows: Tensor) -> Tensor:
-        image = products(self.A, rows, self.block_size, self.call)
+        image = products(self.A, rows, self.sampler.block_size, self.sampler.call)
         return (image - self.centre * rows) / self.half
 
     def _inner(self, left: Tensor, right: Tensor) -> Tensor:
@@ -100,16 +92,17 @@ class KernelPolynomialDensity:
     def _escaped(self) -> OperatorError:
         low, high = self.centre - self.half, self.centre + self.half
         return OperatorError(
-            self.call,
+            self.sampler.call,
             expected=f"a spectrum within [{low:.6g}, {high:.6g}], as {_BOUND_STEPS} steps bound it",
             got="Chebyshev moments that grow",
             remedy="Check the symmetry of A, or use method='lanczos'.",
         )
 
-    def density(self, status: Status) -> SpectralDensity:
-        """The density from the probes so far."""
+    def estimate(self, status: Status = Status.UNFINISHED) -> SpectralDensity | None:
+        if self.count == 0:
+            return None
         degree = 2 * self.steps
-        moments = torch.stack(self.moments) * _jackson(degree)
+        moments = self.moments * _jackson(degree)
         moments[:, 1:] *= 2
         angles = torch.linspace(0.5, 2 * degree - 0.5, 2 * degree, dtype=torch.float64)
         angles = (math.pi * angles / (2 * degree)).flip(0)

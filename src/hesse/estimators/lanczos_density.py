@@ -4,68 +4,62 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from hesse.errors import Status
 from hesse.estimators.density import SpectralDensity, mean_and_error
+from hesse.estimators.probed_density import Enough, ProbedDensity
 from hesse.estimators.quadrature import Quadratures
-from hesse.operators.base import LinearOperator
+from hesse.estimators.sampling import Sampler
 
 
-@dataclass
-class LanczosDensity:
-    """Rules of the probes so far."""
+class LanczosDensity(ProbedDensity):
+    """The rules of the probes so far, `rules`, (probes, 2, steps): nodes and weights."""
 
-    A: LinearOperator
-    steps: int
-    points: int
-    bandwidth: float | None
-    block_size: int
-    call: str
-    products: int = 0
-    rules: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    saved = ("generator", "products", "rules")
+
+    def __init__(
+        self, sampler: Sampler[Enough], steps: int, points: int, bandwidth: float | None
+    ) -> None:
+        super().__init__(sampler, min(steps, sampler.A.shape[0]), points)
+        self.bandwidth = bandwidth
+        self.rules = torch.empty(0, 2, self.steps, dtype=torch.float64)
 
     @property
     def count(self) -> int:
-        """Probes taken."""
         return len(self.rules)
 
     @property
     def cost(self) -> int:
-        """Products a probe."""
         return self.steps
 
     @property
     def held(self) -> int:
-        """Vectors a probe: a basis and a product."""
-        return self.steps + 3
+        return self.steps + 3  # a basis and a product
 
     def take(self, probes: Tensor) -> None:
-        """Take in probes."""
-        quadratures = Quadratures(self.A, probes, self.block_size, self.call)
+        quadratures = Quadratures(self.A, probes, self.sampler.block_size, self.sampler.call)
         quadratures.extend(self.steps)
-        self.rules += [self._padded(*quadratures.rule(i)) for i in range(len(probes))]
+        rules = [self._padded(*quadratures.rule(i)) for i in range(len(probes))]
+        self.rules = torch.cat([self.rules, torch.stack(rules)])
         self.products += quadratures.products
 
-    def _padded(self, nodes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def _padded(self, nodes: Tensor, weights: Tensor) -> Tensor:
         """The rule with nodes of no weight where its process has ended early."""
         missing = self.steps - len(nodes)
-        return (
-            torch.cat([nodes, nodes[-1:].expand(missing)]),
-            torch.cat([weights, weights.new_zeros(missing)]),
-        )
+        nodes = torch.cat([nodes, nodes[-1:].expand(missing)])
+        return torch.stack([nodes, torch.cat([weights, weights.new_zeros(missing)])])
 
-    def density(self, status: Status) -> SpectralDensity:
-        """The density from the probes so far."""
-        nodes = torch.stack([nodes for nodes, _ in self.rules])
-        weights = torch.stack([weights for _, weights in self.rules])
+    def estimate(self, status: Status = Status.UNFINISHED) -> SpectralDensity | None:
+        if self.count == 0:
+            return None
+        nodes, weights = self.rules.unbind(dim=1)
         sigma = self._width(nodes)
         low, high = float(nodes.min()) - 4 * sigma, float(nodes.max()) + 4 * sigma
         grid = torch.linspace(low, high, self.points, dtype=torch.float64)
-        curves = torch.stack([_curve(*rule, grid, sigma) for rule in self.rules])
+        curves = torch.stack([_curve(rule, grid, sigma) for rule in self.rules])
         mean, error = mean_and_error(curves)
         return SpectralDensity(grid, mean, error, nodes, weights, sigma, self.products, status)
 
@@ -78,6 +72,7 @@ class LanczosDensity:
         return max(0.01, 0.0 if self.steps >= self.A.shape[0] else 1 / self.steps) * scale
 
 
-def _curve(nodes: Tensor, weights: Tensor, grid: Tensor, sigma: float) -> Tensor:
+def _curve(rule: Tensor, grid: Tensor, sigma: float) -> Tensor:
+    nodes, weights = rule
     z = (grid - nodes[:, None]) / sigma
     return weights @ torch.exp(-0.5 * z**2) / (sigma * math.sqrt(2 * math.pi))

@@ -6,16 +6,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.checkpoint import Checkpoint, FilePath, generator_for
+from hesse.checkpoint import FilePath
 from hesse.errors import OperatorError
-from hesse.estimators.arguments import EXACT, Budget, block_size_of, vectors_in
+from hesse.estimators.arguments import Arguments, Budget
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.quadrature import Quadratures, gauss
 from hesse.estimators.sampling import Sampler, Target
-from hesse.estimators.spectral_sum import FIRST_DEPTH, spectral_sum
+from hesse.estimators.spectral_sum import spectral_sum
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
-from hesse.progress import Callback, Run
+from hesse.progress import Callback
 
 
 def logdet(
@@ -72,34 +72,26 @@ def logdet(
     A = aslinearoperator(A)
     call = f"hesse.logdet({A})"
     A._check_symmetric(call)
-    limits = Run(
-        "logdet",
+    arguments = Arguments(
         max_products=max_products,
         max_seconds=max_seconds,
+        generator=generator,
         callback=callback,
         progress=progress,
+        checkpoint=checkpoint,
+        block_size=block_size,
+        memory_budget=memory_budget,
     )
+    sampler = Sampler.of(A, call, "logdet", Target(rtol, atol), arguments)
     n = A.shape[0]
-    if n <= min(EXACT, max_products):
+    if sampler.is_small:
         values = torch.linalg.eigvalsh(A.to_dense().double())
         return Estimate(_log(values, torch.ones(n, dtype=torch.float64), call), 0.0, n)
-    generator = generator_for(generator, checkpoint)
-    block = block_size_of(A, block_size, call)
-    sampler = Sampler(
-        A,
-        call,
-        Target(rtol, atol),
-        limits,
-        Checkpoint(checkpoint, A, call="logdet", block_size=block),
-        block,
-        vectors_in(A, memory_budget, call),
-    )
-    A.expect(FIRST_DEPTH * block)
 
     def evaluate(quadratures: Quadratures, i: int) -> tuple[float, float]:
         return _value_and_doubt(quadratures, i, n, call)
 
-    return spectral_sum(sampler, generator, evaluate)
+    return spectral_sum(sampler, evaluate)
 
 
 def _value_and_doubt(quadratures: Quadratures, i: int, n: int, call: str) -> tuple[float, float]:

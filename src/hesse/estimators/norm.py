@@ -10,16 +10,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hesse.checkpoint import Checkpoint, FilePath, generator_for
+from hesse.checkpoint import FilePath
 from hesse.errors import ArgumentError, Status
-from hesse.estimators.arguments import EXACT, Budget, block_size_of, vectors_in
+from hesse.estimators.arguments import Arguments, Budget
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.probes import products, signs
-from hesse.estimators.sampling import FIRST_CHECK, Sampler, Stream, Target
+from hesse.estimators.sampling import Sampler, Stream, Target
 from hesse.krylov.eigsh import eigsh
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
-from hesse.progress import Callback, Run
+from hesse.progress import Callback
 
 
 def norm(
@@ -82,41 +82,25 @@ def norm(
         raise ArgumentError(
             call, expected="ord 'fro' or 2", got=repr(ord), remedy="Leave it out for 'fro'."
         )
-    n = A.shape[1]
-    if n <= min(EXACT, max_products):
-        return Estimate(float(torch.linalg.matrix_norm(A.to_dense().double(), ord)), 0.0, n)
-    if ord == 2:
-        return _spectral(
-            A,
-            rtol=rtol,
-            max_products=max_products,
-            max_seconds=max_seconds,
-            generator=generator,
-            callback=callback,
-            progress=progress,
-            checkpoint=checkpoint,
-            memory_budget=memory_budget,
-        )
-    limits = Run(
-        "norm",
+    arguments = Arguments(
         max_products=max_products,
         max_seconds=max_seconds,
+        generator=generator,
         callback=callback,
         progress=progress,
+        checkpoint=checkpoint,
+        block_size=block_size,
+        memory_budget=memory_budget,
     )
-    generator = generator_for(generator, checkpoint)
-    block = block_size_of(A, block_size, call)
-    sampler = Sampler(
-        A,
-        call,
-        Target(rtol, atol),
-        limits,
-        Checkpoint(checkpoint, A, call="norm", block_size=block),
-        block,
-        vectors_in(A, memory_budget, call),
-    )
-    A.expect(FIRST_CHECK if max(rtol, atol) > 0.0 else max_products)
-    return _frobenius(sampler, generator)
+    target = Target(rtol, atol)
+    sampler = Sampler.of(A, call, "norm", target, arguments)
+    if sampler.is_small:
+        value = torch.linalg.matrix_norm(A.to_dense().double(), ord)
+        return Estimate(float(value), 0.0, A.shape[1])
+    if ord == 2:
+        return _spectral(A, rtol, max_products, arguments)
+    A.expect(target.least_samples(max_products))
+    return _frobenius(sampler)
 
 
 @dataclass
@@ -132,11 +116,11 @@ class _Squares(Stream):
         return Estimate(root, error, square.products, status, square.quantile)
 
 
-def _frobenius(sampler: Sampler, generator: torch.Generator | None) -> Estimate:
-    A, state = sampler.A, _Squares(generator)
+def _frobenius(sampler: Sampler) -> Estimate:
+    A, state = sampler.A, _Squares(sampler.generator)
 
     def step() -> bool:
-        probes = signs(A, sampler.block(state), generator)
+        probes = signs(A, sampler.block(state), state.generator)
         images = products(A, probes, sampler.block_size, sampler.call)
         state.add([_square(A, image) for image in images], len(probes))
         return True
@@ -149,18 +133,7 @@ def _square(A: LinearOperator, image: Tensor) -> float:
     return A.T.inner(image, image) if A.shape[0] != A.shape[1] else A.inner(image, image)
 
 
-def _spectral(
-    A: LinearOperator,
-    *,
-    rtol: float,
-    max_products: int,
-    max_seconds: float | None,
-    generator: torch.Generator | None,
-    callback: Callback | None,
-    progress: bool,
-    checkpoint: FilePath,
-    memory_budget: Budget,
-) -> Estimate:
+def _spectral(A: LinearOperator, rtol: float, max_products: int, arguments: Arguments) -> Estimate:
     """|A|_2 from the eigenvalue of A that is largest in magnitude, or the largest of A'A."""
     squared = not A.symmetric
     each = 2 if squared else 1
@@ -171,12 +144,12 @@ def _spectral(
         rtol=rtol,
         search_missed=False,
         max_products=max(2, max_products // each),
-        max_seconds=max_seconds,
-        generator=generator,
-        callback=callback,
-        progress=progress,
-        checkpoint=checkpoint,
-        memory_budget=memory_budget,
+        max_seconds=arguments.max_seconds,
+        generator=arguments.generator,
+        callback=arguments.callback,
+        progress=arguments.progress,
+        checkpoint=arguments.checkpoint,
+        memory_budget=arguments.memory_budget,
     )
     value, residual = abs(float(pairs.values[0])), float(pairs.residuals[0])
     if squared:

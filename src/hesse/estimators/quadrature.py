@@ -4,7 +4,7 @@ r"""Gauss quadrature by Lanczos: z'f(A) z from a small tridiagonal matrix, for m
 $$ z^T f(A) z \approx |z|^2 \sum_k w_k f(\theta_k), \qquad T = S \operatorname{diag}(\theta) S^T,
    \quad w_k = s_{1k}^2 $$
 
-The processes advance together, one block of products a step, each with full re-orthogonalisation.
+The processes advance together, one block of products a step.
 
 References: Golub & Meurant 2010, Matrices, Moments and Quadrature with Applications.
 """

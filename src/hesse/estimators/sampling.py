@@ -10,18 +10,20 @@ large again as the last. For normal samples and Student's interval that keeps th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from hesse.checkpoint import Checkpoint
+from hesse.checkpoint import Checkpoint, FilePath, generator_for
 from hesse.errors import ArgumentError, Status
+from hesse.estimators.arguments import EXACT, Arguments, block_size_of, vectors_in
 from hesse.estimators.estimate import Estimate, RunningMean, quantile_of
 from hesse.operators.base import LinearOperator
 from hesse.progress import Run
+from hesse.progress import State as Shown
 
 FIRST_CHECK = 16
 
@@ -43,6 +45,14 @@ def is_check(count: int, first: int = FIRST_CHECK) -> bool:
     return count > 0 and next_check(count - 1, first) == count
 
 
+class Goal(Protocol):
+    """When a result is good enough."""
+
+    def met(self, result: Any, /) -> bool:
+        """Whether this one is."""
+        ...
+
+
 @dataclass(frozen=True)
 class Target:
     """Standard error at most max(rtol |value|, atol); of vectors, their norms."""
@@ -58,13 +68,22 @@ class Target:
         """Whether the estimate is good enough."""
         return _size(estimate.standard_error) <= self.tolerance(estimate.value)
 
+    def least_samples(self, max_products: int) -> int:
+        """So many samples are sure to be taken."""
+        return FIRST_CHECK if max(self.rtol, self.atol) > 0.0 else max_products
+
 
 def _size(value: Any) -> float:
     return float(torch.linalg.vector_norm(value)) if isinstance(value, Tensor) else abs(value)
 
 
-class State(Protocol):
-    """A run of an estimator at a moment; a dataclass, which a checkpoint saves."""
+AnyGoal = TypeVar("AnyGoal", bound=Goal)
+Result = TypeVar("Result", bound=Shown)
+Result_co = TypeVar("Result_co", bound=Shown, covariant=True)
+
+
+class State(Protocol[Result_co]):
+    """A run of an estimator at a moment, in a form that a checkpoint saves."""
 
     products: int
 
@@ -73,8 +92,8 @@ class State(Protocol):
         """Whether the target is checked now."""
         ...
 
-    def estimate(self, status: Status = Status.UNFINISHED) -> Estimate | None:
-        """The estimate so far, if there is one."""
+    def estimate(self, status: Status = Status.UNFINISHED) -> Result_co | None:
+        """The result so far, if there is one."""
         ...
 
 
@@ -112,16 +131,51 @@ class Stream:
 
 
 @dataclass
-class Sampler:
-    """What an estimator works with: operator, target, limits, checkpoint, and block."""
+class Sampler(Generic[AnyGoal]):
+    """What an estimator works with: operator, target, limits, generator, block, and checkpoint."""
 
     A: LinearOperator
     call: str
-    target: Target
+    target: AnyGoal
     run: Run
-    checkpoint: Checkpoint
+    generator: torch.Generator | None
     block_size: int
     vectors: int
+    """How many of them fit into the memory budget."""
+    file: FilePath
+    """Of the checkpoint."""
+    question: Mapping[str, Any]
+    """What must be the same for a run to go on from it."""
+
+    @staticmethod
+    def of(
+        A: LinearOperator,
+        call: str,
+        name: str,
+        target: AnyGoal,
+        arguments: Arguments,
+        *,
+        total: int | None = None,
+        **question: Any,
+    ) -> Sampler[AnyGoal]:
+        """The sampler of the estimator `name`; `total` as of `Run`, `question` of `Checkpoint`."""
+        block = block_size_of(A, arguments.block_size, call)
+        return Sampler(
+            A,
+            call,
+            target,
+            run=arguments.run(name, total),
+            generator=generator_for(arguments.generator, arguments.checkpoint),
+            block_size=block,
+            vectors=vectors_in(A, arguments.memory_budget, call),
+            file=arguments.checkpoint,
+            question={"call": name, **question, "block_size": block},
+        )
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the whole matrix costs so little that nothing is sampled."""
+        return self.A.shape[1] <= min(EXACT, self.run.max_products)
 
     def room(self, state: State, cost: int = 1) -> int:
         """How many more samples of this cost the limit of products allows."""
@@ -132,40 +186,41 @@ class Sampler:
         count = state.samples.count
         return min(self.block_size, next_check(count) - count, self.room(state, cost))
 
-    def sample(self, state: State, step: Callable[[], bool]) -> Estimate:
+    def sample(self, state: State[Result], step: Callable[[], bool]) -> Result:
         """Take steps until the target is met or the run ends; a step is False if it has no room."""
-        self.checkpoint.resume(state)
+        checkpoint = Checkpoint(self.file, self.A, **self.question)
+        checkpoint.resume(state)
         with self.run:
-            while self._goes_on(state):
+            result = state.estimate()
+            while self._goes_on(state, result):
                 if not step():
                     self.run.status = Status.MAX_PRODUCTS
                     break
-                self.checkpoint.save(state)
-                estimate = state.estimate()
-                if estimate is not None:
-                    self.run.after_step(estimate)
+                checkpoint.save(state)
+                result = state.estimate()
+                if result is not None:
+                    self.run.after_step(result)
+        if self.run.status is not Status.INTERRUPTED:  # which may be in the middle of a step
+            checkpoint.save(state, now=True)
         return self._result(state)
 
-    def _goes_on(self, state: State) -> bool:
+    def _goes_on(self, state: State[Result], result: Result | None) -> bool:
         if self.run.status is Status.STOPPED:
             return False
-        if state.ready and self._met(state):
+        if state.ready and self._met(result):
             self.run.status = Status.CONVERGED
             return False
-        return state.estimate() is None or self.run.goes_on(state)
+        return result is None or self.run.goes_on(state)
 
-    def _met(self, state: State) -> bool:
-        estimate = state.estimate()
-        return estimate is not None and self.target.met(estimate)
+    def _met(self, result: Any) -> bool:
+        return result is not None and self.target.met(result)
 
-    def _result(self, state: State) -> Estimate:
-        if self.run.status is not Status.INTERRUPTED:  # which may be in the middle of a step
-            self.checkpoint.save(state, now=True)
-        if self.run.status is Status.MAX_PRODUCTS and self._met(state):
+    def _result(self, state: State[Result]) -> Result:
+        if self.run.status is Status.MAX_PRODUCTS and self._met(state.estimate()):
             self.run.status = Status.CONVERGED
-        estimate = state.estimate(self.run.status)
-        if estimate is not None:
-            return estimate
+        result = state.estimate(self.run.status)
+        if result is not None:
+            return result
         if self.run.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
         raise ArgumentError(

@@ -70,10 +70,11 @@ class Sketch:
         self.products += len(probes)
 
 
-def empty_sketch(A: LinearOperator, generator: torch.Generator | None) -> Sketch:
+def empty_sketch(sampler: Sampler) -> Sketch:
     """A sketch of no probes."""
+    A = sampler.A
     none = torch.empty(0, A.shape[1], dtype=A.dtype, device=A.device)
-    return Sketch(generator, none, none, none, torch.zeros(0, 0, dtype=torch.float64))
+    return Sketch(sampler.generator, none, none, none, torch.zeros(0, 0, dtype=torch.float64))
 
 
 def grow_until_met(

@@ -8,21 +8,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError, Status, check_choice
-from hesse.estimators.arguments import (
-    Budget,
-    block_size_of,
-    too_small,
-    vectors_in,
-)
+from hesse.checkpoint import FilePath
+from hesse.errors import ArgumentError, check_choice
+from hesse.estimators.arguments import Arguments, Budget
 from hesse.estimators.density import SpectralDensity
 from hesse.estimators.kernel_polynomial import KernelPolynomialDensity
 from hesse.estimators.lanczos_density import LanczosDensity
-from hesse.estimators.probes import signs
-from hesse.estimators.sampling import next_check
+from hesse.estimators.probed_density import Enough
+from hesse.estimators.sampling import Sampler
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
-from hesse.progress import Callback, Run
+from hesse.progress import Callback
 
 
 def spectral_density(
@@ -39,6 +35,7 @@ def spectral_density(
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
     progress: bool = False,
+    checkpoint: FilePath = None,
     block_size: int | None = None,
     memory_budget: Budget = None,
 ) -> SpectralDensity:
@@ -67,6 +64,8 @@ def spectral_density(
         generator: of the signs.
         callback: called with the running `SpectralDensity`; a true result stops.
         progress: show a bar.
+        checkpoint: a file to save the state in; a killed run goes on from it to the same bits. The
+            grid and the bandwidth may be others then: they belong to the answer alone.
         block_size: probes that advance together; default 8, for n > 2^16 one.
         memory_budget: bytes, or a text such as "1GB", for the vectors: fewer probes at a time.
 
@@ -75,7 +74,8 @@ def spectral_density(
         returns what the probes so far give.
 
     Cost: steps products a probe (and 20 in all for "kernel-polynomial", which bound the spectrum);
-        steps + 1 vectors for each probe that advances (four for "kernel-polynomial").
+        steps + 1 vectors for each probe that advances (four for "kernel-polynomial"). A checkpoint
+        takes one more product.
 
     Raises:
         HesseError: A is not symmetric; a budget that is too small; NaN.
@@ -92,69 +92,25 @@ def spectral_density(
     A._check_symmetric(call)
     check_choice("method", method, ["lanczos", "kernel-polynomial"], call)
     _check_arguments(method, probes, steps, bandwidth, call)
-    block = block_size_of(A, block_size, call)
     if max_products is None and rtol is not None:
         max_products = 100 * probes * steps
-    limits = Run(
-        "spectral density",
+    arguments = Arguments(
         max_products=max_products,
         max_seconds=max_seconds,
+        generator=generator,
         callback=callback,
         progress=progress,
-        total=probes * steps,
+        checkpoint=checkpoint,
+        block_size=block_size,
+        memory_budget=memory_budget,
     )
+    enough, total = Enough(probes, rtol), probes * steps
+    question = {"method": method, "probes": probes, "steps": steps}
+    sampler = Sampler.of(A, call, "spectral_density", enough, arguments, total=total, **question)
+    A.expect(total)
     if method == "lanczos":
-        depth = min(steps, A.shape[0])
-        state = LanczosDensity(A, depth, points, bandwidth, block, call)
-    else:
-        state = KernelPolynomialDensity(A, steps, points, block, call)
-    A.expect(probes * steps)
-    together = min(block, vectors_in(A, memory_budget, call) // state.held)
-    if together < 1:
-        too_small(A, state.held, 0, f"one probe of {steps} steps", call)
-    return _sample(state, limits, probes, rtol, together, generator)
-
-
-def _sample(
-    state: LanczosDensity | KernelPolynomialDensity,
-    run: Run,
-    probes: int,
-    rtol: float | None,
-    together: int,
-    generator: torch.Generator | None,
-) -> SpectralDensity:
-    """Take probes until there are enough."""
-    with run:
-        while run.status is Status.UNFINISHED:
-            room = int(min(run.max_products - state.products, 1 << 62)) // state.cost
-            k = min(together, room, next_check(state.count, probes) - state.count)
-            if k < 1:
-                run.status = Status.MAX_PRODUCTS
-                break
-            state.take(signs(state.A, k, generator))
-            density = state.density(run.status)
-            run.after_step(density)
-            checked = state.count == next_check(state.count - 1, probes)
-            if run.status is not Status.STOPPED and checked and _enough(density, rtol):
-                run.status = Status.CONVERGED
-    return _result(state, run)
-
-
-def _enough(density: SpectralDensity, rtol: float | None) -> bool:
-    return rtol is None or density.error <= rtol
-
-
-def _result(state: LanczosDensity | KernelPolynomialDensity, run: Run) -> SpectralDensity:
-    if state.count:
-        return state.density(run.status)
-    if run.status is Status.INTERRUPTED:
-        raise KeyboardInterrupt
-    raise ArgumentError(
-        state.call,
-        expected=f"max_products >= {state.cost}, which one probe takes",
-        got=run.status.value,
-        remedy="Raise it, or take fewer steps.",
-    )
+        return LanczosDensity(sampler, steps, points, bandwidth).density()
+    return KernelPolynomialDensity(sampler, steps, points).density()
 
 
 def _check_arguments(

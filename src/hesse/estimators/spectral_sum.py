@@ -18,7 +18,7 @@ from hesse.estimators.arguments import too_small
 from hesse.estimators.estimate import Estimate, RunningMean, quantile_of
 from hesse.estimators.probes import signs
 from hesse.estimators.quadrature import Quadratures
-from hesse.estimators.sampling import FIRST_CHECK, Sampler, Stream
+from hesse.estimators.sampling import FIRST_CHECK, Sampler, Stream, Target
 
 FIRST_DEPTH = 16
 _SHARE = 0.2  # of the standard error, that the quadrature may add
@@ -45,11 +45,10 @@ class SpectralSum(Stream):
         return Estimate(self.samples.mean, error, self.products, status, quantile)
 
 
-def spectral_sum(
-    sampler: Sampler, generator: torch.Generator | None, evaluate: Evaluate
-) -> Estimate:
+def spectral_sum(sampler: Sampler[Target], evaluate: Evaluate) -> Estimate:
     """The trace of a function whose quadrature `evaluate` takes."""
-    A, state = sampler.A, SpectralSum(generator)
+    A, state = sampler.A, SpectralSum(sampler.generator)
+    A.expect(FIRST_DEPTH * sampler.block_size)
     state.depth = min(FIRST_DEPTH, A.shape[0])
     if sampler.vectors < _held(state.depth):
         what = f"one probe of {state.depth} steps"
@@ -60,7 +59,7 @@ def spectral_sum(
         k = min(together, sampler.block(state, cost=state.depth))
         if k < 1:
             return False
-        quadratures = Quadratures(A, signs(A, k, generator), sampler.block_size, sampler.call)
+        quadratures = Quadratures(A, signs(A, k, state.generator), sampler.block_size, sampler.call)
         samples, doubts = _deep_enough(quadratures, k, sampler, state, evaluate)
         for doubt in doubts:
             state.doubt.add(doubt)
@@ -76,7 +75,11 @@ def _held(depth: int) -> int:
 
 
 def _deep_enough(
-    quadratures: Quadratures, k: int, sampler: Sampler, state: SpectralSum, evaluate: Evaluate
+    quadratures: Quadratures,
+    k: int,
+    sampler: Sampler[Target],
+    state: SpectralSum,
+    evaluate: Evaluate,
 ) -> tuple[list[float], list[float]]:
     n = sampler.A.shape[0]
     while True:
@@ -92,7 +95,7 @@ def _deep_enough(
         state.depth = deeper
 
 
-def _aim(samples: list[float], sampler: Sampler, state: SpectralSum) -> float:
+def _aim(samples: list[float], sampler: Sampler[Target], state: SpectralSum) -> float:
     """The standard error to be had: the target, or what the products allow."""
     values = torch.tensor(samples, dtype=torch.float64)
     spread = float(values.std()) if len(samples) > 1 else 0.0

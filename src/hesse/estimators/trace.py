@@ -7,18 +7,18 @@ from typing import Literal
 
 import torch
 
-from hesse.checkpoint import Checkpoint, FilePath, generator_for
+from hesse.checkpoint import FilePath
 from hesse.errors import ArgumentError, check_choice
-from hesse.estimators.arguments import EXACT, Budget, block_size_of, vectors_in
+from hesse.estimators.arguments import Arguments, Budget
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.hutchinson import hutchinson
 from hesse.estimators.hutchpp import TraceDeflation
-from hesse.estimators.sampling import FIRST_CHECK, Sampler, Target
+from hesse.estimators.sampling import Sampler, Target
 from hesse.estimators.xnystrace import xnystrace
 from hesse.estimators.xtrace import xtrace
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
-from hesse.progress import Callback, Run
+from hesse.progress import Callback
 
 TraceMethod = Literal["auto", "hutchinson", "hutch++", "xtrace", "xnystrace"]
 
@@ -94,43 +94,35 @@ def trace(
     A._check_square("trace")
     call = f"hesse.trace({A}, method={method!r})"
     check_choice("method", method, ["auto", "hutchinson", "hutch++", "xtrace", "xnystrace"], call)
-    limits = Run(
-        "trace",
+    arguments = Arguments(
         max_products=max_products,
         max_seconds=max_seconds,
+        generator=generator,
         callback=callback,
         progress=progress,
+        checkpoint=checkpoint,
+        block_size=block_size,
+        memory_budget=memory_budget,
     )
-    if A.shape[0] <= min(EXACT, max_products):
+    target = Target(rtol, atol)
+    sampler = Sampler.of(A, call, "trace", target, arguments, method=method)
+    if sampler.is_small:
         return _exact(A)
-    generator = generator_for(generator, checkpoint)
-    block = block_size_of(A, block_size, call)
-    sampler = Sampler(
-        A,
-        call,
-        Target(rtol, atol),
-        limits,
-        Checkpoint(checkpoint, A, call="trace", method=method, block_size=block),
-        block,
-        vectors_in(A, memory_budget, call),
-    )
-    A.expect(FIRST_CHECK if max(rtol, atol) > 0.0 else max_products)
-    return _by_method(sampler, method, generator)
+    A.expect(target.least_samples(max_products))
+    return _by_method(sampler, method)
 
 
-def _by_method(
-    sampler: Sampler, method: TraceMethod, generator: torch.Generator | None
-) -> Estimate:
+def _by_method(sampler: Sampler[Target], method: TraceMethod) -> Estimate:
     if method == "hutchinson":
-        return hutchinson(sampler, generator)
+        return hutchinson(sampler)
     if method == "xtrace":
-        return xtrace(sampler, generator)
+        return xtrace(sampler)
     if method == "xnystrace":
         sampler.A._check_symmetric(sampler.call)
-        return xnystrace(sampler, generator)
+        return xnystrace(sampler)
     if method == "hutch++":
         _check_enough(sampler)
-    return TraceDeflation(sampler, generator, always=method == "hutch++").estimate()
+    return TraceDeflation(sampler, always=method == "hutch++").estimate()
 
 
 def _check_enough(sampler: Sampler) -> None:

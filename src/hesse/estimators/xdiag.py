@@ -23,15 +23,15 @@ from hesse.estimators.probes import products, signs
 from hesse.estimators.sampling import Sampler
 from hesse.estimators.sketch import Sketch, empty_sketch, grow_until_met
 
-_CHUNK = 1 << 13  # entries at a time: the m^2 pairs of probes are then gone through in the cache
+_CHUNK = 1 << 16  # numbers at a time: what is computed of them then stays in the cache
 
 
-def xdiag(sampler: Sampler, generator: torch.Generator | None) -> Estimate:
+def xdiag(sampler: Sampler) -> Estimate:
     """The diagonal by XDiag: two products a probe, A z and A'q; nine vectors."""
-    state, A = empty_sketch(sampler.A, generator), sampler.A
+    state, A = empty_sketch(sampler), sampler.A
 
     def advance(more: int) -> None:
-        state.grow(A, signs(A, more, generator), sampler.block_size, sampler.call)
+        state.grow(A, signs(A, more, sampler.generator), sampler.block_size, sampler.call)
         images = products(A.T, state.basis[-more:], sampler.block_size, sampler.call)
         state.images = torch.cat([state.images, images])
         state.products += more
@@ -62,16 +62,22 @@ def _covariance(U: Tensor, V: Tensor, N: Tensor, G: Tensor) -> Tensor:
 
     h_i - h_{i|j} = (u_j - g u_i) (v_j - g n_i) / (1 - g^2) with g = s_i's_j.
     """
-    pieces = zip(*(block.split(_CHUNK, dim=1) for block in (U, V, N)), strict=True)
-    return torch.cat([_covariance_of(u, v, n, G) for u, v, n in pieces])
+    m, off = len(U), 1 - torch.eye(len(U), dtype=torch.float64)
+    g = (G * off).to(U.device)
+    w = off.to(U.device) / (1 - g**2) ** 2
+    pieces = zip(*(block.split(max(1, _CHUNK // m), dim=1) for block in (U, V, N)), strict=True)
+    sums = [_sum_of_pairs(u.double(), v.double(), n.double(), g, w) for u, v, n in pieces]
+    return (torch.cat(sums) / (m * (m - 1))).to(U)
 
 
-def _covariance_of(U: Tensor, V: Tensor, N: Tensor, G: Tensor) -> Tensor:
-    m = len(U)
-    total = torch.zeros_like(U[0])
-    for i in range(m - 1):
-        g = G[i, i + 1 :, None].to(U)
-        ui, vi, ni, uj, vj, nj = U[i], V[i], N[i], U[i + 1 :], V[i + 1 :], N[i + 1 :]
-        change = (uj - g * ui) * (vj - g * ni) * (ui - g * uj) * (vi - g * nj)
-        total += 2 * (change / (1 - g**2) ** 2).sum(dim=0)
-    return total / (m * (m - 1))
+def _sum_of_pairs(u: Tensor, v: Tensor, n: Tensor, g: Tensor, w: Tensor) -> Tensor:
+    """sum_ij w (u_j - g u_i) (v_j - g n_i) (u_i - g u_j) (v_i - g n_j), multiplied out.
+
+    Of two terms that differ by i and j changing places one is taken twice. In float64, since the
+    terms all but cancel where g is close to 1.
+    """
+    uu, uv, un, vn, both = u * u, u * v, u * n, v * n, w * (1 + g**2)
+    mixed = uv * (both @ uv) + un * (g**2 * both @ un) - 2 * u * vn * (g * both @ u)
+    shared = (w * g**2).sum(dim=1)[:, None] * vn + (w * g**2) @ vn
+    squares = uu * (shared - v * (w * g @ v) - n * (w * g**3 @ n))
+    return (mixed + 2 * squares).sum(dim=0)

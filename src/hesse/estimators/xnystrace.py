@@ -27,12 +27,12 @@ from hesse.operators.base import LinearOperator
 _SHIFT = 10.0  # in rounding errors of a product
 
 
-def xnystrace(sampler: Sampler, generator: torch.Generator | None) -> Estimate:
+def xnystrace(sampler: Sampler) -> Estimate:
     """The trace by XNysTrace: one product a probe, two vectors."""
-    state, A = empty_sketch(sampler.A, generator), sampler.A
+    state, A = empty_sketch(sampler), sampler.A
 
     def advance(more: int) -> None:
-        probes = on_the_sphere(A, more, generator)
+        probes = on_the_sphere(A, more, sampler.generator)
         state.grow(A, probes, sampler.block_size, sampler.call, _SHIFT)
         state.value, state.standard_error = _trace_of(A, state, sampler.call)
 

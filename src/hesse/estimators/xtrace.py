@@ -25,12 +25,12 @@ from hesse.estimators.sketch import Sketch, empty_sketch, grow_until_met
 from hesse.operators.base import LinearOperator
 
 
-def xtrace(sampler: Sampler, generator: torch.Generator | None) -> Estimate:
+def xtrace(sampler: Sampler) -> Estimate:
     """The trace by XTrace: two products a probe, three vectors."""
-    state, A = empty_sketch(sampler.A, generator), sampler.A
+    state, A = empty_sketch(sampler), sampler.A
 
     def advance(more: int) -> None:
-        probes = on_the_sphere(A, more, generator)
+        probes = on_the_sphere(A, more, sampler.generator)
         state.grow(A, probes, sampler.block_size, sampler.call)
         images = products(A, state.basis[-more:], sampler.block_size, sampler.call)
         state.images = torch.cat([state.images, images])

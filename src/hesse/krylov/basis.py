@@ -14,6 +14,7 @@ from torch import Tensor
 from hesse.operators.base import LinearOperator
 
 _CHUNK = 1 << 16  # columns that are rotated, or converted from lower precision, at a time
+_PIECE = 1 << 12  # columns that are taken in float64 at a time, in the cache
 
 
 class Basis:
@@ -85,6 +86,20 @@ class Basis:
             columns = slice(start, start + _CHUNK)
             result[:, columns] = coordinates.T.to(result) @ self.rows[:count, columns].to(result)
         return result
+
+    def orthonormalise(self, count: int) -> None:
+        """Make the first rows, which nearly are, orthonormal to rounding, if exact.
+
+        A row changes by what it has along those before it: of Ritz vectors the best comes first.
+        """
+        if not self.is_exact:
+            return
+        G = torch.zeros(count, count, dtype=torch.float64)
+        for piece in self.rows[:count].split(_PIECE, dim=1):  # float32 sums are off by many eps
+            rows = piece.double()
+            G += self.A.gram(rows, rows)
+        if float((G - torch.eye(count, dtype=G.dtype)).abs().max()) > 8 * self.eps:
+            self.rotate(torch.linalg.inv(torch.linalg.cholesky(G)).T, slice(0, 0))
 
     def rotate(self, coordinates: Tensor, tail: slice) -> None:
         """Put the vectors with these coordinates first, and the rows of `tail` behind them."""

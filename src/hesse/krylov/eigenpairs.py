@@ -98,8 +98,8 @@ def verified(
     """
     k, generator = len(values), torch.Generator().manual_seed(0)
     signs = 1.0 - 2.0 * torch.randint(2, (k,), generator=generator).double()
-    image = basis.A._matvec(basis.combine(signs[:, None])[0])
-    found = norm(basis.combine((signs * values)[:, None])[0].sub_(image))
+    mixed, expected = basis.combine(torch.stack([signs, signs * values], dim=1))
+    found = norm(expected.sub_(basis.A._matvec(mixed)))
     rounding = 16 * wanted.eps * largest
     if basis.is_exact and found <= 2 * float(residuals.norm()) + rounding * k**0.5:
         converged = residuals <= wanted.tolerance(values, largest)

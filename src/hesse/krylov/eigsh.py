@@ -73,7 +73,7 @@ def eigsh(
         block_size: products taken at once; eigenvalues are found with a multiplicity up to it
             without a search. Default 1, or the columns of v0; of lobpcg about 1.2 k.
         search_missed: of lanczos, look for eigenvalues that the start could not see, such as those
-            of a multiplicity beyond the block: 6 to 10 products more, times the block. Switched
+            of a multiplicity beyond the block: 4 to 10 products more, times the block. Switched
             off, a multiplicity may be silently too small.
         basis_size: vectors kept by lanczos, m > k; default max(2k + 10, 30), or what the budget
             allows.

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Lanczos process with full re-orthogonalisation, from one starting vector or from several.
+"""The Lanczos process with partial re-orthogonalisation, from one starting vector or from several.
 
-The basis is orthogonalised against itself in full at every step: no spurious copies of eigenvalues.
-An invariant subspace is recognised and left by a random new direction. With b starting vectors the
-matrix T has a band of b entries on each side, b products are taken at once, and an eigenvalue is
-found with a multiplicity of up to b.
+The basis is kept orthogonal to the square root of eps, which is what T needs to be right to eps:
+no spurious copies of eigenvalues. A pass over the basis is taken where it is due, see
+`orthogonality`. An invariant subspace is recognised and left by a random new direction. With b
+starting vectors the matrix T has a band of b entries on each side, b products are taken at once,
+and an eigenvalue is found with a multiplicity of up to b.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from hesse.errors import NonFiniteError, OperatorError
 from hesse.krylov.basis import Basis
+from hesse.krylov.orthogonality import Orthogonality
 from hesse.operators.base import LinearOperator
 from hesse.vectors import gaussian, norm
 
@@ -23,15 +25,20 @@ from hesse.vectors import gaussian, norm
 # largest product is none of rounding, nor of products in bfloat16.
 _ASYMMETRY = 0.02
 
+# So many products of each start are orthogonalised against all rows in any case: they show how
+# large rounding is, and whether the operator is symmetric.
+_FIRST = 3
+
 # A vector that keeps less of its length is orthogonalised a second time (Daniel et al. 1976).
 _KEPT = 0.7
 
 
 class Lanczos:
-    """An orthonormal basis V (rows) with A V_j' = V' T_j for the first j = `size` rows.
+    """A basis V (rows), orthonormal to sqrt(eps), with A V_j' = V' T_j for the first j = `size`.
 
     `size` rows have had their product; `rows` - `size` more, at most b, lead on from them, and the
-    entries of T that couple those to the first are what A V_j' has outside of V_j'.
+    entries of T that couple those to the first are what A V_j' has outside of V_j'. What led on
+    before the process was sent elsewhere (`explore`, `lock`) is `dropped`: its norm, row by row.
 
     Args:
         A: symmetric operator.
@@ -41,7 +48,10 @@ class Lanczos:
         basis: where the rows are held, at least m + b of them.
     """
 
-    saved = ("used", "T", "size", "rows", "products", "largest", "dropped", "generator")
+    saved = (
+        "used", "T", "size", "rows", "products", "largest", "dropped", "generator",
+        "orthogonality", "due",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -55,11 +65,13 @@ class Lanczos:
         self.A, self.generator, self.b = A, generator, start.shape[1]
         self.basis = Basis(A, m + self.b) if basis is None else basis
         self.T = torch.zeros(m + self.b, m + self.b, dtype=torch.float64)
+        self.orthogonality = Orthogonality(m + self.b, self.basis.eps)
         self.dropped = torch.zeros(0, dtype=torch.float64)
         self.size = self.rows = self.products = 0
+        self.due = _FIRST * self.b
         self.largest = 0.0
         for v in start.T:
-            self._append(v.clone(), 0.0)
+            self._append(v.clone())
 
     @property
     def used(self) -> Tensor:
@@ -90,6 +102,7 @@ class Lanczos:
         T = torch.zeros(size, size, dtype=torch.float64)
         T[: len(self.T), : len(self.T)] = self.T
         self.basis, self.T = grown, T
+        self.orthogonality.make_room(size)
 
     def extend(self, size: int) -> None:
         """Grow the basis to `size` vectors that have had their product."""
@@ -111,15 +124,41 @@ class Lanczos:
     def take_in(self, w: Tensor) -> None:
         """The product of the next row becomes a column of T and a new row."""
         j = self.size
-        h = self._remove_neighbours(w, j)
-        self.size += 1
-        further, rest = self._append(w, float(h.norm()))
-        self._check_symmetry(further[:j])
-        h = h + further
+        h = self._remove_known(w, j)
+        rest, scale = norm(w), float(h.norm())
+        self.largest = max(self.largest, math.hypot(scale, rest))
+        left = self.orthogonality.left(self.T, j, h, self.largest)
+        if self._needs_pass(left, rest):
+            found, beta = self._append(w, scale)
+            self._check_symmetry(found[:j])
+            if self.knows_little:
+                h += found
+            else:  # along earlier rows that is lost orthogonality, and no entry of T
+                h[j:] += found[j:]
+                self.orthogonality.learn(left[:, :j], found[:j], self.largest)
+        else:
+            self._add_row(w, rest, left / rest)
+            beta = rest
         self.T[: len(h), j] = self.T[j, : len(h)] = h
-        if rest is not None:
-            self.T[len(h), j] = self.T[j, len(h)] = rest
-        self.largest = max(self.largest, math.hypot(float(h.norm()), rest or 0.0))
+        if beta is not None:
+            self.T[len(h), j] = self.T[j, len(h)] = beta
+        self.size += 1
+
+    @property
+    def knows_little(self) -> bool:
+        """Whether T does not tell what a product has along the rows: rows rounded or let go."""
+        return not self.basis.is_exact or len(self.dropped) > 0
+
+    def _needs_pass(self, left: Tensor, rest: float) -> bool:
+        """Whether w of norm `rest` with these components must be orthogonalised against all rows.
+
+        If so the next rows must be too: the recurrence goes on from both.
+        """
+        if self.due == 0 and not self.orthogonality.suffices(left, rest):
+            self.due = 2 * self.b
+        now = self.due > 0 or self.knows_little
+        self.due = max(self.due - 1, 0)
+        return now
 
     def _check_symmetry(self, unexpected: Tensor) -> None:
         """Raise if the last product has components along earlier rows that T does not know of."""
@@ -133,37 +172,42 @@ class Lanczos:
                 remedy="Check it with hesse.testing.check_operator; leave out symmetric=True.",
             )
 
-    def _remove_neighbours(self, w: Tensor, j: int) -> Tensor:
-        """Remove what w = A v_j is known to have along few rows, v_j among them: its components.
+    def _remove_known(self, w: Tensor, j: int) -> Tensor:
+        """Remove what w = A v_j has along rows that T says, and along v_j and those after it.
 
-        Nearly nothing is then left along any row, so that one pass over the basis will do.
+        Nearly nothing is then left along any row: as good as none, or one pass over the basis does.
         """
         h = torch.zeros(self.rows, dtype=torch.float64)
-        known = self.T[:j, j].abs() > self.basis.eps**0.5 * self.largest
+        least = self.basis.eps**0.5 * self.largest if self.knows_little else 0.0
+        known = self.T[:j, j].abs() > least
         first = int(known.nonzero()[0]) if bool(known.any()) else j
         h[first:j] = self.T[first:j, j]
         self.basis.remove(w, h[first:j], first)
-        h[j] = self.A.inner(self.basis[j], w)
-        self.basis.remove(w, h[j : j + 1], j)
+        for i in range(j, self.rows):
+            h[i] = self.A.inner(self.basis[i], w)  # to rounding: there may be no second look
+        self.basis.remove(w, h[j:], j)
         return h
 
-    def _append(self, w: Tensor, removed: float) -> tuple[Tensor, float | None]:
+    def _append(self, w: Tensor, removed: float = 0.0) -> tuple[Tensor, float | None]:
         """Orthogonalise w (in place) and append it; its components, and the norm of the rest.
 
         Nothing is appended to a basis of the whole space. `removed`: what was taken from w before.
         """
-        j = self.rows
         h, rest = self._orthogonalise(w)
-        if j == self.A.shape[1]:
+        if self.rows == self.A.shape[1]:
             return h, None
         size = math.hypot(removed, float(h.norm()), rest)
         if rest <= 10 * self.basis.eps * max(size, self.largest):
-            rest, direction = 0.0, self._new_direction()
-        else:
-            direction = w.div_(rest)
-        self.basis[j] = direction
-        self.rows = j + 1
+            self._add_row(self._new_direction(), 1.0)
+            return h, 0.0
+        self._add_row(w, rest)
         return h, rest
+
+    def _add_row(self, w: Tensor, length: float, overlaps: Tensor | None = None) -> None:
+        """w / length becomes a row; without overlaps it is orthogonal to rounding."""
+        self.basis[self.rows] = w.div_(length)
+        self.orthogonality.set(self.rows, overlaps)
+        self.rows += 1
 
     def _orthogonalise(self, w: Tensor, *, twice: bool = False) -> tuple[Tensor, float]:
         """Remove from w its components along all rows: these, and the norm that is left."""
@@ -192,9 +236,10 @@ class Lanczos:
                 got="NaN or Inf in a product",
                 remedy="Check the operator with hesse.testing.check_operator.",
             )
-        j, known = self.size, len(self.dropped)
+        j = self.size
         values, coordinates = torch.linalg.eigh(self.T[:j, :j])
         outside = (self.T[j : self.rows, :j] @ coordinates).norm(dim=0)
+        known = len(self.dropped)
         return values, coordinates, outside + self.dropped @ coordinates[:known].abs()
 
     def combine(self, coordinates: Tensor) -> Tensor:
@@ -202,27 +247,44 @@ class Lanczos:
         return self.basis.combine(coordinates)
 
     def restart(self, coordinates: Tensor, values: Tensor) -> None:
-        """Keep the Ritz vectors of these coordinates and values, and the rows that lead on."""
+        """Keep the Ritz vectors of these coordinates and values, and the rows that lead on.
+
+        The better comes first: what a row has along better ones is lost orthogonality.
+        """
         p, outside = len(values), self.T[self.size : self.rows, : self.size] @ coordinates
         self.dropped = self.dropped @ coordinates[: len(self.dropped)].abs()
         self.basis.rotate(coordinates, slice(self.size, self.rows))
         self.size, self.rows = p, p + len(outside)
+        self.basis.orthonormalise(self.rows)
+        self.orthogonality.reset()
         self.T.zero_()
         self.T[:p, :p] = torch.diag(values)
         self.T[p : self.rows, :p] = outside
         self.T[:p, p : self.rows] = outside.T
 
-    def lock(self, coordinates: Tensor, values: Tensor) -> None:
-        """Keep these Ritz vectors and go on in a random direction that knows nothing of them."""
-        outside = (self.T[self.size : self.rows, : self.size] @ coordinates).norm(dim=0)
+    def lock(self, coordinates: Tensor, values: Tensor, start: Tensor) -> None:
+        """After `explore`: keep these Ritz vectors, and begin anew from `start`, rows.
+
+        Rows beyond those of the coordinates, found by exploring, are let go.
+        """
+        self.size = self.rows = len(coordinates)
         self.restart(coordinates, values)
-        p = len(values)
-        self.dropped += outside
-        self.T[p:, :p] = self.T[:p, p:] = 0.0
+        for v in start[: self.A.shape[1] - self.rows]:
+            self._append(v.clone())
+
+    def explore(self) -> None:
+        """Go on from random directions that know nothing of the rows so far.
+
+        The rows that lead on are let go, but for the norm of what each product has along them.
+        """
+        p = self.size
+        outside = self.T[p : self.rows, :p].norm(dim=0)
+        outside[: len(self.dropped)] += self.dropped
+        self.dropped = outside
+        self.T[p:] = self.T[:, p:] = 0.0
         self.rows = p
-        for _ in range(min(self.b, self.A.shape[1] - p)):
-            self.basis[self.rows] = self._new_direction()
-            self.rows += 1
+        for _ in range(min(self.b, self.A.shape[1] - self.rows)):
+            self._add_row(self._new_direction(), 1.0)
 
 
 def unit_roundoff(A: LinearOperator) -> float:

@@ -3,8 +3,9 @@
 
 When the basis is full, the best Ritz vectors are kept and the iteration goes on from them: memory
 is bounded whatever the accuracy. One starting vector sees one vector of each eigenspace only; so
-when all wanted pairs have converged they are locked, and some steps from a random direction
-orthogonal to them look for an eigenvalue that was missed.
+when all wanted pairs have converged, some steps from a random direction orthogonal to all that was
+seen look for an eigenvalue that was missed. If there is one, the pairs are locked, and the
+iteration begins anew from what was found.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from hesse.progress import Run
 
 # A missed eigenvalue is larger than one that was found: it shows in few steps, some of the number
 # that convergence took.
-_SEARCH = 6, 10
-_SEARCH_SHARE = 4
+_SEARCH = 4, 10
+_SEARCH_SHARE = 5
 
 
 @dataclass
@@ -33,10 +34,10 @@ class LanczosState:
     lanczos: Lanczos
     values: Tensor = field(default_factory=lambda: torch.zeros(0))
     residuals: Tensor = field(default_factory=lambda: torch.zeros(0))
-    locked: Tensor | None = None
-    """The values that were locked to look for others, while looking."""
-    search: int = 0
-    """How many steps that takes."""
+    coordinates: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    """Of the wanted Ritz vectors, as columns."""
+    search_until: int = 0
+    """The size of the basis up to which others are looked for; 0 while not looking."""
     status: Status = Status.UNFINISHED
 
     @property
@@ -70,20 +71,16 @@ class ThickRestart:
         return self._pairs(state, at_once)
 
     def _pairs(self, state: LanczosState, at_once: int) -> Eigenpairs:
-        """The wanted Ritz pairs, verified: those that were locked, if nothing else was found."""
-        lanczos, status = state.lanczos, state.status
-        values, coordinates, residuals = lanczos.ritz()
-        best, largest = self.wanted.among(values), float(values.abs().max())
-        if status is Status.CONVERGED and state.locked is not None:
-            best = torch.arange(len(state.locked))
-            values, residuals = state.locked, lanczos.dropped
-        else:
-            lanczos.basis.rotate(coordinates[:, best], slice(0, 0))
-        found = verified(
-            lanczos.basis, values[best], residuals[best], self.wanted, largest, at_once
-        )
+        """The wanted Ritz pairs, verified."""
+        lanczos, status, k = state.lanczos, state.status, len(state.values)
+        basis, largest = lanczos.basis, float(lanczos.ritz()[0].abs().max())
+        best_first = state.residuals.argsort()
+        values, residuals = state.values[best_first], state.residuals[best_first]
+        basis.rotate(state.coordinates[:, best_first], slice(0, 0))
+        basis.orthonormalise(k)
+        found = verified(basis, values, residuals, self.wanted, largest, at_once)
         order = found.values.argsort()
-        vectors = lanczos.basis.combine(torch.eye(len(best), dtype=torch.float64)[:, order])
+        vectors = basis.combine(torch.eye(k, dtype=torch.float64)[:, order])
         if status is Status.CONVERGED and not bool(found.converged.all()):
             status = Status.STAGNATED
         return Eigenpairs(
@@ -96,42 +93,67 @@ class ThickRestart:
         )
 
     def _iterate(self, state: LanczosState, run: Run, checkpoint: Checkpoint) -> Status:
-        lanczos = state.lanczos
+        lanczos, converged = state.lanczos, False
         while lanczos.size == 0 or run.goes_on(state):
             lanczos.step(min(lanczos.b, self.m - lanczos.size))
-            values, coordinates, residuals = lanczos.ritz()
-            best = self.wanted.among(values)
-            state.values, state.residuals = values[best], residuals[best]
-            converged = self._all_converged(state, values)
-            if converged and self._is_done(state, values):
-                return Status.CONVERGED
+            if state.search_until:
+                converged = not self._finds_another(state)
+                if converged and lanczos.size == state.search_until:
+                    return Status.CONVERGED
+            else:
+                converged = self._look(state)
+                if converged and (not self.search or lanczos.size == lanczos.A.shape[1]):
+                    return Status.CONVERGED
             if not run.after_step(state):
                 break
-            if converged and state.locked is None and self.search:
-                lanczos.lock(coordinates[:, best], values[best])
-                state.locked = values[best]
-                least, most = _SEARCH
-                state.search = lanczos.b * min(max(least, state.products // _SEARCH_SHARE), most)
+            if converged and not state.search_until:
+                self._begin_search(state)
             elif lanczos.size == self.m:
-                kept = self.wanted.among(values, self.keep)
-                lanczos.restart(coordinates[:, kept], values[kept])
+                self._restart(state, self.keep)
             checkpoint.save(state)
         return run.status
 
-    def _is_done(self, state: LanczosState, values: Tensor) -> bool:
-        """Whether nothing better is to be found, of pairs that have all converged."""
-        lanczos = state.lanczos
-        if not self.search or lanczos.size == lanczos.A.shape[1]:
-            return True
-        if state.locked is None:
-            return False
+    def _look(self, state: LanczosState) -> bool:
+        """See what the wanted Ritz pairs are now, and whether all have converged."""
+        values, coordinates, residuals = state.lanczos.ritz()
+        best = self.wanted.among(values)
+        state.values, state.residuals = values[best], residuals[best]
+        state.coordinates = coordinates[:, best]
         tolerance = self.wanted.tolerance(state.values, float(values.abs().max()))
-        if bool(((state.values - state.locked).abs() > tolerance).any()):
-            state.locked = None  # something had been missed: converge, lock and look again
-            return False
-        return lanczos.size >= min(self.m, self.wanted.k + state.search)
+        return len(best) == self.wanted.k and bool((state.residuals <= tolerance).all())
 
-    def _all_converged(self, state: LanczosState, values: Tensor) -> bool:
+    def _restart(self, state: LanczosState, keep: int) -> None:
+        """Make room: keep the best Ritz vectors, the wanted ones among them."""
+        values, coordinates, residuals = state.lanczos.ritz()
+        best, kept = self.wanted.among(values), self.wanted.among(values, keep)
+        kept = kept[residuals[kept].argsort()]
+        state.lanczos.restart(coordinates[:, kept], values[kept])
+        state.coordinates = (kept[:, None] == best).double()
+
+    def _begin_search(self, state: LanczosState) -> None:
+        """From here on, take some steps from random directions."""
+        lanczos, (least, most) = state.lanczos, _SEARCH
+        steps = lanczos.b * min(max(least, state.products // _SEARCH_SHARE), most)
+        steps = min(steps, self.m - self.wanted.k)
+        if lanczos.size + steps > self.m:
+            self._restart(state, self.m - steps)
+        lanczos.explore()
+        state.search_until = min(lanczos.size + steps, self.m)
+
+    def _finds_another(self, state: LanczosState) -> bool:
+        """Whether another wanted value shows itself: then lock what there is and begin anew."""
+        lanczos = state.lanczos
+        values, coordinates, _ = lanczos.ritz()
+        best = self.wanted.among(values)
         tolerance = self.wanted.tolerance(state.values, float(values.abs().max()))
-        enough = len(state.values) == self.wanted.k
-        return enough and bool((state.residuals <= tolerance).all())
+        if bool(((values[best] - state.values).abs() <= tolerance).all()):
+            return False
+        k, known = len(best), len(state.coordinates)
+        old = coordinates[:known, best].T @ state.coordinates  # (k, k): how much is not new
+        new = best[old.norm(dim=1).argsort()[: lanczos.b]]
+        start = lanczos.combine(coordinates[:, new])
+        best_first = state.residuals.argsort()
+        lanczos.lock(state.coordinates[:, best_first], state.values[best_first], start)
+        state.coordinates = torch.eye(k, dtype=torch.float64)[:, best_first.argsort()]
+        state.search_until = 0
+        return True

@@ -107,15 +107,12 @@ class Products(ABC):
         return dot(u, v)
 
     def inners(self, basis: Tensor, v: Tensor) -> Tensor:
-        """The inner products of the rows of `basis`, shape (j, n), with v: shape (j,)."""
+        """The inner products of the rows of `basis`, (j, n), with v or its rows: (j,) or (j, k)."""
         return dots(basis, v)
 
     def gram(self, left: Tensor, right: Tensor) -> Tensor:
         """The inner products of all rows with all rows, (j, k): float64, on the CPU."""
-        columns = [self.inners(left, row) for row in right]
-        if not columns or len(left) == 0:
-            return torch.zeros(len(left), len(right), dtype=torch.float64)
-        return torch.stack(columns, dim=1).to("cpu", torch.float64)
+        return self.inners(left, right).to("cpu", torch.float64)
 
     def to_dense(self) -> Tensor:
         """The matrix, shape (m, n): n products, a debugging object."""
