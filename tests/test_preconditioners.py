@@ -293,7 +293,8 @@ def test_blocks_mend_strong_couplings():
     weak = 1e-4 * symmetric_matrix(torch.linspace(0.0, 1.0, N))
     A = dense_operator(torch.block_diag(*strong) + weak)
     assert iterations(A, block_jacobi(hidden(A.matrix), 2, probes=None)) <= 2
-    assert iterations(A, block_jacobi(hidden(A.matrix), 2, probes=4, generator=seeded())) <= 2
+    # four probes mistake some of the weak couplings for strong ones: one iteration more
+    assert iterations(A, block_jacobi(hidden(A.matrix), 2, probes=4, generator=seeded())) <= 3
     assert iterations(A, jacobi(A)) >= 30
     assert iterations(A) >= 80
 

@@ -301,19 +301,24 @@ def norm(v: Tensor) -> float:
 
 def gaussian(space: Space, generator: torch.Generator | None = None) -> Tensor:
     """A flat vector of independent N(0, 1) entries."""
-    return _draw(torch.randn, space, generator)
+    device = _home(space, generator)
+    v = torch.randn(space.n, generator=generator, dtype=space.dtype, device=device)
+    return v.to(space.device)
 
 
 def rademacher(space: Space, generator: torch.Generator | None = None) -> Tensor:
-    """A flat vector of independent signs, +1 or -1 with probability 1/2 each."""
-    signs = _draw(torch.rand, space, generator)
-    return torch.where(signs < 0.5, -1.0, 1.0).to(space.dtype)
+    """A flat vector of independent signs, +1 or -1 with probability 1/2 each: a bit each."""
+    words = torch.empty(-(-space.n // 64), dtype=torch.int64, device=_home(space, generator))
+    words.random_(-(2**63), None, generator=generator)
+    byte = torch.arange(256, device=words.device)
+    eight = 1 - 2 * (byte[:, None] >> torch.arange(8, device=words.device) & 1)
+    signs = eight.to(space.dtype).index_select(0, words.view(torch.uint8).int())
+    return signs.view(-1)[: space.n].to(space.device)
 
 
-def _draw(kind: Callable[..., Tensor], space: Space, generator: torch.Generator | None) -> Tensor:
+def _home(space: Space, generator: torch.Generator | None) -> torch.device:
     # Drawn where the generator lives: a CPU seed then gives the same probe on every device.
-    device = generator.device if generator is not None else space.device
-    return kind(space.n, generator=generator, dtype=space.dtype, device=device).to(space.device)
+    return generator.device if generator is not None else space.device
 
 
 def _check_leaf(call: str, label: str, leaf: Tensor, device: torch.device) -> None:

@@ -25,11 +25,12 @@ from torch import Tensor
 from hesse.errors import Status
 from hesse.estimators.arguments import too_small
 from hesse.estimators.estimate import Estimate, RunningMean
-from hesse.estimators.orthonormal import extend, project_out
+from hesse.estimators.orthonormal import extend
 from hesse.estimators.probes import products, signs
 from hesse.estimators.sampling import FIRST_CHECK, Sampler, Stream, Target
 
 PILOT = 10
+_TOGETHER = 8
 
 
 @dataclass
@@ -88,7 +89,9 @@ class Deflation(ABC):
         state = self.state
         if state.growing:
             return self._grow()
-        k = self.sampler.block(state)
+        # Together they are projected at the price of one: the basis is read once.
+        together = min(_TOGETHER, max(1, self._fits(len(state.basis))))
+        k = self.sampler.block(state, least=together if len(state.basis) else 1)
         state.add(self.rest(signs(self.A, k, state.generator)), k)
         return True
 
@@ -102,10 +105,9 @@ class Deflation(ABC):
             for sample in self.plain(probes, images):
                 state.pilot.add(sample)
         state.products += k
-        outside = project_out(A, state.basis, images)
-        left = sum(A.inner(row, row) for row in outside) / k
-        grown, R = extend(A, state.basis, outside, state.generator)
-        after = _left_out(R[len(state.basis) :])
+        grown, R = extend(A, state.basis, images, state.generator)
+        outside = R[len(state.basis) :]
+        left, after = float((outside**2).sum()) / k, _left_out(outside)
         if self._pays(first, left, after):
             self._deflate(grown, left, after)
         else:

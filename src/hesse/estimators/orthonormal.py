@@ -13,9 +13,7 @@ from hesse.vectors import gaussian, norm
 
 def project_out(A: LinearOperator, basis: Tensor, rows: Tensor) -> Tensor:
     """The rows without their components in the basis."""
-    if len(basis) == 0:
-        return rows
-    return torch.stack([components(A, basis, row)[0] for row in rows])
+    return rows if len(basis) == 0 else components(A, basis, rows)[0]
 
 
 def extend(
@@ -29,19 +27,43 @@ def extend(
     j, k = len(basis), len(rows)
     grown = torch.cat([basis, torch.empty_like(rows)])
     R = torch.zeros(j + k, k, dtype=torch.float64)
-    for i, row in enumerate(rows):
-        rest, R[: j + i, i] = components(A, grown[: j + i], row)
-        least = torch.finfo(A.dtype).eps * norm(row)
-        length = norm(rest)
-        if length <= 10 * least:
-            rest, length = _new_direction(A, grown[: j + i], generator), max(least, _TINY)
-            grown[j + i] = rest
-        else:
-            grown[j + i] = rest / length
-        R[j + i, i] = length
+    for start in range(0, k, _PANEL):
+        before, stop = j + start, min(start + _PANEL, k)
+        outside, R[:before, start:stop] = components(A, grown[:before], rows[start:stop])
+        for i, row in enumerate(outside, start):
+            least = torch.finfo(A.dtype).eps * norm(rows[i])
+            rest, h = _outside(A, grown[: j + i], before, row)
+            R[: j + i, i] += h
+            grown[j + i], R[j + i, i] = _normalised(A, grown[: j + i], rest, least, generator)
     return grown, R
 
 
+def _outside(A: LinearOperator, basis: Tensor, before: int, row: Tensor) -> tuple[Tensor, Tensor]:
+    """A row without what it has in the basis, whose first rows `before` were removed already."""
+    h = torch.zeros(len(basis), dtype=torch.float64)
+    rest, h[before:] = components(A, basis[before:], row)
+    if norm(rest) < _KEPT * norm(row):  # what was left along the first rows weighs more now
+        rest, further = components(A, basis, rest)
+        h += further
+    return rest, h
+
+
+def _normalised(
+    A: LinearOperator,
+    basis: Tensor,
+    row: Tensor,
+    least: float,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, float]:
+    """A row of length 1 and the length it had; a new direction in the place of one too short."""
+    length = norm(row)
+    if length <= 10 * least:
+        return _new_direction(A, basis, generator), max(least, _TINY)
+    return row / length, length
+
+
+_PANEL = 16  # rows that are orthogonalised against all earlier ones together
+_KEPT = 0.1
 _TINY = 1e-100  # the coordinate of a row of zeros
 
 

@@ -181,10 +181,10 @@ class Sampler(Generic[AnyGoal]):
         """How many more samples of this cost the limit of products allows."""
         return int(min(self.run.max_products - state.products, 1 << 62)) // cost
 
-    def block(self, state: Stream, cost: int = 1) -> int:
+    def block(self, state: Stream, cost: int = 1, least: int = 1) -> int:
         """How many samples to draw now: a block, up to the next check and the limit."""
-        count = state.samples.count
-        return min(self.block_size, next_check(count) - count, self.room(state, cost))
+        count, size = state.samples.count, max(self.block_size, least)
+        return min(size, next_check(count) - count, self.room(state, cost))
 
     def sample(self, state: State[Result], step: Callable[[], bool]) -> Result:
         """Take steps until the target is met or the run ends; a step is False if it has no room."""

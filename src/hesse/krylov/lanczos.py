@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hesse.errors import NonFiniteError, OperatorError
 from hesse.krylov.basis import Basis
+from hesse.krylov.gram_schmidt import KEPT
 from hesse.krylov.orthogonality import Orthogonality
 from hesse.operators.base import LinearOperator
 from hesse.vectors import gaussian, norm
@@ -28,9 +29,6 @@ _ASYMMETRY = 0.02
 # So many products of each start are orthogonalised against all rows in any case: they show how
 # large rounding is, and whether the operator is symmetric.
 _FIRST = 3
-
-# A vector that keeps less of its length is orthogonalised a second time (Daniel et al. 1976).
-_KEPT = 0.7
 
 
 class Lanczos:
@@ -214,7 +212,7 @@ class Lanczos:
         h = self.basis.inners(w, self.rows)
         self.basis.remove(w, h)
         rest = norm(w)
-        if self.rows and (twice or rest < _KEPT * math.hypot(float(h.norm()), rest)):
+        if self.rows and (twice or rest < KEPT * math.hypot(float(h.norm()), rest)):
             correction = self.basis.inners(w, self.rows)
             self.basis.remove(w, correction)
             h, rest = h + correction, norm(w)
