@@ -28,6 +28,9 @@ class Subject:
         return f"{self.library} {self.method}"
 
 
+def _nothing(_seed: int) -> None: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """A question.
@@ -37,6 +40,7 @@ class Job:
         error: of a value, relative.
         target: an answer with a larger error takes no part in the criteria.
         note: how the subjects were set up.
+        before: what is done before the round of a seed, untimed.
     """
 
     name: str
@@ -45,3 +49,4 @@ class Job:
     error: Callable[[Any], float]
     target: float
     note: str
+    before: Callable[[int], object] = _nothing

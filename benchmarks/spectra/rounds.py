@@ -58,6 +58,7 @@ def measure(job: Job, rounds: int) -> list[Row]:
     for number in range(rounds):
         due = [row for row in rows if not row.failed and (number == 0 or row.median < LONG)]
         order.shuffle(due)
+        job.before(number)
         for row in due:
             _answer(row, seed=number)
     return rows
