@@ -7,6 +7,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hesse.ad import hvp
+from hesse.ad.preparation import Preparation
+from hesse.ad.request import Request
 from hesse.errors import DerivativeError, FallbackWarning
 from hesse.operators import ggn_operator, hessian_operator
 from hesse.risk import Risk
@@ -280,6 +282,16 @@ def test_the_plan_tells_the_rung_and_the_cost():
     assert hidden <= plan.residual_bytes <= 5 * (hidden + classes)
     for word in ("traced-split", "operations", "residuals", "MFLOP", "double backward"):
         assert word in str(plan)
+
+
+def test_products_that_were_announced_are_not_counted_twice():
+    expected = Preparation(Request(), hint=20)
+    expected.expect(1.0)  # twenty of one second each
+    assert expected.in_all == 20.0
+    expected.spent = 15.0
+    assert expected.in_all == 20.0
+    expected.spent = 25.0
+    assert expected.in_all == 25.0
 
 
 def test_the_plan_tells_what_failed():

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -57,6 +58,8 @@ class Variables:
 
     space: Space
     constants: tuple[Tensor | None, ...]
+    x: tuple[Tensor, ...]
+    """The varying leaves, which the leaves of a direction look like."""
 
     @staticmethod
     def of(x: Tree, space: Space, call: str) -> tuple[Variables, list[Tensor]]:
@@ -75,8 +78,8 @@ class Variables:
             )
         fresh = [detached(leaf) for leaf in leaves]
         constants = tuple(leaf if cold else None for leaf, cold in zip(fresh, frozen, strict=True))
-        variables = Variables(space, constants)
-        return variables, variables.select(fresh)
+        varying = [leaf for leaf, cold in zip(fresh, frozen, strict=True) if not cold]
+        return Variables(space, constants, tuple(varying)), varying
 
     @property
     def frozen(self) -> list[Tensor]:
@@ -106,14 +109,21 @@ class Variables:
         rest = iter(varying)
         return self.space.build([next(rest) if cold is None else cold for cold in self.constants])
 
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Number of entries of every leaf, frozen ones included."""
+        return self.space.sizes
+
     def flatten(self, varying: Leaves) -> Tensor:
-        """The flat vector, shape (n,), of a gradient or product of the varying leaves."""
-        return self.space.join(self.expand(varying))
+        """The flat vector, shape (n,), of a gradient or product; may share memory with one leaf."""
+        with torch.no_grad():
+            parts = [leaf.reshape(-1) for leaf in self.expand(varying)]
+            return (torch.cat(parts) if len(parts) > 1 else parts[0].detach()).to(self.space.dtype)
 
     def store(self, rows: Tensor, varying: Leaves, coefficient: float, *, accumulate: bool) -> None:
         """rows = coefficient * varying, or += : flat vectors (..., n), of leaves (..., *shape)."""
         rest = iter(varying)
-        for part, cold in zip(rows.split(self.space.sizes, dim=-1), self.constants, strict=True):
+        for part, cold in zip(rows.split(self.sizes, dim=-1), self.constants, strict=True):
             leaf = None if cold is not None else next(rest).detach().reshape(part.shape)
             if accumulate and leaf is not None:
                 part.add_(leaf, alpha=coefficient)
@@ -124,14 +134,8 @@ class Variables:
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """The varying leaves of a flat vector."""
-        vector = vector.contiguous()  # programs are recorded for contiguous directions
-        return self.select([detached(leaf) for leaf in self.space.split(vector)])
-
-    def split_block(self, block: Tensor) -> list[Tensor]:
-        """The varying leaves, shape (k, ...), of a block of k flat rows, shape (k, n)."""
-        space = self.space
-        parts = zip(block.split(space.sizes, dim=1), space.shapes, space.dtypes, strict=True)
-        return self.select([p.reshape(-1, *shape).to(dtype) for p, shape, dtype in parts])
+        parts = zip(self.select(vector.split(self.sizes)), self.x, strict=True)
+        return [part.view_as(leaf).to(leaf.dtype) for part, leaf in parts]
 
 
 def detached(leaf: Tensor) -> Tensor:

@@ -99,6 +99,9 @@ class Preparation:
     notes: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     spent: float = 0.0
+    """Seconds that products have taken."""
+    promised: float = 0.0
+    """What will have been spent when the products that were announced have been taken."""
     seconds: float = 0.0
     """Of the latest product by a graph."""
     hint: int = 0
@@ -118,7 +121,7 @@ class Preparation:
             return False
         if request.mode != "auto" or request.precision != "highest" or self.hint >= _MANY:
             return True
-        return self.nodes > 0 and self.spent >= self.patience
+        return self.nodes > 0 and self.in_all >= self.patience
 
     @property
     def rung(self) -> str:
@@ -135,7 +138,12 @@ class Preparation:
         if self.request.mode != "auto":
             return self.request.mode == "compiled-split"
         needed = seconds_to_compile(self.split.directions["product"])
-        return self.spent >= _PATIENCE * needed
+        return self.in_all >= _PATIENCE * needed
+
+    @property
+    def in_all(self) -> float:
+        """Seconds that products have taken or are sure to take."""
+        return max(self.spent, self.promised)
 
     @property
     def patience(self) -> float:
@@ -149,7 +157,7 @@ class Preparation:
 
     def expect(self, seconds: float) -> None:
         """Count products that are sure to come as if they had been taken."""
-        self.spent += self.hint * seconds
+        self.promised = max(self.promised, self.spent + self.hint * seconds)
         self.hint = 0
 
     def accept(self, programs: Split, eps: float, error: float | None) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hesse.ad.evaluate import Variables
+from hesse.ad.evaluate import Variables, detached
 from hesse.ad.plan import Plan, plan_of
 from hesse.ad.preparation import Kind, Preparation
 from hesse.ad.request import Request
@@ -99,12 +99,11 @@ class Prepared:
 
     def product(self, v: Tensor) -> Tensor:
         """The product with a flat vector."""
-        directions = self._variables.split(v)
-        product: Tensor | None = None
+        product, direction = None, _plain(v)
         for coefficient, term in self._at():
-            part = term.apply("product", directions)
-            if self._count == 1 and coefficient == 1.0 and self._is_flat(term, part, v):
-                return part[0].reshape(-1)
+            part = term.apply("product", direction)
+            if self._count == 1 and coefficient == 1.0 and self._is_given_away(term, part):
+                return self._variables.flatten(part)
             accumulate = product is not None
             if product is None:
                 product = v.new_empty(v.shape)
@@ -113,10 +112,9 @@ class Prepared:
         assert product is not None
         return product
 
-    def _is_flat(self, term: TermAt, part: list[Tensor], v: Tensor) -> bool:
-        """Whether a product is a vector of its own already, but for its shape."""
-        single = len(self._variables.constants) == 1 and part[0].dtype == v.dtype
-        return single and term.makes_products
+    def _is_given_away(self, term: TermAt, part: list[Tensor]) -> bool:
+        """Whether joining all leaves of a product gives a vector that is nobody else's."""
+        return not self._variables.frozen and (len(part) > 1 or term.makes_products)
 
     @property
     def takes_blocks(self) -> bool:
@@ -125,7 +123,7 @@ class Prepared:
 
     def products(self, block: Tensor) -> Tensor:
         """The products with the rows of a block, shape (k, n)."""
-        products = torch.empty_like(block)
+        products, block = torch.empty_like(block), _plain(block)
         for index, (coefficient, term) in enumerate(self._at()):
             done = 0
             while done < len(block):
@@ -140,16 +138,16 @@ class Prepared:
         # Powers of two, so that few sizes are ever recorded.
         k = 1 << (min(term.directions_at_once, len(block)).bit_length() - 1)
         if k > 1:
-            parts = term.apply_block(self._variables.split_block(block[:k]))
+            parts = term.apply_block(block[:k])
             if parts is not None:
                 return k, parts
-        parts = term.apply("product", self._variables.split(block[0]))
+        parts = term.apply("product", block[0])
         return 1, [part[None] for part in parts]
 
     def curvature(self, v: Tensor) -> Tensor:
         """v' (product with v), where the kind has a shorter way to it."""
-        directions = self._variables.split(v)
-        parts = ((c, tuple(term.apply("curvature", directions))) for c, term in self._at())
+        direction = _plain(v)
+        parts = ((c, tuple(term.apply("curvature", direction))) for c, term in self._at())
         (curvature,) = weighted_sum(parts)
         assert curvature is not None
         return curvature
@@ -189,7 +187,7 @@ class Prepared:
         preparation.hint = max(preparation.hint, self._hint)
         trusted = self._trusted.get(index)
         return TermAt(
-            *(self._kind, term.function, self._x, data, preparation, trusted),
+            *(self._kind, term.function, self._variables, data, preparation, trusted),
             alone=self.keeps_all,
         )
 
@@ -200,6 +198,11 @@ class Prepared:
         asked = self._request.mode, self._request.precision, self._request.is_thrifty
         key = (type(self._kind), *asked, self._variables.key, form, key)
         return self._preparations.setdefault(key, Preparation(self._request))
+
+
+def _plain(directions: Tensor) -> Tensor:
+    """In the form that programs are recorded for: contiguous, no inference tensor."""
+    return detached(directions.contiguous())
 
 
 def _form(tensors: list[Tensor]) -> Hashable:

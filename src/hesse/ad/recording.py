@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from hesse.ad.agreement import agree, difference
-from hesse.ad.evaluate import Leaves
+from hesse.ad.evaluate import Variables
 from hesse.ad.preparation import Kind
 from hesse.ad.request import Request
+from hesse.programs.pieces import join_pieces
 from hesse.programs.precision import has_units, units
-from hesse.programs.program import run, simplify
+from hesse.programs.program import run
+from hesse.programs.simplify import simplify
 from hesse.programs.split import Split, split
 from hesse.programs.tape import Trace, UntraceableError, record
 
@@ -38,27 +40,28 @@ class Recording:
 def record_programs(
     kind: Kind,
     function: Any,
-    x: list[Tensor],
+    variables: Variables,
     data: list[Tensor],
-    v: list[Tensor],
+    v: Tensor,
     request: Request,
 ) -> Recording:
-    """Record the product in the direction v, split it, and run the programs.
+    """Record the product in the direction v, a flat vector, split it, and run the programs.
 
     Raises:
         UntraceableError: they do not repeat what was recorded; as `record`.
     """
-    seen = _Seen(kind, function, x, v)
-    trace = simplify(record(seen.everything, [*x, *data, *v]))
+    x = list(variables.x)
+    seen = _Seen(kind, function, variables, v)
+    trace = join_pieces(simplify(record(seen.everything, [*x, *data, v])))
     reduced = has_units(request.precision, x[0].device)
     programs = _split(trace, len(x), seen.sizes, request, bfloat16=reduced)
     value, *rest = run(programs.point_and_gradient, [*x, *data])
     gradient, residuals = rest[: len(x)], rest[len(x) :]
     with units(request.precision):
-        product = run(programs.directions["product"], [*residuals, *v])
+        product = run(programs.directions["product"], [*residuals, v])
         # Once more, from the same residuals: an operation that hides what it shares memory with
         # could have been overwritten.
-        again = run(programs.directions["product"], [*residuals, *v])
+        again = run(programs.directions["product"], [*residuals, v])
     eps = max(trace.eps, torch.finfo(torch.bfloat16).eps if reduced else 0.0)
     if not (agree(product, seen.product, eps) and agree(again, product, eps)):
         raise UntraceableError("the program does not repeat the product that was recorded")
@@ -69,21 +72,21 @@ def record_programs(
 class _Seen:
     """What is recorded, and what must be remembered of it."""
 
-    def __init__(self, kind: Kind, function: Any, x: Leaves, v: Leaves) -> None:
-        self._kind, self._function, self._x, self._v = kind, function, x, v
+    def __init__(self, kind: Kind, function: Any, variables: Variables, v: Tensor) -> None:
+        self._kind, self._function, self._variables, self._v = kind, function, variables, v
         self.sizes: dict[str, int] = {}
         self.product: list[Tensor] = []
         self.recomputes = False
 
     def everything(self) -> list[Tensor]:
         """The value, the gradient, and the quantities of the kind."""
-        graph = self._kind.retain(self._function, self._x)
+        graph = self._kind.retain(self._function, self._variables.x)
         if graph.custom is not None:
             raise UntraceableError(f"the custom function {graph.custom} is foreign to it")
         self.recomputes = graph.recomputes
-        outputs = [graph.value, *graph.gradient]
+        outputs, directions = [graph.value, *graph.gradient], self._variables.split(self._v)
         for quantity in self._kind.quantities:
-            parts = listed(getattr(graph, quantity)(self._v))
+            parts = listed(getattr(graph, quantity)(directions))
             self.sizes[quantity] = len(parts)
             outputs += parts
             if quantity == "product":
@@ -105,7 +108,7 @@ def _split(
         first += size
     return split(
         trace,
-        trace.inputs[-n:],
+        trace.inputs[-1:],
         trace.outputs[: 1 + n],
         products,
         bfloat16=bfloat16 and request.precision == "medium",

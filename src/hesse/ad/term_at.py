@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hesse.ad.agreement import agree, difference, rounding
-from hesse.ad.evaluate import run_deterministic
+from hesse.ad.evaluate import Variables, run_deterministic
 from hesse.ad.preparation import RECORDINGS, Kind, Preparation, Retained
 from hesse.ad.recording import listed, record_programs
 from hesse.errors import DerivativeError
@@ -21,6 +21,7 @@ from hesse.programs.precision import units
 from hesse.programs.program import run
 from hesse.programs.split import Split
 from hesse.programs.tape import UntraceableError
+from hesse.vectors import gaussian
 
 # The program computes the value as f does: a difference of more than so many roundings is a reason
 # to look at a product.
@@ -34,14 +35,15 @@ class TermAt:
         self,
         kind: Kind,
         function: Any,
-        x: list[Tensor],
+        variables: Variables,
         data: Sequence[Tensor],
         preparation: Preparation,
         trusted: Split | None = None,
         *,
         alone: bool = True,
     ) -> None:
-        self._kind, self._function, self._x = kind, function, x
+        self._kind, self._function = kind, function
+        self._variables, self._x = variables, list(variables.x)
         self._data, self.preparation = list(data), preparation
         self.trusted = trusted
         self._graph: Retained | None = None
@@ -95,8 +97,8 @@ class TermAt:
         """How the next product is taken."""
         return self.preparation.rung
 
-    def apply(self, quantity: str, v: list[Tensor]) -> list[Tensor]:
-        """The product, or another quantity, in the direction v."""
+    def apply(self, quantity: str, v: Tensor) -> list[Tensor]:
+        """The product, or another quantity, in the direction v, a flat vector."""
         preparation = self.preparation
         for _ in range(RECORDINGS):
             if self._residuals is None and preparation.split is not None:
@@ -106,7 +108,7 @@ class TermAt:
                     break
                 self._record(v)
             if self._residuals is not None:
-                return self._by_program(quantity, [*self._residuals, *v])
+                return self._by_program(quantity, [*self._residuals, v])
         if preparation.request.mode in ("traced-split", "compiled-split"):
             raise self._refuse(preparation.notes[-1])
         return self._by_graph(quantity, v)
@@ -167,9 +169,9 @@ class TermAt:
         """How many directions `apply_block` had better be given; 1: none, take `apply`."""
         return self.preparation.directions_at_once
 
-    def apply_block(self, blocks: list[Tensor]) -> list[Tensor] | None:
-        """The products with k directions, shape (k, ...) each; None where that does not work."""
-        preparation, k = self.preparation, len(blocks[0])
+    def apply_block(self, block: Tensor) -> list[Tensor] | None:
+        """The products with the k rows, shape (k, ...) each; None where that does not work."""
+        preparation, k = self.preparation, len(block)
         if preparation.split is not None and self._residuals is None:
             self._enter()
         current = self._split is not None and self._split is preparation.split
@@ -177,22 +179,21 @@ class TermAt:
             return None
         if k not in preparation.blocks:
             try:
-                self._record_block(blocks)
+                self._record_block(block)
             except RuntimeError as error:
                 preparation.failed["block"] = str(error).strip().splitlines()[0]
                 preparation.notes.append(f"blocks: {preparation.failed['block']}")
                 return None
         with units(preparation.request.precision):
-            return run(preparation.blocks[k], [*self._residuals, *blocks])
+            return run(preparation.blocks[k], [*self._residuals, block])
 
-    def _record_block(self, blocks: list[Tensor]) -> None:
+    def _record_block(self, block: Tensor) -> None:
         preparation, residuals = self.preparation, self._residuals
         assert preparation.split is not None and residuals is not None
         single = preparation.split.directions["product"]
         with torch.no_grad():
-            program = batched(single, residuals, blocks)
-        alone = [*residuals, *(block[0].contiguous() for block in blocks)]
-        together, k = [*residuals, *blocks], len(blocks[0])
+            program = batched(single, residuals, block)
+        alone, together, k = [*residuals, block[0]], [*residuals, block], len(block)
         ours = [part[0] for part in run(program, together)]
         if not agree(ours, run(single, alone), preparation.eps):
             raise UntraceableError("a block gives another product than its first direction alone")
@@ -201,10 +202,10 @@ class TermAt:
             raise UntraceableError(f"{k} directions together take longer than one by one")
         preparation.blocks[k] = program
 
-    def _by_graph(self, quantity: str, v: list[Tensor]) -> list[Tensor]:
+    def _by_graph(self, quantity: str, v: Tensor) -> list[Tensor]:
         preparation, start = self.preparation, time.perf_counter()
         self.makes_products = False
-        result = listed(getattr(self.graph, quantity)(v))
+        result = listed(getattr(self.graph, quantity)(self._variables.split(v)))
         if not preparation.nodes:
             preparation.nodes = self.graph.nodes
         elif not preparation.given_up:
@@ -253,11 +254,11 @@ class TermAt:
         preparation, split = self.preparation, self.preparation.split
         assert split is not None and self._residuals is not None
         generator = torch.Generator().manual_seed(preparation.points)
-        v = [torch.randn(p.shape, generator=generator).to(p) for p in self._x]
+        v = gaussian(self._variables.space, generator)
         with units(preparation.request.precision):
-            ours = run(split.directions["product"], [*self._residuals, *v])
+            ours = run(split.directions["product"], [*self._residuals, v])
         self._residuals = None  # not both at a time
-        theirs = self._kind.retain(self._function, self._x).product(v)
+        theirs = self._kind.retain(self._function, self._x).product(self._variables.split(v))
         preparation.verified += 1
         if agree(ours, theirs, preparation.eps):
             self._residuals = run(split.point, [*self._x, *self._data])
@@ -265,12 +266,12 @@ class TermAt:
             self._gradient = self._split = None
             preparation.distrust("a product is not that of double backward")
 
-    def _record(self, v: list[Tensor]) -> None:
+    def _record(self, v: Tensor) -> None:
         """Record the programs at this point."""
         preparation, kind, request = self.preparation, self._kind, self.preparation.request
         preparation.recordings += 1
         try:
-            new = record_programs(kind, self._function, self._x, self._data, v, request)
+            new = record_programs(kind, self._function, self._variables, self._data, v, request)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

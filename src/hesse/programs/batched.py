@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from hesse.programs.fuse import accumulate
-from hesse.programs.program import Program, simplify
+from hesse.programs.one_matrix import multiply_at_once
+from hesse.programs.program import Program
+from hesse.programs.simplify import simplify
 from hesse.programs.tape import record
 
 # Below this size of its result an operation takes as long as calling it does.
@@ -25,18 +27,19 @@ def directions_at_once(program: Program) -> int:
     return int(min(_MOST, max(1.0, _CHEAP_BYTES / max(1.0, program.bytes_per_op))))
 
 
-def batched(program: Program, residuals: list[Tensor], blocks: list[Tensor]) -> Program:
-    """The program for blocks of directions, shape (k, ...) each, in the place of single ones.
+def batched(program: Program, residuals: list[Tensor], block: Tensor) -> Program:
+    """The program for a block of directions, shape (k, n), in the place of a single one.
 
     `torch.vmap` says what every operation does to a block. It says so to a tape, once: the
     recording runs without the cost of vmap.
     """
-    in_dims = (*[None] * len(residuals), *[0] * len(blocks))
+    in_dims = (*[None] * len(residuals), 0)
     trace = simplify(
         record(
-            lambda: torch.vmap(program.replay, in_dims=in_dims)(*residuals, *blocks),
-            [*residuals, *blocks],
+            lambda: torch.vmap(program.replay, in_dims=in_dims)(*residuals, block),
+            [*residuals, block],
         )
     )
+    trace = multiply_at_once(trace)
     ops = accumulate(trace.ops, trace.outputs, trace.metas)
     return Program(trace, ops, trace.inputs, trace.outputs)

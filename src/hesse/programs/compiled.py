@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import getitem
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from hesse.programs.matvec import as_sum
 from hesse.programs.program import Program
 from hesse.programs.tape import substituted
 
@@ -40,22 +41,30 @@ def can_compile(device: torch.device) -> bool:
 
 def compile_program(program: Program, tensors: list[Tensor]) -> Callable[..., list[Tensor]]:
     """The program as compiled code for tensors like these; a RuntimeError says why it is not."""
-    module = _as_graph(program)
+    module = as_graph(program)
     try:
         from torch._inductor import compile as inductor
 
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             compiled: Any = inductor(module, list(tensors))
-            compiled(*tensors)
+            outputs = compiled(*tensors)
     except Exception as error:  # Inductor raises errors of every kind, assertions included
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise RuntimeError(f"Inductor: {first[0]}") from error
+    # Inductor leaves out what changes nothing, and may then return what it was given.
+    if _share_memory(outputs, [*tensors, *program.constants.values()]):
+        return lambda *inputs: [part.clone() for part in compiled(*inputs)]
     return lambda *inputs: list(compiled(*inputs))
 
 
-def _as_graph(program: Program) -> fx.GraphModule:
-    """The program in the form that compilers take."""
+def _share_memory(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
+    places = {tensor.untyped_storage().data_ptr() for tensor in theirs}
+    return any(tensor.untyped_storage().data_ptr() in places for tensor in ours)
+
+
+def as_graph(program: Program) -> fx.GraphModule:
+    """The program in the form that compilers take, for which some operations are written out."""
     graph, root = fx.Graph(), torch.nn.Module()
     nodes: dict[int, Any] = {n: graph.placeholder(f"t{n}") for n in program.inputs}
     for number, tensor in program.constants.items():
@@ -65,7 +74,9 @@ def _as_graph(program: Program) -> fx.GraphModule:
     for op in program.ops:
         kwargs = {key: substituted(a, nodes.__getitem__) for key, a in op.kwargs.items()}
         args = substituted(op.args, nodes.__getitem__)
-        result = graph.call_function(op.function, args, kwargs)
+        result = as_sum(op, args, program.metas, graph)
+        if result is None:
+            result = graph.call_function(op.function, args, kwargs)
         for position, number in enumerate(op.results):
             if number is None:
                 continue

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Straight-line programs: a trace made shorter, and turned into a Python function.
+"""Straight-line programs, and the Python function that one is turned into.
 
-Everything here is exact: a step that is left out computed what another step computes, or nothing
-that is asked for. Tensors are freed, or written over, after their last use.
+Tensors are freed, or written over, after their last use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -16,20 +14,10 @@ import torch
 from torch import Tensor
 
 from hesse.programs.flops import flops
-from hesse.programs.lifetimes import SIGNED_VIEWS, Lifetimes, in_place, is_view, made_by, occupied
-from hesse.programs.tape import Op, Ref, Trace, last_reads, renamed, replay_op
+from hesse.programs.lifetimes import Lifetimes, in_place, is_view, made_by, occupied
+from hesse.programs.tape import Op, Ref, Trace, last_reads, replay_op
 
 _aten = torch.ops.aten
-
-# They return what they are given, or a copy of it; in a functional program a copy is no different.
-_IDENTITIES = frozenset(
-    [
-        *(_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default),
-        *(_aten.clone.default, _aten._to_copy.default, _aten.contiguous.default),
-    ]
-)
-
-_ZEROS = frozenset([_aten.zeros.default, _aten.zeros_like.default, _aten.new_zeros.default])
 
 # The same operations, by torch's own bindings: a third of a microsecond less a call.
 _QUICK = {
@@ -128,90 +116,6 @@ def live(ops: list[Op], outputs: Iterable[int]) -> list[Op]:
             needed.update(op.reads())
             kept.append(op)
     return kept[::-1]
-
-
-def simplify(trace: Trace) -> Trace:
-    """The same computation in fewer operations: no copies, nothing computed twice."""
-    return _Simplifier(trace).run()
-
-
-class _Simplifier:
-    """One sweep over a functional trace that renames every result to the first that equals it."""
-
-    def __init__(self, trace: Trace) -> None:
-        self._trace, self._metas = trace, trace.metas
-        self._name: dict[int, int] = {}
-        # A view is its storage, offset, shape and strides; two that agree are one.
-        self._root: dict[int, int] = {}
-        self._views: dict[tuple, int] = {}
-        self._seen: dict[Any, Op] = {}
-        self._zeros: set[int] = set()
-
-    def run(self) -> Trace:
-        trace = self._trace
-        ops = [op for op in map(self._visit, live(trace.ops, trace.outputs)) if op is not None]
-        outputs = [self._name.get(number, number) for number in trace.outputs]
-        return replace(trace, ops=live(ops, outputs), outputs=outputs)
-
-    def _visit(self, op: Op) -> Op | None:
-        op = renamed(op, lambda number: self._name.get(number, number))
-        if op.guard is None and op.single:
-            self._note_zeros(op)
-            same = self._same_as(op)
-            if same is not None:
-                self._name[op.results[0]] = same  # pyright: ignore[reportArgumentType]
-                return None
-        key = (op.function, _frozen(op.args), _frozen(tuple(sorted(op.kwargs.items()))))
-        first = self._seen.setdefault(key, op)
-        if first is op:
-            return op
-        for ours, theirs in zip(op.results, first.results, strict=True):
-            if ours is not None and theirs is not None:
-                self._name[ours] = theirs
-        return None
-
-    def _same_as(self, op: Op) -> int | None:
-        """The number of an earlier tensor that this operation gives again."""
-        (result,) = op.results
-        source = op.args[0].index if op.args and isinstance(op.args[0], Ref) else None
-        if result is None or source is None:
-            return None
-        if op.function is _aten.add.Tensor and not op.kwargs:
-            return self._without_zeros(op, result)
-        if op.function in _IDENTITIES:
-            return source if self._metas[result].same_layout(self._metas[source]) else None
-        if not is_view(op.function) or op.function in SIGNED_VIEWS:
-            return None
-        root = self._root.get(source, source)
-        if not self._metas[root].is_dense:
-            return None
-        view = (root, self._metas[result])
-        if self._metas[root] == self._metas[result]:
-            return root
-        self._root[result] = root
-        first = self._views.setdefault(view, result)
-        return None if first == result else first
-
-    def _note_zeros(self, op: Op) -> None:
-        """Derivatives that do not exist come as tensors of zeros, and so do views of them."""
-        of_zeros = is_view(op.function) and self._zeros.issuperset(op.reads())
-        if op.function in _ZEROS or of_zeros:
-            self._zeros.update(made_by(op))
-
-    def _without_zeros(self, op: Op, result: int) -> int | None:
-        """The other summand of x + 0."""
-        for summand, other in (op.args, op.args[::-1]):
-            if isinstance(other, Ref) and other.index in self._zeros and isinstance(summand, Ref):
-                same = self._metas[summand.index].same_layout(self._metas[result])
-                return summand.index if same else None
-        return None
-
-
-def _frozen(argument: Any) -> Any:
-    """A hashable stand-in in which 1, 1.0 and True differ."""
-    if isinstance(argument, (list, tuple)):
-        return tuple(map(_frozen, argument))
-    return argument if isinstance(argument, Ref) else (type(argument), repr(argument))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done to a recorded program, one rewriting at a time."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hesse.operators import hessian_operator
+from hesse.programs.compiled import as_graph, can_compile, compile_program
+from hesse.programs.one_matrix import multiply_at_once
+from hesse.programs.pieces import join_pieces
+from hesse.programs.program import Program, run
+from hesse.programs.simplify import simplify
+from hesse.programs.tape import record
+from hesse.vectors import norm
+
+DOUBLE = torch.float64
+aten = torch.ops.aten
+
+
+def draw(*shape, seed=0, dtype=DOUBLE):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def program_of(f, *tensors, passes=(simplify,)):
+    """The program of f as it was recorded on these tensors."""
+    trace = record(lambda: [f(*tensors)], tensors)
+    for apply in passes:
+        trace = apply(trace)
+    return Program(trace, trace.ops, trace.inputs, trace.outputs)
+
+
+def functions(program):
+    return {op.function for op in program.ops}
+
+
+def assert_close(a, b, tolerance=1e-13):
+    assert a.shape == b.shape
+    assert norm((a - b).flatten()) <= tolerance * norm(b.flatten())
+
+
+# --------------------------------------------------------------------------------------------------
+# Numbers
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: x * torch.ones_like(x),
+        lambda x: torch.ones(()).to(x) * x,
+        lambda x: x + torch.zeros_like(x),
+        lambda x: x - torch.zeros(3, 1, dtype=DOUBLE).expand(3, 4),
+        lambda x: x * (2 * torch.full((4,), 0.25, dtype=DOUBLE) * 2),
+        lambda x: x**1 * x**0 / torch.exp(torch.zeros_like(x)),
+    ],
+)
+def test_what_changes_nothing_is_left_out(f):
+    x = draw(3, 4)
+    program = program_of(f, x)
+    assert program.ops == []
+    assert torch.equal(run(program, [x])[0], f(x))
+
+
+@pytest.mark.parametrize(
+    ("f", "x"),
+    [
+        (lambda x: x * torch.ones(3, 4, dtype=DOUBLE), draw(4)),  # another shape
+        (lambda x: x * torch.ones((), dtype=DOUBLE), draw(4, 3, dtype=torch.float32).mT),
+        (lambda x: x * torch.ones(4, dtype=DOUBLE), draw(4, dtype=torch.float32)),  # another dtype
+        (lambda x: torch.zeros_like(x) - x, draw(4)),
+        (lambda x: torch.ones_like(x) / x, draw(4)),
+        (lambda x: x**0, torch.tensor([0.0, float("nan"), float("inf"), 2.0])),
+        (lambda x: torch.add(x, torch.ones_like(x), alpha=0.0) * (x > 0), draw(4)),
+        (
+            lambda x: x * torch.full((4,), 1 / 3, dtype=torch.bfloat16),
+            draw(4, dtype=torch.bfloat16),
+        ),
+    ],
+)
+def test_what_only_looks_like_it_stays_as_it_is(f, x):
+    (ours,) = run(program_of(f, x), [x])
+    assert torch.equal(ours, f(x))
+    assert (ours.dtype, ours.stride()) == (f(x).dtype, f(x).stride())
+
+
+def test_a_tensor_that_f_closes_over_is_no_number():
+    ones, x = torch.ones(3, dtype=DOUBLE), draw(3)
+    program = program_of(lambda x: x * ones, x)
+    ones.fill_(2.0)
+    assert torch.equal(run(program, [x])[0], 2 * x)
+
+
+# --------------------------------------------------------------------------------------------------
+# Pieces
+
+
+@st.composite
+def paddings(draw):
+    """A number of entries, and some places among them: slices (i, j) and single entries i."""
+    n = draw(st.integers(1, 7))
+    entry = st.integers(0, n - 1)
+    interval = st.tuples(st.integers(-n, n), st.integers(-n, n + 2))
+    return n, draw(st.lists(st.one_of(entry, interval), min_size=1, max_size=6))
+
+
+@given(paddings(), st.integers(0, 1), st.booleans())
+def test_a_sum_of_pieces_is_that_of_what_is_padded(case, dim, other):
+    n, places = case
+    shape = [2, n] if dim else [n, 2]
+    x = draw(*shape)
+
+    def f(x):
+        total = x if other else None
+        for k, place in enumerate(places, start=1):
+            if isinstance(place, int):
+                padded = aten.select_backward(k * x.select(dim, place), shape, dim, place)
+            else:
+                piece = aten.slice(k * x, dim, *place)
+                padded = aten.slice_backward(piece, shape, dim, *place, 1)
+            total = padded if total is None else total + padded
+        return total
+
+    before = program_of(f, x)
+    after = program_of(f, x, passes=(simplify, join_pieces))
+    (result,) = run(after, [x])
+    assert_close(result, f(x))
+    assert result.is_contiguous()
+    assert torch.equal(after.replay(x)[0], result)
+    assert after.bytes_per_op * len(after) <= before.bytes_per_op * len(before)
+
+
+def test_pieces_side_by_side_are_only_copied():
+    x = draw(50, 3)
+
+    def f(x):
+        return sum(aten.select_backward(2.0 * x[i], [50, 3], 0, i) for i in range(50))
+
+    program = program_of(f, x, passes=(simplify, join_pieces))
+    assert_close(run(program, [x])[0], 2 * x)
+    assert aten.cat.default in functions(program)
+    assert functions(program).isdisjoint([aten.select_backward.default, aten.add.Tensor])
+
+
+def test_a_padded_piece_that_is_read_elsewhere_stays():
+    x = draw(6)
+
+    def f(x):
+        one = aten.slice_backward(x[:4], [6], 0, 0, 4, 1)
+        return (one + aten.slice_backward(x[2:], [6], 0, 2, 6, 1)) * one
+
+    program = program_of(f, x, passes=(simplify, join_pieces))
+    assert aten.slice_backward.default in functions(program)
+    assert_close(run(program, [x])[0], f(x))
+
+
+def test_rosenbrock_keeps_two_numbers_an_entry():
+    def f(x):
+        return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+    n, x = 1000, draw(1000)
+    H = hessian_operator(f, x, mode="traced-split")
+    exact = torch.diag(2 + 1200 * x**2)
+    exact[-1, -1] = 0.0
+    exact[range(n - 1), range(n - 1)] -= 400 * x[1:]
+    exact[range(1, n), range(1, n)] += 200
+    exact[range(n - 1), range(1, n)] = exact[range(1, n), range(n - 1)] = -400 * x[:-1]
+    v = draw(n, seed=1)
+    assert_close(H @ v, exact @ v)
+    assert H.plan.residual_bytes is not None
+    assert H.plan.residual_bytes <= 2 * n * x.itemsize
+
+
+# --------------------------------------------------------------------------------------------------
+# Matrix times vector
+
+
+@pytest.mark.parametrize(
+    ("f", "shapes"),
+    [
+        (lambda a, b: a @ b, [(5, 3), (3, 1)]),
+        (lambda a, b: torch.addmm(b[:1], a, b[1:]), [(5, 3), (4, 1)]),
+        (lambda a, b: torch.addmm(b, a, a[:4, :1]), [(5, 4), (5, 1)]),
+        (lambda a, b: a @ b.mT, [(5, 3), (1, 3)]),
+    ],
+)
+def test_a_compiler_is_given_a_sum_for_a_matrix_times_a_column(f, shapes):
+    tensors = [draw(*shape, seed=k) for k, shape in enumerate(shapes)]
+    graph = as_graph(program_of(f, *tensors))
+    targets = {node.target for node in graph.graph.nodes}
+    assert targets.isdisjoint([aten.mm.default, aten.addmm.default])
+    assert_close(graph(*tensors)[0], f(*tensors))
+
+
+@pytest.mark.parametrize(
+    ("f", "shapes"),
+    [
+        (lambda a, b: a @ b, [(5, 3), (3, 2)]),
+        (lambda a, b: a.mT @ b, [(3, 5), (3, 1)]),  # what is added up is far apart
+        (lambda a, b: torch.addmm(b, a, a[:4, :1], beta=2.0), [(5, 4), (5, 1)]),
+    ],
+)
+def test_other_matrix_products_are_left_to_the_library(f, shapes):
+    tensors = [draw(*shape, seed=k) for k, shape in enumerate(shapes)]
+    graph = as_graph(program_of(f, *tensors))
+    targets = {node.target for node in graph.graph.nodes}
+    assert targets.intersection([aten.mm.default, aten.addmm.default])
+    assert_close(graph(*tensors)[0], f(*tensors))
+
+
+@pytest.mark.parametrize(
+    ("f", "shapes"),
+    [
+        (lambda a, b: a.expand(3, 5, 4) @ b, [(5, 4), (3, 4, 1)]),
+        (lambda a, b: a.expand(3, 5, 4) @ b.mT, [(5, 4), (3, 1, 4)]),
+        (lambda a, b: b @ a.expand(3, 5, 4), [(5, 4), (3, 1, 5)]),
+        (lambda a, b: b.mT @ a.mT.expand(3, 4, 5), [(5, 4), (3, 4, 1)]),
+    ],
+)
+def test_many_vectors_times_one_matrix_are_one_product(f, shapes):
+    tensors = [draw(*shape, seed=k) for k, shape in enumerate(shapes)]
+    program = program_of(f, *tensors, passes=(simplify, multiply_at_once))
+    assert aten.mm.default in functions(program)
+    assert aten.bmm.default not in functions(program)
+    assert_close(run(program, tensors)[0], f(*tensors))
+
+
+@pytest.mark.parametrize(
+    ("f", "shapes"),
+    [
+        (lambda a, b: a @ b, [(3, 5, 4), (3, 4, 1)]),  # a matrix for each
+        (lambda a, b: a.expand(3, 5, 4) @ b, [(1, 5, 4), (3, 4, 1)]),
+        (lambda a, b: a.expand(3, 5, 4) @ b, [(5, 4), (3, 4, 2)]),
+    ],
+)
+def test_other_batches_of_products_stay(f, shapes):
+    tensors = [draw(*shape, seed=k) for k, shape in enumerate(shapes)]
+    program = program_of(f, *tensors, passes=(simplify, multiply_at_once))
+    assert aten.bmm.default in functions(program)
+    assert_close(run(program, tensors)[0], f(*tensors))
+
+
+# --------------------------------------------------------------------------------------------------
+# Whose memory a product is
+
+
+@pytest.mark.parametrize("mode", ["traced-split", "retained-graph"])
+@pytest.mark.parametrize(
+    "x",
+    [
+        draw(4),
+        {"w": draw(4)},
+        {"w": draw(2, 2), "b": draw(3)},
+        {"w": draw(2).float(), "b": draw(3)},
+    ],
+)
+def test_a_product_is_nobody_elses(mode, x):
+    """H = I: the product could be the direction itself."""
+
+    def f(x):
+        leaves = x.values() if isinstance(x, dict) else [x]
+        return torch.stack([0.5 * (leaf.double() ** 2).sum() for leaf in leaves]).sum()
+
+    H = hessian_operator(f, x, mode=mode)
+    v = draw(H.shape[0], seed=1)
+    first, second = H @ v, H @ v
+    expected = first.clone()
+    second.fill_(7.0)
+    v.neg_()
+    assert torch.equal(first, expected)
+    assert torch.equal(H @ v, -expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="needs a C++ compiler")
+def test_a_compiled_product_is_nobody_elses():
+    x, v = draw(4), draw(4, seed=1)
+    same = program_of(lambda x, v: v * torch.ones(4, dtype=torch.long), x, v)
+    (product,) = run(compile_program(same, [x, v]), [x, v])
+    expected = v.clone()
+    v.zero_()
+    assert torch.equal(product, expected)
+
+
+@pytest.mark.parametrize("mode", ["traced-split", "retained-graph"])
+def test_a_direction_may_be_strided_or_an_inference_tensor(mode):
+    x = {"w": draw(2, 3).to(torch.bfloat16), "b": draw(3)}
+    H = hessian_operator(lambda x: ((x["w"].double() @ x["b"]) ** 2).sum(), x, mode=mode)
+    v = draw(9, seed=1)
+    expected = H @ v
+    assert torch.equal(H @ torch.stack([v, v], dim=1)[:, 0], expected)
+    with torch.inference_mode():
+        assert torch.equal(H @ v.clone(), expected)
+        assert_close(H.matmat(torch.stack([v, 2 * v], dim=1))[:, 1], 2 * expected, 1e-2)
