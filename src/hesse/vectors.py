@@ -23,7 +23,7 @@ from hesse.errors import ArgumentError, DeviceError, DtypeError, ShapeError, Str
 from hesse.trees import Tree, fill, map_leaves, match, subscript, walk
 
 # Entries converted to float64 at a time: few enough for the temporaries to stay in the cache.
-_CHUNK = 1 << 18
+_CHUNK = 1 << 17
 # Entries whose products are added up in the vectors' own precision, by `dots`.
 _SUM = 1 << 16
 
@@ -274,8 +274,10 @@ def dot(u: Tensor, v: Tensor) -> float:
     """u'v for flat vectors, accumulated in float64."""
     if u.dtype == torch.float64:
         return float(torch.dot(u, v))
+    left, right = u.new_empty(2, min(_CHUNK, u.numel()), dtype=torch.float64)
     pairs = zip(u.split(_CHUNK), v.split(_CHUNK), strict=True)
-    return float(sum(torch.dot(a.double(), b.double()) for a, b in pairs))
+    parts = (torch.dot(left[: len(a)].copy_(a), right[: len(a)].copy_(b)) for a, b in pairs)
+    return float(sum(parts))
 
 
 def dots(basis: Tensor, v: Tensor) -> Tensor:
@@ -290,13 +292,18 @@ def dots(basis: Tensor, v: Tensor) -> Tensor:
     return sums.sum(dim=0, dtype=torch.float64).to(v.dtype)
 
 
+def all_finite(v: Tensor) -> bool:
+    """Whether there is no NaN or Inf. One sum tells, unless the numbers are huge."""
+    return math.isfinite(float(v.sum())) or bool(torch.isfinite(v).all())
+
+
 def norm(v: Tensor) -> float:
     """Euclidean norm of a flat vector, accumulated in float64.
 
     >>> norm(torch.tensor([3.0, 4.0]))
     5.0
     """
-    return math.sqrt(dot(v, v))
+    return float(torch.linalg.vector_norm(v, dtype=torch.float64))
 
 
 def gaussian(space: Space, generator: torch.Generator | None = None) -> Tensor:

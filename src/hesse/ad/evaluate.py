@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hesse.ad.composed import Composed
 from hesse.errors import FunctionError, NonFiniteError, RandomnessError
-from hesse.vectors import Space, Tree
+from hesse.vectors import Space, Tree, all_finite
 
 Leaves = Sequence[Tensor]
 LeafFunction = Callable[[Leaves], Tensor]
@@ -256,8 +256,7 @@ def _checked_name(node: Any) -> str:
 
 def check_finite(vector: Tensor, space: Space, call: str, what: str) -> Tensor:
     """`vector` itself if every entry is finite; otherwise an error that names the parameter."""
-    # One pass over the vector; a sum of large finite entries may overflow, and is looked at again.
-    if math.isfinite(float(vector.sum())) or bool(torch.isfinite(vector).all()):
+    if all_finite(vector):
         return vector
     raise NonFiniteError(
         call,

@@ -51,8 +51,12 @@ class Basis:
         """Row i as a vector."""
         return self.rows[i].to(self.A.device, self.A.dtype)
 
-    def __setitem__(self, i: int, v: Tensor) -> None:
-        self.rows[i] = v
+    def put(self, i: int, v: Tensor, length: float) -> None:
+        """Row i becomes v / length."""
+        if self.is_exact:
+            torch.div(v, length, out=self.rows[i])
+        else:
+            self.rows[i] = v / length
 
     def block(self, start: int, stop: int) -> Tensor:
         """Some rows as the columns of a block, shape (n, k)."""
@@ -87,20 +91,6 @@ class Basis:
             result[:, columns] = coordinates.T.to(result) @ self.rows[:count, columns].to(result)
         return result
 
-    def orthonormalise(self, count: int) -> None:
-        """Make the first rows, which nearly are, orthonormal to rounding, if exact.
-
-        A row changes by what it has along those before it: of Ritz vectors the best comes first.
-        """
-        if not self.is_exact:
-            return
-        G = torch.zeros(count, count, dtype=torch.float64)
-        for piece in self.rows[:count].split(_PIECE, dim=1):  # float32 sums are off by many eps
-            rows = piece.double()
-            G += self.A.gram(rows, rows)
-        if float((G - torch.eye(count, dtype=G.dtype)).abs().max()) > 8 * self.eps:
-            self.rotate(torch.linalg.inv(torch.linalg.cholesky(G)).T, slice(0, 0))
-
     def rotate(self, coordinates: Tensor, tail: slice) -> None:
         """Put the vectors with these coordinates first, and the rows of `tail` behind them."""
         count, p = coordinates.shape
@@ -114,3 +104,25 @@ class Basis:
                 self.rows.dtype
             )
             self.rows[p:last, columns] = following
+
+
+def orthonormalise(A: LinearOperator, rows: Tensor) -> None:
+    """Make rows, which nearly are, orthonormal to rounding, in place.
+
+    A row changes by what it has along those before it: of Ritz vectors the best comes first.
+    """
+    G = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for piece in rows.split(_PIECE, dim=1):  # float32 sums are off by many eps
+        columns = piece.double()
+        G += A.gram(columns, columns)
+    if float((G - torch.eye(len(G), dtype=G.dtype)).abs().max()) <= 8 * torch.finfo(A.dtype).eps:
+        return
+    S = torch.linalg.inv(torch.linalg.cholesky(G)).to(rows)
+    for columns in rows.split(_CHUNK, dim=1):
+        columns.copy_(S @ columns)
+
+
+def permute(rows: Tensor, order: Tensor) -> None:
+    """Put rows in this order, in place."""
+    for columns in rows.split(_CHUNK, dim=1):
+        columns.copy_(columns[order.to(rows.device)])

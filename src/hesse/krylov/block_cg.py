@@ -18,7 +18,7 @@ from hesse.krylov.block import BlockState
 from hesse.krylov.cg import check_symmetric, positive
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import System, after_step, is_flat, iterate, repeat, solution_of
-from hesse.vectors import norm
+from hesse.vectors import all_finite, norm
 
 
 @dataclass
@@ -91,7 +91,7 @@ def _step(system: System, state: BlockCGState) -> Status:
         return Status.STAGNATED
     AP = system.A._matmat(P)
     state.products += P.shape[1]
-    if not bool(torch.isfinite(AP).all()):
+    if not all_finite(AP):
         return Status.NOT_FINITE
     P, AP = _conjugate(system, P, AP)
     curvatures = [system.A.inner(p, Ap) for p, Ap in zip(P.T, AP.T, strict=True)]

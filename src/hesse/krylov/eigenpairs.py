@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hesse.errors import Status
-from hesse.krylov.basis import Basis
+from hesse.operators.base import LinearOperator
 from hesse.vectors import norm
 
 Which = Literal["LA", "SA", "LM", "BE"]
@@ -77,6 +77,15 @@ class Wanted:
         return torch.clamp(self.rtol * values.abs(), min=16 * self.eps * largest)
 
 
+class Ritz(NamedTuple):
+    """Ritz pairs as a process sees them, and the largest Ritz value in magnitude."""
+
+    values: Tensor
+    rows: Tensor
+    residuals: Tensor
+    largest: float
+
+
 @dataclass
 class Verified:
     """Values, residuals and convergence of Ritz vectors, and the products that this took."""
@@ -88,37 +97,34 @@ class Verified:
 
 
 def verified(
-    basis: Basis, values: Tensor, residuals: Tensor, wanted: Wanted, largest: float, at_once: int
+    A: LinearOperator, found: Ritz, wanted: Wanted, at_once: int, *, known: bool
 ) -> Verified:
-    """The first rows as eigenvectors, whose residuals are put to the test by one product.
+    """The residuals of Ritz pairs, put to the test by one product if they are `known`.
 
     For random signs c_i the residual of sum_i c_i u_i has the mean square sum_i r_i^2. One that is
     larger than the recurrence says of all of them gives the recurrence the lie; then every residual
     is recomputed.
     """
-    k, generator = len(values), torch.Generator().manual_seed(0)
+    k, generator = len(found.values), torch.Generator().manual_seed(0)
     signs = 1.0 - 2.0 * torch.randint(2, (k,), generator=generator).double()
-    mixed, expected = basis.combine(torch.stack([signs, signs * values], dim=1))
-    found = norm(expected.sub_(basis.A._matvec(mixed)))
-    rounding = 16 * wanted.eps * largest
-    if basis.is_exact and found <= 2 * float(residuals.norm()) + rounding * k**0.5:
-        converged = residuals <= wanted.tolerance(values, largest)
-        return Verified(values, residuals + rounding, converged, 1)
-    return _recomputed(basis, k, wanted, largest, at_once)
+    mixed, expected = torch.stack([signs, signs * found.values]).to(found.rows) @ found.rows
+    residual = norm(expected.sub_(A._matvec(mixed)))
+    rounding = 16 * wanted.eps * found.largest
+    if known and residual <= 2 * float(found.residuals.norm()) + rounding * k**0.5:
+        converged = found.residuals <= wanted.tolerance(found.values, found.largest)
+        return Verified(found.values, found.residuals + rounding, converged, 1)
+    return _recomputed(A, found, wanted, at_once)
 
 
-def _recomputed(basis: Basis, k: int, wanted: Wanted, largest: float, at_once: int) -> Verified:
+def _recomputed(A: LinearOperator, found: Ritz, wanted: Wanted, at_once: int) -> Verified:
     """Rayleigh quotients and residuals from a product for every row."""
-    A, pairs = basis.A, []
-    for start in range(0, k, at_once):
-        stop = min(start + at_once, k)
-        for i in range(start, stop):
-            basis[i] = basis[i] / norm(basis[i])
-        block = basis.block(start, stop)
-        products = A._matmat(block) if stop - start > 1 else A._matvec(block[:, 0])[:, None]
-        for u, Au in zip(block.T, products.T, strict=True):
+    pairs = []
+    for rows in found.rows.split(at_once):
+        products = A._matmat(rows.T).T if len(rows) > 1 else A._matvec(rows[0])[None]
+        for u, Au in zip(rows, products, strict=True):
             theta = A.inner(u, Au)
             pairs.append((theta, norm(Au - theta * u)))
     values, residuals = torch.tensor(pairs, dtype=torch.float64).T
-    converged = residuals <= wanted.tolerance(values, largest)
-    return Verified(values, residuals + 16 * wanted.eps * largest, converged, k + 1)
+    converged = residuals <= wanted.tolerance(values, found.largest)
+    rounding = 16 * wanted.eps * found.largest
+    return Verified(values, residuals + rounding, converged, 1 + len(pairs))

@@ -135,7 +135,7 @@ def eigsh(
     _refuse("lobpcg", call, B=B, preconditioner=preconditioner)
     room = None if memory_budget is None else parse_bytes(memory_budget, call)
     m = _basis_size(A, k, start.shape[1], basis_size, basis_dtype, room, call)
-    A.expect(2 * m)
+    A.expect(m)
     if max_products is None:
         run.max_products = 100 * m
     basis = Basis(A, m + start.shape[1], basis_dtype, basis_device)

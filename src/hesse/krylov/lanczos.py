@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hesse.errors import NonFiniteError, OperatorError
-from hesse.krylov.basis import Basis
+from hesse.krylov.basis import Basis, orthonormalise
 from hesse.krylov.gram_schmidt import KEPT
 from hesse.krylov.orthogonality import Orthogonality
 from hesse.operators.base import LinearOperator
@@ -203,7 +203,7 @@ class Lanczos:
 
     def _add_row(self, w: Tensor, length: float, overlaps: Tensor | None = None) -> None:
         """w / length becomes a row; without overlaps it is orthogonal to rounding."""
-        self.basis[self.rows] = w.div_(length)
+        self.basis.put(self.rows, w, length)
         self.orthogonality.set(self.rows, overlaps)
         self.rows += 1
 
@@ -253,8 +253,9 @@ class Lanczos:
         self.dropped = self.dropped @ coordinates[: len(self.dropped)].abs()
         self.basis.rotate(coordinates, slice(self.size, self.rows))
         self.size, self.rows = p, p + len(outside)
-        self.basis.orthonormalise(self.rows)
-        self.orthogonality.reset()
+        if self.basis.is_exact:
+            orthonormalise(self.A, self.used)
+            self.orthogonality.reset()
         self.T.zero_()
         self.T[:p, :p] = torch.diag(values)
         self.T[p : self.rows, :p] = outside

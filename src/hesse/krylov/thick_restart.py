@@ -17,7 +17,8 @@ from torch import Tensor
 
 from hesse.checkpoint import Checkpoint
 from hesse.errors import Status
-from hesse.krylov.eigenpairs import Eigenpairs, Wanted, verified
+from hesse.krylov.basis import orthonormalise, permute
+from hesse.krylov.eigenpairs import Eigenpairs, Ritz, Wanted, verified
 from hesse.krylov.lanczos import Lanczos
 from hesse.progress import Run
 
@@ -72,15 +73,16 @@ class ThickRestart:
 
     def _pairs(self, state: LanczosState, at_once: int) -> Eigenpairs:
         """The wanted Ritz pairs, verified."""
-        lanczos, status, k = state.lanczos, state.status, len(state.values)
-        basis, largest = lanczos.basis, float(lanczos.ritz()[0].abs().max())
+        lanczos, status = state.lanczos, state.status
         best_first = state.residuals.argsort()
-        values, residuals = state.values[best_first], state.residuals[best_first]
-        basis.rotate(state.coordinates[:, best_first], slice(0, 0))
-        basis.orthonormalise(k)
-        found = verified(basis, values, residuals, self.wanted, largest, at_once)
+        vectors = lanczos.combine(state.coordinates[:, best_first])
+        orthonormalise(lanczos.A, vectors)
+        largest = float(lanczos.ritz()[0].abs().max())
+        ritz = Ritz(state.values[best_first], vectors, state.residuals[best_first], largest)
+        known = lanczos.basis.is_exact
+        found = verified(lanczos.A, ritz, self.wanted, at_once, known=known)
         order = found.values.argsort()
-        vectors = basis.combine(torch.eye(k, dtype=torch.float64)[:, order])
+        permute(vectors, order)
         if status is Status.CONVERGED and not bool(found.converged.all()):
             status = Status.STAGNATED
         return Eigenpairs(

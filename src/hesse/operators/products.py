@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hesse.errors import NonFiniteError, OperatorError, ShapeError
 from hesse.operators.scipy import as_scipy
-from hesse.vectors import Space, Tree, dot, dots
+from hesse.vectors import Space, Tree, all_finite, dot, dots
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator as ScipyOperator
@@ -162,7 +162,7 @@ class Products(ABC):
 
     def _check_finite(self, products: Tensor, call: str) -> Tensor:
         """Products with this operator, or an error for NaN and Inf in them."""
-        if not bool(torch.isfinite(products).all()):
+        if not all_finite(products):
             raise NonFiniteError(
                 call,
                 expected="finite products",
