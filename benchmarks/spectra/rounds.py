@@ -16,7 +16,7 @@ from benchmarks.measure import describe
 from benchmarks.spectra.job import Job, Subject
 from benchmarks.spectra.tuning import root_mean_square
 
-LONG = 20.0
+LONG = 90.0
 """Seconds beyond which one round is enough."""
 
 
