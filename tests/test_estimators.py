@@ -11,6 +11,7 @@ from hesse.estimators import Estimate, count_eigenvalues, diagonal, logdet, norm
 from hesse.estimators.estimate import RunningMean, quantile_of, student
 from hesse.estimators.leave_out import mean_and_error
 from hesse.estimators.sampling import is_check, next_check
+from hesse.testing import symmetric_matrix
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=40))
@@ -59,3 +60,18 @@ def test_every_estimate_leaves_the_global_generator_alone():
         assert isinstance(estimate, Estimate)
         assert float(Estimate(2.0, 1.0, 3)) == 2.0
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rank", [14, 15])
+def test_a_sketch_that_spans_all_of_it_is_exact_and_says_so(rank, dtype):
+    # With sixteen probes: at rank 15 leaving out two of them leaves too few.
+    A = symmetric_matrix([0.0] * (100 - rank) + [1.0 + i / rank for i in range(rank)], dtype=dtype)
+    options = {"rtol": 0.0, "max_products": 32, "generator": torch.Generator().manual_seed(0)}
+    roundings = 1e3 * torch.finfo(dtype).eps * rank
+    traced = trace(A, method="xtrace", **options)
+    assert abs(float(traced) - float(A.trace())) <= roundings
+    assert traced.standard_error <= roundings
+    found = diagonal(A, method="xdiag", **options)
+    assert float((found.value - A.diagonal()).abs().max()) <= roundings
+    assert float(found.standard_error.max()) <= roundings

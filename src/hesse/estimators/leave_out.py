@@ -29,3 +29,15 @@ def mean_and_error(h: Tensor, change: Tensor) -> tuple[float, float]:
     covariance = float((off * off.T).sum()) / (m * (m - 1))
     variance = float(h.var()) / m + max(covariance, 0.0)
     return float(h.mean()), variance**0.5
+
+
+def are_apart(G: Tensor, eps: float) -> Tensor:
+    """Which pairs of directions, of length 1 and with inner products G, are not the same line.
+
+    Where two are, the other probes alone span all of A that there is: h_i is exact, so that its
+    covariance with h_j is zero, and h_{i|j} is rounding over rounding.
+    """
+    return _SAME * eps < 1 - G**2
+
+
+_SAME = 100

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hesse.estimators.estimate import Estimate
+from hesse.estimators.leave_out import are_apart
 from hesse.estimators.probes import products, signs
 from hesse.estimators.sampling import Sampler
 from hesse.estimators.sketch import Sketch, empty_sketch, grow_until_met
@@ -64,7 +65,8 @@ def _covariance(U: Tensor, V: Tensor, N: Tensor, G: Tensor) -> Tensor:
     """
     m, off = len(U), 1 - torch.eye(len(U), dtype=torch.float64)
     g = (G * off).to(U.device)
-    w = off.to(U.device) / (1 - g**2) ** 2
+    apart = are_apart(g, torch.finfo(U.dtype).eps)
+    w = torch.where(apart, off.to(U.device) / (1 - g**2) ** 2, 0.0)
     pieces = zip(*(block.split(max(1, _CHUNK // m), dim=1) for block in (U, V, N)), strict=True)
     sums = [_sum_of_pairs(u.double(), v.double(), n.double(), g, w) for u, v, n in pieces]
     return (torch.cat(sums) / (m * (m - 1))).to(U)

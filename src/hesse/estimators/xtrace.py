@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hesse.estimators.estimate import Estimate
-from hesse.estimators.leave_out import mean_and_error
+from hesse.estimators.leave_out import are_apart, mean_and_error
 from hesse.estimators.probes import on_the_sphere, products
 from hesse.estimators.sampling import Sampler
 from hesse.estimators.sketch import Sketch, empty_sketch, grow_until_met
@@ -47,7 +47,8 @@ def _trace_of(A: LinearOperator, sketch: Sketch) -> tuple[float, float]:
         return float(H.trace()), 0.0
     parts = _parts(A, sketch, H)
     h = parts.without_one()
-    return mean_and_error(h, h[:, None] - parts.without_two())
+    apart = are_apart(parts.G, torch.finfo(A.dtype).eps)
+    return mean_and_error(h, torch.where(apart, h[:, None] - parts.without_two(), 0.0))
 
 
 @dataclass
