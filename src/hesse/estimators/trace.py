@@ -71,9 +71,7 @@ def trace(
 
         The standard errors of "xtrace" and "xnystrace" allow for the dependence of their tests (see
         `hesse.estimators.leave_out`). Where the operator has a rank below the number of probes both
-        are exact to rounding, and the error says no more than that. Where a few more probes divide
-        the error by ten, as for eigenvalues 0.8^i, a run of "xtrace" that stops at a target tends
-        to stop on an underestimate: `interval` then holds the truth in about 90 of 100 runs.
+        are exact to rounding, and the error says no more than that.
 
     Cost: "hutchinson": a product a probe, block_size + 1 vectors; the variance of a probe is
         2 (|A|_F^2 - sum_i a_ii^2) for symmetric A. "hutch++": 2 products a direction of Q, held
