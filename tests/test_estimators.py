@@ -50,6 +50,10 @@ def test_independent_tests_have_the_usual_error():
     change = torch.tensor([[9.0, 1, 0], [1, 9, 0], [0, 0, 9]], dtype=torch.float64)
     _, error = mean_and_error(h, change)
     assert error**2 == pytest.approx(float(h.var()) / 3 + 2 / 6)
+    # A negative one is chance: twice the spread stands in for it.
+    change[0, 1] = -1.0
+    _, error = mean_and_error(h, change)
+    assert error**2 == pytest.approx(float(h.var()))
 
 
 def test_every_estimate_leaves_the_global_generator_alone():

@@ -30,7 +30,7 @@ def mean_and_error(h: Tensor, change: Tensor) -> tuple[float, float]:
     off = change - torch.diag(change.diagonal())
     covariance = float((off * off.T).sum()) / (m * (m - 1))
     spread = float(h.var()) / m
-    variance = spread + (covariance if covariance > 0.0 else 2 * spread)
+    variance = spread + (covariance if covariance >= 0.0 else 2 * spread)
     return float(h.mean()), variance**0.5
 
 
