@@ -7,12 +7,11 @@ from hypothesis import strategies as st
 
 from hesse.krylov import eigsh
 from hesse.krylov.lanczos import Lanczos
-from hesse.operators import dense_operator, diagonal_operator
-from hesse.testing import symmetric_matrix
+from hesse.operators import diagonal_operator
 
 DOUBLE = torch.float64
 # Outliers converge early, and orthogonality to their eigenvectors is lost at once.
-OUTLIERS = torch.cat([torch.randn(800, dtype=DOUBLE, generator=torch.Generator().manual_seed(0)),
+OUTLIERS = torch.cat([torch.randn(5000, dtype=DOUBLE, generator=torch.Generator().manual_seed(0)),
                       torch.tensor([20.0, 35.0, 60.0], dtype=DOUBLE)])  # fmt: skip
 
 
@@ -51,7 +50,7 @@ def test_the_matrix_is_that_of_an_orthonormal_basis_to_eps(dtype):
 
 
 def test_most_steps_need_no_pass_over_the_basis():
-    spread = torch.linspace(0.0, 1.0, 800, dtype=DOUBLE)
+    spread = torch.linspace(0.0, 1.0, 5000, dtype=DOUBLE)
     for values, most in ((spread, 10), (OUTLIERS, 32)):
         lanczos = process(diagonal_operator(values), 60)
         # A row that was not orthogonalised has overlaps above the rounding that others are set to.
@@ -63,8 +62,8 @@ def test_most_steps_need_no_pass_over_the_basis():
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), scale=st.floats(1e-3, 1e3), b=st.integers(1, 3))
 def test_the_estimate_is_not_much_below_the_truth(seed, scale, b):
-    M = symmetric_matrix(scale * torch.randn(120, generator=seeded(seed), dtype=DOUBLE) ** 3)
-    lanczos = process(dense_operator(M), 45, b)
+    values = scale * torch.randn(5000, generator=seeded(seed), dtype=DOUBLE) ** 3
+    lanczos = process(diagonal_operator(values), 45, b)
     estimated = lanczos.orthogonality.W.abs().amax(dim=0)[: lanczos.rows, : lanczos.rows].tril(-1)
     beyond = overlaps(lanczos).abs().tril(-1).amax(dim=1) - 10 * estimated.amax(dim=1)
     assert beyond.max() <= 1e-14
@@ -72,8 +71,8 @@ def test_the_estimate_is_not_much_below_the_truth(seed, scale, b):
 
 def test_it_is_orthogonal_across_restarts():
     A = diagonal_operator(OUTLIERS)
-    pairs = eigsh(A, 8, "LA", basis_size=16, rtol=1e-10, generator=seeded())
+    pairs = eigsh(A, 3, "LA", basis_size=6, rtol=1e-10, generator=seeded())
     assert pairs.converged.all()
-    eye = torch.eye(8, dtype=DOUBLE)
+    eye = torch.eye(3, dtype=DOUBLE)
     torch.testing.assert_close(pairs.vectors.T @ pairs.vectors, eye, rtol=0, atol=1e-14)
-    torch.testing.assert_close(pairs.values, OUTLIERS.sort().values[-8:], rtol=0, atol=1e-12)
+    torch.testing.assert_close(pairs.values, OUTLIERS.sort().values[-3:], rtol=0, atol=1e-12)

@@ -30,6 +30,9 @@ _ASYMMETRY = 0.02
 # large rounding is, and whether the operator is symmetric.
 _FIRST = 3
 
+# Below this length of a vector a pass over the basis takes less time than to predict overlaps.
+_LONG = 1 << 12
+
 
 class Lanczos:
     """A basis V (rows), orthonormal to sqrt(eps), with A V_j' = V' T_j for the first j = `size`.
@@ -63,7 +66,8 @@ class Lanczos:
         self.A, self.generator, self.b = A, generator, start.shape[1]
         self.basis = Basis(A, m + self.b) if basis is None else basis
         self.T = torch.zeros(m + self.b, m + self.b, dtype=torch.float64)
-        self.orthogonality = Orthogonality(m + self.b, self.basis.eps)
+        self.predicts = self.basis.is_exact and A.shape[1] >= _LONG
+        self.orthogonality = Orthogonality(m + self.b if self.predicts else 0, self.basis.eps)
         self.dropped = torch.zeros(0, dtype=torch.float64)
         self.size = self.rows = self.products = 0
         self.due = _FIRST * self.b
@@ -100,7 +104,8 @@ class Lanczos:
         T = torch.zeros(size, size, dtype=torch.float64)
         T[: len(self.T), : len(self.T)] = self.T
         self.basis, self.T = grown, T
-        self.orthogonality.make_room(size)
+        if self.predicts:
+            self.orthogonality.make_room(size)
 
     def extend(self, size: int) -> None:
         """Grow the basis to `size` vectors that have had their product."""
@@ -125,11 +130,11 @@ class Lanczos:
         h = self._remove_known(w, j)
         rest, scale = norm(w), float(h.norm())
         self.largest = max(self.largest, math.hypot(scale, rest))
-        left = self.orthogonality.left(self.T, j, h, self.largest)
-        if self._needs_pass(left, rest):
+        left = self._predicted(j, h)
+        if left is None or self._needs_pass(left, rest):
             found, beta = self._append(w, scale)
             self._check_symmetry(found[:j])
-            if self.knows_little:
+            if left is None:
                 h += found
             else:  # along earlier rows that is lost orthogonality, and no entry of T
                 h[j:] += found[j:]
@@ -143,9 +148,15 @@ class Lanczos:
         self.size += 1
 
     @property
-    def knows_little(self) -> bool:
-        """Whether T does not tell what a product has along the rows: rows rounded or let go."""
-        return not self.basis.is_exact or len(self.dropped) > 0
+    def passes_always(self) -> bool:
+        """Whether overlaps cannot be predicted, or need not: rows rounded, let go, or short."""
+        return not self.predicts or len(self.dropped) > 0
+
+    def _predicted(self, j: int, h: Tensor) -> Tensor | None:
+        """What A v_j without its components h may have along the rows."""
+        if self.passes_always:
+            return None
+        return self.orthogonality.left(self.T, j, h, self.largest)
 
     def _needs_pass(self, left: Tensor, rest: float) -> bool:
         """Whether w of norm `rest` with these components must be orthogonalised against all rows.
@@ -154,7 +165,7 @@ class Lanczos:
         """
         if self.due == 0 and not self.orthogonality.suffices(left, rest):
             self.due = 2 * self.b
-        now = self.due > 0 or self.knows_little
+        now = self.due > 0
         self.due = max(self.due - 1, 0)
         return now
 
@@ -176,7 +187,7 @@ class Lanczos:
         Nearly nothing is then left along any row: as good as none, or one pass over the basis does.
         """
         h = torch.zeros(self.rows, dtype=torch.float64)
-        least = self.basis.eps**0.5 * self.largest if self.knows_little else 0.0
+        least = self.basis.eps**0.5 * self.largest if self.passes_always else 0.0
         known = self.T[:j, j].abs() > least
         first = int(known.nonzero()[0]) if bool(known.any()) else j
         h[first:j] = self.T[first:j, j]
@@ -204,7 +215,8 @@ class Lanczos:
     def _add_row(self, w: Tensor, length: float, overlaps: Tensor | None = None) -> None:
         """w / length becomes a row; without overlaps it is orthogonal to rounding."""
         self.basis.put(self.rows, w, length)
-        self.orthogonality.set(self.rows, overlaps)
+        if self.predicts:
+            self.orthogonality.set(self.rows, overlaps)
         self.rows += 1
 
     def _orthogonalise(self, w: Tensor, *, twice: bool = False) -> tuple[Tensor, float]:
