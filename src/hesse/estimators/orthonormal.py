@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gram-Schmidt, twice, through the operator's inner product: a basis that grows by rows."""
+"""Gram-Schmidt through the operator's inner product: a basis that grows by rows."""
 
 from __future__ import annotations
 
@@ -68,7 +68,5 @@ _TINY = 1e-100  # the coordinate of a row of zeros
 
 
 def _new_direction(A: LinearOperator, basis: Tensor, generator: torch.Generator | None) -> Tensor:
-    row = gaussian(A.domain, generator)
-    for _ in range(2):
-        row = components(A, basis, row / norm(row))[0]
+    row, _ = components(A, basis, gaussian(A.domain, generator))
     return row / norm(row)

@@ -219,12 +219,12 @@ class Lanczos:
             self.orthogonality.set(self.rows, overlaps)
         self.rows += 1
 
-    def _orthogonalise(self, w: Tensor, *, twice: bool = False) -> tuple[Tensor, float]:
+    def _orthogonalise(self, w: Tensor) -> tuple[Tensor, float]:
         """Remove from w its components along all rows: these, and the norm that is left."""
         h = self.basis.inners(w, self.rows)
         self.basis.remove(w, h)
         rest = norm(w)
-        if self.rows and (twice or rest < KEPT * math.hypot(float(h.norm()), rest)):
+        if self.rows and rest < KEPT * math.hypot(float(h.norm()), rest):
             correction = self.basis.inners(w, self.rows)
             self.basis.remove(w, correction)
             h, rest = h + correction, norm(w)
@@ -234,7 +234,7 @@ class Lanczos:
         """A random direction outside an invariant subspace."""
         w = gaussian(self.A.domain, self.generator)
         w /= norm(w)
-        _, rest = self._orthogonalise(w, twice=True)
+        _, rest = self._orthogonalise(w)
         return w / rest
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -265,7 +265,7 @@ class Lanczos:
         self.dropped = self.dropped @ coordinates[: len(self.dropped)].abs()
         self.basis.rotate(coordinates, slice(self.size, self.rows))
         self.size, self.rows = p, p + len(outside)
-        if self.basis.is_exact:
+        if self.predicts:
             orthonormalise(self.A, self.used)
             self.orthogonality.reset()
         self.T.zero_()
