@@ -17,7 +17,7 @@ from hesse.errors import (
     ShapeError,
     StructureError,
 )
-from hesse.vectors import Space, dot, gaussian, norm, rademacher
+from hesse.vectors import Space, dot, dots, gaussian, norm, rademacher
 
 Point = namedtuple("Point", "a b")
 
@@ -256,3 +256,17 @@ def test_a_point_that_cannot_be_differentiated_is_refused(x, error, words):
 
 def test_a_point_without_entries_is_a_space_of_dimension_zero():
     assert Space.of(torch.zeros(0, 3)).n == 0
+
+
+@pytest.mark.parametrize("n", [1000, 70_001])
+def test_dots_of_long_rows_are_right_to_a_few_roundings(n: int) -> None:
+    left = torch.full((3, n), 0.1)  # equal entries: all rounding goes one way
+    left[1] = torch.randn(n, generator=torch.Generator().manual_seed(0))
+    right = left[:2]
+    exact = left.double() @ right.double().T
+    scale = left.double().norm(dim=1)[:, None] * right.double().norm(dim=1)
+    assert (
+        float(((dots(left, right) - exact).abs() / scale).max())
+        <= 4 * torch.finfo(torch.float32).eps
+    )
+    assert norm(left[0]) == pytest.approx(float(left[0].double().norm()), rel=1e-12)

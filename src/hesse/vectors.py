@@ -24,8 +24,9 @@ from hesse.trees import Tree, fill, map_leaves, match, subscript, walk
 
 # Entries converted to float64 at a time: few enough for the temporaries to stay in the cache.
 _CHUNK = 1 << 17
-# Entries whose products are added up in the vectors' own precision, by `dots`.
-_SUM = 1 << 16
+# Entries whose products are added up in the vectors' own precision, by `dots`: of a matrix and a
+# vector, which the kernels add up in many places at once, and of two matrices, which they do not.
+_SUM, _SHORT = 1 << 16, 1 << 8
 
 
 @dataclass(frozen=True)
@@ -285,11 +286,20 @@ def dots(basis: Tensor, v: Tensor) -> Tensor:
 
     Long sums are taken in pieces, which float64 adds up: the error does not grow with n.
     """
-    if v.dtype == torch.float64 or v.shape[-1] <= _SUM:
+    short, multiply = (_SUM, torch.mv) if v.ndim == 1 else (_SHORT, _dots_of_rows)
+    if v.dtype == torch.float64 or v.shape[-1] <= short:
         return basis @ v.mT if v.ndim == 2 else basis @ v
     pieces = zip(basis.split(_SUM, dim=1), v.split(_SUM, dim=-1), strict=True)
-    sums = torch.stack([dots(rows, part) for rows, part in pieces])
+    sums = torch.stack([multiply(rows, part) for rows, part in pieces])
     return sums.sum(dim=0, dtype=torch.float64).to(v.dtype)
+
+
+def _dots_of_rows(left: Tensor, right: Tensor) -> Tensor:
+    """left right', summed over short pieces first: a product of two long rows is not so careful."""
+    whole = left.shape[1] // _SHORT * _SHORT
+    a, b = (x[:, :whole].unflatten(1, (-1, _SHORT)).movedim(1, 0) for x in (left, right))
+    rest = left[:, whole:] @ right[:, whole:].mT
+    return (a @ b.mT).sum(dim=0, dtype=torch.float64) + rest
 
 
 def all_finite(v: Tensor) -> bool:
@@ -303,7 +313,9 @@ def norm(v: Tensor) -> float:
     >>> norm(torch.tensor([3.0, 4.0]))
     5.0
     """
-    return float(torch.linalg.vector_norm(v, dtype=torch.float64))
+    pieces = v.split(_CHUNK) if v.numel() > _CHUNK else [v]
+    norms = [torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in pieces]
+    return float(torch.stack(norms).norm() if len(norms) > 1 else norms[0])
 
 
 def gaussian(space: Space, generator: torch.Generator | None = None) -> Tensor:

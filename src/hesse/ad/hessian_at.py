@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -38,6 +39,7 @@ from hesse.ad.prepared import PREPARED, Preparations, Prepared
 from hesse.ad.request import Request
 from hesse.ad.terms import Term, has_one_term, terms, weighted_sum
 from hesse.errors import DerivativeError, FallbackWarning, HesseError
+from hesse.rows import stacked
 from hesse.vectors import Space, Tree, gaussian, norm
 
 HessianMode = Literal[
@@ -151,15 +153,16 @@ class HessianAt:
 
     def products(self, block: Tensor) -> Tensor:
         """H v for the rows v of a block, shape (k, n)."""
+        if len(block) == 0:
+            return block
         singles = 0 if self._prepared is not None and self._prepared.takes_blocks else 1
         done = [self.product(v) for v in block[:singles]]  # which may step down the ladder
         if self._prepared is None:
-            done += map(self.product, block[singles:])
-            return torch.stack(done) if done else block
+            return stacked(len(block), chain(done, map(self.product, block[singles:])))
         products = self._prepared.products(block[singles:])
         for row in products:
             check_finite(row, self._space, self._call, "product")
-        return torch.cat([*(row[None] for row in done), products]) if done else products
+        return stacked(len(block), chain(done, products)) if done else products
 
     def _product(self, v: Tensor, with_gradient: bool) -> Tensor:
         if self._verified or self._prepared is not None:

@@ -17,6 +17,7 @@ from hesse.ad.request import Request
 from hesse.ad.term_at import TermAt
 from hesse.ad.terms import Term, weighted_sum
 from hesse.programs.split import Split
+from hesse.rows import empty_rows
 
 PreparedMode = Literal["auto", "compiled-split", "traced-split", "retained-graph"]
 PREPARED = ["compiled-split", "traced-split", "retained-graph"]
@@ -123,7 +124,8 @@ class Prepared:
 
     def products(self, block: Tensor) -> Tensor:
         """The products with the rows of a block, shape (k, n)."""
-        products, block = torch.empty_like(block), _plain(block)
+        products = empty_rows(*block.shape, dtype=block.dtype, device=block.device)
+        block = _plain(block)
         for index, (coefficient, term) in enumerate(self._at()):
             done = 0
             while done < len(block):

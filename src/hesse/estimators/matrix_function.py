@@ -17,6 +17,7 @@ from hesse.krylov.lanczos import Lanczos, unit_roundoff
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
+from hesse.rows import transposed
 from hesse.vectors import Tree, norm
 
 Name = Literal["sqrt", "inverse-sqrt", "inverse", "exp", "log", "sign"]
@@ -102,7 +103,7 @@ def matrix_function(
 
     if isinstance(b, Tensor) and b.ndim == 2 and not A.domain.is_point(b):
         block = A.domain.check_vector(b, call=call, what="b", ndim=2).detach()
-        return _joined([column(v) for v in block.T.contiguous()])
+        return _joined([column(v) for v in transposed(block)])
     flat, leave = A.domain.enter(b, call=call, what="b")
     estimate = column(flat)
     return Estimate(leave(estimate.value), *estimate[1:], estimate.status, 1.0)

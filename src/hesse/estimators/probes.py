@@ -6,29 +6,35 @@ Probes are rows here, (k, n): a basis grows by rows, and `A.inners` takes rows.
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from torch import Tensor
 
 from hesse.operators.base import LinearOperator
+from hesse.rows import stacked
 from hesse.vectors import gaussian, rademacher
 
 
 def signs(A: LinearOperator, k: int, generator: torch.Generator | None) -> Tensor:
     """k vectors of random signs."""
-    return torch.stack([rademacher(A.domain, generator) for _ in range(k)])
+    return stacked(k, (rademacher(A.domain, generator) for _ in range(k)))
 
 
 def on_the_sphere(A: LinearOperator, k: int, generator: torch.Generator | None) -> Tensor:
     """k uniformly random vectors of norm sqrt(n)."""
-    rows = [gaussian(A.domain, generator) for _ in range(k)]
-    return torch.stack([(A.shape[1] / A.inner(row, row)) ** 0.5 * row for row in rows])
+    rows = stacked(k, (gaussian(A.domain, generator) for _ in range(k)))
+    for row in rows:
+        row *= (A.shape[1] / A.inner(row, row)) ** 0.5
+    return rows
 
 
 def products(A: LinearOperator, rows: Tensor, block_size: int, call: str) -> Tensor:
     """A v for every row v, as rows, `block_size` of them at once."""
-    blocks = [A._matmat(block.T).T for block in rows.split(block_size)]
-    image = torch.cat(blocks) if len(blocks) > 1 else blocks[0]
-    return A._check_finite(image, call)
+    if len(rows) <= block_size:
+        return A._check_finite(A._matmat(rows.T).T, call)
+    blocks = (A._matmat(block.T).T for block in rows.split(block_size))
+    return A._check_finite(stacked(len(rows), chain.from_iterable(blocks)), call)
 
 
 def forms(A: LinearOperator, rows: Tensor, block_size: int, call: str) -> list[float]:

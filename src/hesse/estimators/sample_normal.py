@@ -14,6 +14,7 @@ from hesse.estimators.matrix_function import matrix_function
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
+from hesse.rows import stacked
 from hesse.vectors import gaussian
 
 
@@ -59,7 +60,7 @@ def sample_normal(
     check_choice("role", role, ["precision", "covariance"], call)
     if count < 1:
         raise ArgumentError(call, expected="count >= 1", got=str(count), remedy="Ask for some.")
-    draws = torch.stack([gaussian(A.domain, generator) for _ in range(count)], dim=1)
+    draws = stacked(count, (gaussian(A.domain, generator) for _ in range(count))).T
     return matrix_function(
         "inverse-sqrt" if role == "precision" else "sqrt",
         A,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from hesse.operators.base import LinearOperator
+from hesse.rows import empty_rows
 
 _CHUNK = 1 << 16  # columns that are rotated, or converted from lower precision, at a time
-_PIECE = 1 << 12  # columns that are taken in float64 at a time, in the cache
 
 
 class Basis:
@@ -39,7 +39,7 @@ class Basis:
         self.A = A
         dtype = A.dtype if dtype is None else dtype
         device = A.device if device is None else torch.device(device)
-        self.rows = torch.empty(size, A.shape[1], dtype=dtype, device=device)
+        self.rows = empty_rows(size, A.shape[1], dtype=dtype, device=device)
         self.is_exact = dtype == A.dtype and device == A.device
 
     @property
@@ -83,9 +83,9 @@ class Basis:
     def combine(self, coordinates: Tensor) -> Tensor:
         """The vectors with these coordinates (columns), as rows: shape (k, n)."""
         count, k = coordinates.shape
+        result = empty_rows(k, self.A.shape[1], dtype=self.A.dtype, device=self.A.device)
         if self.is_exact:
-            return coordinates.T.to(self.rows) @ self.rows[:count]
-        result = torch.empty(k, self.A.shape[1], dtype=self.A.dtype, device=self.A.device)
+            return torch.mm(coordinates.T.to(self.rows), self.rows[:count], out=result)
         for start in range(0, result.shape[1], _CHUNK):
             columns = slice(start, start + _CHUNK)
             result[:, columns] = coordinates.T.to(result) @ self.rows[:count, columns].to(result)
@@ -106,23 +106,25 @@ class Basis:
             self.rows[p:last, columns] = following
 
 
-def orthonormalise(A: LinearOperator, rows: Tensor) -> None:
+def orthonormalise(A: LinearOperator, rows: Tensor, rank: Tensor | None = None) -> None:
     """Make rows, which nearly are, orthonormal to rounding, in place.
 
-    A row changes by what it has along those before it: of Ritz vectors the best comes first.
+    A row changes by what it has along those before it, or before it in `rank`, the best first.
     """
-    G = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for piece in rows.split(_PIECE, dim=1):  # float32 sums are off by many eps
-        columns = piece.double()
-        G += A.gram(columns, columns)
+    rank = torch.arange(len(rows)) if rank is None else rank
+    G = A.gram(rows, rows)
     if float((G - torch.eye(len(G), dtype=G.dtype)).abs().max()) <= 8 * torch.finfo(A.dtype).eps:
         return
-    S = torch.linalg.inv(torch.linalg.cholesky(G)).to(rows)
+    ranked = torch.linalg.inv(torch.linalg.cholesky(G[rank][:, rank]))
+    place = rank.argsort()
+    S = ranked[place][:, place].to(rows)
     for columns in rows.split(_CHUNK, dim=1):
         columns.copy_(S @ columns)
 
 
 def permute(rows: Tensor, order: Tensor) -> None:
     """Put rows in this order, in place."""
+    if bool((order == torch.arange(len(order))).all()):
+        return
     for columns in rows.split(_CHUNK, dim=1):
         columns.copy_(columns[order.to(rows.device)])

@@ -75,10 +75,10 @@ class ThickRestart:
         """The wanted Ritz pairs, verified."""
         lanczos, status = state.lanczos, state.status
         best_first = state.residuals.argsort()
-        vectors = lanczos.combine(state.coordinates[:, best_first])
-        orthonormalise(lanczos.A, vectors)
+        vectors = lanczos.combine(state.coordinates)
+        orthonormalise(lanczos.A, vectors, rank=best_first)
         largest = float(lanczos.ritz()[0].abs().max())
-        ritz = Ritz(state.values[best_first], vectors, state.residuals[best_first], largest)
+        ritz = Ritz(state.values, vectors, state.residuals, largest)
         known = lanczos.basis.is_exact
         found = verified(lanczos.A, ritz, self.wanted, at_once, known=known)
         order = found.values.argsort()

@@ -22,6 +22,7 @@ from hesse.operators.base import LinearOperator
 from hesse.operators.memory_budget import layout, parse_bytes
 from hesse.programs.precision import Precision, check_precision
 from hesse.risk import Risk
+from hesse.rows import transposed
 from hesse.vectors import Space, Tree, dot
 
 
@@ -81,7 +82,7 @@ class HessianOperator(LinearOperator):
         return self._at.product(v)
 
     def _matmat(self, block: Tensor) -> Tensor:
-        return self._at.products(block.T.contiguous()).T
+        return self._at.products(transposed(block)).T
 
 
 def hessian_operator(
@@ -217,7 +218,7 @@ class GaussNewtonOperator(LinearOperator):
         return check_finite(product, self.domain, self._call, "product")
 
     def _matmat(self, block: Tensor) -> Tensor:
-        products = self._at.products(block.T.contiguous())
+        products = self._at.products(transposed(block))
         for v, product in zip(block.T, products, strict=True):
             product.add_(self._varying(v), alpha=self.risk.weight_decay)
             check_finite(product, self.domain, self._call, "product")

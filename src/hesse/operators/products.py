@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hesse.errors import NonFiniteError, OperatorError, ShapeError
 from hesse.operators.scipy import as_scipy
+from hesse.rows import stacked, transposed
 from hesse.vectors import Space, Tree, all_finite, dot, dots
 
 if TYPE_CHECKING:
@@ -51,13 +52,13 @@ class Products(ABC):
 
     def _matmat(self, block: Tensor) -> Tensor:
         """A V for a flat block V of shape (n, k)."""
-        return torch.stack([self._matvec(v) for v in block.T.contiguous()], dim=1)
+        return stacked(block.shape[1], map(self._matvec, transposed(block))).T
 
     def _rmatmat(self, block: Tensor) -> Tensor:
         """A' U for a flat block U of shape (m, k)."""
         if self.symmetric:
             return self._matmat(block)
-        return torch.stack([self._rmatvec(u) for u in block.T.contiguous()], dim=1)
+        return stacked(block.shape[1], map(self._rmatvec, transposed(block))).T
 
     # -- What everybody uses -----------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from hesse.krylov.preconditioners.preconditioner import (
 )
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
+from hesse.rows import stacked
 from hesse.vectors import Space, rademacher
 
 
@@ -139,7 +140,7 @@ def _estimate(
     blocks = A.domain.zeros().new_zeros(count, size, size)
     variance = each.zeros()
     for j in range(size):
-        signs = torch.stack([rademacher(each, generator) for _ in range(probes)], dim=1)
+        signs = stacked(probes, (rademacher(each, generator) for _ in range(probes))).T
         V = signs.new_zeros(A.shape[0] + 1, probes)
         V[index[:, j]] = signs
         samples = _gather(A._check_finite(A._matmat(V[:-1]), call), index) * signs[:, None, :]

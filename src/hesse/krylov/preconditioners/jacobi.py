@@ -14,6 +14,7 @@ from hesse.krylov.preconditioners.preconditioner import (
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.operators.diagonal import DiagonalOperator
+from hesse.rows import stacked
 from hesse.vectors import Tree, rademacher
 
 
@@ -81,6 +82,6 @@ def _estimate(
 ) -> Tensor:
     """Means of z * A z in absolute value, but at least their standard errors."""
     A.expect(probes)
-    Z = torch.stack([rademacher(A.domain, generator) for _ in range(probes)], dim=1)
+    Z = stacked(probes, (rademacher(A.domain, generator) for _ in range(probes))).T
     samples = Z * A._check_finite(A._matmat(Z), call)
     return torch.maximum(samples.mean(dim=1).abs(), samples.std(dim=1) / probes**0.5)

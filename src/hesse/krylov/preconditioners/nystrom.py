@@ -19,6 +19,7 @@ from hesse.krylov.preconditioners.preconditioner import (
 )
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
+from hesse.rows import stacked
 from hesse.vectors import gaussian
 
 
@@ -100,7 +101,7 @@ def _sketch(
 ) -> tuple[Tensor, Tensor]:
     """(Omega, A Omega) with `count` more directions, orthonormal among all."""
     A.expect(count)
-    new = torch.stack([gaussian(A.domain, generator) for _ in range(count)], dim=1)
+    new = stacked(count, (gaussian(A.domain, generator) for _ in range(count))).T
     if known is None:
         Omega, _ = torch.linalg.qr(new)
         return Omega, A._check_finite(A._matmat(Omega), call)
