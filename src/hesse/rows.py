@@ -49,6 +49,16 @@ def stacked(count: int, vectors: Iterable[Tensor]) -> Tensor:
     return rows
 
 
+def joined(vectors: list[Tensor]) -> Tensor:
+    """The vectors side by side, as `torch.cat` has them, in fresh memory.
+
+    >>> joined([torch.ones(1), torch.zeros(2)])
+    tensor([1., 0., 0.])
+    """
+    n, first = sum(len(v) for v in vectors), vectors[0]
+    return torch.cat(vectors, out=empty_rows(1, n, dtype=first.dtype, device=first.device)[0])
+
+
 def transposed(block: Tensor) -> Tensor:
     """The columns of a block, shape (n, k), as rows of their own: contiguous, no copy if they are.
 

@@ -117,20 +117,26 @@ class Variables:
     def flatten(self, varying: Leaves) -> Tensor:
         """The flat vector, shape (n,), of a gradient or product; may share memory with one leaf."""
         with torch.no_grad():
-            parts = [leaf.reshape(-1) for leaf in self.expand(varying)]
-            return (torch.cat(parts) if len(parts) > 1 else parts[0].detach()).to(self.space.dtype)
+            return self.join(self.expand(varying))
 
-    def store(self, rows: Tensor, varying: Leaves, coefficient: float, *, accumulate: bool) -> None:
-        """rows = coefficient * varying, or += : flat vectors (..., n), of leaves (..., *shape)."""
-        rest = iter(varying)
+    def join(self, leaves: Leaves) -> Tensor:
+        """The entries of leaves side by side; may share memory with a single one."""
+        parts = [leaf.reshape(-1).to(self.space.dtype) for leaf in leaves]
+        return torch.cat(parts) if len(parts) > 1 else parts[0].detach()
+
+    def store(self, rows: Tensor, joined: Tensor, coefficient: float, *, accumulate: bool) -> None:
+        """rows = coefficient * joined, or += : flat vectors (..., n) of joined varying leaves."""
+        varying = iter(joined.split([leaf.numel() for leaf in self.x], dim=-1))
         for part, cold in zip(rows.split(self.sizes, dim=-1), self.constants, strict=True):
-            leaf = None if cold is not None else next(rest).detach().reshape(part.shape)
-            if accumulate and leaf is not None:
-                part.add_(leaf, alpha=coefficient)
-            elif leaf is not None:
-                part.copy_(leaf).mul_(coefficient) if coefficient != 1.0 else part.copy_(leaf)
-            elif not accumulate:
-                part.zero_()
+            if cold is not None:
+                if not accumulate:
+                    part.zero_()
+            elif accumulate:
+                part.add_(next(varying), alpha=coefficient)
+            else:
+                part.copy_(next(varying))
+                if coefficient != 1.0:
+                    part.mul_(coefficient)
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """The varying leaves of a flat vector."""

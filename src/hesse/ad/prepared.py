@@ -102,20 +102,16 @@ class Prepared:
         """The product with a flat vector."""
         product, direction = None, _plain(v)
         for coefficient, term in self._at():
-            part = term.apply("product", direction)
-            if self._count == 1 and coefficient == 1.0 and self._is_given_away(term, part):
-                return self._variables.flatten(part)
+            joined = term.apply("product", direction)
             accumulate = product is not None
-            if product is None:
-                product = v.new_empty(v.shape)
-            self._variables.store(product, part, coefficient, accumulate=accumulate)
-            del part  # before the next term is computed
+            if not accumulate and term.makes_products and not self._variables.frozen:
+                product = joined if coefficient == 1.0 else joined.mul_(coefficient)
+            else:
+                product = v.new_empty(v.shape) if product is None else product
+                self._variables.store(product, joined, coefficient, accumulate=accumulate)
+            del joined  # before the next term is computed
         assert product is not None
         return product
-
-    def _is_given_away(self, term: TermAt, part: list[Tensor]) -> bool:
-        """Whether joining all leaves of a product gives a vector that is nobody else's."""
-        return not self._variables.frozen and (len(part) > 1 or term.makes_products)
 
     @property
     def takes_blocks(self) -> bool:
@@ -129,27 +125,26 @@ class Prepared:
         for index, (coefficient, term) in enumerate(self._at()):
             done = 0
             while done < len(block):
-                k, parts = self._some_products(term, block[done:])
+                k, joined = self._some_products(term, block[done:])
                 rows = products[done : done + k]
-                self._variables.store(rows, parts, coefficient, accumulate=index > 0)
+                self._variables.store(rows, joined, coefficient, accumulate=index > 0)
                 done += k
         return products
 
-    def _some_products(self, term: TermAt, block: Tensor) -> tuple[int, list[Tensor]]:
+    def _some_products(self, term: TermAt, block: Tensor) -> tuple[int, Tensor]:
         """The products of one term with the first k rows, as many at once as pay."""
         # Powers of two, so that few sizes are ever recorded.
         k = 1 << (min(term.directions_at_once, len(block)).bit_length() - 1)
         if k > 1:
-            parts = term.apply_block(block[:k])
-            if parts is not None:
-                return k, parts
-        parts = term.apply("product", block[0])
-        return 1, [part[None] for part in parts]
+            joined = term.apply_block(block[:k])
+            if joined is not None:
+                return k, joined
+        return 1, term.apply("product", block[0])[None]
 
     def curvature(self, v: Tensor) -> Tensor:
         """v' (product with v), where the kind has a shorter way to it."""
         direction = _plain(v)
-        parts = ((c, tuple(term.apply("curvature", direction))) for c, term in self._at())
+        parts = ((c, (term.apply("curvature", direction),)) for c, term in self._at())
         (curvature,) = weighted_sum(parts)
         assert curvature is not None
         return curvature

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hesse.ad.agreement import agree, difference
-from hesse.ad.evaluate import Variables
-from hesse.ad.preparation import Kind
+from hesse.ad.evaluate import Leaves, Variables
+from hesse.ad.preparation import Kind, Retained
 from hesse.ad.request import Request
 from hesse.programs.pieces import join_pieces
 from hesse.programs.precision import has_units, units
@@ -54,7 +55,7 @@ def record_programs(
     seen = _Seen(kind, function, variables, v)
     trace = join_pieces(simplify(record(seen.everything, [*x, *data, v])))
     reduced = has_units(request.precision, x[0].device)
-    programs = _split(trace, len(x), seen.sizes, request, bfloat16=reduced)
+    programs = _split(trace, len(x), kind.quantities, request, bfloat16=reduced)
     value, *rest = run(programs.point_and_gradient, [*x, *data])
     gradient, residuals = rest[: len(x)], rest[len(x) :]
     with units(request.precision):
@@ -63,9 +64,9 @@ def record_programs(
         # could have been overwritten.
         again = run(programs.directions["product"], [*residuals, v])
     eps = max(trace.eps, torch.finfo(torch.bfloat16).eps if reduced else 0.0)
-    if not (agree(product, seen.product, eps) and agree(again, product, eps)):
+    if not (agree(product, seen.results[:1], eps) and agree(again, product, eps)):
         raise UntraceableError("the program does not repeat the product that was recorded")
-    error = difference(product, seen.product) if reduced else None
+    error = difference(product, seen.results[:1]) if reduced else None
     return Recording(programs, value, gradient, residuals, eps, error, seen.recomputes)
 
 
@@ -74,8 +75,7 @@ class _Seen:
 
     def __init__(self, kind: Kind, function: Any, variables: Variables, v: Tensor) -> None:
         self._kind, self._function, self._variables, self._v = kind, function, variables, v
-        self.sizes: dict[str, int] = {}
-        self.product: list[Tensor] = []
+        self.results: list[Tensor] = []
         self.recomputes = False
 
     def everything(self) -> list[Tensor]:
@@ -86,26 +86,21 @@ class _Seen:
         self.recomputes = graph.recomputes
         outputs, directions = [graph.value, *graph.gradient], self._variables.split(self._v)
         for quantity in self._kind.quantities:
-            parts = listed(getattr(graph, quantity)(directions))
-            self.sizes[quantity] = len(parts)
-            outputs += parts
-            if quantity == "product":
-                self.product = parts
-        return outputs
+            self.results.append(taken(graph, quantity, self._variables, directions))
+        return [*outputs, *self.results]
 
 
-def listed(result: Tensor | list[Tensor]) -> list[Tensor]:
-    """A quantity as a list of tensors."""
-    return [result] if isinstance(result, Tensor) else list(result)
+def taken(graph: Retained, quantity: str, variables: Variables, directions: Leaves) -> Tensor:
+    """A quantity as one tensor: the leaves of a product are joined."""
+    result = getattr(graph, quantity)(directions)
+    return result if isinstance(result, Tensor) else variables.join(result)
 
 
 def _split(
-    trace: Trace, n: int, sizes: dict[str, int], request: Request, *, bfloat16: bool
+    trace: Trace, n: int, quantities: Sequence[str], request: Request, *, bfloat16: bool
 ) -> Split:
-    products, first = {}, 1 + n
-    for quantity, size in sizes.items():
-        products[quantity] = trace.outputs[first : first + size]
-        first += size
+    outputs = trace.outputs[1 + n :]
+    products = {name: [number] for name, number in zip(quantities, outputs, strict=True)}
     return split(
         trace,
         trace.inputs[-1:],

@@ -13,7 +13,7 @@ from torch import Tensor
 from hesse.ad.agreement import agree, difference, rounding
 from hesse.ad.evaluate import Variables, run_deterministic
 from hesse.ad.preparation import RECORDINGS, Kind, Preparation, Retained
-from hesse.ad.recording import listed, record_programs
+from hesse.ad.recording import record_programs, taken
 from hesse.errors import DerivativeError
 from hesse.programs.batched import batched
 from hesse.programs.compiled import can_compile, compile_program
@@ -97,8 +97,8 @@ class TermAt:
         """How the next product is taken."""
         return self.preparation.rung
 
-    def apply(self, quantity: str, v: Tensor) -> list[Tensor]:
-        """The product, or another quantity, in the direction v, a flat vector."""
+    def apply(self, quantity: str, v: Tensor) -> Tensor:
+        """The product, its leaves joined, or another quantity in the direction v, a flat vector."""
         preparation = self.preparation
         for _ in range(RECORDINGS):
             if self._residuals is None and preparation.split is not None:
@@ -113,7 +113,7 @@ class TermAt:
             raise self._refuse(preparation.notes[-1])
         return self._by_graph(quantity, v)
 
-    def _by_program(self, quantity: str, tensors: list[Tensor]) -> list[Tensor]:
+    def _by_program(self, quantity: str, tensors: list[Tensor]) -> Tensor:
         preparation = self.preparation
         assert self._split is not None
         program, start = self._split.directions[quantity], time.perf_counter()
@@ -126,7 +126,7 @@ class TermAt:
             self._compile(tensors)
         compiled = preparation.compiled if current and quantity == "product" else None
         with units(preparation.request.precision):
-            result = run(compiled or program, tensors)
+            (result,) = run(compiled or program, tensors)
         preparation.spent += time.perf_counter() - start
         return result
 
@@ -169,8 +169,8 @@ class TermAt:
         """How many directions `apply_block` had better be given; 1: none, take `apply`."""
         return self.preparation.directions_at_once
 
-    def apply_block(self, block: Tensor) -> list[Tensor] | None:
-        """The products with the k rows, shape (k, ...) each; None where that does not work."""
+    def apply_block(self, block: Tensor) -> Tensor | None:
+        """The products with the k rows, as rows; None where that does not work."""
         preparation, k = self.preparation, len(block)
         if preparation.split is not None and self._residuals is None:
             self._enter()
@@ -185,7 +185,7 @@ class TermAt:
                 preparation.notes.append(f"blocks: {preparation.failed['block']}")
                 return None
         with units(preparation.request.precision):
-            return run(preparation.blocks[k], [*self._residuals, block])
+            return run(preparation.blocks[k], [*self._residuals, block])[0]
 
     def _record_block(self, block: Tensor) -> None:
         preparation, residuals = self.preparation, self._residuals
@@ -202,10 +202,10 @@ class TermAt:
             raise UntraceableError(f"{k} directions together take longer than one by one")
         preparation.blocks[k] = program
 
-    def _by_graph(self, quantity: str, v: Tensor) -> list[Tensor]:
+    def _by_graph(self, quantity: str, v: Tensor) -> Tensor:
         preparation, start = self.preparation, time.perf_counter()
-        self.makes_products = False
-        result = listed(getattr(self.graph, quantity)(self._variables.split(v)))
+        self.makes_products = len(self._x) > 1  # joined
+        result = taken(self.graph, quantity, self._variables, self._variables.split(v))
         if not preparation.nodes:
             preparation.nodes = self.graph.nodes
         elif not preparation.given_up:
@@ -258,9 +258,11 @@ class TermAt:
         with units(preparation.request.precision):
             ours = run(split.directions["product"], [*self._residuals, v])
         self._residuals = None  # not both at a time
-        theirs = self._kind.retain(self._function, self._x).product(self._variables.split(v))
+        retained, directions = self._kind.retain(self._function, self._x), self._variables.split(v)
+        theirs = taken(retained, "product", self._variables, directions)
+        del retained
         preparation.verified += 1
-        if agree(ours, theirs, preparation.eps):
+        if agree(ours, [theirs], preparation.eps):
             self._residuals = run(split.point, [*self._x, *self._data])
         else:
             self._gradient = self._split = None

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+import torch
+
 from hesse.programs.fuse import accumulate
 from hesse.programs.lifetimes import Lifetimes, is_view, made_by
 from hesse.programs.precision import with_bfloat16
@@ -136,12 +138,21 @@ class _Halves:
     ) -> Program:
         trace, inputs = self._trace, [*residuals, *self._directions]
         held = {*inputs, *trace.constants}
-        ops = live(moving, outputs)
-        ops = put_off(ops, trace.metas, held, outputs, cheap or (lambda op: is_view(op.function)))
-        ops = accumulate(ops, outputs, trace.metas)
+        ops, join = _without_join(live(moving, outputs), outputs)
+        parts = [n for op in join for n in op.reads()] or outputs  # made as soon as they can be
+        ops = put_off(ops, trace.metas, held, parts, cheap or (lambda op: is_view(op.function)))
+        ops = accumulate(ops, parts, trace.metas)
         if cheap is not None:
-            ops = lower_peak(ops, trace.metas, held, outputs, goal, cheap)
-        return Program(trace, ops, inputs, outputs)
+            ops = lower_peak(ops, trace.metas, held, parts, goal, cheap)
+        return Program(trace, [*ops, *join], inputs, outputs)
+
+
+def _without_join(ops: list[Op], outputs: list[int]) -> tuple[list[Op], list[Op]]:
+    """The operations but for the concatenation that makes the one output; that, if there is one."""
+    joined = (
+        ops and ops[-1].function is torch.ops.aten.cat.default and [*ops[-1].results] == outputs
+    )
+    return (ops[:-1], ops[-1:]) if joined else (ops, [])
 
 
 def _dependent(ops: list[Op], sources: set[int]) -> set[int]:
