@@ -213,20 +213,24 @@ class GaussNewtonOperator(LinearOperator):
         self._at.expect(products)
 
     def _matvec(self, v: Tensor) -> Tensor:
-        product = self._at.product(v)
-        product.add_(self._varying(v), alpha=self.risk.weight_decay)
-        return check_finite(product, self.domain, self._call, "product")
+        return self._decayed(self._at.product(v), v)
 
     def _matmat(self, block: Tensor) -> Tensor:
-        products = self._at.products(transposed(block))
-        for v, product in zip(block.T, products, strict=True):
-            product.add_(self._varying(v), alpha=self.risk.weight_decay)
-            check_finite(product, self.domain, self._call, "product")
+        rows = transposed(block)
+        products = self._at.products(rows)
+        for v, product in zip(rows, products, strict=True):
+            self._decayed(product, v)
         return products.T
 
     def _curvature(self, v: Tensor) -> float:
-        curvature = self._at.curvature(v)
-        return float(curvature) + self.risk.weight_decay * dot(v, self._varying(v))
+        curvature, decay = float(self._at.curvature(v)), self.risk.weight_decay
+        return curvature + decay * dot(v, self._varying(v)) if decay else curvature
+
+    def _decayed(self, product: Tensor, v: Tensor) -> Tensor:
+        """The product with the weight decay's part, in place; finite, or an error."""
+        if self.risk.weight_decay:
+            product.add_(self._varying(v), alpha=self.risk.weight_decay)
+        return check_finite(product, self.domain, self._call, "product")
 
     def _with_decay(self, value: Tensor) -> Tensor:
         flat = self.domain.flatten(self._params)
