@@ -30,6 +30,7 @@ class Recording:
     value: Tensor
     gradient: list[Tensor]
     residuals: list[Tensor]
+    product: Tensor
     eps: float
     """How coarsely the programs compute."""
     error: float | None
@@ -67,7 +68,7 @@ def record_programs(
     if not (agree(product, seen.results[:1], eps) and agree(again, product, eps)):
         raise UntraceableError("the program does not repeat the product that was recorded")
     error = difference(product, seen.results[:1]) if reduced else None
-    return Recording(programs, value, gradient, residuals, eps, error, seen.recomputes)
+    return Recording(programs, value, gradient, residuals, again[0], eps, error, seen.recomputes)
 
 
 class _Seen:

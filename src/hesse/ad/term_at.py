@@ -106,7 +106,9 @@ class TermAt:
             elif self._residuals is None:
                 if not preparation.pays:
                     break
-                self._record(v)
+                product = self._record(v)
+                if quantity == "product" and not preparation.compiling_pays and product is not None:
+                    return product
             if self._residuals is not None:
                 return self._by_program(quantity, [*self._residuals, v])
         if preparation.request.mode in ("traced-split", "compiled-split"):
@@ -268,8 +270,8 @@ class TermAt:
             self._gradient = self._split = None
             preparation.distrust("a product is not that of double backward")
 
-    def _record(self, v: Tensor) -> None:
-        """Record the programs at this point."""
+    def _record(self, v: Tensor) -> Tensor | None:
+        """Record the programs at this point; the product that this took, if it worked."""
         preparation, kind, request = self.preparation, self._kind, self.preparation.request
         preparation.recordings += 1
         try:
@@ -278,13 +280,16 @@ class TermAt:
             raise
         except RuntimeError as error:
             preparation.give_up(str(error).strip().splitlines()[0])
-            return
+            return None
         if new.recomputes:  # outside of the recording, which must not see it
             kind.retain(self._function, self._x).check()
         preparation.accept(new.split, new.eps, new.error)
         self._graph, self._value, self._residuals = None, new.value, new.residuals
         self._gradient = new.gradient if self._alone else None
         self.trusted = self._split = new.split
+        self._products += 1
+        self.makes_products = new.split.directions["product"].makes_outputs
+        return new.product
 
 
 def _seconds(program: Callable[..., list[Tensor]], tensors: list[Tensor], runs: int = 3) -> float:

@@ -49,12 +49,13 @@ class Op:
     results: tuple[int | None, ...]
     single: bool
     guard: Any = None
+    _reads: tuple[int, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
-    def reads(self) -> Iterator[int]:
-        """The numbers of the tensors it takes."""
-        yield from _refs(self.args)
-        if self.kwargs:
-            yield from _refs(tuple(self.kwargs.values()))
+    def reads(self) -> tuple[int, ...]:
+        """The numbers of the tensors it takes; every pass over a program asks for them."""
+        if self._reads is None:
+            self._reads = (*_refs(self.args), *_refs(tuple(self.kwargs.values())))
+        return self._reads
 
 
 @dataclass(frozen=True, slots=True)
