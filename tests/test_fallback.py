@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ladder of modes: it steps down where torch has no derivative, and says so once."""
 
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -270,3 +272,19 @@ def test_what_is_refused_is_known_by_name():
     for name in ("det", "solve"):
         with pytest.raises(DerivativeError, match=name):
             hvp(lambda x, op=OPERATIONS[name]: (op(x) ** 3).sum(), X, V, "reverse-over-forward")
+
+
+_FIRST_PRODUCT = """
+import sys, torch, hesse
+A = torch.randn(5, 5)
+H = hesse.hessian_operator(lambda x: (torch.tanh(A @ x) ** 2).sum(), torch.ones(5), mode={mode!r})
+H @ torch.ones(5)
+print("sympy" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("mode", ["auto", "traced-split", "reverse-over-reverse"])
+def test_the_first_product_does_not_wait_for_imports(mode: str) -> None:
+    command = [sys.executable, "-c", _FIRST_PRODUCT.format(mode=mode)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == ["False"]

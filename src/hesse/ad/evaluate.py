@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hesse.ad.composed import Composed
+from hesse.ad.weighted import gradients
 from hesse.errors import FunctionError, NonFiniteError, RandomnessError
 from hesse.vectors import Space, Tree, all_finite
 
@@ -176,11 +177,13 @@ def check_scalar(value: Any, call: str) -> Tensor:
 
 
 def derivative(output: Tensor | Leaves, x: Leaves, weights=None, **options) -> list[Tensor]:
-    """`torch.autograd.grad` with zeros for the leaves that `output` does not depend on."""
-    grads = torch.autograd.grad(
-        output, x, weights, allow_unused=True, materialize_grads=True, **options
-    )
-    return list(grads)
+    """The gradient of w'y, zeros for the leaves that the output y does not depend on."""
+    return _filled(gradients(output, x, weights, **options), x)
+
+
+def _filled(parts: Sequence[Tensor | None], x: Leaves) -> list[Tensor]:
+    pairs = zip(parts, x, strict=True)
+    return [torch.zeros_like(leaf) if part is None else part for part, leaf in pairs]
 
 
 def check_depends(value: Tensor, call: str) -> None:
@@ -206,7 +209,7 @@ def gradient_of(
 
     Such an output may require a gradient all the same: that of other tensors which f closes over.
     """
-    grads = torch.autograd.grad(output, x, weights, allow_unused=True, **options)
+    grads = gradients(output, x, weights, **options)
     if all(part is None for part in grads):
         raise _independent(call)
     if any(part is not None and part.layout is not torch.strided for part in grads):
@@ -216,10 +219,7 @@ def gradient_of(
             got="a sparse one, as that of nn.Embedding(..., sparse=True)",
             remedy="Construct the module with sparse=False, or set its attribute sparse to False.",
         )
-    return [
-        torch.zeros_like(leaf) if part is None else part
-        for leaf, part in zip(x, grads, strict=True)
-    ]
+    return _filled(grads, x)
 
 
 class UndifferentiableError(NotImplementedError):
