@@ -127,9 +127,9 @@ class RetainedGaussNewton:
         return torch.stack([(a * b).sum(dtype=torch.float64) for a, b in parts]).sum()
 
     @property
-    def nodes(self) -> int:
-        """The size of the graph of z."""
-        return sum(1 for z in self._z for _ in graph_nodes(z))
+    def nodes(self) -> list[str]:
+        """The names of the nodes of the graph of z."""
+        return [node.name() for z in self._z for node in graph_nodes(z)]
 
     @property
     def custom(self) -> str | None:

@@ -163,9 +163,9 @@ class RetainedHessian:
         return custom_function(self._value)
 
     @property
-    def nodes(self) -> int:
-        """The size of the graph of f."""
-        return sum(1 for _ in graph_nodes(self._value))
+    def nodes(self) -> list[str]:
+        """The names of the nodes of the graph of f."""
+        return [node.name() for node in graph_nodes(self._value)]
 
     @cached_property
     def _graph(self) -> list[Tensor]:

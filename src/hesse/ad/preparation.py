@@ -15,6 +15,7 @@ A program that fails is recorded anew, and given up when that happens again and 
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,13 +32,16 @@ from hesse.programs.program import Program
 from hesse.programs.split import Split
 
 # Recording and building the programs takes some 1.5 ms for every node of the graph of f, and runs
-# the product five times. It then saves a tenth of a product, and some 40 microseconds for every
+# the product four times. It then saves a tenth of a product, and some 40 microseconds for every
 # node. It is done when what could have been saved so far is its price, but not before four times
-# its price has gone into products, so that it never costs more than a quarter.
+# its price has gone into products, so that it never costs more than a quarter. Where nothing is
+# multiplied by a matrix, a product is passes over memory, of which a program takes a few: if these
+# take longer than the building, it is done at once.
 _SECONDS_PER_NODE = 1.5e-3
-_PRODUCTS = 5
+_PRODUCTS = 4
 _SAVED, _SAVED_PER_NODE = 0.1, 4e-5
 _PATIENCE = 4.0
+_ARITHMETIC = re.compile(r"mm|mv|dot|einsum|linear|conv|attention|lstm|gru|rnn", re.IGNORECASE)
 # So many products are worth a recording whatever f is.
 _MANY = 100
 RECORDINGS = 4
@@ -56,8 +60,8 @@ class Retained(Protocol):
         ...
 
     @property
-    def nodes(self) -> int:
-        """The size of the graph of f."""
+    def nodes(self) -> list[str]:
+        """The names of the nodes of the graph of f."""
         ...
 
     @property
@@ -108,6 +112,7 @@ class Preparation:
     """Of the latest product by a graph."""
     hint: int = 0
     nodes: int = 0
+    multiplies: bool = True
     eps: float = 0.0
     recordings: int = 0
     points: int = 0
@@ -123,7 +128,12 @@ class Preparation:
             return False
         if request.mode != "auto" or request.precision != "highest" or self.hint >= _MANY:
             return True
-        return self.nodes > 0 and self.in_all >= self.patience
+        return self.nodes > 0 and (self.is_memory_bound or self.in_all >= self.patience)
+
+    @property
+    def is_memory_bound(self) -> bool:
+        """Whether a product is passes over memory, which take longer than building the programs."""
+        return not self.multiplies and self.seconds > _SECONDS_PER_NODE * self.nodes
 
     @property
     def rung(self) -> str:
@@ -158,6 +168,11 @@ class Preparation:
     def directions_at_once(self) -> int:
         """How many directions had better be taken together."""
         return 1 if self.split is None else directions_at_once(self.split.directions["product"])
+
+    def look_at(self, graph: Retained) -> None:
+        """See what f is made of."""
+        names = graph.nodes
+        self.nodes, self.multiplies = len(names), any(map(_ARITHMETIC.search, names))
 
     def expect(self, seconds: float) -> None:
         """Count products that are sure to come as if they had been taken."""

@@ -205,16 +205,15 @@ class TermAt:
         preparation.blocks[k] = program
 
     def _by_graph(self, quantity: str, v: Tensor) -> Tensor:
-        preparation, start = self.preparation, time.perf_counter()
+        preparation, graph, start = self.preparation, self.graph, time.perf_counter()
         self.makes_products = len(self._x) > 1  # joined
-        result = taken(self.graph, quantity, self._variables, self._variables.split(v))
-        if not preparation.nodes:
-            preparation.nodes = self.graph.nodes
+        result = taken(graph, quantity, self._variables, self._variables.split(v))
+        preparation.seconds = time.perf_counter() - start
+        if not preparation.nodes:  # the first product took the gradient too
+            preparation.look_at(graph)
         elif not preparation.given_up:
-            seconds = time.perf_counter() - start
-            preparation.spent += seconds
-            preparation.seconds = seconds
-            preparation.expect(seconds)
+            preparation.spent += preparation.seconds
+            preparation.expect(preparation.seconds)
         return result
 
     def _enter(self, *, with_gradient: bool = False) -> None:
