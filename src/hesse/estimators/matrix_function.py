@@ -5,33 +5,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError, OperatorError, Status, check_choice
+from hesse.errors import ArgumentError, Status
+from hesse.estimators.arguments import Budget, block_size_of, vector_bytes, vectors_in
 from hesse.estimators.estimate import Estimate
+from hesse.estimators.function_column import FIRST_LOOK, FunctionColumn, FunctionState
+from hesse.estimators.lockstep import step_together
+from hesse.estimators.ritz_function import Name, RitzFunction
 from hesse.krylov.lanczos import Lanczos, unit_roundoff
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
-from hesse.rows import transposed
+from hesse.rows import empty_rows, transposed
 from hesse.vectors import Tree, norm
-
-Name = Literal["sqrt", "inverse-sqrt", "inverse", "exp", "log", "sign"]
-_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "sqrt": torch.sqrt,
-    "inverse-sqrt": torch.rsqrt,
-    "inverse": torch.reciprocal,
-    "exp": torch.exp,
-    "log": torch.log,
-    "sign": torch.sign,
-}
-_POSITIVE = {"inverse-sqrt", "log"}
-# The approximation is looked at after 4, 8, 12, ... steps, later at intervals of a tenth.
-_INTERVAL, _GROWTH = 4, 1.1
 
 
 def matrix_function(
@@ -46,6 +36,8 @@ def matrix_function(
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
     progress: bool = False,
+    block_size: int | None = None,
+    memory_budget: Budget = None,
 ) -> Estimate:
     r"""f(A) b for symmetric A, with an estimate of its error.
 
@@ -58,23 +50,29 @@ def matrix_function(
         A: symmetric operator (or matrix); for "sqrt" positive semi-definite, for "inverse-sqrt" and
             "log" positive definite.
         b: flat vector (n,), block (n, k), or a tree.
-        rtol: stop when the estimated error is at most rtol |y|; default the square root of eps.
-        basis_size: Lanczos steps at most; so many vectors are held.
-        max_products, max_seconds: limits.
-        generator: of new directions in an invariant subspace.
-        callback: called with a state that has `error` and `products` after every look at the
-            error; a true result stops.
+        rtol: stop when the estimated error is at most rtol |y|; default the square root of eps. A
+            column stops by itself.
+        basis_size: Lanczos steps at most; so many vectors are held for a column.
+        max_products, max_seconds: limits of a column; those that go together share the time.
+        generator: of directions out of an invariant subspace, on which the answer does not depend.
+        callback: called with a state that has `error` and `products`, those of a column, after
+            every look at its error; a true result stops the column.
         progress: show a bar.
+        block_size: columns that go together. Default 8, for n > 2^16 one after the other.
+        memory_budget: bytes, or a text such as "1GB", for what the columns hold that go together.
 
     Returns:
         Estimate: value in the form of b; standard_error, here the larger of the last two changes
         of y over 4 steps or more, which exceeds the error of y_m as long as the process converges
-        (a tensor (k,) for a block); products; status.
+        (a tensor (k,) for a block); products; status, that of the first column that has not
+        converged. After Ctrl-C a column that was not looked at yet is 0, its error infinite.
 
-    Cost: one product a step; m + 1 vectors.
+    Cost: a product a step and column: m blocks of products for m steps of the columns that go
+        together; basis_size + 3 vectors for each of these columns, 2 for every column.
 
     Raises:
-        HesseError: A not symmetric; a Ritz value that is not in the domain of f.
+        HesseError: A not symmetric; a Ritz value that is not in the domain of f; NaN; a budget that
+            is too small.
 
     References: Higham 2008, Functions of Matrices, section 13.2; Saad 1992, doi:10.1137/0729014.
 
@@ -84,119 +82,101 @@ def matrix_function(
     """
     A = aslinearoperator(A)
     call = f"hesse.matrix_function({fun!r}, {A}, b)"
-    if isinstance(fun, str):
-        check_choice("fun", fun, list(_FUNCTIONS), call)
-    _check(A, basis_size, call)
-    f = _Function(fun, call)
+    f, steps = RitzFunction(fun, call), _steps(A, basis_size, call)
+    together = _together(A, steps, block_size, memory_budget, call)
     accuracy = float(unit_roundoff(A) ** 0.5 if rtol is None else rtol)
 
-    def column(v: Tensor) -> Estimate:
-        run = Run(
-            "f(A) b",
-            max_products=max_products,
-            max_seconds=max_seconds,
-            callback=callback,
-            progress=progress,
-        )
-        lanczos = Lanczos(A, min(basis_size, A.shape[0]), v, generator)
-        return _approximate(f, lanczos, norm(v), accuracy, run)
+    def begin(v: Tensor) -> FunctionColumn:
+        run = Run("f(A) b", max_products=max_products, max_seconds=max_seconds, callback=callback)
+        return FunctionColumn(f, Lanczos(A, steps, v, generator), norm(v), accuracy, run)
 
+    most = steps if max_products is None else min(steps, max_products)
+    groups = _Groups(A, begin, together, most, progress, call)
     if isinstance(b, Tensor) and b.ndim == 2 and not A.domain.is_point(b):
         block = A.domain.check_vector(b, call=call, what="b", ndim=2).detach()
-        return _joined([column(v) for v in transposed(block)])
+        values, errors, products, status = groups.approximate(transposed(block))
+        return Estimate(values.T, errors, products, status, 1.0)
     flat, leave = A.domain.enter(b, call=call, what="b")
-    estimate = column(flat)
-    return Estimate(leave(estimate.value), *estimate[1:], estimate.status, 1.0)
+    values, errors, products, status = groups.approximate(flat[None])
+    return Estimate(leave(values[0]), float(errors[0]), products, status, 1.0)
 
 
 @dataclass
-class FunctionState:
-    """What a callback sees: the estimated error after so many products."""
+class _Groups:
+    """So many columns at a time, which go in lock-step until the last of them has ended."""
 
-    errors: list[float] = field(default_factory=list)
-    products: int = 0
+    A: LinearOperator
+    begin: Callable[[Tensor], FunctionColumn]
+    size: int
+    most: int
+    """Products of a column."""
+    progress: bool
+    call: str
 
-    @property
-    def error(self) -> float:
-        """The larger of the last two differences: one may vanish by chance, as for the sign."""
-        return max(self.errors[-2:], default=math.inf)
+    def approximate(self, rows: Tensor) -> tuple[Tensor, Tensor, int, Status]:
+        """f(A) b for every row b, as rows, and the errors; products, and how it ended."""
+        self.A.expect(FIRST_LOOK * len(rows))
+        shown = Run("f(A) b", progress=self.progress, total=self.most * len(rows))
+        values = empty_rows(*rows.shape, dtype=rows.dtype, device=rows.device)
+        errors = torch.full((len(rows),), math.inf, dtype=torch.float64)
+        statuses: list[Status] = []
+        while len(statuses) < len(rows) and shown.status is Status.UNFINISHED:
+            group = slice(len(statuses), len(statuses) + self.size)
+            statuses += self._take(rows[group], values[group], errors[group], shown)
+        values[len(statuses) :] = 0.0
+        if shown.status is Status.INTERRUPTED and not bool(errors.isfinite().any()):
+            raise KeyboardInterrupt
+        failed = (status for status in statuses if status is not Status.CONVERGED)
+        return values, errors, shown.before, next(failed, Status.CONVERGED)
 
+    def _take(self, rows: Tensor, values: Tensor, errors: Tensor, shown: Run) -> list[Status]:
+        """Fill in the values and the errors of a group; its bases are then let go."""
+        columns = [self.begin(v) for v in rows]
+        self._advance(columns, shown)
+        for value, column in zip(values, columns, strict=True):
+            value.copy_(column.value())
+        errors.copy_(errors.new_tensor([column.state.error for column in columns]))
+        return [column.run.status for column in columns]
 
-def _approximate(f: _Function, lanczos: Lanczos, b_norm: float, rtol: float, run: Run) -> Estimate:
-    """|b| V f(T) e_1."""
-    y, state, steps = torch.zeros(0, dtype=torch.float64), FunctionState(), len(lanczos.T) - 1
-    if b_norm == 0.0:
-        return Estimate(lanczos.A.domain.zeros(), 0.0, 0, Status.CONVERGED, 1.0)
-    with run:
-        while run.goes_on(state):
-            look = max(len(y) + _INTERVAL, math.ceil(_GROWTH * len(y)))
-            while lanczos.size < min(look, steps) and run.goes_on(state):
-                lanczos.step()
-                state.products = lanczos.products
-            last, y = y, b_norm * f.first_column(lanczos)
-            state.errors.append(0.0 if lanczos.is_invariant else _distance(y, last))
-            if lanczos.is_invariant or state.error <= rtol * float(y.norm()):
-                run.status = Status.CONVERGED
-            elif lanczos.size == steps:
-                run.status = Status.MAX_ITERATIONS
-            else:
-                run.after_step(state)
-    if len(y) == 0:
-        raise KeyboardInterrupt
-    value = lanczos.combine(y[:, None])[0]
-    error = 0.0 if lanczos.is_invariant else state.error
-    return Estimate(value, error, lanczos.products, run.status, 1.0)
-
-
-def _distance(y: Tensor, earlier: Tensor) -> float:
-    return float((y - torch.nn.functional.pad(earlier, (0, len(y) - len(earlier)))).norm())
-
-
-class _Function:
-    """f on the Ritz values, which must be in its domain."""
-
-    def __init__(self, fun: str | Callable[[Tensor], Tensor], call: str) -> None:
-        self.fun, self.call = fun, call
-
-    def first_column(self, lanczos: Lanczos) -> Tensor:
-        """f(T) e_1."""
-        values, coordinates, _ = lanczos.ritz()
-        rounding = 10 * unit_roundoff(lanczos.A) * float(values.abs().max())
-        f = self._at(values, rounding)
-        return coordinates @ (f * coordinates[0])
-
-    def _at(self, values: Tensor, rounding: float) -> Tensor:
-        if not isinstance(self.fun, str):
-            return self.fun(values)
-        smallest = float(values.min())
-        if self.fun == "sqrt" and smallest >= -rounding:
-            values = values.clamp(min=0.0)  # zero, to rounding
-        elif self.fun in ("sqrt", *_POSITIVE) and smallest <= rounding:
-            semi = "semi-" if self.fun == "sqrt" else ""
-            raise OperatorError(
-                self.call,
-                expected=f"a positive {semi}definite operator",
-                got=f"a Ritz value of {smallest:.3g}",
-                remedy="Add damping, A + c * I, or take a function that is defined there.",
-            )
-        return _FUNCTIONS[self.fun](values)
+    def _advance(self, columns: list[FunctionColumn], shown: Run) -> None:
+        """Take steps until none of the columns goes on."""
+        with shown:
+            while alive := [column for column in columns if column.goes_on]:
+                step_together(self.A, [c.lanczos for c in alive], len(alive), self.call)
+                for column in alive:
+                    column.after_step()
+                shown.show(FunctionState(products=_products(columns)))
+        for column in columns:
+            if column.goes_on:
+                column.run.status = shown.status
+        shown.before += _products(columns)
 
 
-def _joined(columns: list[Estimate]) -> Estimate:
-    """The columns of a block as one."""
-    worst = next((c for c in columns if c.status is not Status.CONVERGED), columns[-1])
-    return Estimate(
-        torch.stack([c.value for c in columns], dim=1),
-        torch.tensor([c.standard_error for c in columns], dtype=torch.float64),
-        sum(c.products for c in columns),
-        worst.status,
-        1.0,
-    )
+def _products(columns: list[FunctionColumn]) -> int:
+    return sum(column.state.products for column in columns)
 
 
-def _check(A: LinearOperator, basis_size: int, call: str) -> None:
+def _steps(A: LinearOperator, basis_size: int, call: str) -> int:
+    """Lanczos steps at most."""
     A._check_symmetric(call)
     if basis_size < 1:
         raise ArgumentError(
             call, expected="basis_size >= 1", got=str(basis_size), remedy="Leave it out for 200."
         )
+    return min(basis_size, A.shape[0])
+
+
+def _together(
+    A: LinearOperator, steps: int, block_size: int | None, memory_budget: Budget, call: str
+) -> int:
+    """How many columns go together."""
+    held, fits = steps + 3, vectors_in(A, memory_budget, call)  # the basis and a product
+    if fits < held:
+        raise ArgumentError(
+            call,
+            expected=f"a memory budget of at least {held * vector_bytes(A):,} bytes, for {steps} "
+            "steps",
+            got=f"room for {fits} vectors of {vector_bytes(A):,} bytes",
+            remedy="Raise memory_budget, or lower basis_size.",
+        )
+    return min(block_size_of(A, block_size, call), fits // held)

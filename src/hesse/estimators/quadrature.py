@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.estimators.probes import products
+from hesse.estimators.lockstep import has_ended, step_together
 from hesse.krylov.lanczos import Lanczos
 from hesse.operators.base import LinearOperator
 
@@ -35,19 +35,13 @@ class Quadratures:
         """Go on to this depth."""
         for process in self.processes:
             process.make_room(depth)
-        while alive := [p for p in self.processes if p.size < depth and not self._ended(p)]:
-            rows = torch.stack([process.basis[process.size] for process in alive])
-            images = products(self.A, rows, self.block_size, self.call)
+        while alive := [p for p in self.processes if p.size < depth and not has_ended(p)]:
+            step_together(self.A, alive, self.block_size, self.call)
             self.products += len(alive)
-            for process, image in zip(alive, images, strict=True):
-                process.take_in(image.clone() if len(alive) > 1 else image)
-
-    def _ended(self, process: Lanczos) -> bool:
-        return process.size > 0 and process.is_invariant
 
     def ended(self, i: int) -> bool:
         """Whether the rule of process i is exact."""
-        return self._ended(self.processes[i])
+        return has_ended(self.processes[i])
 
     def recurrence(self, i: int) -> tuple[list[float], list[float]]:
         """The diagonal of the matrix of process i, and what is beside it and leads on."""

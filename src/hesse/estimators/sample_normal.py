@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError, check_choice
+from hesse.estimators.arguments import Budget
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.matrix_function import matrix_function
 from hesse.operators.base import LinearOperator
@@ -30,6 +31,8 @@ def sample_normal(
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
     progress: bool = False,
+    block_size: int | None = None,
+    memory_budget: Budget = None,
 ) -> Estimate:
     r"""Draws from N(0, A^-1), or from N(0, A).
 
@@ -39,14 +42,14 @@ def sample_normal(
         A: symmetric positive definite operator (or matrix), n x n.
         count: how many draws.
         role: what A is of the distribution: its "precision" or its "covariance".
-        rtol, basis_size, max_products, max_seconds, generator, callback, progress: as of
-            `matrix_function`, for every draw.
+        rtol, basis_size, max_products, max_seconds, generator, callback, progress, block_size,
+            memory_budget: as of `matrix_function`, a column of which is a draw.
 
     Returns:
         Estimate: value (n, count), a draw in each column; standard_error (count,), the estimated
         error |x - A^(-1/2) z| of each; products; status.
 
-    Cost: as of `matrix_function`, for every draw.
+    Cost: as of `matrix_function`.
 
     References: Simpson, Turner & Pettitt 2008, Fast sampling from a Gaussian Markov random field
         using Krylov subspace approaches; Chow & Saad 2014, doi:10.1137/130920587.
@@ -72,4 +75,6 @@ def sample_normal(
         generator=generator,
         callback=callback,
         progress=progress,
+        block_size=block_size,
+        memory_budget=memory_budget,
     )

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""f on the eigenvalues of a Lanczos matrix, which must be in its domain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from hesse.errors import OperatorError, check_choice
+from hesse.krylov.lanczos import Lanczos, unit_roundoff
+
+Name = Literal["sqrt", "inverse-sqrt", "inverse", "exp", "log", "sign"]
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sqrt": torch.sqrt,
+    "inverse-sqrt": torch.rsqrt,
+    "inverse": torch.reciprocal,
+    "exp": torch.exp,
+    "log": torch.log,
+    "sign": torch.sign,
+}
+_POSITIVE = {"inverse-sqrt", "log"}
+
+
+class RitzFunction:
+    """A function by its name, or a user's own of a float64 tensor, entry by entry."""
+
+    def __init__(self, fun: Name | Callable[[Tensor], Tensor], call: str) -> None:
+        if isinstance(fun, str):
+            check_choice("fun", fun, get_args(Name), call)
+        self.fun, self.call = fun, call
+
+    def first_column(self, lanczos: Lanczos) -> Tensor:
+        """f(T) e_1."""
+        values, coordinates, _ = lanczos.ritz()
+        rounding = 10 * unit_roundoff(lanczos.A) * float(values.abs().max())
+        f = self._at(values, rounding)
+        return coordinates @ (f * coordinates[0])
+
+    def _at(self, values: Tensor, rounding: float) -> Tensor:
+        if not isinstance(self.fun, str):
+            return self.fun(values)
+        smallest = float(values.min())
+        if self.fun == "sqrt" and smallest >= -rounding:
+            values = values.clamp(min=0.0)  # zero, to rounding
+        elif self.fun in ("sqrt", *_POSITIVE) and smallest <= rounding:
+            semi = "semi-" if self.fun == "sqrt" else ""
+            raise OperatorError(
+                self.call,
+                expected=f"a positive {semi}definite operator",
+                got=f"a Ritz value of {smallest:.3g}",
+                remedy="Add damping, A + c * I, or take a function that is defined there.",
+            )
+        return _FUNCTIONS[self.fun](values)
