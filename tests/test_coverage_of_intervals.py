@@ -1,7 +1,8 @@
 """The stated 95% intervals hold the truth in 93 to 97 of 100 runs: 1,000 seeded runs of each case.
 
-A count of 1,000 has a standard deviation of 0.7%. Runs stop by themselves, at the default target
-or another, or after a fixed number of products.
+A count of 1,000 has a standard deviation of 0.7%. A run that has many intervals, of a diagonal,
+counts with the share of them that hold, which varies less: 300 such runs say as much. Runs stop by themselves, at the default target or another, or after a fixed number of
+products.
 """
 
 import math
@@ -12,12 +13,14 @@ import torch
 from hesse.estimators import diagonal, logdet, norm, spectral_density, trace
 from hesse.operators import dense_operator
 
-pytestmark = pytest.mark.slow
+# What they call is measured by quicker tests; thousands of runs are slow enough without that.
+pytestmark = [pytest.mark.slow, pytest.mark.no_cover]
 
 DOUBLE = torch.float64
 N, RUNS = 100, 1000
 INDEX = torch.arange(1, N + 1, dtype=DOUBLE)
 FIXED = {"rtol": 0.0, "max_products": 80}
+MAX_PRODUCTS = {"xtrace": 60, "xnystrace": 40}  # 30 and 40 probes, of 100 that would be exact
 
 
 def seeded(seed):
@@ -59,8 +62,8 @@ def test_trace(method, name, limits):
     if method == "hutchinson" and name in ("decaying", "exponential"):
         pytest.skip("hundreds of probes a run; the flat spectrum has the same stop")
     A = operator(name)
-    if limits and method == "xtrace":
-        limits = {"rtol": 0.0, "max_products": 60}
+    if limits:
+        limits = {**FIXED, "max_products": MAX_PRODUCTS.get(method, 80)}
     truth = float(A.matrix.trace())
     measured = coverage(lambda g: trace(A, method=method, generator=g, **limits), truth)
     assert 0.93 <= measured <= 0.97

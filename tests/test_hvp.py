@@ -25,6 +25,7 @@ from hesse.testing import (
 from hesse.vectors import Space, dot, norm
 
 PROBLEMS = {problem.name: problem for problem in all_problems()}
+SINGLE = {problem.name: problem for problem in all_problems(torch.float32)}
 EXACT = ["reverse-over-reverse", "forward-over-reverse", "reverse-over-forward"]
 DIFFERENCES = ["finite-difference", "forward-difference"]
 
@@ -39,6 +40,11 @@ REFUSED = {
 # eps^(2/3) = 4e-11 times third derivatives, a forward one by eps^(1/2) = 1.5e-8 times them: their
 # step is what balances rounding, and no step does better in float64.
 TOLERANCE = dict.fromkeys(EXACT, 1e-10) | {"finite-difference": 1e-6, "forward-difference": 1e-4}
+
+
+@cache
+def hessian_of(name):
+    return dense_hessian(PROBLEMS[name].f, PROBLEMS[name].x)
 
 
 @cache
@@ -201,8 +207,7 @@ def test_a_frozen_parameter_has_zero_rows_and_columns(mode):
 def test_float32_is_computed_in_float32(name, mode):
     if (name, mode) in REFUSED:
         return
-    single = {problem.name: problem for problem in all_problems(torch.float32)}[name]
-    H = dense_hessian(PROBLEMS[name].f, PROBLEMS[name].x)
+    single, H = SINGLE[name], hessian_of(name)
     v = single.direction(0)
     product = hvp(single.f, single.x, v, mode)
     assert product.dtype == torch.float32
@@ -214,7 +219,7 @@ def test_float32_is_computed_in_float32(name, mode):
 @pytest.mark.parametrize("mode", DIFFERENCES)
 def test_differences_in_float32_have_half_of_its_digits(mode):
     single = networks.mlp("Tanh", torch.float32)
-    H = dense_hessian(PROBLEMS["mlp_tanh"].f, PROBLEMS["mlp_tanh"].x)
+    H = hessian_of("mlp_tanh")
     v = single.direction(0)
     error = norm(hvp(single.f, single.x, v, mode).double() - H @ v.double())
     # eps^(2/3) = 2.4e-5 and eps^(1/2) = 3.5e-4, times third derivatives of order ten.
@@ -229,9 +234,9 @@ def test_differences_in_float32_have_half_of_its_digits(mode):
 @pytest.mark.parametrize("mode", ["auto", "retained-graph", *ONE_SHOT])
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
 def test_a_surrounding_no_grad_or_inference_mode_changes_nothing(mode, guard):
-    problem = networks.pinn()
+    problem = PROBLEMS["pinn"]
     v = problem.direction(0)
-    expected = dense_hessian(problem.f, problem.x) @ v
+    expected = hessian_of("pinn") @ v
     with guard():
         H = hessian_operator(problem.f, problem.x, mode=mode)
         product, value, gradient = H @ v, H.value, H.flat_gradient

@@ -32,7 +32,7 @@ def autoencoder():
     return nn.Sequential(*(part for layer in layers for part in (layer, nn.Tanh())))
 
 
-def risk_of(name):
+def risk_of(name, rows=20_000):
     torch.manual_seed(0)
     if name == "convolutions":
         return Risk(
@@ -40,7 +40,7 @@ def risk_of(name):
             nn.CrossEntropyLoss(),
             (torch.randn(64, 3, 32, 32), torch.arange(64) % 10),
         )
-    inputs = torch.rand(20_000, 64)
+    inputs = torch.rand(rows, 64)
     return Risk(autoencoder(), nn.MSELoss(), (inputs, inputs))
 
 
@@ -105,7 +105,7 @@ def test_nothing_is_left_of_a_recording_but_the_residuals():
 @pytest.mark.parametrize("gradients", [4.0, 2.0, 1.25])
 @pytest.mark.parametrize("name", ["convolutions", "autoencoder"])
 def test_a_budget_is_kept(name, gradients, make):
-    risk = risk_of(name)
+    risk = risk_of(name, rows=8_000)
     v, budget = direction(risk), int(gradients * gradient_peak(risk))
     reference = make(risk, risk.params) @ v
     with PeakMemory() as memory:

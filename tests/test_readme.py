@@ -9,7 +9,10 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-GUIDE = [ROOT / "docs" / page for page in ("getting-started.md", "solving-and-measuring.md")]
+GUIDE = [
+    ROOT / "docs" / "getting-started.md",
+    pytest.param(ROOT / "docs" / "solving-and-measuring.md", marks=pytest.mark.slow),
+]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
