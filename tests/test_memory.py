@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from hesse.ad import term_at
 from hesse.ad.hessian_at import HessianAt
 from hesse.ad.request import Request
 from hesse.errors import ArgumentError, FallbackWarning
 from hesse.memory import PeakMemory
 from hesse.operators import ggn_operator, hessian_operator
+from hesse.programs.program import run
 from hesse.risk import Risk
 from hesse.testing import all_problems
 from hesse.vectors import Space, gaussian, norm
@@ -61,7 +63,7 @@ def direction(risk):
 def test_a_thrifty_product_is_the_same(name):
     problem = PROBLEMS[name]
     space = Space.of(problem.x, call="test")
-    request = Request("traced-split", keep=float("inf"))
+    request = Request("traced-split", keep=(float("inf"), float("inf")))
     at = HessianAt(problem.f, problem.x, space, request, "test", repeated=True)
     v = problem.direction(0)
     expected = hessian_operator(problem.f, problem.x, mode="retained-graph") @ v
@@ -194,3 +196,16 @@ def test_a_model_that_cannot_be_recorded_keeps_to_its_budget_by_graphs(square, m
     assert memory.peak <= 210_000
     reference = make(risk, risk.params) @ direction(risk)
     assert norm(product - reference) <= 1e-5 * norm(reference)
+
+
+def test_more_residuals_are_kept_once_the_checks_are_over(monkeypatch):
+    risk = risk_of("autoencoder", rows=8_000)
+    v, runs = direction(risk), []
+    H = hessian_operator(risk, risk.params, memory_budget=int(1.5 * gradient_peak(risk)))
+    monkeypatch.setattr(term_at, "run", lambda *given: runs.append(1) or run(*given))
+    counts = []
+    for _ in range(4):
+        runs.clear()
+        H @ v
+        counts.append(len(runs))
+    assert counts[0] > counts[1] > counts[2] == counts[3]  # fewer point programs

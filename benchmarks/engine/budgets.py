@@ -20,13 +20,17 @@ def rows(model: str, settings: Settings) -> list[list[Cell]]:
     """Without a budget, then with smaller and smaller ones."""
     case = Case.of(MODELS[model]())
     gradient = peak(lambda: prepare_gradient(case))
-    peaks: dict[str, int] = {FREE: peak(lambda: _run(case, None))}
-    runs: dict[str, Run] = {FREE: _run(case, None)}
+    risk = case.problem.risk()  # its parameters are the caller's
+    peaks: dict[str, int] = {FREE: peak(lambda: _run(case, risk, None))}
+    runs: dict[str, Run] = {FREE: _run(case, risk, None)}
     refusals: dict[str, str] = {}
     for budget in BUDGETS:
         name, size = f"{budget:g}", int(budget * gradient)
         try:
-            peaks[name], runs[name] = peak(lambda size=size: _run(case, size)), _run(case, size)
+            peaks[name], runs[name] = (
+                peak(lambda size=size: _run(case, risk, size)),
+                _run(case, risk, size),
+            )
         except hesse.HesseError as error:
             refusals[name] = f"expected {error.expected}"
     times = settings.measure(case, runs)
@@ -41,11 +45,9 @@ def _kept(name: str, size: int, gradient: int, times: dict[str, Measurement]) ->
     return [size / 1e6, size / gradient, share, *seconds, None]
 
 
-def _run(case: Case, budget: int | None) -> Run:
-    problem = case.problem
-    H = hesse.hessian_operator(
-        problem.risk(), problem.params, mode="traced-split", memory_budget=budget
-    )
+def _run(case: Case, risk: hesse.Risk, budget: int | None) -> Run:
+    params = case.problem.params
+    H = hesse.hessian_operator(risk, params, mode="traced-split", memory_budget=budget)
     return InProcess(lambda: H @ case.v, flat)
 
 

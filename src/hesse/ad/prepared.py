@@ -52,7 +52,8 @@ class Prepared:
         self._kind, self._terms, self._variables, self._x = kind, terms, variables, x
         self._request, self._preparations = request, preparations
         unbounded = math.inf if alone else 0.0
-        self._keep = unbounded if request.keep is None else request.keep
+        self._keep, later = request.keep or (unbounded, unbounded)
+        self._more = later - self._keep if later > self._keep else 0.0
         self._kept: dict[int, tuple[float, TermAt]] = {}
         self._count: int | None = None
         self._own: dict[int, Preparation] = {}
@@ -176,6 +177,8 @@ class Prepared:
                 self._keep -= at.kept_bytes
                 self._kept[index] = term.coefficient, at
         self._count = count
+        if all(self._trusted.values()):
+            self._keep, self._more = self._keep + self._more, 0.0
 
     def _term_at(self, index: int, term: Term) -> TermAt:
         data = [*self._variables.frozen, *term.data]

@@ -28,7 +28,8 @@ class Recording:
 
     split: Split
     value: Tensor
-    gradient: list[Tensor]
+    gradient: list[Tensor] | None
+    """Unless memory counts for more."""
     residuals: list[Tensor]
     product: Tensor
     eps: float
@@ -58,17 +59,26 @@ def record_programs(
     reduced = has_units(request.precision, x[0].device)
     programs = _split(trace, len(x), kind.quantities, request, bfloat16=reduced)
     value, *rest = run(programs.point_and_gradient, [*x, *data])
-    gradient, residuals = rest[: len(x)], rest[len(x) :]
-    with units(request.precision):
-        product = run(programs.directions["product"], [*residuals, v])
-        # Once more, from the same residuals: an operation that hides what it shares memory with
-        # could have been overwritten.
-        again = run(programs.directions["product"], [*residuals, v])
-    eps = max(trace.eps, torch.finfo(torch.bfloat16).eps if reduced else 0.0)
-    if not (agree(product, seen.results[:1], eps) and agree(again, product, eps)):
-        raise UntraceableError("the program does not repeat the product that was recorded")
-    error = difference(product, seen.results[:1]) if reduced else None
-    return Recording(programs, value, gradient, residuals, again[0], eps, error, seen.recomputes)
+    gradient = None if request.is_thrifty else rest[: len(x)]
+    residuals = rest[len(x) :]
+    del rest
+    eps, expected = (
+        max(trace.eps, torch.finfo(torch.bfloat16).eps if reduced else 0.0),
+        seen.product,
+    )
+    error = None
+    # Twice, from the same residuals: an operation that hides what it shares memory with could have
+    # been overwritten.
+    for _ in range(2):
+        with units(request.precision):
+            product = run(programs.directions["product"], [*residuals, v])
+        if not agree(product, expected, eps):
+            raise UntraceableError("the program does not repeat the product that was recorded")
+        if reduced and error is None:
+            error = difference(product, expected)
+        seen.product = expected = product
+        del product
+    return Recording(programs, value, gradient, residuals, expected[0], eps, error, seen.recomputes)
 
 
 class _Seen:
@@ -76,7 +86,7 @@ class _Seen:
 
     def __init__(self, kind: Kind, function: Any, variables: Variables, v: Tensor) -> None:
         self._kind, self._function, self._variables, self._v = kind, function, variables, v
-        self.results: list[Tensor] = []
+        self.product: list[Tensor] = []
         self.recomputes = False
 
     def everything(self) -> list[Tensor]:
@@ -87,8 +97,10 @@ class _Seen:
         self.recomputes = graph.recomputes
         outputs, directions = [graph.value, *graph.gradient], self._variables.split(self._v)
         for quantity in self._kind.quantities:
-            self.results.append(taken(graph, quantity, self._variables, directions))
-        return [*outputs, *self.results]
+            outputs.append(taken(graph, quantity, self._variables, directions))
+            if quantity == "product":
+                self.product = outputs[-1:]
+        return outputs
 
 
 def taken(graph: Retained, quantity: str, variables: Variables, directions: Leaves) -> Tensor:

@@ -12,13 +12,14 @@ from hesse.programs.precision import Precision
 class Request:
     """How products are to be taken.
 
-    `keep` is how many bytes of residuals to hold on to between products. None, without a budget,
-    is all of a single term and none of several.
+    `keep` is how many bytes of residuals to hold on to between products: while programs are
+    recorded and checked, and later. None, without a budget, is all of a single term and none of
+    several.
     """
 
     mode: str = "auto"
     precision: Precision = "highest"
-    keep: float | None = None
+    keep: tuple[float, float] | None = None
 
     @property
     def is_thrifty(self) -> bool:

@@ -102,7 +102,7 @@ class TermAt:
         preparation = self.preparation
         for _ in range(RECORDINGS):
             if self._residuals is None and preparation.split is not None:
-                self._enter()
+                self._enter(v)
             elif self._residuals is None:
                 if not preparation.pays:
                     break
@@ -216,8 +216,8 @@ class TermAt:
             preparation.expect(preparation.seconds)
         return result
 
-    def _enter(self, *, with_gradient: bool = False) -> None:
-        """Run the point program at this point, and check it."""
+    def _enter(self, v: Tensor | None = None, *, with_gradient: bool = False) -> None:
+        """Run the point program at this point, and check it; v is the direction to come."""
         preparation, split = self.preparation, self.preparation.split
         if split is None:
             return
@@ -247,26 +247,26 @@ class TermAt:
             return
         due = preparation.points > 1 and preparation.points & (preparation.points - 1) == 0
         if due or suspicious:
-            self._verify()
+            self._verify(v)
         self.trusted = self._split
 
-    def _verify(self) -> None:
-        """Compare a product with one by double backward."""
+    def _verify(self, v: Tensor | None) -> None:
+        """Compare a product with one by double backward, in a random direction if memory allows."""
         preparation, split = self.preparation, self.preparation.split
         assert split is not None and self._residuals is not None
-        generator = torch.Generator().manual_seed(preparation.points)
-        v = gaussian(self._variables.space, generator)
-        with units(preparation.request.precision):
-            ours = run(split.directions["product"], [*self._residuals, v])
-        self._residuals = None  # not both at a time
+        if v is None or not preparation.request.is_thrifty:
+            generator = torch.Generator().manual_seed(preparation.points)
+            v = gaussian(self._variables.space, generator)
+        self._residuals = None  # not graph and residuals at a time
         retained, directions = self._kind.retain(self._function, self._x), self._variables.split(v)
         theirs = taken(retained, "product", self._variables, directions)
         del retained
+        self._residuals = run(split.point, [*self._x, *self._data])
+        with units(preparation.request.precision):
+            ours = run(split.directions["product"], [*self._residuals, v])
         preparation.verified += 1
-        if agree(ours, [theirs], preparation.eps):
-            self._residuals = run(split.point, [*self._x, *self._data])
-        else:
-            self._gradient = self._split = None
+        if not agree(ours, [theirs], preparation.eps):
+            self._gradient = self._split = self._residuals = None
             preparation.distrust("a product is not that of double backward")
 
     def _record(self, v: Tensor) -> Tensor | None:

@@ -2,9 +2,11 @@
 """`memory_budget=`: how to lay out the products of a risk in a given amount of memory.
 
 What a product needs is measured, not guessed: on two small batches cut from the data, with
-everything that a first product does (recording, checks, vectors). What it needs on larger ones
-follows by a straight line. Batches that are too large for the budget are cut; what the budget
-leaves is given to residuals, which are kept from product to product as long as they fit.
+everything that a first product does (recording, checks, vectors), and once more for a later one.
+What it needs on larger ones follows about by a straight line. Batches that are too large for the
+budget are cut. What the budget leaves, measured on batches of the final size, is given to
+residuals, which are kept from product to product as long as they fit: from the second on there is
+more room for them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -74,62 +76,104 @@ def _layout(f: Any, make: Make, request: Request, budget: int, call: str) -> Lay
     size = examples(f.data.first) if isinstance(f, Risk) else None
     if size is None or size < 8:
         need = measure(make, f, request)
-        if need > budget:
-            raise _impossible(call, budget, need, "where there are no batches to be cut")
-        return _uncut(f, request, budget - need)
+        if need.first > budget:
+            raise _impossible(call, budget, need.first, "where there are no batches to be cut")
+        return _uncut(f, request, budget, need)
     risk: Risk = f
-    base, slope = _line(
+    first, later = _lines(
         lambda count: measure(make, _head(risk, count, size), request), size, budget
     )
-    most = size if slope == 0.0 else math.floor((budget - base) / slope)
+    most = size if first.slope == 0.0 else math.floor((budget - first.base) / first.slope)
     if most < 1:
-        raise _impossible(call, budget, math.ceil(base + slope), "with batches of one example")
+        raise _impossible(call, budget, math.ceil(first.at(1)), "with batches of one example")
     if most >= size:
-        return _uncut(risk, request, budget - base - slope * size)
+        return _uncut(risk, request, budget, Need(first.at(size), later.at(size)))
+    return _cut(risk, make, request, budget, size, most, call)
+
+
+def _cut(
+    risk: Risk, make: Make, request: Request, budget: int, size: int, most: int, call: str
+) -> Layout:
+    """The risk in even batches of at most `most` examples, whose programs are recorded by now."""
     even = math.ceil(size / math.ceil(size / most))
-    return risk.in_small_batches(even), replace(request, keep=budget - base - slope * even)
+    trial = _head(risk, even, size)
+    need = measure(make, trial, request)
+    if need.first > budget:
+        if even == 1:
+            raise _impossible(call, budget, need.first, "with batches of one example")
+        fewer = min(even - 1, math.floor(even * budget / need.first))
+        return _cut(risk, make, request, budget, size, max(1, fewer), call)
+    result = risk.in_small_batches(even)
+    result.preparations = trial.preparations
+    return result, replace(request, keep=(budget - need.first, budget - need.later))
 
 
-def _line(need: Callable[[int], int], size: int, budget: int) -> tuple[float, float]:
-    """What products need is about base + slope * (examples of a batch); trials keep the budget."""
+# What a product needs grows faster than the smallest batches show.
+_CAUTION = 1.05
+
+
+class Need(NamedTuple):
+    """The peak, in bytes, of the first products and of one after them."""
+
+    first: float
+    later: float
+
+
+class _Line(NamedTuple):
+    """base + slope * (examples of a batch)."""
+
+    base: float
+    slope: float
+
+    def at(self, count: int) -> float:
+        return self.base + self.slope * count
+
+
+def _lines(need: Callable[[int], Need], size: int, budget: int) -> list[_Line]:
+    """What first products need and what later ones do, about; trials keep the budget."""
     small = max(1, size // 32)
-    first, other = need(small), 2 * small
-    if 2 * first > budget + first // 3:  # it would not fit: a third or so does not grow
+    known, other = need(small), 2 * small
+    if 2 * known.first > budget + known.first // 3:  # it would not fit: a third does not grow
         other = 1
     if other == small:
-        return 0.0, float(first)
-    slope = max(0.0, (need(other) - first) / (other - small))
-    return first - slope * small, slope
+        return [_Line(0.0, peak) for peak in known]
+    slopes = [
+        _CAUTION * max(0.0, (there - here) / (other - small))
+        for here, there in zip(known, need(other), strict=True)
+    ]
+    return [_Line(here - slope * small, slope) for here, slope in zip(known, slopes, strict=True)]
 
 
-def _uncut(f: Any, request: Request, rest: float) -> Layout:
+def _uncut(f: Any, request: Request, budget: int, need: Need) -> Layout:
     # The residuals of a single batch are part of what its product needs.
-    return f, replace(request, keep=math.inf if has_one_term(f) else rest)
+    one = has_one_term(f)
+    keep = (math.inf, math.inf) if one else (budget - need.first, budget - need.later)
+    return f, replace(request, keep=keep)
 
 
-def measure(make: Make, f: Any, request: Request) -> int:
-    """The peak of the first products, in bytes."""
-    trial = f
-    if isinstance(f, Risk):
-        trial = copy.copy(f)
-        trial.preparations = {}
+def measure(make: Make, f: Any, request: Request) -> Need:
+    """What products of an operator need that holds on to no residuals."""
     with PeakMemory() as memory:
-        A = make(trial, replace(request, keep=0.0))
+        A = make(f, replace(request, keep=(0.0, 0.0)))
         v = torch.ones(A.shape[1], dtype=A.dtype, device=A.device)
-        memory.current -= v.nbytes  # the caller's
         for _ in range(2):
             A.matvec(v)
-    return memory.peak
+        first, memory.peak = memory.peak, memory.current
+        A.matvec(v)
+    return Need(first, memory.peak - v.nbytes)  # later ones have a direction of the caller's
 
 
 def _head(risk: Risk, count: int, size: int) -> Risk:
     """The risk of two batches of `count` examples: the second is what a first check is made on."""
     data: Batches = risk.data
-    first, second, _ = pieces(data.first, [0, count, 2 * count, size], data.weigh)
-    return risk.on([(part.inputs, part.targets) for part in (first, second)])
+    ends = sorted({0, count, min(2 * count, size), size})
+    first, second, *_ = pieces(data.first, ends, data.weigh)
+    head = copy.copy(risk.on([(part.inputs, part.targets) for part in (first, second)]))
+    head.preparations = {}
+    return head
 
 
-def _impossible(call: str, budget: int, need: int, how: str) -> ArgumentError:
+def _impossible(call: str, budget: int, need: float, how: str) -> ArgumentError:
     return ArgumentError(
         call,
         expected=f"a memory budget of at least {need:,} bytes, which a product needs {how}",

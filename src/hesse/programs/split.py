@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 import torch
 
@@ -35,6 +34,9 @@ _SMALL = 1 << 25
 
 # In units of what the gradient takes: two, less some room for the vectors around a product.
 _GOAL = 1.8
+
+# Who computes again to save less than this wastes time.
+_NEXT_TO_NOTHING = 1.05
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,9 @@ def split(
         others = (halves.split(cheap, 0) for cheap in (is_light, is_memory_bound))
     else:
         others = (halves.split(cheap, goal) for cheap in (is_light,) if plain.bytes > goal)
-    return min([plain, *others], key=attrgetter("bytes"))
+    splits = [plain, *others]
+    enough = _NEXT_TO_NOTHING * min(split.bytes for split in splits)
+    return next(split for split in splits if split.bytes <= enough)
 
 
 class _Halves:
