@@ -1,8 +1,8 @@
 """The stated 95% intervals hold the truth in 93 to 97 of 100 runs: 1,000 seeded runs of each case.
 
 A count of 1,000 has a standard deviation of 0.7%. A run that has many intervals, of a diagonal,
-counts with the share of them that hold, which varies less: 300 such runs say as much. Runs stop by themselves, at the default target or another, or after a fixed number of
-products.
+counts with the share of them that hold, which varies less: 300 such runs say as much. Runs stop by
+themselves, at the default target or another, or after a fixed number of products.
 """
 
 import math

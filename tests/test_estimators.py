@@ -4,13 +4,16 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hesse.estimators import Estimate, count_eigenvalues, diagonal, logdet, norm, trace
 from hesse.estimators.estimate import RunningMean, quantile_of, student
 from hesse.estimators.leave_out import mean_and_error
+from hesse.estimators.orthonormal import extend
 from hesse.estimators.sampling import is_check, next_check
+from hesse.estimators.sketch import grown_gram, no_entries
+from hesse.operators import identity_operator
 from hesse.testing import symmetric_matrix
 
 
@@ -54,6 +57,40 @@ def test_independent_tests_have_the_usual_error():
     change[0, 1] = -1.0
     _, error = mean_and_error(h, change)
     assert error**2 == pytest.approx(float(h.var()))
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(1, 60))
+@settings(max_examples=20, deadline=None)
+def test_a_basis_that_grows_by_blocks_is_that_of_all_its_rows(sizes, rank):
+    generator = torch.Generator().manual_seed(0)
+    A = identity_operator(200, dtype=torch.float64)
+    left, right = (
+        torch.randn(s, generator=generator).double() for s in ((sum(sizes), rank), (rank, 200))
+    )
+    rows = (
+        left
+        @ right
+        * 10.0 ** -torch.arange(200.0, dtype=torch.float64)[: sum(sizes), None].remainder(9)
+    )
+    basis, R = [], no_entries()
+    for block in rows.split(sizes):
+        found, columns = extend(A, basis, block.clone(), generator)
+        basis.append(found)
+        R = torch.cat([torch.nn.functional.pad(R, (0, 0, 0, len(block))), columns], dim=1)
+    Q = torch.cat(basis)
+    torch.testing.assert_close(Q @ Q.T, torch.eye(len(Q)).double(), rtol=0.0, atol=1e-13)
+    assert torch.equal(R, R.triu())
+    assert float((R.T @ Q - rows).norm(dim=1).div(rows.norm(dim=1)).max()) <= 1e-13
+
+
+def test_a_gram_matrix_that_grows_is_that_of_all_rows():
+    A = identity_operator(50, dtype=torch.float64)
+    left, right = torch.randn(2, 9, 50, dtype=torch.float64)
+    G = no_entries()
+    for count in (1, 2, 3):
+        blocks = ([*rows.split([4, 3, 2])][:count] for rows in (left, right))
+        G = grown_gram(A, G, *blocks)
+    torch.testing.assert_close(G, left @ right.T)
 
 
 def test_every_estimate_leaves_the_global_generator_alone():

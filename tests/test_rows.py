@@ -73,3 +73,11 @@ def test_only_whole_pages_within_the_memory_are_advised(monkeypatch: pytest.Monk
     assert address % page == size % page == 0
     assert long.data_ptr() <= address < long.data_ptr() + page
     assert address + size <= long.data_ptr() + long.nbytes < address + size + page
+
+
+@pytest.mark.parametrize("width", [1, 3, 7, 100])
+def test_columns_of_several_blocks_are_those_of_the_whole(width: int) -> None:
+    whole = torch.arange(50.0).view(5, 10)
+    pieces = list(rows.columns([whole[:2], whole[2:3], whole[3:]], width))
+    assert all(piece.shape[1] <= width for piece in pieces)
+    assert torch.equal(torch.cat(pieces, dim=1), whole)

@@ -19,6 +19,7 @@ from hesse.errors import (
     Status,
 )
 from hesse.estimators import trace
+from hesse.memory import PeakMemory
 from hesse.operators import dense_operator, diagonal_operator, function_operator
 from hesse.testing import CountingOperator, symmetric_matrix
 
@@ -190,7 +191,7 @@ def test_a_budget_bounds_the_sketch_or_is_refused():
         with pytest.raises(ArgumentError, match="memory budget of at least"):
             trace(M, method=method, memory_budget=2 * vector)
     with pytest.warns(FallbackWarning, match="the sketch ends at 10 probes"):
-        estimate = trace(M, method="xtrace", rtol=1e-9, memory_budget=40 * vector)
+        estimate = trace(M, method="xtrace", rtol=1e-9, memory_budget=30 * vector)
     assert estimate.products == 20
     # No room for ten directions: plain probes.
     auto, plain = (
@@ -198,6 +199,20 @@ def test_a_budget_bounds_the_sketch_or_is_refused():
         for m in ("auto", "hutchinson")
     )
     assert auto.value == pytest.approx(plain.value, rel=1e-13)
+
+
+@pytest.mark.parametrize(("method", "held"), [("xtrace", 3), ("xnystrace", 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_a_sketch_grows_in_place(method, held, dtype):
+    n, probes = 60_000, 54  # after four growths
+    A = diagonal_operator(torch.arange(1, n + 1, dtype=dtype) ** -1.5)
+    cost = 2 if method == "xtrace" else 1
+    limits = {"rtol": 0.0, "max_products": cost * probes, "block_size": 1}
+    with PeakMemory() as memory:
+        trace(A, method=method, generator=seeded(), **limits)
+    vectors = memory.peak / (n * torch.finfo(dtype).bits // 8)
+    # Besides, one more vector that is drawn, and what inner products are summed from.
+    assert held * probes <= vectors <= held * probes + 4
 
 
 RUN = """
@@ -229,6 +244,7 @@ print(value.numpy().tobytes().hex(), error.numpy().tobytes().hex(), e.products)
         ("trace", "hutchinson"),
         ("trace", "hutch++"),
         ("trace", "xtrace"),
+        ("trace", "xnystrace"),
         ("diagonal", "auto"),
         ("diagonal", "xdiag"),
     ],

@@ -29,7 +29,7 @@ from hesse.operators.base import LinearOperator
 from hesse.vectors import norm
 
 _SHARE = 20  # saving takes at most 1/20 of the time
-_FORMAT = 1
+_FORMAT = 2
 
 FilePath = str | os.PathLike | None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -75,6 +75,15 @@ def transposed(block: Tensor) -> Tensor:
     for piece, columns in zip(block.split(_CHUNK), rows.split(_CHUNK, dim=1), strict=True):
         columns.copy_(piece.T)
     return rows
+
+
+def columns(blocks: list[Tensor], width: int) -> Iterator[Tensor]:
+    """So many columns at a time of the rows in several blocks.
+
+    >>> [piece.tolist() for piece in columns([torch.ones(1, 3), torch.zeros(1, 3)], 2)]
+    [[[1.0, 1.0], [0.0, 0.0]], [[1.0], [0.0]]]
+    """
+    return map(torch.cat, zip(*(block.split(width, dim=1) for block in blocks), strict=True))
 
 
 def _ask_for_large_pages(address: int, size: int) -> None:

@@ -302,6 +302,17 @@ def _dots_of_rows(left: Tensor, right: Tensor) -> Tensor:
     return (a @ b.mT).sum(dim=0, dtype=torch.float64) + rest
 
 
+def unshared(product: Tensor, given: Tensor) -> Tensor:
+    """The product, or a copy of it where an operator returned what it was given, or a part of that.
+
+    >>> v = torch.ones(2)
+    >>> unshared(v, v) is v, unshared(2 * v, v) is v
+    (False, False)
+    """
+    shared = product.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
+    return product.clone() if shared else product
+
+
 def all_finite(v: Tensor) -> bool:
     """Whether there is no NaN or Inf. One sum tells, unless the numbers are huge."""
     return math.isfinite(float(v.sum())) or bool(torch.isfinite(v).all())

@@ -37,7 +37,8 @@ _TOGETHER = 8
 class Deflated(Stream):
     """The stream of the rest, the basis, and what the first ten products said of A itself."""
 
-    basis: Tensor = field(default_factory=lambda: torch.empty(0))
+    basis: list[Tensor] = field(default_factory=list)
+    """Blocks of rows."""
     pilot: RunningMean = field(default_factory=RunningMean)
     left: float = 0.0
     """Mean square of a column of (I - QQ')A Z."""
@@ -60,14 +61,18 @@ class Deflation(ABC):
 
     def __init__(self, sampler: Sampler[Target], always: bool) -> None:
         self.sampler, self.A, self.always = sampler, sampler.A, always
-        none = torch.empty(0, self.A.shape[1], dtype=self.A.dtype, device=self.A.device)
-        self.state = Deflated(sampler.generator, basis=none)
+        self.state = Deflated(sampler.generator)
         self.width = PILOT
         if always:
             self.width = min(PILOT, int(sampler.run.max_products // 3), self._fits(0))
             if self.width < 1:
                 what = "method='hutch++' with one direction"
                 too_small(self.A, 4, sampler.vectors, what, sampler.call)
+
+    @property
+    def size(self) -> int:
+        """How many directions the basis has."""
+        return sum(map(len, self.state.basis))
 
     @abstractmethod
     def plain(self, probes: Tensor, images: Tensor) -> list[Any]:
@@ -90,8 +95,8 @@ class Deflation(ABC):
         if state.growing:
             return self._grow()
         # Together they are projected at the price of one: the basis is read once.
-        together = min(_TOGETHER, max(1, self._fits(len(state.basis))))
-        k = self.sampler.block(state, least=together if len(state.basis) else 1)
+        together = min(_TOGETHER, max(1, self._fits(self.size)))
+        k = self.sampler.block(state, least=together if state.basis else 1)
         state.add(self.rest(signs(self.A, k, state.generator)), k)
         return True
 
@@ -100,28 +105,29 @@ class Deflation(ABC):
         state, A, k = self.state, self.A, min(self.width, self.sampler.room(self.state))
         probes = signs(A, k, state.generator)
         images = products(A, probes, self.sampler.block_size, self.sampler.call)
-        first = len(state.basis) == 0
+        first = not state.basis
         if first:
             for sample in self.plain(probes, images):
                 state.pilot.add(sample)
         state.products += k
-        grown, R = extend(A, state.basis, images, state.generator)
-        outside = R[len(state.basis) :]
+        found, R = extend(A, state.basis, images, state.generator)
+        outside = R[self.size :]
         left, after = float((outside**2).sum()) / k, _left_out(outside)
         if self._pays(first, left, after):
-            self._deflate(grown, left, after)
+            self._deflate(found, left, after)
         else:
             state.growing = False
             if first:
                 state.samples = state.pilot
         return True
 
-    def _deflate(self, grown: Tensor, left: float, after: float) -> None:
+    def _deflate(self, found: Tensor, left: float, after: float) -> None:
         """Take the new directions into the basis."""
-        state, k = self.state, len(grown) - len(self.state.basis)
-        state.known = state.known + self.captured(grown[-k:])
-        state.products += k
-        state.basis, state.left = grown, after
+        state = self.state
+        state.known = state.known + self.captured(found)
+        state.products += len(found)
+        state.basis.append(found)
+        state.left = after
         state.gain = 1 - after / left if left > 0.0 else 0.0
         state.growing = self._goes_on()
 
@@ -143,10 +149,9 @@ class Deflation(ABC):
         state, k = self.state, self.width
         room = self.sampler.room(state)
         most = 2 * self.sampler.run.max_products / 3
-        size = len(state.basis)
-        if state.products + 2 * k > most or self._fits(size) < k:
+        if state.products + 2 * k > most or self._fits(self.size) < k:
             return False
-        if size + k > self.A.shape[1]:
+        if self.size + k > self.A.shape[1]:
             return False
         variance = self.spread * state.left
         return state.gain * self._probes(variance, room, variance) > 2 * k
@@ -159,8 +164,8 @@ class Deflation(ABC):
 
     def _fits(self, size: int) -> int:
         """How many directions the memory has room for beside `size`."""
-        # The basis twice while it grows, and probes, products and the part outside of each.
-        return min((self.sampler.vectors - 2 * size) // 4, 1 << 30)
+        # Beside the basis a probe each, what A makes of it, the image of that, and their product.
+        return min((self.sampler.vectors - size) // 4, 1 << 30)
 
 
 def _left_out(R: Tensor) -> float:

@@ -69,8 +69,9 @@ def diagonal(
         together; an entry with few neighbours (of size) in its row has samples far from normal.
 
     Cost: a product a probe and three vectors beside those of the block; with deflation a product
-        with A and one with A' for each direction of Q, held twice while it grows. "xdiag": one with
-        A and one with A' a probe, and nine vectors. A checkpoint takes one more product.
+        with A and one with A' and a vector for each direction of Q, and three more for each of ten
+        while it grows. "xdiag": one with A and one with A' a probe, and three vectors. A checkpoint
+        takes one more product.
 
     Raises:
         HesseError: not square; NaN; a budget that is too small; no adjoint where one is needed.

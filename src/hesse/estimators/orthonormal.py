@@ -1,72 +1,77 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gram-Schmidt through the operator's inner product: a basis that grows by rows."""
+"""Gram-Schmidt through the operator's inner product: a basis that grows by blocks of rows.
+
+The blocks are never joined. Where rows grow in one tensor, each growth copies all that there were,
+and holds them twice meanwhile.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from hesse.krylov.gram_schmidt import components
+from hesse.krylov.gram_schmidt import orthogonalise
 from hesse.operators.base import LinearOperator
 from hesse.vectors import gaussian, norm
 
 
-def project_out(A: LinearOperator, basis: Tensor, rows: Tensor) -> Tensor:
+def project_out(A: LinearOperator, basis: list[Tensor], rows: Tensor) -> Tensor:
     """The rows without their components in the basis."""
-    return rows if len(basis) == 0 else components(A, basis, rows)[0]
+    if not basis:
+        return rows
+    rest = rows.clone()
+    orthogonalise(A, basis, rest)
+    return rest
 
 
 def extend(
-    A: LinearOperator, basis: Tensor, rows: Tensor, generator: torch.Generator | None
+    A: LinearOperator, basis: list[Tensor], rows: Tensor, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """The basis with new rows, and coordinates R of the given rows in it: R'Q = rows, R upper.
+    """The next block of the basis, and coordinates R of the rows in all of it: R'Q = rows, R upper.
 
-    A row that lies in the basis to rounding brings a random direction, with that rounding error as
-    its coordinate: R stays regular.
+    The block takes the place of the rows. A row that lies in the basis to rounding brings a random
+    direction, with that rounding error as its coordinate: R stays regular.
     """
-    j, k = len(basis), len(rows)
-    grown = torch.cat([basis, torch.empty_like(rows)])
-    R = torch.zeros(j + k, k, dtype=torch.float64)
-    for start in range(0, k, _PANEL):
-        before, stop = j + start, min(start + _PANEL, k)
-        outside, R[:before, start:stop] = components(A, grown[:before], rows[start:stop])
-        for i, row in enumerate(outside, start):
-            least = torch.finfo(A.dtype).eps * norm(rows[i])
-            rest, h = _outside(A, grown[: j + i], before, row)
-            R[: j + i, i] += h
-            grown[j + i], R[j + i, i] = _normalised(A, grown[: j + i], rest, least, generator)
-    return grown, R
+    j, rows = sum(map(len, basis)), rows.contiguous()
+    R = torch.zeros(j + len(rows), len(rows), dtype=torch.float64)
+    for start in range(0, len(rows), _PANEL):
+        panel, known = rows[start : start + _PANEL], [*basis, rows[:start]]
+        least = [torch.finfo(A.dtype).eps * norm(row) for row in panel]
+        R[: j + start, start : start + len(panel)] = orthogonalise(A, known, panel)
+        for i, row in enumerate(panel):
+            before, column = [*known, panel[:i]], R[:, start + i]
+            column[: j + start + i] += _remove_panel(A, before, row)
+            column[j + start + i] = _normalise(A, before, row, least[i], generator)
+    return rows, R
 
 
-def _outside(A: LinearOperator, basis: Tensor, before: int, row: Tensor) -> tuple[Tensor, Tensor]:
-    """A row without what it has in the basis, whose first rows `before` were removed already."""
-    h = torch.zeros(len(basis), dtype=torch.float64)
-    rest, h[before:] = components(A, basis[before:], row)
-    if norm(rest) < _KEPT * norm(row):  # what was left along the first rows weighs more now
-        rest, further = components(A, basis, rest)
-        h += further
-    return rest, h
+def _remove_panel(A: LinearOperator, before: list[Tensor], row: Tensor) -> Tensor:
+    """Take from a row what it has in the last block, and that; what it had in others was taken."""
+    length, others = norm(row), sum(map(len, before[:-1]))
+    h = torch.cat([torch.zeros(others).double(), orthogonalise(A, before[-1:], row)])
+    if norm(row) < _KEPT * length:  # what was left along the others weighs more now
+        h += orthogonalise(A, before, row)
+    return h
 
 
-def _normalised(
+def _normalise(
     A: LinearOperator,
-    basis: Tensor,
+    basis: list[Tensor],
     row: Tensor,
     least: float,
     generator: torch.Generator | None,
-) -> tuple[Tensor, float]:
-    """A row of length 1 and the length it had; a new direction in the place of one too short."""
+) -> float:
+    """Give a row length 1; the length it had. One too short becomes a new direction."""
     length = norm(row)
-    if length <= 10 * least:
-        return _new_direction(A, basis, generator), max(least, _TINY)
-    return row / length, length
+    if length > 10 * least:
+        row /= length
+        return length
+    row.copy_(gaussian(A.domain, generator))
+    orthogonalise(A, basis, row)
+    row /= norm(row)
+    return max(least, _TINY)
 
 
 _PANEL = 16  # rows that are orthogonalised against all earlier ones together
 _KEPT = 0.1
 _TINY = 1e-100  # the coordinate of a row of zeros
-
-
-def _new_direction(A: LinearOperator, basis: Tensor, generator: torch.Generator | None) -> Tensor:
-    row, _ = components(A, basis, gaussian(A.domain, generator))
-    return row / norm(row)

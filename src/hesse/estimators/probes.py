@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hesse.operators.base import LinearOperator
 from hesse.rows import stacked
-from hesse.vectors import gaussian, rademacher
+from hesse.vectors import gaussian, rademacher, unshared
 
 
 def signs(A: LinearOperator, k: int, generator: torch.Generator | None) -> Tensor:
@@ -30,9 +30,9 @@ def on_the_sphere(A: LinearOperator, k: int, generator: torch.Generator | None) 
 
 
 def products(A: LinearOperator, rows: Tensor, block_size: int, call: str) -> Tensor:
-    """A v for every row v, as rows, `block_size` of them at once."""
+    """A v for every row v, as rows of their own, `block_size` of them at once."""
     if len(rows) <= block_size:
-        return A._check_finite(A._matmat(rows.T).T, call)
+        return A._check_finite(unshared(A._matmat(rows.T).T, rows), call)
     blocks = (A._matmat(block.T).T for block in rows.split(block_size))
     return A._check_finite(stacked(len(rows), chain.from_iterable(blocks)), call)
 

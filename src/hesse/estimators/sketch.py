@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,15 +22,24 @@ from hesse.vectors import norm
 LEAST_PROBES = 3
 
 
+def no_entries() -> Tensor:
+    """A matrix that will grow."""
+    return torch.zeros(0, 0, dtype=torch.float64)
+
+
 @dataclass
 class Sketch:
-    """Probes Omega and the basis Q as rows, R, the products of A with Q if they are taken."""
+    """Probes Omega, the basis Q, and the products of A with Q if they are taken, as rows; and R.
 
+    Each growth adds a block of rows to each, so that none is copied when more come.
+    """
+
+    n: int
     generator: torch.Generator | None
-    probes: Tensor
-    basis: Tensor
-    images: Tensor
-    R: Tensor
+    probes: list[Tensor] = field(default_factory=list)
+    basis: list[Tensor] = field(default_factory=list)
+    images: list[Tensor] = field(default_factory=list)
+    R: Tensor = field(default_factory=no_entries)
     products: int = 0
     shift: float = 0.0
     value: Tensor | float = 0.0
@@ -39,12 +48,12 @@ class Sketch:
     @property
     def size(self) -> int:
         """How many probes there are."""
-        return len(self.probes)
+        return len(self.R)
 
     @property
     def ready(self) -> bool:
         """Whether the target is checked now: always, as the sketch grows by half at a time."""
-        return is_check(self.size) or self.size == self.probes.shape[1]
+        return is_check(self.size) or self.size == self.n
 
     def estimate(self, status: Status = Status.UNFINISHED) -> Estimate | None:
         """The estimate from the present sketch."""
@@ -61,20 +70,30 @@ class Sketch:
         if self.size == 0:
             largest = max(max(norm(row) for row in rows), torch.finfo(A.dtype).tiny ** 0.25)
             self.shift = roundings * torch.finfo(A.dtype).eps * largest
-        rows = rows + self.shift * probes
-        self.basis, columns = extend(A, self.basis, rows, self.generator)
+        if self.shift > 0.0:
+            rows.add_(probes, alpha=self.shift)
+        rows, columns = extend(A, self.basis, rows, self.generator)
         R = torch.zeros(len(columns), len(columns), dtype=torch.float64)
         R[: self.size, : self.size] = self.R
         R[:, self.size :] = columns
-        self.R, self.probes = R, torch.cat([self.probes, probes])
+        self.R = R
+        self.probes.append(probes)
+        self.basis.append(rows)
         self.products += len(probes)
 
+    def multiply(self, A: LinearOperator, block: int, call: str) -> None:
+        """Take the products of A with the new rows of the basis."""
+        images = products(A, self.basis[-1], block, call).contiguous()
+        self.images.append(images)
+        self.products += len(images)
 
-def empty_sketch(sampler: Sampler) -> Sketch:
-    """A sketch of no probes."""
-    A = sampler.A
-    none = torch.empty(0, A.shape[1], dtype=A.dtype, device=A.device)
-    return Sketch(sampler.generator, none, none, none, torch.zeros(0, 0, dtype=torch.float64))
+
+def grown_gram(A: LinearOperator, known: Tensor, left: list[Tensor], right: list[Tensor]) -> Tensor:
+    """The inner products of all rows with all rows, known but for those of the last blocks."""
+    none = known.new_zeros(0, len(right[-1]))
+    beside = torch.cat([none, *(A.gram(block, right[-1]) for block in left[:-1])])
+    below = torch.cat([A.gram(left[-1], block) for block in right], dim=1)
+    return torch.cat([torch.cat([known, beside], dim=1), below])
 
 
 def grow_until_met(

@@ -74,9 +74,10 @@ def trace(
         are exact to rounding, and the error says no more than that.
 
     Cost: "hutchinson": a product a probe, block_size + 1 vectors; the variance of a probe is
-        2 (|A|_F^2 - sum_i a_ii^2) for symmetric A. "hutch++": 2 products a direction of Q, held
-        twice while it grows, then one a probe. "xtrace": 2 products and 4 vectors a probe;
-        "xnystrace": 1 product, 3 vectors. A checkpoint takes one product to know the operator by.
+        2 (|A|_F^2 - sum_i a_ii^2) for symmetric A. "hutch++": 2 products and a vector a direction
+        of Q, three more for each of ten while it grows, then one product a probe. "xtrace": 2
+        products and 3 vectors a probe; "xnystrace": 1 product, 2 vectors. A checkpoint takes one
+        product to know the operator by.
 
     Raises:
         HesseError: not square; NaN; a budget that is too small; a negative v'A v in "xnystrace".

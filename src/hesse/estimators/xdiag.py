@@ -20,56 +20,66 @@ from torch import Tensor
 
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.leave_out import are_apart
-from hesse.estimators.probes import products, signs
+from hesse.estimators.probes import signs
 from hesse.estimators.sampling import Sampler
-from hesse.estimators.sketch import Sketch, empty_sketch, grow_until_met
+from hesse.estimators.sketch import Sketch, grow_until_met
+from hesse.rows import columns
 
-_CHUNK = 1 << 16  # numbers at a time: what is computed of them then stays in the cache
+_WIDTH = 1 << 9  # entries at a time: what is computed for them stays in the cache
 
 
 def xdiag(sampler: Sampler) -> Estimate:
-    """The diagonal by XDiag: two products a probe, A z and A'q; nine vectors."""
-    state, A = empty_sketch(sampler), sampler.A
+    """The diagonal by XDiag: two products a probe, A z and A'q; three vectors."""
+    A = sampler.A
+    state = Sketch(A.shape[1], sampler.generator)
 
     def advance(more: int) -> None:
         state.grow(A, signs(A, more, sampler.generator), sampler.block_size, sampler.call)
-        images = products(A.T, state.basis[-more:], sampler.block_size, sampler.call)
-        state.images = torch.cat([state.images, images])
-        state.products += more
+        state.multiply(A.T, sampler.block_size, sampler.call)
         state.value, state.standard_error = _diagonal_of(state)
 
-    # Probes, basis, images, u, v, and four of their size while the errors are computed.
-    return grow_until_met(sampler, state, cost=2, held=9, advance=advance)
+    return grow_until_met(sampler, state, cost=2, held=3, advance=advance)
 
 
 def _diagonal_of(sketch: Sketch) -> tuple[Tensor, Tensor]:
-    m, like = sketch.size, sketch.basis
-    eye = torch.eye(m, dtype=torch.float64)
-    S = torch.linalg.solve_triangular(sketch.R.T, eye, upper=False)
+    m, home = sketch.size, sketch.basis[0]
+    rows = (sketch.basis, sketch.images, sketch.probes)
+    pieces = zip(*(columns(blocks, _WIDTH) for blocks in rows), strict=True)
+    if m == sketch.n:
+        value = torch.cat([(Q * images).sum(dim=0) for Q, images, _ in pieces])
+        return value, torch.zeros_like(value)
+    S = torch.linalg.solve_triangular(sketch.R.T, torch.eye(m).double(), upper=False)
     lengths = torch.linalg.vector_norm(S, dim=0)
-    S = S / lengths
-    U, V = S.T.to(like) @ sketch.basis, S.T.to(like) @ sketch.images
-    captured = (sketch.basis * sketch.images).sum(dim=0)
-    if m == sketch.probes.shape[1]:
-        return captured, torch.zeros_like(captured)
-    N = V - sketch.probes / lengths.to(like)[:, None]
-    h = -U * N  # beside what is captured
-    variance = h.var(dim=0) / m + _covariance(U, V, N, S.T @ S).clamp(min=0.0)
-    return captured + h.mean(dim=0), variance.sqrt()
+    g, w = (x.to(home.device) for x in _weights(S / lengths, torch.finfo(home.dtype).eps))
+    S, d = (S / lengths).to(home), 1 / lengths.to(home.device)
+    found = [_entries(Q, images, Z, S, d, g, w) for Q, images, Z in pieces]
+    value, error = map(torch.cat, zip(*found, strict=True))
+    return value, error
 
 
-def _covariance(U: Tensor, V: Tensor, N: Tensor, G: Tensor) -> Tensor:
-    """The mean over i != j of (h_i - h_{i|j}) (h_j - h_{j|i}), entry by entry.
+def _weights(S: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """g = s_i's_j for i != j, and 1 / (1 - g^2)^2, which is 0 where s_i and s_j are one line."""
+    off = 1 - torch.eye(len(S), dtype=torch.float64)
+    g = S.T @ S * off
+    return g, torch.where(are_apart(g, eps), off / (1 - g**2) ** 2, 0.0)
 
+
+def _entries(
+    Q: Tensor, images: Tensor, Z: Tensor, S: Tensor, d: Tensor, g: Tensor, w: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The mean of the h_i and its standard error, for the entries that these columns belong to.
+
+    The covariance is the mean over i != j of (h_i - h_{i|j}) (h_j - h_{j|i}), where
     h_i - h_{i|j} = (u_j - g u_i) (v_j - g n_i) / (1 - g^2) with g = s_i's_j.
     """
-    m, off = len(U), 1 - torch.eye(len(U), dtype=torch.float64)
-    g = (G * off).to(U.device)
-    apart = are_apart(g, torch.finfo(U.dtype).eps)
-    w = torch.where(apart, off.to(U.device) / (1 - g**2) ** 2, 0.0)
-    pieces = zip(*(block.split(max(1, _CHUNK // m), dim=1) for block in (U, V, N)), strict=True)
-    sums = [_sum_of_pairs(u.double(), v.double(), n.double(), g, w) for u, v, n in pieces]
-    return (torch.cat(sums) / (m * (m - 1))).to(U)
+    m = len(Q)
+    U, V = (S.T @ Q).double(), (S.T @ images).double()
+    N = V - d[:, None] * Z
+    h = -U * N  # beside what is captured
+    covariance = _sum_of_pairs(U, V, N, g, w) / (m * (m - 1))
+    captured = (Q * images).sum(dim=0, dtype=torch.float64)
+    variance = h.var(dim=0) / m + covariance.clamp(min=0.0)
+    return (captured + h.mean(dim=0)).to(Q), variance.sqrt().to(Q)
 
 
 def _sum_of_pairs(u: Tensor, v: Tensor, n: Tensor, g: Tensor, w: Tensor) -> Tensor:

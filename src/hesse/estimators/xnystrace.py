@@ -13,6 +13,8 @@ standard error is that of `leave_out`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
@@ -21,29 +23,39 @@ from hesse.estimators.estimate import Estimate
 from hesse.estimators.leave_out import mean_and_error
 from hesse.estimators.probes import on_the_sphere
 from hesse.estimators.sampling import Sampler
-from hesse.estimators.sketch import Sketch, empty_sketch, grow_until_met
-from hesse.operators.base import LinearOperator
+from hesse.estimators.sketch import Sketch, grow_until_met, grown_gram, no_entries
 
 _SHIFT = 10.0  # in rounding errors of a product
 
 
+@dataclass
+class _NystroemSketch(Sketch):
+    """A sketch and the products of its probes with the basis and with one another."""
+
+    W: Tensor = field(default_factory=no_entries)
+    """Q'Omega."""
+    overlap: Tensor = field(default_factory=no_entries)
+    """Omega'Omega."""
+
+
 def xnystrace(sampler: Sampler) -> Estimate:
     """The trace by XNysTrace: one product a probe, two vectors."""
-    state, A = empty_sketch(sampler), sampler.A
+    A = sampler.A
+    state = _NystroemSketch(A.shape[1], sampler.generator)
 
     def advance(more: int) -> None:
         probes = on_the_sphere(A, more, sampler.generator)
         state.grow(A, probes, sampler.block_size, sampler.call, _SHIFT)
-        state.value, state.standard_error = _trace_of(A, state, sampler.call)
+        state.W = grown_gram(A, state.W, state.basis, state.probes)
+        state.overlap = grown_gram(A, state.overlap, state.probes, state.probes)
+        state.value, state.standard_error = _trace_of(state, sampler.call)
 
-    # Probes and basis are held; growing one of them holds it twice for a moment.
-    return grow_until_met(sampler, state, cost=1, held=3, advance=advance)
+    return grow_until_met(sampler, state, cost=1, held=2, advance=advance)
 
 
-def _trace_of(A: LinearOperator, sketch: Sketch, call: str) -> tuple[float, float]:
-    n, m = A.shape[1], sketch.size
-    core = A.gram(sketch.basis, sketch.probes).T @ sketch.R  # Omega' Y
-    overlap = A.gram(sketch.probes, sketch.probes)
+def _trace_of(sketch: _NystroemSketch, call: str) -> tuple[float, float]:
+    n, m, overlap = sketch.n, sketch.size, sketch.overlap
+    core = sketch.W.T @ sketch.R  # Omega' Y
     inverse = _inverse_factor(core, overlap, call)
     factor = sketch.R @ inverse.T
     whole = float((factor**2).sum()) - sketch.shift * n

@@ -12,40 +12,52 @@ standard error is that of `leave_out`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.leave_out import are_apart, mean_and_error
-from hesse.estimators.probes import on_the_sphere, products
+from hesse.estimators.probes import on_the_sphere
 from hesse.estimators.sampling import Sampler
-from hesse.estimators.sketch import Sketch, empty_sketch, grow_until_met
+from hesse.estimators.sketch import Sketch, grow_until_met, grown_gram, no_entries
 from hesse.operators.base import LinearOperator
+
+
+@dataclass
+class _TraceSketch(Sketch):
+    """A sketch and what is known of the products of its rows."""
+
+    H: Tensor = field(default_factory=no_entries)
+    """Q'AQ."""
+    W: Tensor = field(default_factory=no_entries)
+    """Q'Omega."""
+    T: Tensor = field(default_factory=no_entries)
+    """Q'A'Omega, which is R for symmetric A."""
 
 
 def xtrace(sampler: Sampler) -> Estimate:
     """The trace by XTrace: two products a probe, three vectors."""
-    state, A = empty_sketch(sampler), sampler.A
+    A = sampler.A
+    state = _TraceSketch(A.shape[1], sampler.generator)
 
     def advance(more: int) -> None:
         probes = on_the_sphere(A, more, sampler.generator)
         state.grow(A, probes, sampler.block_size, sampler.call)
-        images = products(A, state.basis[-more:], sampler.block_size, sampler.call)
-        state.images = torch.cat([state.images, images])
-        state.products += more
+        state.multiply(A, sampler.block_size, sampler.call)
+        state.H = grown_gram(A, state.H, state.basis, state.images)
+        state.W = grown_gram(A, state.W, state.basis, state.probes)
+        state.T = state.R if A.symmetric else grown_gram(A, state.T, state.images, state.probes)
         state.value, state.standard_error = _trace_of(A, state)
 
-    # Probes, basis and images are held; growing one of them holds it twice for a moment.
-    return grow_until_met(sampler, state, cost=2, held=4, advance=advance)
+    return grow_until_met(sampler, state, cost=2, held=3, advance=advance)
 
 
-def _trace_of(A: LinearOperator, sketch: Sketch) -> tuple[float, float]:
-    H = A.gram(sketch.basis, sketch.images)
-    if sketch.size == A.shape[1]:
-        return float(H.trace()), 0.0
-    parts = _parts(A, sketch, H)
+def _trace_of(A: LinearOperator, sketch: _TraceSketch) -> tuple[float, float]:
+    if sketch.size == sketch.n:
+        return float(sketch.H.trace()), 0.0
+    parts = _parts(sketch)
     h = parts.without_one()
     apart = are_apart(parts.G, torch.finfo(A.dtype).eps)
     return mean_and_error(h, torch.where(apart, h[:, None] - parts.without_two(), 0.0))
@@ -91,20 +103,18 @@ class _Parts:
         return self.captured - lost + scale * (self.rest[:, None] + form)
 
 
-def _parts(A: LinearOperator, sketch: Sketch, H: Tensor) -> _Parts:
-    R, eye = sketch.R, torch.eye(sketch.size, dtype=torch.float64)
-    W = A.gram(sketch.basis, sketch.probes)
-    T = A.gram(sketch.images, sketch.probes)
+def _parts(sketch: _TraceSketch) -> _Parts:
+    R, H, W, T = sketch.R, sketch.H, sketch.W, sketch.T
+    eye = torch.eye(sketch.size, dtype=torch.float64)
     S = torch.linalg.solve_triangular(R.T, eye, upper=False)
     S = S / torch.linalg.vector_norm(S, dim=0)
-    squares = torch.tensor([A.inner(row, row) for row in sketch.probes], dtype=torch.float64)
     return _Parts(
-        n=A.shape[1],
+        n=sketch.n,
         captured=float(H.trace()),
         G=S.T @ S,
         K=S.T @ H @ S,
         B=S.T @ W,
         D=S.T @ (R - H @ W + T - H.T @ W),
         rest=(W * (H @ W)).sum(dim=0) - (T * W).sum(dim=0),
-        length=squares - (W**2).sum(dim=0),
+        length=sketch.n - (W**2).sum(dim=0),  # the probes are on the sphere
     )

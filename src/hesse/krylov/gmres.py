@@ -16,10 +16,10 @@ from torch import Tensor
 
 from hesse.errors import ArgumentError, ShapeError, Status
 from hesse.krylov.cg import precondition
-from hesse.krylov.gram_schmidt import components
+from hesse.krylov.gram_schmidt import orthogonalise
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import SolverState, System, after_step, iterate, repeat, solution_of
-from hesse.vectors import norm
+from hesse.vectors import norm, unshared
 
 
 @dataclass
@@ -89,12 +89,13 @@ def _step(system: System, state: GmresState, m: int) -> Status:
         _begin_cycle(state, m)
     V, k = state.V, len(state.triangle)
     assert V is not None
-    w = system.A._matvec(precondition(system.preconditioner, V[k]))
+    v = precondition(system.preconditioner, V[k])
+    w = unshared(system.A._matvec(v), v)
     state.products += 1
     size = norm(w)
     if not math.isfinite(size):
         return Status.NOT_FINITE
-    w, h = components(system.A, V[: k + 1], w)
+    h = orthogonalise(system.A, [V[: k + 1]], w)
     rest, smallest = norm(w), 10 * torch.finfo(w.dtype).eps * size
     if rest <= smallest:
         rest = 0.0  # the space is complete

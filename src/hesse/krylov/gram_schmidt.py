@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from hesse.operators.base import LinearOperator
@@ -12,17 +13,24 @@ from hesse.vectors import norm
 KEPT = 0.7
 
 
-def components(A: LinearOperator, basis: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """A row, or rows, without what they have in the basis, and that: (j,) or (j, k), float64."""
-    rest, first = _remove(A, basis, rows)
-    removed = first.double().norm(dim=0).reshape(-1)
-    left = [norm(row) for row in rest.reshape(-1, rest.shape[-1])]
-    if all(r**2 > KEPT**2 * (r**2 + h**2) for r, h in zip(left, removed.tolist(), strict=True)):
-        return rest, first.double().cpu()
-    rest, second = _remove(A, basis, rest)
-    return rest, (first.double() + second.double()).cpu()
+def orthogonalise(A: LinearOperator, basis: list[Tensor], rows: Tensor) -> Tensor:
+    """Take from a row, or rows, what they have in the basis, blocks of rows, in place.
+
+    Returns what was taken: (j,) or (j, k), float64.
+    """
+    first = _remove(A, basis, rows)
+    removed = first.norm(dim=0).reshape(-1).tolist()
+    left = [norm(row) for row in rows.view(-1, rows.shape[-1])]
+    if all(r**2 > KEPT**2 * (r**2 + h**2) for r, h in zip(left, removed, strict=True)):
+        return first
+    return first + _remove(A, basis, rows)
 
 
-def _remove(A: LinearOperator, basis: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    inners = A.inners(basis, rows)
-    return rows - (inners.mT if inners.ndim == 2 else inners) @ basis, inners
+def _remove(A: LinearOperator, basis: list[Tensor], rows: Tensor) -> Tensor:
+    inners = [A.inners(block, rows) for block in basis]
+    for block, h in zip(basis, inners, strict=True):
+        if rows.ndim == 1:
+            rows.addmv_(block.T, h, alpha=-1.0)
+        else:
+            rows.addmm_(h.T, block, alpha=-1.0)
+    return torch.cat(inners).to("cpu", torch.float64)

@@ -20,7 +20,7 @@ from hesse.krylov.basis import Basis, orthonormalise
 from hesse.krylov.gram_schmidt import KEPT
 from hesse.krylov.orthogonality import Orthogonality
 from hesse.operators.base import LinearOperator
-from hesse.vectors import gaussian, norm
+from hesse.vectors import gaussian, norm, unshared
 
 # Of a symmetric operator v_i'A v_j is known from v_j'A v_i. A difference of this share of the
 # largest product is none of rounding, nor of products in bfloat16.
@@ -117,7 +117,8 @@ class Lanczos:
         j = self.size
         count = min(count, self.rows - j)
         if count == 1:
-            products = [self.A._matvec(self.basis[j])]
+            v = self.basis[j]
+            products = [unshared(self.A._matvec(v), v)]
         else:
             products = [w.clone() for w in self.A._matmat(self.basis.block(j, j + count)).T]
         self.products += count
