@@ -50,7 +50,7 @@ def gmres(system: System, restart: int = 30) -> Solution:
         holds no solution: then A is singular, or so to rounding.
 
     Cost: one product an iteration; one more at every restart, for a nonzero x0 and to verify. None
-        if b = 0. Vectors: m + 1 for the basis, x, r, and four more.
+        if b = 0. Vectors: m + 1 for the basis, x, r, and two more.
 
     Raises:
         HesseError: A not square; restart < 1.
