@@ -218,11 +218,65 @@ def test_agrees_with_arpack_and_needs_no_more_products():
     linalg = pytest.importorskip("scipy.sparse.linalg")
     A = CountingOperator(dense_operator(symmetric(400, 6)))
     ours = eigsh(A, 5, rtol=1e-8, generator=seeded())
+    alone = eigsh(A, 5, rtol=1e-8, search_missed=False, generator=seeded())
     A.products = 0
     start = torch.randn(400, generator=seeded(), dtype=DOUBLE).numpy()
     theirs = linalg.eigsh(A.to_scipy(), 5, which="LA", tol=1e-8, v0=start, ncv=30)[0]
     torch.testing.assert_close(ours.values, torch.tensor(theirs).sort().values)
-    assert ours.products <= 1.2 * A.products
+    assert alone.products <= A.products
+    assert ours.products <= 1.5 * A.products  # at the edge of a semicircle the search takes long
+
+
+def laplacian(*sizes):
+    """Of a grid of these sizes."""
+    total = torch.zeros(1, 1, dtype=DOUBLE)
+    for m in sizes:
+        line = 2 * torch.eye(m, dtype=DOUBLE)
+        line -= torch.diag(torch.ones(m - 1, dtype=DOUBLE), 1)
+        line -= torch.diag(torch.ones(m - 1, dtype=DOUBLE), -1)
+        total = torch.kron(total, torch.eye(m, dtype=DOUBLE)) + torch.kron(
+            torch.eye(len(total), dtype=DOUBLE), line
+        )
+    return total
+
+
+@pytest.mark.parametrize(
+    ("M", "k", "which"),
+    [
+        (laplacian(20, 20), 3, "LA"),
+        (laplacian(20, 20), 4, "SA"),
+        (laplacian(20, 20), 5, "BE"),
+        (laplacian(7, 7, 7), 4, "LM"),
+        (torch.diag(torch.linspace(0, 1, 200, dtype=DOUBLE).repeat_interleave(2)), 3, "LA"),
+    ],
+    ids=["2-D LA", "2-D SA", "2-D BE", "3-D LM", "doubled"],
+)
+def test_multiple_eigenvalues_in_a_dense_spectrum(M, k, which):
+    for seed in range(3):
+        pairs = eigsh(M, k, which, generator=seeded(seed))
+        assert pairs.status is Status.CONVERGED
+        scale = float(pairs.values.abs().max())
+        torch.testing.assert_close(pairs.values, wanted(M, k, which), rtol=0, atol=1e-9 * scale)
+
+
+def test_accurate_vectors_of_other_eigenvalues_do_not_deceive():
+    A = diagonal_operator(torch.linspace(0, 1, 200, dtype=DOUBLE))
+    start = torch.eye(200, dtype=DOUBLE)[:, 196:198]  # the third and the fourth
+    for noise in (0.0, 1e-10):
+        v0 = start + noise * torch.randn(200, 2, dtype=DOUBLE, generator=seeded())
+        values = eigsh(A, 2, v0=v0, generator=seeded()).values
+        torch.testing.assert_close(values, torch.tensor([198 / 199, 1.0], dtype=DOUBLE))
+
+
+def test_a_coarse_basis_of_the_whole_space_ends():
+    pairs = eigsh(
+        symmetric(30, 3).float(),
+        6,
+        basis_dtype=torch.bfloat16,
+        max_products=200,
+        generator=seeded(),
+    )
+    assert pairs.status in (Status.CONVERGED, Status.STAGNATED)
 
 
 def test_ctrl_c_returns_the_best_so_far():

@@ -72,6 +72,16 @@ class Wanted:
         low = {"LA": 0, "SA": k, "BE": k // 2}[self.which]
         return torch.cat([torch.arange(low), torch.arange(last - (k - low), last)])
 
+    def ends(self, values: Tensor) -> Tensor:
+        """Indices of the first among ascending values, at each end that is asked for."""
+        return self.among(values, 2 if self.which == "BE" else 1)
+
+    def distance(self, others: Tensor, values: Tensor) -> Tensor:
+        """How far others are from being wanted, when these values are."""
+        if self.which == "LM":
+            return values.abs().min() - others.abs()
+        return (others[:, None] - values).abs().amin(dim=1)
+
     def tolerance(self, values: Tensor, largest: float) -> Tensor:
         """How large a residual may be: relative to the value, or at the level of rounding."""
         return torch.clamp(self.rtol * values.abs(), min=16 * self.eps * largest)

@@ -73,8 +73,9 @@ def eigsh(
         block_size: products taken at once; eigenvalues are found with a multiplicity up to it
             without a search. Default 1, or the columns of v0; of lobpcg about 1.2 k.
         search_missed: of lanczos, look for eigenvalues that the start could not see, such as those
-            of a multiplicity beyond the block: 4 to 10 products more, times the block. Switched
-            off, a multiplicity may be silently too small.
+            of a multiplicity beyond the block: 4 products more (times the block) where wanted
+            eigenvalues stand out, up to as many again where they do not, and up to 40 with v0.
+            Switched off, a multiplicity may be silently too small.
         basis_size: vectors kept by lanczos, m > k; default max(2k + 10, 30), or what the budget
             allows.
         basis_dtype, basis_device: where the basis of lanczos lives, if not with the vectors: the
@@ -146,7 +147,9 @@ def eigsh(
     del start  # the basis has it now
     keep = min(k + (m - k) // 2, m - 1) if m < A.shape[0] else m
     at_once = k if room is None else lanczos.b
-    return ThickRestart(wanted, m, keep, search_missed).solve(lanczos, run, file, at_once)
+    return ThickRestart(wanted, m, keep, search_missed, v0 is not None).solve(
+        lanczos, run, file, at_once
+    )
 
 
 def _accuracy(rtol: float | None, eps: float) -> float:

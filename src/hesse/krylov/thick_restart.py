@@ -2,10 +2,10 @@
 """The Lanczos method with thick restarts.
 
 When the basis is full, the best Ritz vectors are kept and the iteration goes on from them: memory
-is bounded whatever the accuracy. One starting vector sees one vector of each eigenspace only; so
-when all wanted pairs have converged, some steps from a random direction orthogonal to all that was
-seen look for an eigenvalue that was missed. If there is one, the pairs are locked, and the
-iteration begins anew from what was found.
+is bounded whatever the accuracy. One starting vector sees one vector of each eigenspace only, and
+a given one perhaps not all of them; so when all wanted pairs have converged, steps from a random
+direction orthogonal to all that was seen look for an eigenvalue that was missed (decision 11). If
+there is one, the pairs are locked, and the iteration begins anew from what was found.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from hesse.krylov.eigenpairs import Eigenpairs, Ritz, Wanted, verified
 from hesse.krylov.lanczos import Lanczos
 from hesse.progress import Run
 
-# A missed eigenvalue is larger than one that was found: it shows in few steps, some of the number
-# that convergence took.
-_SEARCH = 4, 10
-_SEARCH_SHARE = 5
+# A missed eigenvalue shows as soon as those beside it do: at once where few steps were enough for
+# convergence, after about as many where it took many. A given start says nothing of that.
+_SEARCH, _GIVEN, _QUICK = 4, 40, 20
+# It is over earlier if the best that it sees is known to this share of its distance to the wanted.
+_SETTLED = 0.3
 
 
 @dataclass
@@ -37,8 +38,11 @@ class LanczosState:
     residuals: Tensor = field(default_factory=lambda: torch.zeros(0))
     coordinates: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     """Of the wanted Ritz vectors, as columns."""
+    search_from: int = 0
     search_until: int = 0
-    """The size of the basis up to which others are looked for; 0 while not looking."""
+    """The products between which others are looked for; 0 while not looking."""
+    new: Tensor = field(default_factory=lambda: torch.zeros(0))
+    """How much of each row was not known when the search began; all of those that follow."""
     status: Status = Status.UNFINISHED
 
     @property
@@ -55,6 +59,8 @@ class ThickRestart:
     m: int
     keep: int
     search: bool
+    is_given: bool = False
+    """Whether the start was given, and not random."""
 
     def solve(self, lanczos: Lanczos, run: Run, checkpoint: Checkpoint, at_once: int) -> Eigenpairs:
         """The wanted pairs, with residuals of their own."""
@@ -83,8 +89,8 @@ class ThickRestart:
         found = verified(lanczos.A, ritz, self.wanted, at_once, known=known)
         order = found.values.argsort()
         permute(vectors, order)
-        if status is Status.CONVERGED and not bool(found.converged.all()):
-            status = Status.STAGNATED
+        if status in (Status.CONVERGED, Status.STAGNATED):
+            status = Status.CONVERGED if bool(found.converged.all()) else Status.STAGNATED
         return Eigenpairs(
             found.values[order],
             vectors.T,
@@ -100,16 +106,20 @@ class ThickRestart:
             lanczos.step(min(lanczos.b, self.m - lanczos.size))
             if state.search_until:
                 converged = not self._finds_another(state)
-                if converged and lanczos.size == state.search_until:
+                if converged and self._has_seen_enough(state):
                     return Status.CONVERGED
             else:
-                converged = self._look(state)
-                if converged and (not self.search or lanczos.size == lanczos.A.shape[1]):
+                converged, whole = self._look(state), lanczos.size == lanczos.A.shape[1]
+                if converged and (not self.search or whole):
                     return Status.CONVERGED
+                if whole:  # there is nothing to add
+                    return Status.STAGNATED
             if not run.after_step(state):
                 break
             if converged and not state.search_until:
                 self._begin_search(state)
+            elif lanczos.size == self.m and state.search_until:
+                self._restart_search(state)
             elif lanczos.size == self.m:
                 self._restart(state, self.keep)
             checkpoint.save(state)
@@ -132,15 +142,48 @@ class ThickRestart:
         state.lanczos.restart(coordinates[:, kept], values[kept])
         state.coordinates = (kept[:, None] == best).double()
 
+    def _restart_search(self, state: LanczosState) -> None:
+        """Make room: keep the wanted vectors as they are, and the best of what is new."""
+        lanczos, order = state.lanczos, state.residuals.argsort()
+        values, coordinates, _ = lanczos.ritz()
+        share = _new(state, coordinates)
+        new = (share > 0.5).nonzero()[:, 0]
+        best = new[self.wanted.among(values[new], self.keep - self.wanted.k)]
+        known = torch.zeros(lanczos.size, len(order), dtype=torch.float64)
+        known[: len(state.coordinates)] = state.coordinates[:, order]
+        kept = torch.cat([known, coordinates[:, best]], dim=1)
+        lanczos.restart(kept, torch.cat([state.values[order], values[best]]))
+        state.new = torch.cat([torch.zeros_like(state.values), share[best]])
+        state.coordinates = torch.eye(kept.shape[1], dtype=torch.float64)[:, order.argsort()]
+
     def _begin_search(self, state: LanczosState) -> None:
         """From here on, take some steps from random directions."""
-        lanczos, (least, most) = state.lanczos, _SEARCH
-        steps = lanczos.b * min(max(least, state.products // _SEARCH_SHARE), most)
-        steps = min(steps, self.m - self.wanted.k)
-        if lanczos.size + steps > self.m:
-            self._restart(state, self.m - steps)
+        lanczos = state.lanczos
+        least = min(_SEARCH * lanczos.b, self.m - self.wanted.k)
+        if lanczos.size + least > self.m:
+            self._restart(state, self.m - least)
         lanczos.explore()
-        state.search_until = min(lanczos.size + steps, self.m)
+        state.new = torch.zeros(lanczos.size, dtype=torch.float64)
+        state.search_from = state.products
+        enough = max(_GIVEN if self.is_given else _SEARCH, state.products // lanczos.b - _QUICK)
+        state.search_until = state.products + lanczos.b * enough
+
+    def _has_seen_enough(self, state: LanczosState) -> bool:
+        """Whether the search is over: by its limit, or because what is new is clearly no better."""
+        lanczos, wanted = state.lanczos, self.wanted
+        taken = state.products - state.search_from
+        if lanczos.size == lanczos.A.shape[1] or state.products >= state.search_until:
+            return True
+        if taken < min(_SEARCH * lanczos.b, self.m - wanted.k):
+            return False
+        values, coordinates, residuals = lanczos.ritz()
+        is_new = _new(state, coordinates) > 0.5
+        if not bool(is_new.any()):
+            return False
+        others, residuals = values[is_new], residuals[is_new]
+        best = wanted.ends(others)
+        distance = wanted.distance(others[best], state.values)
+        return bool((residuals[best] <= _SETTLED * distance).all())
 
     def _finds_another(self, state: LanczosState) -> bool:
         """Whether another wanted value shows itself: then lock what there is and begin anew."""
@@ -159,3 +202,9 @@ class ThickRestart:
         state.coordinates = torch.eye(k, dtype=torch.float64)[:, best_first.argsort()]
         state.search_until = 0
         return True
+
+
+def _new(state: LanczosState, coordinates: Tensor) -> Tensor:
+    """How much of each Ritz vector was not known when the search began."""
+    rest = len(coordinates) - len(state.new)
+    return torch.cat([state.new, torch.ones(rest, dtype=torch.float64)]) @ coordinates**2
