@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hesse.errors import ArgumentError
 from hesse.estimators import Estimate, count_eigenvalues, diagonal, logdet, norm, trace
 from hesse.estimators.estimate import RunningMean, quantile_of, student
 from hesse.estimators.leave_out import mean_and_error
@@ -116,3 +117,9 @@ def test_a_sketch_that_spans_all_of_it_is_exact_and_says_so(rank, dtype):
     found = diagonal(A, method="xdiag", **options)
     assert float((found.value - A.diagonal()).abs().max()) <= roundings
     assert float(found.standard_error.max()) <= roundings
+
+
+@pytest.mark.parametrize("wrong", [{"rtol": float("nan")}, {"rtol": -1.0}, {"atol": -1.0}])
+def test_tolerances_are_checked(wrong):
+    with pytest.raises(ArgumentError, match="tol >= 0"):
+        trace(torch.eye(30), **wrong)

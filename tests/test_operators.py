@@ -316,3 +316,9 @@ def test_a_sum_of_identities_takes_the_space_it_meets():
     A = diagonal_operator(torch.ones(2, dtype=torch.float64))
     expected = 4 * torch.eye(2, dtype=torch.float64)
     torch.testing.assert_close((A + (eye + 2 * eye)).to_dense(), expected)
+
+
+def test_a_small_asymmetry_beside_a_large_entry_is_seen():
+    M = torch.tensor([[1e8, 0.0, 0.0], [0.0, 1.0, 5.0], [0.0, 0.0, 1.0]])
+    assert not dense_operator(M).symmetric
+    assert torch.equal(dense_operator(M).T @ M[1], M.T @ M[1])

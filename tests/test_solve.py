@@ -336,3 +336,18 @@ def test_what_cannot_be_is_refused(arguments, error):
     arguments = {"b": torch.ones(N, dtype=DOUBLE), **arguments}
     with pytest.raises(error, match="remedy"):
         solve(A, **arguments)
+
+
+def test_block_cg_takes_a_vector():
+    A = function_operator(lambda v: 2 * v, 6, symmetric=True)
+    solution = solve(A, torch.ones(6), "block-cg")
+    assert solution.x.shape == (6,)
+    torch.testing.assert_close(solution.x, torch.full((6,), 0.5))
+
+
+@pytest.mark.parametrize(
+    "given", [{"shifts": [0.0], "damping": 1.0}, {"shifts": [0.0], "radius": 1.0}]
+)
+def test_arguments_of_two_methods_are_refused(given):
+    with pytest.raises(ArgumentError, match="arguments that belong to one method"):
+        solve(torch.eye(3), torch.ones(3), **given)

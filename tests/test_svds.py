@@ -64,3 +64,9 @@ def test_limits_and_errors():
     assert few.products <= 16
     with pytest.raises(ArgumentError, match="min"):
         svds(M, 81)
+
+
+def test_what_drowns_in_rounding_is_not_called_converged():
+    triplets = svds(torch.outer(torch.ones(30), torch.arange(30.0)), 2)
+    assert triplets.converged.tolist() == [True, False]
+    assert triplets.status is Status.STAGNATED

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hesse.checkpoint import Checkpoint, FilePath, generator_for
-from hesse.errors import ArgumentError, Status
+from hesse.errors import ArgumentError, Status, check_tolerances
 from hesse.estimators.arguments import EXACT, Arguments, block_size_of, vectors_in
 from hesse.estimators.estimate import Estimate, RunningMean, quantile_of
 from hesse.operators.base import LinearOperator
@@ -160,6 +160,8 @@ class Sampler(Generic[AnyGoal]):
     ) -> Sampler[AnyGoal]:
         """The sampler of the estimator `name`; `total` as of `Run`, `question` of `Checkpoint`."""
         block = block_size_of(A, arguments.block_size, call)
+        if isinstance(target, Target):
+            check_tolerances(call, rtol=target.rtol, atol=target.atol)
         return Sampler(
             A,
             call,

@@ -163,14 +163,26 @@ class _Own:
     @property
     def method(self) -> str | None:
         """The method that the arguments belong to, if any was given."""
-        if self.shifts is not None:
-            return "multi-shift-cg"
-        if self.damping != 0.0:
-            return "lsmr"
-        return None if self.rules == CGRules() else "cg"
+        return next(iter(self._methods), None)
+
+    @property
+    def _methods(self) -> list[str]:
+        given = {
+            "multi-shift-cg": self.shifts is not None,
+            "lsmr": self.damping != 0.0,
+            "cg": self.rules != CGRules(),
+        }
+        return [method for method, is_given in given.items() if is_given]
 
     def check(self, method: str, call: str) -> None:
         """Raise unless the arguments are those of this method."""
+        if len(self._methods) > 1:
+            raise ArgumentError(
+                call,
+                expected="arguments that belong to one method",
+                got=" and ".join(f"one of {method!r}" for method in self._methods),
+                remedy="Leave out shifts, damping, or what belongs to cg.",
+            )
         if self.method not in (None, method) and method != "auto":
             raise ArgumentError(
                 call,
@@ -196,7 +208,7 @@ class _Own:
 def _by(method: str, system: System, own: _Own) -> Solution:
     """The solution by a method of that name."""
     if method == "block-cg":
-        return block_cg(system)
+        return block_cg(system) if system.b.ndim == 2 else _one_column(system)
     if system.b.ndim == 2:
         return by_columns(lambda column: _by(method, column, own), system)
     match method:
@@ -213,6 +225,13 @@ def _by(method: str, system: System, own: _Own) -> Solution:
             return direct(system, system.A._inverse())
         case _:
             return solve_cg(system, own.rules)
+
+
+def _one_column(system: System) -> Solution:
+    """The solution by block-cg for a vector b."""
+    x0 = None if system.x0 is None else system.x0[:, None]
+    solution = block_cg(replace(system, b=system.b[:, None], x0=x0))
+    return replace(solution, x=solution.x[:, 0], residual_norms=None)
 
 
 def _auto(system: System, own: _Own, *, iterate: bool) -> Solution:

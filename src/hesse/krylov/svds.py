@@ -116,6 +116,8 @@ def svds(
     triplets = SingularTriplets(U, S, V)
     triplets.residuals = residuals + 16 * unit_roundoff(A) * S_top
     triplets.converged, triplets.status = converged, pairs.status
+    if pairs.status is Status.CONVERGED and not bool(converged.all()):
+        triplets.status = Status.STAGNATED
     triplets.products = 2 * pairs.products + 2 * near.shape[1]
     return triplets
 

@@ -155,6 +155,9 @@ def aslinearoperator(a: Any) -> LinearOperator:
 def _is_symmetric(matrix: Tensor) -> bool:
     if matrix.shape[0] != matrix.shape[1]:
         return False
-    difference = (matrix - matrix.T).abs().max() if matrix.numel() else 0.0
-    largest = matrix.abs().max() if matrix.numel() else 0.0
-    return bool(difference <= 8 * torch.finfo(matrix.dtype).eps * largest)
+    if not matrix.numel():
+        return True
+    # Of an entry that was computed: relative to the largest of its row and of its column.
+    size = torch.maximum(matrix.abs().amax(dim=0), matrix.abs().amax(dim=1)).sqrt()
+    allowed = 8 * torch.finfo(matrix.dtype).eps * size[:, None] * size
+    return bool(((matrix - matrix.T).abs() <= allowed).all())
