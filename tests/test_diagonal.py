@@ -148,3 +148,14 @@ def test_what_cannot_be_is_refused():
     for method in METHODS:
         with pytest.raises(NonFiniteError):
             diagonal(broken, method=method)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e18])
+@pytest.mark.parametrize("method", ["auto", "hutchinson"])
+def test_the_error_is_in_the_units_of_the_operator(scale, method):
+    M = symmetric_matrix(torch.linspace(1.0, 3.0, 40, dtype=torch.float64)).float()
+    plain, scaled = (
+        diagonal(A, method=method, rtol=0.0, max_products=24, generator=seeded(0))
+        for A in (M, M * scale)
+    )
+    torch.testing.assert_close(scaled.standard_error / scale, plain.standard_error)

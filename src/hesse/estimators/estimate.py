@@ -77,13 +77,28 @@ class RunningMean:
     count: int = 0
     mean: Any = 0.0
     squares: Any = 0.0
+    scale: float = 1.0
+    """In whose units the squares are, so that those of float32 neither overflow nor vanish."""
 
     def add(self, sample: Any) -> None:
         """Take in one more sample."""
+        self._rescale(sample)
         self.count += 1
         change = sample - self.mean
         self.mean = self.mean + change / self.count
-        self.squares = self.squares + change * (sample - self.mean)
+        self.squares = self.squares + self._scaled(change) * self._scaled(sample - self.mean)
+
+    def _rescale(self, sample: Any) -> None:
+        if not isinstance(sample, Tensor) or sample.dtype != torch.float32:
+            return
+        size = float(sample.abs().max())
+        too_large, too_small = size > 1e12 * self.scale, 0.0 < size < 1e-12 * self.scale
+        if math.isfinite(size) and (too_large or (too_small and self.count == 0)):
+            self.squares = self.squares * (self.scale / size) ** 2
+            self.scale = size
+
+    def _scaled(self, change: Any) -> Any:
+        return change if self.scale == 1.0 else change / self.scale
 
     @property
     def standard_error(self) -> Any:
@@ -93,7 +108,8 @@ class RunningMean:
                 torch.full_like(self.mean, math.inf) if isinstance(self.mean, Tensor) else math.inf
             )
         variance = self.squares / ((self.count - 1) * self.count)
-        return variance.sqrt() if isinstance(variance, Tensor) else math.sqrt(variance)
+        root = variance.sqrt() if isinstance(variance, Tensor) else math.sqrt(variance)
+        return root if self.scale == 1.0 else root * self.scale
 
 
 def quantile_of(count: int) -> float:

@@ -74,7 +74,9 @@ class Target:
 
 
 def _size(value: Any) -> float:
-    return float(torch.linalg.vector_norm(value)) if isinstance(value, Tensor) else abs(value)
+    if not isinstance(value, Tensor):
+        return abs(value)
+    return float(torch.linalg.vector_norm(value, dtype=torch.float64))
 
 
 AnyGoal = TypeVar("AnyGoal", bound=Goal)
