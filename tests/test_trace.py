@@ -306,3 +306,15 @@ def test_a_checkpoint_without_a_generator_has_one_of_its_own(tmp_path):
     assert resumed == trace(M, rtol=0.0, max_products=60, checkpoint=tmp_path / "other")
     with pytest.raises(ArgumentError, match="method"):
         trace(M, method="hutchinson", checkpoint=path)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e18])
+@pytest.mark.parametrize("method", ["hutchinson", "hutch++", "xtrace", "xnystrace"])
+def test_it_is_in_the_units_of_the_operator(method, scale):
+    M = symmetric_matrix(torch.linspace(1.0, 3.0, 100, dtype=torch.float64)).float()
+    plain, scaled = (
+        trace(A, method=method, rtol=0.0, max_products=40, generator=seeded(0))
+        for A in (M, M * scale)
+    )
+    assert scaled.value / scale == pytest.approx(plain.value, rel=1e-5)
+    assert scaled.standard_error / scale == pytest.approx(plain.standard_error, rel=1e-2)

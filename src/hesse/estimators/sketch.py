@@ -68,7 +68,7 @@ class Sketch:
         """Take in more probes: one product with A + shift I each, the shift so many roundings."""
         rows = products(A, probes, block, call)
         if self.size == 0:
-            largest = max(max(norm(row) for row in rows), torch.finfo(A.dtype).tiny ** 0.25)
+            largest = max(norm(row) for row in rows) or torch.finfo(A.dtype).tiny ** 0.25
             self.shift = roundings * torch.finfo(A.dtype).eps * largest
         if self.shift > 0.0:
             rows.add_(probes, alpha=self.shift)
