@@ -322,3 +322,14 @@ def test_a_small_asymmetry_beside_a_large_entry_is_seen():
     M = torch.tensor([[1e8, 0.0, 0.0], [0.0, 1.0, 5.0], [0.0, 0.0, 1.0]])
     assert not dense_operator(M).symmetric
     assert torch.equal(dense_operator(M).T @ M[1], M.T @ M[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_matrix_in_half_precision_takes_vectors_of_float32(dtype):
+    A = dense_operator(2 * torch.eye(3, dtype=dtype))
+    assert torch.equal(A @ torch.ones(3), torch.full((3,), 2.0))
+
+
+def test_a_sparse_matrix_is_refused():
+    with pytest.raises(StructureError, match="a dense matrix"):
+        dense_operator(torch.eye(3).to_sparse())

@@ -23,8 +23,9 @@ from hesse.operators.base import LinearOperator
 from hesse.vectors import gaussian, norm, unshared
 
 # Of a symmetric operator v_i'A v_j is known from v_j'A v_i. A difference of this share of the
-# largest product is none of rounding, nor of products in bfloat16.
-_ASYMMETRY = 0.02
+# largest product is none of rounding, nor of products in bfloat16; nor, if it is of so many
+# roundings, of a basis that is held in such a precision.
+_ASYMMETRY, _ROUNDINGS = 0.02, 100
 
 # So many products of each start are orthogonalised against all rows in any case: they show how
 # large rounding is, and whether the operator is symmetric.
@@ -172,7 +173,8 @@ class Lanczos:
 
     def _check_symmetry(self, unexpected: Tensor) -> None:
         """Raise if the last product has components along earlier rows that T does not know of."""
-        allowed = _ASYMMETRY * self.largest + float(self.dropped.sum())
+        coarse = max(_ASYMMETRY, _ROUNDINGS * self.basis.eps)
+        allowed = coarse * self.largest + float(self.dropped.sum())
         if len(unexpected) and float(unexpected.abs().max()) > allowed:
             raise OperatorError(
                 f"Lanczos({self.A})",

@@ -84,6 +84,8 @@ class FunctionOperator(LinearOperator):
 def dense_operator(matrix: Tensor) -> DenseOperator:
     """The operator of a matrix of shape (m, n); symmetric if the matrix is, to rounding.
 
+    Vectors are of its dtype, but of float32 at least.
+
     >>> dense_operator(torch.tensor([[2.0, 1.0], [1.0, 2.0]])).symmetric
     True
     """
@@ -102,8 +104,15 @@ def dense_operator(matrix: Tensor) -> DenseOperator:
             got=f"shape {tuple(matrix.shape)}",
             remedy="Give a two-dimensional tensor; for diag(d) use hesse.diagonal_operator(d).",
         )
+    if matrix.layout is not torch.strided:
+        raise StructureError(
+            call,
+            expected="a dense matrix",
+            got=f"one of layout {matrix.layout}",
+            remedy="Give its product: hesse.function_operator(lambda v: S @ v, n); or .to_dense().",
+        )
     Space.of(matrix, call=call, what="matrix")  # a floating-point dtype
-    matrix = matrix.detach()
+    matrix = matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32))
     return DenseOperator(matrix, symmetric=_is_symmetric(matrix))
 
 
