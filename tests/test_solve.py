@@ -351,3 +351,16 @@ def test_block_cg_takes_a_vector():
 def test_arguments_of_two_methods_are_refused(given):
     with pytest.raises(ArgumentError, match="arguments that belong to one method"):
         solve(torch.eye(3), torch.ones(3), **given)
+
+
+def test_the_status_of_a_block_is_the_least_favourable():
+    N = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    B = torch.tensor([[1.0, 1.0], [1.0, 0.0]])  # the first column has no solution
+    assert solve(N, B, "lsmr").status is Status.LEAST_SQUARES
+
+
+def test_a_column_that_was_not_begun_counts_with_its_residual():
+    A = function_operator(lambda v: torch.arange(1.0, 51.0) * v, 50)
+    B = torch.stack([torch.ones(50), 100 * torch.ones(50)], dim=1)
+    solution = solve(A, B, "gmres", max_products=12)
+    assert solution.residual_norm == pytest.approx(float(B[:, 1].norm()))

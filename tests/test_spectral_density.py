@@ -241,3 +241,9 @@ def test_what_cannot_be_is_refused():
     for method in METHODS:
         with pytest.raises(NonFiniteError):
             spectral_density(broken, method=method)
+
+
+@pytest.mark.parametrize("wrong", [{"bandwidth": 0.0}, {"bandwidth": float("nan")}, {"points": 1}])
+def test_a_grid_or_a_bandwidth_that_is_none_is_refused(wrong):
+    with pytest.raises(ArgumentError):
+        spectral_density(torch.eye(30), **wrong)

@@ -91,7 +91,7 @@ def spectral_density(
     call = f"hesse.spectral_density({A}, method={method!r})"
     A._check_symmetric(call)
     check_choice("method", method, ["lanczos", "kernel-polynomial"], call)
-    _check_arguments(method, probes, steps, bandwidth, call)
+    _check_arguments(method, probes, steps, points, bandwidth, call)
     if max_products is None and rtol is not None:
         max_products = 100 * probes * steps
     arguments = Arguments(
@@ -114,14 +114,21 @@ def spectral_density(
 
 
 def _check_arguments(
-    method: str, probes: int, steps: int, bandwidth: float | None, call: str
+    method: str, probes: int, steps: int, points: int, bandwidth: float | None, call: str
 ) -> None:
-    if probes < 1 or steps < 1:
+    if probes < 1 or steps < 1 or points < 2:
         raise ArgumentError(
             call,
-            expected="probes >= 1 and steps >= 1",
-            got=f"probes={probes}, steps={steps}",
+            expected="probes >= 1, steps >= 1 and points >= 2",
+            got=f"probes={probes}, steps={steps}, points={points}",
             remedy="Leave them out for 8 probes of 64 steps.",
+        )
+    if bandwidth is not None and not bandwidth > 0.0:
+        raise ArgumentError(
+            call,
+            expected="a bandwidth > 0",
+            got=f"bandwidth={bandwidth}",
+            remedy="Leave it out for a hundredth of the range of the Ritz values.",
         )
     if method != "lanczos" and bandwidth is not None:
         raise ArgumentError(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from hesse.errors import Status
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import System
+from hesse.vectors import norm
 
 _BREAK_OFF = {Status.INTERRUPTED, Status.STOPPED, Status.MAX_PRODUCTS, Status.MAX_SECONDS}
 
@@ -30,15 +32,17 @@ def by_columns(solve_column: Callable[[System], Solution], system: System) -> So
 def _joined(solutions: list[Solution], system: System) -> Solution:
     missing = range(len(solutions), system.b.shape[1])
     x0 = torch.zeros_like(solutions[0].x) if system.x0 is None else system.x0
-    norms = [s.residual_norm for s in solutions] + [float("nan") for _ in missing]
-    worst = next((s for s in solutions if not s.converged), solutions[-1])
+    unknown = system.x0 is not None
+    norms = [s.residual_norm for s in solutions]
+    norms += [math.nan if unknown else norm(system.b[:, j]) for j in missing]
+    worst = max(solutions, key=lambda s: (not s.converged, s.status is not Status.CONVERGED))
     return Solution(
         x=torch.stack(
             [s.x for s in solutions] + [x0[:, j] if x0.ndim == 2 else x0 for j in missing], dim=1
         ),
         converged=not missing and all(s.converged for s in solutions),
         status=worst.status,
-        residual_norm=max(s.residual_norm for s in solutions),
+        residual_norm=math.nan if missing and unknown else max(norms),
         products=sum(s.products for s in solutions),
         iterations=sum(s.iterations for s in solutions),
         history=[value for s in solutions for value in s.history],
