@@ -113,3 +113,9 @@ def test_what_cannot_be_is_refused():
         eigsh(A, 2, method="lobpcg", checkpoint="x")
     with pytest.raises(NonFiniteError):
         eigsh(function_operator(lambda v: v * torch.nan, 4, symmetric=True), 1, method="lobpcg")
+
+
+def test_a_start_of_zeros_is_none():
+    A = torch.diag(torch.arange(1.0, 6.0))
+    values = eigsh(A, 2, "SA", method="lobpcg", v0=torch.zeros(5)).values
+    torch.testing.assert_close(values, torch.tensor([1.0, 2.0], dtype=torch.float64))

@@ -14,6 +14,7 @@ from hesse.errors import (
     ShapeError,
     StructureError,
 )
+from hesse.krylov import solve
 from hesse.operators import (
     block_diagonal_operator,
     dense_operator,
@@ -381,3 +382,8 @@ def test_what_makes_no_operator_is_refused(error, make):
     with pytest.raises(error) as caught:
         make()
     assert isinstance(caught.value, HesseError)
+
+
+def test_a_low_rank_of_zero_leaves_the_rest():
+    A = low_rank_operator(torch.ones(3, 0), torch.ones(0)) + identity_operator(3)
+    assert torch.equal(solve(A, torch.ones(3)).x, torch.ones(3))

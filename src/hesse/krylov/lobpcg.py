@@ -66,12 +66,13 @@ def lobpcg(
 ) -> Eigenpairs:
     """The smallest (SA) or largest (LA) eigenvalues; `hesse.eigsh` has the arguments."""
     _check(A, wanted, B)
+    given = [v for v in start.T if bool(v.any())]  # a vector of zeros is no direction
     q = min(max(start.shape[1], wanted.k + max(1, wanted.k // 5)), A.shape[0])
-    more = [gaussian(A.domain, generator) for _ in range(q - start.shape[1])]
+    more = [gaussian(A.domain, generator) for _ in range(q - len(given))]
     iteration = Lobpcg(A, wanted, B, M)
     state = LobpcgState()
     with run:
-        X = iteration.project(iteration.with_images(torch.stack([*start.T, *more])), q)
+        X = iteration.project(iteration.with_images(torch.stack([*given, *more])), q)
         run.status = iteration.improve(state, X, q, run)
     if state.block is None:
         raise KeyboardInterrupt

@@ -66,7 +66,7 @@ class LowRankPlusDiagonal(LinearOperator):
         W = U * s.abs().sqrt()
         signs = torch.where(s < 0.0, -1.0, 1.0)
         k, P = torch.linalg.eigh(torch.diag(signs) + W.T @ (inverse_d[:, None] * W))
-        if bool(k.abs().min() <= torch.finfo(self.dtype).eps * k.abs().max()):
+        if len(k) and bool(k.abs().min() <= torch.finfo(self.dtype).eps * k.abs().max()):
             return None
         V = inverse_d[:, None] * (W @ P)
         factors = (V.to(self.dtype), (-1.0 / k).to(self.dtype), inverse_d.to(self.dtype))
