@@ -236,13 +236,14 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     assert (resumed.products, resumed.history) == (whole.products, whole.history)
 
 
-def test_memory_is_some_blocks():
-    n, k = 2000, 5
-    A = diagonal_operator(torch.linspace(1, 2, n, dtype=DOUBLE))
+@pytest.mark.parametrize(("k", "vectors"), [(2, 17), (4, 32), (8, 64)])
+def test_memory_is_eight_blocks(k, vectors):
+    n = 20_000
+    A = diagonal_operator(torch.linspace(1, 100, n, dtype=DOUBLE))
     system = System(A, block(n, k), rtol=1e-6)
     with PeakMemory() as memory:
         assert block_cg(system).converged
-    assert memory.peak <= 8.5 * k * 8 * n
+    assert memory.peak == pytest.approx(vectors * 8 * n, rel=0.01)
 
 
 def test_what_it_cannot_solve_is_refused():

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from hesse.errors import HesseError, OperatorError, Status
 from hesse.krylov import cg, solve
+from hesse.krylov.cg import CGRules, solve_cg
 from hesse.krylov.stopping import geometric_grid, relative_progress
+from hesse.krylov.system import System
+from hesse.memory import PeakMemory
 from hesse.operators import dense_operator, diagonal_operator, function_operator
 from hesse.testing import CountingOperator, symmetric_matrix
 
@@ -259,3 +262,15 @@ def test_solve_takes_trees_and_matrices():
 def test_wrong_systems_get_the_house_error(call):
     with pytest.raises(HesseError, match="remedy"):
         call()
+
+
+@pytest.mark.parametrize(("given", "vectors"), [("nothing", 5), ("x0", 5), ("preconditioner", 6)])
+def test_memory_is_a_few_vectors(given, vectors):
+    n = 20_000
+    d = torch.linspace(1, 100, n, dtype=DOUBLE)
+    A, b = diagonal_operator(d), torch.ones(n, dtype=DOUBLE)
+    x0 = 0.5 * b if given == "x0" else None
+    M = diagonal_operator(1 / d + 0.1) if given == "preconditioner" else None
+    with PeakMemory() as memory:
+        assert solve_cg(System(A, b, x0, M, rtol=1e-6), CGRules()).converged
+    assert memory.peak == pytest.approx(vectors * 8 * n, rel=0.01)

@@ -45,7 +45,8 @@ def block_cg(system: System) -> Solution:
         span of P the status is NEGATIVE_CURVATURE, with that p.
 
     Cost: at most k products an iteration, one for each direction, all in one block; k more for a
-        nonzero x0, and k to verify. None if b = 0. Vectors: 7 k, and k more with a preconditioner.
+        nonzero x0, and k to verify. None if b = 0. Vectors: 8 k for k >= 4 (one more for
+        fewer), and 3 more with a preconditioner.
 
     Raises:
         OperatorError: A not tagged symmetric; M not positive definite.

@@ -96,7 +96,7 @@ def cg(
         iterate before it, or with a finite radius the point where p leaves the sphere.
 
     Cost: one product an iteration; one more for a nonzero x0, and one to verify. None if b = 0.
-        Vectors: x, r, p, A p, and z with a preconditioner.
+        Vectors: x, r, p, A p, and one to verify; one more with a preconditioner.
 
     Raises:
         OperatorError: A not tagged symmetric; M not positive definite.

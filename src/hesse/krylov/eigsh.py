@@ -97,7 +97,7 @@ def eigsh(
     Cost: lanczos one product a step, and one at the end that verifies all residuals at once (k more
         if it does not, or if the basis is in lower precision); m + b vectors and k + 4 more, where
         b is the block. lobpcg a product for every vector of the block that has not
-        converged; 6 vectors for each (9 with B).
+        converged; some 22 vectors for each at the peak.
 
     Raises:
         HesseError: A not symmetric; k or m out of range; NaN; a budget too small.

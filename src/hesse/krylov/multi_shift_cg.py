@@ -69,7 +69,8 @@ def multi_shift_cg(system: System, shifts: Sequence[float] | Tensor) -> Solution
         the largest. On p'(A + s I)p <= 0 for the smallest shift the status is NEGATIVE_CURVATURE.
 
     Cost: one product an iteration, as many as for the smallest shift alone, and s to verify, as one
-        block. None if b = 0. Vectors: 2 s + 3; to verify, 2 s more.
+        block. None if b = 0. Vectors: 2 s + 3 between steps; 4 s + 1 at
+        the end, to verify.
 
     Raises:
         HesseError: A not tagged symmetric; an x0, a preconditioner, or no finite shifts.
