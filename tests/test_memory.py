@@ -198,6 +198,15 @@ def test_a_model_that_cannot_be_recorded_keeps_to_its_budget_by_graphs(square, m
     assert norm(product - reference) <= 1e-5 * norm(reference)
 
 
+def test_programs_recorded_within_a_budget_are_shared():
+    risk = risk_of("autoencoder", rows=8_000)
+    v, budget = direction(risk), int(2.0 * gradient_peak(risk))
+    for _ in range(2):
+        H = hessian_operator(risk, risk.params, memory_budget=budget)
+        H @ v
+        assert [p.recordings for p in risk.preparations.values()] == [1]
+
+
 def test_more_residuals_are_kept_once_the_checks_are_over(monkeypatch):
     risk = risk_of("autoencoder", rows=8_000)
     v, runs = direction(risk), []

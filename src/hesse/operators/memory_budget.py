@@ -75,7 +75,7 @@ def layout(f: Any, make: Make, request: Request, budget: int, call: str) -> Layo
 def _layout(f: Any, make: Make, request: Request, budget: int, call: str) -> Layout:
     size = examples(f.data.first) if isinstance(f, Risk) else None
     if size is None or size < 8:
-        need = measure(make, f, request)
+        need = measure(make, _apart(f), request)
         if need.first > budget:
             raise _impossible(call, budget, need.first, "where there are no batches to be cut")
         return _uncut(f, request, budget, need)
@@ -94,7 +94,7 @@ def _layout(f: Any, make: Make, request: Request, budget: int, call: str) -> Lay
 def _cut(
     risk: Risk, make: Make, request: Request, budget: int, size: int, most: int, call: str
 ) -> Layout:
-    """The risk in even batches of at most `most` examples, whose programs are recorded by now."""
+    """The risk in even batches of at most `most` examples, with the programs of the trial."""
     even = math.ceil(size / math.ceil(size / most))
     trial = _head(risk, even, size)
     need = measure(make, trial, request)
@@ -103,9 +103,10 @@ def _cut(
             raise _impossible(call, budget, need.first, "with batches of one example")
         fewer = min(even - 1, math.floor(even * budget / need.first))
         return _cut(risk, make, request, budget, size, max(1, fewer), call)
-    result = risk.in_small_batches(even)
-    result.preparations = trial.preparations
-    return result, replace(request, keep=(budget - need.first, budget - need.later))
+    for key, recorded in trial.preparations.items():
+        risk.preparations.setdefault(key, recorded)
+    keep = budget - need.first, budget - need.later
+    return risk.in_small_batches(even), replace(request, keep=keep)
 
 
 # What a product needs grows faster than the smallest batches show.
@@ -168,9 +169,16 @@ def _head(risk: Risk, count: int, size: int) -> Risk:
     data: Batches = risk.data
     ends = sorted({0, count, min(2 * count, size), size})
     first, second, *_ = pieces(data.first, ends, data.weigh)
-    head = copy.copy(risk.on([(part.inputs, part.targets) for part in (first, second)]))
-    head.preparations = {}
-    return head
+    return _apart(risk.on([(part.inputs, part.targets) for part in (first, second)]))
+
+
+def _apart(f: Any) -> Any:
+    """The same function without its programs: a trial is to need what recording them takes."""
+    if not isinstance(f, Risk):
+        return f
+    trial = copy.copy(f)
+    trial.preparations = {}
+    return trial
 
 
 def _impossible(call: str, budget: int, need: float, how: str) -> ArgumentError:
