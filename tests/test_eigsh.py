@@ -1,6 +1,7 @@
 """Eigenpairs: right, with bounds that hold, in bounded memory, with their counts."""
 
 import math
+import signal
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hesse.errors import ArgumentError, HesseError, NonFiniteError, OperatorErro
 from hesse.krylov import eigsh
 from hesse.krylov.lanczos import Lanczos
 from hesse.operators import dense_operator, diagonal_operator, function_operator
+from hesse.rows import transform
 from hesse.testing import CountingOperator, PeakMemory
 
 DOUBLE = torch.float64
@@ -125,6 +127,41 @@ def test_a_budget_is_kept_and_an_impossible_one_says_what_is_needed():
     with pytest.raises(ArgumentError, match="at least 6,800,000 bytes for 6 basis vectors"):
         eigsh(A, k, memory_budget="6.7MB")
     assert eigsh(A, k, memory_budget=6_800_000, max_products=99).products <= 99
+
+
+def test_ctrl_c_amid_a_restart_waits_for_its_end(monkeypatch):
+    """The basis is rotated in place: half of it would be worth nothing."""
+
+    def interrupted(rows, S):
+        signal.raise_signal(signal.SIGINT)
+        transform(rows, S)
+
+    monkeypatch.setattr("hesse.krylov.basis.transform", interrupted)
+    A = diagonal_operator(torch.linspace(0, 1, 5000, dtype=DOUBLE))
+    pairs = eigsh(A, 3, generator=seeded())
+    assert pairs.status is Status.INTERRUPTED
+    assert pairs.products == 31  # a basis full, and one to verify
+    assert pairs.residuals.max() < 0.05
+    eye = torch.eye(3, dtype=DOUBLE)
+    torch.testing.assert_close(pairs.vectors.T @ pairs.vectors, eye, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("k", "m", "b"), [(1, 10, 1), (2, 12, 2), (5, 20, 1), (1, 20, 8)])
+@pytest.mark.parametrize("rows", [None, torch.float32], ids=["exact", "coarse"])
+def test_so_many_vectors(k, m, b, rows):
+    n = 100_000
+    d = torch.linspace(0, 1, n, dtype=DOUBLE)
+    d[:6] = torch.arange(2.0, 8.0)
+    A = diagonal_operator(d)
+    with PeakMemory() as memory:
+        pairs = eigsh(
+            A, k, basis_size=m, block_size=b, basis_dtype=rows,
+            generator=seeded(),
+        )  # fmt: skip
+    assert pairs.converged.all()
+    basis = m + b if rows is None else (m + b) / 2
+    more = max(k + 3, 2 * b) if rows is None else max(2 * k + 4, 2 * b)
+    assert memory.peak == pytest.approx((basis + more) * 8 * n, rel=0.01)
 
 
 @pytest.mark.slow

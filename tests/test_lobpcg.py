@@ -6,7 +6,7 @@ import torch
 from hesse.errors import ArgumentError, NonFiniteError, OperatorError, Status
 from hesse.krylov import eigsh
 from hesse.operators import dense_operator, diagonal_operator, function_operator
-from hesse.testing import CountingOperator
+from hesse.testing import CountingOperator, PeakMemory
 
 DOUBLE = torch.float64
 
@@ -119,3 +119,16 @@ def test_a_start_of_zeros_is_none():
     A = torch.diag(torch.arange(1.0, 6.0))
     values = eigsh(A, 2, "SA", method="lobpcg", v0=torch.zeros(5)).values
     torch.testing.assert_close(values, torch.tensor([1.0, 2.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("k", "block"), [(1, 2), (5, 6), (10, 12)])
+@pytest.mark.parametrize("generalised", [False, True])
+def test_so_many_vectors(k, block, generalised):
+    n = 50_000
+    d = torch.linspace(0, 1, n, dtype=DOUBLE)
+    d[:12] = torch.arange(2.0, 14.0)
+    A, B = diagonal_operator(d), diagonal_operator(1 + d.flip(0)) if generalised else None
+    with PeakMemory() as memory:
+        pairs = eigsh(A, k, method="lobpcg", B=B, generator=seeded())
+    assert pairs.converged.all()
+    assert memory.peak == pytest.approx((10 if generalised else 7) * block * 8 * n, rel=0.01)

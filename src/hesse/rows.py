@@ -18,6 +18,7 @@ from torch import Tensor
 _LARGE_PAGE = 1 << 21
 _MADV_HUGEPAGE = 14  # of <sys/mman.h> on Linux
 _CHUNK = 1 << 12  # entries of each column that are transposed at a time, in the cache
+_PIECE = 1 << 16  # columns of rows that are transformed at a time, or a sixteenth of all
 
 
 def empty_rows(
@@ -75,6 +76,25 @@ def transposed(block: Tensor) -> Tensor:
     for piece, columns in zip(block.split(_CHUNK), rows.split(_CHUNK, dim=1), strict=True):
         columns.copy_(piece.T)
     return rows
+
+
+def transform(rows: Tensor, S: Tensor) -> None:
+    """The first of the rows become S @ rows, in place: S, (k, count), has no more rows than they.
+
+    >>> rows = torch.eye(2)
+    >>> transform(rows, torch.tensor([[3.0, 4.0]]))
+    >>> rows
+    tensor([[3., 4.],
+            [0., 1.]])
+    """
+    S = S.to(rows.device, torch.promote_types(rows.dtype, torch.float32))
+    for piece in pieces(rows):
+        piece[: len(S)] = S @ piece.to(S.dtype)
+
+
+def pieces(rows: Tensor) -> tuple[Tensor, ...]:
+    """Some columns of all rows at a time, so that what is made of them takes little memory."""
+    return rows.split(min(_PIECE, max(_CHUNK, rows.shape[1] // 16)), dim=1)
 
 
 def columns(blocks: list[Tensor], width: int) -> Iterator[Tensor]:

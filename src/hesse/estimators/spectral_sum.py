@@ -8,6 +8,7 @@ interval.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -35,13 +36,18 @@ class SpectralSum(Stream):
     depth: int = FIRST_DEPTH
 
     def estimate(self, status: Status = Status.UNFINISHED) -> Estimate | None:
-        """The interval holds the truth for any quadrature error within the doubt."""
+        """The interval holds the truth in 95 of 100 runs for any quadrature error within the doubt.
+
+        It does if it is wider by the doubt on each side, and too if doubt and standard error add as
+        squares, which is less where the doubt is small.
+        """
         count = self.samples.count
         if count == 0:
             return None
-        quantile = quantile_of(count)
-        doubt = self.doubt.mean / quantile if count > 1 else 0.0
-        error = self.samples.standard_error + doubt
+        quantile, error = quantile_of(count), self.samples.standard_error
+        if count > 1:
+            doubt = self.doubt.mean
+            error = min(error + doubt / quantile, math.hypot(error, doubt))
         return Estimate(self.samples.mean, error, self.products, status, quantile)
 
 

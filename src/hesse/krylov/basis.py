@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from hesse.operators.base import LinearOperator
-from hesse.rows import empty_rows
-
-_CHUNK = 1 << 16  # columns that are rotated, or converted from lower precision, at a time
+from hesse.rows import empty_rows, pieces, transform
 
 
 class Basis:
@@ -76,9 +74,8 @@ class Basis:
         if self.is_exact:
             v.addmv_(rows.T, c, alpha=-1.0)
             return
-        for start in range(0, v.numel(), _CHUNK):
-            columns = slice(start, start + _CHUNK)
-            v[columns].addmv_(rows[:, columns].to(v).T, c, alpha=-1.0)
+        for part, some in zip(pieces(v[None]), pieces(rows), strict=True):
+            part[0].addmv_(some.to(v).T, c, alpha=-1.0)
 
     def combine(self, coordinates: Tensor) -> Tensor:
         """The vectors with these coordinates (columns), as rows: shape (k, n)."""
@@ -86,24 +83,17 @@ class Basis:
         result = empty_rows(k, self.A.shape[1], dtype=self.A.dtype, device=self.A.device)
         if self.is_exact:
             return torch.mm(coordinates.T.to(self.rows), self.rows[:count], out=result)
-        for start in range(0, result.shape[1], _CHUNK):
-            columns = slice(start, start + _CHUNK)
-            result[:, columns] = coordinates.T.to(result) @ self.rows[:count, columns].to(result)
+        S = coordinates.T.to(result)
+        for part, some in zip(pieces(result), pieces(self.rows[:count]), strict=True):
+            torch.mm(S, some.to(result), out=part)
         return result
 
     def rotate(self, coordinates: Tensor, tail: slice) -> None:
         """Put the vectors with these coordinates first, and the rows of `tail` behind them."""
         count, p = coordinates.shape
-        last = p + tail.stop - tail.start
-        working = torch.promote_types(self.rows.dtype, torch.float32)
-        S = coordinates.T.to(self.rows.device, working)
-        for start in range(0, self.rows.shape[1], _CHUNK):
-            columns = slice(start, start + _CHUNK)
-            following = self.rows[tail, columns].clone()
-            self.rows[:p, columns] = (S @ self.rows[:count, columns].to(working)).to(
-                self.rows.dtype
-            )
-            self.rows[p:last, columns] = following
+        transform(self.rows[:count], coordinates.T)
+        for i, j in enumerate(range(tail.start, tail.stop)):
+            self.rows[p + i] = self.rows[j]
 
 
 def orthonormalise(A: LinearOperator, rows: Tensor, rank: Tensor | None = None) -> None:
@@ -117,14 +107,12 @@ def orthonormalise(A: LinearOperator, rows: Tensor, rank: Tensor | None = None) 
         return
     ranked = torch.linalg.inv(torch.linalg.cholesky(G[rank][:, rank]))
     place = rank.argsort()
-    S = ranked[place][:, place].to(rows)
-    for columns in rows.split(_CHUNK, dim=1):
-        columns.copy_(S @ columns)
+    transform(rows, ranked[place][:, place])
 
 
 def permute(rows: Tensor, order: Tensor) -> None:
     """Put rows in this order, in place."""
     if bool((order == torch.arange(len(order))).all()):
         return
-    for columns in rows.split(_CHUNK, dim=1):
-        columns.copy_(columns[order.to(rows.device)])
+    for some in pieces(rows):
+        some.copy_(some[order.to(rows.device)])

@@ -38,6 +38,8 @@ class CGState(SolverState):
     iterates: list[Iterate] = field(default_factory=list)
     p: Tensor | None = None
     rz: float = 0.0
+    unit: float = 1.0
+    """What directions are multiplied by, where products with them might under- or overflow."""
 
 
 @dataclass
@@ -164,10 +166,21 @@ def _step(system: System, state: CGState, rules: CGRules) -> Status:
 
 
 def _next_direction(system: System, state: CGState) -> tuple[Tensor, float]:
-    """p = z + (r'z / last r'z) last p, and r'z."""
+    """p = z + (r'z / last r'z) last p, and r'z; both in the unit of directions."""
     z = precondition(system.preconditioner, state.residual)
     rz = positive(system, state.residual, z)
-    return (z.clone() if state.p is None else z + (rz / state.rz) * state.p), rz
+    if state.p is None:
+        state.unit = _unit(norm(z))
+        p = z.clone()
+    else:
+        p = z + (rz / state.rz) * state.p
+    return (p, rz) if state.unit == 1.0 else (p * state.unit, rz * state.unit)
+
+
+def _unit(length: float) -> float:
+    """A power of two that brings this length close to 1, if it is extreme; else 1."""
+    is_usual = 1e-9 < length < 1e9 or length == 0.0 or not math.isfinite(length)
+    return 1.0 if is_usual else 2.0 ** -round(math.log2(length))
 
 
 def _move(state: CGState, Ap: Tensor, alpha: float, pAp: float) -> None:

@@ -13,7 +13,7 @@ from hesse.errors import ArgumentError, check_choice, check_tolerances
 from hesse.krylov.basis import Basis
 from hesse.krylov.eigenpairs import Eigenpairs, Wanted, Which
 from hesse.krylov.lanczos import Lanczos, unit_roundoff
-from hesse.krylov.lobpcg import lobpcg
+from hesse.krylov.lobpcg import Lobpcg
 from hesse.krylov.preconditioners import as_preconditioner
 from hesse.krylov.thick_restart import ThickRestart
 from hesse.operators.base import LinearOperator
@@ -21,8 +21,6 @@ from hesse.operators.dense import aslinearoperator
 from hesse.operators.memory_budget import parse_bytes
 from hesse.progress import Callback, Run
 from hesse.vectors import Tree, gaussian
-
-_WORK = 4  # vectors beside the basis: a product, what it needs, and the next direction
 
 
 def eigsh(
@@ -94,10 +92,11 @@ def eigsh(
         Eigenpairs. Pairs that did not converge are returned with the residual they have, and
         `status` says why. Ctrl-C returns the best so far.
 
-    Cost: lanczos one product a step, and one at the end that verifies all residuals at once (k more
-        if it does not, or if the basis is in lower precision); m + b vectors and k + 4 more, where
-        b is the block. lobpcg a product for every vector of the block that has not
-        converged; some 22 vectors for each at the peak.
+    Cost: lanczos one product a step, and one at the end that verifies all residuals at once; m + b
+        vectors and max(k + 3, 2b) more, where b is the block. If it does not verify them, or the
+        basis is in lower precision, k products more, and max(2k + 4, 2b) vectors. lobpcg one
+        product a step for every vector of the block that has not converged; 7 vectors for each
+        of the block, 10 with B.
 
     Raises:
         HesseError: A not symmetric; k or m out of range; NaN; a budget too small.
@@ -132,7 +131,9 @@ def eigsh(
         wanted = Wanted(k, which, _accuracy(rtol, unit_roundoff(A)), unit_roundoff(A))
         M = as_preconditioner(preconditioner, A, generator, call)
         mass = None if B is None else aslinearoperator(B)._in_space(A.domain)
-        return lobpcg(A, wanted, start, B=mass, M=M, generator=generator, run=run)
+        iteration = Lobpcg(A, wanted, start, B=mass, M=M, generator=generator)
+        del start  # the iteration has it now
+        return iteration.solve(run)
     _refuse("lobpcg", call, B=B, preconditioner=preconditioner)
     room = None if memory_budget is None else parse_bytes(memory_budget, call)
     m = _basis_size(A, k, start.shape[1], basis_size, basis_dtype, room, call)
@@ -197,12 +198,11 @@ def _basis_size(
     n, usual = A.shape[0], max(2 * k + 10, 30) + 2 * (b - 1)
     m = usual if size is None else size
     if room is not None:
-        vector = n * A.dtype.itemsize
+        work = max(k + b + 4, 2 * b) * n * A.dtype.itemsize
         row = n * (A.dtype if dtype is None else dtype).itemsize
-        fits = (room - (_WORK + 2 * b - 1 + k) * vector) // row - b
-        least = min(k + b, n)
+        fits, least = (room - work) // row - b, min(k + b, n)
         if fits < least:
-            need = (least + b) * row + (_WORK + 2 * b - 1 + k) * vector
+            need = (least + b) * row + work
             raise ArgumentError(
                 call,
                 expected=f"a memory budget of at least {need:,} bytes for {least} basis vectors",

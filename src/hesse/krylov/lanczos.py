@@ -20,6 +20,7 @@ from hesse.krylov.basis import Basis, orthonormalise
 from hesse.krylov.gram_schmidt import KEPT
 from hesse.krylov.orthogonality import Orthogonality
 from hesse.operators.base import LinearOperator
+from hesse.progress import uninterrupted
 from hesse.vectors import gaussian, norm, unshared
 
 # Of a symmetric operator v_i'A v_j is known from v_j'A v_i. A difference of this share of the
@@ -124,7 +125,8 @@ class Lanczos:
             products = [w.clone() for w in self.A._matmat(self.basis.block(j, j + count)).T]
         self.products += count
         while products:
-            self.take_in(products.pop(0))
+            with uninterrupted():
+                self.take_in(products.pop(0))
 
     def take_in(self, w: Tensor) -> None:
         """The product of the next row becomes a column of T and a new row."""

@@ -204,5 +204,10 @@ def solution_of(state: SolverState, method: str, **fields: Any) -> Solution:
 
 def is_flat(pAp: float, p: Tensor, Ap: Tensor) -> bool:
     """Whether p'Ap <= 0 to rounding: |p'Ap| below eps |p||Ap| is indistinguishable from zero."""
-    size = torch.linalg.vector_norm(p) * torch.linalg.vector_norm(Ap)  # as a scale: roughly will do
-    return pAp <= 0.0 or pAp <= torch.finfo(p.dtype).eps * float(size)
+    return pAp <= 0.0 or pAp <= torch.finfo(p.dtype).eps * _scale(p) * _scale(Ap)
+
+
+def _scale(v: Tensor) -> float:
+    """|v| roughly: the quick norm, unless squares overflow."""
+    quick = float(torch.linalg.vector_norm(v))
+    return quick if math.isfinite(quick) else norm(v)

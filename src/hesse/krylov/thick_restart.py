@@ -20,7 +20,7 @@ from hesse.errors import Status
 from hesse.krylov.basis import orthonormalise, permute
 from hesse.krylov.eigenpairs import Eigenpairs, Ritz, Wanted, verified
 from hesse.krylov.lanczos import Lanczos
-from hesse.progress import Run
+from hesse.progress import Run, uninterrupted
 
 # A missed eigenvalue shows as soon as those beside it do: at once where few steps were enough for
 # convergence, after about as many where it took many. A given start says nothing of that.
@@ -116,14 +116,19 @@ class ThickRestart:
                     return Status.STAGNATED
             if not run.after_step(state):
                 break
-            if converged and not state.search_until:
-                self._begin_search(state)
-            elif lanczos.size == self.m and state.search_until:
-                self._restart_search(state)
-            elif lanczos.size == self.m:
-                self._restart(state, self.keep)
+            with uninterrupted():
+                self._make_room(state, converged)
             checkpoint.save(state)
         return run.status
+
+    def _make_room(self, state: LanczosState, converged: bool) -> None:
+        """Begin to search, or restart, if it is time to."""
+        if converged and not state.search_until:
+            self._begin_search(state)
+        elif state.lanczos.size == self.m and state.search_until:
+            self._restart_search(state)
+        elif state.lanczos.size == self.m:
+            self._restart(state, self.keep)
 
     def _look(self, state: LanczosState) -> bool:
         """See what the wanted Ritz pairs are now, and whether all have converged."""
@@ -198,9 +203,10 @@ class ThickRestart:
         new = best[old.norm(dim=1).argsort()[: lanczos.b]]
         start = lanczos.combine(coordinates[:, new])
         best_first = state.residuals.argsort()
-        lanczos.lock(state.coordinates[:, best_first], state.values[best_first], start)
-        state.coordinates = torch.eye(k, dtype=torch.float64)[:, best_first.argsort()]
-        state.search_until = 0
+        with uninterrupted():
+            lanczos.lock(state.coordinates[:, best_first], state.values[best_first], start)
+            state.coordinates = torch.eye(k, dtype=torch.float64)[:, best_first.argsort()]
+            state.search_until = 0
         return True
 
 

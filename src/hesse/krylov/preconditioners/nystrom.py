@@ -119,7 +119,8 @@ def _eigenpairs(Omega: Tensor, Y: Tensor, call: str) -> tuple[Tensor, Tensor]:
     smallest, largest = torch.linalg.eigvalsh(core)[[0, -1]].tolist()
     if smallest < -(eps**0.5) * max(largest, 0.0):
         raise not_semidefinite(call, f"v'Av = {smallest:.3g} |v|^2 for some v")
-    shift = max(Y.shape[0] ** 0.5 * eps * float(Y.norm()), -2.0 * smallest)
+    scale = float(torch.linalg.vector_norm(Y, dtype=torch.float64))
+    shift = max(Y.shape[0] ** 0.5 * eps * scale, -2.0 * smallest)
     eye = torch.eye(len(core), dtype=core.dtype, device=core.device)
     root = torch.linalg.cholesky(core + shift * eye) if shift > 0.0 else eye
     shifted = torch.add(Y, Omega, alpha=shift)
