@@ -179,7 +179,7 @@ class HessianAt:
         if self._prepared is None:
             return self._one_shot(v, with_gradient, self.mode)
         product = self._prepared.product(v)
-        self._custom = self._prepared.custom()
+        self._custom = self._prepared.custom
         return product
 
     def _check_custom_function(self, v: Tensor, product: Tensor) -> None:
@@ -244,6 +244,7 @@ class HessianAt:
     def _first_that_works(self, run: Callable[[], Tensor]) -> Tensor:
         """run() by the first mode for which torch has the derivatives."""
         failures: list[tuple[str, RuntimeError]] = []
+        before = self._modes, self._prepared, self._custom
         while True:
             try:
                 result = run()
@@ -252,7 +253,8 @@ class HessianAt:
             except RuntimeError as error:
                 failures.append((self.mode, error))
                 self._failures.append(f"{self.mode} failed: {str(error).strip().splitlines()[0]}")
-                if len(self._modes) == 1:
+                if len(self._modes) == 1:  # f may work the next time
+                    self._modes, self._prepared, self._custom = before
                     raise self._explain(failures[0][1]) from failures[0][1]
                 # Where the backward pass is no differentiable program, only differences are left.
                 self._modes = self._modes[-1 if isinstance(error, UndifferentiableError) else 1 :]

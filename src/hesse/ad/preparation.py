@@ -19,11 +19,12 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from hesse.ad.evaluate import Leaves
+from hesse.ad.kind import Retained
+from hesse.ad.recording import Recording
 from hesse.ad.request import Request
 from hesse.errors import FallbackWarning
 from hesse.programs.batched import directions_at_once
@@ -46,53 +47,9 @@ _ARITHMETIC = re.compile(r"mm|mv|dot|einsum|linear|conv|attention|lstm|gru|rnn",
 _MANY = 100
 RECORDINGS = 4
 
-
-class Retained(Protocol):
-    """A product at a point by the graph of its derivatives: what a program must agree with."""
-
-    @property
-    def value(self) -> Tensor: ...
-    @property
-    def gradient(self) -> list[Tensor]: ...
-    @property
-    def custom(self) -> str | None:
-        """The name of a user's `autograd.Function` in f, if there is one."""
-        ...
-
-    @property
-    def nodes(self) -> list[str]:
-        """The names of the nodes of the graph of f."""
-        ...
-
-    @property
-    def recomputes(self) -> bool:
-        """Whether activations are computed again in the backward pass."""
-        ...
-
-    def check(self) -> None:
-        """Raise if it is not the derivative of f for another reason than rounding."""
-        ...
-
-    def product(self, v: Leaves) -> list[Tensor]: ...
-
-
-class Kind(Protocol):
-    """Which product it is: the Hessian, the Gauss-Newton matrix."""
-
-    @property
-    def call(self) -> str: ...
-    @property
-    def quantities(self) -> tuple[str, ...]:
-        """Methods of the retained form that take a direction: "product", perhaps "curvature"."""
-        ...
-
-    def value(self, function: Any, x: Leaves) -> Tensor:
-        """f(x) as f computes it."""
-        ...
-
-    def retain(self, function: Any, x: Leaves) -> Retained:
-        """The product at x."""
-        ...
+# The program computes the value as f does, but for some roundings; it is looked at when it is off
+# by more, and by so many times more than before when that was right.
+_EQUAL, _MORE = 100.0, 4.0
 
 
 @dataclass
@@ -114,6 +71,9 @@ class Preparation:
     nodes: int = 0
     multiplies: bool = True
     eps: float = 0.0
+    value_eps: float = 0.0
+    usual_error: float = 0.0
+    """By which a value of the program may be off before a product is looked at."""
     recordings: int = 0
     points: int = 0
     verified: int = 0
@@ -179,16 +139,23 @@ class Preparation:
         self.promised = max(self.promised, self.spent + self.hint * seconds)
         self.hint = 0
 
-    def accept(self, programs: Split, eps: float, error: float | None) -> None:
+    def accept(self, new: Recording) -> None:
         """Use these programs from now on."""
-        self.split, self.eps, self.points = programs, eps, self.points + 1
-        precision = self.request.precision
+        self.split, self.points = new.split, self.points + 1
+        self.eps, self.value_eps = new.eps, new.value_eps
+        few = _EQUAL * min(new.value_eps, torch.finfo(torch.float32).eps)
+        self.usual_error = max(few, _MORE * new.value_error)
+        precision, error = self.request.precision, new.error
         if precision == "highest":
             return
         found = "no units for it here; full precision"
         if error is not None:
             found = f"relative error of a product {error:.1e}, measured"
         self.notes.append(f"precision={precision!r}: {found}")
+
+    def learn(self, error: float) -> None:
+        """The value was off by this where the product was right."""
+        self.usual_error = max(self.usual_error, _MORE * error)
 
     def give_up(self, reason: str) -> None:
         """Keep graphs from now on."""

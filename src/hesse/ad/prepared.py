@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from hesse.ad.evaluate import Variables, detached
+from hesse.ad.kind import Kind
 from hesse.ad.plan import Plan, plan_of
-from hesse.ad.preparation import Kind, Preparation
+from hesse.ad.preparation import Preparation
 from hesse.ad.request import Request
 from hesse.ad.term_at import TermAt
 from hesse.ad.terms import Term, weighted_sum
+from hesse.ad.witness import Witness
 from hesse.programs.split import Split
 from hesse.rows import empty_rows
 
@@ -57,10 +59,12 @@ class Prepared:
         self._kept: dict[int, tuple[float, TermAt]] = {}
         self._count: int | None = None
         self._own: dict[int, Preparation] = {}
-        self._trusted: dict[int, Split | None] = {}
+        self._trusted: dict[int, tuple[Split, Witness]] = {}
         self._met: dict[int, Preparation] = {}
         self._hint = 0
         self.last: TermAt | None = None
+        self.custom: str | None = None
+        """A custom function in a term whose graph was looked at."""
 
     @property
     def keeps_all(self) -> bool:
@@ -104,6 +108,7 @@ class Prepared:
         product, direction = None, _plain(v)
         for coefficient, term in self._at():
             joined = term.apply("product", direction)
+            self.custom = self.custom or term.custom
             accumulate = product is not None
             if not accumulate and term.makes_products and not self._variables.frozen:
                 product = joined if coefficient == 1.0 else joined.mul_(coefficient)
@@ -150,10 +155,6 @@ class Prepared:
         assert curvature is not None
         return curvature
 
-    def custom(self) -> str | None:
-        """A custom function in f, if its graph was looked at."""
-        return None if self.last is None else self.last.custom
-
     def _at(self) -> Iterator[tuple[float, TermAt]]:
         """(c_i, term i at x)."""
         if self._count is not None and len(self._kept) == self._count:
@@ -164,28 +165,46 @@ class Prepared:
         count = 0
         for index, term in enumerate(self._terms()):
             count += 1
-            if index in self._kept:
-                coefficient, self.last = self._kept[index]
+            known = self._is_known(index, term)
+            if known and index in self._kept:
+                self.last = self._kept[index][1]
                 yield self._kept[index]
                 continue
-            self.last = at = self._term_at(index, term)
+            if index in self._kept:  # other batches in every sweep: there is nothing to keep
+                self._kept, self._keep, self._more = {}, 0.0, 0.0
+            self.last = at = self._term_at(index, term, known=known)
             if self.keeps_all:
                 self._kept[index] = term.coefficient, at
             yield term.coefficient, at
-            self._trusted[index] = at.trusted
-            if at.kept_bytes is not None and at.kept_bytes <= self._keep:
-                self._keep -= at.kept_bytes
-                self._kept[index] = term.coefficient, at
+            self._remember(index, term, at, known=known)
         self._count = count
-        if all(self._trusted.values()):
+        if len(self._trusted) == count:
             self._keep, self._more = self._keep + self._more, 0.0
 
-    def _term_at(self, index: int, term: Term) -> TermAt:
+    def _remember(self, index: int, term: Term, at: TermAt, *, known: bool) -> None:
+        """What was found out about a term, for the next sweep; its residuals if there is room."""
+        if self.keeps_all or term.key is None:
+            return
+        if at.trusted is None:
+            self._trusted.pop(index, None)
+            return
+        witness = self._trusted[index][1] if known else Witness.of(term.data)
+        self._trusted[index] = at.trusted, witness
+        if at.kept_bytes is not None and at.kept_bytes <= self._keep:
+            self._keep -= at.kept_bytes
+            self._kept[index] = term.coefficient, at
+
+    def _is_known(self, index: int, term: Term) -> bool:
+        """Whether the term that is now here is the one of the last sweep."""
+        known = self._trusted.get(index)
+        return known is not None and term.key is not None and known[1].knows(term.data)
+
+    def _term_at(self, index: int, term: Term, *, known: bool) -> TermAt:
         data = [*self._variables.frozen, *term.data]
         preparation = self._preparation(index, term.key, data)
         self._met[id(preparation)] = preparation
         preparation.hint = max(preparation.hint, self._hint)
-        trusted = self._trusted.get(index)
+        trusted = self._trusted[index][0] if known else None
         return TermAt(
             *(self._kind, term.function, self._variables, data, preparation, trusted),
             alone=self.keeps_all,
@@ -206,6 +225,12 @@ def _plain(directions: Tensor) -> Tensor:
 
 
 def _form(tensors: list[Tensor]) -> Hashable:
-    """The shapes that a program depends on, and torch's defaults."""
+    """The shapes that a program depends on, and what torch was told to compute in."""
     form = [(t.shape, t.stride(), t.dtype, t.device) for t in tensors]
-    return tuple(form), torch.get_default_dtype()
+    cast = [device for device in {t.device.type for t in tensors} if _is_autocast(device)]
+    dtypes = [torch.get_autocast_dtype(device) for device in cast]
+    return tuple(form), torch.get_default_dtype(), tuple(zip(cast, dtypes, strict=True))
+
+
+def _is_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hesse.ad.agreement import agree, difference
 from hesse.ad.evaluate import Leaves, Variables
-from hesse.ad.preparation import Kind, Retained
+from hesse.ad.kind import Kind, Retained
 from hesse.ad.request import Request
 from hesse.programs.pieces import join_pieces
 from hesse.programs.precision import has_units, units
@@ -33,7 +33,11 @@ class Recording:
     residuals: list[Tensor]
     product: Tensor
     eps: float
-    """How coarsely the programs compute."""
+    """How coarsely the programs compute a product."""
+    value_eps: float
+    """How coarsely they compute the value."""
+    value_error: float
+    """How far theirs is from that of f."""
     error: float | None
     """Of a product in reduced precision, where that was asked for and is possible."""
     recomputes: bool
@@ -59,6 +63,7 @@ def record_programs(
     reduced = has_units(request.precision, x[0].device)
     programs = _split(trace, len(x), kind.quantities, request, bfloat16=reduced)
     value, *rest = run(programs.point_and_gradient, [*x, *data])
+    value_error = difference([value], [seen.value])
     gradient = None if request.is_thrifty else rest[: len(x)]
     residuals = rest[len(x) :]
     del rest
@@ -78,7 +83,10 @@ def record_programs(
             error = difference(product, expected)
         seen.product = expected = product
         del product
-    return Recording(programs, value, gradient, residuals, expected[0], eps, error, seen.recomputes)
+    return Recording(
+        *(programs, value, gradient, residuals, expected[0], eps, trace.eps, value_error),
+        *(error, seen.recomputes),
+    )
 
 
 class _Seen:
@@ -87,6 +95,7 @@ class _Seen:
     def __init__(self, kind: Kind, function: Any, variables: Variables, v: Tensor) -> None:
         self._kind, self._function, self._variables, self._v = kind, function, variables, v
         self.product: list[Tensor] = []
+        self.value = torch.empty(())
         self.recomputes = False
 
     def everything(self) -> list[Tensor]:
@@ -94,7 +103,7 @@ class _Seen:
         graph = self._kind.retain(self._function, self._variables.x)
         if graph.custom is not None:
             raise UntraceableError(f"the custom function {graph.custom} is foreign to it")
-        self.recomputes = graph.recomputes
+        self.recomputes, self.value = graph.recomputes, graph.value
         outputs, directions = [graph.value, *graph.gradient], self._variables.split(self._v)
         for quantity in self._kind.quantities:
             outputs.append(taken(graph, quantity, self._variables, directions))

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from hesse.ad.agreement import agree, difference, rounding
 from hesse.ad.evaluate import Variables, run_deterministic
-from hesse.ad.preparation import RECORDINGS, Kind, Preparation, Retained
+from hesse.ad.kind import Kind, Retained
+from hesse.ad.preparation import RECORDINGS, Preparation
 from hesse.ad.recording import record_programs, taken
+from hesse.ad.witness import Versions, versions
 from hesse.errors import DerivativeError
 from hesse.programs.batched import batched
 from hesse.programs.compiled import can_compile, compile_program
@@ -23,9 +25,8 @@ from hesse.programs.split import Split
 from hesse.programs.tape import UntraceableError
 from hesse.vectors import gaussian
 
-# The program computes the value as f does: a difference of more than so many roundings is a reason
-# to look at a product.
-_EQUAL = 100.0
+# What torch says of a tensor that a graph needs and that was changed in place.
+_WRITTEN_TO = "modified by an inplace operation"
 
 
 class TermAt:
@@ -52,6 +53,7 @@ class TermAt:
         self._residuals: list[Tensor] | None = None
         # Whose residuals they are: another point may meanwhile have had the programs recorded anew.
         self._split: Split | None = None
+        self._versions = versions(self._data)
         self._alone, self._products = alone, 0
         self.makes_products = False
         """Whether the last product is made of tensors of its own, which may be given away."""
@@ -59,6 +61,7 @@ class TermAt:
     @property
     def value(self) -> Tensor:
         """f(x)."""
+        self._look_at_data()
         if self._value is None:
             split = self.preparation.split
             by_f = self._graph is None and split is not None
@@ -67,6 +70,7 @@ class TermAt:
 
     def take_gradient(self) -> list[Tensor]:
         """grad f(x), which is not held on to: it comes with the residuals, and is the caller's."""
+        self._look_at_data()
         if self._gradient is None and self._graph is None and self.preparation.split is not None:
             self._enter(with_gradient=True)
         gradient, self._gradient = self._gradient, None
@@ -100,6 +104,7 @@ class TermAt:
     def apply(self, quantity: str, v: Tensor) -> Tensor:
         """The product, its leaves joined, or another quantity in the direction v, a flat vector."""
         preparation = self.preparation
+        self._look_at_data()
         for _ in range(RECORDINGS):
             if self._residuals is None and preparation.split is not None:
                 self._enter(v)
@@ -114,6 +119,21 @@ class TermAt:
         if preparation.request.mode in ("traced-split", "compiled-split"):
             raise self._refuse(preparation.notes[-1])
         return self._by_graph(quantity, v)
+
+    def _hold(self, residuals: list[Tensor], split: Split) -> None:
+        self._residuals, self._split = residuals, split
+        self._versions = self._versions_now()
+
+    def _look_at_data(self) -> None:
+        """Forget what was computed here if data, or what f closes over, was written to since."""
+        if self._versions != self._versions_now():
+            self._graph = self._value = self._gradient = None
+            self._residuals = self._split = self.trusted = None
+            self._versions = self._versions_now()
+
+    def _versions_now(self) -> Versions:
+        constants = [] if self._split is None else self._split.constants
+        return versions([*self._data, *constants])
 
     def _by_program(self, quantity: str, tensors: list[Tensor]) -> Tensor:
         preparation = self.preparation
@@ -174,6 +194,7 @@ class TermAt:
     def apply_block(self, block: Tensor) -> Tensor | None:
         """The products with the k rows, as rows; None where that does not work."""
         preparation, k = self.preparation, len(block)
+        self._look_at_data()
         if preparation.split is not None and self._residuals is None:
             self._enter()
         current = self._split is not None and self._split is preparation.split
@@ -207,7 +228,15 @@ class TermAt:
     def _by_graph(self, quantity: str, v: Tensor) -> Tensor:
         preparation, graph, start = self.preparation, self.graph, time.perf_counter()
         self.makes_products = len(self._x) > 1  # joined
-        result = taken(graph, quantity, self._variables, self._variables.split(v))
+        directions = self._variables.split(v)
+        try:
+            result = taken(graph, quantity, self._variables, directions)
+        except RuntimeError as error:
+            if _WRITTEN_TO not in str(error):
+                raise
+            self._graph = self._value = None  # of what f closed over
+            graph = self.graph
+            result = taken(graph, quantity, self._variables, directions)
         preparation.seconds = time.perf_counter() - start
         if not preparation.nodes:  # the first product took the gradient too
             preparation.look_at(graph)
@@ -223,7 +252,7 @@ class TermAt:
             return
         trusted = self.trusted is split
         if trusted and not with_gradient:
-            self._residuals, self._split = run(split.point, [*self._x, *self._data]), split
+            self._hold(run(split.point, [*self._x, *self._data]), split)
             return
         value = None if trusted else self.value
         try:
@@ -232,22 +261,24 @@ class TermAt:
             preparation.distrust(str(error).strip().splitlines()[0])
             return
         n = 1 + len(self._x)
-        suspicious = False
+        suspicious, error = False, 0.0
         if value is not None:
             preparation.points += 1
-            error, eps = difference(results[:1], [value]), rounding([value], preparation.eps)
-            suspicious = error > _EQUAL * eps
-            if error > eps**0.5:
+            error = difference(results[:1], [value])
+            suspicious = error > preparation.usual_error
+            if error > rounding([value], preparation.value_eps) ** 0.5:
                 preparation.distrust("the value of f is not that of the program")
                 return
         self._gradient = results[1:n] if with_gradient or self._alone else None
-        self._residuals, self._split = results[n:], split
+        self._hold(results[n:], split)
         del results  # so that a check can let go of the residuals
         if trusted:
             return
         due = preparation.points > 1 and preparation.points & (preparation.points - 1) == 0
         if due or suspicious:
             self._verify(v)
+            if self._split is not None:
+                preparation.learn(error)
         self.trusted = self._split
 
     def _verify(self, v: Tensor | None) -> None:
@@ -282,10 +313,11 @@ class TermAt:
             return None
         if new.recomputes:  # outside of the recording, which must not see it
             kind.retain(self._function, self._x).check()
-        preparation.accept(new.split, new.eps, new.error)
-        self._graph, self._value, self._residuals = None, new.value, new.residuals
+        preparation.accept(new)
+        self._graph, self._value = None, new.value
+        self._hold(new.residuals, new.split)
         self._gradient = new.gradient if self._alone else None
-        self.trusted = self._split = new.split
+        self.trusted = new.split
         self._products += 1
         self.makes_products = new.split.directions["product"].makes_outputs
         return new.product

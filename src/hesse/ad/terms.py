@@ -49,14 +49,17 @@ def weighted_sum(parts: Iterable[tuple[float, tuple[Tensor | None, ...]]]) -> li
     [tensor([2.5000, 2.5000]), None]
     """
     total: list[Tensor | None] = []
-    for coefficient, part in parts:
+    for number, (coefficient, part) in enumerate(parts):
         scaled = [_times(coefficient, entry) for entry in part]
-        if not total:
+        if number == 0:
             total = scaled
-            continue
-        for sum_, entry in zip(total, scaled, strict=True):
-            if sum_ is not None and entry is not None:
-                sum_.add_(entry)
+        elif number == 1:  # the first may belong to somebody
+            pairs = zip(total, scaled, strict=True)
+            total = [None if s is None or e is None else s + e for s, e in pairs]
+        else:
+            for sum_, entry in zip(total, scaled, strict=True):
+                if sum_ is not None and entry is not None:
+                    sum_.add_(entry)
     return total
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hesse.ad.evaluate import Leaves, Variables, check_finite, check_finite_value
@@ -48,7 +49,7 @@ class HessianOperator(LinearOperator):
     @property
     def value(self) -> Tensor:
         """f(x), a scalar tensor; computed at the first use, together with the gradient."""
-        return self._at.value
+        return self._at.value.clone()
 
     @property
     def gradient(self) -> Tree:
@@ -58,7 +59,7 @@ class HessianOperator(LinearOperator):
     @property
     def flat_gradient(self) -> Tensor:
         """grad f(x), shape (n,)."""
-        return self._at.gradient
+        return self._at.gradient.clone()
 
     @property
     def mode(self) -> str:
@@ -176,7 +177,7 @@ class GaussNewtonOperator(LinearOperator):
         if self._value is None:
             self._value = self._with_decay(self._at.value())
             check_finite_value(float(self._value), self._call)
-        return self._value
+        return self._value.clone()
 
     @property
     def gradient(self) -> Tree:
@@ -189,10 +190,11 @@ class GaussNewtonOperator(LinearOperator):
         if self._gradient is None:
             value, gradient = self._at.value_and_gradient()
             self._value = self._with_decay(value)
-            varying = self._varying(self.domain.flatten(self._params))
-            self._gradient = gradient.add_(varying, alpha=self.risk.weight_decay)
-            check_finite(self._gradient, self.domain, self._call, "gradient")
-        return self._gradient
+            if self.risk.weight_decay:
+                varying = self._varying(self.domain.flatten(self._params))
+                gradient = torch.add(gradient, varying, alpha=self.risk.weight_decay)
+            self._gradient = check_finite(gradient, self.domain, self._call, "gradient")
+        return self._gradient.clone()
 
     @property
     def mode(self) -> str:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from hesse.programs.fuse import accumulate
 from hesse.programs.lifetimes import Lifetimes, is_view, made_by
@@ -52,6 +54,12 @@ class Split:
     directions: dict[str, Program]
     residual_bytes: int
     """Of the residuals that are no inputs, constants, or views of one another."""
+
+    @cached_property
+    def constants(self) -> list[Tensor]:
+        """The tensors of others that the programs read."""
+        programs = [self.point, self.point_and_gradient, *self.directions.values()]
+        return list({id(t): t for program in programs for t in program.constants.values()}.values())
 
     @property
     def bytes(self) -> int:
