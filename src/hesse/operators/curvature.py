@@ -115,6 +115,9 @@ def hessian_operator(
             gradient stay exact; `plan` tells the measured relative error of a product.
 
     Nothing else is computed until the first product or the first look at `value` or `gradient`.
+    After a change of anything else that f reads, such as other parameters, make a new operator
+    (`H.at(x)`): programs follow the change, a kept graph only where it needs what was changed, and
+    a value or gradient that was looked at not at all.
 
     Cost: a prepared product 2 gradients, one-shot as in `hvp`; memory n for x, and the residuals
     of a single batch until the operator is released.
