@@ -3,9 +3,9 @@
 
 One safetensors file holds the tensors and, as JSON in its header, the numbers. It is written beside
 and put in place by a rename, so that at any moment there is either no file or a whole one. It says
-which question it belongs to, and an operator is recognised by a product: a run never goes on with
-the state of another one. The bits are the same if those of the products are: of a Hessian name the
-`mode`, since "auto" goes by the clock.
+which question it belongs to, and operators are recognised by a product each: a run never goes on
+with the state of another one. The bits are the same if those of the products are: of a Hessian name
+the `mode`, since "auto" goes by the clock.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from hesse.operators.base import LinearOperator
 from hesse.vectors import norm
 
 _SHARE = 20  # saving takes at most 1/20 of the time
-_FORMAT = 2
+_FORMAT = 3
 
 FilePath = str | os.PathLike | None
+Mark = tuple[float, float, float]
 
 
 class Checkpoint:
@@ -43,7 +44,8 @@ class Checkpoint:
     Args:
         path: where; None saves nothing.
         A: the operator, of which one product is taken to recognise it.
-        **question: what must be the same for a run to go on: texts, numbers, tensors.
+        **question: what must be the same for a run to go on: texts, numbers, tensors, and further
+            operators, of each of which a product is taken as well.
 
     >>> import tempfile
     >>> from hesse.operators import diagonal_operator
@@ -61,19 +63,27 @@ class Checkpoint:
     """
 
     def __init__(self, path: FilePath, A: LinearOperator, **question: Any) -> None:
+        if not isinstance(path, FilePath):
+            raise ArgumentError(
+                f"checkpoint={path!r}",
+                expected="the path of a file: a text or a pathlib.Path",
+                got=f"a {type(path).__name__}",
+                remedy="Leave it out for no checkpoint.",
+            )
         self.path = None if path is None else Path(path)
         self._device = A.device
         self._due, self._question = 0.0, {}
         if self.path is not None:
+            operators = {k: v for k, v in question.items() if isinstance(v, LinearOperator)}
             if not self.path.absolute().parent.is_dir():
                 raise self._another("a file in a folder that exists", str(self.path.parent))
             self._question = {
                 "format": _FORMAT,
                 "shape": list(A.shape),
                 "dtype": str(A.dtype),
-                **{name: _recognisable(value) for name, value in question.items()},
+                **{k: _recognisable(v) for k, v in question.items() if k not in operators},
             }
-            self._operator = _mark(A)
+            self._marks = {name: _mark(each) for name, each in {"A": A, **operators}.items()}
 
     def part(self, name: str) -> Checkpoint:
         """The file of one part of a run that has several."""
@@ -104,7 +114,7 @@ class Checkpoint:
             return
         tensors: dict[str, Tensor] = {}
         packed = _pack(state, "state", tensors)
-        header = {"question": self._question, "operator": self._operator, "state": packed}
+        header = {"question": self._question, "operators": self._marks, "state": packed}
         part = self.path.with_name(self.path.name + ".part")
         save_file(tensors, part, metadata={"hesse": json.dumps(header)})
         _flush(part)
@@ -124,11 +134,16 @@ class Checkpoint:
                 ", ".join(f"{name} = {self._question.get(name)}" for name in other),
                 ", ".join(f"{name} = {was.get(name)}" for name in other),
             )
-        size, offset = header["operator"][0], abs(header["operator"][1] - self._operator[1])
-        offset = max(offset, abs(size - self._operator[0]))
-        if not offset <= self._operator[2] * max(size, self._operator[0]):
+        for name in sorted({*header["operators"], *self._marks}):
+            self._check_mark(name, header["operators"].get(name), self._marks.get(name))
+
+    def _check_mark(self, name: str, was: Mark | None, mark: Mark | None) -> None:
+        """Raise unless both products of an operator agree, or there is no such operator in both."""
+        (size, along, _), (now, along_now, rounding) = (m or (0.0, 0.0, 0.0) for m in (was, mark))
+        offset = max(abs(size - now), abs(along - along_now))
+        if not offset <= rounding * max(size, now):
             raise self._another(
-                "the state of a run with this operator",
+                f"the state of a run with this operator {name}",
                 f"a product that differs by {offset:.3g}, of a size of {size:.3g}",
             )
 
@@ -148,7 +163,7 @@ def generator_for(generator: torch.Generator | None, path: FilePath) -> torch.Ge
     return torch.Generator().manual_seed(int(torch.randint(1 << 62, ())))
 
 
-def _mark(A: LinearOperator) -> tuple[float, float, float]:
+def _mark(A: LinearOperator) -> Mark:
     """|A z| and z'A z for a fixed z with |z| = 1, and how far they may be off by rounding."""
     z = torch.cos(torch.arange(1, A.shape[1] + 1, dtype=torch.float64) ** 2)
     z = (z / norm(z)).to(A.device, A.dtype)

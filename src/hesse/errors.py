@@ -8,8 +8,11 @@ not the caller's mistake (an iteration limit, a direction of negative curvature)
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from enum import Enum
+from numbers import Real
+from typing import Any
 
 
 class HesseError(Exception):
@@ -88,7 +91,7 @@ def check_choice(name: str, value: str, choices: Sequence[str], call: str) -> No
 
     >>> check_choice("mode", "auto", ["auto", "fast"], "f(x, mode)")
     """
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ArgumentError(
             call,
             expected=f"{name} to be one of {', '.join(map(repr, choices))}",
@@ -97,19 +100,74 @@ def check_choice(name: str, value: str, choices: Sequence[str], call: str) -> No
         )
 
 
+def check_count(name: str, value: Any, least: int, call: str) -> int:
+    """The argument of that name as an int; raises unless it is an integer, and so large at least.
+
+    Integers of NumPy and PyTorch are integers; 2.0, "2" and True are not.
+
+    >>> check_count("k", 3, 1, "f(x, k)")
+    3
+    """
+    try:
+        count = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = least - 1
+    if count >= least:
+        return count
+    raise ArgumentError(
+        call,
+        expected=f"{name} to be an integer, {name} >= {least}",
+        got=repr(value),
+        remedy="Give an int, or leave it out for the default.",
+    )
+
+
 def check_tolerances(call: str, **tolerances: float | None) -> None:
     """Raise unless each of these named numbers, if given, is at least 0.
 
     >>> check_tolerances("f(x, rtol)", rtol=1e-3, atol=None)
     """
     for name, value in tolerances.items():
-        if value is not None and not value >= 0.0:
+        if value is not None and not (_is_number(value) and value >= 0.0):
+            raise _no_number(call, f"{name} >= 0", value)
+
+
+def check_positive(call: str, **numbers: float | None) -> None:
+    """Raise unless each of these named numbers, if given, is above 0.
+
+    >>> check_positive("f(x, radius)", radius=2.0)
+    """
+    for name, value in numbers.items():
+        if value is not None and not (_is_number(value) and value > 0.0):
+            raise _no_number(call, f"{name} > 0", value)
+
+
+def check_type(call: str, kind: type, **values: Any) -> None:
+    """Raise unless each of these named arguments, if given, is of a kind.
+
+    >>> check_type("f(x, name)", str, name="a")
+    """
+    for name, value in values.items():
+        if value is not None and not isinstance(value, kind):
             raise ArgumentError(
                 call,
-                expected=f"{name} >= 0",
+                expected=f"{name} to be a {kind.__module__}.{kind.__name__}",
                 got=repr(value),
                 remedy="Leave it out for the default.",
             )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _no_number(call: str, expected: str, value: Any) -> ArgumentError:
+    return ArgumentError(
+        call,
+        expected=f"a number, {expected}",
+        got=repr(value),
+        remedy="Leave it out for the default; of a tensor give .item().",
+    )
 
 
 class Status(Enum):

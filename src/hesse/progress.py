@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from hesse.errors import ArgumentError, Status
+from hesse.errors import Status, check_count, check_positive, check_type
 
 Callback = Callable[[Any], Any]
 """Called with the state after every iteration; a true result stops the iteration."""
@@ -40,7 +40,7 @@ class Run:
         callback: called with the state after every step; a true result stops.
         progress: show a bar of the products.
         total: the products at which the bar is full, if not `max_products`.
-        reserved: products of these that are taken outside the iteration, at its end.
+        reserved: products of these that are kept for the end, after the iteration.
 
     >>> from types import SimpleNamespace
     >>> with Run("count", max_products=3) as run:
@@ -64,11 +64,14 @@ class Run:
     ) -> None:
         self.status = Status.UNFINISHED
         self.before = 0  # products of earlier parts of the same computation
-        self.max_products = math.inf if max_products is None else max_products
+        self.reserved = reserved
+        self.max_products: float = math.inf
+        call = f"{title}(max_products={max_products!r}, max_seconds={max_seconds!r})"
+        if max_products is not None:
+            self.max_products = check_count("max_products", max_products, 1, call)
+        check_positive(call, max_seconds=max_seconds)
+        check_type(call, Callable, callback=callback)
         self.max_seconds = math.inf if max_seconds is None else max_seconds
-        _check_limit(title, "max_products", self.max_products)
-        _check_limit(title, "max_seconds", self.max_seconds)
-        self.max_products = max(1, self.max_products - reserved)
         self._callback, self._enabled, self._title = callback, progress, title
         self._total = max_products if total is None else total
         self._began = time.monotonic()
@@ -88,12 +91,21 @@ class Run:
         self.status = Status.INTERRUPTED
         return True
 
+    def left(self, taken: int = 0) -> float:
+        """How many products remain when this part of the computation has taken so many."""
+        return self.max_products - self.before - taken
+
+    def allows(self, state: State, count: int = 1) -> bool:
+        """Whether so many products more leave what is reserved; if not, `status` says so."""
+        enough = count + self.reserved <= self.left(state.products)
+        if not enough:
+            self.status = Status.MAX_PRODUCTS
+        return enough
+
     def goes_on(self, state: State) -> bool:
         """Whether to take another step; if not, `status` says why. Does not call the callback."""
         self.show(state)
-        if self.before + state.products >= self.max_products:
-            self.status = Status.MAX_PRODUCTS
-        elif time.monotonic() - self._began >= self.max_seconds:
+        if self.allows(state) and time.monotonic() - self._began >= self.max_seconds:
             self.status = Status.MAX_SECONDS
         return self.status is Status.UNFINISHED
 
@@ -107,16 +119,6 @@ class Run:
         """Bring the bar up to date."""
         if self._bar is not None:
             self._bar.update(self.before + state.products - self._bar.n)
-
-
-def _check_limit(title: str, name: str, limit: float) -> None:
-    if not limit > 0:
-        raise ArgumentError(
-            f"{title}({name}={limit!r})",
-            expected=f"{name} > 0",
-            got=repr(limit),
-            remedy="Leave it out for no limit of your own.",
-        )
 
 
 @contextmanager

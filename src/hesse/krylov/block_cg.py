@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hesse.errors import Status
+from hesse.errors import ArgumentError, Status
 from hesse.krylov.block import BlockState
 from hesse.krylov.cg import check_symmetric, positive
 from hesse.krylov.solution import Solution
@@ -70,8 +70,15 @@ def block_cg(system: System) -> Solution:
 
 def _start(system: System) -> BlockCGState:
     """x0 with its residual; where a column of b is zero, x is."""
-    b = system.b
+    b, k = system.b, system.b.shape[1]
     x = torch.zeros_like(b) if system.x0 is None else system.x0 * b.any(dim=0)
+    if bool(x.any()) and system.run.left() < k:
+        raise ArgumentError(
+            f"block_cg({system.A}, b, x0)",
+            expected=f"max_products that leave {k} for the residual of x0",
+            got=f"{system.run.left()}",
+            remedy="Raise max_products, or leave out x0.",
+        )
     state = BlockCGState(x, b.clone(), 0.0)
     state.begin(system)
     return state
@@ -90,6 +97,8 @@ def _step(system: System, state: BlockCGState) -> Status:
     P = _next_directions(system, state)
     if P.shape[1] == 0:
         return Status.STAGNATED
+    if not system.run.allows(state, P.shape[1]):
+        return system.run.status
     AP = system.A._matmat(P)
     state.products += P.shape[1]
     if not all_finite(AP):

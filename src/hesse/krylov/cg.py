@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from hesse.errors import OperatorError, Status
+from hesse.errors import OperatorError, Status, check_count, check_positive, check_type
 from hesse.krylov.solution import Iterate, Solution
 from hesse.krylov.system import (
     SolverState,
@@ -51,6 +51,12 @@ class CGRules:
     keep: Callable[[int], bool] | None = None
     verify: bool = True
     replace_every: int | None = None
+
+    def __post_init__(self) -> None:
+        check_positive("cg(A, b, radius)", radius=self.radius)
+        check_type("cg(A, b, stop, keep)", Callable, stop=self.stop, keep=self.keep)
+        if self.replace_every is not None:
+            check_count("replace_every", self.replace_every, 1, "cg(A, b, replace_every)")
 
 
 def cg(
@@ -194,7 +200,8 @@ def _move(state: CGState, Ap: Tensor, alpha: float, pAp: float) -> None:
 
 
 def _after_step(system: System, state: CGState, rules: CGRules) -> Status:
-    if rules.replace_every and state.iteration % rules.replace_every == 0:
+    every = rules.replace_every
+    if every and state.iteration % every == 0 and system.run.allows(state):
         state.recompute(system)
     if rules.keep is not None and rules.keep(state.iteration):
         state.iterates.append(Iterate(state.iteration, state.x.clone(), state.model_value))

@@ -19,13 +19,16 @@ _BREAK_OFF = {Status.INTERRUPTED, Status.STOPPED, Status.MAX_PRODUCTS, Status.MA
 def by_columns(solve_column: Callable[[System], Solution], system: System) -> Solution:
     """The solutions for all columns of b, shape (m, k), as one; one that breaks off ends all."""
     solutions: list[Solution] = []
-    earlier = system.run.before
+    run, earlier = system.run, system.run.before
     for j in range(system.b.shape[1]):
+        if run.left() < 1:
+            run.status = Status.MAX_PRODUCTS
+            break
         solutions.append(solve_column(system.column(j)))
-        system.run.before += solutions[-1].products
+        run.before += solutions[-1].products
         if solutions[-1].status in _BREAK_OFF:
             break
-    system.run.before = earlier
+    run.before = earlier
     return _joined(solutions, system)
 
 
@@ -41,7 +44,7 @@ def _joined(solutions: list[Solution], system: System) -> Solution:
             [s.x for s in solutions] + [x0[:, j] if x0.ndim == 2 else x0 for j in missing], dim=1
         ),
         converged=not missing and all(s.converged for s in solutions),
-        status=worst.status,
+        status=system.run.status if missing else worst.status,
         residual_norm=math.nan if missing and unknown else max(norms),
         products=sum(s.products for s in solutions),
         iterations=sum(s.iterations for s in solutions),

@@ -32,6 +32,8 @@ def direct(system: System, inverse: LinearOperator | None) -> Solution:
     def correct() -> Status:
         if state.residual_norm == 0.0 or state.iteration >= system.limit:
             return Status.CONVERGED if state.residual_norm == 0.0 else Status.MAX_ITERATIONS
+        if not system.run.allows(state, 0):
+            return system.run.status
         state.x = state.x + inverse._matvec(state.residual)
         state.iteration += 1
         return Status.CONVERGED if bool(state.x.isfinite().all()) else Status.NOT_FINITE

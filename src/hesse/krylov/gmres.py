@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError, ShapeError, Status
+from hesse.errors import ShapeError, Status, check_count
 from hesse.krylov.cg import precondition
 from hesse.krylov.gram_schmidt import orthogonalise
 from hesse.krylov.solution import Solution
@@ -82,6 +82,8 @@ def _descend(system: System, state: GmresState, m: int) -> Status:
 def _step(system: System, state: GmresState, m: int) -> Status:
     """One step; UNFINISHED to go on."""
     if len(state.triangle) == m:
+        if not system.run.allows(state, 2):  # the residual of the restart, and the step
+            return system.run.status
         status = _restart(system, state)
         if status is not Status.UNFINISHED:
             return status
@@ -168,11 +170,4 @@ def _checked(system: System, restart: int) -> int:
             got=f"shape {system.A.shape}",
             remedy="Use method='lsmr' for least squares.",
         )
-    if restart < 1:
-        raise ArgumentError(
-            f"gmres({system.A}, b, restart={restart})",
-            expected="restart >= 1",
-            got=repr(restart),
-            remedy="Leave it out for 30.",
-        )
-    return restart
+    return check_count("restart", restart, 1, f"gmres({system.A}, b, restart={restart!r})")

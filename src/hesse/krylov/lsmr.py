@@ -165,6 +165,8 @@ def _begin(system: System, state: LsmrState) -> float:
 
 def _step(system: System, state: LsmrState) -> Status:
     """One step; UNFINISHED to go on."""
+    if not system.run.allows(state, 3 if state.u is None else 2):
+        return system.run.status
     if state.u is None and _begin(system, state) == 0.0:
         return _verified(system, state)
     assert state.u is not None and state.v is not None
@@ -219,6 +221,8 @@ def _largest(system: System, state: LsmrState) -> float:
 
 def _verified(system: System, state: LsmrState) -> Status:
     """Whether A'r vanishes when recomputed; if not, the iteration begins anew while that helps."""
+    if not system.run.allows(state, 2):
+        return system.run.status
     state.recompute(system)
     if state.is_solved(system):
         return Status.CONVERGED

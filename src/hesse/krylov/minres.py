@@ -179,6 +179,8 @@ def _level(system: System) -> float:
 
 def _least_squares(system: System, state: MinresState) -> Status:
     """Whether A r vanishes when recomputed; if not, the iteration begins anew while that helps."""
+    if not system.run.allows(state, 2):
+        return system.run.status
     state.recompute(system)
     if state.is_solved(system):
         return Status.CONVERGED

@@ -48,6 +48,24 @@ class MultiShiftState(BlockState):
         self.measure()
 
 
+def as_shifts(shifts: Sequence[float] | Tensor | None, call: str) -> list[float] | None:
+    """The shifts as numbers; raises unless they are some finite ones, in a list or a tensor."""
+    if shifts is None:
+        return None
+    try:
+        values = [float(s) for s in shifts]
+    except (TypeError, ValueError, RuntimeError):
+        values = []
+    if values and not isinstance(shifts, str) and all(map(math.isfinite, values)):
+        return values
+    raise ArgumentError(
+        call,
+        expected="a list of one or more finite shifts",
+        got=repr(shifts),
+        remedy="Give a list, [s] for a single shift.",
+    )
+
+
 def multi_shift_cg(system: System, shifts: Sequence[float] | Tensor) -> Solution:
     r"""Solve (A + s_i I) x_i = b for several shifts, with A + min(s) I positive definite.
 
@@ -198,12 +216,4 @@ def _checked(system: System, shifts: Sequence[float] | Tensor) -> Tensor:
             f"{system.preconditioner}",
             remedy="Leave both out, or solve for one shift at a time.",
         )
-    values = torch.as_tensor(shifts, dtype=torch.float64).detach().cpu()
-    if values.ndim != 1 or len(values) == 0 or not bool(torch.isfinite(values).all()):
-        raise ArgumentError(
-            call,
-            expected="one or more finite shifts",
-            got=repr(shifts),
-            remedy="Give a list of numbers.",
-        )
-    return values
+    return torch.tensor(as_shifts(shifts, call), dtype=torch.float64)

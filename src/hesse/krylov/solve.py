@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from hesse.checkpoint import Checkpoint, FilePath
-from hesse.errors import ArgumentError, ShapeError, Status, check_choice, check_tolerances
+from hesse.errors import (
+    ArgumentError,
+    ShapeError,
+    Status,
+    check_choice,
+    check_count,
+    check_tolerances,
+)
 from hesse.krylov.block_cg import block_cg
 from hesse.krylov.cg import CGRules, CGState, solve_cg
 from hesse.krylov.columns import by_columns
@@ -20,7 +27,7 @@ from hesse.krylov.direct import direct
 from hesse.krylov.gmres import gmres
 from hesse.krylov.lsmr import lsmr
 from hesse.krylov.minres import minres
-from hesse.krylov.multi_shift_cg import multi_shift_cg
+from hesse.krylov.multi_shift_cg import as_shifts, multi_shift_cg
 from hesse.krylov.preconditioners import as_preconditioner
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import System
@@ -34,6 +41,9 @@ _METHODS = ["auto", "cg", "block-cg", "multi-shift-cg", "minres", "lsmr", "gmres
 
 # A system is hardly ever solved in fewer products.
 _USUAL = 20
+
+# A residual at the start, a step, and a residual at the end.
+_TO_BEGIN = 3
 
 
 def solve(
@@ -93,8 +103,10 @@ def solve(
         keep: of cg, keep the iterates whose number it accepts.
         replace_every: of cg, recompute the residual every so many iterations.
         restart: of gmres, the size of its basis.
-        max_iterations, max_products, max_seconds: limits; default 10 n iterations.
-        generator: of a preconditioner that is random.
+        max_iterations, max_products, max_seconds: limits; default 10 n iterations. What a named
+            preconditioner takes and what verifies the residual is within max_products, where too
+            few for a step give x0.
+        generator: of a preconditioner that is random; with a checkpoint one of a fixed seed.
         callback: called with the state after every step; a true result stops.
         progress: show a bar.
         checkpoint: path of a file, from which the same call goes on, to the same bits, after it was
@@ -118,24 +130,28 @@ def solve(
     A = aslinearoperator(A)
     call = f"hesse.solve({A}, b, method={method!r})"
     check_choice("method", method, _METHODS, call)
-    check_tolerances(call, rtol=rtol, atol=atol, damping=damping)
+    check_tolerances(call, damping=damping)
     flat, leave = _enter(A, b, call)
     start = None if x0 is None else _enter_x0(A, x0, flat, call)
-    own = _Own(CGRules(radius, stop, keep, replace_every=replace_every), shifts, damping, restart)
+    rules = CGRules(radius, stop, keep, replace_every=replace_every)
+    restart = check_count("restart", restart, 1, call)
+    own = _Own(rules, as_shifts(shifts, call), damping, restart)
     own.check(method, call)
-    M = as_preconditioner(preconditioner, A, generator, call)
-    built = 0 if M is None else M.products
-    asked = (start, M, callback, max_iterations, max_products, max_seconds, checkpoint)
     run = Run(
         "solve",
         max_products=max_products,
         max_seconds=max_seconds,
         callback=callback,
         progress=progress,
-        reserved=built + _to_verify(A, flat),
     )
-    question = {"method": method, "M": repr(M), "rtol": rtol, "atol": atol, "b": flat, "x0": start}
-    file = Checkpoint(checkpoint, A, call="solve", **question, **own.question())
+    if generator is None and checkpoint is not None:  # the preconditioner must be the same again
+        generator = torch.Generator().manual_seed(0)
+    M = as_preconditioner(preconditioner, A, generator, call, run.left())
+    run.before = built = 0 if M is None else M.products
+    asked = (start, M, callback, max_iterations, max_products, max_seconds, checkpoint)
+    question = {"method": method, "rtol": rtol, "atol": atol, "b": flat, "x0": start}
+    question |= {"preconditioner": M, **own.question()}
+    file = Checkpoint(checkpoint, A, call="solve", **question)
     system = System(A, flat, start, M, rtol, atol, max_iterations, run, file)
     A.expect(min(A.domain.n, _USUAL, system.limit))
     if method != "auto":
@@ -156,7 +172,7 @@ class _Own:
     """The arguments that belong to one method alone."""
 
     rules: CGRules
-    shifts: Sequence[float] | Tensor | None
+    shifts: list[float] | None
     damping: float
     restart: int
 
@@ -200,21 +216,23 @@ class _Own:
 
     def question(self) -> dict[str, Any]:
         """What a checkpoint is recognised by."""
-        shifts = None if self.shifts is None else repr([float(s) for s in self.shifts])
         numbers = {"radius": self.rules.radius, "replace_every": self.rules.replace_every}
-        return {"shifts": shifts, "damping": self.damping, "restart": self.restart, **numbers}
+        own = {"shifts": self.shifts, "damping": self.damping, "restart": self.restart}
+        return {**own, **numbers}
 
 
 def _by(method: str, system: System, own: _Own) -> Solution:
     """The solution by a method of that name."""
     if method == "block-cg":
+        system.run.reserved = system.b.shape[1] if system.b.ndim == 2 else 1
         return block_cg(system) if system.b.ndim == 2 else _one_column(system)
     if system.b.ndim == 2:
         return by_columns(lambda column: _by(method, column, own), system)
+    system.run.reserved = len(own.shifts or [0])  # a product verifies a column of x
     match method:
         case "multi-shift-cg":
             assert own.shifts is not None
-            return multi_shift_cg(system, [float(s) for s in own.shifts])
+            return multi_shift_cg(system, own.shifts)
         case "minres":
             return minres(system)
         case "lsmr":
@@ -251,6 +269,8 @@ def _auto(system: System, own: _Own, *, iterate: bool) -> Solution:
     solution = _by("block-cg" if block else "cg", system, own)
     if solution.status is not Status.NEGATIVE_CURVATURE:
         return solution
+    if system.run.left(solution.products) < _TO_BEGIN:
+        return replace(solution, status=Status.MAX_PRODUCTS)
     return _taken_over(solution, system, own)
 
 
@@ -266,12 +286,6 @@ def _taken_over(solution: Solution, system: System, own: _Own) -> Solution:
         history=solution.history + later.history,
         direction=solution.direction,
     )
-
-
-def _to_verify(A: LinearOperator, b: Tensor) -> int:
-    """Products that verify the residuals."""
-    columns = b.shape[1] if b.ndim == 2 else 1
-    return columns if A.shape[0] == A.shape[1] else 2 * columns
 
 
 def _enter(A: LinearOperator, b: Tree, call: str) -> tuple[Tensor, Callable[[Tensor], Any]]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hesse.checkpoint import Checkpoint
-from hesse.errors import NonFiniteError, Status
+from hesse.errors import NonFiniteError, Status, check_count, check_tolerances
 from hesse.krylov.solution import Solution
 from hesse.operators.base import LinearOperator
 from hesse.progress import Run
@@ -41,6 +41,10 @@ class System:
     checkpoint: Checkpoint | None = None
 
     def __post_init__(self) -> None:
+        call = f"hesse.solve({self.A}, b)"
+        check_tolerances(call, rtol=self.rtol, atol=self.atol)
+        if self.max_iterations is not None:
+            check_count("max_iterations", self.max_iterations, 0, call)
         self.b_norm = self._finite_norm("b", self.b)
         if self.x0 is not None:
             self._finite_norm("x0", self.x0)
@@ -94,6 +98,8 @@ class SolverState:
     iteration: int = 0
     products: int = 0
     verified_norm: float = math.inf
+    verified_at: int = 0
+    """The iteration whose residual was recomputed last."""
     history: list[float] = field(default_factory=list)
     direction: Tensor | None = None
     status: Status = Status.UNFINISHED
@@ -145,13 +151,14 @@ def iterate(system: System, state: SolverState, descend: Descend, *, verify: boo
 def _iterate(system: System, state: SolverState, descend: Descend, verify: bool) -> Status:
     while True:
         status = descend()
-        if state.iteration == 0:
+        if state.iteration == state.verified_at:
             return status
         if not verify:
             return Status.TRUNCATED if status is Status.CONVERGED else status
         if status in (Status.NOT_FINITE, Status.LEAST_SQUARES):  # the method verified the latter
             return status
         state.recompute(system)
+        state.verified_at = state.iteration
         if not math.isfinite(state.residual_norm):
             return Status.NOT_FINITE
         if state.is_solved(system) and status in _MAY_CONVERGE:
@@ -164,14 +171,14 @@ def _iterate(system: System, state: SolverState, descend: Descend, verify: bool)
 
 
 def repeat(system: System, state: SolverState, step: Descend) -> Status:
-    """Take steps, unless the system is solved already, until one of them ends the iteration."""
+    """Take steps, as long as there are products left for one, until one ends the iteration."""
     if state.is_solved(system):
         return Status.CONVERGED
     if state.iteration >= system.limit:
         return Status.MAX_ITERATIONS
     status = Status.UNFINISHED
     while status is Status.UNFINISHED:
-        status = step()
+        status = step() if system.run.allows(state) else system.run.status
     return status
 
 

@@ -10,11 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.errors import OperatorError
-from hesse.krylov.preconditioners.preconditioner import (
-    Preconditioner,
-    check_at_least,
-)
+from hesse.errors import OperatorError, check_count
+from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.rows import stacked
@@ -68,14 +65,15 @@ def block_jacobi(
     A = aslinearoperator(A)
     call = f"block_jacobi({A}, size={size})"
     A._check_symmetric(call)
-    check_at_least("size", size, 1, call)
+    size = check_count("size", size, 1, call)
     index = _pieces(A.domain, size)
     n, largest = A.shape[0], index.shape[1]
+    if probes is not None:
+        probes = check_count("probes", probes, 1, call)
     if probes is None or probes * largest >= n:
         blocks, products = _exact(A, index, call), n
         noise = torch.zeros_like(blocks[:, 0, 0])
     else:
-        check_at_least("probes", probes, 1, call)
         blocks, noise = _estimate(A, index, probes, generator, call)
         products = probes * largest
     return Preconditioner(_Blocks(A.domain, index, _inverses(blocks, noise, call)), products)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 
 _MOST_DIRECTIONS = 160  # of Nystrom's, which stops before where damping covers the rest
+_PROBES, _RANK, _SIZE, _PATTERNS = 32, 20, 32, 4
 
 NAMES = ["jacobi", "block-jacobi", "nystrom", "pivoted-cholesky"]
 """The methods that need nothing but A."""
@@ -26,13 +29,16 @@ def as_preconditioner(
     A: LinearOperator,
     generator: torch.Generator | None,
     call: str,
+    most: float = math.inf,
 ) -> Preconditioner | None:
     """The preconditioner for A that `given` stands for, in A's space; None for None.
 
-    Its `products` are those that this call has taken: none for an operator that was made before.
+    Its `products` are those that this call has taken, fewer than `most`: none for an operator that
+    was made before.
 
     Raises:
-        HesseError: an unknown name; an operator of another shape, dtype or device than A's.
+        HesseError: an unknown name; one that takes too many products; an operator of another shape,
+            dtype or device than A's.
 
     >>> from hesse.operators import diagonal_operator
     >>> A = diagonal_operator(torch.tensor([1.0, 4.0]))
@@ -42,7 +48,7 @@ def as_preconditioner(
     if given is None:
         return None
     if isinstance(given, str):
-        return _named(given, A, generator, call)
+        return _named(given, A, generator, call, most)
     M = aslinearoperator(given)._in_space(A.domain)
     if M.shape != A.shape:
         raise ShapeError(
@@ -56,7 +62,7 @@ def as_preconditioner(
 
 
 def _named(
-    name: str, A: LinearOperator, generator: torch.Generator | None, call: str
+    name: str, A: LinearOperator, generator: torch.Generator | None, call: str, most: float
 ) -> Preconditioner:
     if name == "quasi-newton":
         raise ArgumentError(
@@ -66,10 +72,27 @@ def _named(
             remedy="Pass preconditioner=hesse.krylov.preconditioners.quasi_newton(pairs).",
         )
     check_choice("preconditioner", name, NAMES, call)
+    if not _products(name, A) < most:
+        raise ArgumentError(
+            call,
+            expected=f"max_products > {_products(name, A)}, which preconditioner={name!r} may take",
+            got=str(most),
+            remedy="Raise max_products, or leave out the preconditioner.",
+        )
     if name == "jacobi":
-        return jacobi(A, generator=generator)
+        return jacobi(A, probes=_PROBES, generator=generator)
     if name == "block-jacobi":
-        return block_jacobi(A, generator=generator)
+        return block_jacobi(A, _SIZE, probes=_PATTERNS, generator=generator)
     if name == "nystrom":
-        return nystrom(A, max_rank=_MOST_DIRECTIONS, generator=generator)
-    return pivoted_cholesky(A)
+        directions = int(min(_MOST_DIRECTIONS, most - 1))
+        return nystrom(A, _RANK, max_rank=directions, generator=generator)
+    return pivoted_cholesky(A, _RANK)
+
+
+def _products(name: str, A: LinearOperator) -> int:
+    """Products that making a preconditioner takes at most, that of Nystrom at least."""
+    if name == "jacobi":
+        return _PROBES if A._diagonal() is None else 0
+    if name == "block-jacobi":
+        return min(A.shape[0], _PATTERNS * min(_SIZE, max(A.domain.sizes)))
+    return min(A.shape[0], _RANK)

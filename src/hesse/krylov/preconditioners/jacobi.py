@@ -6,11 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.errors import OperatorError
-from hesse.krylov.preconditioners.preconditioner import (
-    Preconditioner,
-    check_at_least,
-)
+from hesse.errors import OperatorError, check_count
+from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.operators.diagonal import DiagonalOperator
@@ -58,10 +55,10 @@ def jacobi(
     A = aslinearoperator(A)
     call = f"jacobi({A})"
     A._check_symmetric(call)
+    probes = check_count("probes", probes, 2, call)
     d = A._diagonal() if diagonal is None else A.domain.enter(diagonal, call=call, what="d")[0]
     products = 0
     if d is None:
-        check_at_least("probes", probes, 2, call)
         d, products = _estimate(A, probes, generator, call), probes
     size = d.abs()
     largest = float(size.max())

@@ -10,13 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.errors import OperatorError
+from hesse.errors import OperatorError, check_count, check_tolerances
 from hesse.krylov.preconditioners.deflation import deflation
-from hesse.krylov.preconditioners.preconditioner import (
-    Preconditioner,
-    check_at_least,
-    not_semidefinite,
-)
+from hesse.krylov.preconditioners.preconditioner import Preconditioner, not_semidefinite
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.rows import stacked
@@ -64,8 +60,10 @@ def nystrom(
     A = aslinearoperator(A)
     call = f"nystrom({A}, rank={rank})"
     A._check_symmetric(call)
-    check_at_least("rank", rank, 1, call)
-    check_at_least("damping", damping, 0, call)
+    rank = check_count("rank", rank, 1, call)
+    check_tolerances(call, damping=damping)
+    if max_rank is not None:
+        max_rank = check_count("max_rank", max_rank, 1, call)
     G, mu = _undamped(A, damping)
     limit = min(A.shape[0], rank if max_rank is None else max(rank, max_rank))
     Omega, Y = _sketch(G, min(rank, limit), generator, call)

@@ -6,13 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.errors import OperatorError
+from hesse.errors import OperatorError, check_count, check_tolerances
 from hesse.krylov.preconditioners.deflation import deflation
-from hesse.krylov.preconditioners.preconditioner import (
-    Preconditioner,
-    check_at_least,
-    not_semidefinite,
-)
+from hesse.krylov.preconditioners.preconditioner import Preconditioner, not_semidefinite
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.vectors import Tree
@@ -55,8 +51,8 @@ def pivoted_cholesky(
     A = aslinearoperator(A)
     call = f"pivoted_cholesky({A}, rank={rank})"
     A._check_symmetric(call)
-    check_at_least("rank", rank, 1, call)
-    check_at_least("damping", damping, 0, call)
+    rank = check_count("rank", rank, 1, call)
+    check_tolerances(call, damping=damping)
     d = A._diagonal() if diagonal is None else A.domain.enter(diagonal, call=call, what="d")[0]
     if d is None:
         raise _no_diagonal(call)

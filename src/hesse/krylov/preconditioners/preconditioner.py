@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hesse.errors import ArgumentError, OperatorError
+from hesse.errors import OperatorError
 from hesse.operators.base import LinearOperator
 
 
@@ -46,17 +46,6 @@ class Preconditioner(LinearOperator):
 
     def _diagonal(self) -> Tensor | None:
         return self.M._diagonal()
-
-
-def check_at_least(name: str, value: float, least: int, call: str) -> None:
-    """Raise unless an argument is at least so large."""
-    if not value >= least:
-        raise ArgumentError(
-            call,
-            expected=f"{name} >= {least}",
-            got=repr(value),
-            remedy="Leave it out for the default.",
-        )
 
 
 def not_semidefinite(call: str, got: str) -> OperatorError:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError, NonFiniteError, OperatorError
-from hesse.krylov.preconditioners.preconditioner import Preconditioner, check_at_least
+from hesse.errors import ArgumentError, NonFiniteError, OperatorError, check_count
+from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.krylov.system import SolverState
 from hesse.operators.base import LinearOperator
 from hesse.vectors import Space, Tree, dot, norm
@@ -99,7 +99,7 @@ def quasi_newton(pairs: Sequence[tuple[Tree, Tree]], memory: int = 20) -> Precon
     tensor([1., 1.])
     """
     call = "quasi_newton(pairs)"
-    check_at_least("memory", memory, 1, call)
+    memory = check_count("memory", memory, 1, call)
     if len(pairs) == 0:
         raise ArgumentError(
             call,
