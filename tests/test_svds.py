@@ -67,6 +67,24 @@ def test_limits_and_errors():
 
 
 def test_what_drowns_in_rounding_is_not_called_converged():
-    triplets = svds(torch.outer(torch.ones(30), torch.arange(30.0)), 2)
+    small = torch.diag(torch.tensor([1.0, *torch.linspace(4e-5, 1e-5, 20).tolist()]))
+    triplets = svds(small, 2, generator=seeded())
     assert triplets.converged.tolist() == [True, False]
     assert triplets.status is Status.STAGNATED
+
+
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])
+@pytest.mark.parametrize("shape", [(7, 4), (4, 7), (40, 25), (25, 40), (5, 5)])
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_both_sides_are_orthonormal_whatever_the_rank(shape, rank, dtype):
+    (m, n), k = shape, 4
+    left, right = (torch.randn(s, rank, generator=seeded(s), dtype=DOUBLE) for s in (m, n))
+    M = (left @ right.T).to(dtype)
+    U, S, V = triplets = svds(M, k, generator=seeded())
+    eye, rounding = torch.eye(k, dtype=DOUBLE), 20 * torch.finfo(dtype).eps
+    for vectors in (U.double(), V.double()):
+        torch.testing.assert_close(vectors.T @ vectors, eye, rtol=0, atol=rounding)
+    exact = torch.linalg.svdvals(M.double())[:k]
+    assert ((S - exact).abs() <= triplets.residuals).all()
+    errors = (M.double() @ V.double() - U.double() * S).norm(dim=0)
+    assert (errors <= triplets.residuals).all()

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from hesse.errors import Status, check_count, check_positive, check_type
+from hesse.errors import ArgumentError, Status, check_count, check_positive, check_type
 
 Callback = Callable[[Any], Any]
 """Called with the state after every iteration; a true result stops the iteration."""
@@ -94,6 +94,16 @@ class Run:
     def left(self, taken: int = 0) -> float:
         """How many products remain when this part of the computation has taken so many."""
         return self.max_products - self.before - taken
+
+    def require(self, count: int, call: str, what: str) -> None:
+        """Raise unless so many products remain; `what` says who takes them."""
+        if self.left() < count:
+            raise ArgumentError(
+                call,
+                expected=f"max_products >= {self.before + count}, which {what}",
+                got=str(self.max_products),
+                remedy="Raise it, or leave it out.",
+            )
 
     def allows(self, state: State, count: int = 1) -> bool:
         """Whether so many products more leave what is reserved; if not, `status` says so."""

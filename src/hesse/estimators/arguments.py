@@ -9,12 +9,14 @@ from typing import NoReturn
 import torch
 
 from hesse.checkpoint import FilePath
-from hesse.errors import ArgumentError
+from hesse.errors import ArgumentError, check_count
 from hesse.operators.base import LinearOperator
 from hesse.operators.memory_budget import parse_bytes
 from hesse.progress import Callback, Run
 
 Budget = int | float | str | None
+
+HUTCHINSON = "take method='hutchinson', which needs two vectors"
 
 EXACT = 10
 """So few products give the whole matrix, and with it the truth."""
@@ -51,31 +53,31 @@ def block_size_of(A: LinearOperator, block_size: int | None, call: str) -> int:
     """How many probes go together; of themselves only small ones, whose overhead they share."""
     if block_size is None:
         return _BLOCK if A.shape[1] <= _SMALL else 1
-    if block_size < 1:
-        raise ArgumentError(
-            call, expected="block_size >= 1", got=str(block_size), remedy="Leave it out."
-        )
-    return block_size
+    return check_count("block_size", block_size, 1, call)
 
 
 def vectors_in(A: LinearOperator, memory_budget: Budget, call: str) -> int:
     """How many vectors fit into the budget."""
     if memory_budget is None:
         return 1 << 62
-    return parse_bytes(memory_budget, call) // vector_bytes(A)
+    fits = parse_bytes(memory_budget, call) // vector_bytes(A)
+    if fits < 2:
+        too_small(A, 2, fits, "a vector and its product", call)
+    return fits
 
 
 def vector_bytes(A: LinearOperator) -> int:
     """Memory of one vector."""
-    return max(A.shape) * torch.finfo(A.dtype).bits // 8
+    return max(1, *A.shape) * torch.finfo(A.dtype).bits // 8
 
 
-def too_small(A: LinearOperator, need: int, fits: int, what: str, call: str) -> NoReturn:
-    """Raise because `what` needs so many vectors."""
+def too_small(
+    A: LinearOperator, need: int, fits: int, what: str, call: str, instead: str = ""
+) -> NoReturn:
+    """Raise because `what` needs so many vectors; what to do `instead` of raising the budget."""
     raise ArgumentError(
         call,
         expected=f"a memory budget of at least {need * vector_bytes(A):,} bytes, for {what}",
         got=f"room for {fits} vectors of {vector_bytes(A):,} bytes",
-        remedy="Raise memory_budget, or take a method that needs fewer vectors: 'hutchinson' "
-        "needs two.",
+        remedy=f"Raise memory_budget, or {instead}." if instead else "Raise memory_budget.",
     )

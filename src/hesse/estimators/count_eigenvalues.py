@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -82,8 +83,10 @@ def count_eigenvalues(
     A = aslinearoperator(A)
     call = f"hesse.count_eigenvalues({A}, {low}, {high})"
     A._check_symmetric(call)
-    if not low <= high:
-        raise ArgumentError(call, expected="low <= high", got=f"{low}, {high}", remedy="Swap them.")
+    if not (isinstance(low, Real) and isinstance(high, Real) and low <= high):
+        raise ArgumentError(
+            call, expected="low <= high", got=f"{low}, {high}", remedy="Give two numbers in order."
+        )
     arguments = Arguments(
         max_products=max_products,
         max_seconds=max_seconds,

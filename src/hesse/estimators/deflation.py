@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from hesse.errors import Status
-from hesse.estimators.arguments import too_small
+from hesse.estimators.arguments import HUTCHINSON, too_small
 from hesse.estimators.estimate import Estimate, RunningMean
 from hesse.estimators.orthonormal import extend
 from hesse.estimators.probes import products, signs
@@ -67,7 +67,7 @@ class Deflation(ABC):
             self.width = min(PILOT, int(sampler.run.max_products // 3), self._fits(0))
             if self.width < 1:
                 what = "method='hutch++' with one direction"
-                too_small(self.A, 4, sampler.vectors, what, sampler.call)
+                too_small(self.A, 4, sampler.vectors, what, sampler.call, HUTCHINSON)
 
     @property
     def size(self) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError, Status
+from hesse.errors import ArgumentError, Status, check_count, check_tolerances
 from hesse.estimators.arguments import Budget, block_size_of, vector_bytes, vectors_in
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.function_column import FIRST_LOOK, FunctionColumn, FunctionState
@@ -83,6 +83,7 @@ def matrix_function(
     A = aslinearoperator(A)
     call = f"hesse.matrix_function({fun!r}, {A}, b)"
     f, steps = RitzFunction(fun, call), _steps(A, basis_size, call)
+    check_tolerances(call, rtol=rtol)
     together = _together(A, steps, block_size, memory_budget, call)
     accuracy = float(unit_roundoff(A) ** 0.5 if rtol is None else rtol)
 
@@ -159,11 +160,7 @@ def _products(columns: list[FunctionColumn]) -> int:
 def _steps(A: LinearOperator, basis_size: int, call: str) -> int:
     """Lanczos steps at most."""
     A._check_symmetric(call)
-    if basis_size < 1:
-        raise ArgumentError(
-            call, expected="basis_size >= 1", got=str(basis_size), remedy="Leave it out for 200."
-        )
-    return min(basis_size, A.shape[0])
+    return min(check_count("basis_size", basis_size, 1, call), A.shape[0])
 
 
 def _together(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hesse.checkpoint import FilePath
-from hesse.errors import ArgumentError, Status
+from hesse.errors import ArgumentError, Status, check_count
 from hesse.estimators.arguments import Arguments, Budget
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.probes import products, signs
@@ -78,7 +78,7 @@ def norm(
     """
     A = aslinearoperator(A)
     call = f"hesse.norm({A}, {ord!r})"
-    if ord not in ("fro", 2):
+    if not isinstance(ord, (str, int)) or ord not in ("fro", 2):
         raise ArgumentError(
             call, expected="ord 'fro' or 2", got=repr(ord), remedy="Leave it out for 'fro'."
         )
@@ -98,7 +98,7 @@ def norm(
         value = torch.linalg.matrix_norm(A.to_dense().double(), ord)
         return Estimate(float(value), 0.0, A.shape[1])
     if ord == 2:
-        return _spectral(A, rtol, max_products, arguments)
+        return _spectral(A, rtol, max_products, arguments, call)
     A.expect(target.least_samples(max_products))
     return _frobenius(sampler)
 
@@ -133,7 +133,9 @@ def _square(A: LinearOperator, image: Tensor) -> float:
     return A.T.inner(image, image) if A.shape[0] != A.shape[1] else A.inner(image, image)
 
 
-def _spectral(A: LinearOperator, rtol: float, max_products: int, arguments: Arguments) -> Estimate:
+def _spectral(
+    A: LinearOperator, rtol: float, max_products: int, arguments: Arguments, call: str
+) -> Estimate:
     """|A|_2 from the eigenvalue of A that is largest in magnitude, or the largest of A'A."""
     squared = not A.symmetric
     each = 2 if squared else 1
@@ -143,7 +145,7 @@ def _spectral(A: LinearOperator, rtol: float, max_products: int, arguments: Argu
         "LA" if squared else "LM",
         rtol=rtol,
         search_missed=False,
-        max_products=max(2, max_products // each),
+        max_products=check_count("max_products", max_products, 2 * each, call) // each,
         max_seconds=arguments.max_seconds,
         generator=arguments.generator,
         callback=arguments.callback,

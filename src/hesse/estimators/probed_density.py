@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hesse.errors import ArgumentError, Status
+from hesse.errors import Status
 from hesse.estimators.arguments import too_small
 from hesse.estimators.density import SpectralDensity
 from hesse.estimators.probes import signs
@@ -94,11 +94,5 @@ class ProbedDensity(ABC):
         sampler = self.sampler
         if self.together < 1:
             what = f"one probe of {self.steps} steps"
-            too_small(self.A, self.held, sampler.vectors, what, sampler.call)
-        if sampler.run.max_products < self.cost:
-            raise ArgumentError(
-                sampler.call,
-                expected=f"max_products >= {self.cost}, which one probe takes",
-                got=str(sampler.run.max_products),
-                remedy="Raise it, or take fewer steps.",
-            )
+            too_small(self.A, self.held, sampler.vectors, what, sampler.call, "take fewer steps")
+        sampler.run.require(self.cost, sampler.call, "one probe takes")

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError, check_choice
+from hesse.errors import check_choice, check_count
 from hesse.estimators.arguments import Budget
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.matrix_function import matrix_function
@@ -61,8 +61,7 @@ def sample_normal(
     A = aslinearoperator(A)
     call = f"hesse.sample_normal({A}, {count})"
     check_choice("role", role, ["precision", "covariance"], call)
-    if count < 1:
-        raise ArgumentError(call, expected="count >= 1", got=str(count), remedy="Ask for some.")
+    count = check_count("count", count, 1, call)
     draws = stacked(count, (gaussian(A.domain, generator) for _ in range(count))).T
     return matrix_function(
         "inverse-sqrt" if role == "precision" else "sqrt",

@@ -179,11 +179,15 @@ class Sampler(Generic[AnyGoal]):
     @property
     def is_small(self) -> bool:
         """Whether the whole matrix costs so little that nothing is sampled."""
-        return self.A.shape[1] <= min(EXACT, self.run.max_products)
+        n = self.A.shape[1]
+        # Unit vectors, their products, and these in float64.
+        return n <= min(EXACT, self.run.max_products) and 4 * n <= self.vectors
 
     def room(self, state: State, cost: int = 1) -> int:
-        """How many more samples of this cost the limit of products allows."""
-        return int(min(self.run.max_products - state.products, 1 << 62)) // cost
+        """How many more samples of this cost the limit of products allows; raises for no first."""
+        if state.products == 0:
+            self.run.require(cost, self.call, "a first sample takes")
+        return int(min(self.run.left(state.products), 1 << 62)) // cost
 
     def block(self, state: Stream, cost: int = 1, least: int = 1) -> int:
         """How many samples to draw now: a block, up to the next check and the limit."""

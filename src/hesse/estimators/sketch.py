@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hesse.errors import FallbackWarning, Status
-from hesse.estimators.arguments import too_small, vector_bytes
+from hesse.estimators.arguments import HUTCHINSON, too_small, vector_bytes
 from hesse.estimators.estimate import Estimate, student
 from hesse.estimators.orthonormal import extend
 from hesse.estimators.probes import products
@@ -107,7 +107,8 @@ def grow_until_met(
     fits = sampler.vectors // held
     if fits < min(LEAST_PROBES, n):
         what = f"a sketch of {LEAST_PROBES} probes"
-        too_small(A, held * LEAST_PROBES, sampler.vectors, what, sampler.call)
+        too_small(A, held * LEAST_PROBES, sampler.vectors, what, sampler.call, HUTCHINSON)
+    sampler.run.require(cost * min(LEAST_PROBES, n), sampler.call, "a first sketch takes")
 
     def step() -> bool:
         wanted = min(next_check(state.size), n)

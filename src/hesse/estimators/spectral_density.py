@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from hesse.checkpoint import FilePath
-from hesse.errors import ArgumentError, check_choice
+from hesse.errors import (
+    ArgumentError,
+    check_choice,
+    check_count,
+    check_positive,
+    check_tolerances,
+)
 from hesse.estimators.arguments import Arguments, Budget
 from hesse.estimators.density import SpectralDensity
 from hesse.estimators.kernel_polynomial import KernelPolynomialDensity
@@ -91,7 +97,10 @@ def spectral_density(
     call = f"hesse.spectral_density({A}, method={method!r})"
     A._check_symmetric(call)
     check_choice("method", method, ["lanczos", "kernel-polynomial"], call)
-    _check_arguments(method, probes, steps, points, bandwidth, call)
+    probes, steps = (check_count(*each, 1, call) for each in (("probes", probes), ("steps", steps)))
+    points = check_count("points", points, 2, call)
+    check_tolerances(call, rtol=rtol)
+    _check_bandwidth(method, bandwidth, call)
     if max_products is None and rtol is not None:
         max_products = 100 * probes * steps
     arguments = Arguments(
@@ -113,23 +122,8 @@ def spectral_density(
     return KernelPolynomialDensity(sampler, steps, points).density()
 
 
-def _check_arguments(
-    method: str, probes: int, steps: int, points: int, bandwidth: float | None, call: str
-) -> None:
-    if probes < 1 or steps < 1 or points < 2:
-        raise ArgumentError(
-            call,
-            expected="probes >= 1, steps >= 1 and points >= 2",
-            got=f"probes={probes}, steps={steps}, points={points}",
-            remedy="Leave them out for 8 probes of 64 steps.",
-        )
-    if bandwidth is not None and not bandwidth > 0.0:
-        raise ArgumentError(
-            call,
-            expected="a bandwidth > 0",
-            got=f"bandwidth={bandwidth}",
-            remedy="Leave it out for a hundredth of the range of the Ritz values.",
-        )
+def _check_bandwidth(method: str, bandwidth: float | None, call: str) -> None:
+    check_positive(call, bandwidth=bandwidth)
     if method != "lanczos" and bandwidth is not None:
         raise ArgumentError(
             call,

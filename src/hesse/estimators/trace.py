@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from hesse.checkpoint import FilePath
-from hesse.errors import ArgumentError, check_choice
+from hesse.errors import check_choice
 from hesse.estimators.arguments import Arguments, Budget
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.hutchinson import hutchinson
@@ -126,13 +126,7 @@ def _by_method(sampler: Sampler[Target], method: TraceMethod) -> Estimate:
 
 def _check_enough(sampler: Sampler) -> None:
     """One direction takes two products, and something must be left for the rest."""
-    if sampler.run.max_products < 4:
-        raise ArgumentError(
-            sampler.call,
-            expected="max_products >= 4, for method='hutch++'",
-            got=str(sampler.run.max_products),
-            remedy="Use method='hutchinson'.",
-        )
+    sampler.run.require(4, sampler.call, "method='hutch++' takes")
 
 
 def _exact(A: LinearOperator) -> Estimate:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError, Status
+from hesse.errors import Status
 from hesse.krylov.block import BlockState
 from hesse.krylov.cg import check_symmetric, positive
 from hesse.krylov.solution import Solution
@@ -72,13 +72,8 @@ def _start(system: System) -> BlockCGState:
     """x0 with its residual; where a column of b is zero, x is."""
     b, k = system.b, system.b.shape[1]
     x = torch.zeros_like(b) if system.x0 is None else system.x0 * b.any(dim=0)
-    if bool(x.any()) and system.run.left() < k:
-        raise ArgumentError(
-            f"block_cg({system.A}, b, x0)",
-            expected=f"max_products that leave {k} for the residual of x0",
-            got=f"{system.run.left()}",
-            remedy="Raise max_products, or leave out x0.",
-        )
+    if bool(x.any()):
+        system.run.require(k, f"block_cg({system.A}, b, x0)", "the residuals of x0 take")
     state = BlockCGState(x, b.clone(), 0.0)
     state.begin(system)
     return state

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -107,13 +108,13 @@ class Verified:
 
 
 def verified(
-    A: LinearOperator, found: Ritz, wanted: Wanted, at_once: int, *, known: bool
+    A: LinearOperator, found: Ritz, wanted: Wanted, at_once: int, most: float, *, known: bool
 ) -> Verified:
     """The residuals of Ritz pairs, put to the test by one product if they are `known`.
 
     For random signs c_i the residual of sum_i c_i u_i has the mean square sum_i r_i^2. One that is
     larger than the recurrence says of all of them gives the recurrence the lie; then every residual
-    is recomputed.
+    is recomputed, as far as `most` products go: of the others nothing is known, they are infinite.
     """
     k, generator = len(found.values), torch.Generator().manual_seed(0)
     signs = 1.0 - 2.0 * torch.randint(2, (k,), generator=generator).double()
@@ -123,18 +124,22 @@ def verified(
     if known and residual <= 2 * float(found.residuals.norm()) + rounding * k**0.5:
         converged = found.residuals <= wanted.tolerance(found.values, found.largest)
         return Verified(found.values, found.residuals + rounding, converged, 1)
-    return _recomputed(A, found, wanted, at_once)
+    return _recomputed(A, found, wanted, at_once, max(0, int(min(most - 1, k))))
 
 
-def _recomputed(A: LinearOperator, found: Ritz, wanted: Wanted, at_once: int) -> Verified:
-    """Rayleigh quotients and residuals from a product for every row."""
+def _recomputed(
+    A: LinearOperator, found: Ritz, wanted: Wanted, at_once: int, count: int
+) -> Verified:
+    """Rayleigh quotients and residuals from a product for each of the first rows."""
     pairs = []
-    for rows in found.rows.split(at_once):
+    for start in range(0, count, at_once):
+        rows = found.rows[start : min(start + at_once, count)]
         products = A._matmat(rows.T).T if len(rows) > 1 else A._matvec(rows[0])[None]
         for u, Au in zip(rows, products, strict=True):
             theta = A.inner(u, Au)
             pairs.append((theta, norm(Au - theta * u)))
+    pairs += [(theta, math.inf) for theta in found.values[count:].tolist()]
     values, residuals = torch.tensor(pairs, dtype=torch.float64).T
     converged = residuals <= wanted.tolerance(values, found.largest)
     rounding = 16 * wanted.eps * found.largest
-    return Verified(values, residuals + rounding, converged, 1 + len(pairs))
+    return Verified(values, residuals + rounding, converged, 1 + count)

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from hesse.checkpoint import Checkpoint, FilePath, generator_for
-from hesse.errors import ArgumentError, check_choice, check_tolerances
+from hesse.errors import (
+    ArgumentError,
+    Status,
+    check_choice,
+    check_count,
+    check_tolerances,
+)
 from hesse.krylov.basis import Basis
 from hesse.krylov.eigenpairs import Eigenpairs, Wanted, Which
 from hesse.krylov.lanczos import Lanczos, unit_roundoff
@@ -80,7 +86,8 @@ def eigsh(
             host, or a lower precision, which then limits the accuracy.
         memory_budget: bytes, or a text such as "1GB", for the basis and all other vectors. What a
             product needs within the operator comes on top.
-        max_products, max_seconds: limits; default 100 m products.
+        max_products, max_seconds: limits; default 100 m products. Within too few for k pairs there
+            may be fewer pairs, or some whose residuals could not be verified and are infinite.
         generator: of the starting vector and of new directions.
         callback: called after every step with a state that has `values`, `residuals` and
             `products`; a true result stops.
@@ -110,42 +117,53 @@ def eigsh(
     tensor([2.0000, 4.0000], dtype=torch.float64)
     """
     A = aslinearoperator(A)
-    call = f"hesse.eigsh({A}, k={k}, which={which!r})"
+    call = f"hesse.eigsh({A}, k={k!r}, which={which!r})"
+    k = check_count("k", k, 1, call)
     _check_arguments(A, k, which, call)
     check_choice("method", method, ["auto", "lanczos", "lobpcg"], call)
     check_tolerances(call, rtol=rtol)
     if method == "auto":
         method = "lanczos" if B is None and preconditioner is None else "lobpcg"
     generator = generator_for(generator, checkpoint)
-    start = _start(A, v0, k, block_size, generator, call)
+    given = _given(A, v0, call)
+    start = _start(A, given, block_size, generator, call)
+    b = start.shape[1]
     run = Run(
         f"eigsh {which}",
         max_products=max_products,
         max_seconds=max_seconds,
         callback=callback,
         progress=progress,
-        reserved=1 if method == "lanczos" else k,
     )
     if method == "lobpcg":
         _refuse("lanczos", call, checkpoint=checkpoint, basis_dtype=basis_dtype)
-        wanted = Wanted(k, which, _accuracy(rtol, unit_roundoff(A)), unit_roundoff(A))
-        M = as_preconditioner(preconditioner, A, generator, call)
+        M = as_preconditioner(preconditioner, A, generator, call, run.left())
+        run.before = built = 0 if M is None else M.products
+        few = _affordable(k, b, A.shape[0], run, call)
+        # What the end takes, and a step that takes new products of the block as well.
+        run.reserved = few + 2 * _block(few, b, A.shape[0]) - 1
+        wanted = Wanted(few, which, _accuracy(rtol, unit_roundoff(A)), unit_roundoff(A))
         mass = None if B is None else aslinearoperator(B)._in_space(A.domain)
         iteration = Lobpcg(A, wanted, start, B=mass, M=M, generator=generator)
-        del start  # the iteration has it now
-        return iteration.solve(run)
+        del start, given  # the iteration has them now
+        pairs = iteration.solve(run)
+        status = pairs.status if few == k else Status.MAX_PRODUCTS
+        return Eigenpairs(*pairs[:4], pairs.products + built, status)
     _refuse("lobpcg", call, B=B, preconditioner=preconditioner)
     room = None if memory_budget is None else parse_bytes(memory_budget, call)
-    m = _basis_size(A, k, start.shape[1], basis_size, basis_dtype, room, call)
+    m = _basis_size(A, k, b, basis_size, basis_dtype, room, call)
     A.expect(m)
+    run.reserved = b  # a look at the end, and all but one of a block
     if max_products is None:
-        run.max_products = 100 * m
-    basis = Basis(A, m + start.shape[1], basis_dtype, basis_device)
+        run.max_products = 100 * m + b
+    run.require(b + 1, call, "a step and a look at the end take")
+    basis = Basis(A, m + b, basis_dtype, basis_device)
     wanted = Wanted(k, which, _accuracy(rtol, basis.eps), basis.eps)
     question = {"k": k, "which": which, "rtol": wanted.rtol, "m": m, "search": search_missed}
-    file = Checkpoint(checkpoint, A, call="eigsh", **question, block=start.shape[1])
+    question["v0"] = given if given.shape[1] else None
+    file = Checkpoint(checkpoint, A, call="eigsh", **question, block=b)
     lanczos = Lanczos(A, m, start, generator, basis)
-    del start  # the basis has it now
+    del start, given  # the basis has them now
     keep = min(k + (m - k) // 2, m - 1) if m < A.shape[0] else m
     at_once = k if room is None else lanczos.b
     return ThickRestart(wanted, m, keep, search_missed, v0 is not None).solve(
@@ -157,21 +175,26 @@ def _accuracy(rtol: float | None, eps: float) -> float:
     return float(eps**0.5 if rtol is None else rtol)
 
 
+def _given(A: LinearOperator, v0: Tree | None, call: str) -> Tensor:
+    """v0 as a block (n, j)."""
+    if v0 is None:
+        return A.domain.zeros()[:, None][:, :0]
+    if isinstance(v0, Tensor) and v0.ndim == 2 and not A.domain.is_point(v0):
+        return A.domain.check_vector(v0, call=call, what="v0", ndim=2).detach()
+    return A.domain.enter(v0, call=call, what="v0")[0][:, None]
+
+
 def _start(
     A: LinearOperator,
-    v0: Tree | None,
-    k: int,
+    given: Tensor,
     block_size: int | None,
     generator: torch.Generator | None,
     call: str,
 ) -> Tensor:
     """The starting block, shape (n, b)."""
-    given = A.domain.zeros()[:, None][:, :0]
-    if isinstance(v0, Tensor) and v0.ndim == 2 and not A.domain.is_point(v0):
-        given = A.domain.check_vector(v0, call=call, what="v0", ndim=2).detach()
-    elif v0 is not None:
-        given = A.domain.enter(v0, call=call, what="v0")[0][:, None]
-    b = max(1, given.shape[1]) if block_size is None else block_size
+    b = max(1, given.shape[1])
+    if block_size is not None:
+        b = check_count("block_size", block_size, 1, call)
     if not max(1, given.shape[1]) <= b <= A.shape[0]:
         raise ArgumentError(
             call,
@@ -196,7 +219,7 @@ def _basis_size(
 ) -> int:
     """Vectors that are kept, at most n."""
     n, usual = A.shape[0], max(2 * k + 10, 30) + 2 * (b - 1)
-    m = usual if size is None else size
+    m = usual if size is None else check_count("basis_size", size, 1, call)
     if room is not None:
         work = max(k + b + 4, 2 * b) * n * A.dtype.itemsize
         row = n * (A.dtype if dtype is None else dtype).itemsize
@@ -220,6 +243,17 @@ def _basis_size(
     return min(m, n)
 
 
+def _block(k: int, b: int, n: int) -> int:
+    """Vectors that lobpcg improves."""
+    return min(max(b, k + max(1, k // 5)), n)
+
+
+def _affordable(k: int, b: int, n: int, run: Run, call: str) -> int:
+    """For how many pairs there are products: a block at the start, and the pairs at the end."""
+    run.require(_block(1, b, n) + 1, call, "a block and a look at the end take")
+    return next(j for j in range(k, 0, -1) if _block(j, b, n) + j <= run.left())
+
+
 def _refuse(method: str, call: str, **given: object) -> None:
     """Raise if one of these arguments, which belong to the other method, was given."""
     for name, value in given.items():
@@ -235,7 +269,7 @@ def _refuse(method: str, call: str, **given: object) -> None:
 def _check_arguments(A: LinearOperator, k: int, which: str, call: str) -> None:
     A._check_symmetric(call, "Pass symmetric=True if A = A'; for singular values use hesse.svds.")
     check_choice("which", which, ["LA", "SA", "LM", "BE"], call)
-    if not 1 <= k <= A.shape[0]:
+    if k > A.shape[0]:
         raise ArgumentError(
             call,
             expected=f"1 <= k <= n = {A.shape[0]}",

@@ -9,22 +9,23 @@ import torch
 from torch import Tensor
 
 from hesse.checkpoint import FilePath
-from hesse.errors import ArgumentError, Status
+from hesse.errors import ArgumentError, Status, check_count, check_tolerances
 from hesse.krylov.eigsh import eigsh
+from hesse.krylov.gram_schmidt import orthogonalise
 from hesse.krylov.lanczos import unit_roundoff
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
-from hesse.vectors import Tree, norm
+from hesse.vectors import Tree, gaussian, norm
 
 
 class _Triplets(NamedTuple):
     U: Tensor
-    """Left singular vectors, shape (m, k); those of a singular value 0 may be 0."""
+    """Left singular vectors, shape (m, k), orthonormal."""
     S: Tensor
     """Singular values, shape (k,), float64, descending."""
     V: Tensor
-    """Right singular vectors, shape (n, k); as U."""
+    """Right singular vectors, shape (n, k), orthonormal."""
 
 
 class SingularTriplets(_Triplets):
@@ -70,7 +71,7 @@ def svds(
         rtol: converged when the residual is at most rtol sigma; default the square root of eps.
         v0, block_size, basis_size, memory_budget, max_products, max_seconds, generator, callback,
             progress, checkpoint: as of `eigsh`; products are those with A and with A' together, v0
-            is on the smaller side.
+            is on the smaller side. Within too few products there are fewer than k.
 
     Cost: two products a step (one with A, one with A'), and 2 k at the end; m + b vectors on the
         smaller side and 2 k at the end.
@@ -83,9 +84,12 @@ def svds(
     """
     A = aslinearoperator(A)
     rows, columns = A.shape
-    if not 1 <= k <= min(rows, columns):
+    call = f"hesse.svds({A}, k={k!r})"
+    k = check_count("k", k, 1, call)
+    check_tolerances(call, rtol=rtol)
+    if k > min(rows, columns):
         raise ArgumentError(
-            f"hesse.svds({A}, k={k})",
+            call,
             expected=f"1 <= k <= min(m, n) = {min(rows, columns)}",
             got=f"k = {k}",
             remedy="Ask for fewer.",
@@ -93,15 +97,16 @@ def svds(
     tall = rows >= columns
     inner, outer = (A, A.T) if tall else (A.T, A)
     accuracy = float(unit_roundoff(A) ** 0.5 if rtol is None else rtol)
+    few, half = _shares(max_products, k, _width(inner, v0, block_size), call)
     pairs = eigsh(
         outer @ inner,
-        k,
+        few,
         rtol=accuracy,
         v0=v0,
         block_size=block_size,
         basis_size=basis_size,
         memory_budget=memory_budget,
-        max_products=_half(max_products, k),
+        max_products=half,
         max_seconds=max_seconds,
         generator=generator,
         callback=callback,
@@ -109,7 +114,7 @@ def svds(
         checkpoint=checkpoint,
     )
     near = pairs.vectors.flip(1)
-    far, S, residuals = _other_side(inner, outer, near)
+    far, S, residuals = _other_side(inner, outer, near, generator)
     S_top = float(S.max())
     converged = residuals <= torch.clamp(accuracy * S, min=16 * unit_roundoff(A) * S_top)
     U, V = (far, near) if tall else (near, far)
@@ -118,24 +123,45 @@ def svds(
     triplets.converged, triplets.status = converged, pairs.status
     if pairs.status is Status.CONVERGED and not bool(converged.all()):
         triplets.status = Status.STAGNATED
+    elif few < k:
+        triplets.status = Status.MAX_PRODUCTS
     triplets.products = 2 * pairs.products + 2 * near.shape[1]
     return triplets
 
 
 def _other_side(
-    A: LinearOperator, At: LinearOperator, near: Tensor
+    A: LinearOperator, At: LinearOperator, near: Tensor, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The vectors u = A v / sigma (of length 1), sigma = |A v|, and |A'u - sigma v|."""
-    far = A._matmat(near)
-    S = torch.tensor([norm(u) for u in far.T.contiguous()], dtype=torch.float64)
-    far = far / torch.where(S > 0.0, S, 1.0).to(far)
-    back = At._matmat(far) - S.to(far) * near
-    residuals = [norm(r) for r in back.T.contiguous()]
-    return far, S, torch.tensor(residuals, dtype=torch.float64)
+    """Orthonormal u, sigma = |A v|, and the larger of |A v - sigma u| and |A'u - sigma v|."""
+    far = A._matmat(near).T.contiguous()
+    S = [norm(Av) for Av in far]
+    left = []
+    for i, sigma in enumerate(S):
+        u = far[i].clone()
+        orthogonalise(At, [far[:i]], u)
+        if norm(u) <= unit_roundoff(A) ** 0.5 * sigma:  # of sigma = 0 any direction will do
+            u = gaussian(At.domain, generator)
+            orthogonalise(At, [far[:i]], u)
+        u /= norm(u)
+        left.append(norm(far[i] - sigma * u))
+        far[i] = u
+    sigmas = torch.tensor(S, dtype=torch.float64)
+    back = At._matmat(far.T) - sigmas.to(near) * near
+    right = [norm(r) for r in back.T.contiguous()]
+    return far.T, sigmas, torch.tensor([left, right], dtype=torch.float64).amax(dim=0)
 
 
-def _half(max_products: int | None, k: int) -> int | None:
-    """The products with A'A that so many with A and A' allow, less those at the end."""
-    if max_products is None or max_products < 1:
-        return max_products
-    return max(1, max_products // 2 - k)
+def _width(A: LinearOperator, v0: Tree | None, block_size: int | None) -> int:
+    """Products with A'A that a step takes; what is wrong with these arguments `eigsh` says."""
+    is_block = isinstance(v0, Tensor) and v0.ndim == 2 and not A.domain.is_point(v0)
+    given = v0.shape[1] if isinstance(v0, Tensor) and is_block else 1
+    return block_size if isinstance(block_size, int) else max(1, given)
+
+
+def _shares(max_products: int | None, k: int, width: int, call: str) -> tuple[int, int | None]:
+    """How many triplets may be had, and for how many products with A'A, less those at the end."""
+    if max_products is None:
+        return k, None
+    half = check_count("max_products", max_products, 2 * (width + 2), call) // 2
+    few = min(k, max(1, (half - width) // 2))
+    return few, half - few

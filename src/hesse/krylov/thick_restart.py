@@ -75,10 +75,10 @@ class ThickRestart:
         checkpoint.save(state, now=True)
         if lanczos.size == 0:
             raise KeyboardInterrupt
-        return self._pairs(state, at_once)
+        return self._pairs(state, at_once, run.left(lanczos.products))
 
-    def _pairs(self, state: LanczosState, at_once: int) -> Eigenpairs:
-        """The wanted Ritz pairs, verified."""
+    def _pairs(self, state: LanczosState, at_once: int, most: float) -> Eigenpairs:
+        """The wanted Ritz pairs, verified by so many products at most."""
         lanczos, status = state.lanczos, state.status
         best_first = state.residuals.argsort()
         vectors = lanczos.combine(state.coordinates)
@@ -86,7 +86,7 @@ class ThickRestart:
         largest = float(lanczos.ritz()[0].abs().max())
         ritz = Ritz(state.values, vectors, state.residuals, largest)
         known = lanczos.basis.is_exact
-        found = verified(lanczos.A, ritz, self.wanted, at_once, known=known)
+        found = verified(lanczos.A, ritz, self.wanted, at_once, most, known=known)
         order = found.values.argsort()
         permute(vectors, order)
         if status in (Status.CONVERGED, Status.STAGNATED):
