@@ -161,7 +161,8 @@ class Sampler(Generic[AnyGoal]):
         **question: Any,
     ) -> Sampler[AnyGoal]:
         """The sampler of the estimator `name`; `total` as of `Run`, `question` of `Checkpoint`."""
-        block = block_size_of(A, arguments.block_size, call)
+        vectors = vectors_in(A, arguments.memory_budget, call)
+        block = min(block_size_of(A, arguments.block_size, call), vectors // 2)
         if isinstance(target, Target):
             check_tolerances(call, rtol=target.rtol, atol=target.atol)
         return Sampler(
@@ -171,7 +172,7 @@ class Sampler(Generic[AnyGoal]):
             run=arguments.run(name, total),
             generator=generator_for(arguments.generator, arguments.checkpoint),
             block_size=block,
-            vectors=vectors_in(A, arguments.memory_budget, call),
+            vectors=vectors,
             file=arguments.checkpoint,
             question={"call": name, **question, "block_size": block},
         )

@@ -34,15 +34,13 @@ def by_columns(solve_column: Callable[[System], Solution], system: System) -> So
 
 def _joined(solutions: list[Solution], system: System) -> Solution:
     missing = range(len(solutions), system.b.shape[1])
-    x0 = torch.zeros_like(solutions[0].x) if system.x0 is None else system.x0
-    unknown = system.x0 is not None
+    x0, unknown = system.x0, system.x0 is not None
+    starts = [torch.zeros_like(solutions[0].x) if x0 is None else x0[:, j] for j in missing]
     norms = [s.residual_norm for s in solutions]
     norms += [math.nan if unknown else norm(system.b[:, j]) for j in missing]
     worst = max(solutions, key=lambda s: (not s.converged, s.status is not Status.CONVERGED))
     return Solution(
-        x=torch.stack(
-            [s.x for s in solutions] + [x0[:, j] if x0.ndim == 2 else x0 for j in missing], dim=1
-        ),
+        x=torch.stack([*(s.x for s in solutions), *starts], dim=1),
         converged=not missing and all(s.converged for s in solutions),
         status=system.run.status if missing else worst.status,
         residual_norm=math.nan if missing and unknown else max(norms),

@@ -1,0 +1,302 @@
+"""`max_products` is kept: by every function and method, at every limit, or the least is said."""
+
+import math
+
+import pytest
+import torch
+
+from hesse.errors import ArgumentError, Status
+from hesse.estimators import (
+    count_eigenvalues,
+    diagonal,
+    logdet,
+    matrix_function,
+    norm,
+    sample_normal,
+    spectral_density,
+    trace,
+)
+from hesse.krylov import eigsh, solve, svds
+from hesse.operators import LinearOperator, dense_operator
+from hesse.testing import CountingOperator, symmetric_matrix
+
+DOUBLE, N = torch.float64, 40
+DEFINITE = symmetric_matrix(torch.logspace(-3, 3, N))
+INDEFINITE = symmetric_matrix(torch.cat([-torch.ones(3), torch.logspace(-3, 3, N - 3)]))
+TALL = torch.randn(N, 12, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+LIMITS = (1, 2, 3, 5, 10, 37)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape, seed=1):
+    return torch.randn(*shape, generator=seeded(seed), dtype=DOUBLE)
+
+
+class Hidden(LinearOperator):
+    """A matrix that shows nothing but its products."""
+
+    def __init__(self, matrix, *, symmetric):
+        dense = dense_operator(matrix)
+        super().__init__(dense.domain, dense.codomain, symmetric=symmetric)
+        self.M = matrix
+
+    def _matvec(self, v):
+        return self.M @ v
+
+    def _rmatvec(self, u):
+        return self.M.T @ u
+
+
+def counting(M, *, symmetric=True):
+    return CountingOperator(Hidden(M, symmetric=symmetric))
+
+
+def least_said(error):
+    """The least limit, as an error says it."""
+    return int(error.expected.split("max_products >= ")[1].split(",")[0])
+
+
+# --------------------------------------------------------------------------------------------------
+# Systems
+
+RIGHT = {"vector": normal(N), "block": normal(N, 3)}
+STARTS = {"zero": None, "x0": "as b"}
+WAYS = {
+    "auto": {},
+    "cg": {"method": "cg"},
+    "cg, radius": {"method": "cg", "radius": 1e3},
+    "cg, residual replaced": {"method": "cg", "replace_every": 2},
+    "block-cg": {"method": "block-cg"},
+    "minres": {"method": "minres"},
+    "lsmr": {"method": "lsmr"},
+    "lsmr, damped": {"method": "lsmr", "damping": 0.1},
+    "gmres": {"method": "gmres"},
+    "gmres(2)": {"method": "gmres", "restart": 2},
+    "multi-shift-cg": {"method": "multi-shift-cg", "shifts": [0.0, 0.1, 1.0]},
+    **{f"cg, {name}": {"method": "cg", "preconditioner": name}
+       for name in ("jacobi", "block-jacobi", "nystrom")},
+    "block-cg, jacobi": {"method": "block-cg", "preconditioner": "jacobi"},
+}  # fmt: skip
+
+
+def assert_honest(solution, M, b):
+    """The residual is that of x, unless it is not known; zero is the start."""
+    x, b = solution.x.reshape(N, -1), b.reshape(N, -1)
+    if not math.isnan(solution.residual_norm) and x.shape == b.shape:
+        residual = float((b - M @ x).norm(dim=0).max())
+        assert solution.residual_norm == pytest.approx(residual, rel=1e-6)
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("form", RIGHT)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("matrix", ["definite", "indefinite"])
+def test_solve_keeps_the_limit(matrix, way, form, start, limit):
+    if way == "multi-shift-cg" and start == "x0":
+        return
+    M = {"definite": DEFINITE, "indefinite": INDEFINITE}[matrix]
+    if matrix == "indefinite" and "nystrom" in way:
+        return
+    A, b, arguments = counting(M), RIGHT[form], {**WAYS[way], "generator": seeded()}
+    x0 = None if STARTS[start] is None else normal(*b.shape, seed=2)
+    try:
+        solution = solve(A, b, x0=x0, rtol=1e-14, max_products=limit, **arguments)
+    except ArgumentError as error:
+        assert "max_products" in error.expected
+        assert A.products == 0 or "x0" in error.expected
+        assert limit < 40
+        return
+    assert solution.products == A.products <= limit
+    assert not solution.converged
+    if "multi" not in way and "damped" not in way:
+        assert_honest(solution, M, b)
+    if "radius" not in way and matrix == "definite":
+        assert solution.status is Status.MAX_PRODUCTS
+
+
+@pytest.mark.parametrize("limit", range(1, 30))
+@pytest.mark.parametrize("damping", [0.0, 1.0])
+def test_least_squares_keep_the_limit(damping, limit):
+    A, b = counting(TALL, symmetric=False), normal(N)
+    solution = solve(A, b, "lsmr", damping=damping, max_products=limit)
+    assert solution.products == A.products <= limit
+    assert solution.converged == (solution.status is Status.LEAST_SQUARES)
+    assert solution.converged or solution.status is Status.MAX_PRODUCTS
+
+
+@pytest.mark.parametrize("limit", range(1, 16))
+def test_a_system_without_a_solution_keeps_the_limit(limit):
+    M = symmetric_matrix(torch.tensor([0.0, 0.0, 1.0, -2.0, 3.0] * 8))
+    for method in ("minres", "gmres", "auto"):
+        A = counting(M)
+        solution = solve(A, normal(N), method, max_products=limit)
+        assert solution.products == A.products <= limit
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5])
+def test_an_exact_inverse_keeps_the_limit(limit):
+    for b in RIGHT.values():
+        A = dense_operator(DEFINITE)
+        solution = solve(A, b, "direct", rtol=1e-30, max_products=limit)
+        assert solution.products <= limit
+        assert not solution.converged
+
+
+def test_nothing_taken_is_the_start_with_its_residual():
+    A, b = counting(DEFINITE), normal(N)
+    for method in ("cg", "minres", "gmres", "lsmr"):
+        solution = solve(A, b, method, max_products=1)
+        assert (solution.status, solution.products) == (Status.MAX_PRODUCTS, 0)
+        assert solution.residual_norm == pytest.approx(float(b.norm()))
+        assert not solution.x.any()
+        begun = solve(A, b, method, x0=b, max_products=1)
+        assert (begun.status, begun.products) == (Status.MAX_PRODUCTS, 1)
+        assert begun.residual_norm == pytest.approx(float((b - DEFINITE @ b).norm()))
+        assert torch.equal(begun.x, b)
+
+
+def test_a_limit_that_was_reached_is_not_exceeded_by_asking_again(tmp_path):
+    A, b = counting(DEFINITE), normal(N)
+    for method in ("cg", "minres", "gmres", "lsmr"):
+        path = tmp_path / method
+        first, again = (
+            solve(A, b, method, rtol=1e-14, max_products=9, checkpoint=path) for _ in range(2)
+        )
+        assert first.products == again.products <= 9
+        assert first.residual_norm == again.residual_norm
+
+
+def test_a_named_preconditioner_counts_and_says_what_it_takes():
+    with pytest.raises(ArgumentError, match="max_products > 32"):
+        solve(counting(DEFINITE), normal(N), "cg", "jacobi", max_products=32)
+    with pytest.raises(ArgumentError, match="max_products > 32"):
+        eigsh(counting(DEFINITE), 2, preconditioner="jacobi", max_products=20)
+    A = counting(DEFINITE)
+    pairs = eigsh(A, 2, "SA", preconditioner="jacobi", max_products=60, generator=seeded())
+    assert 32 < pairs.products == A.products <= 60
+    A = counting(DEFINITE + torch.eye(N, dtype=DOUBLE))
+    solution = solve(A, normal(N), "cg", "nystrom", max_products=25, generator=seeded())
+    assert 20 < solution.products == A.products <= 25
+
+
+# --------------------------------------------------------------------------------------------------
+# Eigenvalues and singular values
+
+SPECTRA = {
+    "one": {"k": 1},
+    "six": {"k": 6},
+    "all": {"k": N},
+    "both ends": {"k": 4, "which": "BE"},
+    "block": {"k": 3, "block_size": 2},
+    "low precision": {"k": 3, "basis_dtype": torch.float32},
+    "lobpcg": {"k": 3, "which": "SA", "method": "lobpcg"},
+    "lobpcg, one": {"k": 1, "which": "SA", "method": "lobpcg"},
+    "lobpcg, six": {"k": 6, "which": "LA", "method": "lobpcg"},
+}
+
+
+@pytest.mark.parametrize("limit", [*LIMITS, 60])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_eigsh_keeps_the_limit(name, limit):
+    A, asked = counting(DEFINITE), SPECTRA[name]
+    try:
+        pairs = eigsh(A, **asked, rtol=1e-14, max_products=limit, generator=seeded())
+    except ArgumentError as error:
+        assert A.products == 0
+        least = least_said(error)
+        assert limit < least <= 3
+        eigsh(A, **asked, max_products=least)
+        return
+    assert pairs.products == A.products <= limit
+    assert 1 <= len(pairs.values) <= asked["k"]
+    distance = (torch.linalg.eigvalsh(DEFINITE)[:, None] - pairs.values).abs().amin(dim=0)
+    assert (distance <= pairs.residuals).all()
+    if not bool(pairs.converged.all()) or len(pairs.values) < asked["k"]:
+        assert pairs.status in (Status.MAX_PRODUCTS, Status.STAGNATED)
+    if limit <= 10:
+        assert pairs.status is Status.MAX_PRODUCTS
+
+
+def test_a_residual_that_could_not_be_looked_at_is_infinite():
+    class Noisy(Hidden):
+        def _matvec(self, v):
+            return self.M @ v + 1e-3 * normal(N, seed=3) * v.abs().sum()
+
+    pairs = eigsh(Noisy(DEFINITE, symmetric=True), 3, rtol=1e-14, max_products=9)
+    assert pairs.products <= 9
+    assert not pairs.converged.any()
+
+
+@pytest.mark.parametrize("limit", [*LIMITS, 60])
+@pytest.mark.parametrize("k", [1, 3, 12])
+def test_svds_keeps_the_limit(k, limit):
+    A = counting(TALL, symmetric=False)
+    try:
+        triplets = svds(A, k, rtol=1e-14, max_products=limit, generator=seeded())
+    except ArgumentError as error:
+        assert "max_products >= 6" in error.expected
+        assert limit < 6
+        return
+    assert triplets.products == A.products <= limit
+    assert 1 <= len(triplets.S) <= k
+    if len(triplets.S) < k:
+        assert triplets.status is Status.MAX_PRODUCTS
+    distance = (torch.linalg.svdvals(TALL)[:, None] - triplets.S).abs().amin(dim=0)
+    assert (distance <= triplets.residuals).all()
+
+
+# --------------------------------------------------------------------------------------------------
+# Estimators
+
+
+def functions_of_a_vector(A, **limits):
+    return matrix_function("sqrt", A, normal(N), **limits)
+
+
+ESTIMATES = {
+    **{f"trace {method}": (trace, {"method": method, "rtol": 0.0})
+       for method in ("auto", "hutchinson", "hutch++", "xtrace", "xnystrace")},
+    **{f"diagonal {method}": (diagonal, {"method": method, "rtol": 0.0})
+       for method in ("auto", "hutchinson", "xdiag")},
+    **{f"density {method}": (spectral_density, {"method": method, "steps": 4})
+       for method in ("lanczos", "kernel-polynomial")},
+    "norm fro": (norm, {"rtol": 0.0}),
+    "norm 2": (norm, {"ord": 2, "rtol": 1e-14}),
+    "logdet": (logdet, {"rtol": 0.0}),
+    "count_eigenvalues": (count_eigenvalues, {"high": 1.0, "rtol": 0.0, "atol": 0.0}),
+    "matrix_function": (functions_of_a_vector, {}),
+    "sample_normal": (sample_normal, {}),
+}  # fmt: skip
+
+
+def least_for(name):
+    """The limit that an estimator says it needs, when asked with one product."""
+    estimate, arguments = ESTIMATES[name]
+    try:
+        estimate(counting(DEFINITE), **arguments, max_products=1)
+    except ArgumentError as error:
+        return least_said(error)
+    return 1
+
+
+@pytest.mark.parametrize("limit", [*LIMITS, 100])
+@pytest.mark.parametrize("name", ESTIMATES)
+def test_estimators_keep_the_limit(name, limit):
+    A, (estimate, arguments) = counting(DEFINITE), ESTIMATES[name]
+    try:
+        result = estimate(A, **arguments, max_products=limit, generator=seeded())
+    except ArgumentError as error:
+        assert A.products == 0
+        assert limit < least_said(error) <= 24
+        return
+    assert 0 < result.products == A.products <= limit
+
+
+@pytest.mark.parametrize("name", [n for n in ESTIMATES if least_for(n) > 1])
+def test_the_least_that_is_said_is_enough(name):
+    (estimate, arguments), least = ESTIMATES[name], least_for(name)
+    assert 0 < estimate(counting(DEFINITE), **arguments, max_products=least).products <= least
