@@ -185,3 +185,47 @@ def test_nothing_is_ever_half_written(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         checkpoint.save(seeded(), now=True)
     assert path.read_bytes() == before
+
+
+def test_another_start_is_another_question(tmp_path):
+    M, starts = matrix(), torch.randn(N, 3, generator=seeded(), dtype=DOUBLE)
+    for j, v0 in enumerate((starts[:, 0], starts[:, :2])):
+        path = tmp_path / f"run-{j}"
+        first = eigsh(M, 3, v0=v0, checkpoint=path)
+        assert torch.equal(eigsh(M, 3, v0=v0, checkpoint=path).vectors, first.vectors)
+        with pytest.raises(ArgumentError, match="v0"):
+            eigsh(M, 3, v0=starts[:, 2 - j : 3], checkpoint=path)
+        with pytest.raises(ArgumentError, match="v0"):
+            eigsh(M, 3, block_size=1 + j, checkpoint=path)
+
+
+def test_a_preconditioner_is_recognised_by_its_product(tmp_path):
+    A, b = dense_operator(matrix()), torch.ones(N, dtype=DOUBLE)
+    path, one, other = tmp_path / "run", matrix(1), matrix(2)
+    short = solve(A, b, "cg", one, rtol=1e-10, max_iterations=5, checkpoint=path)
+    longer = solve(A, b, "cg", one.clone(), rtol=1e-10, max_iterations=9, checkpoint=path)
+    assert (short.iterations, longer.iterations) == (5, 9)
+    for preconditioner in (other, None):  # which look the same when printed
+        with pytest.raises(ArgumentError, match="with this operator preconditioner"):
+            solve(A, b, "cg", preconditioner, rtol=1e-10, checkpoint=path)
+
+
+@pytest.mark.parametrize("name", ["jacobi", "nystrom"])
+def test_a_random_preconditioner_is_the_same_again(name, tmp_path):
+    M, b = matrix() + torch.eye(N, dtype=DOUBLE), torch.ones(N, dtype=DOUBLE)
+    A = function_operator(lambda v: M @ v, N, symmetric=True, dtype=DOUBLE)
+    limits = {"rtol": 1e-12, "checkpoint": tmp_path / "run"}
+    short = solve(A, b, "cg", name, max_iterations=4, **limits)
+    longer = solve(A, b, "cg", name, **limits)
+    assert longer.converged
+    assert longer.history[:5] == short.history
+    with pytest.raises(ArgumentError, match="with this operator preconditioner"):
+        solve(A, b, "cg", name, generator=seeded(5), **limits)
+
+
+@pytest.mark.parametrize("path", [3, 1.5, b"run", ["run"]])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(ArgumentError, match="the path of a file"):
+        solve(matrix(), torch.ones(N, dtype=DOUBLE), "cg", checkpoint=path)
+    with pytest.raises(ArgumentError, match="the path of a file"):
+        eigsh(matrix(), checkpoint=path)

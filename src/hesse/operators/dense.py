@@ -84,7 +84,9 @@ class FunctionOperator(LinearOperator):
 def dense_operator(matrix: Tensor) -> DenseOperator:
     """The operator of a matrix of shape (m, n); symmetric if the matrix is, to rounding.
 
-    Vectors are of its dtype, but of float32 at least.
+    Vectors are of its dtype, but of float32 at least. The matrix is not copied (unless it is in a
+    lower precision), as of `torch.from_numpy` and of SciPy: writing into it changes the operator,
+    but not what it says about its symmetry.
 
     >>> dense_operator(torch.tensor([[2.0, 1.0], [1.0, 2.0]])).symmetric
     True
@@ -143,7 +145,7 @@ def function_operator(
 
 
 def aslinearoperator(a: Any) -> LinearOperator:
-    """`a` as an operator: an operator itself, or a matrix.
+    """`a` as an operator: an operator itself, or a matrix, which is not copied.
 
     >>> aslinearoperator(torch.eye(3))
     DenseOperator(3 x 3, torch.float32)
