@@ -122,36 +122,65 @@ def check_count(name: str, value: Any, least: int, call: str) -> int:
     )
 
 
-def check_tolerances(call: str, **tolerances: float | None) -> None:
-    """Raise unless each of these named numbers, if given, is at least 0.
+def check_tolerances(call: str, **tolerances: float) -> None:
+    """Raise unless each of these named numbers is at least 0.
 
-    >>> check_tolerances("f(x, rtol)", rtol=1e-3, atol=None)
+    >>> check_tolerances("f(x, rtol)", rtol=1e-3, atol=0.0)
     """
     for name, value in tolerances.items():
-        if value is not None and not (_is_number(value) and value >= 0.0):
+        if not (_is_number(value) and value >= 0.0):
             raise _no_number(call, f"{name} >= 0", value)
 
 
-def check_positive(call: str, **numbers: float | None) -> None:
-    """Raise unless each of these named numbers, if given, is above 0.
+def check_positive(call: str, **numbers: float) -> None:
+    """Raise unless each of these named numbers is above 0.
 
     >>> check_positive("f(x, radius)", radius=2.0)
     """
     for name, value in numbers.items():
-        if value is not None and not (_is_number(value) and value > 0.0):
+        if not (_is_number(value) and value > 0.0):
             raise _no_number(call, f"{name} > 0", value)
 
 
-def check_type(call: str, kind: type, **values: Any) -> None:
-    """Raise unless each of these named arguments, if given, is of a kind.
+def check_callable(call: str, **functions: Any) -> None:
+    """Raise unless each of these named arguments, if given, can be called.
 
-    >>> check_type("f(x, name)", str, name="a")
+    >>> check_callable("f(x, callback)", callback=print)
     """
-    for name, value in values.items():
-        if value is not None and not isinstance(value, kind):
+    for name, value in functions.items():
+        if value is not None and not callable(value):
             raise ArgumentError(
                 call,
-                expected=f"{name} to be a {kind.__module__}.{kind.__name__}",
+                expected=f"{name} to be a function",
+                got=repr(value),
+                remedy="Leave it out for none.",
+            )
+
+
+def check_not_empty(call: str, shape: tuple[int, int]) -> None:
+    """Raise unless an operator of this shape has rows and columns.
+
+    >>> check_not_empty("f(A)", (1, 2))
+    """
+    if 0 in shape:
+        raise ShapeError(
+            call,
+            expected="an operator with at least one row and one column",
+            got=f"shape {shape}",
+            remedy="Leave out what is empty.",
+        )
+
+
+def check_flags(call: str, **flags: bool) -> None:
+    """Raise unless each of these named arguments is True or False.
+
+    >>> check_flags("f(x, progress)", progress=True)
+    """
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ArgumentError(
+                call,
+                expected=f"{name} to be True or False",
                 got=repr(value),
                 remedy="Leave it out for the default.",
             )

@@ -14,7 +14,14 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from hesse.errors import ArgumentError, Status, check_count, check_positive, check_type
+from hesse.errors import (
+    ArgumentError,
+    Status,
+    check_callable,
+    check_count,
+    check_flags,
+    check_positive,
+)
 
 Callback = Callable[[Any], Any]
 """Called with the state after every iteration; a true result stops the iteration."""
@@ -69,9 +76,10 @@ class Run:
         call = f"{title}(max_products={max_products!r}, max_seconds={max_seconds!r})"
         if max_products is not None:
             self.max_products = check_count("max_products", max_products, 1, call)
-        check_positive(call, max_seconds=max_seconds)
-        check_type(call, Callable, callback=callback)
         self.max_seconds = math.inf if max_seconds is None else max_seconds
+        check_positive(call, max_seconds=self.max_seconds)
+        check_callable(call, callback=callback)
+        check_flags(call, progress=progress)
         self._callback, self._enabled, self._title = callback, progress, title
         self._total = max_products if total is None else total
         self._began = time.monotonic()

@@ -19,7 +19,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError, DeviceError, DtypeError, ShapeError, StructureError
+from hesse.errors import (
+    ArgumentError,
+    DeviceError,
+    DtypeError,
+    NonFiniteError,
+    ShapeError,
+    StructureError,
+)
 from hesse.trees import Tree, fill, map_leaves, match, subscript, walk
 
 # Entries converted to float64 at a time: few enough for the temporaries to stay in the cache.
@@ -318,6 +325,22 @@ def all_finite(v: Tensor) -> bool:
     return math.isfinite(float(v.sum())) or bool(torch.isfinite(v).all())
 
 
+def check_finite(name: str, v: Tensor, call: str) -> Tensor:
+    """The argument of that name, or an error for NaN and Inf in it.
+
+    >>> check_finite("v", torch.ones(2), "f(v)")
+    tensor([1., 1.])
+    """
+    if all_finite(v):
+        return v
+    raise NonFiniteError(
+        call,
+        expected=f"a finite {name}",
+        got=f"NaN or Inf in {name}",
+        remedy=f"Check {name}.",
+    )
+
+
 def norm(v: Tensor) -> float:
     """Euclidean norm of a flat vector, accumulated in float64.
 
@@ -348,6 +371,13 @@ def rademacher(space: Space, generator: torch.Generator | None = None) -> Tensor
 
 def _home(space: Space, generator: torch.Generator | None) -> torch.device:
     # Drawn where the generator lives: a CPU seed then gives the same probe on every device.
+    if not isinstance(generator, torch.Generator | None):
+        raise ArgumentError(
+            f"generator={generator!r}",
+            expected="a torch.Generator",
+            got=f"a {type(generator).__name__}",
+            remedy="Give torch.Generator().manual_seed(0), or leave it out for the global one.",
+        )
     return generator.device if generator is not None else space.device
 
 

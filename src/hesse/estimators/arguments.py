@@ -68,7 +68,7 @@ def vectors_in(A: LinearOperator, memory_budget: Budget, call: str) -> int:
 
 def vector_bytes(A: LinearOperator) -> int:
     """Memory of one vector."""
-    return max(1, *A.shape) * torch.finfo(A.dtype).bits // 8
+    return max(A.shape) * torch.finfo(A.dtype).bits // 8
 
 
 def too_small(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError, Status, check_count, check_tolerances
+from hesse.errors import ArgumentError, Status, check_count, check_not_empty, check_tolerances
 from hesse.estimators.arguments import Budget, block_size_of, vector_bytes, vectors_in
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.function_column import FIRST_LOOK, FunctionColumn, FunctionState
@@ -83,15 +83,17 @@ def matrix_function(
     A = aslinearoperator(A)
     call = f"hesse.matrix_function({fun!r}, {A}, b)"
     f, steps = RitzFunction(fun, call), _steps(A, basis_size, call)
-    check_tolerances(call, rtol=rtol)
+    accuracy = unit_roundoff(A) ** 0.5 if rtol is None else rtol
+    check_tolerances(call, rtol=accuracy)
     together = _together(A, steps, block_size, memory_budget, call)
-    accuracy = float(unit_roundoff(A) ** 0.5 if rtol is None else rtol)
+    most = steps
+    if max_products is not None:
+        most = min(steps, check_count("max_products", max_products, 1, call))
 
     def begin(v: Tensor) -> FunctionColumn:
         run = Run("f(A) b", max_products=max_products, max_seconds=max_seconds, callback=callback)
         return FunctionColumn(f, Lanczos(A, steps, v, generator), norm(v), accuracy, run)
 
-    most = steps if max_products is None else min(steps, max_products)
     groups = _Groups(A, begin, together, most, progress, call)
     if isinstance(b, Tensor) and b.ndim == 2 and not A.domain.is_point(b):
         block = A.domain.check_vector(b, call=call, what="b", ndim=2).detach()
@@ -160,6 +162,7 @@ def _products(columns: list[FunctionColumn]) -> int:
 def _steps(A: LinearOperator, basis_size: int, call: str) -> int:
     """Lanczos steps at most."""
     A._check_symmetric(call)
+    check_not_empty(call, A.shape)
     return min(check_count("basis_size", basis_size, 1, call), A.shape[0])
 
 

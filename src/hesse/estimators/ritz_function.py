@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from hesse.errors import OperatorError, check_choice
+from hesse.errors import FunctionError, OperatorError, check_choice
 from hesse.krylov.lanczos import Lanczos, unit_roundoff
 
 Name = Literal["sqrt", "inverse-sqrt", "inverse", "exp", "log", "sign"]
@@ -28,7 +28,7 @@ class RitzFunction:
     """A function by its name, or a user's own of a float64 tensor, entry by entry."""
 
     def __init__(self, fun: Name | Callable[[Tensor], Tensor], call: str) -> None:
-        if isinstance(fun, str):
+        if not callable(fun):
             check_choice("fun", fun, get_args(Name), call)
         self.fun, self.call = fun, call
 
@@ -41,7 +41,7 @@ class RitzFunction:
 
     def _at(self, values: Tensor, rounding: float) -> Tensor:
         if not isinstance(self.fun, str):
-            return self.fun(values)
+            return self._checked(self.fun(values), values)
         smallest = float(values.min())
         if self.fun == "sqrt" and smallest >= -rounding:
             values = values.clamp(min=0.0)  # zero, to rounding
@@ -54,3 +54,15 @@ class RitzFunction:
                 remedy="Add damping, A + c * I, or take a function that is defined there.",
             )
         return _FUNCTIONS[self.fun](values)
+
+    def _checked(self, f: Tensor, values: Tensor) -> Tensor:
+        """What a user's function gave, if that is a finite number for each Ritz value."""
+        if isinstance(f, Tensor) and f.shape == values.shape and bool(torch.isfinite(f).all()):
+            return f
+        got = f"{f.tolist()} for {values.tolist()}" if isinstance(f, Tensor) else repr(f)
+        raise FunctionError(
+            self.call,
+            expected="a finite number for each entry of a tensor of Ritz values",
+            got=got if len(got) <= 200 else f"{got[:200]}...",
+            remedy="Give a function of tensors that is defined on the spectrum of A.",
+        )

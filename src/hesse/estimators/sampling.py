@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hesse.checkpoint import Checkpoint, FilePath, generator_for
-from hesse.errors import ArgumentError, Status, check_tolerances
+from hesse.errors import ArgumentError, Status, check_not_empty, check_tolerances
 from hesse.estimators.arguments import EXACT, Arguments, block_size_of, vectors_in
 from hesse.estimators.estimate import Estimate, RunningMean, quantile_of
 from hesse.operators.base import LinearOperator
@@ -161,6 +161,7 @@ class Sampler(Generic[AnyGoal]):
         **question: Any,
     ) -> Sampler[AnyGoal]:
         """The sampler of the estimator `name`; `total` as of `Run`, `question` of `Checkpoint`."""
+        check_not_empty(call, A.shape)
         vectors = vectors_in(A, arguments.memory_budget, call)
         block = min(block_size_of(A, arguments.block_size, call), vectors // 2)
         if isinstance(target, Target):

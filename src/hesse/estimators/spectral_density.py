@@ -99,7 +99,8 @@ def spectral_density(
     check_choice("method", method, ["lanczos", "kernel-polynomial"], call)
     probes, steps = (check_count(*each, 1, call) for each in (("probes", probes), ("steps", steps)))
     points = check_count("points", points, 2, call)
-    check_tolerances(call, rtol=rtol)
+    if rtol is not None:
+        check_tolerances(call, rtol=rtol)
     _check_bandwidth(method, bandwidth, call)
     if max_products is None and rtol is not None:
         max_products = 100 * probes * steps
@@ -123,8 +124,10 @@ def spectral_density(
 
 
 def _check_bandwidth(method: str, bandwidth: float | None, call: str) -> None:
+    if bandwidth is None:
+        return
     check_positive(call, bandwidth=bandwidth)
-    if method != "lanczos" and bandwidth is not None:
+    if method != "lanczos":
         raise ArgumentError(
             call,
             expected="no bandwidth: that of kernel polynomials follows from their degree",

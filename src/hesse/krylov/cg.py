@@ -14,7 +14,15 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from hesse.errors import OperatorError, Status, check_count, check_positive, check_type
+from hesse.errors import (
+    OperatorError,
+    Status,
+    check_callable,
+    check_count,
+    check_flags,
+    check_positive,
+)
+from hesse.krylov.preconditioners import as_preconditioner
 from hesse.krylov.solution import Iterate, Solution
 from hesse.krylov.system import (
     SolverState,
@@ -26,6 +34,7 @@ from hesse.krylov.system import (
     solution_of,
 )
 from hesse.operators.base import LinearOperator
+from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
 from hesse.vectors import dot, norm
 
@@ -54,7 +63,7 @@ class CGRules:
 
     def __post_init__(self) -> None:
         check_positive("cg(A, b, radius)", radius=self.radius)
-        check_type("cg(A, b, stop, keep)", Callable, stop=self.stop, keep=self.keep)
+        check_callable("cg(A, b, stop, keep)", stop=self.stop, keep=self.keep)
         if self.replace_every is not None:
             check_count("replace_every", self.replace_every, 1, "cg(A, b, replace_every)")
 
@@ -118,9 +127,15 @@ def cg(
     >>> solution.x, solution.iterations, solution.products
     (tensor([1.0000, 0.5000]), 2, 3)
     """
-    A.domain.check_vector(b, call=f"cg({A}, b)", what="b")
+    A = aslinearoperator(A)
+    call = f"cg({A}, b)"
+    A.domain.check_vector(b, call=call, what="b")
+    if x0 is not None:
+        A.domain.check_vector(x0, call=call, what="x0")
+    check_flags(call, verify=verify)
+    M = as_preconditioner(preconditioner, A, None, call)
     run = Run("cg", callback=callback, progress=progress)
-    system = System(A, b, x0, preconditioner, rtol, atol, max_iterations, run)
+    system = System(A, b, x0, M, rtol, atol, max_iterations, run)
     return solve_cg(system, CGRules(radius, stop, keep, verify, replace_every))
 
 

@@ -14,6 +14,7 @@ from hesse.errors import (
     Status,
     check_choice,
     check_count,
+    check_flags,
     check_tolerances,
 )
 from hesse.krylov.basis import Basis
@@ -26,7 +27,7 @@ from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.operators.memory_budget import parse_bytes
 from hesse.progress import Callback, Run
-from hesse.vectors import Tree, gaussian
+from hesse.vectors import Tree, check_finite, gaussian
 
 
 def eigsh(
@@ -84,8 +85,8 @@ def eigsh(
             allows.
         basis_dtype, basis_device: where the basis of lanczos lives, if not with the vectors: the
             host, or a lower precision, which then limits the accuracy.
-        memory_budget: bytes, or a text such as "1GB", for the basis and all other vectors. What a
-            product needs within the operator comes on top.
+        memory_budget: of lanczos, bytes, or a text such as "1GB", for the basis and all other
+            vectors. What a product needs within the operator comes on top.
         max_products, max_seconds: limits; default 100 m products. Within too few for k pairs there
             may be fewer pairs, or some whose residuals could not be verified and are infinite.
         generator: of the starting vector and of new directions.
@@ -121,11 +122,13 @@ def eigsh(
     k = check_count("k", k, 1, call)
     _check_arguments(A, k, which, call)
     check_choice("method", method, ["auto", "lanczos", "lobpcg"], call)
-    check_tolerances(call, rtol=rtol)
+    check_flags(call, search_missed=search_missed)
+    if rtol is not None:
+        check_tolerances(call, rtol=rtol)
     if method == "auto":
         method = "lanczos" if B is None and preconditioner is None else "lobpcg"
     generator = generator_for(generator, checkpoint)
-    given = _given(A, v0, call)
+    given = check_finite("v0", _given(A, v0, call), call)
     start = _start(A, given, block_size, generator, call)
     b = start.shape[1]
     run = Run(
@@ -136,7 +139,14 @@ def eigsh(
         progress=progress,
     )
     if method == "lobpcg":
-        _refuse("lanczos", call, checkpoint=checkpoint, basis_dtype=basis_dtype)
+        _refuse("lanczos", call, checkpoint=checkpoint, memory_budget=memory_budget)
+        _refuse(
+            "lanczos",
+            call,
+            basis_size=basis_size,
+            basis_dtype=basis_dtype,
+            basis_device=basis_device,
+        )
         M = as_preconditioner(preconditioner, A, generator, call, run.left())
         run.before = built = 0 if M is None else M.products
         few = _affordable(k, b, A.shape[0], run, call)
@@ -151,6 +161,7 @@ def eigsh(
         return Eigenpairs(*pairs[:4], pairs.products + built, status)
     _refuse("lobpcg", call, B=B, preconditioner=preconditioner)
     room = None if memory_budget is None else parse_bytes(memory_budget, call)
+    _check_home(basis_dtype, basis_device, call)
     m = _basis_size(A, k, b, basis_size, basis_dtype, room, call)
     A.expect(m)
     run.reserved = b  # a look at the end, and all but one of a block
@@ -182,6 +193,25 @@ def _given(A: LinearOperator, v0: Tree | None, call: str) -> Tensor:
     if isinstance(v0, Tensor) and v0.ndim == 2 and not A.domain.is_point(v0):
         return A.domain.check_vector(v0, call=call, what="v0", ndim=2).detach()
     return A.domain.enter(v0, call=call, what="v0")[0][:, None]
+
+
+def _check_home(dtype: torch.dtype | None, device: torch.device | str | None, call: str) -> None:
+    """Raise unless a basis may live there."""
+    try:
+        number = torch.zeros(1, dtype=dtype, device=device)
+        number.item()  # one of "meta" has none
+    except (AssertionError, RuntimeError, TypeError) as error:
+        got = str(error).splitlines()[0]
+    else:
+        if number.dtype.is_floating_point:
+            return
+        got = str(number.dtype)
+    raise ArgumentError(
+        call,
+        expected="basis_dtype and basis_device of real vectors, on a device that there is",
+        got=got,
+        remedy="Leave them out for those of the vectors.",
+    )
 
 
 def _start(

@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.errors import OperatorError
+from hesse.errors import OperatorError, check_choice, check_not_empty
 from hesse.krylov.preconditioners import as_preconditioner
-from hesse.krylov.solve import Method, solve
+from hesse.krylov.solve import METHODS, Method, solve
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 
@@ -100,6 +100,8 @@ def inverse_operator(
     """
     A = aslinearoperator(A)
     A._check_square("inverse_operator")
+    check_choice("method", method, METHODS, f"hesse.inverse_operator({A})")
+    check_not_empty(f"hesse.inverse_operator({A})", A.shape)
     asked = (preconditioner, rtol, max_iterations)
     if method in ("auto", "direct") and all(value is None for value in asked):
         inverse = A._inverse()

@@ -56,7 +56,7 @@ def as_shifts(shifts: Sequence[float] | Tensor | None, call: str) -> list[float]
         values = [float(s) for s in shifts]
     except (TypeError, ValueError, RuntimeError):
         values = []
-    if values and not isinstance(shifts, str) and all(map(math.isfinite, values)):
+    if values and not isinstance(shifts, (str, bytes)) and all(map(math.isfinite, values)):
         return values
     raise ArgumentError(
         call,

@@ -18,6 +18,7 @@ from hesse.errors import (
     Status,
     check_choice,
     check_count,
+    check_not_empty,
     check_tolerances,
 )
 from hesse.krylov.block_cg import block_cg
@@ -37,7 +38,7 @@ from hesse.progress import Callback, Run
 from hesse.vectors import Tree
 
 Method = Literal["auto", "cg", "block-cg", "multi-shift-cg", "minres", "lsmr", "gmres", "direct"]
-_METHODS = ["auto", "cg", "block-cg", "multi-shift-cg", "minres", "lsmr", "gmres", "direct"]
+METHODS = ["auto", "cg", "block-cg", "multi-shift-cg", "minres", "lsmr", "gmres", "direct"]
 
 # A system is hardly ever solved in fewer products.
 _USUAL = 20
@@ -129,8 +130,9 @@ def solve(
     """
     A = aslinearoperator(A)
     call = f"hesse.solve({A}, b, method={method!r})"
-    check_choice("method", method, _METHODS, call)
+    check_choice("method", method, METHODS, call)
     check_tolerances(call, damping=damping)
+    check_not_empty(call, A.shape)
     flat, leave = _enter(A, b, call)
     start = None if x0 is None else _enter_x0(A, x0, flat, call)
     rules = CGRules(radius, stop, keep, replace_every=replace_every)
@@ -254,14 +256,21 @@ def _one_column(system: System) -> Solution:
 
 def _auto(system: System, own: _Own, *, iterate: bool) -> Solution:
     """The solution by the method that suits A and what was asked."""
-    A, block = system.A, system.b.ndim == 2
+    A = system.A
     if own.method is not None:
         return _by(own.method, system, own)
-    inverse = None if iterate or A.shape[0] != A.shape[1] else A._inverse()
-    if inverse is not None:
-        solution = _by("direct", system, own)
-        if solution.converged:
-            return solution
+    if iterate or A.shape[0] != A.shape[1] or A._inverse() is None:
+        return _iterative(system, own)
+    solution = _by("direct", system, own)
+    if solution.converged:
+        return solution
+    later = _iterative(system, own)
+    return replace(later, products=solution.products + later.products)
+
+
+def _iterative(system: System, own: _Own) -> Solution:
+    """The solution by the method that suits A alone."""
+    A, block = system.A, system.b.ndim == 2
     if A.shape[0] != A.shape[1]:
         return _by("lsmr", system, own)
     if not A.symmetric:

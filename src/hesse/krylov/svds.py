@@ -86,7 +86,8 @@ def svds(
     rows, columns = A.shape
     call = f"hesse.svds({A}, k={k!r})"
     k = check_count("k", k, 1, call)
-    check_tolerances(call, rtol=rtol)
+    accuracy = unit_roundoff(A) ** 0.5 if rtol is None else rtol
+    check_tolerances(call, rtol=accuracy)
     if k > min(rows, columns):
         raise ArgumentError(
             call,
@@ -96,7 +97,6 @@ def svds(
         )
     tall = rows >= columns
     inner, outer = (A, A.T) if tall else (A.T, A)
-    accuracy = float(unit_roundoff(A) ** 0.5 if rtol is None else rtol)
     few, half = _shares(max_products, k, _width(inner, v0, block_size), call)
     pairs = eigsh(
         outer @ inner,

@@ -43,7 +43,7 @@ def parse_bytes(budget: int | float | str, call: str) -> int:
     try:
         assert match is not None
         size = int(float(match[1]) * _UNITS[match[2]])
-    except (AssertionError, KeyError, ValueError):
+    except (AssertionError, KeyError, OverflowError, ValueError):
         size = 0
     if size > 0:
         return size

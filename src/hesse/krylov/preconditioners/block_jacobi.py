@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.errors import OperatorError, check_count
+from hesse.errors import OperatorError, check_count, check_not_empty
 from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
@@ -65,6 +65,7 @@ def block_jacobi(
     A = aslinearoperator(A)
     call = f"block_jacobi({A}, size={size})"
     A._check_symmetric(call)
+    check_not_empty(call, A.shape)
     size = check_count("size", size, 1, call)
     index = _pieces(A.domain, size)
     n, largest = A.shape[0], index.shape[1]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.errors import OperatorError, check_count
+from hesse.errors import OperatorError, check_count, check_not_empty
 from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
@@ -55,6 +55,7 @@ def jacobi(
     A = aslinearoperator(A)
     call = f"jacobi({A})"
     A._check_symmetric(call)
+    check_not_empty(call, A.shape)
     probes = check_count("probes", probes, 2, call)
     d = A._diagonal() if diagonal is None else A.domain.enter(diagonal, call=call, what="d")[0]
     products = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.errors import OperatorError, check_count, check_tolerances
+from hesse.errors import OperatorError, check_count, check_not_empty, check_tolerances
 from hesse.krylov.preconditioners.deflation import deflation
 from hesse.krylov.preconditioners.preconditioner import Preconditioner, not_semidefinite
 from hesse.operators.base import LinearOperator
@@ -60,6 +60,7 @@ def nystrom(
     A = aslinearoperator(A)
     call = f"nystrom({A}, rank={rank})"
     A._check_symmetric(call)
+    check_not_empty(call, A.shape)
     rank = check_count("rank", rank, 1, call)
     check_tolerances(call, damping=damping)
     if max_rank is not None:

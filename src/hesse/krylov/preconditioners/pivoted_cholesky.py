@@ -6,12 +6,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.errors import OperatorError, check_count, check_tolerances
+from hesse.errors import OperatorError, check_count, check_not_empty, check_tolerances
 from hesse.krylov.preconditioners.deflation import deflation
 from hesse.krylov.preconditioners.preconditioner import Preconditioner, not_semidefinite
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
-from hesse.vectors import Tree
+from hesse.vectors import Tree, check_finite
 
 
 def pivoted_cholesky(
@@ -51,11 +51,13 @@ def pivoted_cholesky(
     A = aslinearoperator(A)
     call = f"pivoted_cholesky({A}, rank={rank})"
     A._check_symmetric(call)
+    check_not_empty(call, A.shape)
     rank = check_count("rank", rank, 1, call)
     check_tolerances(call, damping=damping)
     d = A._diagonal() if diagonal is None else A.domain.enter(diagonal, call=call, what="d")[0]
     if d is None:
         raise _no_diagonal(call)
+    check_finite("diagonal", d, call)
     G, c = A._split_shift()
     L, rest = _factor(G, (d - c).double(), min(rank, A.shape[0]), call)
     U, roots, _ = torch.linalg.svd(L, full_matrices=False)

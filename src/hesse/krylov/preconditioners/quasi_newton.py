@@ -100,11 +100,12 @@ def quasi_newton(pairs: Sequence[tuple[Tree, Tree]], memory: int = 20) -> Precon
     """
     call = "quasi_newton(pairs)"
     memory = check_count("memory", memory, 1, call)
-    if len(pairs) == 0:
+    is_list = isinstance(pairs, Sequence) and len(pairs) > 0
+    if not is_list or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in pairs):
         raise ArgumentError(
             call,
-            expected="at least one pair (s, y)",
-            got="none",
+            expected="at least one pair (s, y), in a list",
+            got=f"{len(pairs)} of them" if isinstance(pairs, list) else repr(pairs),
             remedy="Collect steps s and their products y = A s, as of iterates and residuals.",
         )
     space = Space.of(pairs[0][0], call=call, what="s")
