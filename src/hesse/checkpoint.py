@@ -63,13 +63,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: FilePath, A: LinearOperator, **question: Any) -> None:
-        if not isinstance(path, FilePath):
-            raise ArgumentError(
-                f"checkpoint={path!r}",
-                expected="the path of a file: a text or a pathlib.Path",
-                got=f"a {type(path).__name__}",
-                remedy="Leave it out for no checkpoint.",
-            )
+        _check_path(path)
         self.path = None if path is None else Path(path)
         self._device = A.device
         self._due, self._question = 0.0, {}
@@ -158,9 +152,20 @@ class Checkpoint:
 
 def generator_for(generator: torch.Generator | None, path: FilePath) -> torch.Generator | None:
     """The generator; where its state is to be saved and none was given, one of its own."""
+    _check_path(path)
     if generator is not None or path is None:
         return generator
     return torch.Generator().manual_seed(int(torch.randint(1 << 62, ())))
+
+
+def _check_path(path: FilePath) -> None:
+    if not isinstance(path, FilePath):
+        raise ArgumentError(
+            f"checkpoint={path!r}",
+            expected="the path of a file: a text or a pathlib.Path",
+            got=f"a {type(path).__name__}",
+            remedy="Leave it out for no checkpoint.",
+        )
 
 
 def _mark(A: LinearOperator) -> Mark:

@@ -108,11 +108,12 @@ def check_count(name: str, value: Any, least: int, call: str) -> int:
     >>> check_count("k", 3, 1, "f(x, k)")
     3
     """
+    is_truth = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
     try:
-        count = least - 1 if isinstance(value, bool) else operator.index(value)
+        count = operator.index(value)
     except TypeError:
         count = least - 1
-    if count >= least:
+    if count >= least and not is_truth:
         return count
     raise ArgumentError(
         call,
@@ -128,7 +129,7 @@ def check_tolerances(call: str, **tolerances: float) -> None:
     >>> check_tolerances("f(x, rtol)", rtol=1e-3, atol=0.0)
     """
     for name, value in tolerances.items():
-        if not (_is_number(value) and value >= 0.0):
+        if not (is_number(value) and value >= 0.0):
             raise _no_number(call, f"{name} >= 0", value)
 
 
@@ -138,7 +139,7 @@ def check_positive(call: str, **numbers: float) -> None:
     >>> check_positive("f(x, radius)", radius=2.0)
     """
     for name, value in numbers.items():
-        if not (_is_number(value) and value > 0.0):
+        if not (is_number(value) and value > 0.0):
             raise _no_number(call, f"{name} > 0", value)
 
 
@@ -186,7 +187,12 @@ def check_flags(call: str, **flags: bool) -> None:
             )
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether this is a real number of Python or NumPy, and not a truth value.
+
+    >>> is_number(1.5), is_number("1.5"), is_number(True)
+    (True, False, False)
+    """
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

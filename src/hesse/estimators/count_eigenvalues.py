@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from hesse.checkpoint import FilePath
-from hesse.errors import ArgumentError
+from hesse.errors import ArgumentError, is_number
 from hesse.estimators.arguments import Arguments, Budget
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.quadrature import Quadratures, radau
@@ -83,7 +82,7 @@ def count_eigenvalues(
     A = aslinearoperator(A)
     call = f"hesse.count_eigenvalues({A}, {low}, {high})"
     A._check_symmetric(call)
-    if not (isinstance(low, Real) and isinstance(high, Real) and low <= high):
+    if not (is_number(low) and is_number(high) and low <= high):
         raise ArgumentError(
             call, expected="low <= high", got=f"{low}, {high}", remedy="Give two numbers in order."
         )

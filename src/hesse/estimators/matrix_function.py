@@ -21,7 +21,7 @@ from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
 from hesse.rows import empty_rows, transposed
-from hesse.vectors import Tree, norm
+from hesse.vectors import Tree, check_finite, norm
 
 
 def matrix_function(
@@ -97,10 +97,11 @@ def matrix_function(
     groups = _Groups(A, begin, together, most, progress, call)
     if isinstance(b, Tensor) and b.ndim == 2 and not A.domain.is_point(b):
         block = A.domain.check_vector(b, call=call, what="b", ndim=2).detach()
+        check_finite("b", block, call)
         values, errors, products, status = groups.approximate(transposed(block))
         return Estimate(values.T, errors, products, status, 1.0)
     flat, leave = A.domain.enter(b, call=call, what="b")
-    values, errors, products, status = groups.approximate(flat[None])
+    values, errors, products, status = groups.approximate(check_finite("b", flat, call)[None])
     return Estimate(leave(values[0]), float(errors[0]), products, status, 1.0)
 
 

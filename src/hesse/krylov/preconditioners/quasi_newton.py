@@ -36,6 +36,7 @@ class Pairs(list[tuple[Tensor, Tensor]]):
 
     def __init__(self, most: int = 20) -> None:
         super().__init__()
+        most = check_count("most", most, 1, f"Pairs(most={most!r})")
         self.most, self._steps, self._stride = most, 0, 1
         self._x, self._residual = torch.zeros(0), torch.zeros(0)
 
