@@ -19,7 +19,7 @@ from hesse.estimators import (
     trace,
 )
 from hesse.krylov import eigsh, solve, svds
-from hesse.operators import LinearOperator, dense_operator
+from hesse.operators import LinearOperator, dense_operator, identity_operator
 from hesse.testing import CountingOperator, symmetric_matrix
 
 DOUBLE, N = torch.float64, 40
@@ -157,6 +157,17 @@ def test_an_exact_inverse_keeps_the_limit(limit):
         assert not solution.converged
 
 
+def test_what_an_inverse_took_that_did_not_help_counts():
+    class Misleading(CountingOperator):
+        def _inverse(self):
+            return identity_operator(N, DOUBLE)
+
+    A = Misleading(dense_operator(DEFINITE))
+    solution = solve(A, normal(N))
+    assert (solution.method, solution.converged) == ("cg", True)
+    assert solution.products == A.products
+
+
 def test_nothing_taken_is_the_start_with_its_residual():
     A, b = counting(DEFINITE), normal(N)
     for method in ("cg", "minres", "gmres", "lsmr"):
@@ -231,13 +242,18 @@ def test_eigsh_keeps_the_limit(name, limit):
 
 
 def test_a_residual_that_could_not_be_looked_at_is_infinite():
-    class Noisy(Hidden):
+    class Changing(CountingOperator):
         def _matvec(self, v):
-            return self.M @ v + 1e-3 * normal(N, seed=3) * v.abs().sum()
+            return super()._matvec(v) * (1.0 if self.products <= 8 else 2.0)
 
-    pairs = eigsh(Noisy(DEFINITE, symmetric=True), 3, rtol=1e-14, max_products=9)
-    assert pairs.products <= 9
+    pairs = eigsh(Changing(dense_operator(DEFINITE)), 3, rtol=1e-14, max_products=9)
+    assert pairs.products == 9
     assert not pairs.converged.any()
+    assert pairs.residuals.isinf().all()
+    exact = eigsh(DEFINITE, 3, rtol=1e-14, max_products=9)
+    rounded = eigsh(DEFINITE, 3, rtol=1e-14, max_products=9, basis_dtype=torch.float32)
+    assert exact.residuals.isfinite().all()
+    assert rounded.residuals.isfinite().all()
 
 
 @pytest.mark.parametrize("limit", [*LIMITS, 60])

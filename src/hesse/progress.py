@@ -47,7 +47,6 @@ class Run:
         callback: called with the state after every step; a true result stops.
         progress: show a bar of the products.
         total: the products at which the bar is full, if not `max_products`.
-        reserved: products of these that are kept for the end, after the iteration.
 
     >>> from types import SimpleNamespace
     >>> with Run("count", max_products=3) as run:
@@ -67,11 +66,10 @@ class Run:
         callback: Callback | None = None,
         progress: bool = False,
         total: int | None = None,
-        reserved: int = 0,
     ) -> None:
         self.status = Status.UNFINISHED
         self.before = 0  # products of earlier parts of the same computation
-        self.reserved = reserved
+        self.reserved = 0  # products that are kept for the end, after the iteration
         self.max_products: float = math.inf
         call = f"{title}(max_products={max_products!r}, max_seconds={max_seconds!r})"
         if max_products is not None:

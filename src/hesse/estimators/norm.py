@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hesse.checkpoint import FilePath
-from hesse.errors import ArgumentError, Status, check_count
+from hesse.errors import ArgumentError, Status, check_count, is_number
 from hesse.estimators.arguments import Arguments, Budget
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.probes import products, signs
@@ -78,7 +78,7 @@ def norm(
     """
     A = aslinearoperator(A)
     call = f"hesse.norm({A}, {ord!r})"
-    if not isinstance(ord, (str, int)) or ord not in ("fro", 2):
+    if not (isinstance(ord, str) or is_number(ord)) or ord not in ("fro", 2):
         raise ArgumentError(
             call, expected="ord 'fro' or 2", got=repr(ord), remedy="Leave it out for 'fro'."
         )

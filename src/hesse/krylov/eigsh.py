@@ -139,14 +139,8 @@ def eigsh(
         progress=progress,
     )
     if method == "lobpcg":
-        _refuse("lanczos", call, checkpoint=checkpoint, memory_budget=memory_budget)
-        _refuse(
-            "lanczos",
-            call,
-            basis_size=basis_size,
-            basis_dtype=basis_dtype,
-            basis_device=basis_device,
-        )
+        basis = {"basis_size": basis_size, "basis_dtype": basis_dtype, "basis_device": basis_device}
+        _refuse("lanczos", call, checkpoint=checkpoint, memory_budget=memory_budget, **basis)
         M = as_preconditioner(preconditioner, A, generator, call, run.left())
         run.before = built = 0 if M is None else M.products
         few = _affordable(k, b, A.shape[0], run, call)
@@ -164,11 +158,12 @@ def eigsh(
     _check_home(basis_dtype, basis_device, call)
     m = _basis_size(A, k, b, basis_size, basis_dtype, room, call)
     A.expect(m)
-    run.reserved = b  # a look at the end, and all but one of a block
-    if max_products is None:
-        run.max_products = 100 * m + b
     run.require(b + 1, call, "a step and a look at the end take")
     basis = Basis(A, m + b, basis_dtype, basis_device)
+    # The looks at the end, and all but one of a block.
+    run.reserved = b if basis.is_exact else b + k
+    if max_products is None:
+        run.max_products = 100 * m + run.reserved
     wanted = Wanted(k, which, _accuracy(rtol, basis.eps), basis.eps)
     question = {"k": k, "which": which, "rtol": wanted.rtol, "m": m, "search": search_missed}
     question["v0"] = given if given.shape[1] else None

@@ -121,10 +121,10 @@ def svds(
     triplets = SingularTriplets(U, S, V)
     triplets.residuals = residuals + 16 * unit_roundoff(A) * S_top
     triplets.converged, triplets.status = converged, pairs.status
-    if pairs.status is Status.CONVERGED and not bool(converged.all()):
-        triplets.status = Status.STAGNATED
-    elif few < k:
+    if few < k:
         triplets.status = Status.MAX_PRODUCTS
+    elif pairs.status is Status.CONVERGED and not bool(converged.all()):
+        triplets.status = Status.STAGNATED
     triplets.products = 2 * pairs.products + 2 * near.shape[1]
     return triplets
 

@@ -171,7 +171,7 @@ def _iterate(system: System, state: SolverState, descend: Descend, verify: bool)
 
 
 def repeat(system: System, state: SolverState, step: Descend) -> Status:
-    """Take steps, as long as there are products left for one, until one ends the iteration."""
+    """Take steps, unless it is solved or no product is left for one, until one ends it."""
     if state.is_solved(system):
         return Status.CONVERGED
     if state.iteration >= system.limit:

@@ -84,7 +84,7 @@ def _named(
     if name == "block-jacobi":
         return block_jacobi(A, _SIZE, probes=_PATTERNS, generator=generator)
     if name == "nystrom":
-        directions = int(min(_MOST_DIRECTIONS, most - 1))
+        directions = int(min(_MOST_DIRECTIONS, most // 2))  # the rest is for the iteration
         return nystrom(A, _RANK, max_rank=directions, generator=generator)
     return pivoted_cholesky(A, _RANK)
 
