@@ -326,19 +326,11 @@ def all_finite(v: Tensor) -> bool:
 
 
 def check_finite(name: str, v: Tensor, call: str) -> Tensor:
-    """The argument of that name, or an error for NaN and Inf in it.
-
-    >>> check_finite("v", torch.ones(2), "f(v)")
-    tensor([1., 1.])
-    """
+    """The argument of that name, or an error for NaN and Inf in it."""
     if all_finite(v):
         return v
-    raise NonFiniteError(
-        call,
-        expected=f"a finite {name}",
-        got=f"NaN or Inf in {name}",
-        remedy=f"Check {name}.",
-    )
+    expected, remedy = f"a finite {name}", f"Check what {name} was computed from."
+    raise NonFiniteError(call, expected=expected, got="NaN or Inf", remedy=remedy)
 
 
 def norm(v: Tensor) -> float:
@@ -372,12 +364,9 @@ def rademacher(space: Space, generator: torch.Generator | None = None) -> Tensor
 def _home(space: Space, generator: torch.Generator | None) -> torch.device:
     # Drawn where the generator lives: a CPU seed then gives the same probe on every device.
     if not isinstance(generator, torch.Generator | None):
-        raise ArgumentError(
-            f"generator={generator!r}",
-            expected="a torch.Generator",
-            got=f"a {type(generator).__name__}",
-            remedy="Give torch.Generator().manual_seed(0), or leave it out for the global one.",
-        )
+        call, got = f"generator={generator!r}", f"a {type(generator).__name__}"
+        remedy = "Give torch.Generator().manual_seed(0), or leave it out for the global one."
+        raise ArgumentError(call, expected="a torch.Generator", got=got, remedy=remedy)
     return generator.device if generator is not None else space.device
 
 
