@@ -184,7 +184,7 @@ def _accuracy(rtol: float | None, eps: float) -> float:
 def _given(A: LinearOperator, v0: Tree | None, call: str) -> Tensor:
     """v0 as a block (n, j)."""
     if v0 is None:
-        return A.domain.zeros()[:, None][:, :0]
+        return torch.empty(A.shape[1], 0, dtype=A.dtype, device=A.device)
     if isinstance(v0, Tensor) and v0.ndim == 2 and not A.domain.is_point(v0):
         return A.domain.check_vector(v0, call=call, what="v0", ndim=2).detach()
     return A.domain.enter(v0, call=call, what="v0")[0][:, None]
