@@ -18,16 +18,18 @@ from hesse.errors import (
     check_tolerances,
 )
 from hesse.krylov.basis import Basis
+from hesse.krylov.basis_size import check_home, choose_basis_size
 from hesse.krylov.eigenpairs import Eigenpairs, Wanted, Which
 from hesse.krylov.lanczos import Lanczos, unit_roundoff
-from hesse.krylov.lobpcg import Lobpcg
+from hesse.krylov.lobpcg import Lobpcg, affordable, block_size_of
 from hesse.krylov.preconditioners import as_preconditioner
+from hesse.krylov.starting_block import given_block, starting_block
 from hesse.krylov.thick_restart import ThickRestart
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.operators.memory_budget import parse_bytes
 from hesse.progress import Callback, Run
-from hesse.vectors import Tree, check_finite, gaussian
+from hesse.vectors import Tree, check_finite
 
 
 def eigsh(
@@ -128,8 +130,8 @@ def eigsh(
     if method == "auto":
         method = "lanczos" if B is None and preconditioner is None else "lobpcg"
     generator = generator_for(generator, checkpoint)
-    given = check_finite("v0", _given(A, v0, call), call)
-    start = _start(A, given, block_size, generator, call)
+    given = check_finite("v0", given_block(A, v0, call), call)
+    start = starting_block(A, given, block_size, generator, call)
     b = start.shape[1]
     run = Run(
         f"eigsh {which}",
@@ -143,9 +145,9 @@ def eigsh(
         _refuse("lanczos", call, checkpoint=checkpoint, memory_budget=memory_budget, **basis)
         M = as_preconditioner(preconditioner, A, generator, call, run.left())
         run.before = built = 0 if M is None else M.products
-        few = _affordable(k, b, A.shape[0], run, call)
+        few = affordable(k, b, A.shape[0], run, call)
         # What the end takes, and a step that takes new products of the block as well.
-        run.reserved = few + 2 * _block(few, b, A.shape[0]) - 1
+        run.reserved = few + 2 * block_size_of(few, b, A.shape[0]) - 1
         wanted = Wanted(few, which, _accuracy(rtol, unit_roundoff(A)), unit_roundoff(A))
         mass = None if B is None else aslinearoperator(B)._in_space(A.domain)
         iteration = Lobpcg(A, wanted, start, B=mass, M=M, generator=generator)
@@ -155,8 +157,8 @@ def eigsh(
         return Eigenpairs(*pairs[:4], pairs.products + built, status)
     _refuse("lobpcg", call, B=B, preconditioner=preconditioner)
     room = None if memory_budget is None else parse_bytes(memory_budget, call)
-    _check_home(basis_dtype, basis_device, call)
-    m = _basis_size(A, k, b, basis_size, basis_dtype, room, call)
+    check_home(basis_dtype, basis_device, call)
+    m = choose_basis_size(A, k, b, basis_size, basis_dtype, room, call)
     A.expect(m)
     run.require(b + 1, call, "a step and a look at the end take")
     basis = Basis(A, m + b, basis_dtype, basis_device)
@@ -179,104 +181,6 @@ def eigsh(
 
 def _accuracy(rtol: float | None, eps: float) -> float:
     return float(eps**0.5 if rtol is None else rtol)
-
-
-def _given(A: LinearOperator, v0: Tree | None, call: str) -> Tensor:
-    """v0 as a block (n, j)."""
-    if v0 is None:
-        return torch.empty(A.shape[1], 0, dtype=A.dtype, device=A.device)
-    if isinstance(v0, Tensor) and v0.ndim == 2 and not A.domain.is_point(v0):
-        return A.domain.check_vector(v0, call=call, what="v0", ndim=2).detach()
-    return A.domain.enter(v0, call=call, what="v0")[0][:, None]
-
-
-def _check_home(dtype: torch.dtype | None, device: torch.device | str | None, call: str) -> None:
-    """Raise unless a basis may live there."""
-    try:
-        number = torch.zeros(1, dtype=dtype, device=device)
-        number.item()  # one of "meta" has none
-    except (AssertionError, RuntimeError, TypeError) as error:
-        got = str(error).splitlines()[0]
-    else:
-        if number.dtype.is_floating_point:
-            return
-        got = str(number.dtype)
-    raise ArgumentError(
-        call,
-        expected="basis_dtype and basis_device of real vectors, on a device that there is",
-        got=got,
-        remedy="Leave them out for those of the vectors.",
-    )
-
-
-def _start(
-    A: LinearOperator,
-    given: Tensor,
-    block_size: int | None,
-    generator: torch.Generator | None,
-    call: str,
-) -> Tensor:
-    """The starting block, shape (n, b)."""
-    b = max(1, given.shape[1])
-    if block_size is not None:
-        b = check_count("block_size", block_size, 1, call)
-    if not max(1, given.shape[1]) <= b <= A.shape[0]:
-        raise ArgumentError(
-            call,
-            expected=f"block_size from {max(1, given.shape[1])} to {A.shape[0]}",
-            got=str(b),
-            remedy="Leave it out for a block like v0, or for a single vector.",
-        )
-    if b == 1 and given.shape[1] == 0:
-        return gaussian(A.domain, generator)[:, None]
-    more = [gaussian(A.domain, generator) for _ in range(b - given.shape[1])]
-    return torch.stack([*given.T, *more], dim=1)
-
-
-def _basis_size(
-    A: LinearOperator,
-    k: int,
-    b: int,
-    size: int | None,
-    dtype: torch.dtype | None,
-    room: int | None,
-    call: str,
-) -> int:
-    """Vectors that are kept, at most n."""
-    n, usual = A.shape[0], max(2 * k + 10, 30) + 2 * (b - 1)
-    m = usual if size is None else check_count("basis_size", size, 1, call)
-    if room is not None:
-        work = max(k + b + 4, 2 * b) * n * A.dtype.itemsize
-        row = n * (A.dtype if dtype is None else dtype).itemsize
-        fits, least = (room - work) // row - b, min(k + b, n)
-        if fits < least:
-            need = (least + b) * row + work
-            raise ArgumentError(
-                call,
-                expected=f"a memory budget of at least {need:,} bytes for {least} basis vectors",
-                got=f"{room:,} bytes",
-                remedy="Raise memory_budget, ask for fewer pairs, or give basis_dtype.",
-            )
-        m = min(m, fits)
-    if m < min(k + b, n):
-        raise ArgumentError(
-            call,
-            expected=f"basis_size >= k + block_size = {k + b}",
-            got=str(m),
-            remedy="Leave it out for max(2k + 10, 30).",
-        )
-    return min(m, n)
-
-
-def _block(k: int, b: int, n: int) -> int:
-    """Vectors that lobpcg improves."""
-    return min(max(b, k + max(1, k // 5)), n)
-
-
-def _affordable(k: int, b: int, n: int, run: Run, call: str) -> int:
-    """For how many pairs there are products: a block at the start, and the pairs at the end."""
-    run.require(_block(1, b, n) + 1, call, "a block and a look at the end take")
-    return next(j for j in range(k, 0, -1) if _block(j, b, n) + j <= run.left())
 
 
 def _refuse(method: str, call: str, **given: object) -> None:

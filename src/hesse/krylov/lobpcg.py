@@ -55,7 +55,7 @@ class Lobpcg:
     ) -> None:
         _check(A, wanted, B)
         self.wanted, self.M, self.largest = wanted, M, 0.0
-        q = min(max(start.shape[1], wanted.k + max(1, wanted.k // 5)), A.shape[0])
+        q = block_size_of(wanted.k, start.shape[1], A.shape[0])
         self.space = TrialSpace(A, B, q, wanted.eps)
         given = (v for v in start.T if bool(v.any()))
         more = (gaussian(A.domain, generator) for _ in range(q))
@@ -124,6 +124,17 @@ class Lobpcg:
             space.products,
             status,
         )
+
+
+def block_size_of(k: int, b: int, n: int) -> int:
+    """Vectors that lobpcg improves."""
+    return min(max(b, k + max(1, k // 5)), n)
+
+
+def affordable(k: int, b: int, n: int, run: Run, call: str) -> int:
+    """For how many pairs there are products: a block at the start, and the pairs at the end."""
+    run.require(block_size_of(1, b, n) + 1, call, "a block and a look at the end take")
+    return next(j for j in range(k, 0, -1) if block_size_of(j, b, n) + j <= run.left())
 
 
 def _check(A: LinearOperator, wanted: Wanted, B: LinearOperator | None) -> None:
