@@ -22,11 +22,16 @@ from torch.overrides import TorchFunctionMode
 class Composed(TorchFunctionMode):
     """Within it, these operations are composed of others."""
 
+    draws = 0
+    """How often a generator of the user's own has been drawn from."""
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call the operation, or what stands for it."""
         function = _STAND_INS.get(func, func)
+        if kwargs and kwargs.get("generator") is not None:
+            Composed.draws += 1
         return function(*args, **(kwargs or {}))
 
 

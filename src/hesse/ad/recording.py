@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hesse.ad.agreement import agree, difference
 from hesse.ad.evaluate import Leaves, Variables
+from hesse.ad.generators import generator_states, same_states
 from hesse.ad.kind import Kind, Retained
 from hesse.ad.request import Request
 from hesse.programs.pieces import join_pieces
@@ -58,8 +59,10 @@ def record_programs(
         UntraceableError: they do not repeat what was recorded; as `record`.
     """
     x = list(variables.x)
-    seen = _Seen(kind, function, variables, v)
+    seen, before = _Seen(kind, function, variables, v), generator_states()
     trace = join_pieces(simplify(record(seen.everything, [*x, *data, v])))
+    if not same_states(before, generator_states()):
+        raise UntraceableError("the function draws random numbers outside of torch")
     reduced = has_units(request.precision, x[0].device)
     programs = _split(trace, len(x), kind.quantities, request, bfloat16=reduced)
     value, *rest = run(programs.point_and_gradient, [*x, *data])

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from hesse.ad.agreement import agree, difference, rounding
-from hesse.ad.evaluate import Variables, run_deterministic
+from hesse.ad.evaluate import Variables, check_same, run_deterministic
 from hesse.ad.kind import Kind, Retained
 from hesse.ad.preparation import RECORDINGS, Preparation
 from hesse.ad.recording import record_programs, taken
 from hesse.ad.witness import Versions, versions
-from hesse.errors import DerivativeError
+from hesse.errors import DerivativeError, HesseError
 from hesse.programs.batched import batched
 from hesse.programs.compiled import can_compile, compile_program
 from hesse.programs.precision import units
@@ -86,7 +86,9 @@ class TermAt:
         """The retained form at this point."""
         if self._graph is None:
             self._graph = run_deterministic(
-                lambda: self._kind.retain(self._function, self._x), self._kind.call
+                lambda: self._kind.retain(self._function, self._x),
+                self._kind.call,
+                again=self.preparation.nodes > 0,
             )
             self._graph.check()
         return self._graph
@@ -267,6 +269,7 @@ class TermAt:
             error = difference(results[:1], [value])
             suspicious = error > preparation.usual_error
             if error > rounding([value], preparation.value_eps) ** 0.5:
+                check_same(value, self._kind.value(self._function, self._x), self._kind.call)
                 preparation.distrust("the value of f is not that of the program")
                 return
         self._gradient = results[1:n] if with_gradient or self._alone else None
@@ -309,8 +312,12 @@ class TermAt:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            if isinstance(error, HesseError) and request.mode != "auto":
+                raise
             preparation.give_up(str(error).strip().splitlines()[0])
             return None
+        if self._graph is not None and not agree([self._graph.value], [new.value], new.eps):
+            check_same(new.value, kind.value(self._function, self._x), kind.call)
         if new.recomputes:  # outside of the recording, which must not see it
             kind.retain(self._function, self._x).check()
         preparation.accept(new)
