@@ -186,6 +186,7 @@ def _covariance(x):
 
 
 Z = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+PAIRS = torch.tensor([0, 1, 1, 0])
 HALF = torch.full((4,), 0.5, dtype=torch.float64)
 
 OPERATIONS = {
@@ -196,6 +197,9 @@ OPERATIONS = {
     "group_norm": lambda x: F.group_norm((Z * x)[None].transpose(1, 2), 2),
     "instance_norm": lambda x: F.instance_norm((Z * x)[None]),
     "batch_norm_of_the_batch": lambda x: F.batch_norm(Z * x, None, None, x, V, training=True),
+    "native_batch_norm": lambda x: torch.native_batch_norm(Z * x, x, V, None, None, True, 0.1, 0.0)[
+        0
+    ],
     "batch_norm_running": lambda x: F.batch_norm(Z * x, V, V**2, x, V),
     "det": lambda x: torch.linalg.det(_matrix(x)),
     "det_method": lambda x: _matrix(x).det(),
@@ -203,6 +207,8 @@ OPERATIONS = {
     "slogdet": lambda x: torch.linalg.slogdet(_covariance(x))[1],
     "solve": lambda x: torch.linalg.solve(_matrix(x), V),
     "tensorsolve": lambda x: torch.linalg.tensorsolve(_matrix(x), V),
+    "triangular_solve": lambda x: torch.triangular_solve(V[:, None], _matrix(x)).solution,
+    "solve_triangular": lambda x: torch.linalg.solve_triangular(_matrix(x), V[:, None], upper=True),
     "inv": lambda x: torch.linalg.inv(_matrix(x)),
     "lu": lambda x: torch.linalg.lu(_matrix(x))[2],
     "lu_solve": lambda x: torch.linalg.lu_solve(*torch.linalg.lu_factor(_matrix(x)), V[:, None]),
@@ -242,6 +248,8 @@ OPERATIONS = {
     "gaussian_nll_loss": lambda x: F.gaussian_nll_loss(Z * x**2, Z, (Z * x) ** 2 + 1),
     "embedding": lambda x: F.embedding(torch.tensor([0, 1, 1]), x.view(2, 2)),
     "index_add": lambda x: torch.zeros(3).double().index_add(0, torch.tensor([0, 1, 1, 2]), x**2),
+    "scatter_reduce_prod": lambda x: V[:2].scatter_reduce(0, PAIRS, x, "prod"),
+    "scatter_reduce_mean": lambda x: V[:2].scatter_reduce(0, PAIRS, x, reduce="mean"),
     "bilinear": lambda x: F.bilinear(Z * x, Z * x, torch.outer(x, V).expand(3, 4, 4)),
     "gamma": lambda x: torch.distributions.Gamma(x**2 + 1, x**2 + 2).log_prob(HALF),
     "multivariate_normal": lambda x: torch.distributions.MultivariateNormal(
@@ -250,6 +258,7 @@ OPERATIONS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated")
 @pytest.mark.parametrize("mode", EXACT)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_is_differentiated_rightly_or_refused(name, mode):

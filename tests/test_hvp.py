@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hesse.ad import hvp
 from hesse.ad.hessian_at import ONE_SHOT
-from hesse.errors import DerivativeError
+from hesse.errors import DerivativeError, StructureError
 from hesse.operators import hessian_operator
 from hesse.testing import (
     all_problems,
@@ -177,6 +177,21 @@ def test_a_tree_gives_a_tree_and_a_flat_vector_a_flat_one(mode):
     assert isinstance(tree["pair"], problems.Pair)
     assert isinstance(tree["list"][0], tuple)
     assert torch.equal(problem.space.flatten(tree), hvp(problem.f, problem.x, v, mode))
+
+
+def test_vmap_over_a_product_is_refused_with_a_way_out():
+    def f(x):
+        return (x**4).sum()
+
+    x, block = torch.ones(3), torch.eye(3)
+    for product in (
+        lambda v: hvp(f, x, v),
+        lambda v: hvp(f, v, x),
+        lambda v: hessian_operator(f, x) @ v,
+    ):
+        with pytest.raises(StructureError, match=r"matmat\(V\), V of shape \(n, k\)"):
+            torch.vmap(product)(block)
+    assert torch.equal(hessian_operator(f, x).matmat(block), 12 * block)
 
 
 @pytest.mark.parametrize("mode", ["auto", *ONE_SHOT])

@@ -371,6 +371,14 @@ def _home(space: Space, generator: torch.Generator | None) -> torch.device:
 
 
 def _check_leaf(call: str, label: str, leaf: Tensor, device: torch.device) -> None:
+    if torch._C._functorch.is_batchedtensor(leaf):  # pyright: ignore[reportAttributeAccessIssue]
+        raise StructureError(
+            call,
+            expected=f"{label} to be a plain tensor, whose entries can be looked at",
+            got="a tensor that torch.vmap stands in the place of many",
+            remedy="Take several directions at once with hessian_operator(f, x).matmat(V), V of "
+            "shape (n, k); go through several points in a loop, operator.at(x).",
+        )
     if not leaf.dtype.is_floating_point:
         raise DtypeError(
             call,

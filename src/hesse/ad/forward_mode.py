@@ -14,10 +14,11 @@ from torch.overrides import TorchFunctionMode
 WRONG_SECOND_DERIVATIVE = frozenset(
     [
         *("batch_norm", "instance_norm", "native_layer_norm"),
+        *("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update"),
         *("det", "logdet", "slogdet", "solve", "solve_ex", "tensorsolve", "householder_product"),
     ]
 )
-WRONG_FIRST_DERIVATIVE = frozenset(["cholesky_inverse"])
+WRONG_FIRST_DERIVATIVE = frozenset(["cholesky_inverse", "scatter_reduce", "triangular_solve"])
 
 
 class ForwardMode(TorchFunctionMode):
@@ -40,7 +41,7 @@ class ForwardMode(TorchFunctionMode):
         """Call `func`, or what stands in for it."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").removeprefix("linalg_")
-        if name in self._wrong and not _is_affine(name, args, kwargs):
+        if name in self._wrong and not _is_right(name, args, kwargs):
             raise NotImplementedError(f"torch's forward-mode derivative of {name} is wrong")
         if func is torch.nn.functional.mse_loss:
             func = _mse_loss
@@ -48,9 +49,13 @@ class ForwardMode(TorchFunctionMode):
         return result if torch.is_grad_enabled() else _constant(result)
 
 
-def _is_affine(name: str, args: tuple, kwargs: dict) -> bool:
-    """Whether this is a batch norm with running statistics, which has a right rule."""
-    return name == "batch_norm" and not kwargs.get("training", args[5] if len(args) > 5 else False)
+def _is_right(name: str, args: tuple, kwargs: dict) -> bool:
+    """Whether the rule is right for these arguments."""
+    if name in ("batch_norm", "native_batch_norm"):  # with running statistics it is affine
+        return not kwargs.get("training", args[5] if len(args) > 5 else False)
+    if name == "scatter_reduce":
+        return kwargs.get("reduce", args[4] if len(args) > 4 else "") != "prod"
+    return False
 
 
 def _mse_loss(
