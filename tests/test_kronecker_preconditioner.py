@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hesse.ad.evaluate import twice_differentiable
-from hesse.ad.gauss_newton import LossHessian
+from hesse.ad.loss_hessian import LossHessian
 from hesse.krylov import cg
 from hesse.operators import ggn_operator, identity_operator
 from hesse.optimize.kronecker_preconditioner import (

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from hesse.ad.evaluate import derivative, tracked, twice_differentiable
-from hesse.ad.gauss_newton import LossHessian
+from hesse.ad.loss_hessian import LossHessian
 from hesse.data import Batch
 from hesse.krylov.lanczos import Lanczos
 from hesse.operators.base import LinearOperator
