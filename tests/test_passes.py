@@ -40,6 +40,23 @@ def assert_close(a, b, tolerance=1e-13):
     assert norm((a - b).flatten()) <= tolerance * norm(b.flatten())
 
 
+def test_a_block_through_an_assignment_to_a_slice_says_nothing_on_stderr(capfd):
+    """Neither does one through an operation for which vmap has no rule."""
+
+    def assigned(x):
+        z = x.clone()
+        z[0:2] = x[:2] ** 2
+        return (z**2).sum()
+
+    for f in (assigned, lambda x: (x.unfold(0, 3, 2) ** 3).sum()):
+        x, block = draw(6), draw(6, 4, seed=1)
+        H = hessian_operator(f, x, mode="traced-split")
+        H @ block[:, 0]
+        expected = hessian_operator(f, x, mode="retained-graph") @ block
+        assert_close(H @ block, expected)
+    assert capfd.readouterr().err == ""
+
+
 # --------------------------------------------------------------------------------------------------
 # Numbers
 
