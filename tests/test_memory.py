@@ -15,9 +15,10 @@ from hesse.errors import ArgumentError, FallbackWarning
 from hesse.memory import PeakMemory
 from hesse.operators import ggn_operator, hessian_operator
 from hesse.programs.program import run
+from hesse.random_vectors import gaussian
 from hesse.risk import Risk
 from hesse.testing import all_problems
-from hesse.vectors import Space, gaussian, norm
+from hesse.vectors import Space, norm
 
 PROBLEMS = {problem.name: problem for problem in all_problems()}
 

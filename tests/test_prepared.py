@@ -11,9 +11,10 @@ from hesse.ad.preparation import Preparation
 from hesse.ad.request import Request
 from hesse.errors import DerivativeError, FallbackWarning
 from hesse.operators import ggn_operator, hessian_operator
+from hesse.random_vectors import gaussian
 from hesse.risk import Risk
 from hesse.testing import all_problems
-from hesse.vectors import gaussian, norm
+from hesse.vectors import norm
 
 DOUBLE = torch.float64
 PROBLEMS = {problem.name: problem for problem in all_problems()}

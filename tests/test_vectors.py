@@ -17,7 +17,8 @@ from hesse.errors import (
     ShapeError,
     StructureError,
 )
-from hesse.vectors import Space, dot, dots, gaussian, norm, rademacher
+from hesse.random_vectors import gaussian, rademacher
+from hesse.vectors import Space, dot, dots, norm
 
 Point = namedtuple("Point", "a b")
 

@@ -39,8 +39,9 @@ from hesse.ad.prepared import PREPARED, Preparations, Prepared
 from hesse.ad.request import Request
 from hesse.ad.terms import Term, has_one_term, terms, weighted_sum
 from hesse.errors import DerivativeError, FallbackWarning, HesseError
+from hesse.random_vectors import gaussian
 from hesse.rows import stacked
-from hesse.vectors import Space, Tree, gaussian, norm
+from hesse.vectors import Space, Tree, norm
 
 HessianMode = Literal[
     "auto",

@@ -23,7 +23,7 @@ from hesse.programs.precision import units
 from hesse.programs.program import run
 from hesse.programs.split import Split
 from hesse.programs.tape import UntraceableError
-from hesse.vectors import gaussian
+from hesse.random_vectors import gaussian
 
 # What torch says of a tensor that a graph needs and that was changed in place.
 _WRITTEN_TO = "modified by an inplace operation"

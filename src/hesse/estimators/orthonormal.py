@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hesse.krylov.gram_schmidt import orthogonalise
 from hesse.operators.base import LinearOperator
-from hesse.vectors import gaussian, norm
+from hesse.random_vectors import gaussian
+from hesse.vectors import norm
 
 
 def project_out(A: LinearOperator, basis: list[Tensor], rows: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from hesse.operators.base import LinearOperator
+from hesse.random_vectors import gaussian, rademacher
 from hesse.rows import stacked
-from hesse.vectors import gaussian, rademacher, unshared
+from hesse.vectors import unshared
 
 
 def signs(A: LinearOperator, k: int, generator: torch.Generator | None) -> Tensor:

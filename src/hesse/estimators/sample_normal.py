@@ -15,8 +15,8 @@ from hesse.estimators.matrix_function import matrix_function
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
+from hesse.random_vectors import gaussian
 from hesse.rows import stacked
-from hesse.vectors import gaussian
 
 
 def sample_normal(

@@ -21,7 +21,8 @@ from hesse.krylov.gram_schmidt import KEPT
 from hesse.krylov.orthogonality import Orthogonality
 from hesse.operators.base import LinearOperator
 from hesse.progress import uninterrupted
-from hesse.vectors import gaussian, norm, unshared
+from hesse.random_vectors import gaussian
+from hesse.vectors import norm, unshared
 
 # Of a symmetric operator v_i'A v_j is known from v_j'A v_i. A difference of this share of the
 # largest product is none of rounding, nor of products in bfloat16; nor, if it is of so many

@@ -18,7 +18,7 @@ from hesse.krylov.eigenpairs import Eigenpairs, Wanted
 from hesse.krylov.trial_space import TrialSpace
 from hesse.operators.base import LinearOperator
 from hesse.progress import Run, uninterrupted
-from hesse.vectors import gaussian
+from hesse.random_vectors import gaussian
 
 # Images A X of vectors that are combined again and again are computed anew so often.
 _RENEW = 20

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from hesse.errors import ArgumentError, check_count
 from hesse.operators.base import LinearOperator
-from hesse.vectors import Tree, gaussian
+from hesse.random_vectors import gaussian
+from hesse.vectors import Tree
 
 
 def given_block(A: LinearOperator, v0: Tree | None, call: str) -> Tensor:

@@ -16,7 +16,8 @@ from hesse.krylov.lanczos import unit_roundoff
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
-from hesse.vectors import Tree, gaussian, norm
+from hesse.random_vectors import gaussian
+from hesse.vectors import Tree, norm
 
 
 class _Triplets(NamedTuple):

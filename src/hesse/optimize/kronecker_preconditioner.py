@@ -34,8 +34,9 @@ from hesse.data import Batch
 from hesse.krylov.lanczos import Lanczos
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import function_operator
+from hesse.random_vectors import gaussian
 from hesse.risk import Risk
-from hesse.vectors import Space, Tree, gaussian, norm
+from hesse.vectors import Space, Tree, norm
 
 _ROOT_STEPS = (
     10  # Lanczos steps for H_L^{1/2} z: a few per cent of error, as a preconditioner needs

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hesse.errors import OperatorError
 from hesse.operators import LinearOperator, aslinearoperator
-from hesse.vectors import Space, gaussian, norm
+from hesse.random_vectors import gaussian
+from hesse.vectors import Space, norm
 
 DENSE_LIMIT = 32
 """Operators of at most so many columns are compared with their dense matrix."""

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hesse.vectors import Space, Tree, gaussian
+from hesse.random_vectors import gaussian
+from hesse.vectors import Space, Tree
 
 HessianProduct = Callable[[Tensor, Tensor], Tensor]
 

@@ -14,8 +14,9 @@ from hesse.errors import OperatorError, check_count, check_not_empty
 from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
+from hesse.random_vectors import rademacher
 from hesse.rows import stacked
-from hesse.vectors import Space, rademacher
+from hesse.vectors import Space
 
 
 def block_jacobi(

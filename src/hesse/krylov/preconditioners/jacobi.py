@@ -11,8 +11,9 @@ from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.operators.diagonal import DiagonalOperator
+from hesse.random_vectors import rademacher
 from hesse.rows import stacked
-from hesse.vectors import Tree, rademacher
+from hesse.vectors import Tree
 
 
 def jacobi(

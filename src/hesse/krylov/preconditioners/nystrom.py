@@ -15,8 +15,8 @@ from hesse.krylov.preconditioners.deflation import deflation
 from hesse.krylov.preconditioners.preconditioner import Preconditioner, not_semidefinite
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
+from hesse.random_vectors import gaussian
 from hesse.rows import stacked
-from hesse.vectors import gaussian
 
 
 def nystrom(
