@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hesse.digest import Digest
 from hesse.errors import DataError
 
 Weight = Callable[[Any, Any], float]
@@ -61,7 +62,8 @@ class Batches:
     ) -> None:
         self._call, self.weight = call, weight
         self._batches = self._as_iterable(data)
-        weights = [batch.weight for batch in self._sweep()]
+        self._digest = Digest() if self._is_made_anew else None
+        weights = [self._note(batch, self._digest).weight for batch in self._sweep()]
         if not weights:
             raise DataError(
                 call,
@@ -72,10 +74,10 @@ class Batches:
         self.count, self.total_weight = len(weights), sum(weights)
 
     def __iter__(self) -> Iterator[Batch]:
-        total = 0.0
+        total, digest = 0.0, Digest()
         for batch in self._sweep():
             total += batch.weight
-            yield batch
+            yield self._note(batch, digest)
         if abs(total - self.total_weight) > 1e-9 * self.total_weight:
             raise DataError(
                 self._call,
@@ -83,11 +85,41 @@ class Batches:
                 got=f"total weight {total:g}",
                 remedy="Use a DataLoader with a fixed data set, without drop_last, or a list.",
             )
+        self._check_content(digest)
 
     @property
     def first(self) -> Batch:
         """The first batch."""
         return next(self._sweep())
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether these are parts of the user's batches."""
+        return isinstance(self._batches, SmallBatches)
+
+    @property
+    def _is_made_anew(self) -> bool:
+        """Whether a sweep may give other tensors than the last one; what is cut is seen before."""
+        return not isinstance(self._batches, (list, tuple, SmallBatches))
+
+    def _note(self, batch: Batch, digest: Digest | None) -> Batch:
+        if digest is not None and self._is_made_anew:
+            same = batch.targets is batch.inputs
+            parts = (batch.inputs,) if same else (batch.inputs, batch.targets)
+            digest.add(dict(zip(("inputs", "targets"), parts, strict=False)))
+        return batch
+
+    def _check_content(self, digest: Digest) -> None:
+        part = None if self._digest is None else digest.difference(self._digest)
+        if part is not None:
+            raise DataError(
+                self._call,
+                expected="the same data at every sweep, in any order",
+                got=f"other numbers in batch{part} than at the first sweep",
+                remedy="Give a list of batches, as list(loader) does; or switch augmentation, "
+                "noise and sampling with replacement off, or seed them anew in every sweep. Where "
+                "batches number their parts, as batched graphs do, set shuffle=False.",
+            )
 
     def _as_iterable(self, data: Any) -> Iterable[Any]:
         if _is_pair(data) or isinstance(data, Mapping):

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data that differ from sweep to sweep are refused; an order or a padding that differs is not."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
+
+from hesse.digest import Digest
+from hesse.errors import DataError
+from hesse.operators import ggn_operator, hessian_operator
+from hesse.risk import Risk
+from hesse.vectors import norm
+
+EXAMPLES = 22
+X, Y = torch.randn(EXAMPLES, 2, 3).double(), torch.randn(EXAMPLES, 2).double()
+SEQUENCES = [torch.arange(2, 4 + n % 5) + n for n in range(EXAMPLES)]
+
+
+class Changed(Dataset):
+    """Examples as something changes them on the way."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def __len__(self):
+        return EXAMPLES
+
+    def __getitem__(self, i):
+        return self.change(X[i], Y[i])
+
+
+class Anew:
+    """An iterable that draws its batches in every sweep."""
+
+    def __iter__(self):
+        for _ in range(3):
+            chosen = torch.randint(0, EXAMPLES, (5,))
+            yield X[chosen], Y[chosen]
+
+
+def noisy(x, y):
+    return x + 1e-3 * torch.randn(x.shape), y
+
+
+def flipped(x, y):
+    return x.flip(1) if torch.rand(()) < 0.5 else x, y
+
+
+def relabelled(x, y):
+    return x, y if torch.rand(()) < 0.5 else y.flip(0)
+
+
+def model():
+    return nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+
+
+CHANGING = {
+    "noise": lambda: DataLoader(Changed(noisy), batch_size=5),
+    "flips": lambda: DataLoader(Changed(flipped), batch_size=5),
+    "labels": lambda: DataLoader(Changed(relabelled), batch_size=5, shuffle=True),
+    "one batch": lambda: DataLoader(Changed(noisy), batch_size=EXAMPLES),
+    "replacement": lambda: DataLoader(
+        TensorDataset(X, Y), 5, sampler=RandomSampler(X, replacement=True)
+    ),
+    "fresh": Anew,
+}
+
+
+@pytest.mark.parametrize("budget", [None, "1 MB", "30 kB"])
+@pytest.mark.parametrize("make", [hessian_operator, ggn_operator])
+@pytest.mark.parametrize("data", CHANGING.values(), ids=CHANGING)
+def test_data_that_are_others_in_the_next_sweep_are_refused(data, make, budget):
+    risk = Risk(model(), nn.MSELoss(), data())
+    v = torch.ones(sum(p.numel() for p in risk.params.values())).double()
+    with pytest.raises(DataError, match=r"(?s)the same data.*batch\['\w+'\].*list\(loader\)"):
+        make(risk, risk.params, memory_budget=budget) @ v
+
+
+def test_a_list_of_changing_batches_is_the_remedy():
+    risk = Risk(model(), nn.MSELoss(), list(CHANGING["noise"]()))
+    H = hessian_operator(risk, risk.params)
+    v = torch.ones(H.shape[0]).double()
+    assert norm(H @ v - H @ v) <= 1e-14
+
+
+@pytest.mark.parametrize("size", [1, 5, EXAMPLES])
+def test_a_shuffled_loader_gives_the_same_products(size):
+    loader = DataLoader(
+        TensorDataset(X, Y), batch_size=size, shuffle=True
+    )  # ragged: 22 = 4 * 5 + 2
+    net = model()
+    risk, whole = Risk(net, nn.MSELoss(), loader), Risk(net, nn.MSELoss(), (X, Y))
+    H, expected = hessian_operator(risk, risk.params), hessian_operator(whole, whole.params)
+    v = torch.ones(H.shape[0]).double()
+    for _ in range(3):
+        assert norm(H @ v - expected @ v) <= 1e-12 * norm(expected @ v)
+
+
+def padded(sequences):
+    """Token numbers padded by 99 on the right, their mask, and targets with -100 in these places."""
+    tokens = nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=99)
+    mask = tokens != 99
+    return {"tokens": tokens, "mask": mask, "labels": tokens.masked_fill(~mask, -100)}
+
+
+def swept(loader):
+    digest = Digest()
+    for batch in loader:
+        digest.add(batch)
+    return digest
+
+
+def test_padding_to_the_longest_of_a_shuffled_batch_is_no_difference():
+    loader = DataLoader(SEQUENCES, batch_size=4, shuffle=True, collate_fn=padded)
+    sweeps = [swept(loader) for _ in range(6)]
+    widths = {sum(batch["tokens"].numel() for batch in loader) for _ in range(6)}
+    assert len(widths) > 1  # which is what the test is about
+    assert not any(sweep.difference(sweeps[0]) for sweep in sweeps)
+
+
+def test_another_token_is_a_difference_however_it_is_padded():
+    loader = DataLoader(SEQUENCES, batch_size=4, shuffle=True, collate_fn=padded)
+    other = [sequence.clone() for sequence in SEQUENCES]
+    other[7][1] += 1
+    changed = DataLoader(other, batch_size=4, shuffle=True, collate_fn=padded)
+    assert swept(changed).difference(swept(loader)) == "['tokens']"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.complex64, torch.bool])
+def test_any_dtype_and_any_shape_have_a_digest(dtype):
+    x = torch.randn(6, 4, 3).round().to(dtype)
+    digests = [Digest() for _ in range(4)]
+    for digest, batch in zip(digests, [x, x.flip(0), x.flip(1), x.flip(2)], strict=True):
+        digest.add([batch, x[0, 0, 0], x[:0]])
+    assert [digest.difference(digests[0]) is None for digest in digests] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_numbers_that_cancel_are_compared_at_their_own_scale():
+    x = torch.linspace(-1, 1, 11).double()
+    one, two = Digest(), Digest()
+    one.add(x)
+    two.add(x.flip(0)[:4])
+    two.add(x.flip(0)[4:])
+    assert one.difference(two) is None
