@@ -22,7 +22,8 @@ from hesse.errors import (
     Status,
     StructureError,
 )
-from hesse.operators import hessian_operator
+from hesse.operators import ggn_operator, hessian_operator
+from hesse.risk import Risk
 
 FAMILY = [
     kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, HesseError)
@@ -193,6 +194,42 @@ def test_a_seed_inside_f_makes_it_deterministic():
             return (p**2 * torch.rand(2)).sum()
 
     assert (hessian_operator(f, torch.ones(2)) @ torch.ones(2)).all()
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x)))
+
+
+@pytest.mark.parametrize("make", [hessian_operator, ggn_operator])
+def test_parameters_that_do_not_fit_the_model_say_which_and_how(make):
+    risk = Risk(Tied(), nn.MSELoss(), (torch.ones(3, 2), torch.ones(3, 2)))
+    weight = risk.params["a.weight"]
+    mistakes = [
+        ({"a.weight": weight, "b.weight": weight.clone()}, StructureError, "both 'a.weight' and"),
+        (
+            {**risk.params, "b.bias": torch.ones(1)},
+            ShapeError,
+            r"params\['b.bias'\] of shape \(2,\)",
+        ),
+        ({"b.weight": torch.ones(4)}, ShapeError, r"(?s)shape \(2, 2\).*shape \(4,\)"),
+    ]
+    for params, error, words in mistakes:
+        v = torch.ones(sum(leaf.numel() for leaf in params.values()))
+        with pytest.raises(error, match=words) as caught:
+            make(risk, params) @ v
+        assert isinstance(caught.value, HesseError)
+
+
+@pytest.mark.parametrize("decay", ["a", None, [1.0], -1.0, float("inf"), float("nan")])
+def test_a_weight_decay_that_is_no_number_is_refused(decay):
+    with pytest.raises(ArgumentError, match="a number weight_decay >= 0"):
+        Risk(nn.Linear(2, 1), nn.MSELoss(), (torch.ones(3, 2), torch.ones(3, 1)), decay)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from hesse.ad.request import Request
 from hesse.errors import ArgumentError, FallbackWarning
 from hesse.memory import PeakMemory
 from hesse.operators import ggn_operator, hessian_operator
+from hesse.operators.memory_budget import parse_bytes
 from hesse.programs.program import run
 from hesse.random_vectors import gaussian
 from hesse.risk import Risk
@@ -137,7 +138,15 @@ def test_residuals_are_kept_for_as_many_batches_as_fit():
     assert seconds["1GB"] < seconds["20MB"]  # nothing but directions
 
 
-@pytest.mark.parametrize("budget", [0, -5, "many", "4XB", "GB"])
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1e-3 GB", 10**6), ("1e+3 MB", 10**9), ("1E3", 1000), ("2.5e1KiB", 25600), (3e9, 3 * 10**9)],
+)
+def test_a_budget_is_a_number_as_python_writes_it(text, size):
+    assert parse_bytes(text, "test") == size
+
+
+@pytest.mark.parametrize("budget", [0, -5, "many", "4XB", "GB", "1e-3", "1e", "1e999", "1.2.3 GB"])
 def test_a_budget_that_is_none(budget):
     risk = risk_of("convolutions")
     with pytest.raises(ArgumentError, match="memory_budget as a number of bytes or a text"):

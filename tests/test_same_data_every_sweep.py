@@ -98,7 +98,7 @@ def test_a_shuffled_loader_gives_the_same_products(size):
 
 
 def padded(sequences):
-    """Token numbers padded by 99 on the right, their mask, and targets with -100 in these places."""
+    """Token numbers padded by 99 on the right, their mask, and labels of -100 in these places."""
     tokens = nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=99)
     mask = tokens != 99
     return {"tokens": tokens, "mask": mask, "labels": tokens.masked_fill(~mask, -100)}

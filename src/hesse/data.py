@@ -211,6 +211,14 @@ def split_batch(batch: Batch, weigh: Weight) -> list[Batch] | None:
     return None if size is None or size < 2 else pieces(batch, [0, third, size], weigh)
 
 
+def first_pieces(batch: Batch, most: int, weigh: Weight) -> list[Batch]:
+    """Some batches of so many of the examples, or the batch itself where it cannot be cut."""
+    size = examples(batch)
+    if size is None or size <= most:
+        return [batch]
+    return pieces(batch, [*range(0, size, most)[:9], size], weigh)[:8]
+
+
 def examples(batch: Batch) -> int | None:
     """How many examples a batch has along the first dimension of all its inputs, if it has."""
     sizes = {tensor.shape[0] for tensor in tensors(batch.inputs) if tensor.ndim > 0}

@@ -21,12 +21,31 @@ import torch
 from torch import Tensor, nn
 
 from hesse.ad.evaluate import check_scalar, run_deterministic, twice_differentiable
-from hesse.ad.prepared import Preparations
+from hesse.ad.recently_used import RecentlyUsed
 from hesse.ad.recomputation import noting_recomputation
 from hesse.ad.terms import Term
-from hesse.data import Batch, Batches, SmallBatches, Weight, fingerprint, split_batch, tensors
-from hesse.errors import ArgumentError, DataError, RandomnessError, StructureError
+from hesse.averaging import check_average, tolerance
+from hesse.buffers import copies, restoring_buffers
+from hesse.data import (
+    Batch,
+    Batches,
+    SmallBatches,
+    Weight,
+    fingerprint,
+    first_pieces,
+    tensors,
+)
+from hesse.errors import (
+    ArgumentError,
+    RandomnessError,
+    ShapeError,
+    StructureError,
+)
 from hesse.vectors import Tree
+
+_CALL = "hesse.Risk(model, loss, data)"
+# Shapes of data whose programs are held on to, unless a single sweep meets more.
+_SHAPES = 16
 
 
 class Risk:
@@ -75,25 +94,28 @@ class Risk:
         reduction: Literal["mean", "sum"] | None = None,
         params: Tree | None = None,
     ) -> None:
-        self.model, self.loss, self.weight_decay = model, loss, float(weight_decay)
         self._reduction = reduction or getattr(loss, "reduction", "mean")
-        _check_arguments(model, self._reduction, self.weight_decay)
+        _check_arguments(model, self._reduction, weight_decay)
+        self.model, self.loss, self.weight_decay = model, loss, float(weight_decay)
         self._check_eval_mode()
-        self.data = Batches(data, weight, call="hesse.Risk(model, loss, data)")
+        self.data = Batches(data, weight, call=_CALL)
         self._params = params
-        self._recomputes = False
+        self._recomputes, self._changing = False, []
         # Programs of products, for every shape of batch; `on` shares them.
-        self.preparations: Preparations = {}
+        self.preparations = RecentlyUsed(max(_SHAPES, self.n_terms))
         if isinstance(model, nn.Module):
-            self._names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+            self._known = {
+                name: (parameter.shape, id(parameter))
+                for name, parameter in model.named_parameters(remove_duplicate=False)
+            }
         if params is None and isinstance(model, nn.Module):
             self._params = {
                 name: parameter.detach().clone()
                 for name, parameter in model.named_parameters()
                 if parameter.requires_grad
             }
-        if next(tensors(self._params), None) is not None:  # not all frozen
-            self._check_first_batch(self._params)
+        self._unchecked: list[Batch] = []
+        self._check_soon([self.data.first])
 
     @property
     def params(self) -> Tree:
@@ -114,21 +136,29 @@ class Risk:
 
     def on(self, data: Any, *, weight: Weight | None = None) -> Risk:
         """The same model, loss and weight decay on other data; what was prepared is shared."""
+        other = self.unchecked_on(data, weight)
+        if other.n_terms > 1:
+            other._check_soon([other.data.first])
+        return other
+
+    def unchecked_on(self, data: Any, weight: Weight | None = None) -> Risk:
+        """As `on`, but nobody makes sure that the losses of its batches average."""
         other = copy.copy(self)
         other.data = Batches(data, weight or self.data.weight, call="hesse.Risk.on(data)")
+        other._unchecked = []
+        self.preparations.limit = max(self.preparations.limit, other.n_terms)
         return other
 
     def in_small_batches(self, most: int) -> Risk:
         """The same risk, its data in batches of at most `most` examples; shares its programs."""
-        small = self.on(SmallBatches(self.data, most))
-        if self._params is not None:
-            small._check_first_batch(
-                self._params
-            )  # that the loss of parts is the loss of the whole
+        small = self.unchecked_on(SmallBatches(self.data, most))
+        # Two examples at least, of which each is a part; several such, which are not all alike.
+        small._check_soon(first_pieces(self.data.first, max(2, most), self.data.weigh))
         return small
 
     def __call__(self, params: Tree) -> Tensor:
         """R(params), shape (). Its graph spans all batches; products go batch by batch instead."""
+        self.check_at(params)
         parts = [term.coefficient * term.function(params) for term in self.terms()]
         return torch.stack(parts).sum()
 
@@ -161,9 +191,10 @@ class Risk:
             return self.model(params, batch.inputs)
         self._check_names(params)
         args, kwargs = _arguments(batch.inputs)
+        given = {**params, **copies(self.model, self._changing)}
         if self._recomputes:
-            return _with_parameters(self.model, params)(*args, **kwargs)
-        return torch.func.functional_call(self.model, params, args, kwargs)
+            return _with_parameters(self.model, given)(*args, **kwargs)
+        return torch.func.functional_call(self.model, given, args, kwargs)
 
     def batch_loss(self, outputs: Any, batch: Batch) -> Tensor:
         """The scalar loss of a batch, given the outputs of the model."""
@@ -181,14 +212,21 @@ class Risk:
                 remedy="Use risk.params or dict(model.named_parameters()); for another form of "
                 "parameters give the model as a callable (params, inputs) -> outputs.",
             )
-        unknown = params.keys() - self._names
+        unknown = params.keys() - self._known.keys()
         if unknown:
             raise StructureError(
                 "hesse.Risk(params)",
-                expected=f"names of parameters of the model, such as {sorted(self._names)[:3]}",
+                expected=f"names of parameters of the model, such as {sorted(self._known)[:3]}",
                 got=f"unknown names {sorted(unknown)[:3]}",
                 remedy="Use risk.params or dict(model.named_parameters()).",
             )
+        names: dict[int, str] = {}
+        for name, leaf in params.items():
+            shape, parameter = self._known[name]
+            if names.setdefault(parameter, name) != name:
+                raise _tied(names[parameter], name)
+            if leaf.shape != shape:
+                raise _misshapen(name, shape, leaf)
 
     def _check_eval_mode(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -196,46 +234,76 @@ class Risk:
         for name, module in self.model.named_modules():
             if module.training and _is_random_or_coupled(module):
                 raise RandomnessError(
-                    "hesse.Risk(model, loss, data)",
+                    _CALL,
                     expected="a model whose loss is a deterministic mean over examples",
                     got=f"'{name or 'the model'}' ({type(module).__name__}) in train mode",
                     remedy="Call model.eval() first; curvature is then that of the deterministic "
                     "model (BatchNorm with its running statistics, dropout off).",
                 )
 
-    def _check_first_batch(self, params: Tree) -> None:
-        """One deterministic forward pass; with several batches, that their losses average."""
-        batch = self.data.first
-
-        def value(part: Batch) -> Tensor:
-            part = part.to(_device(params))
-            return self.batch_loss(self.outputs(params, part), part).detach()
-
+    def check_at(self, params: Tree) -> None:
+        """Make sure, once, that model and loss are what the class says; two forward passes."""
+        if not self._unchecked:
+            return
+        loss, mean = partial(self._value, params), self._reduction == "mean"
         with twice_differentiable():  # a model may differentiate itself in its inputs
-            whole, recomputes = noting_recomputation(
-                lambda: run_deterministic(lambda: value(batch), "hesse.Risk(model, loss, data)")
+            for batch in self._unchecked:
+                whole = self._check_model(params, batch)
+                if self.n_terms > 1:
+                    check_average(loss, whole, batch, self.data, mean=mean)
+        self._unchecked = []
+
+    def _check_soon(self, batches: list[Batch]) -> None:
+        """At the parameters if they are known, else where the risk is first evaluated."""
+        self._unchecked = batches
+        if next(tensors(self._params), None) is not None:  # not all frozen
+            self.check_at(self._params)
+
+    def _check_model(self, params: Tree, batch: Batch) -> Tensor:
+        """The loss of a batch, of a model without randomness and without memory."""
+        self._recomputes, self._changing = False, []
+
+        def run() -> Tensor:
+            return run_deterministic(lambda: self._value(params, batch), _CALL)
+
+        if isinstance(self.model, nn.Module):
+            with restoring_buffers(self.model) as self._changing:
+                whole, self._recomputes = noting_recomputation(run)
+        else:
+            whole = run()
+        whole = run() if self._changing else whole
+        again = self._value(params, batch)
+        if abs(whole - again) > tolerance(whole) * max(abs(whole), abs(again)):
+            raise RandomnessError(
+                _CALL,
+                expected="a model that gives the same loss for the same batch",
+                got=f"{float(whole):.6g}, then {float(again):.6g}",
+                remedy="Call model.eval(); seed or switch off noise; let forward change nothing "
+                "that the next call depends on.",
             )
-            self._recomputes = recomputes and isinstance(self.model, nn.Module)
-            parts = split_batch(batch, self.data.weigh) if self.data.count > 1 else None
-            if parts is None:
-                return
-            values = [float(value(part)) for part in parts]
-        mean = self._reduction == "mean"
-        total = sum(part.weight * v if mean else v for part, v in zip(parts, values, strict=True))
-        combined = total / sum(part.weight for part in parts) if mean else total
-        tolerance = 1e3 * torch.finfo(whole.dtype).eps ** 0.75
-        if abs(combined - float(whole)) > tolerance * max(abs(float(whole)), abs(combined)):
-            raise DataError(
-                "hesse.Risk(model, loss, data)",
-                expected="batches whose losses combine to the loss of the whole: the "
-                + ("weighted mean" if mean else "sum")
-                + f" over two parts of the first batch is {combined:.6g}",
-                got=f"{float(whole):.6g} for the batch itself",
-                remedy="If the loss adds up over examples, say reduction='sum'; if it averages "
-                "over something else (tokens that are not padding, class weights), say how much "
-                "with weight=lambda inputs, targets: ...; a loss that couples examples needs all "
-                "data in one batch.",
-            )
+        return whole
+
+    def _value(self, params: Tree, batch: Batch) -> Tensor:
+        batch = batch.to(_device(params))
+        return self.batch_loss(self.outputs(params, batch), batch).detach()
+
+
+def _tied(one: str, other: str) -> StructureError:
+    return StructureError(
+        "hesse.Risk(params)",
+        expected="tied parameters under one of their names",
+        got=f"both {one!r} and {other!r}, which are one parameter of the model",
+        remedy="Use risk.params or dict(model.named_parameters()), which have each once.",
+    )
+
+
+def _misshapen(name: str, shape: torch.Size, leaf: Tensor) -> ShapeError:
+    return ShapeError(
+        "hesse.Risk(params)",
+        expected=f"params[{name!r}] of shape {tuple(shape)}, as in the model",
+        got=f"shape {tuple(leaf.shape)}",
+        remedy="Use risk.params or dict(model.named_parameters()).",
+    )
 
 
 def _is_random_or_coupled(module: nn.Module) -> bool:
@@ -248,25 +316,29 @@ def _is_random_or_coupled(module: nn.Module) -> bool:
     return isinstance(rate, (int, float)) and rate > 0.0
 
 
-def _check_arguments(model: Any, reduction: str, weight_decay: float) -> None:
+def _check_arguments(model: Any, reduction: str, weight_decay: Any) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise ArgumentError(
-            "hesse.Risk(model, loss, data)",
+            _CALL,
             expected="a module in Python, or a callable (params, inputs) -> outputs",
             got="a module of torch.jit, whose parameters cannot be replaced",
             remedy="Give the module that was scripted or traced.",
         )
     if reduction not in ("mean", "sum"):
         raise ArgumentError(
-            "hesse.Risk(model, loss, data)",
+            _CALL,
             expected="a loss that reduces a batch to a scalar: reduction 'mean' or 'sum'",
             got=f"reduction={reduction!r}",
             remedy="Construct the loss with reduction='mean'.",
         )
-    if not weight_decay >= 0.0:
+    try:
+        holds = 0.0 <= float(weight_decay) < float("inf")
+    except (TypeError, ValueError):
+        holds = False
+    if not holds:
         raise ArgumentError(
             "hesse.Risk(model, loss, data, weight_decay)",
-            expected="weight_decay >= 0",
+            expected="a number weight_decay >= 0",
             got=repr(weight_decay),
             remedy="Leave it out for none.",
         )
@@ -274,8 +346,9 @@ def _check_arguments(model: Any, reduction: str, weight_decay: float) -> None:
 
 def _with_parameters(model: nn.Module, params: Mapping[str, Tensor]) -> nn.Module:
     """A module with these parameters for good, since its backward pass runs it again."""
-    own = dict(model.named_parameters(remove_duplicate=False))
-    memo = {id(tensor): tensor for tensor in (*own.values(), *model.buffers())}
+    own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    own.update(model.named_buffers())
+    memo = {id(tensor): tensor for tensor in own.values()}
     memo.update((id(own[name]), tensor) for name, tensor in params.items())
     return copy.deepcopy(model, memo)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hesse.ad.hessian_at import ONE_SHOT, HessianAt, HessianMode
 from hesse.ad.request import Request
+from hesse.ad.terms import check_at
 from hesse.errors import check_choice
 from hesse.vectors import Space, Tree
 
@@ -72,6 +73,7 @@ def hvp(
     check_choice("mode", mode, ["auto", *ONE_SHOT], call)
     space = Space.of(x, call=call)
     direction, leave = space.enter(v, call=call)
+    check_at(f, x)
     hessian = HessianAt(f, x, space, Request(mode), call, repeated=False)
     product = leave(hessian.product(direction, with_gradient=value_and_gradient))
     if not value_and_gradient:

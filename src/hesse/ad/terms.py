@@ -41,6 +41,12 @@ def has_one_term(f: Any) -> bool:
     return not hasattr(f, "terms") or f.n_terms == 1
 
 
+def check_at(f: Any, x: Any) -> None:
+    """Let f, if it is more than a function, say at its first point what is wrong with it."""
+    if hasattr(f, "check_at"):
+        f.check_at(x)
+
+
 def weighted_sum(parts: Iterable[tuple[float, tuple[Tensor | None, ...]]]) -> list[Tensor | None]:
     """sum_i c_i t_i, entry by entry of the tuples t_i; None stays None.
 

@@ -16,7 +16,7 @@ from hesse.ad.hessian_at import ONE_SHOT, HessianAt, HessianMode
 from hesse.ad.plan import Plan
 from hesse.ad.prepared import PREPARED, Preparations, Prepared, PreparedMode
 from hesse.ad.request import Request
-from hesse.ad.terms import Term
+from hesse.ad.terms import Term, check_at
 from hesse.data import Batch, fingerprint
 from hesse.errors import FunctionError, check_choice
 from hesse.operators.base import LinearOperator
@@ -79,11 +79,18 @@ class HessianOperator(LinearOperator):
     def expect(self, products: int) -> None:
         self._at.expect(products)
 
+    def __reduce__(self):  # what is prepared is prepared again where it is wanted
+        return _hessian, (self._f, self._x, self.domain, self._request)
+
     def _matvec(self, v: Tensor) -> Tensor:
         return self._at.product(v)
 
     def _matmat(self, block: Tensor) -> Tensor:
         return self._at.products(transposed(block)).T
+
+
+def _hessian(f: Any, x: Tree, space: Space, request: Request) -> HessianOperator:
+    return HessianOperator(f, x, space, request, getattr(f, "preparations", {}))
 
 
 def hessian_operator(
@@ -139,7 +146,8 @@ def hessian_operator(
     space = Space.of(x, call=call)
 
     def make(f: Any, request: Request) -> HessianOperator:
-        return HessianOperator(f, x, space, request, getattr(f, "preparations", {}))
+        check_at(f, x)
+        return _hessian(f, x, space, request)
 
     request = Request(mode, precision)
     if memory_budget is None:
@@ -216,6 +224,9 @@ class GaussNewtonOperator(LinearOperator):
 
     def expect(self, products: int) -> None:
         self._at.expect(products)
+
+    def __reduce__(self):  # what is prepared is prepared again where it is wanted
+        return GaussNewtonOperator, (self.risk, self._params, self.domain, self._request)
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self._decayed(self._at.product(v), v)
@@ -305,6 +316,7 @@ def ggn_operator(
     space = Space.of(params, call=call, what="params")
 
     def make(risk: Risk, request: Request) -> GaussNewtonOperator:
+        risk.check_at(params)
         return GaussNewtonOperator(risk, params, space, request)
 
     request = Request(mode, precision)

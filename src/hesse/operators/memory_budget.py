@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hesse.ad.recently_used import RecentlyUsed
 from hesse.ad.request import Request
 from hesse.ad.terms import has_one_term
 from hesse.data import Batches, examples, pieces
-from hesse.errors import ArgumentError, DerivativeError, FallbackWarning
+from hesse.errors import ArgumentError, DerivativeError, FallbackWarning, HesseError
 from hesse.memory import PeakMemory
 from hesse.operators.base import LinearOperator
 from hesse.risk import Risk
@@ -38,8 +39,10 @@ def parse_bytes(budget: int | float | str, call: str) -> int:
 
     >>> parse_bytes("1.5 GB", "f"), parse_bytes("2KiB", "f"), parse_bytes(7, "f")
     (1500000000, 2048, 7)
+    >>> parse_bytes("1e-3 GB", "f"), parse_bytes("1e+3 MB", "f")
+    (1000000, 1000000000)
     """
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([a-z]*)\s*", str(budget).lower())
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", str(budget).lower())
     try:
         assert match is not None
         size = int(float(match[1]) * _UNITS[match[2]])
@@ -55,7 +58,8 @@ def parse_bytes(budget: int | float | str, call: str) -> int:
     )
 
 
-Make = Callable[[Any, Request], LinearOperator]
+Make = Callable[[Any, Request], Any]
+"""(function, request) -> an operator that has a value."""
 Layout = tuple[Any, Request]
 """The function, a risk in batches that fit, and what to ask of its operator."""
 
@@ -74,7 +78,7 @@ def layout(f: Any, make: Make, request: Request, budget: int, call: str) -> Layo
 
 def _layout(f: Any, make: Make, request: Request, budget: int, call: str) -> Layout:
     size = examples(f.data.first) if isinstance(f, Risk) else None
-    if size is None or size < 8:
+    if size is None or size < 8 or not _can_be_cut(f, make, request, size):
         need = measure(make, _apart(f), request)
         if need.first > budget:
             raise _impossible(call, budget, need.first, "where there are no batches to be cut")
@@ -107,6 +111,17 @@ def _lost(number: int, size: int, budget: int, later: _Line, residuals: _Line) -
     count = math.ceil(size / number)
     kept = max(0.0, budget - later.at(count)) // max(1.0, residuals.at(count))
     return 1.0 - min(1.0, kept / number)
+
+
+def _can_be_cut(risk: Risk, make: Make, request: Request, size: int) -> bool:
+    """Whether the model takes a part of a batch; the nodes of a graph belong together."""
+    try:
+        _ = make(_head(risk, max(1, size // 32), size), request).value
+    except (HesseError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # whatever a model says; on the whole it says it again
+        return False
+    return True
 
 
 def _cut(
@@ -178,7 +193,7 @@ def _uncut(f: Any, request: Request, budget: int, need: Need) -> Layout:
 def measure(make: Make, f: Any, request: Request) -> Need:
     """What products of an operator need that holds on to no residuals."""
     with PeakMemory() as memory:
-        A = make(f, replace(request, keep=(0.0, 0.0)))
+        A: LinearOperator = make(f, replace(request, keep=(0.0, 0.0)))
         v = torch.ones(A.shape[1], dtype=A.dtype, device=A.device)
         for _ in range(2):
             A.matvec(v)
@@ -195,7 +210,7 @@ def _head(risk: Risk, count: int, size: int) -> Risk:
     data: Batches = risk.data
     ends = sorted({0, count, min(2 * count, size), size})
     first, second, *_ = pieces(data.first, ends, data.weigh)
-    return _apart(risk.on([(part.inputs, part.targets) for part in (first, second)]))
+    return _apart(risk.unchecked_on([(part.inputs, part.targets) for part in (first, second)]))
 
 
 def _apart(f: Any) -> Any:
@@ -203,7 +218,7 @@ def _apart(f: Any) -> Any:
     if not isinstance(f, Risk):
         return f
     trial = copy.copy(f)
-    trial.preparations = {}
+    trial.preparations = RecentlyUsed(f.preparations.limit)
     return trial
 
 

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Buffers that a forward pass writes to stay as they are, and products do not depend on them."""
+
+import pytest
+import torch
+from torch import nn
+
+from hesse.ad import hvp
+from hesse.buffers import restoring_buffers
+from hesse.operators import ggn_operator, hessian_operator
+from hesse.risk import Risk
+from hesse.testing import dense_hessian
+from hesse.vectors import norm
+
+X, Y = torch.randn(12, 4).double(), torch.randn(12, 3).double()
+
+
+def instance_norm():
+    norm_ = nn.InstanceNorm1d(2, affine=True, track_running_stats=True)
+    return nn.Sequential(nn.Unflatten(1, (2, 2)), norm_, nn.Flatten(), nn.Linear(4, 3)).double()
+
+
+def spectral_norm():
+    linear = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 5))
+    return nn.Sequential(linear, nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+class Replacing(nn.Module):
+    """A buffer that is not written to, but another one after each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(4, 3).double()
+        self.register_buffer("shift", torch.ones(3).double())
+
+    def forward(self, x):
+        outputs = torch.tanh(self.net(x) + self.shift)
+        self.shift = self.shift + 1.0
+        return outputs
+
+
+MODELS = pytest.mark.parametrize("model", [instance_norm, spectral_norm, Replacing])
+
+
+def contents(net):
+    return {name: (buffer, buffer.clone()) for name, buffer in net.named_buffers()}
+
+
+def assert_untouched(net, before):
+    after = dict(net.named_buffers())
+    assert after.keys() == before.keys()
+    for name, (buffer, content) in before.items():
+        assert after[name] is buffer
+        assert torch.equal(buffer, content)
+
+
+@MODELS
+@pytest.mark.parametrize("batches", [1, 3])
+@pytest.mark.parametrize("mode", ["auto", "retained-graph", "traced-split"])
+def test_products_leave_the_buffers_and_are_those_of_one_function(model, mode, batches):
+    net = model()
+    before = contents(net)
+    data = list(zip(X.split(12 // batches), Y.split(12 // batches), strict=True))
+    risk = Risk(net, nn.MSELoss(), data)
+
+    def definition(params):
+        buffers = {name: content.clone() for name, (_, content) in before.items()}
+        return nn.functional.mse_loss(torch.func.functional_call(net, params | buffers, (X,)), Y)
+
+    exact = dense_hessian(definition, risk.params)
+    H, G = (op(risk, risk.params, mode=mode) for op in (hessian_operator, ggn_operator))
+    H.expect(1000)
+    v = torch.linspace(-1, 1, len(exact)).double()
+    for _ in range(3):
+        assert norm(H @ v - exact @ v) <= 1e-12 * norm(exact @ v)
+        assert norm(H.at(risk.params) @ v - exact @ v) <= 1e-12 * norm(exact @ v)
+    assert norm(G @ v - G @ v) == 0.0
+    assert norm(hvp(risk, risk.params, v) - exact @ v) <= 1e-12 * norm(exact @ v)
+    assert float(risk(risk.params)) == pytest.approx(float(definition(risk.params)), rel=1e-12)
+    assert_untouched(net, before)
+
+
+@MODELS
+def test_buffers_are_restored_even_if_the_model_fails(model):
+    net = model()
+    before = contents(net)
+
+    def fail():
+        with restoring_buffers(net):
+            net(X)
+            raise ValueError("after the forward pass")
+
+    with pytest.raises(ValueError, match="after the forward pass"):
+        fail()
+    assert_untouched(net, before)
