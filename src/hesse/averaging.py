@@ -23,7 +23,7 @@ _CALL = "hesse.Risk(model, loss, data)"
 
 def tolerance(value: Tensor) -> float:
     """By how much, relatively, a loss may differ that is computed in another order."""
-    return min(1e3 * torch.finfo(value.dtype).eps ** 0.75, 0.1)
+    return min(2e2 * torch.finfo(value.dtype).eps ** 0.75, 0.1)
 
 
 def check_average(

@@ -26,21 +26,8 @@ from hesse.ad.recomputation import noting_recomputation
 from hesse.ad.terms import Term
 from hesse.averaging import check_average, tolerance
 from hesse.buffers import copies, restoring_buffers
-from hesse.data import (
-    Batch,
-    Batches,
-    SmallBatches,
-    Weight,
-    fingerprint,
-    first_pieces,
-    tensors,
-)
-from hesse.errors import (
-    ArgumentError,
-    RandomnessError,
-    ShapeError,
-    StructureError,
-)
+from hesse.data import Batch, Batches, SmallBatches, Weight, fingerprint, first_pieces, tensors
+from hesse.errors import ArgumentError, RandomnessError, ShapeError, StructureError
 from hesse.vectors import Tree
 
 _CALL = "hesse.Risk(model, loss, data)"
@@ -61,7 +48,8 @@ class Risk:
         weight_decay: lambda in (lambda / 2) |theta|^2 over all parameters given, so that lambda
             theta is added to the gradient, as in `torch.optim`.
         weight: (inputs, targets) -> weight of a batch where its number of examples is not what its
-            loss averages over, such as a count of tokens.
+            loss averages over, such as a count of tokens; needed for batches that cannot be cut
+            along their first dimension, such as graphs.
         reduction: whether the loss averages ("mean") or adds up ("sum") over a batch; default:
             what `loss.reduction` says, else "mean". A sum is added up over the batches.
         params: the tree for `risk.params` when the model is a plain callable.
@@ -69,12 +57,14 @@ class Risk:
     Calling it, `risk(params)`, gives the scalar, differentiable in params. `params` is any tree
     that the model takes; for a module, a mapping from names to tensors, of all its parameters or
     some (the others stay as they are in the module). Tied weights appear once; buffers are
-    constants.
+    constants: one that a forward pass writes to is computed with as a copy.
 
     Raises:
-        HesseError: no data or data of unknown form; a loss that is not a scalar; a model that is in
-            train mode with dropout or BatchNorm, or draws random numbers; a loss whose batches do
-            not average to the whole (checked on the first of several batches).
+        HesseError: no data or data of unknown form, or others in the next sweep; a loss that is not
+            a scalar; a model that is in train mode with dropout or BatchNorm, draws random numbers
+            or has a memory; a loss whose batches do not average to the whole (tried on a part of
+            the first of several batches, and on what a memory budget cuts). For a plain callable
+            without `params`, and for all that is frozen, where it is first evaluated.
 
     >>> model = nn.Linear(1, 1, bias=False).double()
     >>> x = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
@@ -135,7 +125,10 @@ class Risk:
         return self.data.count
 
     def on(self, data: Any, *, weight: Weight | None = None) -> Risk:
-        """The same model, loss and weight decay on other data; what was prepared is shared."""
+        """The same model, loss and weight decay on other data; what was prepared is shared.
+
+        Several batches are checked to average as those of the constructor are.
+        """
         other = self.unchecked_on(data, weight)
         if other.n_terms > 1:
             other._check_soon([other.data.first])
