@@ -76,11 +76,11 @@ def _sums(tensor: Tensor) -> Tensor:
     weights = _weights(rows.shape[1:], rows.device)
     rows = rows.reshape(-1, len(weights))
     step = max(1, max(_CHUNK, rows.numel() // 16) // len(weights))
-    sums, size = weights.new_zeros(2), weights.new_zeros(1)
+    sum_, size = weights.new_zeros(len(weights)), weights.new_zeros(1)
     for piece in rows.split(step):
         exact = piece.to(torch.float64)
-        sums, size = sums + (exact @ weights).sum(0), size + exact.abs().sum()
-    return torch.cat([sums, len(rows) * weights.sum(0), size])
+        sum_, size = sum_ + exact.sum(0), size + exact.abs().sum()
+    return torch.cat([sum_ @ weights, len(rows) * weights.sum(0), size])
 
 
 @functools.lru_cache(maxsize=32)
