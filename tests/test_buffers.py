@@ -80,6 +80,18 @@ def test_products_leave_the_buffers_and_are_those_of_one_function(model, mode, b
     assert_untouched(net, before)
 
 
+@pytest.mark.parametrize("make", [hessian_operator, ggn_operator])
+def test_buffers_are_looked_for_again_after_a_change_to_train_mode(make):
+    net = spectral_norm().eval()
+    before = contents(net)
+    risk = Risk(net, nn.MSELoss(), (X, Y))
+    net.train()
+    A = make(risk, risk.params)
+    v = torch.ones(A.shape[0]).double()
+    assert norm(A @ v - A.at(risk.params) @ v) == 0.0
+    assert_untouched(net, before)
+
+
 @MODELS
 def test_buffers_are_restored_even_if_the_model_fails(model):
     net = model()

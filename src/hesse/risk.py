@@ -105,6 +105,7 @@ class Risk:
                 if parameter.requires_grad
             }
         self._unchecked: list[Batch] = []
+        self._checked_in: list[bool] = self._training()
         self._check_soon([self.data.first])
 
     @property
@@ -235,7 +236,9 @@ class Risk:
                 )
 
     def check_at(self, params: Tree) -> None:
-        """Make sure, once, that model and loss are what the class says; two forward passes."""
+        """Make sure that model and loss are what the class says, and again after `train()`."""
+        if not self._unchecked and self._checked_in != self._training():
+            self._unchecked = [self.data.first]
         if not self._unchecked:
             return
         loss, mean = partial(self._value, params), self._reduction == "mean"
@@ -244,7 +247,12 @@ class Risk:
                 whole = self._check_model(params, batch)
                 if self.n_terms > 1:
                     check_average(loss, whole, batch, self.data, mean=mean)
-        self._unchecked = []
+        self._unchecked, self._checked_in = [], self._training()
+
+    def _training(self) -> list[bool]:
+        """Which parts of the model are in train mode."""
+        modules = self.model.modules() if isinstance(self.model, nn.Module) else ()
+        return [module.training for module in modules]
 
     def _check_soon(self, batches: list[Batch]) -> None:
         """At the parameters if they are known, else where the risk is first evaluated."""
