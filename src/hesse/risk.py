@@ -20,10 +20,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hesse.ad.evaluate import check_scalar, run_deterministic, twice_differentiable
+from hesse.ad.determinism import run_deterministic
+from hesse.ad.evaluate import twice_differentiable
 from hesse.ad.recently_used import RecentlyUsed
 from hesse.ad.recomputation import noting_recomputation
 from hesse.ad.terms import Term
+from hesse.ad.variables import check_scalar
 from hesse.averaging import check_average, tolerance
 from hesse.buffers import copies, restoring_buffers
 from hesse.data import Batch, Batches, SmallBatches, Weight, fingerprint, first_pieces, tensors

@@ -21,8 +21,8 @@ import math
 import torch
 from torch import Tensor
 
-from hesse.ad.evaluate import LeafFunction, Leaves
 from hesse.ad.hessian import Product, value_and_gradient
+from hesse.ad.variables import LeafFunction, Leaves
 from hesse.vectors import dot
 
 

@@ -26,17 +26,15 @@ import torch
 from torch import Tensor
 
 from hesse.ad.evaluate import (
-    Leaves,
     UndifferentiableError,
-    check_scalar,
     custom_function,
     derivative,
     gradient_of,
     graph_nodes,
-    tracked,
     twice_differentiable,
 )
 from hesse.ad.loss_hessian import LossHessian, explained, joined, random_like, undifferentiable
+from hesse.ad.variables import Leaves, check_scalar, tracked
 from hesse.vectors import dot, norm
 
 Model = tuple[Callable[[Leaves], Any], Callable[[Any], Tensor]]

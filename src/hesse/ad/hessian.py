@@ -24,18 +24,16 @@ import torch
 from torch import Tensor
 
 from hesse.ad.evaluate import (
-    LeafFunction,
-    Leaves,
     check_depends,
     custom_function,
     derivative,
     gradient_of,
     graph_nodes,
-    tracked,
     twice_differentiable,
 )
 from hesse.ad.forward_mode import ForwardMode
 from hesse.ad.recomputation import check_slope, noting_recomputation
+from hesse.ad.variables import LeafFunction, Leaves, tracked
 
 
 class Product(NamedTuple):

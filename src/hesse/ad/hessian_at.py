@@ -18,13 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hesse.ad.evaluate import (
-    UndifferentiableError,
-    Variables,
-    check_finite,
-    check_finite_value,
-    run_deterministic,
-)
+from hesse.ad.determinism import run_deterministic
+from hesse.ad.evaluate import UndifferentiableError, check_finite, check_finite_value
 from hesse.ad.finite_differences import central_difference, forward_difference
 from hesse.ad.hessian import (
     HessianKind,
@@ -38,6 +33,7 @@ from hesse.ad.plan import Plan, plan_of
 from hesse.ad.prepared import PREPARED, Preparations, Prepared
 from hesse.ad.request import Request
 from hesse.ad.terms import Term, has_one_term, terms, weighted_sum
+from hesse.ad.variables import Variables
 from hesse.errors import DerivativeError, FallbackWarning, HesseError
 from hesse.random_vectors import gaussian
 from hesse.rows import stacked

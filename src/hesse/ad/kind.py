@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from hesse.ad.evaluate import Leaves
+from hesse.ad.variables import Leaves
 
 
 class Retained(Protocol):

@@ -18,16 +18,14 @@ import torch
 from torch import Tensor
 
 from hesse.ad.evaluate import (
-    Leaves,
     check_depends,
-    check_scalar,
     custom_function,
     derivative,
     graph_nodes,
-    tracked,
     twice_differentiable,
 )
 from hesse.ad.finite_differences import central_difference
+from hesse.ad.variables import Leaves, check_scalar, tracked
 from hesse.errors import DerivativeError, FunctionError, HesseError
 from hesse.programs.tape import UntraceableError
 from hesse.vectors import norm

@@ -10,13 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hesse.ad.evaluate import Variables, detached
 from hesse.ad.kind import Kind
 from hesse.ad.plan import Plan, plan_of
 from hesse.ad.preparation import Preparation
 from hesse.ad.request import Request
 from hesse.ad.term_at import TermAt
 from hesse.ad.terms import Term, weighted_sum
+from hesse.ad.variables import Variables, detached
 from hesse.ad.witness import Witness
 from hesse.programs.split import Split
 from hesse.rows import empty_rows

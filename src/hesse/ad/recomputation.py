@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hesse.ad.evaluate import LeafFunction, Leaves
+from hesse.ad.variables import LeafFunction, Leaves
 from hesse.errors import DerivativeError
 
 _NO_HOOKS = "hesse allows no saved tensor hooks"

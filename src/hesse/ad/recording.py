@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from hesse.ad.agreement import agree, difference
-from hesse.ad.evaluate import Leaves, Variables
 from hesse.ad.generators import generator_states, same_states
 from hesse.ad.kind import Kind, Retained
 from hesse.ad.request import Request
+from hesse.ad.variables import Leaves, Variables
 from hesse.programs.pieces import join_pieces
 from hesse.programs.precision import has_units, units
 from hesse.programs.program import run

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from hesse.ad.agreement import agree, difference, rounding
-from hesse.ad.evaluate import Variables, check_same, run_deterministic
+from hesse.ad.determinism import check_same, run_deterministic
 from hesse.ad.kind import Kind, Retained
 from hesse.ad.preparation import RECORDINGS, Preparation
 from hesse.ad.recording import record_programs, taken
+from hesse.ad.variables import Variables
 from hesse.ad.witness import Versions, versions
 from hesse.errors import DerivativeError, HesseError
 from hesse.programs.batched import batched

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.ad.evaluate import Leaves, Variables, check_finite, check_finite_value
+from hesse.ad.evaluate import check_finite, check_finite_value
 from hesse.ad.gauss_newton import GaussNewtonKind, Model
 from hesse.ad.hessian_at import ONE_SHOT, HessianAt, HessianMode
 from hesse.ad.plan import Plan
 from hesse.ad.prepared import PREPARED, Preparations, Prepared, PreparedMode
 from hesse.ad.request import Request
 from hesse.ad.terms import Term, check_at
+from hesse.ad.variables import Leaves, Variables
 from hesse.data import Batch, fingerprint
 from hesse.errors import FunctionError, check_choice
 from hesse.operators.base import LinearOperator

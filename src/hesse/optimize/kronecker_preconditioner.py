@@ -28,8 +28,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hesse.ad.evaluate import derivative, tracked, twice_differentiable
+from hesse.ad.evaluate import derivative, twice_differentiable
 from hesse.ad.loss_hessian import LossHessian
+from hesse.ad.variables import tracked
 from hesse.data import Batch
 from hesse.krylov.lanczos import Lanczos
 from hesse.operators.base import LinearOperator

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a function gives the same result again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from hesse.ad.generators import generator_states, same_states
+from hesse.ad.variables import Leaves
+from hesse.errors import RandomnessError
+
+T = TypeVar("T")
+
+
+def run_deterministic(run: Callable[[], T], call: str, *, again: bool = False) -> T:
+    """run(), after making sure that no random numbers went into its result.
+
+    Whether any were drawn is read off the generators, so that a deterministic f is run once. One
+    that draws may still be deterministic (a fixed seed inside): a second run decides. `again`: the
+    same was run at another point before, when it drew none from generators outside of torch.
+    """
+    before = generator_states(quickly=again)
+    first = run()
+    if same_states(before, generator_states(quickly=again)):
+        return first
+    second = run()
+    check_same(first, second, call)
+    return second
+
+
+def check_same(first: Any, second: Any, call: str) -> None:
+    """Raise if two runs at one point, tensors or prepared products, gave different results."""
+    for one, two in zip(_fingerprints(first), _fingerprints(second), strict=True):
+        # Entries of a gradient that cancel to nothing are rounding of the large ones.
+        size = float(two.nan_to_num().abs().max()) if two.numel() else 0.0
+        if not torch.allclose(one, two, atol=1e-8 + 1e-5 * size, equal_nan=True):
+            raise RandomnessError(
+                call,
+                expected="a deterministic f: the same result at the same x",
+                got=f"results that differ by {float((one - two).abs().max()):.3g} between two runs",
+                remedy="Call model.eval(), set dropout to 0, or fix the seed inside f.",
+            )
+
+
+def _fingerprints(result: Any) -> Iterator[Tensor]:
+    """What must agree: a tensor itself; the value, gradient and product of a prepared product.
+
+    A value need not feel the noise: with a head of zeros a loss is the same for all features.
+    """
+    if isinstance(result, Tensor):
+        yield result
+        return
+    yield result.value
+    yield _joined(result.gradient)
+    generator = torch.Generator().manual_seed(0)
+    directions = [torch.randn(g.shape, generator=generator).to(g) for g in result.gradient]
+    with suppress(NotImplementedError):  # what has no second derivative says so itself
+        yield _joined(result.product(directions))
+
+
+def _joined(parts: Leaves) -> Tensor:
+    return torch.cat([part.detach().reshape(-1) for part in parts])
