@@ -10,6 +10,7 @@ from hesse.errors import ArgumentError, HesseError, NonFiniteError, OperatorErro
 from hesse.krylov import eigsh
 from hesse.krylov.lanczos import Lanczos
 from hesse.operators import dense_operator, diagonal_operator, function_operator
+from hesse.progress import uninterrupted
 from hesse.rows import transform
 from hesse.testing import CountingOperator, PeakMemory
 
@@ -129,7 +130,30 @@ def test_a_budget_is_kept_and_an_impossible_one_says_what_is_needed():
     assert eigsh(A, k, memory_budget=6_800_000, max_products=99).products <= 99
 
 
-def test_ctrl_c_amid_a_restart_waits_for_its_end(monkeypatch):
+@pytest.fixture
+def ctrl_c():
+    """As in the foreground: whoever runs the tests may have Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_waits_for_the_end_of_a_block(ctrl_c):
+    done = []
+
+    def interrupted():
+        with uninterrupted():
+            with uninterrupted():
+                signal.raise_signal(signal.SIGINT)
+                done.append(1)
+            done.append(2)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert done == [1, 2]
+
+
+def test_ctrl_c_amid_a_restart_waits_for_its_end(monkeypatch, ctrl_c):
     """The basis is rotated in place: half of it would be worth nothing."""
 
     def interrupted(rows, S):

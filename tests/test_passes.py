@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from hesse.operators import hessian_operator
 from hesse.programs.compiled import as_graph, can_compile, compile_program
+from hesse.programs.functional import record
 from hesse.programs.one_matrix import multiply_at_once
 from hesse.programs.pieces import join_pieces
 from hesse.programs.program import Program, run
 from hesse.programs.simplify import simplify
-from hesse.programs.tape import record
 from hesse.vectors import norm
 
 DOUBLE = torch.float64

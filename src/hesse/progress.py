@@ -151,17 +151,7 @@ def asks_to_stop(callback: Callback | None, state: Any) -> bool:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of the block, which changes in place what belongs together.
-
-    >>> try:
-    ...     with uninterrupted():
-    ...         signal.raise_signal(signal.SIGINT)
-    ...         print("done")
-    ... except KeyboardInterrupt:
-    ...     print("interrupted")
-    done
-    interrupted
-    """
+    """Let Ctrl-C wait for the end of the block, which changes in place what belongs together."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield  # others are not interrupted, or nothing is

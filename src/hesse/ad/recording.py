@@ -15,12 +15,13 @@ from hesse.ad.generators import generator_states, same_states
 from hesse.ad.kind import Kind, Retained
 from hesse.ad.request import Request
 from hesse.ad.variables import Leaves, Variables
+from hesse.programs.functional import record
 from hesse.programs.pieces import join_pieces
 from hesse.programs.precision import has_units, units
 from hesse.programs.program import run
 from hesse.programs.simplify import simplify
 from hesse.programs.split import Split, split
-from hesse.programs.tape import Trace, UntraceableError, record
+from hesse.programs.tape import Trace, UntraceableError
 
 
 @dataclass

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hesse.programs.functional import record
 from hesse.programs.fuse import accumulate
 from hesse.programs.one_matrix import multiply_at_once
 from hesse.programs.program import Program
 from hesse.programs.simplify import simplify
-from hesse.programs.tape import record
 
 # Below this size of its result an operation takes as long as calling it does.
 _CHEAP_BYTES = 1 << 18

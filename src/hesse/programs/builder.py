@@ -8,10 +8,8 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from hesse.programs.tape import Meta, Op, substituted
+from hesse.programs.results import result_of
+from hesse.programs.tape import Meta, Op
 
 
 def new_numbers(metas: dict[int, Meta]) -> Iterator[int]:
@@ -20,19 +18,16 @@ def new_numbers(metas: dict[int, Meta]) -> Iterator[int]:
 
 
 class Builder:
-    """Operations on tensors of one device, one after the other; adds to `metas`."""
+    """Operations on tensors, one after the other; adds to `metas`."""
 
-    def __init__(
-        self, metas: dict[int, Meta], numbers: Iterator[int], device: torch.device
-    ) -> None:
-        self._metas, self._numbers, self._device = metas, numbers, device
+    def __init__(self, metas: dict[int, Meta], numbers: Iterator[int]) -> None:
+        self._metas, self._numbers = metas, numbers
         self._ops: list[Op] = []
 
     def call(self, function: Any, *args: Any) -> int:
         """The number of the result of an operation."""
         number = next(self._numbers)
-        made = function(*substituted(args, self._stand_in))
-        self._metas[number] = Meta(tuple(made.shape), made.stride(), 0, made.dtype, self._device)
+        self._metas[number] = result_of(function, args, self._metas)
         self._ops.append(Op(function, args, {}, (number,), True))
         return number
 
@@ -43,7 +38,3 @@ class Builder:
         if not self._metas[made].same_layout(self._metas[result]):
             return [op]
         return [*self._ops[:-1], replace(self._ops[-1], results=op.results)]
-
-    def _stand_in(self, number: int) -> Tensor:
-        meta = self._metas[number]
-        return torch.empty_strided(meta.shape, meta.stride, dtype=meta.dtype, device="meta")

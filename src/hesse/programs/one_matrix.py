@@ -27,7 +27,7 @@ def multiply_at_once(trace: Trace) -> Trace:
         if op.function is not _aten.bmm.default or result is None:
             ops.append(op)
             continue
-        builder = Builder(trace.metas, numbers, trace.metas[result].device)
+        builder = Builder(trace.metas, numbers)
         ops += builder.instead_of(op) if _folded(op, trace, maker, builder) else [op]
     return replace(trace, ops=live(ops, trace.outputs))
 

@@ -82,7 +82,7 @@ class _Joiner:
         row, padded = self._row(terms, result)
         if not row.pays:
             return [op]
-        builder = Builder(self._metas, self._numbers, self._metas[result].device)
+        builder = Builder(self._metas, self._numbers)
         total = _side_by_side(row, builder)
         reduce(partial(_add, builder), (n for n in terms if n not in padded), total)
         return builder.instead_of(op)

@@ -6,9 +6,6 @@ pass of that. What f does in Python it does not see; it sees the values that Pyt
 (`.item()`, `if x > 0:`, the shape of `x[mask]`) and notes them as *guards*: the program that comes
 of the tape computes them again and says when one has changed.
 
-The tape of a run is made purely functional (in-place operations become their out-of-place
-versions) by torch's own functionalisation.
-
 Where recording fails for any reason the caller keeps the graph instead.
 """
 
@@ -121,22 +118,6 @@ class Trace:
         return max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
 
 
-def record(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) -> Trace:
-    """The functional trace of function(), which computes from `inputs` and what it closes over.
-
-    The inputs must be tensors of their own, without aliases among them.
-    """
-    if len({id(tensor) for tensor in inputs}) != len(inputs):
-        raise UntraceableError("the same tensor is given twice")
-    with Tape(inputs) as tape:
-        outputs = function()
-    trace = tape.trace(outputs)
-    del outputs  # they are as large as what is recorded next
-    if any(op.function._schema.is_mutable for op in trace.ops):
-        trace = _functional(trace, inputs)
-    return trace
-
-
 class Tape(Watch):
     """Notes every operation on tensors that runs within it."""
 
@@ -230,43 +211,6 @@ def _refs(argument: Any) -> Iterator[int]:
             yield part.index
         elif isinstance(part, (list, tuple)):
             yield from _refs(part)
-
-
-# --------------------------------------------------------------------------------------------------
-# Without mutation
-
-
-def _functional(trace: Trace, inputs: Sequence[Tensor]) -> Trace:
-    """The same computation without in-place operations."""
-    numbers, constants = list(trace.constants), list(trace.constants.values())
-    everything = [tensor.detach() for tensor in (*inputs, *constants)]
-
-    # A constant that f makes for itself may be changed there: torch.tensor([1.0, 2.0])[0] = 3.0.
-    fresh = {op.args[0].index for op in trace.ops if op.function is _aten.lift_fresh.default}
-
-    dying = last_reads(trace.ops, {*trace.inputs, *trace.constants, *trace.outputs})
-
-    def replay(*tensors: Tensor) -> list[Tensor]:
-        env: dict[int, Tensor] = dict(zip((*trace.inputs, *numbers), tensors, strict=True))
-        env.update((number, env[number].clone()) for number in fresh & set(numbers))
-        for position, op in enumerate(trace.ops):
-            replay_op(op, env)
-            for number in dying.get(position, ()):
-                del env[number]
-        return [env[number] for number in trace.outputs]
-
-    with torch.no_grad(), Tape(everything) as tape:
-        outputs = torch.func.functionalize(replay)(*everything)
-    result = tape.trace(outputs)
-    known = {id(tensor) for tensor in everything}
-    if any(op.function._schema.is_mutable for op in result.ops):
-        raise UntraceableError("it changes a tensor in place that it did not make")
-    if any(id(tensor) not in known for tensor in result.constants.values()):
-        raise UntraceableError("an in-place operation that cannot be written without")
-    own = result.inputs[len(inputs) :]
-    result.inputs = result.inputs[: len(inputs)]
-    result.constants = dict(zip(own, constants, strict=True))
-    return result
 
 
 def substituted(argument: Any, leaf: Callable[[int], Any]) -> Any:
