@@ -9,7 +9,6 @@ import torch
 from hesse.errors import ArgumentError, NonFiniteError, OperatorError, ShapeError, Status
 from hesse.estimators import diagonal
 from hesse.estimators.probes import signs
-from hesse.memory import PeakMemory
 from hesse.operators import dense_operator, diagonal_operator, function_operator
 from hesse.testing import CountingOperator, symmetric_matrix
 
@@ -104,16 +103,6 @@ def test_xdiag_and_its_error_are_what_their_definitions_say(matrix):
     error = (h.var(dim=0) / m + covariance.clamp(min=0.0)).sqrt()
     torch.testing.assert_close(estimate.value, h.mean(dim=0), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(estimate.standard_error, error, rtol=1e-9, atol=1e-12)
-
-
-def test_xdiag_holds_three_vectors_a_probe():
-    n, probes = 100_000, 24  # after two growths
-    A = diagonal_operator(torch.arange(1, n + 1, dtype=DOUBLE) ** -1.5)
-    limits = {"rtol": 0.0, "max_products": 2 * probes, "block_size": 1}
-    with PeakMemory() as memory:
-        diagonal(A, method="xdiag", generator=seeded(), **limits)
-    # Besides, the estimate and its error, now and before, and what is computed at a time.
-    assert 3 * probes <= memory.peak / (8 * n) <= 3 * probes + 8
 
 
 def test_the_diagonal_of_an_operator_on_trees_unflattens():

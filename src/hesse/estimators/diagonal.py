@@ -68,10 +68,10 @@ def diagonal(
         The entries of `interval` hold the truth in 95 of 100 cases, over the entries taken
         together; an entry with few neighbours (of size) in its row has samples far from normal.
 
-    Cost: a product a probe and three vectors beside those of the block; with deflation a product
-        with A and one with A' and a vector for each direction of Q, and three more for each of ten
-        while it grows. "xdiag": one with A and one with A' a probe, and three vectors. A checkpoint
-        takes one more product.
+    Cost: a product a probe, and 3 block_size + 7 vectors; with deflation a product with A and one
+        with A' and a vector for each direction of Q, and three more for each of ten while it grows.
+        "xdiag": one with A and one with A' a probe, and three vectors, with four to six more in
+        all. A checkpoint takes one more product.
 
     Raises:
         HesseError: not square; NaN; a budget that is too small; no adjoint where one is needed.

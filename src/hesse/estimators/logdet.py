@@ -58,8 +58,9 @@ def logdet(
         what is left of it is contained in `interval`. Exact for n <= 10. Ctrl-C returns the
         estimate so far.
 
-    Cost: a product a step of every probe; block_size bases of so many vectors, one of
-        them half as large again as it grows. A checkpoint takes one more product.
+    Cost: a product a step of every probe; m + 5 vectors for each of block_size processes of m
+        steps, or 3 m / 2 + 2 for a single one whose basis has grown. A checkpoint takes one more
+        product.
 
     Raises:
         HesseError: A is not symmetric, or not positive definite: a Ritz value <= 0 is named; NaN.

@@ -80,8 +80,8 @@ def spectral_density(
         returns what the probes so far give.
 
     Cost: steps products a probe (and 20 in all for "kernel-polynomial", which bound the spectrum);
-        steps + 1 vectors for each probe that advances (four for "kernel-polynomial"). A checkpoint
-        takes one more product.
+        steps + 4 vectors for each probe that advances (six for "kernel-polynomial", and 23 +
+        block_size at least). A checkpoint takes one more product.
 
     Raises:
         HesseError: A is not symmetric; a budget that is too small; NaN.

@@ -73,11 +73,12 @@ def trace(
         `hesse.estimators.leave_out`). Where the operator has a rank below the number of probes both
         are exact to rounding, and the error says no more than that.
 
-    Cost: "hutchinson": a product a probe, block_size + 1 vectors; the variance of a probe is
+    Cost: "hutchinson": a product a probe, 2 block_size vectors; the variance of a probe is
         2 (|A|_F^2 - sum_i a_ii^2) for symmetric A. "hutch++": 2 products and a vector a direction
-        of Q, three more for each of ten while it grows, then one product a probe. "xtrace": 2
-        products and 3 vectors a probe; "xnystrace": 1 product, 2 vectors. A checkpoint takes one
-        product to know the operator by.
+        of Q, three more for each of ten while it grows (fewer for blocks of less than eight), then
+        one product a probe. "xtrace": 2 products and 3 vectors a probe; "xnystrace": 1 product, 2
+        vectors; both 2 vectors more if one probe is added at a time, 4 for blocks of eight. A
+        checkpoint takes one product to know the operator by.
 
     Raises:
         HesseError: not square; NaN; a budget that is too small; a negative v'A v in "xnystrace".

@@ -74,8 +74,8 @@ def svds(
             progress, checkpoint: as of `eigsh`; products are those with A and with A' together, v0
             is on the smaller side. Within too few products there are fewer than k.
 
-    Cost: two products a step (one with A, one with A'), and 2 k at the end; m + b vectors on the
-        smaller side and 2 k at the end.
+    Cost: two products a step (one with A, one with A'), and 2 k at the end; m + b + k + 4
+        vectors on the smaller side, or 6 k + 1 at the end, of both together for a square A.
 
     References: Golub & Van Loan 2013, section 8.6.
 

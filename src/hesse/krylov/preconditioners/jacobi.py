@@ -43,7 +43,7 @@ def jacobi(
             sqrt(k).
         generator: of the signs.
 
-    Cost: none, or `probes` products, in one block; 2 k vectors while it is made, one then.
+    Cost: none, or `probes` products, in one block; 3 k vectors while it is made, one then.
 
     Raises:
         HesseError: A not symmetric; a diagonal that is zero, or of another shape; NaN.

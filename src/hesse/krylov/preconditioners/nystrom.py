@@ -44,7 +44,7 @@ def nystrom(
         damping: of the system to be solved, where A is that system's operator without it.
         generator: of the Gaussian directions.
 
-    Cost: one product for each direction, in blocks; r vectors to keep, some 4 r while it is made.
+    Cost: one product for each direction, in blocks; r vectors to keep, 5 r while it is made.
 
     Raises:
         HesseError: A not symmetric, zero, or with a negative eigenvalue beyond rounding among those

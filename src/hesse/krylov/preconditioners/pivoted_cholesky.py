@@ -35,7 +35,8 @@ def pivoted_cholesky(
         diagonal: the exact diagonal of A, if A does not know it.
         damping: of the system to be solved, where A is that system's operator without it.
 
-    Cost: one product a column, one after the other; `rank` vectors.
+    Cost: one product a column, one after the other; `rank` vectors to keep, 2 `rank` + 2 while it
+        is made.
 
     Raises:
         HesseError: A not symmetric, zero, without a known diagonal, or not positive semi-definite;
