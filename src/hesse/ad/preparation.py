@@ -32,15 +32,17 @@ from hesse.programs.compiled import seconds_to_compile
 from hesse.programs.program import Program
 from hesse.programs.split import Split
 
-# Recording and building the programs takes some 1.5 ms for every node of the graph of f, and runs
-# the product four times. It then saves a tenth of a product, and some 40 microseconds for every
-# node. It is done when what could have been saved so far is its price, but not before four times
-# its price has gone into products, so that it never costs more than a quarter. Where nothing is
-# multiplied by a matrix, a product is passes over memory, of which a program takes a few: if these
-# take longer than the building, it is done at once.
-_SECONDS_PER_NODE = 1.5e-3
+# Recording and building the programs takes about a millisecond for every node of the graph of f, and
+# runs the product four times. It then saves a tenth of a product, and some 40 microseconds for
+# every node. It is done when what could have been saved so far is its price, but not before its
+# price and a quarter has gone into products. Where nothing is multiplied by a matrix, a product is
+# passes over memory, of which a program takes a few: if these take longer than the building, it is
+# done at once.
+_SECONDS_PER_NODE = 1e-3
 _PRODUCTS = 4
 _SAVED, _SAVED_PER_NODE = 0.1, 4e-5
+_ENOUGH = 1.25
+# Compiling is done when four times what it takes has gone into products.
 _PATIENCE = 4.0
 _ARITHMETIC = re.compile(r"mm|mv|dot|einsum|linear|conv|attention|lstm|gru|rnn", re.IGNORECASE)
 # So many products are worth a recording whatever f is.
@@ -122,7 +124,7 @@ class Preparation:
         """Seconds of products after which programs are recorded."""
         price = _SECONDS_PER_NODE * self.nodes + _PRODUCTS * self.seconds
         saved = _SAVED + _SAVED_PER_NODE * self.nodes / max(self.seconds, 1e-9)
-        return price * max(_PATIENCE, 1 / saved)
+        return price * max(_ENOUGH, 1 / saved)
 
     @property
     def directions_at_once(self) -> int:
