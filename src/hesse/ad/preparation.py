@@ -32,8 +32,8 @@ from hesse.programs.compiled import seconds_to_compile
 from hesse.programs.program import Program
 from hesse.programs.split import Split
 
-# Recording and building the programs takes about a millisecond for every node of the graph of f, and
-# runs the product four times. It then saves a tenth of a product, and some 40 microseconds for
+# Recording and building the programs takes about a millisecond for every node of the graph of f,
+# and runs the product four times. It then saves a tenth of a product, and some 40 microseconds for
 # every node. It is done when what could have been saved so far is its price, but not before its
 # price and a quarter has gone into products. Where nothing is multiplied by a matrix, a product is
 # passes over memory, of which a program takes a few: if these take longer than the building, it is

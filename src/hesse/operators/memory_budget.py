@@ -100,9 +100,11 @@ def _layout(f: Any, make: Make, request: Request, budget: int, call: str) -> Lay
 
 
 def _number(lost: dict[int, float], size: int) -> int:
-    """Of batches: few, equal ones if possible, unless with more of them clearly less is lost."""
-    least = min(lost.values())
+    """Of batches: the fewest, unless with more of them, equal if possible, clearly less is lost."""
+    fewest, least = min(lost), min(lost.values())
     enough = [number for number in lost if lost[number] <= least + _CLEARLY]
+    if fewest in enough:
+        return fewest
     return min(enough, key=lambda number: (size % math.ceil(size / number) > 0, number))
 
 
