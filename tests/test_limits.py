@@ -19,7 +19,7 @@ from hesse.estimators import (
     trace,
 )
 from hesse.krylov import eigsh, solve, svds
-from hesse.operators import LinearOperator, dense_operator, identity_operator
+from hesse.operators import dense_operator, function_operator, identity_operator
 from hesse.testing import CountingOperator, symmetric_matrix
 
 DOUBLE, N = torch.float64, 40
@@ -37,23 +37,17 @@ def normal(*shape, seed=1):
     return torch.randn(*shape, generator=seeded(seed), dtype=DOUBLE)
 
 
-class Hidden(LinearOperator):
+def hidden(matrix, *, symmetric):
     """A matrix that shows nothing but its products."""
-
-    def __init__(self, matrix, *, symmetric):
-        dense = dense_operator(matrix)
-        super().__init__(dense.domain, dense.codomain, symmetric=symmetric)
-        self.M = matrix
-
-    def _matvec(self, v):
-        return self.M @ v
-
-    def _rmatvec(self, u):
-        return self.M.T @ u
+    other = {} if symmetric else {"rmatvec": lambda u: matrix.T @ u}
+    m, n = matrix.shape
+    return function_operator(
+        lambda v: matrix @ v, n, m, symmetric=symmetric, dtype=matrix.dtype, **other
+    )
 
 
 def counting(M, *, symmetric=True):
-    return CountingOperator(Hidden(M, symmetric=symmetric))
+    return CountingOperator(hidden(M, symmetric=symmetric))
 
 
 def attempt(function, *arguments, **options):
