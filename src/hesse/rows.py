@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -50,14 +50,16 @@ def stacked(count: int, vectors: Iterable[Tensor]) -> Tensor:
     return rows
 
 
-def joined(vectors: list[Tensor]) -> Tensor:
-    """The vectors side by side, as `torch.cat` has them, in fresh memory.
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """The entries of tensors side by side, in fresh memory and without history.
 
-    >>> joined([torch.ones(1), torch.zeros(2)])
-    tensor([1., 0., 0.])
+    >>> joined([torch.eye(2), torch.zeros(1)])
+    tensor([1., 0., 0., 1., 0.])
     """
+    vectors = [part.detach().reshape(-1) for part in parts]
     n, first = sum(len(v) for v in vectors), vectors[0]
-    return torch.cat(vectors, out=empty_rows(1, n, dtype=first.dtype, device=first.device)[0])
+    dtype = functools.reduce(torch.promote_types, {v.dtype for v in vectors})
+    return torch.cat(vectors, out=empty_rows(1, n, dtype=dtype, device=first.device)[0])
 
 
 def transposed(block: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ A user's point is a tensor or any nesting of dicts, lists, tuples and namedtuple
 into flat vectors of length n and back, and says precisely what is wrong with a tree that does not
 fit. Krylov methods see flat vectors only.
 
-Inner products accumulate in float64 whatever the dtype of the vectors: the scalars of a Krylov
-recurrence must be better than its products.
+Inner products and norms accumulate in float64 whatever the dtype of the vectors, but for sums so
+short that nothing is lost: the scalars of a Krylov recurrence must be better than its products.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from hesse.errors import (
     ShapeError,
     StructureError,
 )
+from hesse.rows import joined
 from hesse.trees import Tree, fill, map_leaves, match, subscript, walk
 
 # Entries converted to float64 at a time: few enough for the temporaries to stay in the cache.
@@ -34,6 +35,9 @@ _CHUNK = 1 << 17
 # Entries whose products are added up in the vectors' own precision, by `dots`: of a matrix and a
 # vector, which the kernels add up in many places at once, and of two matrices, which they do not.
 _SUM, _SHORT = 1 << 16, 1 << 8
+# Entries whose products `dot` and `norm` add up in float32, which has room for them if they are
+# larger than the square of this in the mean, and no sum overflows.
+_ROW, _SMALL = 1 << 6, 1e-15
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ class Space:
     def join(self, leaves: Sequence[Tensor]) -> Tensor:
         """The flat vector of leaves that are known to fit. May share memory with a single leaf."""
         parts = [leaf.detach().reshape(-1).to(self.dtype) for leaf in leaves]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        return joined(parts) if len(parts) > 1 else parts[0]
 
     def is_point(self, v: Tensor) -> bool:
         """Whether v looks like x itself, where x is a single tensor."""
@@ -279,13 +283,31 @@ class Space:
 
 
 def dot(u: Tensor, v: Tensor) -> float:
-    """u'v for flat vectors, accumulated in float64."""
+    """u'v for flat vectors; long sums are accumulated in float64."""
     if u.dtype == torch.float64:
         return float(torch.dot(u, v))
+    if u.dtype == torch.float32 and u.numel() > _CHUNK:
+        quick = _dot_by_rows(u, v)
+        if _SMALL**2 * u.numel() < abs(quick) < math.inf:
+            return quick
     left, right = u.new_empty(2, min(_CHUNK, u.numel()), dtype=torch.float64)
     pairs = zip(u.split(_CHUNK), v.split(_CHUNK), strict=True)
     parts = (torch.dot(left[: len(a)].copy_(a), right[: len(a)].copy_(b)) for a, b in pairs)
     return float(sum(parts))
+
+
+def _dot_by_rows(u: Tensor, v: Tensor) -> float:
+    """u'v, of which short sums are taken in the vectors' own precision."""
+    pairs = zip(u.split(_CHUNK), v.split(_CHUNK), strict=True)
+    rows = [pair for a, b in pairs for pair in zip(_rows(a), _rows(b), strict=True)]
+    sums = [(x * y).sum(dim=1) for x, y in rows]
+    return float(torch.cat(sums).sum(dtype=torch.float64))
+
+
+def _rows(v: Tensor) -> tuple[Tensor, Tensor]:
+    """Short pieces as rows, and what is left as another."""
+    whole = v.numel() // _ROW * _ROW
+    return v[:whole].view(-1, _ROW), v[None, whole:]
 
 
 def dots(basis: Tensor, v: Tensor) -> Tensor:
@@ -334,14 +356,24 @@ def check_finite(name: str, v: Tensor, call: str) -> Tensor:
 
 
 def norm(v: Tensor) -> float:
-    """Euclidean norm of a flat vector, accumulated in float64.
+    """Euclidean norm of a flat vector; long sums are accumulated in float64.
 
     >>> norm(torch.tensor([3.0, 4.0]))
     5.0
     """
+    if v.dtype == torch.float32 and v.numel() > _ROW:
+        quick = _norm_by_rows(v)
+        if _SMALL * v.numel() ** 0.5 < quick < math.inf:
+            return quick
     pieces = v.split(_CHUNK) if v.numel() > _CHUNK else [v]
     norms = [torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in pieces]
     return float(torch.stack(norms).norm() if len(norms) > 1 else norms[0])
+
+
+def _norm_by_rows(v: Tensor) -> float:
+    """The norm, from those of short pieces in the vector's own precision."""
+    norms = [torch.linalg.vector_norm(rows, dim=1) for rows in _rows(v)]
+    return float(torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64))
 
 
 def _check_leaf(call: str, label: str, leaf: Tensor, device: torch.device) -> None:

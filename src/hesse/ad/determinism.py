@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hesse.ad.generators import generator_states, same_states
-from hesse.ad.variables import Leaves
 from hesse.errors import RandomnessError
+from hesse.rows import joined
 
 T = TypeVar("T")
 
@@ -56,12 +56,8 @@ def _fingerprints(result: Any) -> Iterator[Tensor]:
         yield result
         return
     yield result.value
-    yield _joined(result.gradient)
+    yield joined(result.gradient)
     generator = torch.Generator().manual_seed(0)
     directions = [torch.randn(g.shape, generator=generator).to(g) for g in result.gradient]
     with suppress(NotImplementedError):  # what has no second derivative says so itself
-        yield _joined(result.product(directions))
-
-
-def _joined(parts: Leaves) -> Tensor:
-    return torch.cat([part.detach().reshape(-1) for part in parts])
+        yield joined(result.product(directions))

@@ -33,8 +33,9 @@ from hesse.ad.evaluate import (
     graph_nodes,
     twice_differentiable,
 )
-from hesse.ad.loss_hessian import LossHessian, explained, joined, random_like, undifferentiable
+from hesse.ad.loss_hessian import LossHessian, explained, random_like, undifferentiable
 from hesse.ad.variables import Leaves, check_scalar, tracked
+from hesse.rows import joined
 from hesse.vectors import dot, norm
 
 Model = tuple[Callable[[Leaves], Any], Callable[[Any], Tensor]]

@@ -28,6 +28,7 @@ from hesse.ad.finite_differences import central_difference
 from hesse.ad.variables import Leaves, check_scalar, tracked
 from hesse.errors import DerivativeError, FunctionError, HesseError
 from hesse.programs.tape import UntraceableError
+from hesse.rows import joined
 from hesse.vectors import norm
 
 # Of the slope of a loss with kinks, or with pieces that are linear.
@@ -133,11 +134,6 @@ def random_like(parts: Leaves) -> list[Tensor]:
     """Gaussian tensors of these shapes, always the same."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(part.shape, generator=generator).to(part) for part in parts]
-
-
-def joined(parts: Leaves) -> Tensor:
-    """The entries of tensors side by side."""
-    return torch.cat([part.detach().reshape(-1) for part in parts])
 
 
 def _check_curved(slope: Leaves, call: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hesse.errors import FunctionError
+from hesse.rows import joined
 from hesse.vectors import Space, Tree
 
 Leaves = Sequence[Tensor]
@@ -85,17 +86,20 @@ class Variables:
 
     def flatten(self, varying: Leaves) -> Tensor:
         """The flat vector, shape (n,), of a gradient or product; may share memory with one leaf."""
-        with torch.no_grad():
-            return self.join(self.expand(varying))
+        parts = self._flat(self.expand(varying))
+        return joined(parts) if len(parts) > 1 else parts[0]
 
     def join(self, leaves: Leaves) -> Tensor:
-        """The entries of leaves side by side; may share memory with a single one."""
-        parts = [leaf.reshape(-1).to(self.space.dtype) for leaf in leaves]
-        return torch.cat(parts) if len(parts) > 1 else parts[0].detach()
+        """The entries of leaves side by side, as programs record it; may share memory with one."""
+        parts = self._flat(leaves)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def store(self, rows: Tensor, joined: Tensor, coefficient: float, *, accumulate: bool) -> None:
-        """rows = coefficient * joined, or += : flat vectors (..., n) of joined varying leaves."""
-        varying = iter(joined.split([leaf.numel() for leaf in self.x], dim=-1))
+    def _flat(self, leaves: Leaves) -> list[Tensor]:
+        return [leaf.detach().reshape(-1).to(self.space.dtype) for leaf in leaves]
+
+    def store(self, rows: Tensor, whole: Tensor, coefficient: float, *, accumulate: bool) -> None:
+        """rows = coefficient * whole, or += : flat vectors (..., n) of joined varying leaves."""
+        varying = iter(whole.split([leaf.numel() for leaf in self.x], dim=-1))
         for part, cold in zip(rows.split(self.sizes, dim=-1), self.constants, strict=True):
             if cold is not None:
                 if not accumulate:
