@@ -63,14 +63,14 @@ CASES = {
     "norm 1": (lambda: norm(A, **fixed(24, 1)), 2),
     "norm 8": (lambda: norm(A, **fixed(24, 8)), 16),
     "norm 2": (lambda: norm(A, ord=2, generator=seeded()), 30 + 1 + 4),
-    "logdet 4": (lambda: logdet(SHIFTED, **fixed(64, 4)), 4 * (16 + 5)),
-    "logdet grown": (lambda: logdet(SHIFTED, **fixed(64, 1)), 3 * 64 / 2 + 2),
-    "count 1": (lambda: count_eigenvalues(SHIFTED, 0.05, 0.2, **fixed(64, 1)), 16 + 5),
-    "density lanczos 1": (lambda: density("lanczos", 1, 4), 20 + 4),
-    "density lanczos 4": (lambda: density("lanczos", 4, 4), 4 * (20 + 4)),
-    "density polynomial 2": (lambda: density("kernel-polynomial", 2, 4), 23 + 2),
+    "logdet 4": (lambda: logdet(SHIFTED, **fixed(64, 4)), 4 * 6),
+    "logdet grown": (lambda: logdet(SHIFTED, **fixed(64, 1)), 5),
+    "count 1": (lambda: count_eigenvalues(SHIFTED, 0.05, 0.2, **fixed(64, 1)), 5),
+    "density lanczos 1": (lambda: density("lanczos", 1, 4), 4),
+    "density lanczos 4": (lambda: density("lanczos", 4, 4), 4 * 5),
+    "density polynomial 2": (lambda: density("kernel-polynomial", 2, 4), 6 * 2),
     "density polynomial 8": (lambda: density("kernel-polynomial", 8, 16), 6 * 8),
-    "function": (lambda: matrix_function("sqrt", SHIFTED, B, basis_size=20), 20 + 5 + 2 - 1),
+    "function": (lambda: matrix_function("sqrt", SHIFTED, B, basis_size=20), 20 + 5 + 2 - 2),
     "functions": (lambda: matrix_function("sqrt", SHIFTED, C, basis_size=20), 3 * 25 + 2 * 3),
     "svds 2": (lambda: svds(SEPARATED, 2, basis_size=20, generator=seeded()), 20 + 1 + 2 + 4),
     "svds 8": (lambda: svds(SEPARATED, 8, basis_size=30, generator=seeded()), 6 * 8 + 1),
@@ -85,7 +85,8 @@ def test_so_many_vectors(name):
     call, vectors = CASES[name]
     with PeakMemory() as memory:
         call()
-    assert memory.peak / (8 * N) == pytest.approx(vectors, rel=0.01)
+    # Signs are drawn in words, which take a sixteenth of a vector for a while.
+    assert memory.peak / (8 * N) == pytest.approx(vectors, rel=0.01, abs=1 / 16 + 0.01)
 
 
 @pytest.mark.parametrize("probes", [12, 24])

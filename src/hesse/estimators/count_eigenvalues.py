@@ -67,9 +67,9 @@ def count_eigenvalues(
         process begin at 16 and double until the latter is a fifth of the former. Exact for
         n <= 10. Ctrl-C returns the estimate so far.
 
-    Cost: a product a step of every probe; m + 5 vectors for each of block_size processes of m
-        steps, or 3 m / 2 + 2 for a single one whose basis has grown. A checkpoint takes one more
-        product.
+    Cost: a product a step of every probe; 5 vectors for each of block_size processes, 4 for a
+        single one (for n < 4096, where they are short, as many more as there are steps). A
+        checkpoint takes one more product.
 
     Raises:
         HesseError: A is not symmetric; low > high; NaN.

@@ -25,7 +25,8 @@ class SpectralDensity:
     standard_error: Tensor
     """Its standard error over the probes, shape (g,)."""
     nodes: Tensor
-    """Nodes of the quadrature, (probes, steps): Ritz values, or Chebyshev points."""
+    """Nodes of the quadrature, (probes, steps): Ritz values, some of them more than once, or
+    Chebyshev points."""
     weights: Tensor
     """Their weights, (probes, steps); each row sums to 1."""
     bandwidth: float

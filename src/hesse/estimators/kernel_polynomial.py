@@ -21,7 +21,7 @@ from hesse.errors import OperatorError, Status
 from hesse.estimators.density import SpectralDensity, mean_and_error
 from hesse.estimators.probed_density import Enough, ProbedDensity
 from hesse.estimators.probes import products
-from hesse.estimators.quadrature import Quadratures
+from hesse.estimators.quadrature import Quadratures, vectors_held
 from hesse.estimators.sampling import Sampler
 
 _BOUND_STEPS = 20
@@ -47,7 +47,7 @@ class KernelPolynomialDensity(ProbedDensity):
 
     @property
     def held(self) -> int:
-        return 4 if self.half > 0.0 else _BOUND_STEPS + 3  # the bound takes a small basis
+        return 4 if self.half > 0.0 else vectors_held(self.A.shape[0], _BOUND_STEPS)
 
     def take(self, probes: Tensor) -> None:
         if self.half == 0.0:

@@ -11,7 +11,7 @@ from torch import Tensor
 from hesse.errors import Status
 from hesse.estimators.density import SpectralDensity, mean_and_error
 from hesse.estimators.probed_density import Enough, ProbedDensity
-from hesse.estimators.quadrature import Quadratures
+from hesse.estimators.quadrature import Quadratures, vectors_held
 from hesse.estimators.sampling import Sampler
 
 
@@ -37,7 +37,7 @@ class LanczosDensity(ProbedDensity):
 
     @property
     def held(self) -> int:
-        return self.steps + 3  # a basis and a product
+        return vectors_held(self.A.shape[0], self.steps)
 
     def take(self, probes: Tensor) -> None:
         quadratures = Quadratures(self.A, probes, self.sampler.block_size, self.sampler.call)

@@ -58,9 +58,9 @@ def logdet(
         what is left of it is contained in `interval`. Exact for n <= 10. Ctrl-C returns the
         estimate so far.
 
-    Cost: a product a step of every probe; m + 5 vectors for each of block_size processes of m
-        steps, or 3 m / 2 + 2 for a single one whose basis has grown. A checkpoint takes one more
-        product.
+    Cost: a product a step of every probe; 5 vectors for each of block_size processes, 4 for a
+        single one (for n < 4096, where they are short, as many more as there are steps). A
+        checkpoint takes one more product.
 
     Raises:
         HesseError: A is not symmetric, or not positive definite: a Ritz value <= 0 is named; NaN.

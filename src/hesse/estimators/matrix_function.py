@@ -68,7 +68,7 @@ def matrix_function(
         converged. After Ctrl-C a column that was not looked at yet is 0, its error infinite.
 
     Cost: a product a step and column: m blocks of products for m steps of the columns that go
-        together; basis_size + 5 vectors for each of these columns, 2 for every column, and one
+        together; basis_size + 5 vectors for each of these columns, 2 for every column, and two
         fewer for a single one.
 
     Raises:

@@ -14,27 +14,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.estimators.lockstep import has_ended, step_together
-from hesse.krylov.lanczos import Lanczos
+from hesse.estimators.lockstep import Process, has_ended, step_together
+from hesse.krylov.lanczos import LONG, Lanczos
+from hesse.krylov.recurrence import Recurrence
 from hesse.operators.base import LinearOperator
 
 
 class Quadratures:
     """Lanczos processes of several starting vectors, (p, n), to a common depth.
 
-    A process that has filled its invariant subspace ends: its rule is exact.
+    A process that has filled its invariant subspace ends: its rule is exact. Short vectors have a
+    basis, with which it ends where it should; long ones do without, in a twentieth of the memory.
     """
 
     def __init__(self, A: LinearOperator, starts: Tensor, block_size: int, call: str) -> None:
         self.A, self.block_size, self.call = A, block_size, call
-        unused = torch.Generator()  # for directions beyond an invariant subspace
-        self.processes = [Lanczos(A, 1, start, unused) for start in starts]
         self.products = 0
+        self.processes: list[Process] = [_process(A, start) for start in starts]
 
     def extend(self, depth: int) -> None:
         """Go on to this depth."""
         for process in self.processes:
-            process.make_room(depth)
+            if isinstance(process, Lanczos):
+                process.make_room(depth)
         while alive := [p for p in self.processes if p.size < depth and not has_ended(p)]:
             step_together(self.A, alive, self.block_size, self.call)
             self.products += len(alive)
@@ -45,13 +47,24 @@ class Quadratures:
 
     def recurrence(self, i: int) -> tuple[list[float], list[float]]:
         """The diagonal of the matrix of process i, and what is beside it and leads on."""
-        T, size = self.processes[i].T, self.processes[i].size
-        return T.diagonal()[:size].tolist(), T.diagonal(-1)[:size].tolist()
+        return self.processes[i].tridiagonal
 
     def rule(self, i: int, depth: int | None = None) -> tuple[Tensor, Tensor]:
         """Nodes and weights of process i, of the first `depth` steps only if given."""
         alpha, beta = self.recurrence(i)
         return gauss(alpha[:depth], beta[:depth])
+
+
+def vectors_held(n: int, depth: int) -> int:
+    """Vectors of length n that a process takes: of a basis one a step, and one for its product."""
+    return depth + 3 if n < LONG else 5
+
+
+def _process(A: LinearOperator, start: Tensor) -> Process:
+    if A.shape[1] >= LONG:
+        return Recurrence(A, start)
+    unused = torch.Generator()  # for directions beyond an invariant subspace
+    return Lanczos(A, 1, start, unused)
 
 
 def gauss(alpha: list[float], beta: list[float]) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,7 @@ def spectral_density(
     Args:
         A: symmetric operator (or matrix).
         method: "lanczos", as above: sharp at isolated eigenvalues. "kernel-polynomial": damped
-            Chebyshev moments, which keep no basis; see `hesse.estimators.kernel_polynomial`.
+            Chebyshev moments, smooth everywhere; see `hesse.estimators.kernel_polynomial`.
         probes: m, at least 2 for an error; with an rtol the number that it begins with.
         steps: Lanczos steps a probe, or half the degree of the polynomials.
         points: size of the grid, which spans the Ritz values and four bandwidths beyond.
@@ -80,8 +80,9 @@ def spectral_density(
         returns what the probes so far give.
 
     Cost: steps products a probe (and 20 in all for "kernel-polynomial", which bound the spectrum);
-        steps + 4 vectors for each probe that advances (six for "kernel-polynomial", and 23 +
-        block_size at least). A checkpoint takes one more product.
+        5 vectors for each probe that advances, 4 for a single one, six for "kernel-polynomial" (for
+        n < 4096, where they are short, as many more as there are steps). A checkpoint takes one
+        more product.
 
     Raises:
         HesseError: A is not symmetric; a budget that is too small; NaN.

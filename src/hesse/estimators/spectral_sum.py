@@ -18,8 +18,9 @@ from hesse.errors import Status
 from hesse.estimators.arguments import too_small
 from hesse.estimators.estimate import Estimate, RunningMean, quantile_of
 from hesse.estimators.probes import signs
-from hesse.estimators.quadrature import Quadratures
+from hesse.estimators.quadrature import Quadratures, vectors_held
 from hesse.estimators.sampling import FIRST_CHECK, Sampler, Stream, Target
+from hesse.operators.base import LinearOperator
 
 FIRST_DEPTH = 16
 _SHARE = 0.2  # of the standard error, that the quadrature may add
@@ -56,12 +57,12 @@ def spectral_sum(sampler: Sampler[Target], evaluate: Evaluate) -> Estimate:
     A, state = sampler.A, SpectralSum(sampler.generator)
     A.expect(FIRST_DEPTH * sampler.block_size)
     state.depth = min(FIRST_DEPTH, A.shape[0])
-    if sampler.vectors < _held(state.depth):
+    if sampler.vectors < _held(A, state.depth):
         what = f"one probe of {state.depth} steps"
-        too_small(A, _held(state.depth), sampler.vectors, what, sampler.call)
+        too_small(A, _held(A, state.depth), sampler.vectors, what, sampler.call)
 
     def step() -> bool:
-        together = max(1, sampler.vectors // _held(state.depth))
+        together = max(1, sampler.vectors // _held(A, state.depth))
         k = min(together, sampler.block(state, cost=state.depth))
         if k < 1:
             return False
@@ -75,9 +76,9 @@ def spectral_sum(sampler: Sampler[Target], evaluate: Evaluate) -> Estimate:
     return sampler.sample(state, step)
 
 
-def _held(depth: int) -> int:
-    """Vectors of one process: its basis, beside one of half the size as it grows, and a product."""
-    return depth + depth // 2 + 3
+def _held(A: LinearOperator, depth: int) -> int:
+    """Vectors of one process: a basis would be beside one of half the size as it grows."""
+    return vectors_held(A.shape[0], depth + depth // 2)
 
 
 def _deep_enough(
@@ -94,7 +95,7 @@ def _deep_enough(
         samples, doubts = [value for value, _ in pairs], [doubt for _, doubt in pairs]
         deeper = min(2 * state.depth, n)
         room = sampler.room(state) - quadratures.products >= k * (deeper - state.depth)
-        fits = sampler.vectors >= k * _held(deeper)
+        fits = sampler.vectors >= k * _held(sampler.A, deeper)
         enough = sum(doubts) / k <= _SHARE * _aim(samples, sampler, state)
         if enough or deeper == state.depth or not room or not fits:
             return samples, doubts

@@ -34,7 +34,7 @@ _ASYMMETRY, _ROUNDINGS = 0.02, 100
 _FIRST = 3
 
 # Below this length of a vector a pass over the basis takes less time than to predict overlaps.
-_LONG = 1 << 12
+LONG = 1 << 12
 
 
 class Lanczos:
@@ -69,7 +69,7 @@ class Lanczos:
         self.A, self.generator, self.b = A, generator, start.shape[1]
         self.basis = Basis(A, m + self.b) if basis is None else basis
         self.T = torch.zeros(m + self.b, m + self.b, dtype=torch.float64)
-        self.predicts = self.basis.is_exact and A.shape[1] >= _LONG
+        self.predicts = self.basis.is_exact and A.shape[1] >= LONG
         self.orthogonality = Orthogonality(m + self.b if self.predicts else 0, self.basis.eps)
         self.dropped = torch.zeros(0, dtype=torch.float64)
         self.size = self.rows = self.products = 0
@@ -86,6 +86,16 @@ class Lanczos:
     @used.setter
     def used(self, rows: Tensor) -> None:
         self.basis.rows[: len(rows)] = rows
+
+    @property
+    def following(self) -> Tensor:
+        """The row whose product is taken next."""
+        return self.basis[self.size]
+
+    @property
+    def tridiagonal(self) -> tuple[list[float], list[float]]:
+        """Of one starting vector: the diagonal of T, and what is beside it and leads on."""
+        return self.T.diagonal()[: self.size].tolist(), self.T.diagonal(-1)[: self.size].tolist()
 
     @property
     def beta(self) -> float:
@@ -120,7 +130,7 @@ class Lanczos:
         j = self.size
         count = min(count, self.rows - j)
         if count == 1:
-            v = self.basis[j]
+            v = self.following
             products = [unshared(self.A._matvec(v), v)]
         else:
             products = [w.clone() for w in self.A._matmat(self.basis.block(j, j + count)).T]
@@ -176,16 +186,9 @@ class Lanczos:
 
     def _check_symmetry(self, unexpected: Tensor) -> None:
         """Raise if the last product has components along earlier rows that T does not know of."""
-        coarse = max(_ASYMMETRY, _ROUNDINGS * self.basis.eps)
-        allowed = coarse * self.largest + float(self.dropped.sum())
-        if len(unexpected) and float(unexpected.abs().max()) > allowed:
-            raise OperatorError(
-                f"Lanczos({self.A})",
-                expected="a symmetric operator, as this one promises to be",
-                got=f"v'A w and w'A v that differ by {float(unexpected.abs().max()):.3g}, for "
-                f"products of size {self.largest:.3g}",
-                remedy="Check it with hesse.testing.check_operator; leave out symmetric=True.",
-            )
+        if len(unexpected):
+            worst, hidden = float(unexpected.abs().max()), float(self.dropped.sum())
+            check_symmetry(self.A, worst, self.largest, self.basis.eps, hidden)
 
     def _remove_known(self, w: Tensor, j: int) -> Tensor:
         """Remove what w = A v_j has along rows that T says, and along v_j and those after it.
@@ -307,3 +310,17 @@ class Lanczos:
 def unit_roundoff(A: LinearOperator) -> float:
     """eps of the operator's dtype."""
     return torch.finfo(A.dtype).eps
+
+
+def check_symmetry(
+    A: LinearOperator, difference: float, largest: float, eps: float, hidden: float = 0.0
+) -> None:
+    """Raise if v'A w and w'A v differ by more than rounding explains, and what may be hidden."""
+    if difference > max(_ASYMMETRY, _ROUNDINGS * eps) * largest + hidden:
+        raise OperatorError(
+            f"Lanczos({A})",
+            expected="a symmetric operator, as this one promises to be",
+            got=f"v'A w and w'A v that differ by {difference:.3g}, for products of size "
+            f"{largest:.3g}",
+            remedy="Check it with hesse.testing.check_operator; leave out symmetric=True.",
+        )
