@@ -34,7 +34,8 @@ class Recurrence:
     """
 
     def __init__(self, A: LinearOperator, v0: Tensor) -> None:
-        self.A, self.v = A, v0 / norm(v0)
+        self.A = A
+        self.following = v0 / norm(v0)  # whose product is taken in next
         self.before: Tensor | None = None
         self.alpha: list[float] = []
         self.beta: list[float] = []
@@ -44,11 +45,6 @@ class Recurrence:
     def size(self) -> int:
         """Products taken in."""
         return len(self.alpha)
-
-    @property
-    def following(self) -> Tensor:
-        """The vector whose product is taken in next."""
-        return self.v
 
     @property
     def tridiagonal(self) -> tuple[list[float], list[float]]:
@@ -61,7 +57,7 @@ class Recurrence:
         return self.size > 0 and self.beta[-1] == 0.0
 
     def take_in(self, w: Tensor) -> None:
-        """The product of the vector that follows, which is overwritten: the next entries of T."""
+        """w = A `following`, which is overwritten, becomes the next entries of T."""
         size, coupling = norm(w), self.beta[-1] if self.beta else 0.0
         self.largest = max(self.largest, size)
         if self.before is not None:
@@ -69,10 +65,10 @@ class Recurrence:
                 unexpected = abs(self.A.inner(self.before, w) - coupling)
                 check_symmetry(self.A, unexpected, self.largest, unit_roundoff(self.A))
             w.add_(self.before, alpha=-coupling)
-        self.alpha.append(self.A.inner(self.v, w))
-        w.add_(self.v, alpha=-self.alpha[-1])
+        self.alpha.append(self.A.inner(self.following, w))
+        w.add_(self.following, alpha=-self.alpha[-1])
         rest = norm(w)
         is_rounding = rest <= 10 * unit_roundoff(self.A) * self.largest
         self.beta.append(0.0 if is_rounding else rest)
         if not is_rounding:
-            self.before, self.v = self.v, w.div_(rest)
+            self.before, self.following = self.following, w.div_(rest)
