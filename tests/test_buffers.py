@@ -7,10 +7,10 @@ from torch import nn
 
 from hesse.ad import hvp
 from hesse.buffers import restoring_buffers
+from hesse.inner_products import norm
 from hesse.operators import ggn_operator, hessian_operator
 from hesse.risk import Risk
 from hesse.testing import dense_hessian
-from hesse.vectors import norm
 
 X, Y = torch.randn(12, 4).double(), torch.randn(12, 3).double()
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from hesse.ad.recently_used import RecentlyUsed
+from hesse.inner_products import norm
 from hesse.operators import ggn_operator, hessian_operator
 from hesse.risk import Risk
-from hesse.vectors import norm
 
 MODES = pytest.mark.parametrize("mode", ["auto", "retained-graph", "traced-split"])
 COPIES = pytest.mark.parametrize(

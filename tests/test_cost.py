@@ -10,11 +10,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hesse.ad import hvp
+from hesse.inner_products import norm
 from hesse.operators import ggn_operator, hessian_operator
 from hesse.random_vectors import gaussian
 from hesse.risk import Risk
 from hesse.testing import PeakMemory, problems
-from hesse.vectors import norm
 
 
 def flops(run):

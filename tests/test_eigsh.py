@@ -248,6 +248,20 @@ def test_the_bound_holds_in_a_thousand_random_cases():
         assert (distance <= pairs.residuals).all(), (case, n, k, which)
 
 
+@pytest.mark.parametrize("other", [-114.0, -9.0, 300.0])
+@pytest.mark.parametrize("is_given", [True, False])
+def test_one_value_nearly_everywhere(other, is_given):
+    """The search among equal values fills its basis, and keeps what was found apart from them."""
+    values = torch.full((59,), 114.0, dtype=DOUBLE)
+    values[0] = other
+    Q, _ = torch.linalg.qr(symmetric(59, 1))
+    M = Q @ torch.diag(values) @ Q.T
+    v0 = torch.randn(59, 3, generator=seeded(), dtype=DOUBLE) if is_given else None
+    pairs = eigsh((M + M.T) / 2, 3, "LM", v0=v0, block_size=3, generator=seeded())
+    wanted = values[values.abs().argsort()[-3:]].sort().values
+    torch.testing.assert_close(pairs.values.abs(), wanted.abs(), rtol=1e-12, atol=0)
+
+
 def test_an_invariant_subspace_at_the_first_step():
     start = torch.zeros(50, dtype=DOUBLE)
     start[0] = 1.0  # an eigenvector of the smallest eigenvalue

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from hesse.ad import hvp
 from hesse.ad.hessian_at import ONE_SHOT
 from hesse.errors import DerivativeError, FallbackWarning, NonFiniteError
+from hesse.inner_products import norm
 from hesse.operators import ggn_operator, hessian_operator
 from hesse.risk import Risk
 from hesse.testing import dense_hessian
-from hesse.vectors import norm
 
 EXACT = ["reverse-over-reverse", "forward-over-reverse", "reverse-over-forward"]
 X = torch.linspace(-1.0, 1.3, 4, dtype=torch.float64)

@@ -7,9 +7,9 @@ from torch import nn
 
 from hesse.ad import hvp
 from hesse.ad.hessian_at import ONE_SHOT
+from hesse.inner_products import norm
 from hesse.operators import ggn_operator, hessian_operator
 from hesse.risk import Risk
-from hesse.vectors import norm
 
 pytestmark = pytest.mark.gpu
 

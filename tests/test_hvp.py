@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hesse.ad import hvp
 from hesse.ad.hessian_at import ONE_SHOT
 from hesse.errors import DerivativeError, StructureError
+from hesse.inner_products import dot, norm
 from hesse.operators import hessian_operator
 from hesse.testing import (
     all_problems,
@@ -22,7 +23,7 @@ from hesse.testing import (
     networks,
     problems,
 )
-from hesse.vectors import Space, dot, norm
+from hesse.vectors import Space
 
 PROBLEMS = {problem.name: problem for problem in all_problems()}
 SINGLE = {problem.name: problem for problem in all_problems(torch.float32)}

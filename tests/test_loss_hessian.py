@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from hesse.errors import DerivativeError, FallbackWarning, FunctionError
+from hesse.inner_products import norm
 from hesse.operators import ggn_operator, hessian_operator
 from hesse.risk import Risk
-from hesse.vectors import norm
 
 DOUBLE = torch.float64
 MODES = ["auto", "retained-graph", "traced-split"]

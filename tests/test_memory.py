@@ -12,6 +12,7 @@ from hesse.ad import term_at
 from hesse.ad.hessian_at import HessianAt
 from hesse.ad.request import Request
 from hesse.errors import ArgumentError, FallbackWarning
+from hesse.inner_products import norm
 from hesse.memory import PeakMemory
 from hesse.operators import ggn_operator, hessian_operator
 from hesse.operators.memory_budget import parse_bytes
@@ -19,7 +20,7 @@ from hesse.programs.program import run
 from hesse.random_vectors import gaussian
 from hesse.risk import Risk
 from hesse.testing import all_problems
-from hesse.vectors import Space, norm
+from hesse.vectors import Space
 
 PROBLEMS = {problem.name: problem for problem in all_problems()}
 

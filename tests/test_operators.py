@@ -16,6 +16,7 @@ from hesse.errors import (
     ShapeError,
     StructureError,
 )
+from hesse.inner_products import norm
 from hesse.operators import (
     LinearOperator,
     aslinearoperator,
@@ -35,7 +36,7 @@ from hesse.testing import (
     dense_hessian,
     problems,
 )
-from hesse.vectors import Space, norm
+from hesse.vectors import Space
 
 N = 5
 

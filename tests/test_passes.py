@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hesse.inner_products import norm
 from hesse.operators import hessian_operator
 from hesse.programs.compiled import as_graph, can_compile, compile_program
 from hesse.programs.functional import record
@@ -13,7 +14,6 @@ from hesse.programs.one_matrix import multiply_at_once
 from hesse.programs.pieces import join_pieces
 from hesse.programs.program import Program, run
 from hesse.programs.simplify import simplify
-from hesse.vectors import norm
 
 DOUBLE = torch.float64
 aten = torch.ops.aten

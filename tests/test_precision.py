@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from hesse.errors import ArgumentError, FallbackWarning
+from hesse.inner_products import norm
 from hesse.operators import ggn_operator, hessian_operator
 from hesse.programs import precision
 from hesse.risk import Risk
-from hesse.vectors import norm
 
 CPU = torch.device("cpu")
 needs_units = pytest.mark.skipif(

@@ -10,11 +10,11 @@ from hesse.ad import hvp
 from hesse.ad.preparation import Preparation
 from hesse.ad.request import Request
 from hesse.errors import DerivativeError, FallbackWarning
+from hesse.inner_products import norm
 from hesse.operators import ggn_operator, hessian_operator
 from hesse.random_vectors import gaussian
 from hesse.risk import Risk
 from hesse.testing import all_problems
-from hesse.vectors import norm
 
 DOUBLE = torch.float64
 PROBLEMS = {problem.name: problem for problem in all_problems()}

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from hesse.ad import hvp
 from hesse.errors import RandomnessError
+from hesse.inner_products import norm
 from hesse.operators import ggn_operator, hessian_operator
 from hesse.risk import Risk
-from hesse.vectors import norm
 
 DOUBLE = torch.float64
 INPUTS = torch.randn(30, 5, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))

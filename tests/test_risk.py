@@ -17,10 +17,10 @@ from hesse.errors import (
     RandomnessError,
     StructureError,
 )
+from hesse.inner_products import norm
 from hesse.operators import ggn_operator, hessian_operator
 from hesse.risk import Risk
 from hesse.testing import check_operator, dense_ggn, dense_gradient, dense_hessian
-from hesse.vectors import norm
 
 EXAMPLES = 23
 

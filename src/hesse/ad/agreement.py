@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hesse.vectors import all_finite, norm
+from hesse.inner_products import norm
+from hesse.vectors import all_finite
 
 _PIECE = 1 << 18
 

@@ -35,8 +35,8 @@ from hesse.ad.evaluate import (
 )
 from hesse.ad.loss_hessian import LossHessian, explained, random_like, undifferentiable
 from hesse.ad.variables import Leaves, check_scalar, tracked
+from hesse.inner_products import dot, norm
 from hesse.rows import joined
-from hesse.vectors import dot, norm
 
 Model = tuple[Callable[[Leaves], Any], Callable[[Any], Tensor]]
 """(leaves of x -> z, z -> loss)."""

@@ -35,9 +35,10 @@ from hesse.ad.request import Request
 from hesse.ad.terms import Term, has_one_term, terms, weighted_sum
 from hesse.ad.variables import Variables
 from hesse.errors import DerivativeError, FallbackWarning, HesseError
+from hesse.inner_products import norm
 from hesse.random_vectors import gaussian
 from hesse.rows import stacked
-from hesse.vectors import Space, Tree, norm
+from hesse.vectors import Space, Tree
 
 HessianMode = Literal[
     "auto",

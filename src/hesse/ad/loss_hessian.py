@@ -27,9 +27,9 @@ from hesse.ad.evaluate import (
 from hesse.ad.finite_differences import central_difference
 from hesse.ad.variables import Leaves, check_scalar, tracked
 from hesse.errors import DerivativeError, FunctionError, HesseError
+from hesse.inner_products import norm
 from hesse.programs.tape import UntraceableError
 from hesse.rows import joined
-from hesse.vectors import norm
 
 # Of the slope of a loss with kinks, or with pieces that are linear.
 _KINKS = re.compile("Sgn|Sign(?!al)|Threshold|Relu|Hardtanh|Huber|SmoothL1")

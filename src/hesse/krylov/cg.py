@@ -22,6 +22,7 @@ from hesse.errors import (
     check_flags,
     check_positive,
 )
+from hesse.inner_products import dot, norm
 from hesse.krylov.preconditioners import as_preconditioner
 from hesse.krylov.solution import Iterate, Solution
 from hesse.krylov.system import (
@@ -36,7 +37,6 @@ from hesse.krylov.system import (
 from hesse.operators.base import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
-from hesse.vectors import dot, norm
 
 
 @dataclass

@@ -82,7 +82,8 @@ def eigsh(
         search_missed: of lanczos, look for eigenvalues that the start could not see, such as those
             of a multiplicity beyond the block: 4 products more (times the block) where wanted
             eigenvalues stand out, up to as many again where they do not, and up to 40 with v0.
-            Switched off, a multiplicity may be silently too small.
+            Switched off, a multiplicity may be silently too small; a copy that four steps overlook,
+            seldom but for large n, a block of two sees.
         basis_size: vectors kept by lanczos, m > k; default max(2k + 10, 30), or what the budget
             allows.
         basis_dtype, basis_device: where the basis of lanczos lives, if not with the vectors: the

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from hesse.errors import NonFiniteError, OperatorError
+from hesse.inner_products import norm
 from hesse.krylov.basis import Basis, orthonormalise
 from hesse.krylov.gram_schmidt import KEPT
 from hesse.krylov.orthogonality import Orthogonality
 from hesse.operators.base import LinearOperator
 from hesse.progress import uninterrupted
 from hesse.random_vectors import gaussian
-from hesse.vectors import norm, unshared
+from hesse.vectors import unshared
 
 # Of a symmetric operator v_i'A v_j is known from v_j'A v_i. A difference of this share of the
 # largest product is none of rounding, nor of products in bfloat16; nor, if it is of so many
@@ -288,6 +289,7 @@ class Lanczos:
         Rows beyond those of the coordinates, found by exploring, are let go.
         """
         self.size = self.rows = len(coordinates)
+        self.dropped = self.dropped[: self.size]
         self.restart(coordinates, values)
         for v in start[: self.A.shape[1] - self.rows]:
             self._append(v.clone())

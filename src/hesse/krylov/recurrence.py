@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from hesse.inner_products import norm
 from hesse.krylov.lanczos import check_symmetry, unit_roundoff
 from hesse.operators.base import LinearOperator
-from hesse.vectors import norm
 
 # So many products of each start are compared with what symmetry says of them.
 _FIRST = 3

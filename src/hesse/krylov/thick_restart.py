@@ -25,8 +25,9 @@ from hesse.progress import Run, uninterrupted
 # A missed eigenvalue shows as soon as those beside it do: at once where few steps were enough for
 # convergence, after about as many where it took many. A given start says nothing of that.
 _SEARCH, _GIVEN, _QUICK = 4, 40, 20
-# It is over earlier if the best that it sees is known to this share of its distance to the wanted.
-_SETTLED = 0.3
+# It is over earlier if the best that it sees is known to this share of its distance to the wanted,
+# and goes on for so many steps at most if that may yet turn out to be one of them.
+_SETTLED, _LATE = 0.3, 8
 
 
 @dataclass
@@ -149,13 +150,16 @@ class ThickRestart:
 
     def _restart_search(self, state: LanczosState) -> None:
         """Make room: keep the wanted vectors as they are, and the best of what is new."""
-        lanczos, order = state.lanczos, state.residuals.argsort()
-        values, coordinates, _ = lanczos.ritz()
+        lanczos, order, size = state.lanczos, state.residuals.argsort(), state.lanczos.size
+        known = torch.zeros(size, len(order), dtype=torch.float64)
+        known[: len(state.coordinates)] = state.coordinates[:, order]
+        # Ritz vectors orthogonal to those: equal values would mix the old with the new.
+        others = torch.linalg.qr(known, mode="complete").Q[:, len(order) :]
+        values, coordinates = torch.linalg.eigh(others.T @ lanczos.T[:size, :size] @ others)
+        coordinates = others @ coordinates
         share = _new(state, coordinates)
         new = (share > 0.5).nonzero()[:, 0]
         best = new[self.wanted.among(values[new], self.keep - self.wanted.k)]
-        known = torch.zeros(lanczos.size, len(order), dtype=torch.float64)
-        known[: len(state.coordinates)] = state.coordinates[:, order]
         kept = torch.cat([known, coordinates[:, best]], dim=1)
         lanczos.restart(kept, torch.cat([state.values[order], values[best]]))
         state.new = torch.cat([torch.zeros_like(state.values), share[best]])
@@ -177,7 +181,8 @@ class ThickRestart:
         """Whether the search is over: by its limit, or because what is new is clearly no better."""
         lanczos, wanted = state.lanczos, self.wanted
         taken = state.products - state.search_from
-        if lanczos.size == lanczos.A.shape[1] or state.products >= state.search_until:
+        late = state.products - state.search_until
+        if lanczos.size == lanczos.A.shape[1] or late >= _LATE * lanczos.b:
             return True
         if taken < min(_SEARCH * lanczos.b, self.m - wanted.k):
             return False
@@ -188,7 +193,8 @@ class ThickRestart:
         others, residuals = values[is_new], residuals[is_new]
         best = wanted.ends(others)
         distance = wanted.distance(others[best], state.values)
-        return bool((residuals[best] <= _SETTLED * distance).all())
+        enough = _SETTLED if late < 0 else 1.0
+        return bool((residuals[best] <= enough * distance).all())
 
     def _finds_another(self, state: LanczosState) -> bool:
         """Whether another wanted value shows itself: then lock what there is and begin anew."""

@@ -20,12 +20,13 @@ from hesse.ad.terms import Term, check_at
 from hesse.ad.variables import Leaves, Variables
 from hesse.data import Batch, fingerprint
 from hesse.errors import FunctionError, check_choice
+from hesse.inner_products import dot
 from hesse.operators.base import LinearOperator
 from hesse.operators.memory_budget import layout, parse_bytes
 from hesse.programs.precision import Precision, check_precision
 from hesse.risk import Risk
 from hesse.rows import transposed
-from hesse.vectors import Space, Tree, dot
+from hesse.vectors import Space, Tree
 
 
 class HessianOperator(LinearOperator):

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from hesse.errors import NonFiniteError, OperatorError, ShapeError
+from hesse.inner_products import dot, dots
 from hesse.operators.scipy import as_scipy
 from hesse.rows import stacked, transposed
-from hesse.vectors import Space, Tree, all_finite, dot, dots
+from hesse.vectors import Space, Tree, all_finite
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator as ScipyOperator

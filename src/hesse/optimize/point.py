@@ -10,9 +10,10 @@ from functools import cached_property
 from torch import Tensor
 
 from hesse.errors import NonFiniteError
+from hesse.inner_products import norm
 from hesse.operators.base import LinearOperator
 from hesse.operators.curvature import GaussNewtonOperator, HessianOperator
-from hesse.vectors import Space, norm
+from hesse.vectors import Space
 
 Curvature = HessianOperator | GaussNewtonOperator
 

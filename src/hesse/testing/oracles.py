@@ -18,7 +18,8 @@ from torch.autograd import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hesse.errors import DtypeError
-from hesse.vectors import Space, Tree, norm
+from hesse.inner_products import norm
+from hesse.vectors import Space, Tree
 
 
 def dense_gradient(f: Callable[[Any], Tensor], x: Tree) -> Tensor:
