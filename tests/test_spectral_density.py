@@ -16,7 +16,7 @@ from hesse.errors import (
 )
 from hesse.estimators import spectral_density, trace
 from hesse.operators import dense_operator, diagonal_operator, function_operator
-from hesse.testing import CountingOperator
+from hesse.testing import CountingOperator, PeakMemory
 
 DOUBLE = torch.float64
 METHODS = ["lanczos", "kernel-polynomial"]
@@ -247,3 +247,15 @@ def test_what_cannot_be_is_refused():
 def test_a_grid_or_a_bandwidth_that_is_none_is_refused(wrong):
     with pytest.raises(ArgumentError):
         spectral_density(torch.eye(30), **wrong)
+
+
+@pytest.mark.parametrize("method", ["lanczos", "kernel-polynomial"])
+@pytest.mark.parametrize("vectors", [6, 20])
+def test_a_budget_is_kept(method, vectors):
+    n = 50_000
+    A, budget = diagonal_operator(torch.linspace(0.1, 1, n, dtype=torch.float64)), vectors * n * 8
+    with PeakMemory() as memory:
+        spectral_density(
+            A, method=method, steps=20, probes=8, block_size=8, memory_budget=budget
+        )  # fmt: skip
+    assert memory.peak <= 1.02 * budget  # signs are drawn in words

@@ -47,7 +47,8 @@ class KernelPolynomialDensity(ProbedDensity):
 
     @property
     def held(self) -> int:
-        return 4 if self.half > 0.0 else vectors_held(self.A.shape[0], _BOUND_STEPS)
+        moments = 6  # the probe, the last two polynomials of it, and what makes the next
+        return moments if self.half else max(moments, vectors_held(self.A.shape[0], _BOUND_STEPS))
 
     def take(self, probes: Tensor) -> None:
         if self.half == 0.0:
