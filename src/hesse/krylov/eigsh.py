@@ -81,7 +81,8 @@ def eigsh(
             without a search. Default 1, or the columns of v0; of lobpcg about 1.2 k.
         search_missed: of lanczos, look for eigenvalues that the start could not see, such as those
             of a multiplicity beyond the block: 4 products more (times the block) where wanted
-            eigenvalues stand out, up to as many again where they do not, and up to 40 with v0.
+            eigenvalues stand out, 8 more while one may yet show, up to as many again as there were
+            where they do not stand out, and up to 40 with v0.
             Switched off, a multiplicity may be silently too small; a copy that four steps overlook,
             seldom but for large n, a block of two sees.
         basis_size: vectors kept by lanczos, m > k; default max(2k + 10, 30), or what the budget

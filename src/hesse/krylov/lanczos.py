@@ -32,7 +32,7 @@ _ASYMMETRY, _ROUNDINGS = 0.02, 100
 
 # So many products of each start are orthogonalised against all rows in any case: they show how
 # large rounding is, and whether the operator is symmetric.
-_FIRST = 3
+FIRST = 3
 
 # Below this length of a vector a pass over the basis takes less time than to predict overlaps.
 LONG = 1 << 12
@@ -74,7 +74,7 @@ class Lanczos:
         self.orthogonality = Orthogonality(m + self.b if self.predicts else 0, self.basis.eps)
         self.dropped = torch.zeros(0, dtype=torch.float64)
         self.size = self.rows = self.products = 0
-        self.due = _FIRST * self.b
+        self.due = FIRST * self.b
         self.largest = 0.0
         for v in start.T:
             self._append(v.clone())

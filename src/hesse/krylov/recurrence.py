@@ -18,11 +18,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from hesse.inner_products import norm
-from hesse.krylov.lanczos import check_symmetry, unit_roundoff
+from hesse.krylov.lanczos import FIRST, check_symmetry, unit_roundoff
 from hesse.operators.base import LinearOperator
-
-# So many products of each start are compared with what symmetry says of them.
-_FIRST = 3
 
 
 class Recurrence:
@@ -61,7 +58,7 @@ class Recurrence:
         size, coupling = norm(w), self.beta[-1] if self.beta else 0.0
         self.largest = max(self.largest, size)
         if self.before is not None:
-            if self.size <= _FIRST:
+            if self.size <= FIRST:
                 unexpected = abs(self.A.inner(self.before, w) - coupling)
                 check_symmetry(self.A, unexpected, self.largest, unit_roundoff(self.A))
             w.add_(self.before, alpha=-coupling)
