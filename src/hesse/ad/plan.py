@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from hesse.ad.preparation import Preparation
+from hesse.programs import onednn
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def plan_of(rung: str, preparations: list[Preparation], failures: list[str]) -> 
     chief = max(split, key=lambda p: p.points)
     assert chief.split is not None
     product = chief.split.directions["product"]
+    if any(onednn.takes(op, product.metas) for op in product.ops):
+        notes = (*notes, "large matrix products by oneDNN, which is faster here than torch's own")
     return Plan(
         rung,
         "recorded once, for every point and all data of this shape",

@@ -15,7 +15,8 @@ from hesse.ad.generators import generator_states, same_states
 from hesse.ad.kind import Kind, Retained
 from hesse.ad.request import Request
 from hesse.ad.variables import Leaves, Variables
-from hesse.programs.functional import record
+from hesse.programs.convolutions import rewrite_weight_gradients
+from hesse.programs.functional import record, recorded_again
 from hesse.programs.pieces import join_pieces
 from hesse.programs.precision import has_units, units
 from hesse.programs.program import run
@@ -61,7 +62,12 @@ def record_programs(
     """
     x = list(variables.x)
     seen, before = _Seen(kind, function, variables, v), generator_states()
-    trace = join_pieces(simplify(record(seen.everything, [*x, *data, v])))
+    inputs = [*x, *data, v]
+    trace = simplify(record(seen.everything, inputs))
+    rewritten = rewrite_weight_gradients(trace)
+    if rewritten is not None:
+        trace = simplify(recorded_again(rewritten, inputs))
+    trace = join_pieces(trace)
     if not same_states(before, generator_states()):
         raise UntraceableError("the function draws random numbers outside of torch")
     reduced = has_units(request.precision, x[0].device)

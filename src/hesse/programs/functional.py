@@ -62,9 +62,9 @@ def record(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) -
         return trace
     named = _by_names(trace)
     if named is None:
-        return _recorded_again(trace, inputs, torch.func.functionalize)
+        return recorded_again(trace, inputs, torch.func.functionalize)
     trace, has_same_strides = named
-    return trace if has_same_strides else _recorded_again(trace, inputs, lambda replay: replay)
+    return trace if has_same_strides else recorded_again(trace, inputs)
 
 
 def _writes(op: Op) -> bool:
@@ -101,8 +101,10 @@ def _by_names(trace: Trace) -> tuple[Trace, bool] | None:
     return Trace(ops, trace.inputs, outputs, trace.constants, metas), same_strides
 
 
-def _recorded_again(
-    trace: Trace, inputs: Sequence[Tensor], through: Callable[[Callable], Callable]
+def recorded_again(
+    trace: Trace,
+    inputs: Sequence[Tensor],
+    through: Callable[[Callable], Callable] = lambda replay: replay,
 ) -> Trace:
     """What is recorded of a trace that is run `through` something, such as functionalisation."""
     numbers, constants = list(trace.constants), list(trace.constants.values())

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hesse.programs import onednn
 from hesse.programs.tape import Meta, Op, Ref
 
 _aten = torch.ops.aten
@@ -87,7 +88,9 @@ def occupied(
                 now += held[number]
         if over is not None:  # the memory lives on under another name
             held[next(made_by(op))] = held.pop(lifetimes.root(over), 0)
-        yield now
+        yield now + (
+            onednn.scratch(op, metas, in_place=over is not None) if onednn.takes(op, metas) else 0
+        )
         now -= sum(held.pop(root, 0) for root in lifetimes.dying(position))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hesse.programs import onednn
 from hesse.programs.flops import flops
 from hesse.programs.lifetimes import Lifetimes, in_place, is_view, made_by, occupied
 from hesse.programs.tape import Meta, Op, Ref, Trace, last_reads, replay_op
@@ -164,6 +165,8 @@ def _function(op: Op, metas: dict[int, Meta]) -> Callable:
         (result,) = (metas[n] for n in op.results if n is not None)
         if parts == {(1, result.dtype)} and result.nbytes >= _LONG:
             return lambda vectors, _=0: joined(vectors)
+    if onednn.takes(op, metas):
+        return onednn.form(op)
     return _QUICK.get(op.function) or getattr(op.function, "_op", op.function)
 
 
