@@ -33,14 +33,14 @@ from hesse.programs.program import Program
 from hesse.programs.split import Split
 
 # Recording and building the programs takes about a millisecond for every node of the graph of f,
-# and runs the product four times. It then saves a tenth of a product, and some 40 microseconds for
-# every node. It is done when what could have been saved so far is its price, but not before its
-# price and a quarter has gone into products. Where nothing is multiplied by a matrix, a product is
-# passes over memory, of which a program takes a few: if these take longer than the building, it is
-# done at once.
+# and runs the product four times. It then saves three tenths of a product (between nothing and a
+# half), and some 40 microseconds for every node. It is done when what could have been saved so far
+# is its price, but not before its price and a quarter has gone into products. Where nothing is
+# multiplied by a matrix, a product is passes over memory, of which a program takes a few: if these
+# take longer than the building, it is done at once.
 _SECONDS_PER_NODE = 1e-3
 _PRODUCTS = 4
-_SAVED, _SAVED_PER_NODE = 0.1, 4e-5
+_SAVED, _SAVED_PER_NODE = 0.3, 4e-5
 _ENOUGH = 1.25
 # Compiling is done when four times what it takes has gone into products.
 _PATIENCE = 4.0

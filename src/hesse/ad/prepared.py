@@ -165,7 +165,8 @@ class Prepared:
         count = 0
         for index, term in enumerate(self._terms()):
             count += 1
-            known = self._is_known(index, term)
+            witness = self._witness(index, term)
+            known = witness is not None and witness is self._trusted[index][1]
             if known and index in self._kept:
                 self.last = self._kept[index][1]
                 yield self._kept[index]
@@ -176,28 +177,27 @@ class Prepared:
             if self.keeps_all:
                 self._kept[index] = term.coefficient, at
             yield term.coefficient, at
-            self._remember(index, term, at, known=known)
+            self._remember(index, term, at, witness)
         self._count = count
         if len(self._trusted) == count:
             self._keep, self._more = self._keep + self._more, 0.0
 
-    def _remember(self, index: int, term: Term, at: TermAt, *, known: bool) -> None:
+    def _remember(self, index: int, term: Term, at: TermAt, witness: Witness | None) -> None:
         """What was found out about a term, for the next sweep; its residuals if there is room."""
         if self.keeps_all or term.key is None:
             return
         if at.trusted is None:
             self._trusted.pop(index, None)
             return
-        witness = self._trusted[index][1] if known else Witness.of(term.data)
-        self._trusted[index] = at.trusted, witness
+        self._trusted[index] = at.trusted, witness or Witness.of(term.data)
         if at.kept_bytes is not None and at.kept_bytes <= self._keep:
             self._keep -= at.kept_bytes
             self._kept[index] = term.coefficient, at
 
-    def _is_known(self, index: int, term: Term) -> bool:
-        """Whether the term that is now here is the one of the last sweep."""
+    def _witness(self, index: int, term: Term) -> Witness | None:
+        """The one of the last sweep if it knows this term, or a new one; None where none was."""
         known = self._trusted.get(index)
-        return known is not None and term.key is not None and known[1].knows(term.data)
+        return None if known is None or term.key is None else known[1].meet(term.data)
 
     def _term_at(self, index: int, term: Term, *, known: bool) -> TermAt:
         data = [*self._variables.frozen, *term.data]

@@ -56,12 +56,16 @@ class Witness:
 
     def knows(self, tensors: Sequence[Tensor]) -> bool:
         """Whether these are the same tensors, not written to since, or others of their content."""
-        if len(tensors) != len(self.references):
-            return False
-        same = all(ref() is t for ref, t in zip(self.references, tensors, strict=True))
-        if same and versions(tensors) == self.versions:
-            return True
-        return _contents(tensors) == self.contents
+        return self.meet(tensors) is self
+
+    def meet(self, tensors: Sequence[Tensor]) -> Witness:
+        """The witness of these: this one if it knows them, and a new one otherwise."""
+        if len(tensors) == len(self.references):
+            same = all(ref() is t for ref, t in zip(self.references, tensors, strict=True))
+            if same and versions(tensors) == self.versions:
+                return self
+        new = Witness.of(tensors)
+        return self if new.contents == self.contents else new
 
 
 def _contents(tensors: Sequence[Tensor]) -> tuple[int, ...]:
