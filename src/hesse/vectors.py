@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -76,12 +77,12 @@ class Space:
         dtype = dtype or torch.get_default_dtype()
         return Space(None, ("",), (torch.Size((n,)),), (dtype,), dtype, torch.device(device))
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """Number of entries of each leaf, in order."""
         return [math.prod(shape) for shape in self.shapes]
 
-    @property
+    @cached_property
     def n(self) -> int:
         """Dimension of the space."""
         return sum(self.sizes)
