@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from hesse.ad.hessian import RetainedHessian
 from hesse.ad.preparation import Preparation
 from hesse.ad.request import Request
+from hesse.operators import hessian_operator
 
 A = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -33,11 +34,11 @@ PASSES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def looked_at(f: Callable[[Tensor], Tensor], seconds: float) -> Preparation:
-    """As after one product that took so long."""
+def looked_at(f: Callable[[Tensor], Tensor], seconds: float, nbytes: int = 24) -> Preparation:
+    """As after one product that took so long, of vectors of so many bytes."""
     preparation = Preparation(Request())
     graph = RetainedHessian(lambda leaves: f(leaves[0]), [torch.linspace(0.1, 1.0, 6)], "f")
-    preparation.look_at(graph)
+    preparation.look_at(graph, nbytes)
     preparation.seconds = seconds
     return preparation
 
@@ -45,6 +46,24 @@ def looked_at(f: Callable[[Tensor], Tensor], seconds: float) -> Preparation:
 @pytest.mark.parametrize("f", PASSES.values(), ids=PASSES)
 def test_passes_over_memory_are_recorded_at_the_second_product(f):
     assert looked_at(f, 1.0).pays
+
+
+@pytest.mark.parametrize("f", PASSES.values(), ids=PASSES)
+def test_passes_over_long_vectors_are_recorded_at_once(f):
+    assert looked_at(f, 0.0, nbytes=1 << 21).pays
+
+
+@pytest.mark.parametrize("f", MULTIPLIES.values(), ids=MULTIPLIES)
+def test_products_of_long_vectors_wait_where_matrices_are_multiplied(f):
+    assert not looked_at(f, 0.0, nbytes=1 << 21).pays
+
+
+def test_the_first_product_of_a_long_vector_is_taken_by_a_program():
+    x = torch.linspace(-1.0, 1.0, 600_000, dtype=torch.float64)
+    H = hessian_operator(lambda x: (x**4).sum() / 12, x)
+    v = torch.ones_like(x)
+    assert torch.allclose(H @ v, x**2, rtol=1e-14, atol=0)
+    assert H.plan.rung == "traced-split"
 
 
 @pytest.mark.parametrize("f", PASSES.values(), ids=PASSES)

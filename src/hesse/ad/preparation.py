@@ -36,8 +36,8 @@ from hesse.programs.split import Split
 # and runs the product four times. It then saves three tenths of a product (between nothing and a
 # half), and some 40 microseconds for every node. It is done when what could have been saved so far
 # is its price, but not before its price and a quarter has gone into products. Where nothing is
-# multiplied by a matrix, a product is passes over memory, of which a program takes a few: if these
-# take longer than the building, it is done at once.
+# multiplied by a matrix, a product is passes over memory, of which a program takes a few: it is
+# done at once if a vector is too long for the caches, or a product takes longer than the building.
 _SECONDS_PER_NODE = 1e-3
 _PRODUCTS = 4
 _SAVED, _SAVED_PER_NODE = 0.3, 4e-5
@@ -48,6 +48,7 @@ _ARITHMETIC = re.compile(r"mm|mv|dot|einsum|linear|conv|attention|lstm|gru|rnn",
 # So many products are worth a recording whatever f is.
 _MANY = 100
 RECORDINGS = 4
+_LONG = 1 << 21
 
 # The program computes the value as f does, but for some roundings; it is looked at when it is off
 # by more, and by so many times more than before when that was right.
@@ -72,6 +73,7 @@ class Preparation:
     hint: int = 0
     nodes: int = 0
     multiplies: bool = True
+    is_long: bool = False
     eps: float = 0.0
     value_eps: float = 0.0
     usual_error: float = 0.0
@@ -93,9 +95,15 @@ class Preparation:
         return self.nodes > 0 and (self.is_memory_bound or self.in_all >= self.patience)
 
     @property
+    def is_new(self) -> bool:
+        """Whether what f is made of matters, and is not known yet."""
+        return self.request.mode == "auto" and not self.nodes and not self.pays
+
+    @property
     def is_memory_bound(self) -> bool:
         """Whether a product is passes over memory, which take longer than building the programs."""
-        return not self.multiplies and self.seconds > _SECONDS_PER_NODE * self.nodes
+        slow = self.is_long or self.seconds > _SECONDS_PER_NODE * self.nodes
+        return slow and not self.multiplies
 
     @property
     def rung(self) -> str:
@@ -131,10 +139,11 @@ class Preparation:
         """How many directions had better be taken together."""
         return 1 if self.split is None else directions_at_once(self.split.directions["product"])
 
-    def look_at(self, graph: Retained) -> None:
-        """See what f is made of."""
+    def look_at(self, graph: Retained, nbytes: int) -> None:
+        """See what f is made of, and of how many bytes a vector."""
         names = graph.nodes
         self.nodes, self.multiplies = len(names), any(map(_ARITHMETIC.search, names))
+        self.is_long = nbytes >= _LONG
 
     def expect(self, seconds: float) -> None:
         """Count products that are sure to come as if they had been taken."""

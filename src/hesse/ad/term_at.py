@@ -115,6 +115,8 @@ class TermAt:
             if self._residuals is None and preparation.split is not None:
                 self._enter(v)
             elif self._residuals is None:
+                if preparation.is_new:
+                    preparation.look_at(self.graph, self._variables.nbytes)
                 if not preparation.pays:
                     break
                 product = self._record(v)
@@ -248,10 +250,8 @@ class TermAt:
             self._graph = self._value = None  # of what f closed over
             graph = self.graph
             result = taken(graph, quantity, self._variables, directions)
-        preparation.seconds = time.perf_counter() - start
-        if not preparation.nodes:  # the first product took the gradient too
-            preparation.look_at(graph)
-        elif not preparation.given_up:
+        is_first, preparation.seconds = not preparation.seconds, time.perf_counter() - start
+        if not is_first and not preparation.given_up:  # the first took the gradient too
             preparation.spent += preparation.seconds
             preparation.expect(preparation.seconds)
         return result

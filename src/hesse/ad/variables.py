@@ -57,6 +57,11 @@ class Variables:
         return [leaf for leaf in self.constants if leaf is not None]
 
     @property
+    def nbytes(self) -> int:
+        """The bytes of the varying leaves."""
+        return sum(leaf.nbytes for leaf in self.x)
+
+    @property
     def key(self) -> Hashable:
         """What two points have in common if one program serves both."""
         return self.space.names, tuple(leaf is None for leaf in self.constants)

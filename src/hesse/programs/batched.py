@@ -19,14 +19,15 @@ from hesse.programs.one_matrix import multiply_at_once
 from hesse.programs.program import Program
 from hesse.programs.simplify import simplify
 
-# Below this size of its result an operation takes as long as calling it does.
-_CHEAP_BYTES = 1 << 18
+# What an operation writes for all directions had better stay in the cache of a core, with what it
+# reads. Products with one matrix become a larger one meanwhile, which is computed faster.
+_CACHED = 400_000
 _MOST = 32
 
 
 def directions_at_once(program: Program) -> int:
     """How many directions to take together."""
-    return int(min(_MOST, max(1.0, _CHEAP_BYTES / max(1.0, program.bytes_per_op))))
+    return int(min(_MOST, max(1.0, _CACHED / max(1.0, program.bytes_per_op))))
 
 
 def batched(program: Program, residuals: list[Tensor], block: Tensor) -> Program:

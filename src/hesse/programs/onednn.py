@@ -36,7 +36,10 @@ _FEW = 4
 _WORTH_A_COPY = 64
 
 # The one in the place of the other must save a fifth. They are compared on products of this size.
-_FASTER, _SIZE, _ROUNDS = 0.8, 256, 4
+_FASTER, _SIZE, _ROUNDS = 0.8, 256, 12
+
+# What is added to a matrix in its place comes in blocks of at least so many rows and operations.
+_ROWS, _BLOCK = 512, 64_000_000
 
 
 def takes(op: Op, metas: dict[int, Meta]) -> bool:
@@ -61,9 +64,9 @@ def scratch(op: Op, metas: dict[int, Meta], *, in_place: bool) -> int:
     """The bytes that oneDNN holds while an operation runs, besides its result."""
     if not takes(op, metas):
         return 0
-    (result,) = (metas[number] for number in op.results if number is not None)
-    left = metas[op.args[-2].index]
-    return left.nbytes * (not left.is_contiguous) + result.nbytes * in_place
+    left, right = (metas[part.index] for part in op.args[-2:])
+    block = _rows(left, right.shape[1]) * right.shape[1] * left.dtype.itemsize
+    return left.nbytes * (not left.is_contiguous) + block * in_place
 
 
 def is_faster() -> bool:
@@ -110,8 +113,18 @@ def _addmm(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _addmm_into(c: Tensor, a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
-    """C + A B into the memory of C."""
-    return torch.add(c, _mm(a, b), out=out)
+    """C + A B into the memory of C, which is `out`."""
+    rows = _rows(a, b.shape[1])
+    for first in range(0, len(a), rows):
+        c[first : first + rows].add_(_mm(a[first : first + rows], b))
+    return out
+
+
+def _rows(a: Tensor | Meta, columns: int) -> int:
+    """Of a block; a matrix that is copied is not cut."""
+    m, k = a.shape
+    is_contiguous = a.is_contiguous() if isinstance(a, Tensor) else a.is_contiguous
+    return min(m, max(_ROWS, _BLOCK // (2 * k * columns))) if is_contiguous else m
 
 
 _FORMS: dict[Any, Callable[..., Tensor]] = {
