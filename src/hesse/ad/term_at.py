@@ -116,7 +116,7 @@ class TermAt:
                 self._enter(v)
             elif self._residuals is None:
                 if preparation.is_new:
-                    preparation.look_at(self.graph, self._variables.nbytes)
+                    self._look_at_function()
                 if not preparation.pays:
                     break
                 product = self._record(v)
@@ -127,6 +127,12 @@ class TermAt:
         if preparation.request.mode in ("traced-split", "compiled-split"):
             raise self._refuse(preparation.notes[-1])
         return self._by_graph(quantity, v)
+
+    def _look_at_function(self) -> None:
+        """See what f is made of; the graph of its value makes room for a recording."""
+        self.preparation.look_at(self.graph, self._variables.nbytes)
+        if self.preparation.pays:
+            self._value, self._graph = self.graph.value, None
 
     def _hold(self, residuals: list[Tensor], split: Split) -> None:
         self._residuals, self._split = residuals, split
@@ -325,7 +331,8 @@ class TermAt:
                 raise
             preparation.give_up(str(error).strip().splitlines()[0])
             return None
-        if self._graph is not None and not agree([self._graph.value], [new.value], new.eps):
+        before = self._value if self._graph is None else self._graph.value
+        if before is not None and not agree([before], [new.value], new.eps):
             check_same(new.value, kind.value(self._function, self._x), kind.call)
         if new.recomputes:  # outside of the recording, which must not see it
             kind.retain(self._function, self._x).check()
