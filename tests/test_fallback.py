@@ -17,6 +17,7 @@ from hesse.operators import ggn_operator, hessian_operator
 from hesse.risk import Risk
 from hesse.testing import dense_hessian
 
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 EXACT = ["reverse-over-reverse", "forward-over-reverse", "reverse-over-forward"]
 X = torch.linspace(-1.0, 1.3, 4, dtype=torch.float64)
 V = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
@@ -65,7 +66,7 @@ def cube_once(x):
 
 
 def distances(x):
-    """torch has no derivative of the derivative of cdist, but a forward mode of both."""
+    """cdist has a forward mode, and no derivative of its derivative before torch 2.15."""
     return torch.cdist(x[:, None], torch.ones(1, 1, dtype=x.dtype) * 5.0).pow(3).sum()
 
 
@@ -130,6 +131,7 @@ def test_a_function_without_forward_mode_needs_no_fallback():
             hvp(f, X, V, mode)
 
 
+@pytest.mark.skipif(TORCH >= (2, 15), reason="this torch differentiates cdist twice")
 def test_auto_takes_forward_mode_where_the_double_backward_is_missing():
     with pytest.warns(FallbackWarning, match="forward-over-reverse|reverse-over-forward|finite"):
         product = hvp(distances, X, V)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Watch the operations of torch, below autograd: what a recording and a meter are made of.
 
-The only file that uses torch's dispatch modes, which are semi-private; tried on torch 2.13.
+The only file that uses torch's dispatch modes, which are semi-private; tried on torch 2.13 and
+2.15.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A program compiled by TorchInductor, which fuses its operations into kernels of their own.
 
-This is the only file that uses Inductor, which is private to torch; tried on torch 2.13. It needs a
-C++ compiler (on a GPU, Triton), which a machine may lack, and takes tens of seconds for a large
-program, a few when its cache on disk knows the program from an earlier process. Where anything
-fails the caller goes on with the program itself.
+This is the only file that uses Inductor, which is private to torch; tried on torch 2.13 and 2.15.
+It needs a C++ compiler (on a GPU, Triton), which a machine may lack, and takes tens of seconds for
+a large program, a few when its cache on disk knows the program from an earlier process. Where
+anything fails the caller goes on with the program itself.
 """
 
 from __future__ import annotations

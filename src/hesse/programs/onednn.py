@@ -7,7 +7,8 @@ convolutions, does not. What is computed is the same: float32 operands and sums,
 order. Which of the two is faster here is measured once a process, when first there is a product
 large enough to ask (docs/decisions/0019).
 
-This is the only file that calls `torch.ops.mkldnn`, which is private to torch; tried on torch 2.13.
+This is the only file that calls `torch.ops.mkldnn`, which is private to torch; tried on torch 2.13
+and 2.15.
 `torch.backends.mkldnn.enabled = False` switches it off.
 """
 
