@@ -69,10 +69,34 @@ def test_products_in_any_number_of_dimensions(dims, groups):
     assert_product_is_exact(*problem)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_products_with_many_more_channels_than_places(stride):
-    problem = two_convolutions(3, 40, 3, images=1, width=41, padding=1, stride=stride)
-    assert_product_is_exact(*problem)
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"padding": 1},
+        {"padding": 1, "stride": 2},
+        {"padding": 2, "dilation": 2},
+        {"padding": (0, 1), "stride": (1, 2)},
+    ],
+)
+def test_products_with_many_more_channels_than_places(geometry):
+    assert_product_is_exact(*two_convolutions(3, 40, 3, images=1, width=41, **geometry))
+
+
+def test_what_python_saw_is_still_guarded():
+    f, x = two_convolutions(6, 2, 3, padding=1)
+
+    def g(leaves):
+        value = f(leaves)
+        return value**2 if value.item() > 1e-3 else value**3
+
+    H = hessian_operator(g, x, mode="traced-split")
+    v = draw(H.shape[0], seed=4)
+    H @ v
+    small = {name: 1e-2 * leaf for name, leaf in x.items()}
+    product = H.at(small) @ v
+    expected = hessian_operator(g, small, mode="reverse-over-reverse") @ v
+    assert f(x) > 1e-3 > f(small)
+    assert norm(product - expected) <= 1e-12 * norm(expected)
 
 
 def test_a_transposed_convolution_is_left_as_it_is():

@@ -113,10 +113,23 @@ def test_it_can_be_switched_off(faster, monkeypatch):
 
 def test_which_is_faster_is_found_out_unseen():
     onednn._measured.cache_clear()
+    before = torch.random.get_rng_state()
     with FlopCounterMode(display=False) as counter, PeakMemory() as memory:
-        assert onednn._measured() in (True, False)
+        answer = onednn._measured()
     assert counter.get_total_flops() == 0
     assert memory.peak == 0
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert answer in (True, False)
+
+
+def test_which_is_faster_does_not_depend_on_defaults(monkeypatch):
+    """The products compared are right, and in float32, whatever torch makes by default."""
+    monkeypatch.setattr(onednn, "_FASTER", 1e9)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert onednn._compare() is True
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_torch_without_the_operation_keeps_its_own(monkeypatch):
