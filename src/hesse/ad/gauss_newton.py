@@ -34,7 +34,7 @@ from hesse.ad.evaluate import (
     twice_differentiable,
 )
 from hesse.ad.loss_hessian import LossHessian, explained, random_like, undifferentiable
-from hesse.ad.variables import Leaves, check_scalar, tracked
+from hesse.ad.variables import Leaves, check_scalar, number, tracked
 from hesse.inner_products import dot, norm
 from hesse.rows import joined
 
@@ -148,7 +148,7 @@ class GaussNewtonKind:
         """L(z(x))."""
         outputs, loss = function
         with twice_differentiable():
-            return check_scalar(loss(outputs(x)), self.call).detach()
+            return number(check_scalar(loss(outputs(x)), self.call))
 
     def retain(self, function: Model, x: Leaves) -> RetainedGaussNewton:
         """The kept graphs at x."""

@@ -33,7 +33,7 @@ from hesse.ad.evaluate import (
 )
 from hesse.ad.forward_mode import ForwardMode
 from hesse.ad.recomputation import check_slope, noting_recomputation
-from hesse.ad.variables import LeafFunction, Leaves, tracked
+from hesse.ad.variables import LeafFunction, Leaves, number, tracked
 
 
 class Product(NamedTuple):
@@ -107,7 +107,7 @@ class HessianKind:
     def value(self, function: LeafFunction, x: Leaves) -> Tensor:
         """f(x)."""
         with twice_differentiable():  # not no_grad: f may differentiate a network inside
-            return function(x).detach()
+            return number(function(x))
 
     def retain(self, function: LeafFunction, x: Leaves) -> RetainedHessian:
         """The kept graph at x."""
@@ -123,7 +123,7 @@ def value_and_gradient(f: LeafFunction, x: Leaves, call: str) -> tuple[Tensor, l
         gradient = gradient_of(value, leaves, call)
         if recomputes:
             check_slope(f, leaves, value.detach(), gradient, call)
-        return value.detach(), gradient
+        return number(value), gradient
 
 
 class RetainedHessian:
@@ -144,7 +144,7 @@ class RetainedHessian:
     @property
     def value(self) -> Tensor:
         """f(x)."""
-        return self._value.detach()
+        return number(self._value)
 
     @property
     def gradient(self) -> list[Tensor]:

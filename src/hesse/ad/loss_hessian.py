@@ -25,7 +25,7 @@ from hesse.ad.evaluate import (
     twice_differentiable,
 )
 from hesse.ad.finite_differences import central_difference
-from hesse.ad.variables import Leaves, check_scalar, tracked
+from hesse.ad.variables import Leaves, check_scalar, number, tracked
 from hesse.errors import DerivativeError, FunctionError, HesseError
 from hesse.inner_products import norm
 from hesse.programs.tape import UntraceableError
@@ -53,7 +53,7 @@ class LossHessian:
         self.custom = custom_function(value)
         self._slope = derivative(value, self._free, create_graph=True)
         _check_curved(self._slope, call)
-        self.value = value.detach()
+        self.value = number(value)
 
     @property
     def slope(self) -> list[Tensor]:

@@ -14,7 +14,7 @@ from hesse.ad.agreement import agree, difference
 from hesse.ad.generators import generator_states, same_states
 from hesse.ad.kind import Kind, Retained
 from hesse.ad.request import Request
-from hesse.ad.variables import Leaves, Variables
+from hesse.ad.variables import Leaves, Variables, number
 from hesse.programs.convolutions import rewrite_weight_gradients
 from hesse.programs.functional import record, recorded_again
 from hesse.programs.pieces import join_pieces
@@ -94,7 +94,7 @@ def record_programs(
         seen.product = expected = product
         del product
     return Recording(
-        *(programs, value, gradient, residuals, expected[0], eps, trace.eps, value_error),
+        *(programs, number(value), gradient, residuals, expected[0], eps, trace.eps, value_error),
         *(error, seen.recomputes),
     )
 

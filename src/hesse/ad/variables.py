@@ -130,6 +130,14 @@ def detached(leaf: Tensor) -> Tensor:
         return leaf.clone()
 
 
+def number(value: Tensor) -> Tensor:
+    """A scalar without history, in memory of its own.
+
+    `mse_loss`, for one, leaves it in the memory of all that it is the mean of.
+    """
+    return value.detach().clone()
+
+
 def tracked(leaves: Leaves) -> list[Tensor]:
     """Fresh leaves that require a gradient: nothing of the caller's tensors is touched."""
     return [detached(leaf).requires_grad_() for leaf in leaves]

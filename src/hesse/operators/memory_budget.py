@@ -149,7 +149,7 @@ def _cut(
 _CLEARLY = 0.2
 
 # What a product needs grows faster than the smallest batches show.
-_CAUTION = 1.05
+_CAUTION = 1.1
 
 
 class Need(NamedTuple):
@@ -178,11 +178,23 @@ def _lines(need: Callable[[int], Need], size: int, budget: int) -> list[_Line]:
         other = 1
     if other == small:
         return [_Line(0.0, peak) for peak in known]
-    slopes = [
-        _CAUTION * max(0.0, (there - here) / (other - small))
-        for here, there in zip(known, need(other), strict=True)
-    ]
-    return [_Line(here - slope * small, slope) for here, slope in zip(known, slopes, strict=True)]
+    there = need(other)
+    if other < small:
+        return _through(other, there, small, known)
+    lines = _through(small, known, other, there)
+    # What is kept and what computed again depends on the size: where the budget may be used up, the
+    # lines go through a larger trial, which takes half of it.
+    first = lines[0]
+    if first.slope == 0.0 or first.at(size) < budget / 4:
+        return lines
+    large = min(size // 2, math.floor((budget / 2 - first.base) / first.slope))
+    return _through(other, there, large, need(large)) if large > 2 * other else lines
+
+
+def _through(one: int, here: Need, two: int, there: Need) -> list[_Line]:
+    """The lines through what batches of two sizes need, for larger ones."""
+    slopes = [_CAUTION * max(0.0, (b - a) / (two - one)) for a, b in zip(here, there, strict=True)]
+    return [_Line(b - slope * two, slope) for b, slope in zip(there, slopes, strict=True)]
 
 
 def _uncut(f: Any, request: Request, budget: int, need: Need) -> Layout:
