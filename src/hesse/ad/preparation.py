@@ -48,6 +48,7 @@ _ARITHMETIC = re.compile(r"mm|mv|dot|einsum|linear|conv|attention|lstm|gru|rnn",
 # So many products are worth a recording whatever f is.
 _MANY = 100
 RECORDINGS = 4
+# From so many bytes on a vector does not fit into the caches of a core.
 _LONG = 1 << 21
 
 # The program computes the value as f does, but for some roundings; it is looked at when it is off

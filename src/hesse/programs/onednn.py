@@ -142,11 +142,6 @@ def _count(rows: Any, columns: Any, *_: Any, out_shape: Any = None, **__: Any) -
     return 2 * rows[0] * rows[1] * columns[0]
 
 
-def _count_mm(left: Any, right: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """The floating-point operations of A B, from the shapes."""
-    return 2 * left[0] * left[1] * right[1]
-
-
 # An operation of its own in the programs of a compiler, which would take the other for a layer
 # whose weights never change.
 _library = torch.library.Library("hesse", "FRAGMENT")
@@ -155,7 +150,7 @@ _library.impl("mm", _mm, "CPU")
 _library.impl("mm", lambda a, b: a.new_empty(a.shape[0], b.shape[1]), "Meta")
 compiled_mm = torch.ops.hesse.mm.default
 
-register_flop_formula(torch.ops.hesse.mm)(_count_mm)
+register_flop_formula(torch.ops.hesse.mm, get_raw=True)(flop_registry[_aten.mm])
 _linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 if _linear is not None and _linear not in flop_registry:
     register_flop_formula(_linear)(_count)
