@@ -162,6 +162,13 @@ def test_other_convolutions_stay():
     assert rewritten(lambda x, g: F.conv2d(x.transpose(0, 1), g[:, :2]), x, g) is None
 
 
+def test_a_gradient_that_somebody_cuts_further_stays():
+    """A smaller kernel would fit more often than there are entries of g."""
+    x, g = draw(2, 3, 8, 8), draw(2, 4, 6, 6, seed=1)
+    assert rewritten(lambda x, g: gradient_of_weight(x, g, (3, 3), 1, 0), x, g) is not None
+    assert rewritten(lambda x, g: gradient_of_weight(x, g, (2, 2), 1, 0), x, g) is None
+
+
 def test_what_is_read_before_it_is_transposed_back_stays():
     x, g = draw(2, 3, 8, 8), draw(2, 4, 8, 8, seed=1)
 

@@ -51,6 +51,11 @@ class _Geometry:
         stride, padding, dilation = (tuple(n) * (rank if len(n) == 1 else 1) for n in place)
         return _Geometry(tuple(kernel), stride, padding, dilation)
 
+    def places(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        """How often the kernel fits into an image, along each dimension."""
+        along = zip(sizes, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in along)
+
 
 class _Rewriter:
     """`maker` says what makes a tensor, `readers` who reads it."""
@@ -88,6 +93,8 @@ class _Rewriter:
             return op
         kernel = self._metas[end].shape[2:]
         geometry = _Geometry.of(kernel, dilation, padding, stride)  # they change places
+        if geometry.places(self._metas[x].shape[2:]) != self._metas[g].shape[2:]:
+            return op  # cut by somebody else, to less than the kernel that makes g of x
         return Op(weight_gradient, (Ref(x), Ref(g), geometry), {}, (end,), True)
 
     def _before_exchange(self, number: int) -> int | None:
@@ -103,16 +110,13 @@ class _Rewriter:
         exchanged = False
         while True:
             readers = self._readers.get(number, [])
-            reader = readers[0] if len(readers) == 1 and number not in self._outputs else None
+            is_asked = number in self._trace.outputs
+            reader = readers[0] if len(readers) == 1 and not is_asked else None
             if reader is not None and not exchanged and _exchanges(reader):
                 exchanged = True
             elif reader is None or not _cuts_the_end(reader):
                 return number if exchanged else None
             (number,) = made_by(reader)
-
-    @property
-    def _outputs(self) -> list[int]:
-        return self._trace.outputs
 
     def _from_backward(self, op: Op) -> Op:
         """The backward pass with the weight's gradient by matrices, where that is faster."""
@@ -155,9 +159,8 @@ def weight_gradient(x: Tensor, g: Tensor, geometry: _Geometry) -> Tensor:
     """dw[o, c, i] = sum_{n, p} g[n, o, p] x[n, c, stride p + dilation i - padding]."""
     if _is_small(x.shape, g.shape, geometry):
         return _by_matrices(x, g, geometry)
-    weight = x.new_empty(
-        (g.shape[1], x.shape[1], *geometry.kernel)
-    )  # what is in it does not matter
+    # Of the weight only the shape matters.
+    weight = x.new_empty((g.shape[1], x.shape[1], *geometry.kernel))
     place = geometry.stride, geometry.padding, geometry.dilation
     rest = False, [0] * len(geometry.kernel), 1, [False, True, False]
     return _aten.convolution_backward.default(g, x, weight, None, *place, *rest)[1]
