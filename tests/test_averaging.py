@@ -5,12 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from hesse.ad import hvp
+from hesse.curvature import ggn_operator, hessian_operator, hvp
 from hesse.errors import DataError, RandomnessError
-from hesse.inner_products import norm
-from hesse.operators import ggn_operator, hessian_operator
 from hesse.optimize import minimize
-from hesse.risk import Risk
+from hesse.risk.risk import Risk
+from hesse.vectors.inner_products import norm
 
 X, Y = torch.randn(256, 4).double(), torch.randint(0, 3, (256,))
 WEIGHTED = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 20.0]).double())

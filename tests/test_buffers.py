@@ -5,12 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from hesse.ad import hvp
-from hesse.buffers import restoring_buffers
-from hesse.inner_products import norm
-from hesse.operators import ggn_operator, hessian_operator
-from hesse.risk import Risk
+from hesse.curvature import ggn_operator, hessian_operator, hvp
+from hesse.risk.buffers import restoring_buffers
+from hesse.risk.risk import Risk
 from hesse.testing import dense_hessian
+from hesse.vectors.inner_products import norm
 
 X, Y = torch.randn(12, 4).double(), torch.randn(12, 3).double()
 

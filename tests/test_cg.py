@@ -12,7 +12,7 @@ from hesse.krylov import cg, solve
 from hesse.krylov.cg import CGRules, solve_cg
 from hesse.krylov.stopping import geometric_grid, relative_progress
 from hesse.krylov.system import System
-from hesse.memory import PeakMemory
+from hesse.memory.peak import PeakMemory
 from hesse.operators import dense_operator, diagonal_operator, function_operator
 from hesse.testing import CountingOperator, symmetric_matrix
 

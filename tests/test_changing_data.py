@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hesse import Risk, ggn_operator, hessian_operator
-from hesse.ad.witness import Witness
+from hesse.engine.data_version import Witness
 from hesse.errors import FallbackWarning
 
 DOUBLE = torch.float64

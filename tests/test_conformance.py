@@ -7,7 +7,7 @@ import torch
 from hesse.errors import HesseError, OperatorError
 from hesse.operators import LinearOperator, dense_operator, diagonal_operator, function_operator
 from hesse.testing import CountingOperator, check_operator
-from hesse.vectors import Space
+from hesse.vectors.space import Space
 
 N = 40  # beyond the size up to which the dense matrix is compared as well
 SPACE = Space.of({"a": torch.zeros(N - 4).double(), "b": torch.zeros(2, 2).double()})

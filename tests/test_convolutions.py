@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from hesse.inner_products import norm
-from hesse.operators import ggn_operator, hessian_operator
-from hesse.programs.convolutions import rewrite_weight_gradients
-from hesse.programs.functional import record, recorded_again
-from hesse.programs.program import Program, run
-from hesse.programs.simplify import simplify
-from hesse.risk import Risk
+from hesse.curvature import ggn_operator, hessian_operator
+from hesse.risk.risk import Risk
+from hesse.tracing.functionalize import record, recorded_again
+from hesse.tracing.passes.simplify import simplify
+from hesse.tracing.passes.weight_gradients import rewrite_weight_gradients
+from hesse.tracing.program import Program, run
+from hesse.vectors.inner_products import norm
 
 aten = torch.ops.aten
 DOUBLE = torch.float64

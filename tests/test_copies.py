@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from hesse.ad.recently_used import RecentlyUsed
-from hesse.inner_products import norm
-from hesse.operators import ggn_operator, hessian_operator
-from hesse.risk import Risk
+from hesse.curvature import ggn_operator, hessian_operator
+from hesse.engine.recently_used import RecentlyUsed
+from hesse.risk.risk import Risk
+from hesse.vectors.inner_products import norm
 
 MODES = pytest.mark.parametrize("mode", ["auto", "retained-graph", "traced-split"])
 COPIES = pytest.mark.parametrize(

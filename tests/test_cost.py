@@ -9,12 +9,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hesse.ad import hvp
-from hesse.inner_products import norm
-from hesse.operators import ggn_operator, hessian_operator
-from hesse.random_vectors import gaussian
-from hesse.risk import Risk
+from hesse.curvature import ggn_operator, hessian_operator, hvp
+from hesse.risk.risk import Risk
 from hesse.testing import PeakMemory, problems
+from hesse.vectors.inner_products import norm
+from hesse.vectors.random import gaussian
 
 
 def flops(run):

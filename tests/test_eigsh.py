@@ -11,8 +11,8 @@ from hesse.krylov import eigsh
 from hesse.krylov.lanczos import Lanczos
 from hesse.operators import dense_operator, diagonal_operator, function_operator
 from hesse.progress import uninterrupted
-from hesse.rows import transform
 from hesse.testing import CountingOperator, PeakMemory
+from hesse.vectors.rows import transform
 
 DOUBLE = torch.float64
 

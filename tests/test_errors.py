@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hesse import errors
-from hesse.ad import hvp
+from hesse.curvature import ggn_operator, hessian_operator, hvp
 from hesse.errors import (
     ArgumentError,
     DeviceError,
@@ -22,8 +22,7 @@ from hesse.errors import (
     Status,
     StructureError,
 )
-from hesse.operators import ggn_operator, hessian_operator
-from hesse.risk import Risk
+from hesse.risk.risk import Risk
 
 FAMILY = [
     kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, HesseError)

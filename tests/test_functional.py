@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hesse import hessian_operator
-from hesse.programs.functional import record
+from hesse.tracing.functionalize import record
 
 DOUBLE = torch.float64
 aten = torch.ops.aten

@@ -5,11 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from hesse.ad import hvp
-from hesse.ad.hessian_at import ONE_SHOT
-from hesse.inner_products import norm
-from hesse.operators import ggn_operator, hessian_operator
-from hesse.risk import Risk
+from hesse.curvature import ggn_operator, hessian_operator, hvp
+from hesse.engine.fallback import ONE_SHOT
+from hesse.risk.risk import Risk
+from hesse.vectors.inner_products import norm
 
 pytestmark = pytest.mark.gpu
 

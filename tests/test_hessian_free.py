@@ -9,7 +9,7 @@ from torch import nn
 
 from hesse.errors import ArgumentError, NonFiniteError, RandomnessError
 from hesse.optimize import HessianFree
-from hesse.risk import Risk
+from hesse.risk.risk import Risk
 
 
 def regression(seed=0, **options):

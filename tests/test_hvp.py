@@ -9,11 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hesse.ad import hvp
-from hesse.ad.hessian_at import ONE_SHOT
+from hesse.curvature import hessian_operator, hvp
+from hesse.engine.fallback import ONE_SHOT
 from hesse.errors import DerivativeError, StructureError
-from hesse.inner_products import dot, norm
-from hesse.operators import hessian_operator
 from hesse.testing import (
     all_problems,
     dense_gradient,
@@ -23,7 +21,8 @@ from hesse.testing import (
     networks,
     problems,
 )
-from hesse.vectors import Space
+from hesse.vectors.inner_products import dot, norm
+from hesse.vectors.space import Space
 
 PROBLEMS = {problem.name: problem for problem in all_problems()}
 SINGLE = {problem.name: problem for problem in all_problems(torch.float32)}

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from hesse.curvature import hessian_operator
 from hesse.errors import OperatorError, ShapeError
 from hesse.krylov.inverse import SolvingOperator, inverse_operator
-from hesse.operators import diagonal_operator, function_operator, hessian_operator
+from hesse.operators import diagonal_operator, function_operator
 from hesse.testing import CountingOperator, check_operator
 
 DOUBLE = torch.float64

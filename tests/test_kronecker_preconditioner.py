@@ -5,14 +5,15 @@ import torch
 from torch import nn
 
 from hesse.ad.evaluate import twice_differentiable
-from hesse.ad.loss_hessian import LossHessian
+from hesse.ad.loss import LossHessian
+from hesse.curvature import ggn_operator
 from hesse.krylov import cg
-from hesse.operators import ggn_operator, identity_operator
+from hesse.operators import identity_operator
 from hesse.optimize.kronecker_preconditioner import (
     KroneckerPreconditioner,
     _root_of_loss_hessian,
 )
-from hesse.risk import Risk
+from hesse.risk.risk import Risk
 
 DOUBLE = torch.float64
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hesse.curvature import ggn_operator, hessian_operator
 from hesse.errors import DerivativeError, FallbackWarning, FunctionError
-from hesse.inner_products import norm
-from hesse.operators import ggn_operator, hessian_operator
-from hesse.risk import Risk
+from hesse.risk.risk import Risk
+from hesse.vectors.inner_products import norm
 
 DOUBLE = torch.float64
 MODES = ["auto", "retained-graph", "traced-split"]

@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hesse.inner_products import norm
-from hesse.memory import PeakMemory
-from hesse.operators import hessian_operator
-from hesse.programs import onednn
-from hesse.programs.compiled import as_graph
-from hesse.programs.functional import record
-from hesse.programs.lifetimes import occupied
-from hesse.programs.program import Program, run
-from hesse.programs.simplify import simplify
+from hesse.curvature import hessian_operator
+from hesse.memory.peak import PeakMemory
+from hesse.tracing.backends import onednn
+from hesse.tracing.backends.inductor import as_graph
+from hesse.tracing.functionalize import record
+from hesse.tracing.memory.liveness import occupied
+from hesse.tracing.passes.simplify import simplify
+from hesse.tracing.program import Program, run
+from hesse.vectors.inner_products import norm
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no such operation"

@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from hesse.ad import term_at
-from hesse.ad.hessian_at import HessianAt
-from hesse.ad.request import Request
+from hesse.curvature import ggn_operator, hessian_operator
+from hesse.engine import term_at
+from hesse.engine.fallback import HessianAt
+from hesse.engine.options import Request
 from hesse.errors import ArgumentError, FallbackWarning
-from hesse.inner_products import norm
-from hesse.memory import PeakMemory
-from hesse.operators import ggn_operator, hessian_operator
-from hesse.operators.memory_budget import parse_bytes
-from hesse.programs.program import run
-from hesse.random_vectors import gaussian
-from hesse.risk import Risk
+from hesse.memory.peak import PeakMemory
+from hesse.memory.sizes import parse_bytes
+from hesse.risk.risk import Risk
 from hesse.testing import all_problems
-from hesse.vectors import Space
+from hesse.tracing.program import run
+from hesse.vectors.inner_products import norm
+from hesse.vectors.random import gaussian
+from hesse.vectors.space import Space
 
 PROBLEMS = {problem.name: problem for problem in all_problems()}
 

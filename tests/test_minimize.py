@@ -9,7 +9,7 @@ from torch import nn
 
 from hesse.errors import ArgumentError, FunctionError, NonFiniteError, Status
 from hesse.optimize import minimize
-from hesse.risk import Risk
+from hesse.risk.risk import Risk
 
 DOUBLE = torch.float64
 METHODS = ["newton-cg", "trust-cg"]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import linalg as scipy_linalg
 
+from hesse.curvature import ggn_operator, hessian_operator
 from hesse.errors import (
     ArgumentError,
     DtypeError,
@@ -16,18 +17,15 @@ from hesse.errors import (
     ShapeError,
     StructureError,
 )
-from hesse.inner_products import norm
 from hesse.operators import (
     LinearOperator,
     aslinearoperator,
     dense_operator,
     diagonal_operator,
     function_operator,
-    ggn_operator,
-    hessian_operator,
     identity_operator,
 )
-from hesse.risk import Risk
+from hesse.risk.risk import Risk
 from hesse.testing import (
     CountingOperator,
     all_problems,
@@ -36,7 +34,8 @@ from hesse.testing import (
     dense_hessian,
     problems,
 )
-from hesse.vectors import Space
+from hesse.vectors.inner_products import norm
+from hesse.vectors.space import Space
 
 N = 5
 

@@ -6,14 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hesse.inner_products import norm
-from hesse.operators import hessian_operator
-from hesse.programs.compiled import as_graph, can_compile, compile_program
-from hesse.programs.functional import record
-from hesse.programs.one_matrix import multiply_at_once
-from hesse.programs.pieces import join_pieces
-from hesse.programs.program import Program, run
-from hesse.programs.simplify import simplify
+from hesse.curvature import hessian_operator
+from hesse.tracing.backends.inductor import as_graph, can_compile, compile_program
+from hesse.tracing.functionalize import record
+from hesse.tracing.passes.batched_matmul import multiply_at_once
+from hesse.tracing.passes.join_slices import join_pieces
+from hesse.tracing.passes.simplify import simplify
+from hesse.tracing.program import Program, run
+from hesse.vectors.inner_products import norm
 
 DOUBLE = torch.float64
 aten = torch.ops.aten

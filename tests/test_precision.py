@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from hesse.curvature import ggn_operator, hessian_operator
 from hesse.errors import ArgumentError, FallbackWarning
-from hesse.inner_products import norm
-from hesse.operators import ggn_operator, hessian_operator
-from hesse.programs import precision
-from hesse.risk import Risk
+from hesse.risk.risk import Risk
+from hesse.tracing import precision
+from hesse.vectors.inner_products import norm
 
 CPU = torch.device("cpu")
 needs_units = pytest.mark.skipif(

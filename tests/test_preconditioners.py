@@ -37,7 +37,7 @@ from hesse.operators import (
     low_rank_operator,
 )
 from hesse.testing import CountingOperator, check_operator, symmetric_matrix
-from hesse.vectors import Space
+from hesse.vectors.space import Space
 
 DOUBLE = torch.float64
 N = 40

@@ -6,15 +6,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hesse.ad import hvp
-from hesse.ad.preparation import Preparation
-from hesse.ad.request import Request
+from hesse.curvature import ggn_operator, hessian_operator, hvp
+from hesse.engine.options import Request
+from hesse.engine.preparation import Preparation
 from hesse.errors import DerivativeError, FallbackWarning
-from hesse.inner_products import norm
-from hesse.operators import ggn_operator, hessian_operator
-from hesse.random_vectors import gaussian
-from hesse.risk import Risk
+from hesse.risk.risk import Risk
 from hesse.testing import all_problems
+from hesse.vectors.inner_products import norm
+from hesse.vectors.random import gaussian
 
 DOUBLE = torch.float64
 PROBLEMS = {problem.name: problem for problem in all_problems()}

@@ -9,11 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hesse.ad import hvp
+from hesse.curvature import ggn_operator, hessian_operator, hvp
 from hesse.errors import RandomnessError
-from hesse.inner_products import norm
-from hesse.operators import ggn_operator, hessian_operator
-from hesse.risk import Risk
+from hesse.risk.risk import Risk
+from hesse.vectors.inner_products import norm
 
 DOUBLE = torch.float64
 INPUTS = torch.randn(30, 5, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))

@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from hesse.programs.results import result_of
-from hesse.programs.tape import Meta, Ref
+from hesse.tracing.graph import Meta, Ref
+from hesse.tracing.shape_inference import result_of
 
 aten = torch.ops.aten
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from hesse.ad import hvp
+from hesse.curvature import ggn_operator, hessian_operator, hvp
 from hesse.errors import (
     ArgumentError,
     DataError,
@@ -17,10 +17,9 @@ from hesse.errors import (
     RandomnessError,
     StructureError,
 )
-from hesse.inner_products import norm
-from hesse.operators import ggn_operator, hessian_operator
-from hesse.risk import Risk
+from hesse.risk.risk import Risk
 from hesse.testing import check_operator, dense_ggn, dense_gradient, dense_hessian
+from hesse.vectors.inner_products import norm
 
 EXAMPLES = 23
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hesse import rows
-from hesse.memory import PeakMemory
+from hesse.memory.peak import PeakMemory
+from hesse.vectors import rows
 
 LONG = 3_000_000  # so that the rows below span several large pages
 

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
-from hesse.digest import Digest
+from hesse.curvature import ggn_operator, hessian_operator
+from hesse.data.same_every_sweep import Digest
 from hesse.errors import DataError
-from hesse.inner_products import norm
-from hesse.operators import ggn_operator, hessian_operator
-from hesse.risk import Risk
+from hesse.risk.risk import Risk
+from hesse.vectors.inner_products import norm
 
 EXAMPLES = 22
 X, Y = torch.randn(EXAMPLES, 2, 3).double(), torch.randn(EXAMPLES, 2).double()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from hesse.curvature import hessian_operator
 from hesse.errors import ArgumentError, HesseError, OperatorError, ShapeError, Status
 from hesse.krylov import solve
 from hesse.operators import (
@@ -13,7 +14,6 @@ from hesse.operators import (
     dense_operator,
     diagonal_operator,
     function_operator,
-    hessian_operator,
     identity_operator,
     kronecker_operator,
     low_rank_operator,

@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from hesse.ad import hvp
-from hesse.ad.hessian_at import ONE_SHOT
+from hesse.curvature import ggn_operator, hessian_operator, hvp
+from hesse.engine.fallback import ONE_SHOT
 from hesse.errors import DerivativeError, FallbackWarning
-from hesse.inner_products import norm
-from hesse.operators import ggn_operator, hessian_operator
-from hesse.risk import Risk
+from hesse.risk.risk import Risk
 from hesse.testing import dense_hessian
+from hesse.vectors.inner_products import norm
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 

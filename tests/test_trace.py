@@ -19,7 +19,7 @@ from hesse.errors import (
     Status,
 )
 from hesse.estimators import trace
-from hesse.memory import PeakMemory
+from hesse.memory.peak import PeakMemory
 from hesse.operators import dense_operator, diagonal_operator, function_operator
 from hesse.testing import CountingOperator, symmetric_matrix
 

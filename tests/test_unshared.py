@@ -13,7 +13,7 @@ from hesse.estimators import logdet, matrix_function, norm, spectral_density, tr
 from hesse.estimators.probes import products
 from hesse.krylov import eigsh, solve
 from hesse.operators import LinearOperator
-from hesse.vectors import Space
+from hesse.vectors.space import Space
 
 N = 200
 B = torch.linspace(-1.0, 2.0, N, dtype=torch.float64)

@@ -17,9 +17,9 @@ from hesse.errors import (
     ShapeError,
     StructureError,
 )
-from hesse.inner_products import dot, dots, norm
-from hesse.random_vectors import gaussian, rademacher
-from hesse.vectors import Space
+from hesse.vectors.inner_products import dot, dots, norm
+from hesse.vectors.random import gaussian, rademacher
+from hesse.vectors.space import Space
 
 Point = namedtuple("Point", "a b")
 

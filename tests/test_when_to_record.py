@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hesse.ad.hessian import RetainedHessian
-from hesse.ad.preparation import Preparation
-from hesse.ad.request import Request
-from hesse.operators import hessian_operator
+from hesse.curvature import hessian_operator
+from hesse.engine.options import Request
+from hesse.engine.preparation import Preparation
 
 A = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
 

@@ -10,7 +10,7 @@ from benchmarks.case import Case
 from benchmarks.engine.study import Cell, Settings, Study, peak, ratio
 from benchmarks.models import MODELS
 from benchmarks.subjects.subject import InProcess, Run, flat_leaves
-from hesse.ad.composed import Composed
+from hesse.ad.decompositions import Composed
 
 
 def rows(model: str, settings: Settings) -> list[list[Cell]]:

@@ -10,8 +10,8 @@ from benchmarks.engine.study import Cell, Settings, Study, ratio
 from benchmarks.models import MODELS
 from benchmarks.subjects.rungs import prepare_hessian
 from benchmarks.subjects.subject import Run
-from hesse.ad import recording
-from hesse.programs import onednn
+from hesse.engine import trace_product as recording
+from hesse.tracing.backends import onednn
 
 
 def rows(model: str, settings: Settings) -> list[list[Cell]]:

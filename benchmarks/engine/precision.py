@@ -7,7 +7,7 @@ from benchmarks.case import Case
 from benchmarks.engine.study import THREE, Cell, Settings, Study, ratio
 from benchmarks.models import MODELS
 from benchmarks.subjects.subject import InProcess, Run, flat
-from hesse.operators.curvature import HessianOperator
+from hesse.curvature.operator import HessianOperator
 
 PRECISIONS = ("highest", "high", "medium")
 

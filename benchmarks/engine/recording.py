@@ -10,7 +10,7 @@ from benchmarks.engine.study import Cell, Settings, Study
 from benchmarks.models import MODELS
 from benchmarks.subjects.subject import InProcess, flat
 from hesse.ad.evaluate import graph_nodes, twice_differentiable
-from hesse.operators.curvature import HessianOperator
+from hesse.curvature.operator import HessianOperator
 
 RECORDINGS = 3
 """Operators that are made anew, one after the other; medians are kept."""

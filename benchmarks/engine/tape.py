@@ -14,7 +14,7 @@ from benchmarks.case import Case
 from benchmarks.engine.study import Cell, Settings, Study
 from benchmarks.models import MODELS
 from hesse.ad.evaluate import twice_differentiable
-from hesse.programs.functional import record
+from hesse.tracing.functionalize import record
 
 
 def rows(model: str, settings: Settings) -> list[list[Cell]]:

@@ -1,51 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hesse: the Hessian-vector product as a first-class operation in PyTorch.
 
-Parameters are vectors; automatic differentiation gives products that are linear in a direction; a
-product prepared at a point is an operator; operators are solved and measured; solutions make steps;
-steps and solutions make applications.
+Vectors have operators; operators are solved and measured. Functions are differentiated, traced and
+partitioned; a product at a point is a curvature operator. Curvature operators make steps, and steps
+make applications.
 """
 
-from hesse import testing
-from hesse.ad import hvp
-from hesse.errors import HesseError, Status
-from hesse.estimators import (
-    Estimate,
-    SpectralDensity,
-    count_eigenvalues,
-    diagonal,
-    logdet,
-    matrix_function,
-    norm,
-    sample_normal,
-    spectral_density,
-    trace,
-)
-from hesse.krylov import (
-    Eigenpairs,
-    SingularTriplets,
-    Solution,
-    eigsh,
-    inverse_operator,
-    solve,
-    svds,
-)
-from hesse.operators import (
-    LinearOperator,
-    aslinearoperator,
-    block_diagonal_operator,
-    dense_operator,
-    diagonal_operator,
-    function_operator,
-    ggn_operator,
-    hessian_operator,
-    identity_operator,
-    kronecker_operator,
-    low_rank_operator,
-)
-from hesse.optimize import HessianFree, OptimizeResult, minimize
-from hesse.risk import Risk
-from hesse.vectors import Space
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hesse import testing
+    from hesse.curvature import ggn_operator, hessian_operator, hvp
+    from hesse.errors import HesseError, Status
+    from hesse.estimators import (
+        Estimate,
+        SpectralDensity,
+        count_eigenvalues,
+        diagonal,
+        logdet,
+        matrix_function,
+        norm,
+        sample_normal,
+        spectral_density,
+        trace,
+    )
+    from hesse.krylov import (
+        Eigenpairs,
+        SingularTriplets,
+        Solution,
+        eigsh,
+        inverse_operator,
+        solve,
+        svds,
+    )
+    from hesse.operators import (
+        LinearOperator,
+        aslinearoperator,
+        block_diagonal_operator,
+        dense_operator,
+        diagonal_operator,
+        function_operator,
+        identity_operator,
+        kronecker_operator,
+        low_rank_operator,
+    )
+    from hesse.optimize import HessianFree, OptimizeResult, minimize
+    from hesse.risk import Risk
+    from hesse.vectors import Space
 
 __version__ = "0.1.0.dev0"
 
@@ -88,3 +92,23 @@ __all__ = [
     "testing",
     "trace",
 ]
+
+# In the order in which they build on one another. A package is imported when a public name is first
+# used that none before it has: linear algebra is there without automatic differentiation or models.
+_PACKAGES = ["errors", "vectors", "operators", "krylov", "estimators"]
+_PACKAGES += ["risk", "curvature", "optimize"]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from the package that it lives in."""
+    if name == "testing":
+        return import_module("hesse.testing")
+    if name in __all__:
+        for package in map(import_module, (f"hesse.{package}" for package in _PACKAGES)):
+            if name in package.__all__:
+                return globals().setdefault(name, getattr(package, name))
+    raise AttributeError(f"module 'hesse' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

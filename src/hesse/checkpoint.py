@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hesse.errors import ArgumentError, Status
-from hesse.inner_products import norm
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
+from hesse.vectors.inner_products import norm
 
 _SHARE = 20  # saving takes at most 1/20 of the time
 _FORMAT = 3

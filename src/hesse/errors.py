@@ -14,6 +14,8 @@ from enum import Enum
 from numbers import Real
 from typing import Any
 
+__all__ = ["HesseError", "Status"]
+
 
 class HesseError(Exception):
     r"""Base of every error that Hesse raises: `except hesse.HesseError` catches them all.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hesse.ad.generators import generator_states, same_states
 from hesse.errors import RandomnessError
-from hesse.rows import joined
+from hesse.vectors.rows import joined
 
 T = TypeVar("T")
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hesse.ad.composed import Composed
+from hesse.ad.decompositions import Composed
 from hesse.ad.variables import Leaves
 from hesse.ad.weighted import gradients
 from hesse.errors import FunctionError, NonFiniteError
-from hesse.vectors import Space, all_finite
+from hesse.vectors.space import Space, all_finite
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hesse.ad.hessian import Product, value_and_gradient
 from hesse.ad.variables import LeafFunction, Leaves
-from hesse.inner_products import dot
+from hesse.vectors.inner_products import dot
 
 
 def central_difference(

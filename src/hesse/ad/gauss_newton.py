@@ -33,10 +33,10 @@ from hesse.ad.evaluate import (
     graph_nodes,
     twice_differentiable,
 )
-from hesse.ad.loss_hessian import LossHessian, explained, random_like, undifferentiable
+from hesse.ad.loss import LossHessian, explained, random_like, undifferentiable
 from hesse.ad.variables import Leaves, check_scalar, number, tracked
-from hesse.inner_products import dot, norm
-from hesse.rows import joined
+from hesse.vectors.inner_products import dot, norm
+from hesse.vectors.rows import joined
 
 Model = tuple[Callable[[Leaves], Any], Callable[[Any], Tensor]]
 """(leaves of x -> z, z -> loss)."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.ad.composed import Composed
+from hesse.ad.decompositions import Composed
 
 
 def generator_states(*, quickly: bool = False) -> dict[str, Any]:

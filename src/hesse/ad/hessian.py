@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hesse.ad.checkpointing import check_slope, noting_recomputation
 from hesse.ad.evaluate import (
     check_depends,
     custom_function,
@@ -32,7 +33,6 @@ from hesse.ad.evaluate import (
     twice_differentiable,
 )
 from hesse.ad.forward_mode import ForwardMode
-from hesse.ad.recomputation import check_slope, noting_recomputation
 from hesse.ad.variables import LeafFunction, Leaves, number, tracked
 
 

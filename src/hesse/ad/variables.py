@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hesse.errors import FunctionError
-from hesse.rows import joined
-from hesse.vectors import Space, Tree
+from hesse.vectors.rows import joined
+from hesse.vectors.space import Space, Tree
 
 Leaves = Sequence[Tensor]
 LeafFunction = Callable[[Leaves], Tensor]

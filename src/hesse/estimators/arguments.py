@@ -10,8 +10,8 @@ import torch
 
 from hesse.checkpoint import FilePath
 from hesse.errors import ArgumentError, check_count
-from hesse.operators.base import LinearOperator
-from hesse.operators.memory_budget import parse_bytes
+from hesse.memory.sizes import parse_bytes
+from hesse.operators.algebra import LinearOperator
 from hesse.progress import Callback, Run
 
 Budget = int | float | str | None

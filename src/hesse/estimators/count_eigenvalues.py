@@ -15,7 +15,7 @@ from hesse.estimators.estimate import Estimate
 from hesse.estimators.quadrature import Quadratures, radau
 from hesse.estimators.sampling import Sampler, Target
 from hesse.estimators.spectral_sum import spectral_sum
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
 

@@ -17,7 +17,7 @@ from hesse.estimators.orthonormal import project_out
 from hesse.estimators.probes import products, signs
 from hesse.estimators.sampling import Sampler, Stream, Target
 from hesse.estimators.xdiag import xdiag
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
 

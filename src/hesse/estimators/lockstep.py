@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from hesse.estimators.probes import products
 from hesse.krylov.lanczos import Lanczos
 from hesse.krylov.recurrence import Recurrence
-from hesse.operators.base import LinearOperator
-from hesse.rows import stacked, transposed
+from hesse.operators.algebra import LinearOperator
+from hesse.vectors.rows import stacked, transposed
 
 Process = Lanczos | Recurrence
 

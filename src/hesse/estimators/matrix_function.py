@@ -16,13 +16,13 @@ from hesse.estimators.estimate import Estimate
 from hesse.estimators.function_column import FIRST_LOOK, FunctionColumn, FunctionState
 from hesse.estimators.lockstep import step_together
 from hesse.estimators.ritz_function import Name, RitzFunction
-from hesse.inner_products import norm
 from hesse.krylov.lanczos import Lanczos, unit_roundoff
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
-from hesse.rows import empty_rows, transposed
-from hesse.vectors import Tree, check_finite
+from hesse.vectors.inner_products import norm
+from hesse.vectors.rows import empty_rows, transposed
+from hesse.vectors.space import Tree, check_finite
 
 
 def matrix_function(

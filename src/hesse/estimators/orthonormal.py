@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.inner_products import norm
 from hesse.krylov.gram_schmidt import orthogonalise
-from hesse.operators.base import LinearOperator
-from hesse.random_vectors import gaussian
+from hesse.operators.algebra import LinearOperator
+from hesse.vectors.inner_products import norm
+from hesse.vectors.random import gaussian
 
 
 def project_out(A: LinearOperator, basis: list[Tensor], rows: Tensor) -> Tensor:

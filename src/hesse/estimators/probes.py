@@ -11,10 +11,10 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from hesse.operators.base import LinearOperator
-from hesse.random_vectors import gaussian, rademacher
-from hesse.rows import stacked
-from hesse.vectors import unshared
+from hesse.operators.algebra import LinearOperator
+from hesse.vectors.random import gaussian, rademacher
+from hesse.vectors.rows import stacked
+from hesse.vectors.space import unshared
 
 
 def signs(A: LinearOperator, k: int, generator: torch.Generator | None) -> Tensor:

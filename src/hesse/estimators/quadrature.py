@@ -17,7 +17,7 @@ from torch import Tensor
 from hesse.estimators.lockstep import Process, has_ended, step_together
 from hesse.krylov.lanczos import LONG, Lanczos
 from hesse.krylov.recurrence import Recurrence
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 
 
 class Quadratures:

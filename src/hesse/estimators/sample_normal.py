@@ -12,11 +12,11 @@ from hesse.errors import check_choice, check_count
 from hesse.estimators.arguments import Budget
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.matrix_function import matrix_function
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
-from hesse.random_vectors import gaussian
-from hesse.rows import stacked
+from hesse.vectors.random import gaussian
+from hesse.vectors.rows import stacked
 
 
 def sample_normal(

@@ -21,7 +21,7 @@ from hesse.checkpoint import Checkpoint, FilePath, generator_for
 from hesse.errors import ArgumentError, Status, check_not_empty, check_tolerances
 from hesse.estimators.arguments import EXACT, Arguments, block_size_of, vectors_in
 from hesse.estimators.estimate import Estimate, RunningMean, quantile_of
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.progress import Run
 from hesse.progress import State as Shown
 

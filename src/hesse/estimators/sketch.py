@@ -16,8 +16,8 @@ from hesse.estimators.estimate import Estimate, student
 from hesse.estimators.orthonormal import extend
 from hesse.estimators.probes import products
 from hesse.estimators.sampling import Sampler, is_check, next_check
-from hesse.inner_products import norm
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
+from hesse.vectors.inner_products import norm
 
 LEAST_PROBES = 3
 

@@ -22,7 +22,7 @@ from hesse.estimators.kernel_polynomial import KernelPolynomialDensity
 from hesse.estimators.lanczos_density import LanczosDensity
 from hesse.estimators.probed_density import Enough
 from hesse.estimators.sampling import Sampler
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
 

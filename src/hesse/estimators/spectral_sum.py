@@ -20,7 +20,7 @@ from hesse.estimators.estimate import Estimate, RunningMean, quantile_of
 from hesse.estimators.probes import signs
 from hesse.estimators.quadrature import Quadratures, vectors_held
 from hesse.estimators.sampling import FIRST_CHECK, Sampler, Stream, Target
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 
 FIRST_DEPTH = 16
 _SHARE = 0.2  # of the standard error, that the quadrature may add

@@ -16,7 +16,7 @@ from hesse.estimators.hutchpp import TraceDeflation
 from hesse.estimators.sampling import Sampler, Target
 from hesse.estimators.xnystrace import xnystrace
 from hesse.estimators.xtrace import xtrace
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
 

@@ -23,7 +23,7 @@ from hesse.estimators.leave_out import are_apart
 from hesse.estimators.probes import signs
 from hesse.estimators.sampling import Sampler
 from hesse.estimators.sketch import Sketch, grow_until_met
-from hesse.rows import columns
+from hesse.vectors.rows import columns
 
 _WIDTH = 1 << 9  # entries at a time: what is computed for them stays in the cache
 

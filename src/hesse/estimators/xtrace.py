@@ -22,7 +22,7 @@ from hesse.estimators.leave_out import are_apart, mean_and_error
 from hesse.estimators.probes import on_the_sphere
 from hesse.estimators.sampling import Sampler
 from hesse.estimators.sketch import Sketch, grow_until_met, grown_gram, no_entries
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 
 
 @dataclass

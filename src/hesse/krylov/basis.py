@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.operators.base import LinearOperator
-from hesse.rows import empty_rows, pieces, transform
+from hesse.operators.algebra import LinearOperator
+from hesse.vectors.rows import empty_rows, pieces, transform
 
 
 class Basis:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from hesse.errors import ArgumentError, check_count
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 
 
 def choose_basis_size(

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from hesse.errors import Status
-from hesse.inner_products import norm
 from hesse.krylov.block import BlockState
 from hesse.krylov.cg import check_symmetric, positive
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import System, after_step, is_flat, iterate, repeat, solution_of
-from hesse.vectors import all_finite
+from hesse.vectors.inner_products import norm
+from hesse.vectors.space import all_finite
 
 
 @dataclass

@@ -22,7 +22,6 @@ from hesse.errors import (
     check_flags,
     check_positive,
 )
-from hesse.inner_products import dot, norm
 from hesse.krylov.preconditioners import as_preconditioner
 from hesse.krylov.solution import Iterate, Solution
 from hesse.krylov.system import (
@@ -34,9 +33,10 @@ from hesse.krylov.system import (
     repeat,
     solution_of,
 )
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
+from hesse.vectors.inner_products import dot, norm
 
 
 @dataclass

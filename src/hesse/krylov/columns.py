@@ -9,9 +9,9 @@ from collections.abc import Callable
 import torch
 
 from hesse.errors import Status
-from hesse.inner_products import norm
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import System
+from hesse.vectors.inner_products import norm
 
 _BREAK_OFF = {Status.INTERRUPTED, Status.STOPPED, Status.MAX_PRODUCTS, Status.MAX_SECONDS}
 

@@ -8,10 +8,10 @@ with the same inverse while that helps (Wilkinson's iterative refinement).
 from __future__ import annotations
 
 from hesse.errors import OperatorError, Status
-from hesse.inner_products import norm
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import SolverState, System, iterate, solution_of
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
+from hesse.vectors.inner_products import norm
 
 
 def direct(system: System, inverse: LinearOperator | None) -> Solution:

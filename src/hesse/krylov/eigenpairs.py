@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hesse.errors import Status
-from hesse.inner_products import norm
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
+from hesse.vectors.inner_products import norm
 
 Which = Literal["LA", "SA", "LM", "BE"]
 

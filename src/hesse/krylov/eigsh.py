@@ -25,11 +25,11 @@ from hesse.krylov.lobpcg import Lobpcg, affordable, block_size_of
 from hesse.krylov.preconditioners import as_preconditioner
 from hesse.krylov.starting_block import given_block, starting_block
 from hesse.krylov.thick_restart import ThickRestart
-from hesse.operators.base import LinearOperator
+from hesse.memory.sizes import parse_bytes
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
-from hesse.operators.memory_budget import parse_bytes
 from hesse.progress import Callback, Run
-from hesse.vectors import Tree, check_finite
+from hesse.vectors.space import Tree, check_finite
 
 
 def eigsh(

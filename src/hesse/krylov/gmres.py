@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from hesse.errors import ShapeError, Status, check_count
-from hesse.inner_products import norm
 from hesse.krylov.cg import precondition
 from hesse.krylov.gram_schmidt import orthogonalise
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import SolverState, System, after_step, iterate, repeat, solution_of
-from hesse.vectors import unshared
+from hesse.vectors.inner_products import norm
+from hesse.vectors.space import unshared
 
 
 @dataclass

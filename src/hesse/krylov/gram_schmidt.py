@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.inner_products import norm
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
+from hesse.vectors.inner_products import norm
 
 # A vector that keeps less of its length is orthogonalised a second time (Daniel et al. 1976).
 KEPT = 0.7

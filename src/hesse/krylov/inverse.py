@@ -9,7 +9,7 @@ from torch import Tensor
 from hesse.errors import OperatorError, check_choice, check_not_empty
 from hesse.krylov.preconditioners import as_preconditioner
 from hesse.krylov.solve import METHODS, Method, solve
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 
 

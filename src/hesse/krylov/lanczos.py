@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from hesse.errors import NonFiniteError, OperatorError
-from hesse.inner_products import norm
 from hesse.krylov.basis import Basis, orthonormalise
 from hesse.krylov.gram_schmidt import KEPT
 from hesse.krylov.orthogonality import Orthogonality
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.progress import uninterrupted
-from hesse.random_vectors import gaussian
-from hesse.vectors import unshared
+from hesse.vectors.inner_products import norm
+from hesse.vectors.random import gaussian
+from hesse.vectors.space import unshared
 
 # Of a symmetric operator v_i'A v_j is known from v_j'A v_i. A difference of this share of the
 # largest product is none of rounding, nor of products in bfloat16; nor, if it is of so many

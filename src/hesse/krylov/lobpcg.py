@@ -16,9 +16,9 @@ from torch import Tensor
 from hesse.errors import OperatorError, Status, check_choice
 from hesse.krylov.eigenpairs import Eigenpairs, Wanted
 from hesse.krylov.trial_space import TrialSpace
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.progress import Run, uninterrupted
-from hesse.random_vectors import gaussian
+from hesse.vectors.random import gaussian
 
 # Images A X of vectors that are combined again and again are computed anew so often.
 _RENEW = 20

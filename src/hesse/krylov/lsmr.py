@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError, Status
-from hesse.inner_products import norm
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import SolverState, System, after_step, iterate, repeat, solution_of
-from hesse.operators.base import LinearOperator
-from hesse.vectors import Space
+from hesse.operators.algebra import LinearOperator
+from hesse.vectors.inner_products import norm
+from hesse.vectors.space import Space
 
 
 @dataclass

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from hesse.errors import Status
-from hesse.inner_products import norm
 from hesse.krylov.cg import check_symmetric, positive, precondition
 from hesse.krylov.lanczos import unit_roundoff
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import SolverState, System, after_step, iterate, repeat, solution_of
+from hesse.vectors.inner_products import norm
 
 
 @dataclass

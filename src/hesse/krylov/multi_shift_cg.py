@@ -20,7 +20,7 @@ from hesse.krylov.block import BlockState
 from hesse.krylov.cg import check_symmetric
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import System, after_step, is_flat, iterate, repeat, solution_of
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 
 
 @dataclass

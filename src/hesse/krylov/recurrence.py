@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hesse.inner_products import norm
 from hesse.krylov.lanczos import FIRST, check_symmetry, unit_roundoff
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
+from hesse.vectors.inner_products import norm
 
 
 class Recurrence:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from hesse.errors import Status
-from hesse.vectors import Tree
+from hesse.vectors.space import Tree
 
 
 @dataclass

@@ -32,10 +32,10 @@ from hesse.krylov.multi_shift_cg import as_shifts, multi_shift_cg
 from hesse.krylov.preconditioners import as_preconditioner
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import System
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
-from hesse.vectors import Tree
+from hesse.vectors.space import Tree
 
 Method = Literal["auto", "cg", "block-cg", "multi-shift-cg", "minres", "lsmr", "gmres", "direct"]
 METHODS = ["auto", "cg", "block-cg", "multi-shift-cg", "minres", "lsmr", "gmres", "direct"]

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError, check_count
-from hesse.operators.base import LinearOperator
-from hesse.random_vectors import gaussian
-from hesse.vectors import Tree
+from hesse.operators.algebra import LinearOperator
+from hesse.vectors.random import gaussian
+from hesse.vectors.space import Tree
 
 
 def given_block(A: LinearOperator, v0: Tree | None, call: str) -> Tensor:

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from hesse.checkpoint import FilePath
 from hesse.errors import ArgumentError, Status, check_count, check_tolerances
-from hesse.inner_products import norm
 from hesse.krylov.eigsh import eigsh
 from hesse.krylov.gram_schmidt import orthogonalise
 from hesse.krylov.lanczos import unit_roundoff
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
-from hesse.random_vectors import gaussian
-from hesse.vectors import Tree
+from hesse.vectors.inner_products import norm
+from hesse.vectors.random import gaussian
+from hesse.vectors.space import Tree
 
 
 class _Triplets(NamedTuple):

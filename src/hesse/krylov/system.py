@@ -18,10 +18,10 @@ from torch import Tensor
 
 from hesse.checkpoint import Checkpoint
 from hesse.errors import NonFiniteError, Status, check_count, check_tolerances
-from hesse.inner_products import norm
 from hesse.krylov.solution import Solution
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.progress import Run
+from hesse.vectors.inner_products import norm
 
 StateT = TypeVar("StateT", bound="SolverState")
 

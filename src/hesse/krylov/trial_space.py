@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from hesse.errors import OperatorError
-from hesse.inner_products import norm
-from hesse.operators.base import LinearOperator
-from hesse.rows import empty_rows, transform
+from hesse.operators.algebra import LinearOperator
+from hesse.vectors.inner_products import norm
+from hesse.vectors.rows import empty_rows, transform
 
 # Steps whose part outside of the new X is shorter than this share of the longest are no directions.
 _VANISHED = 1e-8

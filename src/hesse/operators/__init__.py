@@ -1,30 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear operators: the interface and its algebra, curvature, simple structured operators."""
+"""Linear operators: the protocol, its algebra, and operators of simple structure."""
 
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.block_diagonal import block_diagonal_operator
-from hesse.operators.curvature import (
-    GaussNewtonOperator,
-    HessianOperator,
-    ggn_operator,
-    hessian_operator,
-)
 from hesse.operators.dense import aslinearoperator, dense_operator, function_operator
 from hesse.operators.diagonal import diagonal_operator, identity_operator
 from hesse.operators.kronecker import kronecker_operator
 from hesse.operators.low_rank import low_rank_operator
 
 __all__ = [
-    "GaussNewtonOperator",
-    "HessianOperator",
     "LinearOperator",
     "aslinearoperator",
     "block_diagonal_operator",
     "dense_operator",
     "diagonal_operator",
     "function_operator",
-    "ggn_operator",
-    "hessian_operator",
     "identity_operator",
     "kronecker_operator",
     "low_rank_operator",

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError, DeviceError, DtypeError, HesseError
-from hesse.operators.base import LinearOperator, diagonal_of
+from hesse.operators.algebra import LinearOperator, diagonal_of
 from hesse.operators.dense import aslinearoperator
 from hesse.operators.diagonal import DiagonalOperator
-from hesse.vectors import Space
+from hesse.vectors.space import Space
 
 
 class BlockDiagonalOperator(LinearOperator):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hesse.errors import OperatorError, ShapeError, StructureError
-from hesse.operators.base import LinearOperator, diagonal_of
+from hesse.operators.algebra import LinearOperator, diagonal_of
 from hesse.operators.dense_inverse import dense_inverse
-from hesse.vectors import Space
+from hesse.vectors.space import Space
 
 
 class DenseOperator(LinearOperator):

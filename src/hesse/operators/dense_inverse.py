@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.operators.base import LinearOperator
-from hesse.vectors import Space
+from hesse.operators.algebra import LinearOperator
+from hesse.vectors.space import Space
 
 _MOST_STEPS = 5  # of the norm estimate, which nearly always ends after two (Higham 1988)
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError
-from hesse.operators.base import LinearOperator, diagonal_of
-from hesse.vectors import Space, Tree
+from hesse.operators.algebra import LinearOperator, diagonal_of
+from hesse.vectors.space import Space, Tree
 
 
 class DiagonalOperator(LinearOperator):

@@ -6,10 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import DenseOperator, aslinearoperator
 from hesse.operators.rotated_diagonal import RotatedDiagonal
-from hesse.vectors import Space
+from hesse.vectors.space import Space
 
 
 class KroneckerOperator(LinearOperator):

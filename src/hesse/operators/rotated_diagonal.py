@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.operators.base import LinearOperator, diagonal_of
-from hesse.vectors import Space
+from hesse.operators.algebra import LinearOperator, diagonal_of
+from hesse.vectors.space import Space
 
 
 class RotatedDiagonal(LinearOperator):

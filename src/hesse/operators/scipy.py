@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hesse.errors import MissingExtraError
-from hesse.vectors import Space
+from hesse.vectors.space import Space
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator as ScipyOperator

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hesse.errors import Status
-from hesse.inner_products import dot
 from hesse.optimize.point import Objective, Point
 from hesse.optimize.proposal import Proposal
+from hesse.vectors.inner_products import dot
 
 
 def rounding(point: Point) -> float:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from hesse.inner_products import dot
 from hesse.krylov.cg import cg
 from hesse.krylov.stopping import geometric_grid, relative_progress
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import IdentityOperator
 from hesse.optimize.point import Point
 from hesse.optimize.proposal import Candidate, Proposal
+from hesse.vectors.inner_products import dot
 
 
 class DampedGaussNewton:

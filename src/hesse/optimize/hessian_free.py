@@ -9,16 +9,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hesse.curvature.operator import ggn_operator
 from hesse.errors import ArgumentError, NonFiniteError, Status
-from hesse.operators.curvature import ggn_operator
 from hesse.optimize.armijo import ArmijoSearch
 from hesse.optimize.damped_gauss_newton import DampedGaussNewton
 from hesse.optimize.kronecker_preconditioner import Factors, KroneckerPreconditioner
 from hesse.optimize.levenberg_marquardt import LevenbergMarquardt
 from hesse.optimize.point import Counts, Objective, Point
 from hesse.optimize.proposal import take_step
-from hesse.risk import Risk
-from hesse.vectors import Space
+from hesse.risk.risk import Risk
+from hesse.vectors.space import Space
 
 
 class HessianFree(torch.optim.Optimizer):

@@ -29,16 +29,16 @@ import torch
 from torch import Tensor, nn
 
 from hesse.ad.evaluate import derivative, twice_differentiable
-from hesse.ad.loss_hessian import LossHessian
+from hesse.ad.loss import LossHessian
 from hesse.ad.variables import tracked
-from hesse.data import Batch
-from hesse.inner_products import norm
+from hesse.data.batches import Batch
 from hesse.krylov.lanczos import Lanczos
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import function_operator
-from hesse.random_vectors import gaussian
-from hesse.risk import Risk
-from hesse.vectors import Space, Tree
+from hesse.risk.risk import Risk
+from hesse.vectors.inner_products import norm
+from hesse.vectors.random import gaussian
+from hesse.vectors.space import Space, Tree
 
 _ROOT_STEPS = (
     10  # Lanczos steps for H_L^{1/2} z: a few per cent of error, as a preconditioner needs

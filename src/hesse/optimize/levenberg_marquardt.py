@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from hesse.inner_products import dot
 from hesse.optimize.armijo import ArmijoSearch
 from hesse.optimize.point import Objective, Point
 from hesse.optimize.proposal import Candidate, Proposal
 from hesse.optimize.trust_radius import agreement
+from hesse.vectors.inner_products import dot
 
 
 class LevenbergMarquardt:

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hesse.ad.hessian_at import HessianMode
+from hesse.curvature.operator import ggn_operator, hessian_operator
+from hesse.engine.fallback import HessianMode
 from hesse.errors import NonFiniteError, Status, check_choice
-from hesse.operators.base import LinearOperator
-from hesse.operators.curvature import ggn_operator, hessian_operator
+from hesse.operators.algebra import LinearOperator
 from hesse.optimize.armijo import ArmijoSearch
 from hesse.optimize.loop import Iteration, iterate
 from hesse.optimize.point import Objective
@@ -22,7 +22,7 @@ from hesse.optimize.proposal import Search
 from hesse.optimize.truncated_newton import TruncatedNewton
 from hesse.optimize.trust_radius import TrustRadius
 from hesse.progress import Callback, asks_to_stop, progress_bar
-from hesse.vectors import Tree
+from hesse.vectors.space import Tree
 
 
 @dataclass(frozen=True)

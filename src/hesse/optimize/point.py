@@ -9,11 +9,11 @@ from functools import cached_property
 
 from torch import Tensor
 
+from hesse.curvature.operator import GaussNewtonOperator, HessianOperator
 from hesse.errors import NonFiniteError
-from hesse.inner_products import norm
-from hesse.operators.base import LinearOperator
-from hesse.operators.curvature import GaussNewtonOperator, HessianOperator
-from hesse.vectors import Space
+from hesse.operators.algebra import LinearOperator
+from hesse.vectors.inner_products import norm
+from hesse.vectors.space import Space
 
 Curvature = HessianOperator | GaussNewtonOperator
 

@@ -7,12 +7,12 @@ import math
 
 from torch import Tensor
 
-from hesse.inner_products import dot, norm
 from hesse.krylov.cg import cg
 from hesse.krylov.stopping import EisenstatWalker
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.optimize.point import Point
 from hesse.optimize.proposal import Candidate, Proposal
+from hesse.vectors.inner_products import dot, norm
 
 
 class TruncatedNewton:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import math
 
-from hesse.inner_products import dot, norm
 from hesse.optimize.armijo import rounding
 from hesse.optimize.point import Objective, Point
 from hesse.optimize.proposal import Candidate, Proposal
+from hesse.vectors.inner_products import dot, norm
 
 
 def agreement(point: Point, trial: Point, candidate: Candidate) -> float:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hesse.curvature import HessianOperator, hessian_operator
 from hesse.estimators import Estimate, SpectralDensity, spectral_density, trace
 from hesse.krylov import Eigenpairs, eigsh
-from hesse.operators import HessianOperator, hessian_operator
 from hesse.report.digits import reconstruction_loss
-from hesse.risk import Risk
+from hesse.risk.risk import Risk
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hesse.optimize import minimize
 from hesse.report.digits import digits
-from hesse.risk import Risk
+from hesse.risk.risk import Risk
 
 WEIGHT_DECAY = 1e-4
 TARGET = 1e-8

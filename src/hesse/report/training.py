@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hesse.optimize import HessianFree
 from hesse.report.digits import autoencoder, reconstruction_error, reconstruction_loss
-from hesse.risk import Risk
+from hesse.risk.risk import Risk
 
 Tick = Callable[[float], None]
 """Called with the fraction done, for a progress bar."""

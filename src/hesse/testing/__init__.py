@@ -7,7 +7,7 @@ all_problems()                      functions that differ in what they ask of au
 CountingOperator(A), PeakMemory()   contracts of cost
 """
 
-from hesse.memory import PeakMemory
+from hesse.memory.peak import PeakMemory
 from hesse.testing import networks, problems
 from hesse.testing.catalogue import all_problems
 from hesse.testing.conformance import Conformance, check_operator

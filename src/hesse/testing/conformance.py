@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from hesse.errors import OperatorError
-from hesse.inner_products import norm
 from hesse.operators import LinearOperator, aslinearoperator
-from hesse.random_vectors import gaussian
-from hesse.vectors import Space
+from hesse.vectors.inner_products import norm
+from hesse.vectors.random import gaussian
+from hesse.vectors.space import Space
 
 DENSE_LIMIT = 32
 """Operators of at most so many columns are compared with their dense matrix."""

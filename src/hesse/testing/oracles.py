@@ -18,8 +18,8 @@ from torch.autograd import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hesse.errors import DtypeError
-from hesse.inner_products import norm
-from hesse.vectors import Space, Tree
+from hesse.vectors.inner_products import norm
+from hesse.vectors.space import Space, Tree
 
 
 def dense_gradient(f: Callable[[Any], Tensor], x: Tree) -> Tensor:

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hesse.random_vectors import gaussian
-from hesse.vectors import Space, Tree
+from hesse.vectors.random import gaussian
+from hesse.vectors.space import Space, Tree
 
 HessianProduct = Callable[[Tensor, Tensor], Tensor]
 

@@ -14,7 +14,7 @@ from hesse.krylov.preconditioners.jacobi import jacobi
 from hesse.krylov.preconditioners.nystrom import nystrom
 from hesse.krylov.preconditioners.pivoted_cholesky import pivoted_cholesky
 from hesse.krylov.preconditioners.preconditioner import Preconditioner
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 
 _MOST_DIRECTIONS = 160  # of Nystrom's, which stops before where damping covers the rest

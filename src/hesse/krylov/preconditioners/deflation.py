@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.low_rank import LowRankPlusDiagonal
-from hesse.vectors import Space
+from hesse.vectors.space import Space
 
 
 def deflation(space: Space, U: Tensor, values: Tensor, level: float) -> LinearOperator:

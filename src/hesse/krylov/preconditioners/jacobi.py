@@ -8,12 +8,12 @@ from torch import Tensor
 
 from hesse.errors import OperatorError, check_count, check_not_empty
 from hesse.krylov.preconditioners.preconditioner import Preconditioner
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.operators.diagonal import DiagonalOperator
-from hesse.random_vectors import rademacher
-from hesse.rows import stacked
-from hesse.vectors import Tree
+from hesse.vectors.random import rademacher
+from hesse.vectors.rows import stacked
+from hesse.vectors.space import Tree
 
 
 def jacobi(

@@ -13,10 +13,10 @@ from torch import Tensor
 from hesse.errors import OperatorError, check_count, check_not_empty, check_tolerances
 from hesse.krylov.preconditioners.deflation import deflation
 from hesse.krylov.preconditioners.preconditioner import Preconditioner, not_semidefinite
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
-from hesse.random_vectors import gaussian
-from hesse.rows import stacked
+from hesse.vectors.random import gaussian
+from hesse.vectors.rows import stacked
 
 
 def nystrom(

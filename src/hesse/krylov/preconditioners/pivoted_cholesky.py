@@ -9,9 +9,9 @@ from torch import Tensor
 from hesse.errors import OperatorError, check_count, check_not_empty, check_tolerances
 from hesse.krylov.preconditioners.deflation import deflation
 from hesse.krylov.preconditioners.preconditioner import Preconditioner, not_semidefinite
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
-from hesse.vectors import Tree, check_finite
+from hesse.vectors.space import Tree, check_finite
 
 
 def pivoted_cholesky(

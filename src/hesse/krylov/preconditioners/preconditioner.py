@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hesse.errors import OperatorError
-from hesse.operators.base import LinearOperator
+from hesse.operators.algebra import LinearOperator
 
 
 class Preconditioner(LinearOperator):

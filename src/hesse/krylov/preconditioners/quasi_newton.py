@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError, NonFiniteError, OperatorError, check_count
-from hesse.inner_products import dot, norm
 from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.krylov.system import SolverState
-from hesse.operators.base import LinearOperator
-from hesse.vectors import Space, Tree
+from hesse.operators.algebra import LinearOperator
+from hesse.vectors.inner_products import dot, norm
+from hesse.vectors.space import Space, Tree
 
 
 class Pairs(list[tuple[Tensor, Tensor]]):

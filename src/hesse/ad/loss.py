@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss as a function of the outputs of the model: value, slope, and products with its Hessian.
+
+A loss that is linear in the outputs is refused, since its Gauss-Newton matrix is zero; one that is
+flat or linear just here (the absolute error, a hinge) is not, but it is said.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.ad.evaluate import (
+    check_depends,
+    custom_function,
+    derivative,
+    graph_nodes,
+    twice_differentiable,
+)
+from hesse.ad.finite_differences import central_difference
+from hesse.ad.variables import Leaves, check_scalar, number, tracked
+from hesse.errors import DerivativeError, FunctionError, HesseError
+from hesse.tracing.graph import UntraceableError
+from hesse.vectors.inner_products import norm
+from hesse.vectors.rows import joined
+
+# Of the slope of a loss with kinks, or with pieces that are linear.
+_KINKS = re.compile("Sgn|Sign(?!al)|Threshold|Relu|Hardtanh|Huber|SmoothL1")
+
+
+class LossHessian:
+    """The loss as a function of the outputs: its value, its slope, and products with H_L.
+
+    Args:
+        outputs: z, a tensor or a tree that the loss understands; `tensors` are those that depend on
+            the parameters.
+        loss: z -> a scalar.
+    """
+
+    def __init__(self, outputs: Any, loss: Callable[[Any], Tensor], call: str) -> None:
+        self._call = call
+        self.tensors, self._rebuild = _output_tensors(outputs, call)
+        self._loss, self._free = loss, tracked(self.tensors)
+        value = self._evaluate(self._free)
+        check_depends(value, call)
+        self.custom = custom_function(value)
+        self._slope = derivative(value, self._free, create_graph=True)
+        _check_curved(self._slope, call)
+        self.value = number(value)
+
+    @property
+    def slope(self) -> list[Tensor]:
+        """dL/dz."""
+        return [part.detach() for part in self._slope]
+
+    @property
+    def may_be_flat(self) -> bool:
+        """Whether the loss has kinks, so that `check_flat` has something to look at."""
+        return any(_KINKS.search(n.name()) for part in self._slope for n in graph_nodes(part))
+
+    def product(self, u: Leaves) -> list[Tensor]:
+        """H_L u, shaped like the outputs."""
+        pairs = [(s, w) for s, w in zip(self._slope, u, strict=True) if s.requires_grad]
+        graph, directions = zip(*pairs, strict=True)
+        with twice_differentiable(), explained(self._call, "a loss"):
+            return derivative(graph, self._free, directions, retain_graph=True)
+
+    def check_custom_function(self) -> None:
+        """Raise unless products are differences of the slope, where they may be something else."""
+        if self.custom is None:
+            return
+        z, u = [part.detach() for part in self._free], random_like(self._free)
+        difference = central_difference(self._evaluate, z, u, self._call).product
+        error = joined([a - b for a, b in zip(self.product(u), difference, strict=True)])
+        eps = torch.finfo(error.dtype).eps
+        if norm(error) > min(10 * eps ** (1 / 3), 0.5) * norm(joined(difference)):
+            reason = f"the backward pass of {self.custom} cannot be differentiated, or is wrong"
+            raise undifferentiable(self._call, "a loss", reason)
+
+    def check_flat(self) -> None:
+        """Warn if H_L is zero here."""
+        if not any(bool(part.any()) for part in self.product(random_like(self._free))):
+            warnings.warn(
+                f"{self._call}: the loss is flat or piecewise linear at these outputs, as the "
+                "absolute error and hinges are; its Gauss-Newton matrix is zero. Use a loss that "
+                "is curved, such as torch.nn.SmoothL1Loss, or hesse.hessian_operator.",
+                stacklevel=2,
+            )
+
+    def _evaluate(self, free: Leaves) -> Tensor:
+        try:
+            value = self._loss(self._rebuild(free))
+        except RuntimeError as error:
+            if "leaf Variable that requires grad" not in str(error):
+                raise
+            # The loss changes its outputs in place, which it may do to copies.
+            value = self._loss(self._rebuild([z.clone() for z in free]))
+        return check_scalar(value, self._call)
+
+
+@contextmanager
+def explained(call: str, what: str) -> Iterator[None]:
+    """Within it, torch's word that a derivative cannot be differentiated names the way out."""
+    try:
+        yield
+    except (HesseError, UntraceableError, torch.OutOfMemoryError):
+        raise
+    except RuntimeError as error:
+        raise undifferentiable(call, what, str(error).strip().splitlines()[0]) from error
+
+
+def undifferentiable(call: str, what: str, reason: str) -> DerivativeError:
+    """Of outputs or a loss that cannot be differentiated twice, and why."""
+    remedy = "Put other operations of torch in the place of that one"
+    if "sparse" in reason:
+        remedy += " (torch.zeros(n, m).index_put((i, j), values), or sums by index_add)"
+    return DerivativeError(
+        call,
+        expected=f"{what} whose backward pass is made of differentiable operations",
+        got=reason,
+        remedy=f"{remedy}; or use hesse.hessian_operator(risk, params), which takes differences of "
+        "gradients where it must.",
+    )
+
+
+def random_like(parts: Leaves) -> list[Tensor]:
+    """Gaussian tensors of these shapes, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(part.shape, generator=generator).to(part) for part in parts]
+
+
+def _check_curved(slope: Leaves, call: str) -> None:
+    if not any(part.grad_fn is not None for part in slope):  # zeros may require a gradient
+        raise FunctionError(
+            call,
+            expected="a loss that is curved in the outputs of the model",
+            got="a loss that is linear in them, whose Gauss-Newton matrix is zero",
+            remedy="Let the model return what goes into the loss (the logits, the prediction), and "
+            "the loss function compute the loss from it.",
+        )
+
+
+def _output_tensors(z: Any, call: str) -> tuple[list[Tensor], Callable[[Leaves], Any]]:
+    """The tensors of z that depend on x, and the way to put others in their place."""
+    found: list[Tensor] = []
+    _replace(z, lambda tensor: found.append(tensor) or tensor)
+    if not found:
+        raise FunctionError(
+            call,
+            expected="outputs that depend on the parameters",
+            got=f"a {type(z).__name__} without a tensor that does",
+            remedy="Compute the outputs from the parameters given, without .detach() or no_grad.",
+        )
+
+    def rebuild(tensors: Leaves) -> Any:
+        rest = iter(tensors)
+        return _replace(z, lambda _: next(rest))
+
+    return found, rebuild
+
+
+def _replace(z: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """z with `function` applied to its differentiable tensors; all else is kept as it is."""
+    if isinstance(z, Tensor):
+        return function(z) if z.requires_grad else z
+    if isinstance(z, MutableMapping):  # dicts, and the dict-like outputs of transformers
+        result = copy.copy(z)
+        for key in z:
+            result[key] = _replace(z[key], function)
+        return result
+    if isinstance(z, tuple) and hasattr(z, "_fields"):
+        return type(z)(*(_replace(part, function) for part in z))
+    if isinstance(z, (list, tuple)):
+        return type(z)(_replace(part, function) for part in z)
+    return z

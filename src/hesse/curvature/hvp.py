@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hvp`: one Hessian-vector product, by any mode, for any tree of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from hesse.ad.summands import check_at
+from hesse.engine.fallback import ONE_SHOT, HessianAt, HessianMode
+from hesse.engine.options import Request
+from hesse.errors import check_choice
+from hesse.vectors.space import Space, Tree
+
+
+class HVP(NamedTuple):
+    """A product with the point it was taken at: (product, gradient, value)."""
+
+    product: Tree
+    gradient: Tree
+    value: Tensor
+
+
+def hvp(
+    f: Callable[[Any], Tensor],
+    x: Tree,
+    v: Tree,
+    mode: HessianMode = "auto",
+    *,
+    value_and_gradient: bool = False,
+) -> Any:
+    r"""One product of the Hessian of f at x with v.
+
+    $$ H v = \nabla^2 f(x)\, v = \frac{d}{dt} \nabla f(x + t v) \Big|_{t=0} $$
+
+    Args:
+        f: scalar function of one argument; a `Risk` is one.
+        x: the point: a tensor, or dicts, lists, tuples and namedtuples of tensors (float32 or
+            float64). An `nn.Parameter` with requires_grad=False is held fixed: its rows are zero.
+        v: the direction: a tree like x, or one flat vector of length n.
+        mode: "reverse-over-reverse", "forward-over-reverse", "reverse-over-forward",
+            "finite-difference" (central), "forward-difference", or "auto": the first of these four
+            exact and central modes that f allows. Another one than the first is said once, by a
+            `FallbackWarning`.
+        value_and_gradient: return `HVP(product, gradient, value)` instead of the product alone.
+
+    Returns:
+        H v, new tensors in the structure of v. The result carries no graph of its own.
+
+    Cost:
+        9, 9, 8, 6, 6 forward passes' worth of matrix products in the order above, where a gradient
+        costs 3; O(n) memory and the residuals of f, of one batch at a time for a `Risk`. For
+        several products at the same x use `hessian_operator`. With a custom `autograd.Function` in
+        f, whose backward pass may be no program of torch's, two gradients more for a check.
+
+    Raises:
+        HesseError: v is not like x; f is not a scalar, does not depend on x or has no derivatives
+            in this mode; NaN or Inf appears.
+
+    References:
+        Pearlmutter 1994, doi:10.1162/neco.1994.6.1.147; Nocedal & Wright 2006, sections 7.1, 8.1.
+
+    >>> import torch
+    >>> def f(p):                                      # H = [[2y, 2x], [2x, -sin y]]
+    ...     return p["x"]**2 * p["y"] + torch.sin(p["y"])
+    >>> point = {"x": torch.tensor(3.0), "y": torch.tensor(1.0)}
+    >>> hvp(f, point, {"x": torch.tensor(1.0), "y": torch.tensor(0.0)})
+    {'x': tensor(2.), 'y': tensor(6.)}
+    """
+    call = "hesse.hvp(f, x, v)" if mode == "auto" else f"hesse.hvp(f, x, v, mode={mode!r})"
+    check_choice("mode", mode, ["auto", *ONE_SHOT], call)
+    space = Space.of(x, call=call)
+    direction, leave = space.enter(v, call=call)
+    check_at(f, x)
+    hessian = HessianAt(f, x, space, Request(mode), call, repeated=False)
+    product = leave(hessian.product(direction, with_gradient=value_and_gradient))
+    if not value_and_gradient:
+        return product
+    return HVP(product, leave(hessian.gradient), hessian.value)

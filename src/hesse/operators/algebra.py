@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`LinearOperator`: a matrix that is known by its products, and the algebra of such matrices.
+
+A new operator implements one method, `_matvec`, on flat vectors. Products with trees and blocks
+(products.py), algebra, conversion and the participation in every solver and estimator follow.
+
+Operators are immutable and lazy: arithmetic builds a new operator and computes nothing.
+
+A matrix of known structure may say so in three more methods: `_inverse`, `_diagonal` and
+`_plus_diagonal`. The last is all that A + c I needs to be inverted: the sum asks the term that is
+not diagonal to take the other one in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
+
+from hesse.operators.protocol import Products
+from hesse.vectors.space import Space
+
+
+class LinearOperator(Products):
+    """A linear map between two spaces of trees.
+
+    Args:
+        domain: the space of v in A v: a `Space`, or its dimension n for plain vectors of torch's
+            default dtype.
+        codomain: the space of A v; None for a square operator on `domain`.
+        symmetric: a promise that A = A'; `hesse.testing.check_operator` tests it.
+
+    Subclasses implement `_matvec`, and for an operator that is not symmetric `_rmatvec` if it has
+    an adjoint; `_matmat` (`_rmatmat`) only where many directions at once are cheaper than one after
+    the other; `_inverse`, `_diagonal`, `_plus_diagonal` and `is_diagonal` where A has a structure.
+
+    >>> import torch
+    >>> class Laplacian(LinearOperator):
+    ...     def _matvec(self, v):
+    ...         return torch.nn.functional.conv1d(
+    ...             v[None, None], torch.tensor([[[-1.0, 2.0, -1.0]]]), padding=1)[0, 0]
+    >>> A = Laplacian(3, symmetric=True)
+    >>> (A + 2 * A.T).to_dense()
+    tensor([[ 6., -3.,  0.],
+            [-3.,  6., -3.],
+            [ 0., -3.,  6.]])
+    """
+
+    # -- Structure, for a subclass that has one ----------------------------------------------------
+
+    def _inverse(self) -> LinearOperator | None:
+        """The exact inverse if structure makes it cheap; None elsewhere, and for a singular A.
+
+        Symmetric where A is. A number that is zero or not finite on the way counts as singular.
+        """
+        return None
+
+    def _diagonal(self) -> Tensor | None:
+        """The exact diagonal, shape (n,), where it is free; None elsewhere."""
+        return None
+
+    def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
+        """A + D for a diagonal D, as one operator of the structure of A; None without one."""
+        return None
+
+    def _split_shift(self) -> tuple[LinearOperator, float]:
+        """(G, c) where A says that it is G + c I; (A, 0) elsewhere."""
+        return self, 0.0
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether A is known to be a diagonal matrix; then `_diagonal` gives it."""
+        return False
+
+    # -- Algebra -----------------------------------------------------------------------------------
+
+    @property
+    def T(self) -> LinearOperator:
+        """The adjoint; a symmetric operator is its own."""
+        return self if self.symmetric else _Transposed(self)
+
+    def __matmul__(self, other: Any) -> Any:
+        """A @ B for an operator, A @ v for a vector or tree, A @ V for a block (n, k)."""
+        if isinstance(other, LinearOperator):
+            return _Product(self, other._in_space(self.domain))
+        if isinstance(other, Tensor) and other.ndim == 2 and not self.domain.is_point(other):
+            return self.matmat(other)
+        return self.matvec(other)
+
+    def __add__(self, other: Any) -> LinearOperator:
+        """A + B."""
+        if not isinstance(other, LinearOperator):
+            raise self._not_an_operator("+", other)
+        return _Sum(self._in_space(other.domain), other._in_space(self.domain))
+
+    def __sub__(self, other: Any) -> LinearOperator:
+        """A - B."""
+        if not isinstance(other, LinearOperator):
+            raise self._not_an_operator("-", other)
+        return self + -1.0 * other
+
+    def __mul__(self, scalar: Any) -> LinearOperator:
+        """c A for a number c."""
+        if isinstance(scalar, Tensor) and scalar.ndim == 0:
+            scalar = float(scalar)
+        if not isinstance(scalar, Real):
+            raise self._not_a_number(scalar)
+        return _Scaled(float(scalar), self)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, scalar: Any) -> LinearOperator:
+        """A / c for a number c."""
+        if not isinstance(scalar, (Real, Tensor)):
+            raise self._not_a_number(scalar)
+        return self * (1.0 / scalar)
+
+    def __neg__(self) -> LinearOperator:
+        """-A."""
+        return _Scaled(-1.0, self)
+
+    def block(self, name: str) -> LinearOperator:
+        """The diagonal block of one leaf, or of all leaves below `name`.
+
+        >>> import torch
+        >>> from hesse.operators import diagonal_operator
+        >>> D = diagonal_operator({"a": torch.tensor([1.0]), "b": torch.tensor([2.0, 3.0])})
+        >>> D.block("b").to_dense()
+        tensor([[2., 0.],
+                [0., 3.]])
+        """
+        return _Block(self, name)
+
+    # -- Inside ------------------------------------------------------------------------------------
+
+    def _in_space(self, space: Space) -> LinearOperator:
+        """This operator, on `space` if it is one that fits any space of its dimension."""
+        return self
+
+
+def diagonal_of(D: LinearOperator) -> Tensor:
+    """The entries of an operator that says `is_diagonal`, shape (n,)."""
+    d = D._diagonal()
+    assert d is not None
+    return d
+
+
+def _first(operators: Iterable[LinearOperator | None]) -> LinearOperator | None:
+    return next((A for A in operators if A is not None), None)
+
+
+# --------------------------------------------------------------------------------------------------
+# The algebra: one small class for each expression
+
+
+class _Sum(LinearOperator):
+    """A + B."""
+
+    def __init__(self, a: LinearOperator, b: LinearOperator) -> None:
+        call = f"{a} + {b}"
+        domain = a.domain.common(b.domain, call)
+        codomain = a.codomain.common(b.codomain, call)
+        super().__init__(domain, codomain, symmetric=a.symmetric and b.symmetric)
+        self.a, self.b = a, b
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self.a._matvec(v) + self.b._matvec(v)
+
+    def _rmatvec(self, u: Tensor) -> Tensor:
+        return self.a._rmatvec(u) + self.b._rmatvec(u)
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        return self.a._matmat(block) + self.b._matmat(block)
+
+    def _rmatmat(self, block: Tensor) -> Tensor:
+        return self.a._rmatmat(block) + self.b._rmatmat(block)
+
+    def _curvature(self, v: Tensor) -> float:
+        return self.a._curvature(v) + self.b._curvature(v)
+
+    def inner(self, u: Tensor, v: Tensor) -> float:
+        return self.a.inner(u, v)
+
+    def inners(self, basis: Tensor, v: Tensor) -> Tensor:
+        return self.a.inners(basis, v)
+
+    def _in_space(self, space: Space) -> LinearOperator:
+        return _Sum(self.a._in_space(space), self.b._in_space(space))
+
+    def block(self, name: str) -> LinearOperator:
+        if self.a.domain != self.b.domain:  # only one of the two knows the names
+            return super().block(name)
+        return self.a.block(name) + self.b.block(name)
+
+    def _inverse(self) -> LinearOperator | None:
+        whole = _first(term._plus_diagonal(D) for term, D in self._orders())
+        return None if whole is None else whole._inverse()
+
+    def _diagonal(self) -> Tensor | None:
+        a, b = self.a._diagonal(), self.b._diagonal()
+        return None if a is None or b is None else a + b
+
+    def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
+        return _first(term._plus_diagonal(other + D) for term, other in self._orders())
+
+    def _split_shift(self) -> tuple[LinearOperator, float]:
+        for term, D in self._orders():
+            d = diagonal_of(D)
+            if bool((d == d[0]).all()):
+                G, c = term._split_shift()
+                return G, c + float(d[0])
+        return self, 0.0
+
+    def _orders(self) -> list[tuple[LinearOperator, LinearOperator]]:
+        """(one term, the other one), where the other one is diagonal."""
+        orders = ((self.a, self.b), (self.b, self.a))
+        return [(term, other) for term, other in orders if other.is_diagonal]
+
+    @property
+    def is_diagonal(self) -> bool:
+        return self.a.is_diagonal and self.b.is_diagonal
+
+
+class _Scaled(LinearOperator):
+    """c A."""
+
+    def __init__(self, scalar: float, a: LinearOperator) -> None:
+        super().__init__(a.domain, a.codomain, symmetric=a.symmetric)
+        self.scalar, self.a = scalar, a
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self.scalar * self.a._matvec(v)
+
+    def _rmatvec(self, u: Tensor) -> Tensor:
+        return self.scalar * self.a._rmatvec(u)
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        return self.scalar * self.a._matmat(block)
+
+    def _rmatmat(self, block: Tensor) -> Tensor:
+        return self.scalar * self.a._rmatmat(block)
+
+    def _curvature(self, v: Tensor) -> float:
+        return self.scalar * self.a._curvature(v)
+
+    def inner(self, u: Tensor, v: Tensor) -> float:
+        return self.a.inner(u, v)
+
+    def inners(self, basis: Tensor, v: Tensor) -> Tensor:
+        return self.a.inners(basis, v)
+
+    def _in_space(self, space: Space) -> LinearOperator:
+        return _Scaled(self.scalar, self.a._in_space(space))
+
+    def block(self, name: str) -> LinearOperator:
+        return self.scalar * self.a.block(name)
+
+    def _inverse(self) -> LinearOperator | None:
+        inverse = None if self.scalar == 0.0 else self.a._inverse()
+        return None if inverse is None else inverse / self.scalar
+
+    def _diagonal(self) -> Tensor | None:
+        diagonal = self.a._diagonal()
+        return None if diagonal is None else self.scalar * diagonal
+
+    def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
+        whole = None if self.scalar == 0.0 else self.a._plus_diagonal(D / self.scalar)
+        return None if whole is None else self.scalar * whole
+
+    @property
+    def is_diagonal(self) -> bool:
+        return self.a.is_diagonal
+
+
+class _Product(LinearOperator):
+    """A B."""
+
+    def __init__(self, a: LinearOperator, b: LinearOperator) -> None:
+        a = a._in_space(b.codomain)
+        a.domain.common(b.codomain, f"{a} @ {b}")
+        super().__init__(b.domain, a.codomain, symmetric=a.T is b or b.T is a)  # A'A, A A', A A
+        self.a, self.b = a, b
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self.a._matvec(self.b._matvec(v))
+
+    def _rmatvec(self, u: Tensor) -> Tensor:
+        return self.b._rmatvec(self.a._rmatvec(u))
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        return self.a._matmat(self.b._matmat(block))
+
+    def _rmatmat(self, block: Tensor) -> Tensor:
+        return self.b._rmatmat(self.a._rmatmat(block))
+
+    def inner(self, u: Tensor, v: Tensor) -> float:
+        return self.b.inner(u, v)
+
+    def inners(self, basis: Tensor, v: Tensor) -> Tensor:
+        return self.b.inners(basis, v)
+
+    def _inverse(self) -> LinearOperator | None:
+        right = self.a._inverse()
+        if right is None:
+            return None
+        # B' B = A B: one inverse serves both sides, and the product knows that it is symmetric.
+        left = right.T if self.symmetric else self.b._inverse()
+        return None if left is None else left @ right
+
+    def _diagonal(self) -> Tensor | None:
+        if not (self.a.is_diagonal or self.b.is_diagonal):
+            return None
+        a, b = self.a._diagonal(), self.b._diagonal()
+        return None if a is None or b is None else a * b
+
+    @property
+    def is_diagonal(self) -> bool:
+        return self.a.is_diagonal and self.b.is_diagonal
+
+
+class _Transposed(LinearOperator):
+    """A'."""
+
+    def __init__(self, a: LinearOperator) -> None:
+        super().__init__(a.codomain, a.domain)
+        self.a = a
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self.a._rmatvec(v)
+
+    def _rmatvec(self, u: Tensor) -> Tensor:
+        return self.a._matvec(u)
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        return self.a._rmatmat(block)
+
+    def _rmatmat(self, block: Tensor) -> Tensor:
+        return self.a._matmat(block)
+
+    @property
+    def T(self) -> LinearOperator:
+        return self.a
+
+    def _inverse(self) -> LinearOperator | None:
+        inverse = self.a._inverse()
+        return None if inverse is None else inverse.T
+
+    def _diagonal(self) -> Tensor | None:
+        return self.a._diagonal()
+
+    def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
+        whole = self.a._plus_diagonal(D)
+        return None if whole is None else whole.T
+
+
+class _Block(LinearOperator):
+    """The rows and columns of A that belong to the leaves below a name."""
+
+    def __init__(self, a: LinearOperator, name: str) -> None:
+        a._check_square("block")
+        space, self._range = a.domain.subspace(name, call=f"{a}.block({name!r})")
+        super().__init__(space, symmetric=a.symmetric)
+        self.a = a
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self.a._matvec(self._embed(v))[self._range]
+
+    def _rmatvec(self, u: Tensor) -> Tensor:
+        return self.a._rmatvec(self._embed(u))[self._range]
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        full = block.new_zeros(self.a.domain.n, block.shape[1])
+        full[self._range] = block
+        return self.a._matmat(full)[self._range]
+
+    def _diagonal(self) -> Tensor | None:
+        diagonal = self.a._diagonal()
+        return None if diagonal is None else diagonal[self._range]
+
+    def _curvature(self, v: Tensor) -> float:
+        return self.a._curvature(self._embed(v))
+
+    def _embed(self, v: Tensor) -> Tensor:
+        full = self.a.domain.zeros()
+        full[self._range] = v
+        return full

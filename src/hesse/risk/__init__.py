@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Risk`: a model, a loss and data as one scalar function of the parameters."""
+
+from hesse.risk.risk import Risk
+
+__all__ = ["Risk"]
