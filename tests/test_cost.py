@@ -13,7 +13,6 @@ from hesse.curvature import ggn_operator, hessian_operator, hvp
 from hesse.risk.risk import Risk
 from hesse.testing import PeakMemory, problems
 from hesse.vectors.inner_products import norm
-from hesse.vectors.random import gaussian
 
 
 def flops(run):
@@ -35,7 +34,7 @@ def autoencoder():
     risk = Risk(net[:-1], nn.MSELoss(), (images, images))
     params = [parameter for parameter in net.parameters() if parameter.requires_grad]
     gradient = flops(lambda: torch.autograd.grad(nn.MSELoss()(net[:-1](images), images), params))
-    direction = gaussian(hessian_operator(risk, risk.params).domain)
+    direction = hessian_operator(risk, risk.params).domain.gaussian()
     return risk, direction, gradient
 
 
@@ -51,7 +50,7 @@ def transformer():
         gradient = flops(
             lambda: torch.autograd.grad(nn.MSELoss()(net(tokens), tokens), list(net.parameters()))
         )
-    return risk, gaussian(hessian_operator(risk, risk.params).domain), gradient
+    return risk, hessian_operator(risk, risk.params).domain.gaussian(), gradient
 
 
 PREPARED = ["auto", "traced-split", "retained-graph"]
@@ -183,7 +182,7 @@ def test_several_batches_need_the_memory_of_one():
     inputs, targets = torch.randn(1000, 20), torch.randn(1000, 1)
     whole = Risk(net, nn.MSELoss(), (inputs, targets))
     parts = whole.on([(inputs[i::20], targets[i::20]) for i in range(20)])
-    v = gaussian(hessian_operator(whole, whole.params).domain)
+    v = hessian_operator(whole, whole.params).domain.gaussian()
     peaks = []
     for risk in (whole, parts):
         H = hessian_operator(risk, risk.params, mode="reverse-over-reverse")

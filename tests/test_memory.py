@@ -19,7 +19,6 @@ from hesse.risk.risk import Risk
 from hesse.testing import all_problems
 from hesse.tracing.program import run
 from hesse.vectors.inner_products import norm
-from hesse.vectors.random import gaussian
 from hesse.vectors.space import Space
 
 PROBLEMS = {problem.name: problem for problem in all_problems()}
@@ -59,7 +58,7 @@ def gradient_peak(risk):
 
 
 def direction(risk):
-    return gaussian(Space.of(risk.params, call="test"), torch.Generator().manual_seed(0))
+    return Space.of(risk.params, call="test").gaussian(torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("name", PROBLEMS)

@@ -13,7 +13,6 @@ from hesse.errors import DerivativeError, FallbackWarning
 from hesse.risk.risk import Risk
 from hesse.testing import all_problems
 from hesse.vectors.inner_products import norm
-from hesse.vectors.random import gaussian
 
 DOUBLE = torch.float64
 PROBLEMS = {problem.name: problem for problem in all_problems()}
@@ -89,7 +88,7 @@ def test_batches_of_one_shape_share_programs_and_a_ragged_one_has_its_own(operat
     risk = Risk(net(), nn.CrossEntropyLoss(), batches(8, 8, 8, 3), weight_decay=0.1)
     A = operator(risk, risk.params, mode="traced-split")
     B = operator(risk, risk.params, mode="retained-graph")
-    v = gaussian(A.domain)
+    v = A.domain.gaussian()
     for _ in range(3):
         assert_close(A @ v, B @ v, 1e-13)
     assert_close(A.curvature(v), B.curvature(v), 1e-13)
@@ -107,7 +106,7 @@ def test_targets_that_are_the_inputs_and_targets_that_are_not_are_told_apart():
     x, y = torch.randn(4, 3).double(), torch.randn(4, 3).double()
     model = nn.Linear(3, 3).double()
     risk = Risk(model, nn.MSELoss(), (x, x))
-    v = gaussian(hessian_operator(risk, risk.params).domain)
+    v = hessian_operator(risk, risk.params).domain.gaussian()
     split(risk, risk.params) @ v
     other = risk.on((x, y))
     H = split(other, risk.params)
@@ -266,7 +265,7 @@ def test_the_plan_tells_the_rung_and_the_cost():
     risk = Risk(net(), nn.CrossEntropyLoss(), batches(8))
     H = hessian_operator(risk, risk.params)
     assert "nothing has been computed yet" in str(H.plan)
-    v = gaussian(H.domain)
+    v = H.domain.gaussian()
     H @ v
     H @ v
     assert H.plan.rung == "retained-graph"
@@ -318,7 +317,7 @@ def test_the_plan_tells_what_failed():
 def test_a_compiled_program_is_right_is_reused_and_says_what_it_gained():
     risk = Risk(net(), nn.CrossEntropyLoss(), batches(8))
     H = hessian_operator(risk, risk.params, mode="compiled-split")
-    v = gaussian(H.domain)
+    v = H.domain.gaussian()
     try:
         product = H @ v
     except DerivativeError as error:

@@ -18,7 +18,6 @@ from hesse.errors import (
     StructureError,
 )
 from hesse.vectors.inner_products import dot, dots, norm
-from hesse.vectors.random import gaussian, rademacher
 from hesse.vectors.space import Space
 
 Point = namedtuple("Point", "a b")
@@ -171,7 +170,7 @@ def test_norm_neither_overflows_nor_underflows_in_float32():
     assert norm(torch.full((4,), 1e-30)) == pytest.approx(2e-30, rel=1e-6)
 
 
-@pytest.mark.parametrize("draw", [gaussian, rademacher])
+@pytest.mark.parametrize("draw", [Space.gaussian, Space.rademacher])
 def test_probes_are_reproducible_and_leave_the_global_generator_alone(draw):
     space = Space.of({"a": torch.zeros(50, dtype=torch.float64)})
     before = torch.get_rng_state()
@@ -187,7 +186,7 @@ def test_probes_are_reproducible_and_leave_the_global_generator_alone(draw):
 def test_probes_have_the_moments_that_they_promise():
     space = Space.flat(100_000, torch.float64)
     generator = torch.Generator().manual_seed(0)
-    signs, normal = rademacher(space, generator), gaussian(space, generator)
+    signs, normal = space.rademacher(generator), space.gaussian(generator)
     assert set(signs.unique().tolist()) == {-1.0, 1.0}
     standard_error = space.n**-0.5
     assert abs(float(signs.mean())) < 4 * standard_error

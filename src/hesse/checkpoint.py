@@ -173,7 +173,7 @@ def _mark(A: LinearOperator) -> Mark:
     z = torch.cos(torch.arange(1, A.shape[1] + 1, dtype=torch.float64) ** 2)
     z = (z / norm(z)).to(A.device, A.dtype)
     product = A._matvec(z)
-    along = A.inner(z, product) if A.shape[0] == A.shape[1] else 0.0
+    along = A.domain.inner(z, product) if A.shape[0] == A.shape[1] else 0.0
     return norm(product), along, torch.finfo(A.dtype).eps ** 0.5
 
 

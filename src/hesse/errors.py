@@ -8,6 +8,7 @@ not the caller's mistake (an iteration limit, a direction of negative curvature)
 
 from __future__ import annotations
 
+import difflib
 import operator
 from collections.abc import Sequence
 from enum import Enum
@@ -20,13 +21,19 @@ __all__ = ["HesseError", "Status"]
 class HesseError(Exception):
     r"""Base of every error that Hesse raises: `except hesse.HesseError` catches them all.
 
+    `call` is added where the error leaves the library, see `hesse.boundary`.
+
     >>> str(HesseError("hesse.f(x)", expected="a", got="b", remedy="Give a."))
     'hesse.f(x)\n  expected: a\n  got:      b\n  remedy:   Give a.'
     """
 
-    def __init__(self, call: str, *, expected: str, got: str, remedy: str) -> None:
+    def __init__(self, call: str = "", *, expected: str, got: str, remedy: str) -> None:
+        super().__init__(expected, got, remedy)
         self.call, self.expected, self.got, self.remedy = call, expected, got, remedy
-        super().__init__(f"{call}\n  expected: {expected}\n  got:      {got}\n  remedy:   {remedy}")
+
+    def __str__(self) -> str:
+        lines = f"expected: {self.expected}\n  got:      {self.got}\n  remedy:   {self.remedy}"
+        return f"{self.call}\n  {lines}" if self.call else lines
 
     def __reduce__(self):  # keyword-only arguments: the default would pickle the message alone
         return _rebuild, (type(self), self.call, self.expected, self.got, self.remedy)
@@ -88,7 +95,7 @@ class FallbackWarning(UserWarning):
     """Said once when a requested or preferred way failed and another one was taken."""
 
 
-def check_choice(name: str, value: str, choices: Sequence[str], call: str) -> None:
+def check_choice(name: str, value: str, choices: Sequence[str], call: str = "") -> None:
     """Raise unless the argument of that name has one of these values, of which the first is usual.
 
     >>> check_choice("mode", "auto", ["auto", "fast"], "f(x, mode)")
@@ -98,11 +105,17 @@ def check_choice(name: str, value: str, choices: Sequence[str], call: str) -> No
             call,
             expected=f"{name} to be one of {', '.join(map(repr, choices))}",
             got=repr(value),
-            remedy=f"Leave it out for {choices[0]!r}.",
+            remedy=_nearest(value, choices) or f"Leave it out for {choices[0]!r}.",
         )
 
 
-def check_count(name: str, value: Any, least: int, call: str) -> int:
+def _nearest(value: Any, choices: Sequence[str]) -> str | None:
+    """The remedy for a misspelt choice."""
+    close = difflib.get_close_matches(value, choices, 1) if isinstance(value, str) else []
+    return f"Did you mean {close[0]!r}?" if close else None
+
+
+def check_count(name: str, value: Any, least: int, call: str = "") -> int:
     """The argument of that name as an int; raises unless it is an integer, and so large at least.
 
     Integers of NumPy and PyTorch are integers; 2.0, "2" and True are not.

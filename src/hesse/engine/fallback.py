@@ -36,7 +36,6 @@ from hesse.engine.plan import Plan, plan_of
 from hesse.engine.summed_product import PREPARED, Preparations, Prepared
 from hesse.errors import DerivativeError, FallbackWarning, HesseError
 from hesse.vectors.inner_products import norm
-from hesse.vectors.random import gaussian
 from hesse.vectors.rows import stacked
 from hesse.vectors.space import Space, Tree
 
@@ -183,7 +182,7 @@ class HessianAt:
     def _check_custom_function(self, v: Tensor, product: Tensor) -> None:
         """Compare with a central difference; with many products to come, in a random direction."""
         if self._repeated:
-            v = gaussian(self._space, torch.Generator().manual_seed(0))
+            v = self._space.gaussian(torch.Generator().manual_seed(0))
             product = self._run(v)
         difference = self._one_shot(v, False, "finite-difference")
         # Its error is some eps^(2/3) of third derivatives; a term that is missing is larger.

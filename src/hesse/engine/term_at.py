@@ -24,7 +24,6 @@ from hesse.tracing.partition import Split
 from hesse.tracing.precision import units
 from hesse.tracing.program import run
 from hesse.tracing.vmap import batched
-from hesse.vectors.random import gaussian
 
 # What torch says of a tensor that a graph needs and that was changed in place.
 _WRITTEN_TO = "modified by an inplace operation"
@@ -305,7 +304,7 @@ class TermAt:
         assert split is not None and self._residuals is not None
         if v is None or not preparation.request.is_thrifty:
             generator = torch.Generator().manual_seed(preparation.points)
-            v = gaussian(self._variables.space, generator)
+            v = self._variables.space.gaussian(generator)
         self._residuals = None  # not graph and residuals at a time
         retained, directions = self._kind.retain(self._function, self._x), self._variables.split(v)
         theirs = taken(retained, "product", self._variables, directions)

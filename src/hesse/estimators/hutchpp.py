@@ -22,7 +22,7 @@ class TraceDeflation(Deflation):
     spread = 2.0
 
     def plain(self, probes: Tensor, images: Tensor) -> list[float]:
-        return [self.A.inner(z, Az) for z, Az in zip(probes, images, strict=True)]
+        return [self.A.domain.inner(z, Az) for z, Az in zip(probes, images, strict=True)]
 
     def captured(self, basis: Tensor) -> float:
         return sum(forms(self.A, basis, self.sampler.block_size, self.sampler.call))

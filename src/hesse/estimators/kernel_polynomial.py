@@ -87,7 +87,7 @@ class KernelPolynomialDensity(ProbedDensity):
         return (image - self.centre * rows) / self.half
 
     def _inner(self, left: Tensor, right: Tensor) -> Tensor:
-        values = [self.A.inner(u, v) for u, v in zip(left, right, strict=True)]
+        values = [self.A.domain.inner(u, v) for u, v in zip(left, right, strict=True)]
         return torch.tensor(values, dtype=torch.float64)
 
     def _escaped(self) -> OperatorError:

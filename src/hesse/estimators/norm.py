@@ -130,7 +130,7 @@ def _frobenius(sampler: Sampler) -> Estimate:
 
 def _square(A: LinearOperator, image: Tensor) -> float:
     """|A z|^2, a vector of the codomain."""
-    return A.T.inner(image, image) if A.shape[0] != A.shape[1] else A.inner(image, image)
+    return A.T.inner(image, image) if A.shape[0] != A.shape[1] else A.domain.inner(image, image)
 
 
 def _spectral(

@@ -13,7 +13,6 @@ from torch import Tensor
 from hesse.krylov.gram_schmidt import orthogonalise
 from hesse.operators.algebra import LinearOperator
 from hesse.vectors.inner_products import norm
-from hesse.vectors.random import gaussian
 
 
 def project_out(A: LinearOperator, basis: list[Tensor], rows: Tensor) -> Tensor:
@@ -67,7 +66,7 @@ def _normalise(
     if length > 10 * least:
         row /= length
         return length
-    row.copy_(gaussian(A.domain, generator))
+    row.copy_(A.domain.gaussian(generator))
     orthogonalise(A, basis, row)
     row /= norm(row)
     return max(least, _TINY)

@@ -12,21 +12,20 @@ import torch
 from torch import Tensor
 
 from hesse.operators.algebra import LinearOperator
-from hesse.vectors.random import gaussian, rademacher
 from hesse.vectors.rows import stacked
 from hesse.vectors.space import unshared
 
 
 def signs(A: LinearOperator, k: int, generator: torch.Generator | None) -> Tensor:
     """k vectors of random signs."""
-    return stacked(k, (rademacher(A.domain, generator) for _ in range(k)))
+    return stacked(k, (A.domain.rademacher(generator) for _ in range(k)))
 
 
 def on_the_sphere(A: LinearOperator, k: int, generator: torch.Generator | None) -> Tensor:
     """k uniformly random vectors of norm sqrt(n)."""
-    rows = stacked(k, (gaussian(A.domain, generator) for _ in range(k)))
+    rows = stacked(k, (A.domain.gaussian(generator) for _ in range(k)))
     for row in rows:
-        row *= (A.shape[1] / A.inner(row, row)) ** 0.5
+        row *= (A.shape[1] / A.domain.inner(row, row)) ** 0.5
     return rows
 
 
@@ -45,4 +44,4 @@ def forms(A: LinearOperator, rows: Tensor, block_size: int, call: str) -> list[f
         A._check_finite(torch.tensor(values), call)
         return values
     image = products(A, rows, block_size, call)
-    return [A.inner(row, product) for row, product in zip(rows, image, strict=True)]
+    return [A.domain.inner(row, product) for row, product in zip(rows, image, strict=True)]

@@ -15,7 +15,6 @@ from hesse.estimators.matrix_function import matrix_function
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
-from hesse.vectors.random import gaussian
 from hesse.vectors.rows import stacked
 
 
@@ -62,7 +61,7 @@ def sample_normal(
     call = f"hesse.sample_normal({A}, {count})"
     check_choice("role", role, ["precision", "covariance"], call)
     count = check_count("count", count, 1, call)
-    draws = stacked(count, (gaussian(A.domain, generator) for _ in range(count))).T
+    draws = stacked(count, (A.domain.gaussian(generator) for _ in range(count))).T
     return matrix_function(
         "inverse-sqrt" if role == "precision" else "sqrt",
         A,

@@ -91,8 +91,8 @@ class Sketch:
 def grown_gram(A: LinearOperator, known: Tensor, left: list[Tensor], right: list[Tensor]) -> Tensor:
     """The inner products of all rows with all rows, known but for those of the last blocks."""
     none = known.new_zeros(0, len(right[-1]))
-    beside = torch.cat([none, *(A.gram(block, right[-1]) for block in left[:-1])])
-    below = torch.cat([A.gram(left[-1], block) for block in right], dim=1)
+    beside = torch.cat([none, *(A.domain.gram(block, right[-1]) for block in left[:-1])])
+    below = torch.cat([A.domain.gram(left[-1], block) for block in right], dim=1)
     return torch.cat([torch.cat([known, beside], dim=1), below])
 
 

@@ -63,8 +63,8 @@ class Basis:
     def inners(self, v: Tensor, count: int) -> Tensor:
         """Inner products of the first `count` rows with v: float64 on the CPU, shape (count,)."""
         if self.is_exact or count == 0:
-            return self.A.inners(self.rows[:count].to(v), v).to("cpu", torch.float64)
-        rows = [self.A.inners(self[i][None], v) for i in range(count)]
+            return self.A.domain.inners(self.rows[:count].to(v), v).to("cpu", torch.float64)
+        rows = [self.A.domain.inners(self[i][None], v) for i in range(count)]
         return torch.cat(rows).to("cpu", torch.float64)
 
     def remove(self, v: Tensor, coefficients: Tensor, first: int = 0) -> None:
@@ -102,7 +102,7 @@ def orthonormalise(A: LinearOperator, rows: Tensor, rank: Tensor | None = None) 
     A row changes by what it has along those before it, or before it in `rank`, the best first.
     """
     rank = torch.arange(len(rows)) if rank is None else rank
-    G = A.gram(rows, rows)
+    G = A.domain.gram(rows, rows)
     if float((G - torch.eye(len(G), dtype=G.dtype)).abs().max()) <= 8 * torch.finfo(A.dtype).eps:
         return
     ranked = torch.linalg.inv(torch.linalg.cholesky(G[rank][:, rank]))

@@ -100,7 +100,7 @@ def _step(system: System, state: BlockCGState) -> Status:
     if not all_finite(AP):
         return Status.NOT_FINITE
     P, AP = _conjugate(system, P, AP)
-    curvatures = [system.A.inner(p, Ap) for p, Ap in zip(P.T, AP.T, strict=True)]
+    curvatures = [system.A.domain.inner(p, Ap) for p, Ap in zip(P.T, AP.T, strict=True)]
     for p, Ap, pAp in zip(P.T, AP.T, curvatures, strict=True):
         if is_flat(pAp, p, Ap):
             state.direction = p.contiguous()
@@ -120,7 +120,10 @@ def _next_directions(system: System, state: BlockCGState) -> Tensor:
         positive(system, r.contiguous(), z.contiguous())
     if state.P is not None:
         assert state.AP is not None
-        beta = system.A.gram(state.AP.T.contiguous(), Z.T.contiguous()) / state.curvatures[:, None]
+        beta = (
+            system.A.domain.gram(state.AP.T.contiguous(), Z.T.contiguous())
+            / state.curvatures[:, None]
+        )
         Z = torch.addmm(Z, state.P, beta.to(Z), alpha=-1.0)
     return _orthonormal(system, Z, state.residual_norms[unsolved] / state.b_norms[unsolved])
 
@@ -128,7 +131,7 @@ def _next_directions(system: System, state: BlockCGState) -> Tensor:
 def _move(system: System, state: BlockCGState) -> None:
     """X + P alpha, in place."""
     assert state.P is not None and state.AP is not None
-    slopes = system.A.gram(state.P.T.contiguous(), state.residual.T.contiguous())
+    slopes = system.A.domain.gram(state.P.T.contiguous(), state.residual.T.contiguous())
     alpha = (slopes / state.curvatures[:, None]).to(state.x)
     state.x.addmm_(state.P, alpha)
     state.residual.addmm_(state.AP, alpha, alpha=-1.0)
@@ -138,7 +141,7 @@ def _move(system: System, state: BlockCGState) -> None:
 
 def _conjugate(system: System, P: Tensor, AP: Tensor) -> tuple[Tensor, Tensor]:
     """P and A P with P turned so that P'A P is diagonal."""
-    S = system.A.gram(P.T.contiguous(), AP.T.contiguous())
+    S = system.A.domain.gram(P.T.contiguous(), AP.T.contiguous())
     turn = torch.linalg.eigh((S + S.T) / 2)[1].to(P)
     return P @ turn, AP @ turn
 
@@ -153,7 +156,7 @@ def _orthonormal(system: System, W: Tensor, reduction: Tensor) -> Tensor:
     for w, least in zip(W.T, smallest.tolist(), strict=True):
         w = w / norm(w.contiguous())
         for _ in range(2):  # twice is enough
-            w = w - system.A.inners(basis[:rank], w) @ basis[:rank]
+            w = w - system.A.domain.inners(basis[:rank], w) @ basis[:rank]
         rest = norm(w)
         if rest > least:
             basis[rank] = w / rest

@@ -150,7 +150,7 @@ def solve_cg(system: System, rules: CGRules) -> Solution:
 def _start(system: System) -> CGState:
     state = system.start(CGState)
     if state.products:
-        x_b, x_r = (system.A.inner(state.x, v) for v in (system.b, state.residual))
+        x_b, x_r = (system.A.domain.inner(state.x, v) for v in (system.b, state.residual))
         state.model_value = -0.5 * (x_b + x_r)
     return state
 
@@ -168,7 +168,7 @@ def _step(system: System, state: CGState, rules: CGRules) -> Status:
     p, rz = _next_direction(system, state)
     Ap = system.A._matvec(p)
     state.products += 1
-    pAp = system.A.inner(p, Ap)
+    pAp = system.A.domain.inner(p, Ap)
     if not math.isfinite(pAp):
         return Status.NOT_FINITE
     state.p, state.rz = p, rz
@@ -240,7 +240,7 @@ def precondition(preconditioner: LinearOperator | None, r: Tensor) -> Tensor:
 
 def positive(system: System, r: Tensor, z: Tensor) -> float:
     """r'z, which must be positive for z = M r."""
-    rz = system.A.inner(r, z)
+    rz = system.A.domain.inner(r, z)
     if rz > 0.0:
         return rz
     raise OperatorError(

@@ -136,7 +136,7 @@ def _recomputed(
         rows = found.rows[start : min(start + at_once, count)]
         products = A._matmat(rows.T).T if len(rows) > 1 else A._matvec(rows[0])[None]
         for u, Au in zip(rows, products, strict=True):
-            theta = A.inner(u, Au)
+            theta = A.domain.inner(u, Au)
             pairs.append((theta, norm(Au - theta * u)))
     pairs += [(theta, math.inf) for theta in found.values[count:].tolist()]
     values, residuals = torch.tensor(pairs, dtype=torch.float64).T

@@ -27,7 +27,7 @@ def orthogonalise(A: LinearOperator, basis: list[Tensor], rows: Tensor) -> Tenso
 
 
 def _remove(A: LinearOperator, basis: list[Tensor], rows: Tensor) -> Tensor:
-    inners = [A.inners(block, rows) for block in basis]
+    inners = [A.domain.inners(block, rows) for block in basis]
     for block, h in zip(basis, inners, strict=True):
         if rows.ndim == 1:
             rows.addmv_(block.T, h, alpha=-1.0)

@@ -62,10 +62,10 @@ class SolvingOperator(LinearOperator):
         )
 
     def inner(self, u: Tensor, v: Tensor) -> float:
-        return self.A.inner(u, v)
+        return self.A.domain.inner(u, v)
 
     def inners(self, basis: Tensor, v: Tensor) -> Tensor:
-        return self.A.inners(basis, v)
+        return self.A.domain.inners(basis, v)
 
 
 def inverse_operator(

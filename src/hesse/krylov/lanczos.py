@@ -22,7 +22,6 @@ from hesse.krylov.orthogonality import Orthogonality
 from hesse.operators.algebra import LinearOperator
 from hesse.progress import uninterrupted
 from hesse.vectors.inner_products import norm
-from hesse.vectors.random import gaussian
 from hesse.vectors.space import unshared
 
 # Of a symmetric operator v_i'A v_j is known from v_j'A v_i. A difference of this share of the
@@ -203,7 +202,7 @@ class Lanczos:
         h[first:j] = self.T[first:j, j]
         self.basis.remove(w, h[first:j], first)
         for i in range(j, self.rows):
-            h[i] = self.A.inner(self.basis[i], w)  # to rounding: there may be no second look
+            h[i] = self.A.domain.inner(self.basis[i], w)  # to rounding: there may be no second look
         self.basis.remove(w, h[j:], j)
         return h
 
@@ -242,7 +241,7 @@ class Lanczos:
 
     def _new_direction(self) -> Tensor:
         """A random direction outside an invariant subspace."""
-        w = gaussian(self.A.domain, self.generator)
+        w = self.A.domain.gaussian(self.generator)
         w /= norm(w)
         _, rest = self._orthogonalise(w)
         return w / rest

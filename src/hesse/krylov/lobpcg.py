@@ -18,7 +18,6 @@ from hesse.krylov.eigenpairs import Eigenpairs, Wanted
 from hesse.krylov.trial_space import TrialSpace
 from hesse.operators.algebra import LinearOperator
 from hesse.progress import Run, uninterrupted
-from hesse.vectors.random import gaussian
 
 # Images A X of vectors that are combined again and again are computed anew so often.
 _RENEW = 20
@@ -58,7 +57,7 @@ class Lobpcg:
         q = block_size_of(wanted.k, start.shape[1], A.shape[0])
         self.space = TrialSpace(A, B, q, wanted.eps)
         given = (v for v in start.T if bool(v.any()))
-        more = (gaussian(A.domain, generator) for _ in range(q))
+        more = (A.domain.gaussian(generator) for _ in range(q))
         self.space.put(itertools.islice(itertools.chain(given, more), q))
 
     def solve(self, run: Run) -> Eigenpairs:

@@ -91,7 +91,9 @@ def minres(system: System) -> Solution:
     check_symmetric(system.A, "minres")
     state = system.start(MinresState)
     iterate(system, state, lambda: _descend(system, state))
-    value = -0.5 * (system.A.inner(state.x, system.b) + system.A.inner(state.x, state.residual))
+    value = -0.5 * (
+        system.A.domain.inner(state.x, system.b) + system.A.domain.inner(state.x, state.residual)
+    )
     return solution_of(state, "minres", model_value=value)
 
 
@@ -121,7 +123,7 @@ def _step(system: System, state: MinresState) -> Status:
     v = state.y / state.beta
     Av = system.A._matvec(v)
     state.products += 1
-    alpha = system.A.inner(v, Av)
+    alpha = system.A.domain.inner(v, Av)
     if not math.isfinite(alpha):
         return Status.NOT_FINITE
     w, y, beta = _lanczos(system, state, Av, alpha)
@@ -202,7 +204,7 @@ def _shorten(system: System, state: MinresState, Ar: Tensor) -> None:
     """Take from x what lies along r, of which A makes next to nothing."""
     r = state.residual
     moved = state.x if system.x0 is None else state.x - system.x0
-    along = system.A.inner(moved, r) / system.A.inner(r, r)
+    along = system.A.domain.inner(moved, r) / system.A.domain.inner(r, r)
     state.x.sub_(r, alpha=along)
     state.residual = torch.add(r, Ar, alpha=along)
     state.residual_norm = norm(state.residual)

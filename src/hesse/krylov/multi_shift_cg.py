@@ -134,7 +134,7 @@ class Shifted(LinearOperator):
         return torch.addcmul(self.A._matmat(block), block, self.shifts.to(block))
 
     def inner(self, u: Tensor, v: Tensor) -> float:
-        return self.A.inner(u, v)
+        return self.A.domain.inner(u, v)
 
 
 def _start(system: System, count: int) -> MultiShiftState:
@@ -153,7 +153,7 @@ def _begin(A: Shifted, state: MultiShiftState) -> None:
     state.active = state.x.shape[1] if shared else 1
     state.r = state.residual[:, state.first].clone()
     state.P = state.r.expand(state.active, -1).clone().T
-    state.rr = A.inner(state.r, state.r)
+    state.rr = A.domain.inner(state.r, state.r)
     state.zeta = state.ratio = torch.ones(state.active, dtype=torch.float64)
     state.alpha, state.beta = 1.0, 0.0
 
@@ -166,7 +166,7 @@ def _step(A: Shifted, state: MultiShiftState, system: System) -> Status:
     p = state.P[:, 0].contiguous()
     Ap = A.of(state.first, p)
     state.products += 1
-    pAp = A.inner(p, Ap)
+    pAp = A.domain.inner(p, Ap)
     if not math.isfinite(pAp):
         return Status.NOT_FINITE
     if is_flat(pAp, p, Ap):
@@ -184,7 +184,7 @@ def _move(A: Shifted, state: MultiShiftState, Ap: Tensor, alpha: float) -> None:
     ratio = 1.0 / (1.0 + sigma * alpha + alpha * state.beta / state.alpha * (1.0 - state.ratio))
     state.x[:, systems].addcmul_(state.P, (alpha * ratio).to(state.x))
     state.r.sub_(Ap, alpha=alpha)
-    rr = A.inner(state.r, state.r)
+    rr = A.domain.inner(state.r, state.r)
     state.alpha, state.beta, state.rr = alpha, rr / state.rr, rr
     state.zeta = state.zeta * ratio
     state.residual_norms[systems] = state.zeta * math.sqrt(rr)

@@ -59,10 +59,10 @@ class Recurrence:
         self.largest = max(self.largest, size)
         if self.before is not None:
             if self.size <= FIRST:
-                unexpected = abs(self.A.inner(self.before, w) - coupling)
+                unexpected = abs(self.A.domain.inner(self.before, w) - coupling)
                 check_symmetry(self.A, unexpected, self.largest, unit_roundoff(self.A))
             w.add_(self.before, alpha=-coupling)
-        self.alpha.append(self.A.inner(self.following, w))
+        self.alpha.append(self.A.domain.inner(self.following, w))
         w.add_(self.following, alpha=-self.alpha[-1])
         rest = norm(w)
         is_rounding = rest <= 10 * unit_roundoff(self.A) * self.largest

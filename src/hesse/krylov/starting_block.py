@@ -8,7 +8,6 @@ from torch import Tensor
 
 from hesse.errors import ArgumentError, check_count
 from hesse.operators.algebra import LinearOperator
-from hesse.vectors.random import gaussian
 from hesse.vectors.space import Tree
 
 
@@ -40,6 +39,6 @@ def starting_block(
             remedy="Leave it out for a block like v0, or for a single vector.",
         )
     if b == 1 and given.shape[1] == 0:
-        return gaussian(A.domain, generator)[:, None]
-    more = [gaussian(A.domain, generator) for _ in range(b - given.shape[1])]
+        return A.domain.gaussian(generator)[:, None]
+    more = [A.domain.gaussian(generator) for _ in range(b - given.shape[1])]
     return torch.stack([*given.T, *more], dim=1)

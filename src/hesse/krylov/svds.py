@@ -17,7 +17,6 @@ from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
 from hesse.vectors.inner_products import norm
-from hesse.vectors.random import gaussian
 from hesse.vectors.space import Tree
 
 
@@ -142,7 +141,7 @@ def _other_side(
         u = far[i].clone()
         orthogonalise(At, [far[:i]], u)
         if norm(u) <= unit_roundoff(A) ** 0.5 * sigma:  # of sigma = 0 any direction will do
-            u = gaussian(At.domain, generator)
+            u = At.domain.gaussian(generator)
             orthogonalise(At, [far[:i]], u)
         u /= norm(u)
         left.append(norm(far[i] - sigma * u))

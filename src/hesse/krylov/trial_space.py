@@ -70,7 +70,7 @@ class TrialSpace:
         self.w = self.x
         found = []
         for u, Au, Bu, r in zip(self.V[: self.x], self.AV, self.BV, self.new, strict=False):
-            theta = self.A.inner(u, Au)
+            theta = self.A.domain.inner(u, Au)
             torch.add(Au, Bu, alpha=-theta, out=r)
             found.append((theta, norm(r), norm(Bu)))
         values, norms, lengths = torch.tensor(found, dtype=torch.float64).reshape(-1, 3).T
@@ -93,7 +93,7 @@ class TrialSpace:
 
     def _remove_known(self) -> None:
         if self.w and self.known:
-            along = self.A.gram(self.BV[: self.known], self.new)
+            along = self.A.domain.gram(self.BV[: self.known], self.new)
             self.new.addmm_(along.T.to(self.V), self.V[: self.known], alpha=-1.0)
 
     def _orthonormalise(self) -> None:
@@ -104,7 +104,7 @@ class TrialSpace:
             row /= norm(row) or 1.0
         images = self.BV[self.known : self.size]
         self._multiply_by_mass(self.new, images)
-        values, vectors = torch.linalg.eigh(self.A.gram(self.new, images))
+        values, vectors = torch.linalg.eigh(self.A.domain.gram(self.new, images))
         rounding = 100 * self.eps * float(values.abs().max())
         self._check_positive(float(values[0]), rounding)
         good = values > rounding
@@ -142,7 +142,7 @@ class TrialSpace:
 
     def projected(self) -> tuple[Tensor, Tensor]:
         """Ritz values, ascending, and the coordinates of their vectors (columns)."""
-        H = self.A.gram(self.V[: self.size], self.AV[: self.size])
+        H = self.A.domain.gram(self.V[: self.size], self.AV[: self.size])
         return torch.linalg.eigh((H + H.T) / 2)
 
     def renew(self) -> None:

@@ -180,12 +180,6 @@ class _Sum(LinearOperator):
     def _curvature(self, v: Tensor) -> float:
         return self.a._curvature(v) + self.b._curvature(v)
 
-    def inner(self, u: Tensor, v: Tensor) -> float:
-        return self.a.inner(u, v)
-
-    def inners(self, basis: Tensor, v: Tensor) -> Tensor:
-        return self.a.inners(basis, v)
-
     def _in_space(self, space: Space) -> LinearOperator:
         return _Sum(self.a._in_space(space), self.b._in_space(space))
 
@@ -245,12 +239,6 @@ class _Scaled(LinearOperator):
     def _curvature(self, v: Tensor) -> float:
         return self.scalar * self.a._curvature(v)
 
-    def inner(self, u: Tensor, v: Tensor) -> float:
-        return self.a.inner(u, v)
-
-    def inners(self, basis: Tensor, v: Tensor) -> Tensor:
-        return self.a.inners(basis, v)
-
     def _in_space(self, space: Space) -> LinearOperator:
         return _Scaled(self.scalar, self.a._in_space(space))
 
@@ -294,12 +282,6 @@ class _Product(LinearOperator):
 
     def _rmatmat(self, block: Tensor) -> Tensor:
         return self.b._rmatmat(self.a._rmatmat(block))
-
-    def inner(self, u: Tensor, v: Tensor) -> float:
-        return self.b.inner(u, v)
-
-    def inners(self, basis: Tensor, v: Tensor) -> Tensor:
-        return self.b.inners(basis, v)
 
     def _inverse(self) -> LinearOperator | None:
         right = self.a._inverse()

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from hesse.errors import NonFiniteError, OperatorError, ShapeError
 from hesse.operators.scipy import as_scipy
-from hesse.vectors.inner_products import dot, dots
 from hesse.vectors.rows import stacked, transposed
 from hesse.vectors.space import Space, Tree, all_finite
 
@@ -99,22 +98,7 @@ class Products(ABC):
         return torch.tensor(self._curvature(flat), dtype=torch.float64)
 
     def _curvature(self, v: Tensor) -> float:
-        return self.inner(v, self._matvec(v))
-
-    def inner(self, u: Tensor, v: Tensor) -> float:
-        """The inner product of two flat vectors, accumulated in float64.
-
-        The only operation of a Krylov method that may have to talk to another process.
-        """
-        return dot(u, v)
-
-    def inners(self, basis: Tensor, v: Tensor) -> Tensor:
-        """The inner products of the rows of `basis`, (j, n), with v or its rows: (j,) or (j, k)."""
-        return dots(basis, v)
-
-    def gram(self, left: Tensor, right: Tensor) -> Tensor:
-        """The inner products of all rows with all rows, (j, k): float64, on the CPU."""
-        return self.inners(left, right).to("cpu", torch.float64)
+        return self.domain.inner(v, self._matvec(v))
 
     def to_dense(self) -> Tensor:
         """The matrix, shape (m, n): n products, a debugging object."""

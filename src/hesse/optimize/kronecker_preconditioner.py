@@ -37,7 +37,6 @@ from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import function_operator
 from hesse.risk.risk import Risk
 from hesse.vectors.inner_products import norm
-from hesse.vectors.random import gaussian
 from hesse.vectors.space import Space, Tree
 
 _ROOT_STEPS = (
@@ -217,7 +216,7 @@ def _root_of_loss_hessian(loss: LossHessian, generator: torch.Generator | None) 
     """u = H_L^{1/2} z with Gaussian z, so that E[u u'] = H_L; negative eigenvalues are zeroed."""
     space = Space.of(loss.tensors, what="outputs")
     H = function_operator(lambda u: space.join(loss.product(space.split(u))), space, symmetric=True)
-    z = gaussian(space, generator)
+    z = space.gaussian(generator)
     lanczos = Lanczos(H, min(_ROOT_STEPS, space.n), z, generator)
     for size in range(1, min(_ROOT_STEPS, space.n) + 1):
         lanczos.extend(size)

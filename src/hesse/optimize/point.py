@@ -99,9 +99,3 @@ class _Counted(LinearOperator):
     def _curvature(self, v: Tensor) -> float:
         self._counts.nhev += 1
         return self._a._curvature(v)
-
-    def inner(self, u: Tensor, v: Tensor) -> float:
-        return self._a.inner(u, v)
-
-    def inners(self, basis: Tensor, v: Tensor) -> Tensor:
-        return self._a.inners(basis, v)

@@ -14,7 +14,6 @@ from torch import Tensor
 from hesse.errors import OperatorError
 from hesse.operators import LinearOperator, aslinearoperator
 from hesse.vectors.inner_products import norm
-from hesse.vectors.random import gaussian
 from hesse.vectors.space import Space
 
 DENSE_LIMIT = 32
@@ -102,8 +101,8 @@ class _Checks:
         # Leaves of lower precision round what passes through them.
         eps = max(torch.finfo(dtype).eps for dtype in A.domain.dtypes + A.codomain.dtypes)
         self.rtol = math.sqrt(eps) if rtol is None else rtol
-        self.u, self.v = gaussian(A.domain, generator), gaussian(A.domain, generator)
-        self.w = gaussian(A.codomain, generator)
+        self.u, self.v = A.domain.gaussian(generator), A.domain.gaussian(generator)
+        self.w = A.codomain.gaussian(generator)
         self.square = A.shape[0] == A.shape[1]
 
     def run(self) -> Conformance:
@@ -157,7 +156,7 @@ class _Checks:
                 "Pass symmetric=False.",
             )
         return self._compare(
-            self.A.inner(self.Au, self.v) - self.A.inner(self.u, self.Av),
+            self.A.domain.inner(self.Au, self.v) - self.A.domain.inner(self.u, self.Av),
             self._size(self.Au) + self._size(self.Av),
             "<A u, v> = <u, A v>, since A is tagged symmetric",
             "Pass symmetric=False and give the adjoint, or symmetrise with 0.5 * (A + A.T).",
@@ -173,7 +172,7 @@ class _Checks:
                 raise
             return None  # the operator has no adjoint
         return self._compare(
-            self.A.T.inner(self.Au, self.w) - self.A.inner(self.u, product),
+            self.A.codomain.inner(self.Au, self.w) - self.A.domain.inner(self.u, product),
             self._size(self.Au) + norm(product),
             "<A u, w> = <u, A' w> for the adjoint A'",
             "Let _rmatvec (rmatvec=) compute the transpose of what _matvec computes.",
@@ -201,7 +200,7 @@ class _Checks:
 
     def _curvature(self) -> float:
         curvature = float(self.A.curvature(self.v))
-        expected = self.A.inner(self.v, self.Av)
+        expected = self.A.domain.inner(self.v, self.Av)
         return self._compare(
             curvature - expected,
             abs(expected) + self._size(self.Av),
@@ -220,7 +219,12 @@ class _Checks:
 
     def _check_inner(self) -> None:
         u, v, A = self.u, self.v, self.A
-        uv, vu, uu, vv = A.inner(u, v), A.inner(v, u), A.inner(u, u), A.inner(v, v)
+        uv, vu, uu, vv = (
+            A.domain.inner(u, v),
+            A.domain.inner(v, u),
+            A.domain.inner(u, u),
+            A.domain.inner(v, v),
+        )
         if not (uu > 0.0 and vv > 0.0):
             raise self._error(
                 "a positive inner product, <v, v> > 0",
@@ -228,9 +232,13 @@ class _Checks:
                 "Let inner(u, v) be that of a Euclidean space, summed over all processes.",
             )
         scale = math.sqrt(uu * vv)
-        self._compare(uv - vu, scale, "a symmetric inner product", "Look at A.inner.")
+        self._compare(
+            uv - vu, scale, "a symmetric inner product", "Look at the inner product of A.domain."
+        )
         basis = torch.stack([u, v])
-        inners = A.inners(basis, v).double().cpu() - torch.tensor([uv, vv], dtype=torch.float64)
+        inners = A.domain.inners(basis, v).double().cpu() - torch.tensor(
+            [uv, vv], dtype=torch.float64
+        )
         self._compare(
             float(inners.abs().max()),
             scale + vv,
@@ -304,7 +312,7 @@ class _Checks:
 
     def _size(self, vector: Tensor) -> float:
         """The norm that belongs to A's inner product."""
-        return math.sqrt(self.A.inner(vector, vector)) if self.square else norm(vector)
+        return math.sqrt(self.A.domain.inner(vector, vector)) if self.square else norm(vector)
 
     def _error(self, expected: str, got: str, remedy: str) -> OperatorError:
         return OperatorError(self.call, expected=expected, got=got, remedy=remedy)

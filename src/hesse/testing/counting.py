@@ -41,9 +41,3 @@ class CountingOperator(LinearOperator):
     def _curvature(self, v: Tensor) -> float:
         self.products += 1
         return self.A._curvature(v)
-
-    def inner(self, u: Tensor, v: Tensor) -> float:
-        return self.A.inner(u, v)
-
-    def inners(self, basis: Tensor, v: Tensor) -> Tensor:
-        return self.A.inners(basis, v)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hesse.vectors.random import gaussian
 from hesse.vectors.space import Space, Tree
 
 HessianProduct = Callable[[Tensor, Tensor], Tensor]
@@ -45,12 +44,12 @@ class Problem:
     def near(self, seed: int, spread: float = 0.1) -> Problem:
         """The same function at a random point: x plus `spread` times a Gaussian vector."""
         space, generator = self.space, torch.Generator().manual_seed(seed)
-        point = space.flatten(self.x) + spread * gaussian(space, generator)
+        point = space.flatten(self.x) + spread * space.gaussian(generator)
         return Problem(self.name, self.f, space.unflatten(point), self.hessian_product)
 
     def direction(self, seed: int) -> Tensor:
         """A Gaussian flat vector."""
-        return gaussian(self.space, torch.Generator().manual_seed(seed))
+        return self.space.gaussian(torch.Generator().manual_seed(seed))
 
     def __str__(self) -> str:
         return self.name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flat vectors of random entries: normal ones and signs."""
+"""Random entries of flat vectors: normal ones and signs. `Space` draws vectors of them."""
 
 from __future__ import annotations
 
@@ -7,30 +7,34 @@ import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError
-from hesse.vectors.space import Space
 
 
-def gaussian(space: Space, generator: torch.Generator | None = None) -> Tensor:
-    """A flat vector of independent N(0, 1) entries."""
-    device = _home(space, generator)
-    v = torch.randn(space.n, generator=generator, dtype=space.dtype, device=device)
-    return v.to(space.device)
+def normal_entries(
+    n: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator | None
+) -> Tensor:
+    """n independent N(0, 1) numbers."""
+    home = _home(device, generator)
+    return torch.randn(n, generator=generator, dtype=dtype, device=home).to(device)
 
 
-def rademacher(space: Space, generator: torch.Generator | None = None) -> Tensor:
-    """A flat vector of independent signs, +1 or -1 with probability 1/2 each: a bit each."""
-    words = torch.empty(-(-space.n // 64), dtype=torch.int64, device=_home(space, generator))
+def random_signs(
+    n: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator | None
+) -> Tensor:
+    """n independent signs, +1 or -1 with probability 1/2 each: a bit each."""
+    words = torch.empty(-(-n // 64), dtype=torch.int64, device=_home(device, generator))
     words.random_(-(2**63), None, generator=generator)
     byte = torch.arange(256, device=words.device)
     eight = 1 - 2 * (byte[:, None] >> torch.arange(8, device=words.device) & 1)
-    signs = eight.to(space.dtype).index_select(0, words.view(torch.uint8).int())
-    return signs.view(-1)[: space.n].to(space.device)
+    signs = eight.to(dtype).index_select(0, words.view(torch.uint8).int())
+    return signs.view(-1)[:n].to(device)
 
 
-def _home(space: Space, generator: torch.Generator | None) -> torch.device:
-    # Drawn where the generator lives: a CPU seed then gives the same probe on every device.
+def _home(device: torch.device, generator: torch.Generator | None) -> torch.device:
+    # Drawn where the generator lives: a CPU seed then gives the same vector on every device.
     if not isinstance(generator, torch.Generator | None):
-        call, got = f"generator={generator!r}", f"a {type(generator).__name__}"
-        remedy = "Give torch.Generator().manual_seed(0), or leave it out for the global one."
-        raise ArgumentError(call, expected="a torch.Generator", got=got, remedy=remedy)
-    return generator.device if generator is not None else space.device
+        raise ArgumentError(
+            expected="generator to be a torch.Generator",
+            got=f"a {type(generator).__name__}",
+            remedy="Give torch.Generator().manual_seed(0), or leave it out for the global one.",
+        )
+    return generator.device if generator is not None else device

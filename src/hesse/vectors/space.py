@@ -25,6 +25,8 @@ from hesse.errors import (
     ShapeError,
     StructureError,
 )
+from hesse.vectors.inner_products import dot, dots, norm
+from hesse.vectors.random import normal_entries, random_signs
 from hesse.vectors.rows import joined
 from hesse.vectors.trees import Tree, fill, map_leaves, match, subscript, walk
 
@@ -83,18 +85,67 @@ class Space:
         return [math.prod(shape) for shape in self.shapes]
 
     @cached_property
-    def n(self) -> int:
-        """Dimension of the space."""
+    def size(self) -> int:
+        """Number of entries of a flat vector in this process."""
         return sum(self.sizes)
+
+    @property
+    def n(self) -> int:
+        """Dimension of the space, over all processes that share its vectors."""
+        return self.size
 
     @property
     def is_flat(self) -> bool:
         """Whether the user's vectors are plain 1-D tensors."""
         return self.template is None and len(self.shapes[0]) == 1
 
+    # -- Vectors and their inner products ----------------------------------------------------------
+    # Whatever a Krylov method does with whole vectors. Only these would have to talk to other
+    # processes if the vectors were shared among several.
+
     def zeros(self) -> Tensor:
         """The flat zero vector."""
-        return torch.zeros(self.n, dtype=self.dtype, device=self.device)
+        return torch.zeros(self.size, dtype=self.dtype, device=self.device)
+
+    def gaussian(self, generator: torch.Generator | None = None) -> Tensor:
+        """A flat vector of independent N(0, 1) entries."""
+        return normal_entries(self.size, self.dtype, self.device, generator)
+
+    def rademacher(self, generator: torch.Generator | None = None) -> Tensor:
+        """A flat vector of independent signs, +1 or -1 with probability 1/2 each."""
+        return random_signs(self.size, self.dtype, self.device, generator)
+
+    def inner(self, u: Tensor, v: Tensor) -> float:
+        """u'v of flat vectors, accumulated in float64."""
+        return dot(u, v)
+
+    def inner_pairs(self, *pairs: tuple[Tensor, Tensor]) -> list[float]:
+        """u'v of several pairs of flat vectors at once."""
+        return [dot(u, v) for u, v in pairs]
+
+    def inners(self, basis: Tensor, v: Tensor) -> Tensor:
+        """The inner products of the rows of `basis`, (j, n), with v or its rows: (j,) or (j, k)."""
+        return dots(basis, v)
+
+    def gram(self, left: Tensor, right: Tensor) -> Tensor:
+        """The inner products of all rows with all rows, (j, k): float64, on the CPU."""
+        return self.inners(left, right).to("cpu", torch.float64)
+
+    def norm(self, v: Tensor) -> float:
+        """The Euclidean norm of a flat vector, accumulated in float64."""
+        return norm(v)
+
+    def column_norms(self, block: Tensor) -> Tensor:
+        """The norms of the columns of a block (n, k), accumulated in float64: (k,), on the CPU."""
+        return torch.linalg.vector_norm(block, dim=0, dtype=torch.float64).cpu()
+
+    def any(self, v: Tensor) -> bool:
+        """Whether an entry of a vector or block is not zero."""
+        return bool(v.any())
+
+    def all_finite(self, v: Tensor) -> bool:
+        """Whether a vector or block has no NaN or Inf."""
+        return all_finite(v)
 
     def leaves(
         self, tree: Tree, *, call: str = "hesse.Space.leaves", what: str = "v"

@@ -14,7 +14,6 @@ from hesse.errors import OperatorError, check_count, check_not_empty
 from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
-from hesse.vectors.random import rademacher
 from hesse.vectors.rows import stacked
 from hesse.vectors.space import Space
 
@@ -140,7 +139,7 @@ def _estimate(
     blocks = A.domain.zeros().new_zeros(count, size, size)
     variance = each.zeros()
     for j in range(size):
-        signs = stacked(probes, (rademacher(each, generator) for _ in range(probes))).T
+        signs = stacked(probes, (each.rademacher(generator) for _ in range(probes))).T
         V = signs.new_zeros(A.shape[0] + 1, probes)
         V[index[:, j]] = signs
         samples = _gather(A._check_finite(A._matmat(V[:-1]), call), index) * signs[:, None, :]

@@ -11,7 +11,6 @@ from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.operators.diagonal import DiagonalOperator
-from hesse.vectors.random import rademacher
 from hesse.vectors.rows import stacked
 from hesse.vectors.space import Tree
 
@@ -81,6 +80,6 @@ def _estimate(
 ) -> Tensor:
     """Means of z * A z in absolute value, but at least their standard errors."""
     A.expect(probes)
-    Z = stacked(probes, (rademacher(A.domain, generator) for _ in range(probes))).T
+    Z = stacked(probes, (A.domain.rademacher(generator) for _ in range(probes))).T
     samples = Z * A._check_finite(A._matmat(Z), call)
     return torch.maximum(samples.mean(dim=1).abs(), samples.std(dim=1) / probes**0.5)

@@ -15,7 +15,6 @@ from hesse.krylov.preconditioners.deflation import deflation
 from hesse.krylov.preconditioners.preconditioner import Preconditioner, not_semidefinite
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
-from hesse.vectors.random import gaussian
 from hesse.vectors.rows import stacked
 
 
@@ -100,7 +99,7 @@ def _sketch(
 ) -> tuple[Tensor, Tensor]:
     """(Omega, A Omega) with `count` more directions, orthonormal among all."""
     A.expect(count)
-    new = stacked(count, (gaussian(A.domain, generator) for _ in range(count))).T
+    new = stacked(count, (A.domain.gaussian(generator) for _ in range(count))).T
     if known is None:
         Omega, _ = torch.linalg.qr(new)
         return Omega, A._check_finite(A._matmat(Omega), call)

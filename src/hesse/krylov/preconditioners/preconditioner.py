@@ -35,12 +35,6 @@ class Preconditioner(LinearOperator):
     def _rmatmat(self, block: Tensor) -> Tensor:
         return self.M._rmatmat(block)
 
-    def inner(self, u: Tensor, v: Tensor) -> float:
-        return self.M.inner(u, v)
-
-    def inners(self, basis: Tensor, v: Tensor) -> Tensor:
-        return self.M.inners(basis, v)
-
     def _inverse(self) -> LinearOperator | None:
         return self.M._inverse()
 

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The boundary between a user's code and the library: where an error learns which call it is of.
+
+Inner functions raise errors without the name of the call. A public function is marked `@public`,
+which adds it, so that nothing inside carries it along; `warn` makes a warning point to the line of
+the user's code that led to it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from numbers import Number
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from torch import Tensor
+
+from hesse.errors import HesseError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_PACKAGE = str(Path(__file__).parent)
+
+
+def public(call: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Mark a function that users call; an error from inside it then says `call`.
+
+    Args:
+        call: how the call reads, such as "hesse.solve({A}, b, method={method})"; arguments in
+            braces are filled in, which is done for an error only.
+
+    The innermost public function that an error passes names it.
+
+    >>> @public("half({n})")
+    ... def half(n):
+    ...     raise HesseError(expected="an even n", got=str(n), remedy="Give another.")
+    >>> half(3)
+    Traceback (most recent call last):
+    hesse.errors.HesseError: half(3)
+      expected: an even n
+      got:      3
+      remedy:   Give another.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def bounded(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return function(*args, **kwargs)
+            except HesseError as error:
+                if not error.call:
+                    error.call = _filled(call, function, args, kwargs)
+                raise
+
+        return bounded
+
+    return decorate
+
+
+def _filled(call: str, function: Callable, args: tuple, kwargs: dict[str, Any]) -> str:
+    """The call with its arguments in the place of their names."""
+    if "{" not in call:
+        return call
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return call.format_map({name: _brief(value) for name, value in bound.arguments.items()})
+
+
+def _brief(value: Any) -> str:
+    """An argument in a few words."""
+    if isinstance(value, Tensor):
+        return f"Tensor{tuple(value.shape)}"
+    if value is None or isinstance(value, (str, Number)) or hasattr(value, "_matvec"):
+        return repr(value)
+    return type(value).__name__
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the code outside of Hesse that led here."""
+    depth, frame = 1, sys._getframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, category, stacklevel=depth)
