@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Result`: what a long computation returns, by attribute or by name, printed on one screen."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ENTRIES = 6
+_WIDTH = 88
+
+
+class Result:
+    """A dataclass or named tuple of results.
+
+    Its fields are attributes, and entries as of SciPy's results. `repr` shows a line a field, where
+    long tensors and histories are summarised; a notebook shows a table.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass(repr=False)
+    ... class Solution(Result):
+    ...     x: Tensor
+    ...     products: int
+    >>> result = Solution(torch.arange(100.0), 3)
+    >>> result["products"], list(result.keys())
+    (3, ['x', 'products'])
+    >>> result
+    Solution
+      x         tensor of shape (100,): 0, 1, 2, ..., 97, 98, 99
+      products  3
+    """
+
+    def __getitem__(self, name: Any) -> Any:
+        """A field by its name; of a tuple, by its position too."""
+        if isinstance(name, str):
+            if name in self.keys():  # noqa: SIM118
+                return getattr(self, name)
+            raise KeyError(name)
+        return super().__getitem__(name)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def keys(self) -> Sequence[str]:
+        """The names of the fields."""
+        fields = getattr(self, "_fields", None) or getattr(self, "__dataclass_fields__", {})
+        return [name for name in fields if not name.startswith("_")]
+
+    def __repr__(self) -> str:
+        rows = self._rows()
+        width = max(len(name) for name, _ in rows)
+        return "\n".join([type(self).__name__, *(f"  {n:{width}}  {text}" for n, text in rows)])
+
+    def _repr_html_(self) -> str:
+        rows = (
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>"
+            for name, text in self._rows()
+        )
+        return f"<table><caption>{type(self).__name__}</caption>{''.join(rows)}</table>"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        values = [(name, getattr(self, name)) for name in self.keys()]  # noqa: SIM118
+        return [(name, summary(value)) for name, value in values if value is not None]
+
+
+def summary(value: Any) -> str:
+    """A value in one line.
+
+    >>> summary([1, 2, 3]), summary(0.25)
+    ('1, 2, 3', '0.25')
+    """
+    if isinstance(value, Enum):
+        return f"{value.name}: {value.value}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Tensor):
+        return _tensor(value)
+    if isinstance(value, Mapping):
+        return _cut(", ".join(f"{key}: {summary(entry)}" for key, entry in value.items()))
+    if isinstance(value, (list, tuple)):
+        return f"{len(value)} entries: {_ends(value)}" if len(value) > _ENTRIES else _ends(value)
+    return _cut(repr(value) if not isinstance(value, str) else value)
+
+
+def _tensor(value: Tensor) -> str:
+    if value.ndim == 0:
+        return f"{float(value):.6g}"
+    entries = value.detach().reshape(-1)
+    half = _ENTRIES // 2
+    ends = entries if len(entries) <= _ENTRIES else torch.cat([entries[:half], entries[-half:]])
+    text = _listed([f"{number:.4g}" for number in ends.tolist()], len(entries))
+    return f"tensor of shape {tuple(value.shape)}: {text}"
+
+
+def _ends(values: Sequence[Any]) -> str:
+    half = _ENTRIES // 2
+    ends = values if len(values) <= _ENTRIES else [*values[:half], *values[-half:]]
+    return _cut(_listed([summary(value) for value in ends], len(values)))
+
+
+def _listed(words: list[str], count: int) -> str:
+    half = _ENTRIES // 2
+    return ", ".join(words if len(words) == count else [*words[:half], "...", *words[half:]])
+
+
+def _cut(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 3]}..."
