@@ -31,7 +31,7 @@ bench: $(VENV)/.bench  ## run the benchmarks
 	$(BIN)/python -m benchmarks
 
 docs: $(VENV)/.docs  ## build the documentation into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/.dev  ## format the code and apply the safe fixes
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -293,7 +293,7 @@ def ggn_operator(
 
     Args:
         risk: a `Risk`; the model's outputs must be what the loss is curved in (logits,
-        predictions).
+            predictions).
         params: the point, `risk.params` or another tree of the same names; it is copied.
         mode, memory_budget, precision: as in `hessian_operator`; there are no one-shot modes.
 

@@ -41,8 +41,9 @@ def sample_normal(
         A: symmetric positive definite operator (or matrix), n x n.
         count: how many draws.
         role: what A is of the distribution: its "precision" or its "covariance".
-        rtol, basis_size, max_products, max_seconds, generator, callback, progress, block_size,
-            memory_budget: as of `matrix_function`, a column of which is a draw.
+        rtol, basis_size, max_products, max_seconds: as of `matrix_function`, a column of which is a
+            draw.
+        generator, callback, progress, block_size, memory_budget: as of `matrix_function`.
 
     Returns:
         Estimate: value (n, count), a draw in each column; standard_error (count,), the estimated

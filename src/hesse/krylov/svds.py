@@ -70,9 +70,10 @@ def svds(
         A: operator (or matrix), m x n.
         k: how many, 1 <= k <= min(m, n).
         rtol: converged when the residual is at most rtol sigma; default the square root of eps.
-        v0, block_size, basis_size, memory_budget, max_products, max_seconds, generator, callback,
-            progress, checkpoint: as of `eigsh`; products are those with A and with A' together, v0
-            is on the smaller side. Within too few products there are fewer than k.
+        v0, block_size, basis_size, memory_budget: as of `eigsh`; v0 is on the smaller side.
+        max_products, max_seconds: as of `eigsh`; products are those with A and with A' together.
+            Within too few products there are fewer than k triplets.
+        generator, callback, progress, checkpoint: as of `eigsh`.
 
     Cost: two products a step (one with A, one with A'), and 2 k at the end; m + b + k + 4
         vectors on the smaller side, or 6 k + 1 at the end, of both together for a square A.

@@ -111,7 +111,7 @@ class HessianFree(torch.optim.Optimizer):
         Args:
             closure: must be None: the risk given at construction knows how to evaluate itself.
             data: use these data for this step, in a form that `Risk` takes, instead of the risk's
-            own.
+                own.
         """
         if closure is not None:
             raise ArgumentError(
