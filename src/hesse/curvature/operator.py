@@ -145,7 +145,7 @@ def hessian_operator(
     """
     call = "hesse.hessian_operator(f, x)"
     check_choice("mode", mode, ["auto", *PREPARED, *ONE_SHOT], call)
-    check_precision(precision, mode, call)
+    check_precision(precision, mode)
     space = Space.of(x, call=call)
 
     def make(f: Any, request: Request) -> HessianOperator:
@@ -315,7 +315,7 @@ def ggn_operator(
     call = "hesse.ggn_operator(risk, params)"
     risk = _risk(risk, call)
     check_choice("mode", mode, ["auto", *PREPARED], call)
-    check_precision(precision, mode, call)
+    check_precision(precision, mode)
     space = Space.of(params, call=call, what="params")
 
     def make(risk: Risk, request: Request) -> GaussNewtonOperator:
