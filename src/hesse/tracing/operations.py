@@ -2,8 +2,8 @@
 """What torch knows of an operation: does it write, is its result a view, has it an in-place form?
 
 The only file that reads the attributes of `OpOverload` (`_schema`, `_op`, `_overloadname`), which
-are private to torch; tried on torch 2.13 and 2.15. An operation without them (a Python function
-that a pass has put into a graph) writes to nothing and makes no view.
+are private to torch; tried on torch 2.13 and 2.15. Where torch has no schemas, nothing is traced.
+A Python function that a pass has put into a graph writes to nothing and makes no view.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from functools import cache
 from typing import Any
 
 import torch
+
+from hesse.tracing.graph import UntraceableError
 
 _aten = torch.ops.aten
 
@@ -35,6 +37,14 @@ _ACCUMULATING = {
 }
 
 
+# Forward-mode AD asks these of a tensor and its tangent.
+_COMPARISONS = frozenset(
+    getattr(_aten, name).default
+    for name in ("is_same_size", "_has_same_storage_numel")
+    if hasattr(_aten, name)
+)
+
+
 def is_operation(function: Any) -> bool:
     """Whether it is an operation on tensors, not a higher-order one that takes functions."""
     return isinstance(function, type(_aten.mm.default))
@@ -43,6 +53,11 @@ def is_operation(function: Any) -> bool:
 def is_random(function: Any) -> bool:
     """Whether it draws from a generator of random numbers."""
     return torch.Tag.nondeterministic_seeded in function.tags
+
+
+def compares_layouts(function: Any) -> bool:
+    """Whether it compares the shapes or the memory sizes of two tensors, and reads no entries."""
+    return function in _COMPARISONS
 
 
 def has_dynamic_shape(function: Any) -> bool:
@@ -57,8 +72,18 @@ def is_pointwise(function: Any) -> bool:
 
 def writes(function: Any) -> bool:
     """Whether it changes one of its arguments."""
-    schema = getattr(function, "_schema", None)
+    schema = _schema(function)
     return schema is not None and schema.is_mutable
+
+
+def _schema(function: Any) -> Any:
+    """The signature of an operation, with aliases; None for a Python function."""
+    if not is_operation(function):
+        return None
+    schema = getattr(function, "_schema", None)
+    if schema is None:
+        raise UntraceableError("this version of torch does not tell what its operations write to")
+    return schema
 
 
 @cache
@@ -66,7 +91,7 @@ def is_view(function: Any) -> bool:
     """Whether its result shares the memory of its first argument."""
     if function in _UNMARKED_VIEWS:
         return True
-    schema = getattr(function, "_schema", None)
+    schema = _schema(function)
     if schema is None or not schema.returns or not schema.arguments:
         return False
     alias = schema.arguments[0].alias_info
@@ -83,7 +108,7 @@ def in_place_form(function: Any) -> tuple[Any, str | None] | None:
         return _ACCUMULATING[function], "out"
     if not is_pointwise(function):
         return None
-    packet, overload = function.overloadpacket, function._overloadname
+    packet, overload = function.overloadpacket, getattr(function, "_overloadname", "")
     own = getattr(_aten, f"{packet.__name__}_", None)
     if own is not None and overload in own.overloads():
         return getattr(own, overload), None

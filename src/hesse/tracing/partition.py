@@ -107,8 +107,8 @@ def partition(
         measured_kernels: see `Program`.
 
     Raises:
-        UntraceableError: a quantity, or a number that Python read, depends on the directions of
-            two of them.
+        UntraceableError: a quantity depends on the direction of another one, or a number that
+            Python read depends on a direction.
     """
     if bfloat16:
         graph = with_bfloat16(graph, _dependent(graph.nodes, _all_directions(tangents)))
@@ -140,10 +140,10 @@ class _Partitioner:
         self._tangent_outputs = [n for tangent in tangents.values() for n in tangent.outputs]
         dependent = _dependent(graph.nodes, self._directions)
         self._tangent_nodes = eliminate_dead_code(
-            [node for node in graph.nodes if _any_in(node.results, dependent)],
+            [node for node in graph.nodes if _any_in(node.reads(), dependent)],
             self._tangent_outputs,
         )
-        self._primal_nodes = [n for n in graph.nodes if not _any_in(n.results, dependent)]
+        self._primal_nodes = [n for n in graph.nodes if not _any_in(n.reads(), dependent)]
         self._inputs = [number for number in graph.inputs if number not in self._directions]
         self._foreign = {
             name: _dependent(graph.nodes, self._directions.difference(tangent.directions))
@@ -193,7 +193,7 @@ class _Partitioner:
         metas, outputs = self._graph.metas, list(self._tangents[name].outputs)
         inputs = [*residuals, *self._tangents[name].directions]
         held = {*inputs, *self._graph.constants}
-        nodes = [node for node in nodes if not _any_in(node.results, self._foreign[name])]
+        nodes = [node for node in nodes if not _any_in(node.reads(), self._foreign[name])]
         nodes, join = _without_join(eliminate_dead_code(nodes, outputs), outputs)
         parts = [n for node in join for n in node.reads()] or outputs  # made as early as possible
         nodes = delay(nodes, metas, held, parts, is_cheap or (lambda node: is_view(node.function)))
@@ -211,15 +211,15 @@ class _Partitioner:
         )
 
     def _check_directions(self) -> None:
-        """Raise unless every quantity depends on its own directions alone."""
+        """Raise unless every quantity depends on its own directions, and Python on none of them."""
         for name, tangent in self._tangents.items():
             if _any_in(tangent.outputs, self._foreign[name]):
                 raise UntraceableError(f"the {name} depends on the direction of another quantity")
         for node in self._tangent_nodes:
-            if all(_any_in(node.results, foreign) for foreign in self._foreign.values()):
-                raise UntraceableError(
-                    "Python reads a number that depends on the directions of two quantities"
-                )
+            returns_number = all(number is None for number in node.results)
+            is_foreign = all(_any_in(node.reads(), found) for found in self._foreign.values())
+            if returns_number or is_foreign:
+                raise UntraceableError("Python reads a number that depends on the direction")
 
 
 def _without_join(nodes: list[Node], outputs: list[int]) -> tuple[list[Node], list[Node]]:
@@ -245,7 +245,7 @@ def _dependent(nodes: list[Node], sources: set[int]) -> set[int]:
     return found
 
 
-def _any_in(numbers: Iterable[int | None], found: Collection[int | None]) -> bool:
+def _any_in(numbers: Iterable[int], found: Collection[int]) -> bool:
     return any(number in found for number in numbers)
 
 

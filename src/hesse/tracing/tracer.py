@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hesse.dispatch import Watch
 from hesse.tracing.graph import Graph, Node, TensorMeta, UntraceableError, Value
-from hesse.tracing.operations import has_dynamic_shape, is_operation, is_random
+from hesse.tracing.operations import compares_layouts, has_dynamic_shape, is_operation, is_random
 
 _ATTRIBUTE = "_hesse_traced_value"
 
@@ -45,6 +45,8 @@ class Tracer(Watch):
             raise UntraceableError(f"the higher-order operation {function}")
         if is_random(function):
             raise UntraceableError(f"{function} draws random numbers")
+        if compares_layouts(function):
+            return  # a graph is for tensors of one layout: the answer never changes
         args, kwargs = self._values(args), {key: self._values(a) for key, a in kwargs.items()}
         single = not isinstance(result, (tuple, list))
         parts = [result] if single else result
