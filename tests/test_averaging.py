@@ -125,7 +125,7 @@ def graph(nodes):
 
 def test_graphs_weigh_what_the_user_says():
     graphs = [graph(7), graph(5)]
-    with pytest.raises(DataError, match=r"(?s)fails on a part of one.*weight=lambda"):
+    with pytest.raises(DataError, match=r"(?s)fails on a slice of one.*weight=lambda"):
         Risk(Graph(), nn.MSELoss(), graphs)
     model = Graph()
     risk = Risk(model, nn.MSELoss(), graphs, weight=lambda _, targets: len(targets))

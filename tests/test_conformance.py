@@ -125,9 +125,15 @@ class Graph(Sound):
         return DIAGONAL.clone().requires_grad_() * v
 
 
-class WrongInner(Sound):
+class _WrongSpace(Space):
     def inner(self, u, v):
         return float(u @ v + u @ v.cumsum(0))
+
+
+class WrongInner(Sound):
+    def __init__(self):
+        super().__init__()
+        self.domain = self.codomain = _WrongSpace(**vars(Space.flat(self.shape[0], self.dtype)))
 
 
 BROKEN = {

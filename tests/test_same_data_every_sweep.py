@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 from hesse.curvature import ggn_operator, hessian_operator
-from hesse.data.same_every_sweep import Digest
+from hesse.data.same_every_sweep import SweepChecksum
 from hesse.errors import DataError
 from hesse.risk.risk import Risk
 from hesse.vectors.inner_products import norm
@@ -105,10 +105,10 @@ def padded(sequences):
 
 
 def swept(loader):
-    digest = Digest()
+    checksum = SweepChecksum()
     for batch in loader:
-        digest.add(batch)
-    return digest
+        checksum.add(batch)
+    return checksum
 
 
 def test_padding_to_the_longest_of_a_shuffled_batch_is_no_difference():
@@ -130,10 +130,10 @@ def test_another_token_is_a_difference_however_it_is_padded():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.complex64, torch.bool])
 def test_any_dtype_and_any_shape_have_a_digest(dtype):
     x = torch.randn(6, 4, 3).round().to(dtype)
-    digests = [Digest() for _ in range(4)]
-    for digest, batch in zip(digests, [x, x.flip(0), x.flip(1), x.flip(2)], strict=True):
-        digest.add([batch, x[0, 0, 0], x[:0]])
-    assert [digest.difference(digests[0]) is None for digest in digests] == [
+    checksums = [SweepChecksum() for _ in range(4)]
+    for checksum, batch in zip(checksums, [x, x.flip(0), x.flip(1), x.flip(2)], strict=True):
+        checksum.add([batch, x[0, 0, 0], x[:0]])
+    assert [checksum.difference(checksums[0]) is None for checksum in checksums] == [
         True,
         True,
         False,
@@ -143,7 +143,7 @@ def test_any_dtype_and_any_shape_have_a_digest(dtype):
 
 def test_numbers_that_cancel_are_compared_at_their_own_scale():
     x = torch.linspace(-1, 1, 11).double()
-    one, two = Digest(), Digest()
+    one, two = SweepChecksum(), SweepChecksum()
     one.add(x)
     two.add(x.flip(0)[:4])
     two.add(x.flip(0)[4:])

@@ -38,7 +38,7 @@ class Result:
     def __getitem__(self, name: Any) -> Any:
         """A field by its name; of a tuple, by its position too."""
         if isinstance(name, str):
-            if name in self.keys():  # noqa: SIM118
+            if name in self.keys():
                 return getattr(self, name)
             raise KeyError(name)
         return super().__getitem__(name)  # pyright: ignore[reportAttributeAccessIssue]
@@ -61,7 +61,7 @@ class Result:
         return f"<table><caption>{type(self).__name__}</caption>{''.join(rows)}</table>"
 
     def _rows(self) -> list[tuple[str, str]]:
-        values = [(name, getattr(self, name)) for name in self.keys()]  # noqa: SIM118
+        values = [(name, getattr(self, name)) for name in self.keys()]
         return [(name, summary(value)) for name, value in values if value is not None]
 
 

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.checkpoint import FilePath
 from hesse.errors import ArgumentError, is_number
 from hesse.estimators.arguments import Arguments, Budget
@@ -20,6 +21,7 @@ from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
 
 
+@public("hesse.count_eigenvalues({A})")
 def count_eigenvalues(
     A: LinearOperator | Tensor,
     low: float = -math.inf,

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.checkpoint import FilePath
 from hesse.errors import check_choice
 from hesse.estimators.arguments import Arguments, Budget
@@ -24,6 +25,7 @@ from hesse.progress import Callback
 DiagonalMethod = Literal["auto", "hutchinson", "xdiag"]
 
 
+@public("hesse.diagonal({A})")
 def diagonal(
     A: LinearOperator | Tensor,
     *,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.checkpoint import FilePath
 from hesse.errors import OperatorError
 from hesse.estimators.arguments import Arguments, Budget
@@ -18,6 +19,7 @@ from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
 
 
+@public("hesse.logdet({A})")
 def logdet(
     A: LinearOperator | Tensor,
     *,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.errors import ArgumentError, Status, check_count, check_not_empty, check_tolerances
 from hesse.estimators.arguments import Budget, block_size_of, vector_bytes, vectors_in
 from hesse.estimators.estimate import Estimate
@@ -25,6 +26,7 @@ from hesse.vectors.rows import empty_rows, transposed
 from hesse.vectors.space import Tree, check_finite
 
 
+@public("hesse.matrix_function(fun, {A}, b)")
 def matrix_function(
     fun: Name | Callable[[Tensor], Tensor],
     A: LinearOperator | Tensor,

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.checkpoint import FilePath
 from hesse.errors import ArgumentError, Status, check_count, is_number
 from hesse.estimators.arguments import Arguments, Budget
@@ -22,6 +23,7 @@ from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
 
 
+@public("hesse.norm({A})")
 def norm(
     A: LinearOperator | Tensor,
     ord: Literal["fro", 2] = "fro",
@@ -130,7 +132,7 @@ def _frobenius(sampler: Sampler) -> Estimate:
 
 def _square(A: LinearOperator, image: Tensor) -> float:
     """|A z|^2, a vector of the codomain."""
-    return A.T.inner(image, image) if A.shape[0] != A.shape[1] else A.domain.inner(image, image)
+    return A.codomain.inner(image, image)
 
 
 def _spectral(

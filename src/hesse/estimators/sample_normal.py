@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.errors import check_choice, check_count
 from hesse.estimators.arguments import Budget
 from hesse.estimators.estimate import Estimate
@@ -18,6 +19,7 @@ from hesse.progress import Callback
 from hesse.vectors.rows import stacked
 
 
+@public("hesse.sample_normal({A})")
 def sample_normal(
     A: LinearOperator | Tensor,
     count: int = 1,

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.checkpoint import FilePath
 from hesse.errors import (
     ArgumentError,
@@ -27,6 +28,7 @@ from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
 
 
+@public("hesse.spectral_density({A})")
 def spectral_density(
     A: LinearOperator | Tensor,
     *,

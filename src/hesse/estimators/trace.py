@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from hesse.boundary import public
 from hesse.checkpoint import FilePath
 from hesse.errors import check_choice
 from hesse.estimators.arguments import Arguments, Budget
@@ -23,6 +24,7 @@ from hesse.progress import Callback
 TraceMethod = Literal["auto", "hutchinson", "hutch++", "xtrace", "xnystrace"]
 
 
+@public("hesse.trace({A})")
 def trace(
     A: LinearOperator | torch.Tensor,
     *,

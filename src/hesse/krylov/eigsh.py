@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.checkpoint import Checkpoint, FilePath, generator_for
 from hesse.errors import (
     ArgumentError,
@@ -32,6 +33,7 @@ from hesse.progress import Callback, Run
 from hesse.vectors.space import Tree, check_finite
 
 
+@public("hesse.eigsh({A})")
 def eigsh(
     A: LinearOperator | Tensor,
     k: int = 6,

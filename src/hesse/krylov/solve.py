@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.checkpoint import Checkpoint, FilePath
 from hesse.errors import (
     ArgumentError,
@@ -47,6 +48,7 @@ _USUAL = 20
 _TO_BEGIN = 3
 
 
+@public("hesse.solve({A}, b)")
 def solve(
     A: LinearOperator | Tensor,
     b: Tree,

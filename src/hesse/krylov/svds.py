@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.checkpoint import FilePath
 from hesse.errors import ArgumentError, Status, check_count, check_tolerances
 from hesse.krylov.eigsh import eigsh
@@ -42,6 +43,7 @@ class SingularTriplets(_Triplets):
     """Why the iteration ended."""
 
 
+@public("hesse.svds({A})")
 def svds(
     A: LinearOperator | Tensor,
     k: int = 6,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.errors import OperatorError, check_count, check_not_empty
 from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.operators.algebra import LinearOperator
@@ -18,6 +19,7 @@ from hesse.vectors.rows import stacked
 from hesse.vectors.space import Space
 
 
+@public("hesse.krylov.preconditioners.block_jacobi({A})")
 def block_jacobi(
     A: LinearOperator | Tensor,
     size: int = 32,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.errors import OperatorError, check_count, check_not_empty
 from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.operators.algebra import LinearOperator
@@ -15,6 +16,7 @@ from hesse.vectors.rows import stacked
 from hesse.vectors.space import Tree
 
 
+@public("hesse.krylov.preconditioners.jacobi({A})")
 def jacobi(
     A: LinearOperator | Tensor,
     *,

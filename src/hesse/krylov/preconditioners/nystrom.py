@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.errors import OperatorError, check_count, check_not_empty, check_tolerances
 from hesse.krylov.preconditioners.deflation import deflation
 from hesse.krylov.preconditioners.preconditioner import Preconditioner, not_semidefinite
@@ -18,6 +19,7 @@ from hesse.operators.dense import aslinearoperator
 from hesse.vectors.rows import stacked
 
 
+@public("hesse.krylov.preconditioners.nystrom({A})")
 def nystrom(
     A: LinearOperator | Tensor,
     rank: int = 20,

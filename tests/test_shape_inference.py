@@ -1,4 +1,4 @@
-"""What an operation makes, reckoned, is what torch makes."""
+"""Shape inference gives the metas that torch gives."""
 
 import itertools
 import subprocess
@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from hesse.tracing.graph import Meta, Ref
-from hesse.tracing.shape_inference import result_of
+from hesse.tracing.graph import TensorMeta, Value
+from hesse.tracing.shape_inference import infer_meta
 
 aten = torch.ops.aten
 
@@ -23,15 +23,11 @@ LAYOUTS = [
 ]
 
 
-def meta_of(tensor):
-    return Meta(tuple(tensor.shape), tensor.stride(), 0, tensor.dtype, tensor.device)
-
-
 def check(function, tensors, *args):
-    """`args` with the tensors by their numbers."""
-    metas = {number: meta_of(tensor) for number, tensor in enumerate(tensors)}
+    """function(*args) on these tensors, with values in their places in `args`."""
+    metas = dict(enumerate(map(TensorMeta.of, tensors)))
     expected = function(*torch.utils._pytree.tree_map(_tensor_of(tensors), list(args)))
-    found = result_of(function, args, metas)
+    found = infer_meta(function, args, metas)
     assert (found.shape, found.dtype, found.device) == (
         tuple(expected.shape), expected.dtype, expected.device
     )  # fmt: skip
@@ -41,36 +37,36 @@ def check(function, tensors, *args):
 
 
 def _tensor_of(tensors):
-    return lambda leaf: tensors[leaf.index] if isinstance(leaf, Ref) else leaf
+    return lambda leaf: tensors[leaf.index] if isinstance(leaf, Value) else leaf
 
 
 @pytest.mark.parametrize("tensor", LAYOUTS, ids=lambda t: f"{tuple(t.shape)}{t.stride()}")
-def test_views_and_zeros(tensor):
+def test_metas_of_views_and_of_new_zeros(tensor):
     for dim in (0, 1, -1):
         if tensor.shape[dim]:
-            check(aten.select.int, [tensor], Ref(0), dim, 0)
+            check(aten.select.int, [tensor], Value(0), dim, 0)
     for dim in (0, 1, 2, -1):
-        check(aten.unsqueeze.default, [tensor], Ref(0), dim)
-    check(aten.t.default, [tensor], Ref(0))
+        check(aten.unsqueeze.default, [tensor], Value(0), dim)
+    check(aten.t.default, [tensor], Value(0))
     for first, last in ((0, 3), (1, 100), (-2, 9), (3, 1), (0, sys.maxsize)):
-        check(aten.slice.Tensor, [tensor], Ref(0), 0, first, last)
-    check(aten.new_zeros.default, [tensor], Ref(0), [2, 3, 5])
+        check(aten.slice.Tensor, [tensor], Value(0), 0, first, last)
+    check(aten.new_zeros.default, [tensor], Value(0), [2, 3, 5])
 
 
 @pytest.mark.parametrize(("a", "b"), list(itertools.product(LAYOUTS[:6], repeat=2)))
-def test_sums_and_concatenations(a, b):
+def test_metas_of_sums_products_and_concatenations(a, b):
     if a.shape[0] == b.shape[0]:
-        check(aten.cat.default, [a, b], [Ref(0), Ref(1)], 1)
+        check(aten.cat.default, [a, b], [Value(0), Value(1)], 1)
     if a.shape == b.shape:
-        check(aten.add.Tensor, [a, b], Ref(0), Ref(1))
-        check(aten.mm.default, [a, b.T], Ref(0), Ref(1))
+        check(aten.add.Tensor, [a, b], Value(0), Value(1))
+        check(aten.mm.default, [a, b.T], Value(0), Value(1))
 
 
-def test_what_has_no_rule_is_asked_of_torch():
-    check(aten.mul.Tensor, [LAYOUTS[0], LAYOUTS[5]], Ref(0), Ref(1))
-    check(aten.cat.default, [LAYOUTS[0], LAYOUTS[6]], [Ref(0), Ref(1)], 0)
+def test_an_operation_without_a_rule_is_left_to_torch():
+    check(aten.mul.Tensor, [LAYOUTS[0], LAYOUTS[5]], Value(0), Value(1))
+    check(aten.cat.default, [LAYOUTS[0], LAYOUTS[6]], [Value(0), Value(1)], 0)
     images = torch.empty(2, 3, 4, 5).to(memory_format=torch.channels_last)
-    check(aten.cat.default, [images, images], [Ref(0), Ref(1)], 0)
+    check(aten.cat.default, [images, images], [Value(0), Value(1)], 0)
 
 
 CELLS = "m = torch.nn.LSTM(3, 4); z = torch.randn(5, 2, 3); f = lambda p: "
@@ -83,8 +79,8 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_recording_imports_no_compiler(name):
-    """The first recording of a process would wait a second for it."""
+def test_tracing_imports_no_compiler(name):
+    """The first trace of a process would wait a second for it."""
     code = (
         f"import sys, torch; from hesse import hessian_operator; {FUNCTIONS[name]};"
         "H = hessian_operator(f, x, mode='traced-split'); H @ torch.ones(H.shape[0]);"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Large float32 matrix products are computed by the faster library, and are the same products."""
+"""Large float32 matrix products by oneDNN, where that is faster: the same products."""
 
 import pytest
 import torch
@@ -11,9 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from hesse.curvature import hessian_operator
 from hesse.memory.peak import PeakMemory
 from hesse.tracing.backends import onednn
-from hesse.tracing.backends.inductor import as_graph
-from hesse.tracing.functionalize import record
-from hesse.tracing.memory.liveness import occupied
+from hesse.tracing.backends.inductor import as_fx
+from hesse.tracing.functionalize import trace
 from hesse.tracing.passes.simplify import simplify
 from hesse.tracing.program import Program, run
 from hesse.vectors.inner_products import norm
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def faster(monkeypatch):
     """As on a processor on which oneDNN is faster."""
-    monkeypatch.setattr(onednn, "_measured", lambda: True)
+    monkeypatch.setattr(onednn, "is_faster_here", lambda: True)
 
 
 def matrix(rows, columns, layout, generator):
@@ -43,39 +42,35 @@ LAYOUTS = st.sampled_from(["rows", "columns", "part"])
 
 
 @given(SIZES, SIZES, SIZES, LAYOUTS, LAYOUTS, st.sampled_from(["mm", "addmm", "addmm.out"]))
-def test_the_product_is_that_of_its_definition(m, k, n, left, right, form):
+def test_kernels_by_onednn_against_float64(m, k, n, left, right, form):
     generator = torch.Generator().manual_seed(0)
     a, b = matrix(m, k, left, generator), matrix(k, n, right, generator)
     c = torch.randn(m, n, generator=generator)
     expected = a.double() @ b.double() + (0 if form == "mm" else c.double())
     if form == "mm":
-        product = onednn._FORMS[torch.ops.aten.mm.default](a, b)
+        product = onednn.kernel(torch.ops.aten.mm.default)(a, b)
     elif form == "addmm":
-        product = onednn._FORMS[torch.ops.aten.addmm.default](c, a, b)
+        product = onednn.kernel(torch.ops.aten.addmm.default)(c, a, b)
     else:
-        product = onednn._FORMS[torch.ops.aten.addmm.out](c, a, b, out=c)
+        product = onednn.kernel(torch.ops.aten.addmm.out)(c, a, b, out=c)
         assert product is c
     assert product.is_contiguous()
     assert norm(product.double() - expected) <= 1e-6 * norm(expected) + 1e-6
 
 
-def test_what_is_not_finite_stays_in_its_row_and_column():
+def test_nan_and_inf_stay_in_their_row_and_column():
     a, b = torch.randn(30, 50), torch.randn(50, 20)
     a[3, 4], b[7, 5] = float("nan"), float("inf")
-    bad = ~torch.isfinite(onednn._mm(a, b))
+    bad = ~torch.isfinite(onednn.kernel(torch.ops.aten.mm.default)(a, b))
     expected = torch.zeros(30, 20, dtype=torch.bool)
     expected[3], expected[:, 5] = True, True
     assert torch.equal(bad, expected)
 
 
-def program_of(f, *inputs):
+def program_of(f, *inputs, **options):
     with torch.no_grad():
-        trace = simplify(record(lambda: [f(*inputs)], list(inputs)))
-    return Program(trace, trace.ops, trace.inputs, trace.outputs)
-
-
-def taken(program):
-    return [onednn.takes(op, program.metas) for op in program.ops]
+        graph = simplify(trace(lambda: [f(*inputs)], list(inputs)))
+    return Program(graph, graph.nodes, graph.inputs, graph.outputs, **options)
 
 
 LARGE = torch.randn(300, 200)
@@ -94,47 +89,47 @@ LARGE = torch.randn(300, 200)
         (lambda a, b: torch.addmm(b, a, a.t(), beta=2.0), (LARGE, torch.randn(300, 300)), False),
     ],
 )
-def test_it_is_for_large_products_in_float32(faster, f, inputs, expected):
+def test_onednn_is_used_for_large_products_in_float32(faster, f, inputs, expected):
     if expected is None:
         inputs, expected = (LARGE, LARGE.t().contiguous()), True
     program = program_of(f, *(part.clone() for part in inputs))
-    assert any(taken(program)) == expected
+    assert program.uses_onednn == expected
     (product,) = run(program, list(inputs))
     exact = f(*(part.double() for part in inputs))
     assert norm(product.double() - exact) <= 2 * torch.finfo(product.dtype).eps ** 0.9 * norm(exact)
 
 
-def test_it_can_be_switched_off(faster, monkeypatch):
+def test_onednn_can_be_switched_off(faster, monkeypatch):
     program = program_of(torch.mm, LARGE, LARGE.t().contiguous())
-    assert all(taken(program))
+    assert program.uses_onednn
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
-    assert not any(taken(program))
+    assert not program.uses_onednn
 
 
-def test_which_is_faster_is_found_out_unseen():
-    onednn._measured.cache_clear()
+def test_the_measurement_is_not_counted_and_draws_no_random_numbers():
+    onednn.is_faster_here.cache_clear()
     before = torch.random.get_rng_state()
     with FlopCounterMode(display=False) as counter, PeakMemory() as memory:
-        answer = onednn._measured()
+        answer = onednn.is_faster_here()
     assert counter.get_total_flops() == 0
     assert memory.peak == 0
     assert torch.equal(before, torch.random.get_rng_state())
     assert answer in (True, False)
 
 
-def test_which_is_faster_does_not_depend_on_defaults(monkeypatch):
+def test_the_measurement_does_not_depend_on_the_default_dtype(monkeypatch):
     """The products compared are right, and in float32, whatever torch makes by default."""
-    monkeypatch.setattr(onednn, "_FASTER", 1e9)
+    monkeypatch.setattr(onednn, "_RATIO", 1e9)
     torch.set_default_dtype(torch.float64)
     try:
-        assert onednn._compare() is True
+        assert onednn.measure() is True
     finally:
         torch.set_default_dtype(torch.float32)
 
 
-def test_a_torch_without_the_operation_keeps_its_own(monkeypatch):
+def test_a_torch_without_the_operation_does_not_use_onednn(monkeypatch):
     monkeypatch.setattr(onednn, "_mm", lambda a, b: torch.ops.mkldnn._no_such_thing(a, b))
-    assert onednn._compare() is False
+    assert onednn.measure() is False
 
 
 @pytest.fixture
@@ -159,11 +154,11 @@ def test_a_prepared_product_is_that_of_float64(faster, network):
     assert norm((H @ v).double() - expected) <= 1e-6 * norm(expected)
 
 
-def test_its_operations_are_counted(monkeypatch, network):
+def test_flop_counts_are_the_same_with_onednn(monkeypatch, network):
     f, params, v = network
     counts = []
     for is_faster in (True, False):
-        monkeypatch.setattr(onednn, "_measured", lambda answer=is_faster: answer)
+        monkeypatch.setattr(onednn, "is_faster_here", lambda answer=is_faster: answer)
         H = hessian_operator(f, params, mode="traced-split")
         H @ v
         with FlopCounterMode(display=False) as counter:
@@ -172,19 +167,19 @@ def test_its_operations_are_counted(monkeypatch, network):
     assert counts[0] == counts[1] > 0
 
 
-def test_the_compiler_is_given_an_operation_of_its_own(faster):
+def test_inductor_gets_an_operation_of_hesse(faster):
     def f(a, b, c):
         return torch.addmm(c, a, b).tanh()
 
     inputs = LARGE, LARGE.t().contiguous(), torch.randn(300, 300)
     program = program_of(f, *inputs)
-    graph = as_graph(program)
+    graph = as_fx(program)
     assert onednn.compiled_mm in {node.target for node in graph.graph.nodes}
     assert torch.allclose(graph(*inputs)[0], f(*inputs), atol=1e-4)
 
 
-def test_what_it_holds_meanwhile_is_known(faster):
-    """A peak foretold is not less than the one that is metered."""
+def test_the_peak_includes_scratch_memory(faster):
+    """The predicted peak is not less than the measured one."""
 
     def f(a, b):
         return (a.t() @ b) + (b.t() @ a)
@@ -194,5 +189,5 @@ def test_what_it_holds_meanwhile_is_known(faster):
     run(program, inputs)
     with PeakMemory() as memory:
         run(program, inputs)
-    peak = max(occupied(program.ops, program.metas, program.inputs, program.outputs))
+    peak = program.peak_bytes()
     assert memory.peak <= peak <= memory.peak + 2 * inputs[0].nbytes

@@ -1,4 +1,4 @@
-"""Hesse's tape against `make_fx` of torch, on the same product by double backward."""
+"""Hesse's tracer against `make_fx` of torch, on the same product by double backward."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from benchmarks.case import Case
 from benchmarks.engine.study import Cell, Settings, Study
 from benchmarks.models import MODELS
 from hesse.ad.evaluate import twice_differentiable
-from hesse.tracing.functionalize import record
+from hesse.tracing.functionalize import trace
 
 
 def rows(model: str, settings: Settings) -> list[list[Cell]]:
-    """One row: the product as it is, then every recording twice."""
+    """One row: the product as it is, then every trace twice."""
     case = Case.of(MODELS[model]())
     leaves, v = case.leaves(), list(case.tangents.values())
 
@@ -29,10 +29,10 @@ def rows(model: str, settings: Settings) -> list[list[Cell]]:
 
     product(leaves, v)
     plain, _ = _timed(lambda: product(leaves, v))
-    tapes = [_timed(lambda: record(lambda: product(leaves, v), [*leaves, *v])) for _ in range(2)]
+    traces = [_timed(lambda: trace(lambda: product(leaves, v), [*leaves, *v])) for _ in range(2)]
     graphs = [_timed(lambda: make_fx(product)(leaves, v)) for _ in range(2)]
-    seconds = [plain, *(s for s, _ in tapes), *(s for s, _ in graphs)]
-    return [[model, len(tapes[0][1].ops), *seconds]]
+    seconds = [plain, *(s for s, _ in traces), *(s for s, _ in graphs)]
+    return [[model, len(traces[0][1].nodes), *seconds]]
 
 
 def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -42,10 +42,10 @@ def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 
 STUDY = Study(
-    "Tape",
-    "Seconds of one eager product, of recording it by Hesse's tape, the run included, and by "
-    "`torch.fx.experimental.proxy_tensor.make_fx`; every recording twice.",
-    ("model", "operations", "product", "tape", "again", "make_fx", "again "),
+    "Tracer",
+    "Seconds of one eager product, of tracing it by Hesse, the run included, and by "
+    "`torch.fx.experimental.proxy_tensor.make_fx`; every trace twice.",
+    ("model", "nodes", "product", "Hesse", "again", "make_fx", "again "),
     ("gpt", "lstm"),
     rows,
 )

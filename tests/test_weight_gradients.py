@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gradient of a convolution's weight inside a product: the fast form is the same number."""
+"""The gradient of a convolution's weight inside a product: the fast form gives the same."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from hesse.curvature import ggn_operator, hessian_operator
 from hesse.risk.risk import Risk
-from hesse.tracing.functionalize import record, recorded_again
+from hesse.tracing.functionalize import retrace, trace
 from hesse.tracing.passes.simplify import simplify
 from hesse.tracing.passes.weight_gradients import rewrite_weight_gradients
 from hesse.tracing.program import Program, run
@@ -78,11 +78,11 @@ def test_products_in_any_number_of_dimensions(dims, groups):
         {"padding": (0, 1), "stride": (1, 2)},
     ],
 )
-def test_products_with_many_more_channels_than_places(geometry):
+def test_products_with_many_more_channels_than_pixels(geometry):
     assert_product_is_exact(*two_convolutions(3, 40, 3, images=1, width=41, **geometry))
 
 
-def test_what_python_saw_is_still_guarded():
+def test_guards_survive_the_rewrite():
     f, x = two_convolutions(6, 2, 3, padding=1)
 
     def g(leaves):
@@ -122,11 +122,11 @@ def gradient_of_weight(x, g, kernel, stride=1, padding=1, dilation=1):
 
 def rewritten(f, *inputs):
     """The program of f in its new form; None if there is nothing to rewrite."""
-    new = rewrite_weight_gradients(simplify(record(lambda: [f(*inputs)], inputs)))
+    new = rewrite_weight_gradients(simplify(trace(lambda: [f(*inputs)], inputs)))
     if new is None:
         return None
-    trace = simplify(recorded_again(new, inputs))
-    return Program(trace, trace.ops, trace.inputs, trace.outputs)
+    graph = simplify(retrace(new, inputs))
+    return Program(graph, graph.nodes, graph.inputs, graph.outputs)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def rewritten(f, *inputs):
         (64, 4, 2, aten.mm.default),
     ],
 )
-def test_a_convolution_of_transposed_images_is_written_anew(channels, size, stride, operation):
+def test_a_convolution_of_transposed_images_is_rewritten(channels, size, stride, operation):
     x = draw(1, channels, size, size)
     places = F.conv2d(x, draw(1, channels, 3, 3), None, stride, 1).shape[2:]
     g = draw(1, 65, *places, seed=1)
@@ -148,7 +148,7 @@ def test_a_convolution_of_transposed_images_is_written_anew(channels, size, stri
         return gradient_of_weight(x, g, (3, 3), stride)
 
     program = rewritten(f, x, g)
-    functions = [op.function for op in program.ops]
+    functions = [node.function for node in program.nodes]
     assert operation in functions
     assert aten.convolution.default not in functions
     (product,), expected = run(program, [x, g]), f(x, g)
@@ -162,14 +162,14 @@ def test_other_convolutions_stay():
     assert rewritten(lambda x, g: F.conv2d(x.transpose(0, 1), g[:, :2]), x, g) is None
 
 
-def test_a_gradient_that_somebody_cuts_further_stays():
+def test_a_gradient_that_f_cuts_further_stays():
     """A smaller kernel would fit more often than there are entries of g."""
     x, g = draw(2, 3, 8, 8), draw(2, 4, 6, 6, seed=1)
     assert rewritten(lambda x, g: gradient_of_weight(x, g, (3, 3), 1, 0), x, g) is not None
     assert rewritten(lambda x, g: gradient_of_weight(x, g, (2, 2), 1, 0), x, g) is None
 
 
-def test_what_is_read_before_it_is_transposed_back_stays():
+def test_a_gradient_that_is_read_before_it_is_transposed_back_stays():
     x, g = draw(2, 3, 8, 8), draw(2, 4, 8, 8, seed=1)
 
     def f(x, g):
@@ -179,7 +179,7 @@ def test_what_is_read_before_it_is_transposed_back_stays():
     assert rewritten(f, x, g) is None
 
 
-def test_a_backward_pass_of_small_images_is_written_anew():
+def test_a_backward_pass_of_small_images_is_rewritten():
     x, g, w = draw(1, 40, 3, 3), draw(1, 41, 3, 3, seed=1), draw(41, 40, 3, 3, seed=2)
 
     for mask in ([True, True, True], [False, True, False], [False, True, True]):
@@ -190,7 +190,7 @@ def test_a_backward_pass_of_small_images_is_written_anew():
             return torch.cat([part.flatten() for part in parts if part is not None])
 
         program = rewritten(f, x, g, w)
-        assert aten.mm.default in [op.function for op in program.ops]
+        assert aten.mm.default in [node.function for node in program.nodes]
         (result,), expected = run(program, [x, g, w]), f(x, g, w)
         assert norm(result - expected) <= 1e-13 * norm(expected)
 
