@@ -20,9 +20,6 @@ def _hook(name):
 docs = _hook("examples")
 PAGES = [
     "getting-started",
-    "how-to-extend",
-    "how-to-choose",
-    pytest.param("products", marks=pytest.mark.slow),
     pytest.param("solving-and-measuring", marks=pytest.mark.slow),
 ]
 

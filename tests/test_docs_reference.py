@@ -58,7 +58,7 @@ def test_every_package_has_a_page_that_is_in_the_navigation():
     for root in ROOTS:
         assert f"hesse.{root}: reference/{root}.md" in menu
     shown = "".join(page.read_text(encoding="utf-8") for page in DOCS.glob("reference/*.md"))
-    assert re.findall(r"^::: (\S+)$", shown, re.MULTILINE) == sorted(reference.PACKAGES)
+    assert sorted(re.findall(r"^::: (\S+)$", shown, re.MULTILINE)) == sorted(reference.PACKAGES)
 
 
 def test_every_public_name_of_the_root_is_a_name_of_a_package():
@@ -82,7 +82,7 @@ def test_the_interface_of_an_operator_is_shown_with_what_it_inherits():
         assert (f'"{name}"' in text) == inherited
 
 
-@pytest.mark.parametrize("value", _docstrings())
+@pytest.mark.parametrize("value", list(_docstrings()))
 def test_public_docstrings_begin_with_a_line(value):
     if inspect.isroutine(value) and value.__name__ in _inherited_names():
         return
@@ -98,7 +98,7 @@ def _inherited_names():
     return {"expect", "step", "at"}
 
 
-@pytest.mark.parametrize("value", _docstrings())
+@pytest.mark.parametrize("value", list(_docstrings()))
 def test_arguments_are_described_in_a_form_that_is_read_to_the_end(value):
     """Each entry below "Args:" begins with names and a colon; what goes on is indented further."""
     section = re.search(r"^Args:\n((?: .*\n|\n(?= ))+)", f"{inspect.getdoc(value)}\n", re.MULTILINE)
