@@ -280,3 +280,15 @@ def test_dots_of_long_rows_are_right_to_a_few_roundings(n: int) -> None:
         <= 4 * torch.finfo(torch.float32).eps
     )
     assert norm(left[0]) == pytest.approx(float(left[0].double().norm()), rel=3e-7)
+
+
+class _Sharded(torch.Tensor):
+    """What a DTensor is known by."""
+
+    device_mesh = "a mesh"
+
+
+def test_a_dtensor_is_refused_with_a_remedy():
+    leaf = torch.ones(3).as_subclass(_Sharded)
+    with pytest.raises(StructureError, match=r"(?s)a DTensor.*full_tensor\(\)"):
+        Space.of({"w": leaf})

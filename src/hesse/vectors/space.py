@@ -347,6 +347,13 @@ def check_finite(name: str, v: Tensor, call: str) -> Tensor:
 
 
 def _check_leaf(call: str, label: str, leaf: Tensor, device: torch.device) -> None:
+    if hasattr(leaf, "device_mesh"):  # its flat memory is that of one rank, and not initialised
+        raise StructureError(
+            call,
+            expected=f"{label} to be a plain tensor",
+            got="a DTensor: vectors that are shared among processes are not supported yet",
+            remedy="Give leaf.full_tensor(), or leaf.to_local() for the part of this process.",
+        )
     if torch._C._functorch.is_batchedtensor(leaf):  # pyright: ignore[reportAttributeAccessIssue]
         raise StructureError(
             call,
