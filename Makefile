@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt
-SOURCES := src tests docs/hooks $(wildcard benchmarks examples)
+SOURCES := src tests docs/hooks docs/pictures $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench docs format clean
@@ -17,7 +17,7 @@ demo: $(VENV)/.demo  ## run the demonstration; its report is written to hesse-de
 	$(BIN)/hesse demo
 
 test: $(VENV)/.dev  ## run every test, the slow ones too, with coverage
-	$(BIN)/python -m pytest -m "not peers" --cov --cov-report=term --durations=10
+	$(BIN)/python -m pytest -m "not peers" --cov --cov-report=term --cov-fail-under=90 --durations=10
 
 lint: $(VENV)/.dev  ## check style, types, layers and the length of files
 	$(BIN)/ruff check $(SOURCES)

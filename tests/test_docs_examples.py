@@ -10,16 +10,19 @@ import torch
 ROOT = Path(__file__).parents[1]
 
 
-def _hook(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "hooks" / f"{name}.py")
+def _module(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-docs = _hook("examples")
+docs = _module(ROOT / "docs" / "hooks" / "examples.py")
 PAGES = [
     "getting-started",
+    "how-to-extend",
+    pytest.param("how-to-choose", marks=pytest.mark.slow),
+    pytest.param("products", marks=pytest.mark.slow),
     pytest.param("solving-and-measuring", marks=pytest.mark.slow),
 ]
 
@@ -44,6 +47,14 @@ def test_page_runs_and_prints_what_it_says(name):
         )
 
 
+def test_pictures_are_drawn_and_shown():
+    pictures = _module(ROOT / "docs" / "pictures" / "draw.py").PICTURES
+    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))
+    for name, draw in pictures.items():
+        assert f"](pictures/{name}.svg)" in pages
+        assert draw().rstrip().endswith("</svg>")
+
+
 @pytest.mark.parametrize(
     ("expected", "printed", "is_equal"),
     [
@@ -52,6 +63,8 @@ def test_page_runs_and_prints_what_it_says(name):
         ("1.2e-05", "1.3e-05", True),
         ("1.2e-05", "1.2e-03", False),
         ("12 products", "13 products", False),
+        ("about 12 products", "about 13 products", True),
+        ("about 12 products", "about 16 products", False),
         ("a ... b 2", "a x y b 2", True),
         ("-1.50", "1.50", False),
         ("text", "", False),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reference shows every public name, and each is documented in a form that is not cut off."""
 
+import doctest
 import importlib
 import importlib.util
 import inspect
@@ -105,6 +106,11 @@ def test_arguments_are_described_in_a_form_that_is_read_to_the_end(value):
     for line in section[1].splitlines() if section else []:
         if re.match(r" {4}\S", line):
             assert re.match(r" {4}\*{0,2}\w+(, \*{0,2}\w+)*: ", line), line
+
+
+@pytest.mark.parametrize("name", ["examples", "offline", "reference"])
+def test_doctests_of_the_hooks(name):
+    assert doctest.testmod(_hook(name)).failed == 0
 
 
 def test_every_decision_is_listed():

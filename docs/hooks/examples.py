@@ -2,9 +2,10 @@
 """Run the examples of a page, and compare or refresh what they print.
 
 A page is one program: its Python blocks run from top to bottom in one namespace. A text block that
-follows a Python block is what that prints. Numbers may differ by a unit of the last digit shown;
-`...` stands for anything. `python docs/hooks/examples.py docs/getting-started.md` runs a page and
-writes the present output into it.
+follows a Python block is what that prints. Numbers may differ by a unit of the last digit shown,
+an integer after the word "about" by a fifth; `...` stands for anything.
+`python docs/hooks/examples.py docs/getting-started.md` runs a page and writes the present output
+into it.
 """
 
 import contextlib
@@ -54,12 +55,13 @@ def agrees(expected, printed):
     pattern, numbers, position = "", [], 0
     for match in _NUMBER.finditer(expected):
         pattern += _literal(expected[position : match.start()]) + f"({_NUMBER.pattern})"
-        numbers.append(match[0])
+        is_rough = expected[: match.start()].endswith("about ")
+        numbers.append((match[0], is_rough))
         position = match.end()
     found = re.fullmatch(pattern + _literal(expected[position:]), printed, re.DOTALL)
     return found is not None and all(
-        abs(float(number) - float(other)) <= _unit(number)
-        for number, other in zip(numbers, found.groups(), strict=True)
+        abs(float(number) - float(other)) <= _unit(number, is_rough)
+        for (number, is_rough), other in zip(numbers, found.groups(), strict=True)
     )
 
 
@@ -82,12 +84,14 @@ def _literal(text):
     return r".*?".join(r"\s+".join(map(re.escape, re.split(r"\s+", t))) for t in text.split("..."))
 
 
-def _unit(number):
-    """One unit of the last digit; nothing for an integer."""
+def _unit(number, is_rough):
+    """One unit of the last digit; of an integer nothing, or a fifth of it."""
     mantissa, _, exponent = number.lower().partition("e")
     decimals = len(mantissa.partition(".")[2])
     is_integer = "." not in mantissa and not exponent
-    return 0.0 if is_integer else 1.01 * 10.0 ** (int(exponent or 0) - decimals)
+    if is_integer:
+        return 0.2 * abs(float(number)) if is_rough else 0.0
+    return 1.01 * 10.0 ** (int(exponent or 0) - decimals)
 
 
 if __name__ == "__main__":

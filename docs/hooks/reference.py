@@ -35,8 +35,8 @@ _SPECIAL = "matmul|add|sub|mul|truediv|neg|getitem|call|enter|exit"
 _PROTOCOL = (
     "matvec|rmatvec|matmat|rmatmat|curvature|inverse|diagonal|plus_diagonal|split_shift|in_space"
 )
-_FILTERS = [f"!^_(?!_({_SPECIAL})__$)"]
-_OPERATOR_FILTERS = [f"!^_(?!_({_SPECIAL})__$|({_PROTOCOL})$)"]
+_HIDDEN = rf"^_(?!_({_SPECIAL})__$)"
+_HIDDEN_OF_OPERATOR = rf"^_(?!_({_SPECIAL})__$|({_PROTOCOL})$)"
 
 
 def on_page_markdown(markdown, page, **_):
@@ -127,11 +127,17 @@ def _class_options(value):
         for base in value.__mro__[1:]
         if base.__module__.startswith("hesse.") and base not in _documented()
     ]
-    inherited = [name for base in hidden for name in vars(base) if name not in vars(value)]
-    is_operator = value is hesse.LinearOperator
+    unwanted = _HIDDEN_OF_OPERATOR if value is hesse.LinearOperator else _HIDDEN
+    inherited = [
+        name
+        for base in hidden
+        for name in vars(base)
+        if name not in vars(value) and not re.match(unwanted, name)
+    ]
     return {
         "inherited_members": list(dict.fromkeys(inherited)),
-        "filters": _OPERATOR_FILTERS if is_operator else _FILTERS,
+        "filters": [f"!{unwanted}"],
+        "show_bases": not hidden,
     }
 
 
