@@ -101,9 +101,9 @@ def index():
 
 
 def summary(value):
-    """The first line of the docstring of a function, class or module; "" of anything else."""
-    documented = inspect.isroutine(value) or inspect.isclass(value) or inspect.ismodule(value)
-    text = inspect.getdoc(value) if documented else ""
+    """The first line of the docstring of a function, class or module of Hesse, else ""."""
+    home = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
+    text = inspect.getdoc(value) if (home or "").startswith("hesse.") else ""
     return (text or "").partition("\n")[0]
 
 
@@ -121,12 +121,11 @@ def _home(package_name, name, value):
 
 
 def _class_options(value):
-    """What to show of a class: also what it inherits from a base that has no entry of its own."""
-    hidden = [
-        base
-        for base in value.__mro__[1:]
-        if base.__module__.startswith("hesse.") and base not in _documented()
-    ]
+    """What to show of a class: also what it inherits from a base that no entry shows."""
+    documented = [base for base in _documented() if base is not value]
+    shown = {base for parent in documented if issubclass(value, parent) for base in parent.__mro__}
+    bases = [base for base in value.__mro__[1:] if base.__module__.startswith("hesse.")]
+    hidden = [base for base in bases if base not in shown]
     unwanted = _HIDDEN_OF_OPERATOR if value is hesse.LinearOperator else _HIDDEN
     inherited = [
         name
@@ -137,7 +136,7 @@ def _class_options(value):
     return {
         "inherited_members": list(dict.fromkeys(inherited)),
         "filters": [f"!{unwanted}"],
-        "show_bases": not hidden,
+        "show_bases": not bases,
     }
 
 
