@@ -68,7 +68,7 @@ def test_products_leave_the_buffers_and_are_those_of_one_function(model, mode, b
 
     exact = dense_hessian(definition, risk.params)
     H, G = (op(risk, risk.params, mode=mode) for op in (hessian_operator, ggn_operator))
-    H.expect(1000)
+    H.announce(1000)
     v = torch.linspace(-1, 1, len(exact)).double()
     for _ in range(3):
         assert norm(H @ v - exact @ v) <= 1e-12 * norm(exact @ v)

@@ -50,7 +50,7 @@ NOT_VECTORS = [
     torch.full((N,), math.nan), torch.full((N,), math.inf), torch.ones(N, device="meta"),
 ]  # fmt: skip
 NOT_OPERATORS = [
-    None, 3, "A", [[1.0]], np.eye(N), torch.ones(N), torch.ones(N, N).int(),
+    None, 3, "A", [[1.0]], np.eye(N, dtype=int), torch.ones(N), torch.ones(N, N).int(),
     torch.ones(N, N, dtype=torch.complex64), torch.ones(2, 2, 2), torch.zeros(0, 0),
 ]  # fmt: skip
 NOT_BUDGETS = ["much", "1 parsec", 0, -1, True, math.nan, math.inf, "1e999", [], torch.ones(2), 7]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Result`: what a long computation returns, by attribute or by name, printed on one screen."""
+"""`Result`: the base of all results, which print on one screen and index as SciPy's do."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _WIDTH = 88
 class Result:
     """A dataclass or named tuple of results.
 
-    Its fields are attributes, and entries as of SciPy's results. `repr` shows a line a field, where
-    long tensors and histories are summarised; a notebook shows a table.
+    A field is an attribute, `r.x`, and an entry, `r["x"]`. `repr` shows one line for each field, in
+    which long tensors and histories are summarised; a notebook shows a table.
 
     >>> from dataclasses import dataclass
     >>> @dataclass(repr=False)
@@ -36,7 +36,7 @@ class Result:
     """
 
     def __getitem__(self, name: Any) -> Any:
-        """A field by its name; of a tuple, by its position too."""
+        """A field by its name, or by its position in a named tuple."""
         if isinstance(name, str):
             if name in self.keys():
                 return getattr(self, name)

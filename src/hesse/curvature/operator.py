@@ -79,7 +79,7 @@ class HessianOperator(LinearOperator):
         self.domain.leaves(x, call=f"{self}.at(x)", what="x")
         return HessianOperator(self._f, x, self.domain, self._request, self._preparations)
 
-    def expect(self, products: int) -> None:
+    def announce(self, products: int) -> None:
         self._at.expect(products)
 
     def __reduce__(self):  # what is prepared is prepared again where it is wanted
@@ -225,7 +225,7 @@ class GaussNewtonOperator(LinearOperator):
         self.domain.leaves(params, call=f"{self}.at(params)", what="params")
         return GaussNewtonOperator(self.risk, params, self.domain, self._request)
 
-    def expect(self, products: int) -> None:
+    def announce(self, products: int) -> None:
         self._at.expect(products)
 
     def __reduce__(self):  # what is prepared is prepared again where it is wanted

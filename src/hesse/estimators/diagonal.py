@@ -104,7 +104,7 @@ def diagonal(
     if sampler.is_small:
         value = A.to_dense().diagonal().clone()
         return Estimate(value, torch.zeros_like(value), A.shape[0])
-    A.expect(target.least_samples(max_products))
+    A.announce(target.least_samples(max_products))
     if method == "xdiag":
         return xdiag(sampler)
     if method == "hutchinson":

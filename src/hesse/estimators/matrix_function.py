@@ -123,7 +123,7 @@ class _Groups:
 
     def approximate(self, rows: Tensor) -> tuple[Tensor, Tensor, int, Status]:
         """f(A) b for every row b, as rows, and the errors; products, and how it ended."""
-        self.A.expect(FIRST_LOOK * len(rows))
+        self.A.announce(FIRST_LOOK * len(rows))
         shown = Run("f(A) b", progress=self.progress, total=self.most * len(rows))
         values = empty_rows(*rows.shape, dtype=rows.dtype, device=rows.device)
         errors = torch.full((len(rows),), math.inf, dtype=torch.float64)

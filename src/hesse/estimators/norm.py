@@ -101,7 +101,7 @@ def norm(
         return Estimate(float(value), 0.0, A.shape[1])
     if ord == 2:
         return _spectral(A, rtol, max_products, arguments, call)
-    A.expect(target.least_samples(max_products))
+    A.announce(target.least_samples(max_products))
     return _frobenius(sampler)
 
 

@@ -120,7 +120,7 @@ def spectral_density(
     enough, total = Enough(probes, rtol), probes * steps
     question = {"method": method, "probes": probes, "steps": steps}
     sampler = Sampler.of(A, call, "spectral_density", enough, arguments, total=total, **question)
-    A.expect(total)
+    A.announce(total)
     if method == "lanczos":
         return LanczosDensity(sampler, steps, points, bandwidth).density()
     return KernelPolynomialDensity(sampler, steps, points).density()

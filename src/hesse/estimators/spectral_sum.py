@@ -55,7 +55,7 @@ class SpectralSum(Stream):
 def spectral_sum(sampler: Sampler[Target], evaluate: Evaluate) -> Estimate:
     """The trace of a function whose quadrature `evaluate` takes."""
     A, state = sampler.A, SpectralSum(sampler.generator)
-    A.expect(FIRST_DEPTH * sampler.block_size)
+    A.announce(FIRST_DEPTH * sampler.block_size)
     state.depth = min(FIRST_DEPTH, A.shape[0])
     if sampler.vectors < _held(A, state.depth):
         what = f"one probe of {state.depth} steps"

@@ -110,7 +110,7 @@ def trace(
     sampler = Sampler.of(A, call, "trace", target, arguments, method=method)
     if sampler.is_small:
         return _exact(A)
-    A.expect(target.least_samples(max_products))
+    A.announce(target.least_samples(max_products))
     return _by_method(sampler, method)
 
 

@@ -157,7 +157,7 @@ def solve(
     question |= {"preconditioner": M, **own.question()}
     file = Checkpoint(checkpoint, A, call="solve", **question)
     system = System(A, flat, start, M, rtol, atol, max_iterations, run, file)
-    A.expect(min(A.domain.n, _USUAL, system.limit))
+    A.announce(min(A.domain.n, _USUAL, system.limit))
     if method != "auto":
         solution = _by(method, system, own)
     else:

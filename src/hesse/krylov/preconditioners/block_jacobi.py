@@ -114,7 +114,7 @@ def _pieces(space: Space, size: int) -> Tensor:
 
 def _exact(A: LinearOperator, index: Tensor, call: str) -> Tensor:
     """The blocks, from one product a column."""
-    A.expect(A.shape[0])
+    A.announce(A.shape[0])
     blocks = A.domain.zeros().new_zeros(*index.shape, index.shape[1])
     for block, piece in zip(blocks, index, strict=True):
         piece = piece[piece < A.shape[0]]
@@ -136,7 +136,7 @@ def _estimate(
     The j-th columns of all blocks come together: `probes` products in one block for each j.
     """
     count, size = index.shape
-    A.expect(probes * size)
+    A.announce(probes * size)
     each = Space.flat(count, A.dtype, A.device)
     blocks = A.domain.zeros().new_zeros(count, size, size)
     variance = each.zeros()

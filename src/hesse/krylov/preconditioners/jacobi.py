@@ -81,7 +81,7 @@ def _estimate(
     A: LinearOperator, probes: int, generator: torch.Generator | None, call: str
 ) -> Tensor:
     """Means of z * A z in absolute value, but at least their standard errors."""
-    A.expect(probes)
+    A.announce(probes)
     Z = stacked(probes, (A.domain.rademacher(generator) for _ in range(probes))).T
     samples = Z * A._check_finite(A._matmat(Z), call)
     return torch.maximum(samples.mean(dim=1).abs(), samples.std(dim=1) / probes**0.5)

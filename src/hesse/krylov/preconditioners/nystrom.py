@@ -100,7 +100,7 @@ def _sketch(
     known: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(Omega, A Omega) with `count` more directions, orthonormal among all."""
-    A.expect(count)
+    A.announce(count)
     new = stacked(count, (A.domain.gaussian(generator) for _ in range(count))).T
     if known is None:
         Omega, _ = torch.linalg.qr(new)

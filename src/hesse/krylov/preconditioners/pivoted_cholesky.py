@@ -74,7 +74,7 @@ def pivoted_cholesky(
 
 def _factor(A: LinearOperator, d: Tensor, rank: int, call: str) -> tuple[Tensor, Tensor]:
     """(L, the diagonal of A - L L'); ends early where nothing but rounding remains."""
-    A.expect(rank)
+    A.announce(rank)
     L = torch.zeros(A.shape[0], rank, dtype=A.dtype, device=A.device)
     eps, largest = torch.finfo(A.dtype).eps, float(d.abs().max())
     for k in range(rank):
