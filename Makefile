@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt
-SOURCES := src tests docs/hooks docs/pictures $(wildcard benchmarks examples)
+SOURCES := src tests tools docs/hooks docs/pictures $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench docs format clean

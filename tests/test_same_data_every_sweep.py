@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data that differ from sweep to sweep are refused; an order or a padding that differs is not."""
+"""Data that differ from sweep to sweep raise; another order or padding is allowed."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ SEQUENCES = [torch.arange(2, 4 + n % 5) + n for n in range(EXAMPLES)]
 
 
 class Changed(Dataset):
-    """Examples as something changes them on the way."""
+    """Examples that are changed whenever they are read."""
 
     def __init__(self, change):
         self.change = change
@@ -30,8 +30,8 @@ class Changed(Dataset):
         return self.change(X[i], Y[i])
 
 
-class Anew:
-    """An iterable that draws its batches in every sweep."""
+class Redrawn:
+    """An iterable that draws new batches in every sweep."""
 
     def __iter__(self):
         for _ in range(3):
@@ -63,14 +63,14 @@ CHANGING = {
     "replacement": lambda: DataLoader(
         TensorDataset(X, Y), 5, sampler=RandomSampler(X, replacement=True)
     ),
-    "fresh": Anew,
+    "fresh": Redrawn,
 }
 
 
 @pytest.mark.parametrize("budget", [None, "1 MB", "30 kB"])
 @pytest.mark.parametrize("make", [hessian_operator, ggn_operator])
 @pytest.mark.parametrize("data", CHANGING.values(), ids=CHANGING)
-def test_data_that_are_others_in_the_next_sweep_are_refused(data, make, budget):
+def test_data_that_change_in_the_next_sweep_raise(data, make, budget):
     risk = Risk(model(), nn.MSELoss(), data())
     v = torch.ones(sum(p.numel() for p in risk.params.values())).double()
     with pytest.raises(DataError, match=r"(?s)the same data.*batch\['\w+'\].*list\(loader\)"):
@@ -111,7 +111,7 @@ def swept(loader):
     return checksum
 
 
-def test_padding_to_the_longest_of_a_shuffled_batch_is_no_difference():
+def test_padding_to_the_longest_sequence_of_a_shuffled_batch_is_ignored():
     loader = DataLoader(SEQUENCES, batch_size=4, shuffle=True, collate_fn=padded)
     sweeps = [swept(loader) for _ in range(6)]
     widths = {sum(batch["tokens"].numel() for batch in loader) for _ in range(6)}
@@ -119,7 +119,7 @@ def test_padding_to_the_longest_of_a_shuffled_batch_is_no_difference():
     assert not any(sweep.difference(sweeps[0]) for sweep in sweeps)
 
 
-def test_another_token_is_a_difference_however_it_is_padded():
+def test_a_changed_token_is_found_under_any_padding():
     loader = DataLoader(SEQUENCES, batch_size=4, shuffle=True, collate_fn=padded)
     other = [sequence.clone() for sequence in SEQUENCES]
     other[7][1] += 1
@@ -128,7 +128,7 @@ def test_another_token_is_a_difference_however_it_is_padded():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.complex64, torch.bool])
-def test_any_dtype_and_any_shape_have_a_digest(dtype):
+def test_every_dtype_and_shape_has_a_checksum(dtype):
     x = torch.randn(6, 4, 3).round().to(dtype)
     checksums = [SweepChecksum() for _ in range(4)]
     for checksum, batch in zip(checksums, [x, x.flip(0), x.flip(1), x.flip(2)], strict=True):
@@ -141,7 +141,7 @@ def test_any_dtype_and_any_shape_have_a_digest(dtype):
     ]
 
 
-def test_numbers_that_cancel_are_compared_at_their_own_scale():
+def test_sums_that_cancel_are_compared_relative_to_their_terms():
     x = torch.linspace(-1, 1, 11).double()
     one, two = SweepChecksum(), SweepChecksum()
     one.add(x)

@@ -68,12 +68,13 @@ class Batches:
         self.weight, self.is_cut = weight, is_cut
         self._batches = _as_iterable(data)
         # A list holds its tensors; a loader may give others in every sweep.
-        self._may_change = not is_cut and not isinstance(self._batches, (list, tuple))
-        self._checksum = SweepChecksum()
+        may_change = not is_cut and not isinstance(self._batches, (list, tuple))
+        self._checksum = SweepChecksum() if may_change else None
         weights = []
         for batch in self._sweep():
             weights.append(batch.weight)
-            self._add(batch, self._checksum)
+            if self._checksum is not None:
+                self._checksum.add(_named(batch))
         if not weights:
             raise DataError(
                 expected="at least one batch",
@@ -83,10 +84,11 @@ class Batches:
         self.count, self.total_weight = len(weights), sum(weights)
 
     def __iter__(self) -> Iterator[Batch]:
-        total, checksum = 0.0, SweepChecksum()
+        total, checksum = 0.0, None if self._checksum is None else SweepChecksum()
         for batch in self._sweep():
             total += batch.weight
-            self._add(batch, checksum)
+            if checksum is not None:
+                checksum.add(_named(batch))
             yield batch
         if abs(total - self.total_weight) > 1e-9 * self.total_weight:
             raise DataError(
@@ -94,8 +96,8 @@ class Batches:
                 got=f"total weight {total:g}",
                 remedy="Use a DataLoader with a fixed data set, without drop_last, or a list.",
             )
-        if self._may_change:
-            self._check_same(checksum)
+        if checksum is not None and self._checksum is not None:
+            _check_same(checksum, self._checksum)
 
     @property
     def first(self) -> Batch:
@@ -119,22 +121,23 @@ class Batches:
             inputs, targets = _inputs_and_targets(batch)
             yield Batch(inputs, targets, self.weigh(inputs, targets))
 
-    def _add(self, batch: Batch, checksum: SweepChecksum) -> None:
-        if self._may_change:
-            same = batch.targets is batch.inputs
-            targets = {} if same else {"targets": batch.targets}
-            checksum.add({"inputs": batch.inputs, **targets})
 
-    def _check_same(self, checksum: SweepChecksum) -> None:
-        name = checksum.difference(self._checksum)
-        if name is not None:
-            raise DataError(
-                expected="the same data at every sweep, in any order",
-                got=f"other numbers in batch{name} than at the first sweep",
-                remedy="Give a list of batches, as list(loader) does; or switch augmentation, "
-                "noise and sampling with replacement off, or seed them again for every sweep. "
-                "Where batches number their elements, as batched graphs do, set shuffle=False.",
-            )
+def _named(batch: Batch) -> dict[str, Any]:
+    """The content of a batch with the names that an error gives it."""
+    same = batch.targets is batch.inputs
+    return {"inputs": batch.inputs} | ({} if same else {"targets": batch.targets})
+
+
+def _check_same(checksum: SweepChecksum, first: SweepChecksum) -> None:
+    name = checksum.difference(first)
+    if name is not None:
+        raise DataError(
+            expected="the same data at every sweep, in any order",
+            got=f"other numbers in batch{name} than at the first sweep",
+            remedy="Give a list of batches, as list(loader) does; or switch augmentation, "
+            "noise and sampling with replacement off, or seed them again for every sweep. "
+            "Where batches number their elements, as batched graphs do, set shuffle=False.",
+        )
 
 
 def _as_iterable(data: Any) -> Iterable[Any]:

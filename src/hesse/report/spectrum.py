@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Look at the curvature of the autoencoder before and after training."""
+"""The spectrum of the autoencoder's Hessian before and after training."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hesse.risk.risk import Risk
 
 
 @dataclass
-class Curvature:
-    """What is seen of a Hessian."""
+class Spectrum:
+    """Extreme eigenvalues and trace after training; densities before and after."""
 
     n: int
     largest: Eigenpairs
@@ -32,21 +32,21 @@ class Curvature:
 def hessian_of(model: nn.Module, pixels: Tensor) -> HessianOperator:
     """The exact Hessian of the training loss at the model's parameters, in float64.
 
-    The spectrum spans eight orders of magnitude: in float32 its small end drowns in rounding.
+    Its eigenvalues span eight orders of magnitude: in float32 rounding hides the small ones.
     """
     model, pixels = copy.deepcopy(model).double(), pixels.double()
     risk = Risk(model, reconstruction_loss, (pixels, pixels))
     return hessian_operator(risk, risk.params)
 
 
-def look(
+def measure_spectrum(
     start: nn.Module,
     trained: nn.Module,
     pixels: Tensor,
     seed: int,
     steps: int,
     tick: Callable[[float], None],
-) -> Curvature:
+) -> Spectrum:
     """Extreme eigenvalues and trace after training, spectral density before and after."""
     generator = torch.Generator().manual_seed(seed)
     before, after = hessian_of(start, pixels), hessian_of(trained, pixels)
@@ -68,4 +68,4 @@ def look(
     tick(0.85)
     estimate = trace(after, rtol=0.05, max_products=2 * steps, generator=generator)
     tick(1.0)
-    return Curvature(after.shape[0], largest, smallest, estimate, density_before, density_after)
+    return Spectrum(after.shape[0], largest, smallest, estimate, density_before, density_after)
