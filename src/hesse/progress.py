@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 import time
@@ -46,6 +47,7 @@ class Run:
         max_products, max_seconds: the limits; None for none.
         callback: called with the state after every step; a true result stops.
         progress: show a bar of the products.
+        checkpoint: the file that the state is saved in, by `hesse.checkpoint`; None for none.
         total: the products at which the bar is full, if not `max_products`.
 
     >>> from types import SimpleNamespace
@@ -65,6 +67,7 @@ class Run:
         max_seconds: float | None = None,
         callback: Callback | None = None,
         progress: bool = False,
+        checkpoint: str | os.PathLike | None = None,
         total: int | None = None,
     ) -> None:
         self.status = Status.UNFINISHED
@@ -78,14 +81,15 @@ class Run:
         check_positive(call, max_seconds=self.max_seconds)
         check_callable(call, callback=callback)
         check_flags(call, progress=progress)
-        self._callback, self._enabled, self._title = callback, progress, title
+        self.title, self.checkpoint = title, checkpoint
+        self._callback, self._enabled = callback, progress
         self._total = max_products if total is None else total
         self._began = time.monotonic()
         self._bar: tqdm | None = None
 
     def __enter__(self) -> Run:
         self._bar = tqdm(
-            total=self._total, desc=self._title, disable=not self._enabled, leave=False
+            total=self._total, desc=self.title, disable=not self._enabled, leave=False
         )
         return self
 
