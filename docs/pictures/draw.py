@@ -33,7 +33,9 @@ def spectral_density():
     risk = hesse.Risk(model, torch.nn.CrossEntropyLoss(), data)
     H = hesse.hessian_operator(risk, risk.params)
     generator = torch.Generator().manual_seed(0)
-    density = hesse.spectral_density(H, probes=8, steps=60, generator=generator)
+    density = hesse.spectral_density(
+        H, probes=8, method=hesse.LanczosDensity(steps=60), generator=generator
+    )
     low, high = density.interval
 
     def plot(axes):

@@ -93,15 +93,14 @@ class Run:
         check_callable(callback=callback)
         check_flags(progress=progress)
         self.checkpoint = check_path(checkpoint)
-        self._callback, self._enabled, self._title = callback, progress, title
+        self.title = title
+        self._callback, self._enabled = callback, progress
         self._total = max_products if total is None else total
         self._began = time.monotonic()
         self._bar: tqdm | None = None
 
     def __enter__(self) -> Run:
-        self._bar = tqdm(
-            total=self._total, desc=self._title, disable=not self._enabled, leave=False
-        )
+        self._bar = tqdm(total=self._total, desc=self.title, disable=not self._enabled, leave=False)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> bool:

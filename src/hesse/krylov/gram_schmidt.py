@@ -6,28 +6,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.operators.algebra import LinearOperator
-from hesse.vectors.inner_products import norm
+from hesse.vectors.space import Space
 
 # A vector that keeps less of its length is orthogonalised a second time (Daniel et al. 1976).
 KEPT = 0.7
 
 
-def orthogonalise(A: LinearOperator, basis: list[Tensor], rows: Tensor) -> Tensor:
+def orthogonalise(space: Space, basis: list[Tensor], rows: Tensor) -> Tensor:
     """Take from a row, or rows, what they have in the basis, blocks of rows, in place.
 
     Returns what was taken: (j,) or (j, k), float64.
     """
-    first = _remove(A, basis, rows)
+    first = _remove(space, basis, rows)
     removed = first.norm(dim=0).reshape(-1).tolist()
-    left = [norm(row) for row in rows.view(-1, rows.shape[-1])]
+    left = [space.norm(row) for row in rows.view(-1, rows.shape[-1])]
     if all(r**2 > KEPT**2 * (r**2 + h**2) for r, h in zip(left, removed, strict=True)):
         return first
-    return first + _remove(A, basis, rows)
+    return first + _remove(space, basis, rows)
 
 
-def _remove(A: LinearOperator, basis: list[Tensor], rows: Tensor) -> Tensor:
-    inners = [A.domain.inners(block, rows) for block in basis]
+def _remove(space: Space, basis: list[Tensor], rows: Tensor) -> Tensor:
+    inners = [space.inners(block, rows) for block in basis]
     for block, h in zip(basis, inners, strict=True):
         if rows.ndim == 1:
             rows.addmv_(block.T, h, alpha=-1.0)

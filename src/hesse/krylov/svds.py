@@ -142,10 +142,10 @@ def _other_side(
     left = []
     for i, sigma in enumerate(S):
         u = far[i].clone()
-        orthogonalise(At, [far[:i]], u)
+        orthogonalise(A.codomain, [far[:i]], u)
         if norm(u) <= unit_roundoff(A) ** 0.5 * sigma:  # of sigma = 0 any direction will do
             u = At.domain.gaussian(generator)
-            orthogonalise(At, [far[:i]], u)
+            orthogonalise(A.codomain, [far[:i]], u)
         u /= norm(u)
         left.append(norm(far[i] - sigma * u))
         far[i] = u

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from hesse.curvature import HessianOperator, hessian_operator
-from hesse.estimators import Estimate, SpectralDensity, spectral_density, trace
+from hesse.estimators import (
+    Estimate,
+    LanczosDensity,
+    SpectralDensity,
+    spectral_density,
+    trace,
+)
 from hesse.krylov import Eigenpairs, eigsh
 from hesse.report.digits import reconstruction_loss
 from hesse.risk.risk import Risk
@@ -50,9 +56,10 @@ def measure_spectrum(
     """Extreme eigenvalues and trace after training, spectral density before and after."""
     generator = torch.Generator().manual_seed(seed)
     before, after = hessian_of(start, pixels), hessian_of(trained, pixels)
-    density_before = spectral_density(before, probes=4, steps=steps, generator=generator)
+    method = LanczosDensity(steps=steps)
+    density_before = spectral_density(before, method=method, probes=4, generator=generator)
     tick(0.25)
-    density_after = spectral_density(after, probes=4, steps=steps, generator=generator)
+    density_after = spectral_density(after, method=method, probes=4, generator=generator)
     tick(0.5)
     largest = eigsh(after, 5, "LA", rtol=1e-3, max_products=4 * steps, generator=generator)
     tick(0.6)
