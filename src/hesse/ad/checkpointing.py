@@ -31,7 +31,7 @@ def noting_recomputation(value: Callable[[], Tensor]) -> tuple[Tensor, bool]:
     return value(), True
 
 
-def check_slope(f: LeafFunction, x: Leaves, value: Tensor, gradient: Leaves, call: str) -> None:
+def check_slope(f: LeafFunction, x: Leaves, value: Tensor, gradient: Leaves) -> None:
     """Raise unless slopes of f, along the gradient and in a random direction, are those of g."""
     generator = torch.Generator().manual_seed(0)
     random = [torch.randn(leaf.shape, generator=generator).to(leaf) for leaf in x]
@@ -41,7 +41,6 @@ def check_slope(f: LeafFunction, x: Leaves, value: Tensor, gradient: Leaves, cal
         expected = math.fsum(float((a * b).detach().sum()) for a, b in parts)
         if abs(slope - expected) > error + 0.02 * max(abs(slope), abs(expected)):
             raise DerivativeError(
-                call,
                 expected="an f whose backward pass belongs to its value",
                 got=f"a slope of {slope:.6g} by differences, of {expected:.6g} by the gradient; f "
                 "computes activations again (torch.utils.checkpoint), with other parameters",

@@ -1,58 +1,121 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a kind of product is: the Hessian, the Gauss-Newton matrix; and its form as a kept graph."""
+"""What the definition of a curvature matrix says: what is computed, from which vectors to which.
+
+A definition is all that the engine knows of a Hessian, a Gauss-Newton matrix or a Jacobian. It
+evaluates a function at a point, and linearises it there: the linearisation gives quantities that
+depend on a direction. The engine traces these, partitions them and takes them over sums of batches.
+
+A direction or a result is either shared by all summands of the function (the variables) or each
+summand has a slice of its own (its outputs). Results that are shared are added, the others lie side
+by side.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from hesse.ad.variables import Leaves
+from hesse.ad.product import Mode
+from hesse.ad.summands import Summand
+from hesse.ad.variables import BoundFunction, Leaves
+
+Vectors = Literal["variables", "outputs"]
 
 
-class Retained(Protocol):
-    """A product at a point by the graph of its derivatives: what a program must agree with."""
+@dataclass(frozen=True)
+class Quantity:
+    """What depends on a direction: a matrix times it, or a number.
+
+    Args:
+        name: "product", "adjoint" or "curvature".
+        direction: the vectors that the direction is one of.
+        result: the vectors that the result is one of; None for a number.
+    """
+
+    name: str
+    direction: Vectors = "variables"
+    result: Vectors | None = "variables"
+
+
+PRODUCT = Quantity("product")
+CURVATURE = Quantity("curvature", result=None)
+
+
+class Linearisation(Protocol):
+    """A function at one point, with the autograd graph of its derivatives."""
 
     @property
-    def value(self) -> Tensor: ...
-    @property
-    def gradient(self) -> list[Tensor]: ...
-    @property
-    def custom(self) -> str | None:
-        """The name of a user's `autograd.Function` in f, if there is one."""
+    def outputs(self) -> list[Tensor]:
+        """The tensors that the function gives: f(x) alone, or the leaves of g(x)."""
         ...
 
     @property
-    def nodes(self) -> list[str]:
+    def gradient(self) -> list[Tensor]:
+        """The gradient of a scalar f, one tensor a variable; empty where the function has none."""
+        ...
+
+    @property
+    def custom_function(self) -> str | None:
+        """The name of an operation in f whose second derivative must be checked, if any."""
+        ...
+
+    @property
+    def node_names(self) -> list[str]:
         """The names of the nodes of the graph of f."""
         ...
 
     @property
-    def recomputes(self) -> bool:
-        """Whether activations are computed again in the backward pass."""
+    def needs_check(self) -> bool:
+        """Whether `check` has something to look at."""
+        ...
+
+    @property
+    def retained(self) -> list[Tensor]:
+        """The tensors whose graphs are retained."""
         ...
 
     def check(self) -> None:
-        """Raise if it is not the derivative of f for another reason than rounding."""
+        """Raise, or warn, if the derivative is not that of f for another reason than rounding."""
         ...
 
-    def product(self, v: Leaves) -> list[Tensor]: ...
+    def apply(self, quantity: str, direction: Leaves) -> Sequence[Tensor] | Tensor:
+        """A quantity in a direction, given as leaves; the leaves of the result, or a number."""
+        ...
 
 
-class Kind(Protocol):
-    """Which product it is: the Hessian, the Gauss-Newton matrix."""
+class Definition(Protocol):
+    """A curvature matrix, as a function of a point and a direction that is linear in the latter."""
 
     @property
-    def call(self) -> str: ...
+    def quantities(self) -> tuple[Quantity, ...]:
+        """What depends on a direction; the product comes first."""
+        ...
+
     @property
-    def quantities(self) -> tuple[str, ...]:
-        """Methods of the retained form that take a direction: "product", perhaps "curvature"."""
+    def key(self) -> Hashable:
+        """What tells its programs from those of other definitions and other settings."""
         ...
 
-    def value(self, function: Any, x: Leaves) -> Tensor:
-        """f(x) as f computes it."""
+    @property
+    def one_shot_modes(self) -> Mapping[str, Mode]:
+        """Ways to take a product without preparation, by name, in the order to try them in."""
         ...
 
-    def retain(self, function: Any, x: Leaves) -> Retained:
-        """The product at x."""
+    def summands(self, f: Any) -> Iterator[Summand]:
+        """The summands of f with their factors in the matrix."""
+        ...
+
+    def evaluate(self, f: BoundFunction, x: Leaves) -> list[Tensor]:
+        """The outputs of f at x, as f itself computes them."""
+        ...
+
+    def value_and_gradient(self, f: BoundFunction, x: Leaves) -> tuple[Tensor, list[Tensor]]:
+        """f(x) and its gradient, of a scalar f, without a graph."""
+        ...
+
+    def linearise(self, f: BoundFunction, x: Leaves) -> Linearisation:
+        """f at x, with a graph."""
         ...

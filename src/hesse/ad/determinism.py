@@ -17,7 +17,7 @@ from hesse.vectors.rows import joined
 T = TypeVar("T")
 
 
-def run_deterministic(run: Callable[[], T], call: str, *, again: bool = False) -> T:
+def run_deterministic(run: Callable[[], T], *, again: bool = False) -> T:
     """run(), after making sure that no random numbers went into its result.
 
     Whether any were drawn is read off the generators, so that a deterministic f is run once. One
@@ -29,18 +29,17 @@ def run_deterministic(run: Callable[[], T], call: str, *, again: bool = False) -
     if same_states(before, generator_states(quickly=again)):
         return first
     second = run()
-    check_same(first, second, call)
+    check_same(first, second)
     return second
 
 
-def check_same(first: Any, second: Any, call: str) -> None:
+def check_same(first: Any, second: Any) -> None:
     """Raise if two runs at one point, tensors or prepared products, gave different results."""
     for one, two in zip(_fingerprints(first), _fingerprints(second), strict=True):
         # Entries of a gradient that cancel to nothing are rounding of the large ones.
         size = float(two.nan_to_num().abs().max()) if two.numel() else 0.0
         if not torch.allclose(one, two, atol=1e-8 + 1e-5 * size, equal_nan=True):
             raise RandomnessError(
-                call,
                 expected="a deterministic f: the same result at the same x",
                 got=f"results that differ by {float((one - two).abs().max()):.3g} between two runs",
                 remedy="Call model.eval(), set dropout to 0, or fix the seed inside f.",

@@ -21,34 +21,35 @@ import math
 import torch
 from torch import Tensor
 
-from hesse.ad.hessian import Product, value_and_gradient
+from hesse.ad.hessian import value_and_gradient
+from hesse.ad.product import Product
 from hesse.ad.variables import LeafFunction, Leaves
 from hesse.vectors.inner_products import dot
 
 
 def central_difference(
-    f: LeafFunction, x: Leaves, v: Leaves, call: str, with_gradient: bool = False
+    f: LeafFunction, x: Leaves, v: Leaves, with_gradient: bool = False
 ) -> Product:
     """(g(x + h v) - g(x - h v)) / 2h."""
-    value, gradient = value_and_gradient(f, x, call) if with_gradient else (None, None)
+    value, gradient = value_and_gradient(f, x) if with_gradient else (None, None)
     h = step_size(x, v, power=1 / 3)
     if h == 0.0:
-        return _zero_product(f, x, call)
-    above, ahead = value_and_gradient(f, _moved(x, v, h), call)
-    below, behind = value_and_gradient(f, _moved(x, v, -h), call)
+        return _zero_product(f, x)
+    above, ahead = value_and_gradient(f, _moved(x, v, h))
+    below, behind = value_and_gradient(f, _moved(x, v, -h))
     product = [(a - b) / (2 * h) for a, b in zip(ahead, behind, strict=True)]
     return Product(product, (above + below) / 2 if value is None else value, gradient)
 
 
 def forward_difference(
-    f: LeafFunction, x: Leaves, v: Leaves, call: str, with_gradient: bool = False
+    f: LeafFunction, x: Leaves, v: Leaves, with_gradient: bool = False
 ) -> Product:
     """(g(x + h v) - g(x)) / h. Value and gradient are free."""
     h = step_size(x, v, power=1 / 2)
     if h == 0.0:
-        return _zero_product(f, x, call)
-    value, here = value_and_gradient(f, x, call)
-    _, ahead = value_and_gradient(f, _moved(x, v, h), call)
+        return _zero_product(f, x)
+    value, here = value_and_gradient(f, x)
+    _, ahead = value_and_gradient(f, _moved(x, v, h))
     product = [(a - b) / h for a, b in zip(ahead, here, strict=True)]
     return Product(product, value, here)
 
@@ -75,6 +76,6 @@ def _moved(x: Leaves, v: Leaves, h: float) -> list[Tensor]:
     return [leaf + h * part for leaf, part in zip(x, v, strict=True)]
 
 
-def _zero_product(f: LeafFunction, x: Leaves, call: str) -> Product:
-    value, gradient = value_and_gradient(f, x, call)
+def _zero_product(f: LeafFunction, x: Leaves) -> Product:
+    value, gradient = value_and_gradient(f, x)
     return Product([torch.zeros_like(leaf) for leaf in x], value, gradient)

@@ -9,25 +9,20 @@ from __future__ import annotations
 
 import copy
 import re
-import warnings
-from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, MutableMapping
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hesse.ad.evaluate import (
-    check_depends,
-    custom_function,
-    derivative,
-    graph_nodes,
-    twice_differentiable,
-)
+from hesse.ad.double_backward import check_depends, derivative, twice_differentiable
 from hesse.ad.finite_differences import central_difference
+from hesse.ad.graph_nodes import custom_function, graph_nodes
+from hesse.ad.jacobian import explained, random_like, undifferentiable
 from hesse.ad.variables import Leaves, check_scalar, number, tracked
-from hesse.errors import DerivativeError, FunctionError, HesseError
-from hesse.tracing.graph import UntraceableError
+from hesse.boundary import warn
+from hesse.errors import FunctionError
 from hesse.vectors.inner_products import norm
 from hesse.vectors.rows import joined
 
@@ -44,21 +39,25 @@ class LossHessian:
         loss: z -> a scalar.
     """
 
-    def __init__(self, outputs: Any, loss: Callable[[Any], Tensor], call: str) -> None:
-        self._call = call
-        self.tensors, self._rebuild = _output_tensors(outputs, call)
+    def __init__(self, outputs: Any, loss: Callable[[Any], Tensor]) -> None:
+        self.tensors, self._rebuild = _output_tensors(outputs)
         self._loss, self._free = loss, tracked(self.tensors)
         value = self._evaluate(self._free)
-        check_depends(value, call)
-        self.custom = custom_function(value)
+        check_depends(value)
+        self.custom_function = custom_function(value)
         self._slope = derivative(value, self._free, create_graph=True)
-        _check_curved(self._slope, call)
+        _check_curved(self._slope)
         self.value = number(value)
 
     @property
     def slope(self) -> list[Tensor]:
         """dL/dz."""
         return [part.detach() for part in self._slope]
+
+    @property
+    def retained(self) -> list[Tensor]:
+        """The slope with its graph."""
+        return [part for part in self._slope if part.requires_grad]
 
     @property
     def may_be_flat(self) -> bool:
@@ -69,29 +68,35 @@ class LossHessian:
         """H_L u, shaped like the outputs."""
         pairs = [(s, w) for s, w in zip(self._slope, u, strict=True) if s.requires_grad]
         graph, directions = zip(*pairs, strict=True)
-        with twice_differentiable(), explained(self._call, "a loss"):
+        with twice_differentiable(), explained("a loss"):
             return derivative(graph, self._free, directions, retain_graph=True)
 
     def check_custom_function(self) -> None:
         """Raise unless products are differences of the slope, where they may be something else."""
-        if self.custom is None:
-            return
+        _ = self._custom_function_is_right
+
+    @cached_property
+    def _custom_function_is_right(self) -> bool:
+        if self.custom_function is None:
+            return True
         z, u = [part.detach() for part in self._free], random_like(self._free)
-        difference = central_difference(self._evaluate, z, u, self._call).product
+        difference = central_difference(self._evaluate, z, u).product
         error = joined([a - b for a, b in zip(self.product(u), difference, strict=True)])
         eps = torch.finfo(error.dtype).eps
         if norm(error) > min(10 * eps ** (1 / 3), 0.5) * norm(joined(difference)):
-            reason = f"the backward pass of {self.custom} cannot be differentiated, or is wrong"
-            raise undifferentiable(self._call, "a loss", reason)
+            reason = (
+                f"the backward pass of {self.custom_function} cannot be differentiated, or is wrong"
+            )
+            raise undifferentiable("a loss", reason)
+        return True
 
     def check_flat(self) -> None:
         """Warn if H_L is zero here."""
         if not any(bool(part.any()) for part in self.product(random_like(self._free))):
-            warnings.warn(
-                f"{self._call}: the loss is flat or piecewise linear at these outputs, as the "
-                "absolute error and hinges are; its Gauss-Newton matrix is zero. Use a loss that "
-                "is curved, such as torch.nn.SmoothL1Loss, or hesse.hessian_operator.",
-                stacklevel=2,
+            warn(
+                "the loss is flat or piecewise linear at these outputs, as the absolute error and "
+                "hinges are; its Gauss-Newton matrix is zero. Use a loss that is curved, such as "
+                "torch.nn.SmoothL1Loss, or hesse.hessian_operator."
             )
 
     def _evaluate(self, free: Leaves) -> Tensor:
@@ -102,44 +107,12 @@ class LossHessian:
                 raise
             # The loss changes its outputs in place, which it may do to copies.
             value = self._loss(self._rebuild([z.clone() for z in free]))
-        return check_scalar(value, self._call)
+        return check_scalar(value)
 
 
-@contextmanager
-def explained(call: str, what: str) -> Iterator[None]:
-    """Within it, torch's word that a derivative cannot be differentiated names the way out."""
-    try:
-        yield
-    except (HesseError, UntraceableError, torch.OutOfMemoryError):
-        raise
-    except RuntimeError as error:
-        raise undifferentiable(call, what, str(error).strip().splitlines()[0]) from error
-
-
-def undifferentiable(call: str, what: str, reason: str) -> DerivativeError:
-    """Of outputs or a loss that cannot be differentiated twice, and why."""
-    remedy = "Put other operations of torch in the place of that one"
-    if "sparse" in reason:
-        remedy += " (torch.zeros(n, m).index_put((i, j), values), or sums by index_add)"
-    return DerivativeError(
-        call,
-        expected=f"{what} whose backward pass is made of differentiable operations",
-        got=reason,
-        remedy=f"{remedy}; or use hesse.hessian_operator(risk, params), which takes differences of "
-        "gradients where it must.",
-    )
-
-
-def random_like(parts: Leaves) -> list[Tensor]:
-    """Gaussian tensors of these shapes, always the same."""
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(part.shape, generator=generator).to(part) for part in parts]
-
-
-def _check_curved(slope: Leaves, call: str) -> None:
+def _check_curved(slope: Leaves) -> None:
     if not any(part.grad_fn is not None for part in slope):  # zeros may require a gradient
         raise FunctionError(
-            call,
             expected="a loss that is curved in the outputs of the model",
             got="a loss that is linear in them, whose Gauss-Newton matrix is zero",
             remedy="Let the model return what goes into the loss (the logits, the prediction), and "
@@ -147,13 +120,12 @@ def _check_curved(slope: Leaves, call: str) -> None:
         )
 
 
-def _output_tensors(z: Any, call: str) -> tuple[list[Tensor], Callable[[Leaves], Any]]:
+def _output_tensors(z: Any) -> tuple[list[Tensor], Callable[[Leaves], Any]]:
     """The tensors of z that depend on x, and the way to put others in their place."""
     found: list[Tensor] = []
     _replace(z, lambda tensor: found.append(tensor) or tensor)
     if not found:
         raise FunctionError(
-            call,
             expected="outputs that depend on the parameters",
             got=f"a {type(z).__name__} without a tensor that does",
             remedy="Compute the outputs from the parameters given, without .detach() or no_grad.",

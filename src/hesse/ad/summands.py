@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions that are sums, taken one term at a time.
+"""Functions that are sums, taken one summand at a time.
 
-A function with a method `terms()` that yields `Term`s stands for f = sum_i c_i f_i, and its value,
-gradient and products are the sums of those of its terms: memory for one term, not for all of them.
-A `Risk` is such a function, one term a batch.
+A function with a method `summands()` stands for f = sum_i c_i f_i, and its value, gradient and
+products are the sums of those of its summands: memory for one of them, not for all. A `Risk` is
+such a function, with one summand for each batch and a quadratic one for its weight decay.
 """
 
 from __future__ import annotations
@@ -16,29 +16,32 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Term:
+class Summand:
     """c_i f_i, with the data that tell f_i from its neighbours.
 
-    `function` maps the parameters to a scalar, or is what else a product is made of.
+    `function` maps the variables to a scalar, or has the methods that another definition needs:
+    `outputs` and `loss` for a Gauss-Newton matrix.
 
-    Terms of one `key` are one function of their parameters and their `data`: what was prepared for
-    one serves the others. A key of None says nothing of the kind.
+    Summands of one `key` are one function of their variables and their `data`: the programs of one
+    serve the others. A key of None makes no such promise.
     """
 
     coefficient: float
     function: Any
     data: tuple[Tensor, ...] = ()
     key: Hashable = None
+    x: Any = None
+    """The variables of this summand, where every summand has its own."""
 
 
-def terms(f: Any) -> Iterator[Term]:
-    """The terms of f; a plain function is its only one."""
-    return f.terms() if hasattr(f, "terms") else iter([Term(1.0, f, key="f")])
+def summands(f: Any) -> Iterator[Summand]:
+    """The summands of f; a plain function is its only one."""
+    return f.summands() if hasattr(f, "summands") else iter([Summand(1.0, f, key="f")])
 
 
-def has_one_term(f: Any) -> bool:
-    """Whether f is a single term, so that its graph may be kept."""
-    return not hasattr(f, "terms") or f.n_terms == 1
+def is_single(f: Any) -> bool:
+    """Whether f is a single summand, weight decay apart, so that its graph may be kept."""
+    return not hasattr(f, "summands") or f.num_summands == 1
 
 
 def check_at(f: Any, x: Any) -> None:

@@ -17,6 +17,7 @@ from hesse.vectors.space import Space, Tree
 
 Leaves = Sequence[Tensor]
 LeafFunction = Callable[[Leaves], Tensor]
+"""The leaves of x -> a scalar."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,14 @@ class Variables:
     """The varying leaves, which the leaves of a direction look like."""
 
     @staticmethod
-    def of(x: Tree, space: Space, call: str) -> tuple[Variables, list[Tensor]]:
-        """The variables of x, and its varying leaves, detached."""
-        leaves = space.leaves(x, call=call, what="x")
+    def of(x: Tree, space: Space) -> Variables:
+        """The variables of x, detached."""
+        leaves = space.leaves(x, what="x")
         frozen = [
             isinstance(leaf, torch.nn.Parameter) and not leaf.requires_grad for leaf in leaves
         ]
         if all(frozen):
             raise FunctionError(
-                call,
                 expected="at least one parameter that is not frozen",
                 got=f"requires_grad=False on all of {space.describe()}",
                 remedy="Unfreeze some with .requires_grad_(True), or give plain tensors, which "
@@ -49,9 +49,9 @@ class Variables:
         fresh = [detached(leaf) for leaf in leaves]
         constants = tuple(leaf if cold else None for leaf, cold in zip(fresh, frozen, strict=True))
         varying = [leaf for leaf, cold in zip(fresh, frozen, strict=True) if not cold]
-        return Variables(space, constants, tuple(varying)), varying
+        return Variables(space, constants, tuple(varying))
 
-    @property
+    @cached_property
     def frozen(self) -> list[Tensor]:
         """The leaves that do not vary."""
         return [leaf for leaf in self.constants if leaf is not None]
@@ -61,7 +61,7 @@ class Variables:
         """The bytes of the varying leaves."""
         return sum(leaf.nbytes for leaf in self.x)
 
-    @property
+    @cached_property
     def key(self) -> Hashable:
         """What two points have in common if one program serves both."""
         return self.space.names, tuple(leaf is None for leaf in self.constants)
@@ -74,10 +74,6 @@ class Variables:
         """All leaves of a gradient or product, zero where frozen."""
         rest = iter(varying)
         return [next(rest) if cold is None else torch.zeros_like(cold) for cold in self.constants]
-
-    def bind(self, f: Callable[[Tree], Any], call: str) -> LeafFunction:
-        """f as a checked scalar function of the varying leaves."""
-        return lambda varying: check_scalar(f(self.tree(varying)), call)
 
     def tree(self, varying: Leaves) -> Tree:
         """x with these varying leaves."""
@@ -122,6 +118,29 @@ class Variables:
         return [part.view_as(leaf).to(leaf.dtype) for part, leaf in parts]
 
 
+@dataclass(frozen=True)
+class BoundFunction:
+    """A function of a tree as one of its varying leaves.
+
+    Called it gives a scalar. A composition loss(outputs(x)) has its two parts as well.
+    """
+
+    function: Any
+    variables: Variables
+
+    def __call__(self, varying: Leaves) -> Tensor:
+        return check_scalar(self.function(self.variables.tree(varying)))
+
+    def outputs(self, varying: Leaves) -> Any:
+        """What the loss is a function of; of a plain function its own result."""
+        outputs = getattr(self.function, "outputs", self.function)
+        return outputs(self.variables.tree(varying))
+
+    def loss(self, outputs: Any) -> Tensor:
+        """The scalar loss of outputs."""
+        return check_scalar(self.function.loss(outputs))
+
+
 def detached(leaf: Tensor) -> Tensor:
     """A leaf without history; an inference tensor becomes a normal one by a copy."""
     if not leaf.is_inference():
@@ -143,7 +162,7 @@ def tracked(leaves: Leaves) -> list[Tensor]:
     return [detached(leaf).requires_grad_() for leaf in leaves]
 
 
-def check_scalar(value: Any, call: str, what: str = "f(x)") -> Tensor:
+def check_scalar(value: Any, what: str = "f(x)") -> Tensor:
     """`value` itself if it is a real scalar tensor; `what` names it in an error."""
     if isinstance(value, Tensor) and value.ndim == 0 and value.dtype.is_floating_point:
         return value
@@ -153,7 +172,6 @@ def check_scalar(value: Any, call: str, what: str = "f(x)") -> Tensor:
         else f"a {type(value).__name__}"
     )
     raise FunctionError(
-        call,
         expected=f"{what} to be a scalar: a floating-point tensor of shape ()",
         got=got,
         remedy="Reduce it, with .sum() or .mean() (a loss: reduction='mean'), and return the "

@@ -1,19 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Curvature matrices as operators: the Hessian and the generalised Gauss-Newton matrix."""
 
+from hesse.curvature.gauss_newton import ggn_operator
+from hesse.curvature.hessian import hessian_operator
 from hesse.curvature.hvp import HVP, hvp
-from hesse.curvature.operator import (
-    GaussNewtonOperator,
-    HessianOperator,
-    ggn_operator,
-    hessian_operator,
-)
+from hesse.curvature.operator import CurvatureOperator
 
-__all__ = [
-    "HVP",
-    "GaussNewtonOperator",
-    "HessianOperator",
-    "ggn_operator",
-    "hessian_operator",
-    "hvp",
-]
+__all__ = ["HVP", "CurvatureOperator", "ggn_operator", "hessian_operator", "hvp"]

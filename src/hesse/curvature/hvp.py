@@ -4,13 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from hesse.ad.definition import Vectors
+from hesse.ad.one_shot import ONE_SHOT_MODES
 from hesse.ad.summands import check_at
-from hesse.engine.fallback import ONE_SHOT, HessianAt, HessianMode
-from hesse.engine.options import Request
+from hesse.ad.variables import Variables
+from hesse.boundary import public
+from hesse.curvature.hessian import HessianDefinition, HessianMode
+from hesse.curvature.operator import fallback_modes, summand_points
+from hesse.engine.assembly import Assembly, Shared
+from hesse.engine.fallback import PointProduct
+from hesse.engine.one_shot_sum import OneShotSum
 from hesse.errors import check_choice
 from hesse.vectors.space import Space, Tree
 
@@ -23,6 +31,7 @@ class HVP(NamedTuple):
     value: Tensor
 
 
+@public("hesse.hvp(f, x, v, mode={mode})")
 def hvp(
     f: Callable[[Any], Tensor],
     x: Tree,
@@ -69,13 +78,17 @@ def hvp(
     >>> hvp(f, point, {"x": torch.tensor(1.0), "y": torch.tensor(0.0)})
     {'x': tensor(2.), 'y': tensor(6.)}
     """
-    call = "hesse.hvp(f, x, v)" if mode == "auto" else f"hesse.hvp(f, x, v, mode={mode!r})"
-    check_choice("mode", mode, ["auto", *ONE_SHOT], call)
-    space = Space.of(x, call=call)
-    direction, leave = space.enter(v, call=call)
+    check_choice("mode", mode, ["auto", *ONE_SHOT_MODES])
+    space = Space.of(x)
+    direction, leave = space.enter(v)
     check_at(f, x)
-    hessian = HessianAt(f, x, space, Request(mode), call, repeated=False)
-    product = leave(hessian.product(direction, with_gradient=value_and_gradient))
+    definition, variables = HessianDefinition(), Variables.of(x, space)
+    points = partial(summand_points, definition, f, variables)
+    assemblies: dict[Vectors, Assembly] = {"variables": Shared(variables)}
+    modes = fallback_modes(definition) if mode == "auto" else [mode]
+    one_shot = OneShotSum(points, assemblies, ONE_SHOT_MODES)
+    at = PointProduct(space, space, one_shot, None, modes, mode)
+    product = leave(at.product(direction, with_gradient=value_and_gradient))
     if not value_and_gradient:
         return product
-    return HVP(product, leave(hessian.gradient), hessian.value)
+    return HVP(product, leave(at.gradient), at.value)

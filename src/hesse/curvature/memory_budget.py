@@ -2,7 +2,7 @@
 """`memory_budget=`: how to lay out the products of a risk in a given amount of memory.
 
 What a product needs is measured, not guessed: on two small batches cut from the data, with
-everything that a first product does (recording, checks, vectors), and once more for a later one.
+everything that a first product does (tracing, checks, vectors), and once more for a later one.
 What it needs on larger ones follows about by a straight line. Batches that are too large for the
 budget are cut. What the budget leaves, measured on batches of the final size, is given to
 residuals, which are kept from product to product as long as they fit: from the second on there is
@@ -13,62 +13,90 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
-from hesse.ad.summands import has_one_term
+from hesse.ad.definition import Definition
+from hesse.ad.summands import check_at, is_single
+from hesse.boundary import warn
+from hesse.curvature.operator import CurvatureOperator
 from hesse.data.batches import Batches
 from hesse.data.slicing import num_examples, slice_batch
-from hesse.engine.options import Request
-from hesse.engine.recently_used import RecentlyUsed
+from hesse.engine.options import ProductOptions
+from hesse.engine.program_cache import ProgramCache
 from hesse.errors import ArgumentError, DerivativeError, FallbackWarning, HesseError
 from hesse.memory.peak import PeakMemory
-from hesse.operators.algebra import LinearOperator
+from hesse.memory.sizes import parse_bytes
 from hesse.risk.risk import Risk
+from hesse.vectors.space import Space, Tree
 
-Make = Callable[[Any, Request], Any]
-"""(function, request) -> an operator that has a value."""
-Layout = tuple[Any, Request]
+MemoryBudget = int | float | str | None
+"""A number of bytes, a text such as "4GB", "none" for no residuals between products, or None."""
+
+Make = Callable[[Any, ProductOptions], CurvatureOperator]
+"""(function, options) -> an operator that has a value."""
+Layout = tuple[Any, ProductOptions]
 """The function, a risk in batches that fit, and what to ask of its operator."""
 
 
-def layout(f: Any, make: Make, request: Request, budget: int, call: str) -> Layout:
-    """How to take the products of make(f, request) in `budget` bytes."""
-    if request.mode == "auto":  # programs need less than graphs, from the first product on
+def within_budget(
+    definition: Definition,
+    f: Any,
+    x: Tree,
+    options: ProductOptions,
+    budget: MemoryBudget,
+    what: str = "x",
+) -> CurvatureOperator:
+    """The operator whose products take no more memory than the budget; `what` names x."""
+    Space.of(x, what=what)
+
+    def make(f: Any, options: ProductOptions) -> CurvatureOperator:
+        check_at(f, x)
+        return CurvatureOperator(definition, f, x, options)
+
+    if budget is None:
+        return make(f, options)
+    if budget == "none":
+        return make(f, replace(options, kept_bytes=(0.0, 0.0)))
+    return make(*layout(f, make, replace(options, low_memory=True), parse_bytes(budget)))
+
+
+def layout(f: Any, make: Make, options: ProductOptions, budget: int) -> Layout:
+    """How to take the products of make(f, options) in `budget` bytes."""
+    if options.mode == "auto":  # programs need less than graphs, from the first product on
         try:
-            return _layout(f, make, replace(request, mode="traced-split"), budget, call)
+            return _layout(f, make, replace(options, mode="traced-split"), budget)
         except DerivativeError as error:
-            request = replace(request, mode="retained-graph")
-            message = f"{call}: using 'retained-graph' within the budget because {error.got}"
-            warnings.warn(message, FallbackWarning, stacklevel=3)
-    return _layout(f, make, request, budget, call)
+            options = replace(options, mode="retained-graph")
+            reason = error.got
+            warn(f"using 'retained-graph' within the budget because {reason}", FallbackWarning)
+    return _layout(f, make, options, budget)
 
 
-def _layout(f: Any, make: Make, request: Request, budget: int, call: str) -> Layout:
+def _layout(f: Any, make: Make, options: ProductOptions, budget: int) -> Layout:
     size = num_examples(f.data.first) if isinstance(f, Risk) else None
-    if size is None or size < 8 or not _can_be_cut(f, make, request, size):
-        need = measure(make, _apart(f), request)
+    if size is None or size < 8 or not _can_be_cut(f, make, options, size):
+        need = measure(make, _apart(f), options)
         if need.first > budget:
-            raise _impossible(call, budget, need.first, "where there are no batches to be cut")
-        return _uncut(f, request, budget, need)
+            raise _impossible(budget, need.first, "where there are no batches to be cut")
+        return _uncut(f, options, budget, need)
     risk: Risk = f
     first, later, residuals = _lines(
-        lambda count: measure(make, _head(risk, count, size), request), size, budget
+        lambda count: measure(make, _head(risk, count, size), options), size, budget
     )
     most = size if first.slope == 0.0 else math.floor((budget - first.base) / first.slope)
     if most < 1:
-        raise _impossible(call, budget, math.ceil(first.at(1)), "with batches of one example")
+        raise _impossible(budget, math.ceil(first.at(1)), "with batches of one example")
     if most >= size:
         need = Need(first.at(size), later.at(size), residuals.at(size))
-        return _uncut(risk, request, budget, need)
+        return _uncut(risk, options, budget, need)
     fewest = math.ceil(size / most)
     lost = {n: _lost(n, size, budget, later, residuals) for n in range(fewest, 2 * fewest + 1)}
     count = _number(lost, size)
-    return _cut(risk, make, request, budget, size, math.ceil(size / count), call)
+    return _cut(risk, make, options, budget, size, math.ceil(size / count))
 
 
 def _number(lost: dict[int, float], size: int) -> int:
@@ -87,10 +115,10 @@ def _lost(number: int, size: int, budget: int, later: _Line, residuals: _Line) -
     return 1.0 - min(1.0, kept / number)
 
 
-def _can_be_cut(risk: Risk, make: Make, request: Request, size: int) -> bool:
+def _can_be_cut(risk: Risk, make: Make, options: ProductOptions, size: int) -> bool:
     """Whether the model takes a part of a batch; the nodes of a graph belong together."""
     try:
-        _ = make(_head(risk, max(1, size // 32), size), request).value
+        _ = make(_head(risk, max(1, size // 32), size), options).value
     except (HesseError, torch.OutOfMemoryError):
         raise
     except Exception:  # whatever a model says; on the whole it says it again
@@ -99,21 +127,21 @@ def _can_be_cut(risk: Risk, make: Make, request: Request, size: int) -> bool:
 
 
 def _cut(
-    risk: Risk, make: Make, request: Request, budget: int, size: int, most: int, call: str
+    risk: Risk, make: Make, options: ProductOptions, budget: int, size: int, most: int
 ) -> Layout:
     """The risk in even batches of at most `most` examples, with the programs of the trial."""
     even = math.ceil(size / math.ceil(size / most))
     trial = _head(risk, even, size)
-    need = measure(make, trial, request)
+    need = measure(make, trial, options)
     if need.first > budget:
         if even == 1:
-            raise _impossible(call, budget, need.first, "with batches of one example")
+            raise _impossible(budget, need.first, "with batches of one example")
         fewer = min(even - 1, math.floor(even * budget / need.first))
-        return _cut(risk, make, request, budget, size, max(1, fewer), call)
-    for key, recorded in trial.preparations.items():
-        risk.preparations.setdefault(key, recorded)
+        return _cut(risk, make, options, budget, size, max(1, fewer))
+    for key, traced in trial.programs.items():
+        risk.programs.setdefault(key, traced)
     keep = budget - need.first, budget - need.later
-    return risk.in_small_batches(even), replace(request, keep=keep)
+    return risk.in_microbatches(even), replace(options, kept_bytes=keep)
 
 
 # Of the residuals, that must be kept for smaller batches to be worth it: a product without them
@@ -169,24 +197,24 @@ def _through(one: int, here: Need, two: int, there: Need) -> list[_Line]:
     return [_Line(b - slope * two, slope) for b, slope in zip(there, slopes, strict=True)]
 
 
-def _uncut(f: Any, request: Request, budget: int, need: Need) -> Layout:
+def _uncut(f: Any, options: ProductOptions, budget: int, need: Need) -> Layout:
     # The residuals of a single batch are part of what its product needs.
-    one = has_one_term(f)
+    one = is_single(f)
     keep = (math.inf, math.inf) if one else (budget - need.first, budget - need.later)
-    return f, replace(request, keep=keep)
+    return f, replace(options, kept_bytes=keep)
 
 
-def measure(make: Make, f: Any, request: Request) -> Need:
+def measure(make: Make, f: Any, options: ProductOptions) -> Need:
     """What products of an operator need that holds on to no residuals."""
     with PeakMemory() as memory:
-        A: LinearOperator = make(f, replace(request, keep=(0.0, 0.0)))
+        A = make(f, replace(options, kept_bytes=(0.0, 0.0)))
         v = torch.ones(A.shape[1], dtype=A.dtype, device=A.device)
         for _ in range(2):
             A.matvec(v)
         first, memory.peak = memory.peak, memory.current
         A.matvec(v)
-    programs = [known.split for known in getattr(f, "preparations", {}).values()]
-    residuals = max((split.residual_bytes for split in programs if split), default=0)
+    partitions = [entry.partition for entry in getattr(f, "programs", {}).values()]
+    residuals = max((part.residual_bytes for part in partitions if part), default=0)
     # Later ones have a direction of the caller's.
     return Need(first, memory.peak - v.nbytes, residuals)
 
@@ -200,17 +228,16 @@ def _head(risk: Risk, count: int, size: int) -> Risk:
 
 
 def _apart(f: Any) -> Any:
-    """The same function without its programs: a trial is to need what recording them takes."""
+    """The same function without its programs: a trial is to need what tracing them takes."""
     if not isinstance(f, Risk):
         return f
     trial = copy.copy(f)
-    trial.preparations = RecentlyUsed(f.preparations.limit)
+    trial.programs = ProgramCache(f.programs.limit)
     return trial
 
 
-def _impossible(call: str, budget: int, need: float, how: str) -> ArgumentError:
+def _impossible(budget: int, need: float, how: str) -> ArgumentError:
     return ArgumentError(
-        call,
         expected=f"a memory budget of at least {need:,} bytes, which a product needs {how}",
         got=f"{budget:,} bytes",
         remedy="Raise memory_budget, or reduce the number of parameters that vary.",

@@ -100,6 +100,11 @@ class Batches:
             _check_same(checksum, self._checksum)
 
     @property
+    def are_held(self) -> bool:
+        """Whether the tensors stay from sweep to sweep, so that a write to one shows."""
+        return isinstance(self._batches, (list, tuple)) or getattr(self._batches, "are_held", False)
+
+    @property
     def first(self) -> Batch:
         """The first batch."""
         return next(self._sweep())

@@ -74,6 +74,11 @@ class Microbatches:
                 is_mapping = inputs is targets and isinstance(inputs, Mapping)
                 yield inputs if is_mapping else (inputs, targets)
 
+    @property
+    def are_held(self) -> bool:
+        """As of the batches that are cut."""
+        return self._batches.are_held
+
     def _bounds(self, batch: Batch) -> list[int]:
         size = num_examples(batch)
         if size is None or size <= self._size:

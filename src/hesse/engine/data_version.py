@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether tensors are as they were.
+"""`DataVersion`: are tensors as they were?
 
 What is computed from tensors that are not ours (data, what f closes over) holds for as long as
 nobody writes to them; and what holds for a batch holds for one of the same content, which a loader
@@ -35,12 +35,12 @@ def _address(tensor: Tensor) -> int:
 
 
 @dataclass(frozen=True)
-class Witness:
+class DataVersion:
     """Tensors at a moment, which are not held on to.
 
     >>> x = torch.arange(3.0)
-    >>> witness = Witness.of([x])
-    >>> witness.knows([x]), witness.knows([x.clone()]), witness.knows([x.flip(0)])
+    >>> version = DataVersion.of([x])
+    >>> version.matches([x]), version.matches([x.clone()]), version.matches([x.flip(0)])
     (True, True, False)
     """
 
@@ -49,22 +49,22 @@ class Witness:
     contents: tuple[int, ...]
 
     @staticmethod
-    def of(tensors: Sequence[Tensor]) -> Witness:
+    def of(tensors: Sequence[Tensor]) -> DataVersion:
         """What there is to be remembered of them; reads them once."""
         references = tuple(weakref.ref(tensor) for tensor in tensors)
-        return Witness(references, versions(tensors), _contents(tensors))
+        return DataVersion(references, versions(tensors), _contents(tensors))
 
-    def knows(self, tensors: Sequence[Tensor]) -> bool:
+    def matches(self, tensors: Sequence[Tensor]) -> bool:
         """Whether these are the same tensors, not written to since, or others of their content."""
-        return self.meet(tensors) is self
+        return self.match(tensors) is self
 
-    def meet(self, tensors: Sequence[Tensor]) -> Witness:
-        """The witness of these: this one if it knows them, and a new one otherwise."""
+    def match(self, tensors: Sequence[Tensor]) -> DataVersion:
+        """The version of these: this one if it knows them, and a new one otherwise."""
         if len(tensors) == len(self.references):
             same = all(ref() is t for ref, t in zip(self.references, tensors, strict=True))
             if same and versions(tensors) == self.versions:
                 return self
-        new = Witness.of(tensors)
+        new = DataVersion.of(tensors)
         return self if new.contents == self.contents else new
 
 

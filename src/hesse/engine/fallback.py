@@ -1,135 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Hessian of f at one point, as a product on flat vectors, by the first mode that works.
+"""`PointProduct`: the product of a definition at one point, by the first mode that works.
 
-`HessianAt` is where the modes, the terms of f and the frozen leaves of x meet; `hvp` takes one
-product from it, a Hessian operator many. With `mode="auto"` it starts with the fastest mode and
-steps down when torch has no derivative for an operation of f, saying so once.
+With `mode="auto"` it starts with the fastest mode and steps down when torch has no derivative for
+an operation of f, saying so once. A definition without one-shot modes has nothing to step down to.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
+import math
+from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from hesse.ad.definition import PRODUCT, Quantity
 from hesse.ad.determinism import run_deterministic
-from hesse.ad.evaluate import UndifferentiableError, check_finite, check_finite_value
-from hesse.ad.finite_differences import central_difference, forward_difference
-from hesse.ad.hessian import (
-    HessianKind,
-    Mode,
-    forward_over_reverse,
-    reverse_over_forward,
-    reverse_over_reverse,
-    value_and_gradient,
-)
-from hesse.ad.summands import Term, has_one_term, terms, weighted_sum
-from hesse.ad.variables import Variables
-from hesse.engine.options import Request
+from hesse.ad.graph_nodes import UndifferentiableError
+from hesse.ad.hessian import value_and_gradient
+from hesse.boundary import warn
+from hesse.engine.one_shot_sum import OneShotSum
 from hesse.engine.plan import Plan, plan_of
-from hesse.engine.summed_product import PREPARED, Preparations, Prepared
-from hesse.errors import DerivativeError, FallbackWarning, HesseError
-from hesse.vectors.inner_products import norm
+from hesse.engine.summed_product import SummedProduct
+from hesse.errors import DerivativeError, FallbackWarning, HesseError, NonFiniteError
 from hesse.vectors.rows import stacked
-from hesse.vectors.space import Space, Tree
-
-HessianMode = Literal[
-    "auto",
-    "compiled-split",
-    "traced-split",
-    "retained-graph",
-    "reverse-over-reverse",
-    "forward-over-reverse",
-    "reverse-over-forward",
-    "finite-difference",
-    "forward-difference",
-]
-
-ONE_SHOT: dict[str, Mode] = {
-    "reverse-over-reverse": reverse_over_reverse,
-    "forward-over-reverse": forward_over_reverse,
-    "reverse-over-forward": reverse_over_forward,
-    "finite-difference": central_difference,
-    "forward-difference": forward_difference,
-}
-
-# Reverse over reverse first: in eager torch it is the fastest and asks least of f (no forward-mode
-# rules). The one-sided difference is never chosen for a user.
-LADDER = list(ONE_SHOT)[:4]
+from hesse.vectors.space import Space
 
 
-class HessianAt:
-    """v -> H v at x on flat vectors, with the value and the gradient at x.
+class PointProduct:
+    """v -> A v on flat vectors, with the value and the gradient of f at the point.
 
-    Args: f, x as in `hvp`; what is asked for; `repeated`: many products will follow, so that
-    preparing them pays and f is checked for randomness; `preparations`: those of f, which every
-    point adds to.
+    Args:
+        space, codomain: of directions and of results.
+        one_shot: the sum without preparation.
+        prepared: the sum that prepares what all products share; None for a single product.
+        modes: of `one_shot`, in the order to step down; alone, or after `prepared`.
+        mode: what was asked for, for messages.
     """
 
     def __init__(
         self,
-        f: Callable,
-        x: Tree,
         space: Space,
-        request: Request,
-        call: str,
-        *,
-        repeated: bool,
-        preparations: Preparations | None = None,
+        codomain: Space,
+        one_shot: OneShotSum,
+        prepared: SummedProduct | None,
+        modes: Iterable[str],
+        mode: str,
     ) -> None:
-        mode = request.mode
-        self._f, self._space, self._call, self._repeated = f, space, call, repeated
-        self._variables, self._x = Variables.of(x, space, call)
-        # No method of self: a cycle of references would keep the graph until it is collected.
-        self._terms = partial(leaf_terms, f, self._variables, call)
-        self._asked = mode
-        self._modes = [mode] if mode != "auto" else LADDER.copy()
+        self._space, self._codomain, self._asked = space, codomain, mode
+        self._one_shot, self._prepared = one_shot, prepared
+        self._repeated = prepared is not None or mode != "auto"
+        self._modes = [*(["prepared"] if prepared is not None else []), *modes]
         self._failures: list[str] = []
-        self._prepared: Prepared | None = None
-        if mode in PREPARED or (mode == "auto" and repeated):
-            self._modes = ["prepared", *(LADDER if mode == "auto" else [])]
-            self._prepared = Prepared(
-                HessianKind(call),
-                self._terms,
-                self._variables,
-                self._x,
-                request,
-                {} if preparations is None else preparations,
-                alone=has_one_term(f),
-            )
         self._value: Tensor | None = None
         self._gradient: Tensor | None = None
-        self._verified = not repeated
-        self._custom: str | None = None
-        self._trusted = False
+        self._is_deterministic = False
+        self._custom_function_is_right = False
 
     @property
     def mode(self) -> str:
         """The mode in use; with "auto" it may change as products are taken."""
         return self._modes[0] if self._prepared is None else self._prepared.mode
-
-    @property
-    def value(self) -> Tensor:
-        """f(x), shape ()."""
-        if self._value is None:
-            value = self._first_that_works(self._evaluate_value)
-            check_finite_value(float(value), self._call)
-            self._value = value
-        return self._value
-
-    @property
-    def gradient(self) -> Tensor:
-        """grad f(x), flat."""
-        if self._gradient is None:
-            gradient = self._first_that_works(self._evaluate_gradient)
-            self._gradient = check_finite(gradient, self._space, self._call, "gradient")
-        return self._gradient
 
     @property
     def plan(self) -> Plan:
@@ -138,110 +69,96 @@ class HessianAt:
             return self._prepared.plan(self._failures)
         return plan_of(self.mode, [], self._failures)
 
-    def expect(self, products: int) -> None:
-        """Be told that so many products will follow."""
-        if self._prepared is not None:
-            self._prepared.expect(products)
+    @property
+    def value(self) -> Tensor:
+        """f(x), shape ()."""
+        if self._value is None:
+            value = self._first_that_works(lambda: (self._prepared or self._one_shot).value())
+            self._value = _check_finite_value(value)
+        return self._value
 
-    def product(self, v: Tensor, *, with_gradient: bool = False) -> Tensor:
-        """H v for a flat v, checked to be finite."""
-        product = self._first_that_works(lambda: self._product(v, with_gradient))
-        return check_finite(product, self._space, self._call, "product")
+    @property
+    def gradient(self) -> Tensor:
+        """grad f(x), flat."""
+        if self._gradient is None:
+            self._gradient = self._check(self._first_that_works(self._take_gradient), "gradient")
+        return self._gradient
+
+    def announce(self, products: int) -> None:
+        """So many products will follow."""
+        if self._prepared is not None:
+            self._prepared.announce(products)
+
+    def product(
+        self, v: Tensor, quantity: Quantity = PRODUCT, *, with_gradient: bool = False
+    ) -> Tensor:
+        """A quantity in the direction of a flat v; its entries are finite."""
+        result = self._first_that_works(lambda: self._product(v, quantity, with_gradient))
+        return result if quantity.result is None else self._check(result, "product")
 
     def products(self, block: Tensor) -> Tensor:
-        """H v for the rows v of a block, shape (k, n)."""
+        """The products with the rows of a block, shape (k, n)."""
         if len(block) == 0:
             return block
         singles = 0 if self._prepared is not None and self._prepared.takes_blocks else 1
-        done = [self.product(v) for v in block[:singles]]  # which may step down the ladder
+        done = [self.product(v) for v in block[:singles]]  # which may step down
         if self._prepared is None:
             return stacked(len(block), chain(done, map(self.product, block[singles:])))
         products = self._prepared.products(block[singles:])
         for row in products:
-            check_finite(row, self._space, self._call, "product")
+            self._check(row, "product")
         return stacked(len(block), chain(done, products)) if done else products
 
-    def _product(self, v: Tensor, with_gradient: bool) -> Tensor:
-        if self._verified or self._prepared is not None:
-            result = self._run(v, with_gradient)
+    # -- Modes -------------------------------------------------------------------------------------
+
+    def _take_gradient(self) -> Tensor:
+        self._value, gradient = (self._prepared or self._one_shot).value_and_gradient()
+        return gradient
+
+    def _product(self, v: Tensor, quantity: Quantity, with_gradient: bool) -> Tensor:
+        if self._prepared is not None or self._is_deterministic or not self._repeated:
+            result = self._run(v, quantity, with_gradient)
         else:
-            result = run_deterministic(lambda: self._run(v, with_gradient), self._call)
-            self._verified = True
-        if self._custom is not None and not self._trusted:
-            self._check_custom_function(v, result)
-            self._trusted = True
+            result = run_deterministic(lambda: self._run(v, quantity, with_gradient))
+            self._is_deterministic = True
+        name = self._custom_function
+        if name is not None and self._one_shot.modes and not self._custom_function_is_right:
+            self._check_custom_function(name, v, result)
+            self._custom_function_is_right = True
         return result
 
-    def _run(self, v: Tensor, with_gradient: bool = False) -> Tensor:
-        if self._prepared is None:
-            return self._one_shot(v, with_gradient, self.mode)
-        product = self._prepared.product(v)
-        self._custom = self._prepared.custom
+    def _run(self, v: Tensor, quantity: Quantity, with_gradient: bool = False) -> Tensor:
+        if self._prepared is not None:
+            return self._prepared.apply(quantity, v)
+        product, value, gradient = self._one_shot.product(self.mode, v, with_gradient)
+        if value is not None and gradient is not None:
+            self._value = _check_finite_value(value)
+            self._gradient = self._check(gradient, "gradient")
         return product
 
-    def _check_custom_function(self, v: Tensor, product: Tensor) -> None:
+    @property
+    def _custom_function(self) -> str | None:
+        """An operation in f because of which products must be compared with differences."""
+        return (self._prepared or self._one_shot).custom_function
+
+    def _check_custom_function(self, name: str, v: Tensor, product: Tensor) -> None:
         """Compare with a central difference; with many products to come, in a random direction."""
-        if self._repeated:
+        if self._prepared is not None:
             v = self._space.gaussian(torch.Generator().manual_seed(0))
-            product = self._run(v)
-        difference = self._one_shot(v, False, "finite-difference")
-        # Its error is some eps^(2/3) of third derivatives; a term that is missing is larger.
+            product = self._run(v, PRODUCT)
+        difference = self._one_shot.product("finite-difference", v)[0]
+        # Its error is some eps^(2/3) of third derivatives; a missing term is larger.
         eps = max(torch.finfo(dtype).eps for dtype in self._space.dtypes)
+        norm = self._space.norm
         if norm(product - difference) > min(10 * eps ** (1 / 3), 0.5) * norm(difference):
             raise UndifferentiableError(
-                f"the backward pass of {self._custom} cannot be differentiated, or is wrong"
+                f"the backward pass of {name} cannot be differentiated, or is wrong"
             )
-
-    def _one_shot(self, v: Tensor, with_gradient: bool, name: str) -> Tensor:
-        directions, mode = self._variables.split(v), ONE_SHOT[name]
-
-        def part(term: Term) -> tuple[Tensor | None, ...]:
-            product, value, gradient, custom = mode(
-                term.function, self._x, directions, self._call, with_gradient
-            )
-            self._custom = self._custom or custom
-            flat = None if gradient is None else self._variables.flatten(gradient)
-            return self._variables.flatten(product), value, flat
-
-        parts = ((term.coefficient, part(term)) for term in self._terms())
-        product, value, gradient = weighted_sum(parts)
-        assert product is not None
-        if with_gradient:
-            assert value is not None and gradient is not None
-            check_finite_value(float(value), self._call)
-            self._gradient = check_finite(gradient, self._space, self._call, "gradient")
-            self._value = value
-        return product
-
-    def _evaluate_value(self) -> Tensor:
-        if self._prepared is not None and self._prepared.keeps_all:
-            return self._prepared.value()
-        kind = HessianKind(self._call)
-        (value,) = weighted_sum(
-            (term.coefficient, (kind.value(term.function, self._x),)) for term in self._terms()
-        )
-        assert value is not None
-        return value
-
-    def _evaluate_gradient(self) -> Tensor:
-        if self._prepared is not None and self._prepared.keeps_all:
-            self._value, gradient = self._prepared.value_and_gradient()
-            return gradient
-
-        def part(term: Term) -> tuple[Tensor, Tensor]:
-            value, gradient = value_and_gradient(term.function, self._x, self._call)
-            return value, self._variables.flatten(gradient)
-
-        parts = ((term.coefficient, part(term)) for term in self._terms())
-        value, gradient = weighted_sum(parts)
-        assert gradient is not None
-        self._value = value
-        return gradient
 
     def _first_that_works(self, run: Callable[[], Tensor]) -> Tensor:
         """run() by the first mode for which torch has the derivatives."""
         failures: list[tuple[str, RuntimeError]] = []
-        before = self._modes, self._prepared, self._custom
+        before = self._modes, self._prepared
         while True:
             try:
                 result = run()
@@ -249,46 +166,62 @@ class HessianAt:
                 raise
             except RuntimeError as error:
                 failures.append((self.mode, error))
-                self._failures.append(f"{self.mode} failed: {str(error).strip().splitlines()[0]}")
+                self._failures.append(f"{self.mode} failed: {_first_line(error)}")
                 if len(self._modes) == 1:  # f may work the next time
-                    self._modes, self._prepared, self._custom = before
+                    self._modes, self._prepared = before
                     raise self._explain(failures[0][1]) from failures[0][1]
                 # Where the backward pass is no differentiable program, only differences are left.
                 self._modes = self._modes[-1 if isinstance(error, UndifferentiableError) else 1 :]
-                self._prepared, self._custom = None, None
+                self._prepared = None
                 continue
-            if failures and _differ_in_kind(failures[0][0], self.mode):
+            if failures and {failures[0][0], self.mode} != _SAME_DIFFERENTIATION:
                 self._warn(failures)
             return result
 
     def _explain(self, error: RuntimeError) -> Exception:
         """A DerivativeError if the gradient of f exists and only its derivative does not."""
         try:
-            term = next(self._terms())
-            value_and_gradient(term.function, self._x, self._call)
-        except RuntimeError:
+            _, point = next(self._one_shot.points())
+            value_and_gradient(point.function, point.variables.x)
+        except (RuntimeError, StopIteration):
             return error  # f itself fails: its own message says it best
         return DerivativeError(
-            self._call,
             expected=f"an f whose derivatives exist in mode {self._asked!r}",
-            got=str(error).strip().splitlines()[0],
+            got=_first_line(error),
             remedy="Use mode='auto' or 'finite-difference', which needs the gradient alone; or "
             "replace the operation that torch names.",
         )
 
     def _warn(self, failures: list[tuple[str, RuntimeError]]) -> None:
-        tried = "; ".join(f"{mode}: {str(e).strip().splitlines()[0]}" for mode, e in failures)
-        warnings.warn(
-            f"{self._call}: using {self.mode!r} because {tried}", FallbackWarning, stacklevel=2
+        tried = "; ".join(f"{mode}: {_first_line(error)}" for mode, error in failures)
+        warn(f"products are taken in mode {self.mode!r} because {tried}", FallbackWarning)
+
+    def _check(self, vector: Tensor, what: str) -> Tensor:
+        """A vector itself; for NaN or Inf in it an error that names the parameter."""
+        if self._space.all_finite(vector):
+            return vector
+        space = self._space if vector.shape == (self._space.size,) else self._codomain
+        raise NonFiniteError(
+            expected=f"a finite {what}",
+            got=f"NaN or Inf in the {what} with respect to '{space.first_bad_name(vector)}'",
+            remedy="Look for a division by zero, log(0), sqrt(0) or |.| at a kink, or an overflow "
+            "at this point; v and x must be finite too.",
         )
 
 
-def leaf_terms(f: Callable, variables: Variables, call: str) -> Iterator[Term]:
-    """The terms of f as functions of the varying leaves."""
-    for term in terms(f):
-        yield replace(term, function=variables.bind(term.function, call))
+# A retained graph and reverse over reverse are the same differentiation.
+_SAME_DIFFERENTIATION = {"retained-graph", "reverse-over-reverse"}
 
 
-def _differ_in_kind(first: str, chosen: str) -> bool:
-    # A kept graph and reverse over reverse are the same differentiation.
-    return {first, chosen} != {"retained-graph", "reverse-over-reverse"}
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _check_finite_value(value: Tensor) -> Tensor:
+    if math.isfinite(float(value)):
+        return value
+    raise NonFiniteError(
+        expected="a finite value f(x)",
+        got=str(float(value)),
+        remedy="Check x and the data for NaN, and f for overflow or a domain error at this point.",
+    )

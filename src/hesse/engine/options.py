@@ -1,27 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a caller asks of products: `mode=`, `precision=` and, by `memory_budget=`, thrift."""
+"""`ProductOptions`: what a caller asks of products, the same for every summand and every point."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from hesse.engine.cost_model import CostModel, current_cost_model
 from hesse.tracing.precision import Precision
 
 
 @dataclass(frozen=True)
-class Request:
+class ProductOptions:
     """How products are to be taken.
 
-    `keep` is how many bytes of residuals to hold on to between products: while programs are
-    recorded and checked, and later. None, without a budget, is all of a single term and none of
-    several.
+    Args:
+        mode: "auto", or one mode.
+        precision: see `hesse.tracing.precision`.
+        kept_bytes: of residuals that are held between products, while programs are traced and
+            validated, and later; None: all of a single summand, and a share of the free memory for
+            several.
+        low_memory: whether memory counts for more than time.
+        cost_model: decides when tracing and compiling pay.
     """
 
     mode: str = "auto"
     precision: Precision = "highest"
-    keep: tuple[float, float] | None = None
-
-    @property
-    def is_thrifty(self) -> bool:
-        """Whether memory counts for more than time."""
-        return self.keep is not None
+    kept_bytes: tuple[float, float] | None = None
+    low_memory: bool = False
+    cost_model: CostModel = field(default_factory=current_cost_model)

@@ -1,236 +1,340 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prepared product of a sum of terms at one point, on flat vectors."""
+"""`SummedProduct`: sum_i c_i (product i) at one point, over summands that are swept one by one."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from hesse.ad.definition import Kind
-from hesse.ad.summands import Term, weighted_sum
-from hesse.ad.variables import Variables, detached
-from hesse.engine.data_version import Witness
-from hesse.engine.options import Request
-from hesse.engine.plan import Plan, plan_of
-from hesse.engine.preparation import Preparation
-from hesse.engine.term_at import TermAt
-from hesse.tracing.partition import Partition
+from hesse.ad.definition import PRODUCT, Quantity, Vectors
+from hesse.ad.quadratic import Quadratic
+from hesse.ad.summands import Summand, weighted_sum
+from hesse.ad.variables import detached
+from hesse.engine.assembly import Assembly
+from hesse.engine.compiler import block_size
+from hesse.engine.graph_product import GraphProduct
+from hesse.engine.kept_products import KeptProducts, Product
+from hesse.engine.options import ProductOptions
+from hesse.engine.plan import Held, Plan, plan_of
+from hesse.engine.point import Point
+from hesse.engine.prepare import Prepared, prepare, run_primal
+from hesse.engine.program_cache import CachedProgram, ProgramCache
+from hesse.engine.program_product import ProgramProduct
+from hesse.engine.quadratic_product import QuadraticProduct
 from hesse.vectors.rows import empty_rows
 
 PreparedMode = Literal["auto", "compiled-split", "traced-split", "retained-graph"]
-PREPARED = ["compiled-split", "traced-split", "retained-graph"]
+PREPARED_MODES = ["compiled-split", "traced-split", "retained-graph"]
 
-Preparations = dict[Hashable, Preparation]
+Points = Callable[[], Iterator[tuple[Summand, Point]]]
+"""The summands, anew for every sweep, and the point at which each is taken."""
+
+# What torch says of a tensor that a graph needs and that was changed in place.
+_WRITTEN_TO = "modified by an inplace operation"
 
 
-class Prepared:
-    """sum_i c_i (product i) at x, with the value and the gradient of sum_i c_i f_i.
+class SummedProduct:
+    """The products of a definition at a point, on flat vectors.
 
     Args:
-        kind: which product.
-        terms: gives the terms anew for every sweep; their functions take the leaves of x.
-        variables, x: the leaves that vary, and where they are.
-        request: a rung of the ladder or "auto", and the rest that is asked for.
-        preparations: what is prepared already, for these terms or others of the same key.
-        alone: whether there is but one term, so that its residuals are kept unless there is a
-            budget; terms that are not kept are computed anew in every sweep.
+        points: the summands and their points.
+        assemblies: how the vectors of the summands make one.
+        options: what is asked for.
+        cache: programs that are there already.
+        kept: the products that are held between sweeps.
+        holds_data: whether the data are tensors that stay, so that a write to them shows.
     """
 
     def __init__(
         self,
-        kind: Kind,
-        terms: Callable[[], Iterator[Term]],
-        variables: Variables,
-        x: list[Tensor],
-        request: Request,
-        preparations: Preparations,
+        points: Points,
+        assemblies: Mapping[Vectors, Assembly],
+        options: ProductOptions,
+        cache: ProgramCache,
+        kept: KeptProducts,
         *,
-        alone: bool,
+        holds_data: bool = True,
     ) -> None:
-        self._kind, self._terms, self._variables, self._x = kind, terms, variables, x
-        self._request, self._preparations = request, preparations
-        unbounded = math.inf if alone else 0.0
-        self._keep, later = request.keep or (unbounded, unbounded)
-        self._more = later - self._keep if later > self._keep else 0.0
-        self._kept: dict[int, tuple[float, TermAt]] = {}
-        self._count: int | None = None
-        self._own: dict[int, Preparation] = {}
-        self._trusted: dict[int, tuple[Partition, Witness]] = {}
-        self._met: dict[int, Preparation] = {}
-        self._hint = 0
-        self.last: TermAt | None = None
-        self.custom: str | None = None
-        """A custom function in a term whose graph was looked at."""
+        self._points, self._assemblies = points, assemblies
+        self._options, self._cache, self._kept = options, cache, kept
+        self._holds_data = holds_data
+        self._num_summands = 0
+        self._num_products = 0
+        self._announced = 0
+        self._entries: dict[int, CachedProgram] = {}
+        self._unshared: dict[int, CachedProgram] = {}
+        self.custom_function: str | None = None
+        """An operation in a summand because of which products must be compared with differences."""
 
-    @property
-    def keeps_all(self) -> bool:
-        """Whether everything is held on to, so that a value is the first part of a product."""
-        return self._keep == math.inf
+    # -- How products are taken --------------------------------------------------------------------
 
     @property
     def mode(self) -> str:
-        """The rung that the last product was taken by."""
-        return "retained-graph" if self.last is None else self.last.rung
+        """How the last product was taken."""
+        return next(reversed(self._entries.values())).mode if self._entries else "retained-graph"
+
+    @property
+    def takes_blocks(self) -> bool:
+        """Whether there are programs by now, which can take several directions at once."""
+        return bool(self._entries) and self.mode != "retained-graph"
 
     def plan(self, failures: list[str]) -> Plan:
         """How products are taken."""
-        return plan_of(self.mode, list(self._met.values()), failures)
+        entries = list({id(entry): entry for entry in self._entries.values()}.values())
+        held = Held(len(self._kept), self._num_summands, self._kept.nbytes)
+        return plan_of(self.mode, entries, failures, held)
 
-    def expect(self, products: int) -> None:
-        """Be told that so many products will follow."""
-        self._hint = products
-        for _, at in self._kept.values():
-            at.preparation.hint = max(at.preparation.hint, products)
+    def announce(self, products: int) -> None:
+        """So many products will follow."""
+        self._announced = products
+        for entry in self._entries.values():
+            entry.usage.announce(products)
+
+    # -- Values, gradients, products ---------------------------------------------------------------
 
     def value(self) -> Tensor:
         """sum_i c_i f_i(x)."""
-        (value,) = weighted_sum((c, (term.value,)) for c, term in self._at())
+        parts = ((s.coefficient, (self._value(i, s, p),)) for i, s, p in self._enumerate())
+        (value,) = weighted_sum(parts)
         assert value is not None
         return value
 
     def value_and_gradient(self) -> tuple[Tensor, Tensor]:
         """The value and the flat gradient."""
+        assembly = self._assemblies["variables"]
+        values, total = [], assembly.space.empty()
+        for index, summand, point in self._enumerate():
+            value, gradient = self._value_and_gradient(index, summand, point)
+            values.append((summand.coefficient, (value,)))
+            part = point.join("variables", gradient)
+            assembly.store(total, index, part, summand.coefficient, first=index == 0)
+        (value,) = weighted_sum(values)
+        assert value is not None
+        return value, total
 
-        def both(term: TermAt) -> tuple[Tensor, Tensor]:
-            gradient = self._variables.flatten(term.take_gradient())
-            return term.value, gradient
-
-        value, gradient = weighted_sum((c, both(term)) for c, term in self._at())
-        assert value is not None and gradient is not None
-        return value, gradient
-
-    def product(self, v: Tensor) -> Tensor:
-        """The product with a flat vector."""
-        product, direction = None, _plain(v)
-        for coefficient, term in self._at():
-            joined = term.apply("product", direction)
-            self.custom = self.custom or term.custom
-            accumulate = product is not None
-            if not accumulate and term.makes_products and not self._variables.frozen:
-                product = joined if coefficient == 1.0 else joined.mul_(coefficient)
+    def apply(self, quantity: Quantity, direction: Tensor) -> Tensor:
+        """A quantity in a flat direction."""
+        direction, total = _plain(direction), None
+        if quantity.result is None:
+            parts = (c * p for _, c, p, _ in self._results(quantity, direction))
+            return torch.stack([part.reshape(()) for part in parts]).sum()
+        assembly = self._assemblies[quantity.result]
+        for index, coefficient, part, owned in self._results(quantity, direction):
+            if total is None and owned and assembly.is_sum:
+                total = part if coefficient == 1.0 else part.mul_(coefficient)
             else:
-                product = v.new_empty(v.shape) if product is None else product
-                self._variables.store(product, joined, coefficient, accumulate=accumulate)
-            del joined  # before the next term is computed
-        assert product is not None
-        return product
-
-    @property
-    def takes_blocks(self) -> bool:
-        """Whether there are programs by now, which can take several directions at once."""
-        return self.last is not None and self.last.rung != "retained-graph"
+                first = total is None
+                total = assembly.space.empty() if total is None else total
+                assembly.store(total, index, part, coefficient, first=first)
+            del part  # before the next summand is computed
+        assert total is not None
+        return total
 
     def products(self, block: Tensor) -> Tensor:
         """The products with the rows of a block, shape (k, n)."""
-        products = empty_rows(*block.shape, dtype=block.dtype, device=block.device)
+        assembly = self._assemblies["variables"]
+        result = assembly.space
+        total = empty_rows(len(block), result.size, dtype=result.dtype, device=result.device)
         block = _plain(block)
-        for index, (coefficient, term) in enumerate(self._at()):
-            done = 0
-            while done < len(block):
-                k, joined = self._some_products(term, block[done:])
-                rows = products[done : done + k]
-                self._variables.store(rows, joined, coefficient, accumulate=index > 0)
-                done += k
-        return products
+        for index, coefficient, ready in self._sweep(PRODUCT, block[0]):
+            rows, done = assembly.take(block, index), 0
+            while done < len(rows):
+                part = _some_products(ready.product, rows[done:])
+                stop = done + len(part)
+                assembly.store(total[done:stop], index, part, coefficient, first=index == 0)
+                done = stop
+        return total
 
-    def _some_products(self, term: TermAt, block: Tensor) -> tuple[int, Tensor]:
-        """The products of one term with the first k rows, as many at once as pay."""
-        # Powers of two, so that few sizes are ever recorded.
-        k = 1 << (min(term.directions_at_once, len(block)).bit_length() - 1)
-        if k > 1:
-            joined = term.apply_block(block[:k])
-            if joined is not None:
-                return k, joined
-        return 1, term.apply("product", block[0])[None]
+    def _results(
+        self, quantity: Quantity, direction: Tensor
+    ) -> Iterator[tuple[int, float, Tensor, bool]]:
+        """(i, c_i, the result of summand i, whether its memory may be written to)."""
+        take = self._assemblies[quantity.direction].take
+        for index, coefficient, (product, part) in self._sweep(quantity, direction):
+            if part is None:
+                part = self._apply(index, product, quantity, take(direction, index))
+            self.custom_function = self.custom_function or product.custom_function
+            owned = product.owns_results
+            del product
+            yield index, coefficient, part, owned
+            del part
+        self._num_products += 1
 
-    def curvature(self, v: Tensor) -> Tensor:
-        """v' (product with v), where the kind has a shorter way to it."""
-        direction = _plain(v)
-        parts = ((c, (term.apply("curvature", direction),)) for c, term in self._at())
-        (curvature,) = weighted_sum(parts)
-        assert curvature is not None
-        return curvature
+    def _apply(self, index: int, product: Product, quantity: Quantity, direction: Tensor) -> Tensor:
+        try:
+            return product.apply(quantity, direction)
+        except RuntimeError as error:
+            if _WRITTEN_TO not in str(error) or not isinstance(product, GraphProduct):
+                raise
+        again = GraphProduct(product.point, self._entries[index])  # f closed over that tensor
+        self._kept.replace(index, again)
+        return again.apply(quantity, direction)
 
-    def _at(self) -> Iterator[tuple[float, TermAt]]:
-        """(c_i, term i at x)."""
-        if self._count is not None and len(self._kept) == self._count:
-            for coefficient, at in self._kept.values():
-                self.last = at
-                yield coefficient, at
+    # -- One summand -------------------------------------------------------------------------------
+
+    def _value(self, index: int, summand: Summand, point: Point) -> Tensor:
+        product = self._held(index)
+        if product is None and isinstance(summand.function, Quadratic):
+            product = QuadraticProduct(point)
+        outputs = None if product is None else product.outputs
+        if outputs is not None:
+            return outputs[0]
+        entry = self._entry(index, summand, point)
+        if not self._kept.keeps_all or entry.partition is not None:
+            return point.evaluate()[0]
+        graph = GraphProduct(point, entry)
+        self._hold(index, summand, graph)
+        return graph.outputs[0]
+
+    def _value_and_gradient(
+        self, index: int, summand: Summand, point: Point
+    ) -> tuple[Tensor, list[Tensor]]:
+        if isinstance(summand.function, Quadratic):
+            quadratic = QuadraticProduct(point)
+            return quadratic.outputs[0], quadratic.gradient
+        if not self._kept.keeps_all:
+            x = point.variables.x
+            return point.definition.value_and_gradient(point.function, x)
+        product = self._held(index)
+        entry = self._entry(index, summand, point)
+        if not isinstance(product, GraphProduct) and entry.partition is not None:
+            gradient = product.gradient if isinstance(product, ProgramProduct) else None
+            if gradient is None:
+                fresh = run_primal(point, entry, validated=product is not None, with_gradient=True)
+                gradient = None if fresh is None else fresh.gradient
+                if fresh is not None:
+                    product = fresh.without_gradient()
+                    self._hold(index, summand, product)
+            if gradient is not None and product is not None:
+                outputs = product.outputs or point.evaluate()
+                return outputs[0], gradient
+        if not isinstance(product, GraphProduct):
+            product = GraphProduct(point, entry)
+            self._hold(index, summand, product)
+        return product.outputs[0], product.gradient
+
+    def _held(self, index: int) -> Product | None:
+        """The product of a summand if it is held, and nobody has written to its data."""
+        known = self._kept.get(index)
+        if known is None or known.product is None:
+            return None
+        if known.product.is_current:
+            return known.product
+        self._kept.forget(index)
+        return None
+
+    def _hold(self, index: int, summand: Summand, product: Product) -> None:
+        self._kept.keep(index, summand, product, None)
+
+    def _entry(self, index: int, summand: Summand, point: Point) -> CachedProgram:
+        """The programs for a summand, shared with all of its shape if it says what it is."""
+        if summand.key is None:
+            entry = self._unshared.setdefault(index, CachedProgram(self._options))
+        else:
+            entry = self._cache.entry(point, summand.key, self._options)
+        self._entries[index] = entry
+        entry.usage.announce(self._announced)
+        return entry
+
+    # -- The sweep ---------------------------------------------------------------------------------
+
+    def _enumerate(self) -> Iterator[tuple[int, Summand, Point]]:
+        for index, (summand, point) in enumerate(self._points()):
+            self._num_summands = max(self._num_summands, index + 1)
+            yield index, summand, point
+
+    def _sweep(
+        self, quantity: Quantity, direction: Tensor
+    ) -> Iterator[tuple[int, float, Prepared]]:
+        """(i, c_i, the product of summand i), prepared for a quantity in this direction."""
+        take = self._assemblies[quantity.direction].take
+        if self._is_settled:
+            for index, coefficient, product in self._kept.items():
+                yield index, coefficient, Prepared(product)
             return
-        count = 0
-        for index, term in enumerate(self._terms()):
-            count += 1
-            witness = self._witness(index, term)
-            known = witness is not None and witness is self._trusted[index][1]
-            if known and index in self._kept:
-                self.last = self._kept[index][1]
-                yield self._kept[index]
-                continue
-            if index in self._kept:  # other batches in every sweep: there is nothing to keep
-                self._kept, self._keep, self._more = {}, 0.0, 0.0
-            self.last = at = self._term_at(index, term, known=known)
-            if self.keeps_all:
-                self._kept[index] = term.coefficient, at
-            yield term.coefficient, at
-            self._remember(index, term, at, witness)
-        self._count = count
-        if len(self._trusted) == count:
-            self._keep, self._more = self._keep + self._more, 0.0
+        for index, summand, point in self._enumerate():
+            known, version = self._kept.find(index, summand)
+            product = self._held(index) if known is not None else None
+            entry = self._entry(index, summand, point) if not _is_quadratic(summand) else None
+            if entry is None:
+                ready = Prepared(product or QuadraticProduct(point))
+            elif product is None or self._is_outdated(product, entry):
+                ready = self._prepare(index, point, entry, quantity, take(direction, index))
+            else:
+                ready = Prepared(self._settled(index, product))
+            yield index, summand.coefficient, ready
+            self._kept.keep(index, summand, ready.product, version)
+            del ready, product
+        self._kept.end_sweep()
 
-    def _remember(self, index: int, term: Term, at: TermAt, witness: Witness | None) -> None:
-        """What was found out about a term, for the next sweep; its residuals if there is room."""
-        if self.keeps_all or term.key is None:
-            return
-        if at.trusted is None:
-            self._trusted.pop(index, None)
-            return
-        self._trusted[index] = at.trusted, witness or Witness.of(term.data)
-        if at.kept_bytes is not None and at.kept_bytes <= self._keep:
-            self._keep -= at.kept_bytes
-            self._kept[index] = term.coefficient, at
-
-    def _witness(self, index: int, term: Term) -> Witness | None:
-        """The one of the last sweep if it knows this term, or a new one; None where none was."""
-        known = self._trusted.get(index)
-        return None if known is None or term.key is None else known[1].meet(term.data)
-
-    def _term_at(self, index: int, term: Term, *, known: bool) -> TermAt:
-        data = [*self._variables.frozen, *term.data]
-        preparation = self._preparation(index, term.key, data)
-        self._met[id(preparation)] = preparation
-        preparation.hint = max(preparation.hint, self._hint)
-        trusted = self._trusted[index][0] if known else None
-        return TermAt(
-            *(self._kind, term.function, self._variables, data, preparation, trusted),
-            alone=self.keeps_all,
+    @property
+    def _is_settled(self) -> bool:
+        """Whether all products are held and none would be taken another way now."""
+        return (
+            0 < self._num_summands == len(self._kept)
+            and self._num_products > 1
+            and (self._holds_data or self._kept.keeps_all)
+            and all(
+                product.is_current
+                and not (
+                    index in self._entries and self._is_outdated(product, self._entries[index])
+                )
+                for index, _, product in self._kept.items()
+            )
         )
 
-    def _preparation(self, index: int, key: Hashable, data: list[Tensor]) -> Preparation:
-        if key is None:
-            return self._own.setdefault(index, Preparation(self._request))
-        form = _form([*self._x, *data])
-        asked = self._request.mode, self._request.precision, self._request.is_thrifty
-        key = (type(self._kind), *asked, self._variables.key, form, key)
-        return self._preparations.setdefault(key, Preparation(self._request))
+    def _prepare(
+        self, index: int, point: Point, entry: CachedProgram, quantity: Quantity, direction: Tensor
+    ) -> Prepared:
+        known = self._kept.get(index)
+        graph = known.product if known is not None else None
+        validated = known is not None and known.partition is entry.partition is not None
+        if known is not None:
+            self._kept.release(index)
+        return prepare(
+            point,
+            entry,
+            quantity,
+            direction,
+            graph=graph if isinstance(graph, GraphProduct) else None,
+            validated=validated,
+            with_gradient=self._kept.keeps_all and self._num_products == 0,
+        )
+
+    def _is_outdated(self, product: Product, entry: CachedProgram) -> bool:
+        """Whether a graph had better be replaced by programs."""
+        if not isinstance(product, GraphProduct):
+            return False
+        return entry.partition is not None or entry.should_trace
+
+    def _settled(self, index: int, product: Product) -> Product:
+        """A held product without its gradient: who wants that asks for it early."""
+        if self._num_products == 0 or not isinstance(product, ProgramProduct):
+            return product
+        lighter = product.without_gradient()
+        if lighter is not product:
+            self._kept.replace(index, lighter)
+        return lighter
+
+
+def _some_products(product: Product, rows: Tensor) -> Tensor:
+    """The products of one summand with the first rows, as many at once as pay."""
+    if isinstance(product, ProgramProduct):
+        # Powers of two, so that few sizes are ever traced.
+        k = 1 << (min(block_size(product.entry), len(rows)).bit_length() - 1)
+        together = product.apply_block(rows[:k]) if k > 1 else None
+        if together is not None:
+            return together
+    return product.apply(PRODUCT, rows[0])[None]
+
+
+def _is_quadratic(summand: Summand) -> bool:
+    return isinstance(summand.function, Quadratic)
 
 
 def _plain(directions: Tensor) -> Tensor:
-    """In the form that programs are recorded for: contiguous, no inference tensor."""
+    """In the form that programs are traced for: contiguous, no inference tensor."""
     return detached(directions.contiguous())
-
-
-def _form(tensors: list[Tensor]) -> Hashable:
-    """The shapes that a program depends on, and what torch was told to compute in."""
-    form = [(t.shape, t.stride(), t.dtype, t.device) for t in tensors]
-    cast = [device for device in {t.device.type for t in tensors} if _is_autocast(device)]
-    dtypes = [torch.get_autocast_dtype(device) for device in cast]
-    return tuple(form), torch.get_default_dtype(), tuple(zip(cast, dtypes, strict=True))
-
-
-def _is_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

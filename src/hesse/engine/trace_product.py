@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a product as autograd takes it to the programs that take its place."""
+"""From a product by autograd to the programs that take its place."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hesse.ad.definition import Kind, Retained
+from hesse.ad.definition import Quantity, Vectors
 from hesse.ad.generators import generator_states, same_states
-from hesse.ad.variables import Leaves, Variables, number
+from hesse.ad.variables import number
 from hesse.engine.closeness import agree, difference
-from hesse.engine.options import Request
+from hesse.engine.options import ProductOptions
+from hesse.engine.point import Point
 from hesse.tracing.functionalize import retrace, trace
 from hesse.tracing.graph import Graph, UntraceableError
 from hesse.tracing.partition import Partition, Tangent, partition
@@ -25,117 +25,146 @@ from hesse.tracing.precision import has_units, units
 from hesse.tracing.program import run
 
 
-@dataclass
-class Recording:
-    """The programs, and what they gave at the point at which they were recorded."""
+@dataclass(frozen=True)
+class TracedProduct:
+    """The programs, and what they gave at the point where they were traced."""
 
-    split: Partition
-    value: Tensor
+    partition: Partition
+    outputs: list[Tensor]
     gradient: list[Tensor] | None
-    """Unless memory counts for more."""
+    """Unless memory counts for more than time."""
     residuals: list[Tensor]
-    product: Tensor
+    result: Tensor
+    """The product with the direction that was given."""
     eps: float
-    """How coarsely the programs compute a product."""
-    value_eps: float
-    """How coarsely they compute the value."""
-    value_error: float
-    """How far theirs is from that of f."""
+    """The rounding of a product."""
+    output_eps: float
+    """The rounding of the outputs."""
+    output_error: float
+    """How far the outputs of the program are from those of f."""
     error: float | None
     """Of a product in reduced precision, where that was asked for and is possible."""
-    recomputes: bool
-    """Whether f computes activations again, so that its gradient must be checked."""
+    needs_check: bool
+    """Whether the gradient of f must be checked, outside of a trace."""
 
 
-def record_programs(
-    kind: Kind,
-    function: Any,
-    variables: Variables,
-    data: list[Tensor],
-    v: Tensor,
-    request: Request,
-) -> Recording:
-    """Record the product in the direction v, a flat vector, split it, and run the programs.
+def trace_product(
+    point: Point, directions: Mapping[Vectors, Tensor], options: ProductOptions
+) -> TracedProduct:
+    """Trace the quantities of a definition in these directions, and partition and run the graph.
 
     Raises:
-        UntraceableError: they do not repeat what was recorded; as `trace`.
+        UntraceableError: the programs do not repeat what was traced; as `trace`.
     """
-    x = list(variables.x)
-    seen, before = _Seen(kind, function, variables, v), generator_states()
-    inputs = [*x, *data, v]
-    graph = simplify(trace(seen.everything, inputs))
+    traced, before = _Traced(point, directions), generator_states()
+    inputs = [*point.inputs, *directions.values()]
+    graph = simplify(trace(traced.everything, inputs))
     rewritten = rewrite_weight_gradients(graph)
     if rewritten is not None:
         graph = simplify(retrace(rewritten, inputs))
     graph = join_slices(graph)
     if not same_states(before, generator_states()):
         raise UntraceableError("the function draws random numbers outside of torch")
-    reduced = has_units(request.precision, x[0].device)
-    programs = _split(graph, len(x), kind.quantities, request, bfloat16=reduced)
-    value, *rest = run(programs.primal_and_gradient, [*x, *data])
-    value_error = difference([value], [seen.value])
-    gradient = None if request.is_thrifty else rest[: len(x)]
-    residuals = rest[len(x) :]
-    del rest
-    eps, expected = (
-        max(graph.eps, torch.finfo(torch.bfloat16).eps if reduced else 0.0),
-        seen.product,
+    reduced = has_units(options.precision, inputs[0].device)
+    programs = _partition(graph, point, list(directions), traced, options, bfloat16=reduced)
+    results = run(programs.primal_and_gradient, point.inputs)
+    n, m = len(traced.outputs), traced.num_primal
+    outputs, gradient, residuals = results[:n], results[n:m], results[m:]
+    del results
+    if options.low_memory:
+        gradient = None
+    output_error = difference(outputs, traced.outputs)
+    eps = max(graph.eps, torch.finfo(torch.bfloat16).eps if reduced else 0.0)
+    error = _check(programs, residuals, traced, directions, options, eps, reduced)
+    return TracedProduct(
+        programs,
+        [number(part) if part.ndim == 0 else part for part in outputs],
+        *(gradient, residuals, traced.results["product"], eps, graph.eps, output_error, error),
+        traced.needs_check,
     )
+
+
+def _check(
+    programs: Partition,
+    residuals: list[Tensor],
+    traced: _Traced,
+    directions: Mapping[Vectors, Tensor],
+    options: ProductOptions,
+    eps: float,
+    reduced: bool,
+) -> float | None:
+    """Raise unless programs repeat the products; the error of one in reduced precision.
+
+    Twice, from the same residuals: an operation that hides what it shares memory with could have
+    overwritten them. The results of the programs take the place of those that were traced.
+    """
     error = None
-    # Twice, from the same residuals: an operation that hides what it shares memory with could have
-    # been overwritten.
-    for _ in range(2):
-        with units(request.precision):
-            product = run(programs.tangents["product"], [*residuals, v])
-        if not agree(product, expected, eps):
-            raise UntraceableError("the program does not repeat the product that was recorded")
-        if reduced and error is None:
-            error = difference(product, expected)
-        seen.product = expected = product
-        del product
-    return Recording(
-        *(programs, number(value), gradient, residuals, expected[0], eps, graph.eps, value_error),
-        *(error, seen.recomputes),
-    )
+    for quantity in traced.point.definition.quantities:
+        if quantity.result is None:
+            traced.results.pop(quantity.name, None)
+            continue
+        for _ in range(2):
+            expected = traced.results.pop(quantity.name)
+            with units(options.precision):
+                arguments = [*residuals, directions[quantity.direction]]
+                (ours,) = run(programs.tangents[quantity.name], arguments)
+            if not agree([ours], [expected], eps):
+                raise UntraceableError("the program does not repeat the product that was traced")
+            if reduced and error is None:
+                error = difference([ours], [expected])
+            traced.results[quantity.name] = ours
+            del expected, ours
+    return error
 
 
-class _Seen:
-    """What is recorded, and what must be remembered of it."""
+class _Traced:
+    """What is traced, and what must be remembered of it."""
 
-    def __init__(self, kind: Kind, function: Any, variables: Variables, v: Tensor) -> None:
-        self._kind, self._function, self._variables, self._v = kind, function, variables, v
-        self.product: list[Tensor] = []
-        self.value = torch.empty(())
-        self.recomputes = False
+    def __init__(self, point: Point, directions: Mapping[Vectors, Tensor]) -> None:
+        self.point, self._directions = point, directions
+        self.outputs: list[Tensor] = []
+        self.num_primal = 0
+        self.results: dict[str, Tensor] = {}
+        self.needs_check = False
 
     def everything(self) -> list[Tensor]:
-        """The value, the gradient, and the quantities of the kind."""
-        graph = self._kind.retain(self._function, self._variables.x)
-        if graph.custom is not None:
-            raise UntraceableError(f"the custom function {graph.custom} is foreign to it")
-        self.recomputes, self.value = graph.recomputes, graph.value
-        outputs, directions = [graph.value, *graph.gradient], self._variables.split(self._v)
-        for quantity in self._kind.quantities:
-            outputs.append(taken(graph, quantity, self._variables, directions))
-            if quantity == "product":
-                self.product = outputs[-1:]
-        return outputs
+        """The outputs, the gradient, and the quantities of the definition."""
+        point = self.point
+        graph = point.definition.linearise(point.function, point.variables.x)
+        if graph.custom_function is not None:
+            name = graph.custom_function
+            raise UntraceableError(f"the custom function {name} is foreign to it")
+        self.outputs, self.needs_check = graph.outputs, graph.needs_check
+        traced = [*self.outputs, *graph.gradient]
+        self.num_primal = len(traced)
+        for quantity in point.definition.quantities:
+            result = point.apply(graph, quantity, self._directions[quantity.direction])
+            traced.append(result)
+            if quantity.result is not None:
+                self.results[quantity.name] = result
+        return traced
 
 
-def taken(graph: Retained, quantity: str, variables: Variables, directions: Leaves) -> Tensor:
-    """A quantity as one tensor: the leaves of a product are joined."""
-    result = getattr(graph, quantity)(directions)
-    return result if isinstance(result, Tensor) else variables.join(result)
-
-
-def _split(
-    graph: Graph, n: int, quantities: Sequence[str], request: Request, *, bfloat16: bool
+def _partition(
+    graph: Graph,
+    point: Point,
+    vectors: list[Vectors],
+    traced: _Traced,
+    options: ProductOptions,
+    *,
+    bfloat16: bool,
 ) -> Partition:
-    outputs = zip(quantities, graph.outputs[1 + n :], strict=True)
+    directions = dict(zip(vectors, graph.inputs[-len(vectors) :], strict=True))
+    quantities: tuple[Quantity, ...] = point.definition.quantities
+    results = graph.outputs[traced.num_primal :]
     return partition(
         graph,
-        graph.outputs[: 1 + n],
-        {name: Tangent(graph.inputs[-1:], [number]) for name, number in outputs},
-        bfloat16=bfloat16 and request.precision == "medium",
-        low_memory=request.is_thrifty,
+        graph.outputs[: traced.num_primal],
+        {
+            quantity.name: Tangent([directions[quantity.direction]], [result])
+            for quantity, result in zip(quantities, results, strict=True)
+        },
+        bfloat16=bfloat16 and options.precision == "medium",
+        low_memory=options.low_memory,
+        measured_kernels=options.cost_model.measures,
     )

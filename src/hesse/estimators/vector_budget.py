@@ -28,7 +28,7 @@ def vectors_in(A: LinearOperator, memory_budget: Budget) -> int:
     """The number of vectors that fit into the budget."""
     if memory_budget is None:
         return _UNLIMITED
-    fits = parse_bytes(memory_budget, "") // vector_bytes(A)
+    fits = parse_bytes(memory_budget) // vector_bytes(A)
     if fits < 2:
         raise_too_small(A, 2, fits, "a vector and its product")
     return fits

@@ -160,7 +160,7 @@ def eigsh(
         status = pairs.status if few == k else Status.MAX_PRODUCTS
         return Eigenpairs(*pairs[:4], pairs.products + built, status)
     _refuse("lobpcg", call, B=B, preconditioner=preconditioner)
-    room = None if memory_budget is None else parse_bytes(memory_budget, call)
+    room = None if memory_budget is None else parse_bytes(memory_budget)
     check_home(basis_dtype, basis_device, call)
     m = choose_basis_size(A, k, b, basis_size, basis_dtype, room, call)
     A.announce(m)

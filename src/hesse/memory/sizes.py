@@ -11,7 +11,7 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
-def parse_bytes(budget: int | float | str, call: str = "") -> int:
+def parse_bytes(budget: int | float | str) -> int:
     """The number of bytes that a number or a text such as "4GB" or "500 MiB" says.
 
     >>> parse_bytes("1.5 GB"), parse_bytes("2KiB"), parse_bytes(7)
@@ -28,8 +28,20 @@ def parse_bytes(budget: int | float | str, call: str = "") -> int:
     if size > 0:
         return size
     raise ArgumentError(
-        call,
         expected='memory_budget as a number of bytes or a text such as "4GB", "500MiB"',
         got=repr(budget),
         remedy="Give a positive number of bytes, or leave it out for the default.",
     )
+
+
+def format_bytes(count: float) -> str:
+    """A number of bytes with three digits.
+
+    >>> format_bytes(512), format_bytes(1_500_000)
+    ('512 bytes', '1.5 MB')
+    """
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count = count / 1000
+    return f"{count:.3g} GB"

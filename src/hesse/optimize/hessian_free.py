@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hesse.boundary import public
-from hesse.curvature.operator import ggn_operator
+from hesse.curvature.gauss_newton import ggn_operator
 from hesse.errors import (
     ArgumentError,
     NonFiniteError,

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hesse.ad.evaluate import derivative, twice_differentiable
+from hesse.ad.double_backward import derivative, twice_differentiable
 from hesse.ad.loss import LossHessian
 from hesse.ad.variables import tracked
 from hesse.data.batches import Batch
@@ -128,7 +128,7 @@ class _Sweep:
 
     def __init__(self, risk: Risk, params: Tree, layers: list[Layer], seed: int) -> None:
         self._risk, self._params, self._layers, self._seed = risk, params, layers, seed
-        self._kept = list(self._records()) if risk.n_terms == 1 else None
+        self._kept = list(self._records()) if risk.num_summands == 1 else None
 
     def __iter__(self) -> Iterator[tuple[float, Records]]:
         return iter(self._kept) if self._kept is not None else self._records()
@@ -175,7 +175,7 @@ def _batch_records(
     batch = batch.to(leaves[0].device)
     with twice_differentiable(), _recorded_calls(layers) as calls:
         outputs = risk.outputs(dict(zip(names, tracked(leaves), strict=True)), batch)
-        loss = LossHessian(outputs, lambda z: risk.batch_loss(z, batch), "")
+        loss = LossHessian(outputs, lambda z: risk.batch_loss(z, batch))
         u = _root_of_loss_hessian(loss, generator)
         used = [record for record in calls if record[2].requires_grad]
         back = derivative(loss.tensors, [s for _, _, s in used], u) if used else []

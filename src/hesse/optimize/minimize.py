@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hesse.boundary import public
-from hesse.curvature.operator import ggn_operator, hessian_operator
-from hesse.engine.fallback import HessianMode
+from hesse.curvature.gauss_newton import ggn_operator
+from hesse.curvature.hessian import HessianMode, hessian_operator
 from hesse.errors import NonFiniteError, Status, check_choice
 from hesse.operators.algebra import LinearOperator
 from hesse.optimize.armijo import ArmijoSearch

@@ -10,12 +10,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.curvature.operator import GaussNewtonOperator, HessianOperator
+from hesse.curvature.operator import CurvatureOperator
 from hesse.errors import NonFiniteError
 from hesse.operators.algebra import LinearOperator
 from hesse.vectors.space import Space
 
-Curvature = HessianOperator | GaussNewtonOperator
+Curvature = CurvatureOperator
 
 
 @dataclass

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hesse.curvature import HessianOperator, hessian_operator
+from hesse.curvature import CurvatureOperator, hessian_operator
 from hesse.estimators import (
     Estimate,
     LanczosDensity,
@@ -35,7 +35,7 @@ class Spectrum:
     after: SpectralDensity
 
 
-def hessian_of(model: nn.Module, pixels: Tensor) -> HessianOperator:
+def hessian_of(model: nn.Module, pixels: Tensor) -> CurvatureOperator:
     """The exact Hessian of the training loss at the model's parameters, in float64.
 
     Its eigenvalues span eight orders of magnitude: in float32 rounding hides the small ones.

@@ -129,7 +129,7 @@ def try_call(model: Any, value: Callable[[ModelCall], Tensor]) -> tuple[ModelCal
 
 
 def _deterministic(value: Callable[[ModelCall], Tensor], call: ModelCall) -> Tensor:
-    return run_deterministic(lambda: value(call), "")
+    return run_deterministic(lambda: value(call))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -14,21 +14,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from hesse.ad.evaluate import twice_differentiable
-from hesse.ad.summands import Term
+from hesse.ad.double_backward import twice_differentiable
+from hesse.ad.quadratic import Quadratic
+from hesse.ad.summands import Summand
 from hesse.ad.variables import check_scalar
 from hesse.boundary import public
 from hesse.data.batches import Batch, Batches, Weight, flatten_batch
 from hesse.data.reduction import check_average
 from hesse.data.slicing import Microbatches, first_microbatches
 from hesse.data.trees import tensors
-from hesse.engine.recently_used import RecentlyUsed
+from hesse.engine.program_cache import ProgramCache
 from hesse.errors import ArgumentError
 from hesse.risk.call import ModelCall, device_of
 from hesse.risk.checks import (
@@ -106,7 +108,7 @@ class Risk:
         self._params = params
         self._names: ParameterNames | None = None
         # Programs of products, for every shape of batch; `on` shares them.
-        self.preparations = RecentlyUsed(max(_SHAPES, self.n_terms))
+        self.programs = ProgramCache(max(_SHAPES, self.num_summands))
         if isinstance(model, nn.Module):
             self._names = ParameterNames(model)
             if params is None:
@@ -133,7 +135,7 @@ class Risk:
         return self._params
 
     @property
-    def n_terms(self) -> int:
+    def num_summands(self) -> int:
         """The number of batches."""
         return self.data.count
 
@@ -144,7 +146,7 @@ class Risk:
         The losses of several batches are tested as at construction.
         """
         other = self.unchecked_on(data, weight)
-        if other.n_terms > 1:
+        if other.num_summands > 1:
             other._check_on([other.data.first])
         return other
 
@@ -152,7 +154,7 @@ class Risk:
         """As `on`, without the test that the losses of batches average."""
         return self._with(Batches(data, weight or self.data.weight))
 
-    def in_small_batches(self, most: int) -> Risk:
+    def in_microbatches(self, most: int) -> Risk:
         """The same risk in microbatches of at most `most` examples; the programs are shared."""
         small = self._with(Batches(Microbatches(self.data, most), self.data.weight, is_cut=True))
         # At least two examples each, so that they can be cut; several, which need not be alike.
@@ -162,24 +164,23 @@ class Risk:
     def _with(self, data: Batches) -> Risk:
         other = copy.copy(self)
         other.data, other._unchecked = data, []
-        self.preparations.limit = max(self.preparations.limit, other.n_terms)
+        self.programs.limit = max(self.programs.limit, other.num_summands)
         return other
 
     @public("hesse.Risk(model, loss, data)(params)")
     def __call__(self, params: Tree) -> Tensor:
         """R(params), shape (). Its graph spans all batches; products go batch by batch instead."""
         self.check_at(params)
-        summands = [term.coefficient * term.function(params) for term in self.terms()]
-        return torch.stack(summands).sum()
+        parts = [s.coefficient * s.function(params) for s in self.summands()]
+        return torch.stack(parts).sum()
 
-    def terms(self) -> Iterator[Term]:
-        """c_b f_b for every batch: R = sum_b c_b f_b. Each has its fraction of the weight decay."""
+    def summands(self) -> Iterator[Summand]:
+        """R = sum_b c_b loss_b + (lambda / 2) |params|^2, one summand for each batch."""
         for coefficient, batch in self.batches():
-            fraction = batch.weight / self.data.total_weight
-            decay = self.weight_decay * fraction / coefficient
             data, key = flatten_batch(batch)
-            function = partial(self._summand, batch, decay)
-            yield Term(coefficient, function, data, None if key is None else (key, decay))
+            yield Summand(coefficient, BatchLoss(self, batch), data, key)
+        if self.weight_decay:
+            yield Summand(1.0, Quadratic(self.weight_decay), key="weight decay")
 
     def batches(self) -> Iterator[tuple[float, Batch]]:
         """(c_b, batch): R = sum_b c_b loss_b, without the weight decay."""
@@ -187,13 +188,10 @@ class Risk:
         for batch in self.data:
             yield (batch.weight / self.data.total_weight if self._averages else 1.0), batch
 
-    def _summand(self, batch: Batch, decay: float, params: Tree) -> Tensor:
-        batch = batch.to(device_of(params))
-        value = self.batch_loss(self.outputs(params, batch), batch)
-        if decay == 0.0:
-            return value
-        squared_norm = torch.stack([(leaf * leaf).sum() for leaf in tensors(params)]).sum()
-        return value + 0.5 * decay * squared_norm
+    @property
+    def holds_data(self) -> bool:
+        """Whether the batches are tensors that stay, not made anew in every sweep."""
+        return self.data.are_held
 
     def outputs(self, params: Tree, batch: Batch) -> Any:
         """The outputs of the model for the inputs of a batch."""
@@ -202,7 +200,7 @@ class Risk:
 
     def batch_loss(self, outputs: Any, batch: Batch) -> Tensor:
         """The scalar loss of a batch, given the outputs of the model."""
-        return check_scalar(self.loss(outputs, batch.targets), "", "loss(outputs, targets)")
+        return check_scalar(self.loss(outputs, batch.targets), "loss(outputs, targets)")
 
     # -- Checks of the model and the loss ----------------------------------------------------------
 
@@ -226,7 +224,7 @@ class Risk:
     def _check_batch(self, params: Tree, batch: Batch) -> None:
         loss = partial(self._loss_by, params)
         self._call_model, whole = try_call(self.model, lambda call: loss(call, batch))
-        if self.n_terms > 1:
+        if self.num_summands > 1:
             mean = self._averages
             check_average(partial(loss, self._call_model), whole, batch, self.data, mean=mean)
 
@@ -238,3 +236,24 @@ class Risk:
     def _check_names(self, params: Tree) -> None:
         if self._names is not None:
             self._names.check(params)
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """The loss of a batch as a function of the parameters: loss(outputs(params))."""
+
+    risk: Risk
+    batch: Batch
+
+    def __call__(self, params: Tree) -> Tensor:
+        batch = self.batch.to(device_of(params))
+        return self.risk.batch_loss(self.risk.outputs(params, batch), batch)
+
+    def outputs(self, params: Tree) -> Any:
+        """The outputs of the model for the inputs of the batch."""
+        return self.risk.outputs(params, self.batch.to(device_of(params)))
+
+    def loss(self, outputs: Any) -> Tensor:
+        """The scalar loss, given the outputs of the model."""
+        device = next(tensors(outputs)).device
+        return self.risk.batch_loss(outputs, self.batch.to(device))

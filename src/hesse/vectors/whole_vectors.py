@@ -35,6 +35,10 @@ class WholeVectors:
         """Dimension of the space, over all processes that share its vectors: compute with it."""
         return self.size
 
+    def empty(self) -> Tensor:
+        """A flat vector of uninitialised memory."""
+        return torch.empty(self.size, dtype=self.dtype, device=self.device)
+
     def zeros(self) -> Tensor:
         """The flat zero vector."""
         return torch.zeros(self.size, dtype=self.dtype, device=self.device)

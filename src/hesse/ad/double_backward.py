@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reverse mode, twice: gradients that can be differentiated again, by kernels that allow it.
+
+A gradient of w'y for given weights w is that of a scalar whose derivative in y is w. Given
+`grad_outputs`, `torch.autograd.grad` compares symbolic shapes, for which it imports sympy: a third
+of a second in a fresh process (torch 2.13). From the scalar there is nothing to compare.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hesse.ad.decompositions import Composed
+from hesse.ad.variables import Leaves
+from hesse.errors import FunctionError
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Within it, torch picks kernels that have second derivatives, and gradients are recorded.
+
+    Fused attention has no second derivative, cuDNN's recurrent cells neither: the reference kernels
+    are used instead, whatever the model asks for, and a compiled model runs as it was written. A
+    surrounding `no_grad` or `inference_mode` is lifted, since a product is made of derivatives.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(Composed())
+        if "torch._dynamo" in sys.modules:  # what torch.compile makes has one derivative only
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if torch.backends.cudnn.is_available():
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield
+
+
+def derivative(output: Tensor | Leaves, x: Leaves, weights=None, **options) -> list[Tensor]:
+    """The gradient of w'y, zeros for the leaves that the output y does not depend on."""
+    return _filled(gradients(output, x, weights, **options), x)
+
+
+def _filled(parts: Sequence[Tensor | None], x: Leaves) -> list[Tensor]:
+    pairs = zip(parts, x, strict=True)
+    return [torch.zeros_like(leaf) if part is None else part for part, leaf in pairs]
+
+
+def check_depends(value: Tensor) -> None:
+    """Raise if f(x) was computed without x."""
+    if not value.requires_grad:
+        raise _independent()
+
+
+def _independent() -> FunctionError:
+    return FunctionError(
+        expected="f(x) to depend on x through differentiable operations",
+        got="a value that does not depend on x",
+        remedy="Compute f from its argument: for a model, use torch.func.functional_call("
+        "model, params, inputs) or hesse.Risk; look for .detach(), .item(), no_grad, a cast.",
+    )
+
+
+def gradient_of(output: Tensor | Leaves, x: Leaves, weights=None, **options) -> list[Tensor]:
+    """As `derivative`, but raise if `output` depends on none of x.
+
+    Such an output may require a gradient all the same: that of other tensors which f closes over.
+    """
+    grads = gradients(output, x, weights, **options)
+    if all(part is None for part in grads):
+        raise _independent()
+    if any(part is not None and part.layout is not torch.strided for part in grads):
+        raise FunctionError(
+            expected="dense gradients",
+            got="a sparse one, as that of nn.Embedding(..., sparse=True)",
+            remedy="Construct the module with sparse=False, or set its attribute sparse to False.",
+        )
+    return _filled(grads, x)
+
+
+class _Weighted(torch.autograd.Function):
+    """A scalar that stands for w'y, whose value nobody asks for."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Sequence[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.weights = weights
+        return tensors[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        return None, *ctx.weights
+
+
+def gradients(
+    output: Tensor | Sequence[Tensor],
+    x: Sequence[Tensor],
+    weights: Sequence[Tensor] | Tensor | None = None,
+    *,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """`torch.autograd.grad`; None for those of x that the output does not depend on.
+
+    >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> gradients([x * x, x], [x], [torch.ones(2), torch.tensor([0.0, 5.0])])
+    (tensor([2., 9.]),)
+    """
+    if weights is not None:
+        listed = [[part] if isinstance(part, Tensor) else part for part in (weights, output)]
+        output = _Weighted.apply(listed[0], *listed[1])
+    return torch.autograd.grad(output, x, None, retain_graph, create_graph, allow_unused=True)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nodes of an autograd graph, and those whose second derivative cannot be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class UndifferentiableError(NotImplementedError):
+    """The backward pass of a user's `autograd.Function` is a constant to torch, and is none."""
+
+
+def graph_nodes(value: Tensor) -> Iterator[Any]:
+    """The nodes of the graph of `value`."""
+    seen, nodes = set(), [value.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        yield node
+        seen.add(node)
+        nodes.extend(below for below, _ in node.next_functions)
+
+
+# torch's second derivative of these drops terms, without an error (torch 2.13).
+_WRONG_TWICE = {
+    "SparseCooTensor": "torch.sparse_coo_tensor",
+    "SparseCompressedTensor": "torch.sparse_compressed_tensor",
+}
+
+
+def custom_function(value: Tensor) -> str | None:
+    """The name of an operation in the graph of `value` because of which a product must be checked.
+
+    A user's `autograd.Function`: what its backward pass computes outside torch, in a kernel of its
+    own, counts as constant when the gradient is differentiated, and the product is then wrong
+    without an error. A pass that is marked `once_differentiable` says so itself, but torch raises
+    only if what comes into it has a graph; here it raises always. A few operations of torch
+    are no better.
+    """
+    return next(filter(None, map(_checked_name, graph_nodes(value))), None)
+
+
+def _checked_name(node: Any) -> str | None:
+    if not isinstance(node, torch.autograd.function.BackwardCFunction):
+        name = node.name()
+        return next((call for key, call in _WRONG_TWICE.items() if name.startswith(key)), None)
+    function = getattr(node, "_forward_cls", type(node))
+    code = getattr(getattr(function, "backward", None), "__code__", None)
+    if code is not None and code.co_filename == torch.autograd.function.__file__:
+        raise UndifferentiableError(
+            f"the backward pass of {function.__name__} is marked once_differentiable"
+        )
+    return function.__name__
+
+
+def saved_bytes(outputs: Sequence[Tensor], known: Sequence[Tensor]) -> int:
+    """The bytes that the graphs of some tensors hold for their backward pass.
+
+    Memory that several nodes share counts once, that of the `known` tensors not at all.
+
+    >>> x = torch.ones(10, requires_grad=True)
+    >>> saved_bytes([x.exp().sin()], [x])            # exp(x), which sin needs too
+    40
+    """
+    storages: dict[int, int] = {}
+    for output in outputs:
+        for node in graph_nodes(output):
+            for tensor in _saved_tensors(node):
+                storage = tensor.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+    for tensor in known:
+        storages.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(storages.values())
+
+
+def _saved_tensors(node: Any) -> Iterator[Tensor]:
+    """What a node saved; the attributes of torch's nodes that begin with `_saved_`."""
+    for name in dir(node):
+        if name.startswith("_saved_") or name == "saved_tensors":
+            saved = getattr(node, name)
+            parts = saved if isinstance(saved, (list, tuple)) else [saved]
+            yield from (part for part in parts if isinstance(part, Tensor) and _is_dense(part))
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided

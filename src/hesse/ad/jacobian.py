@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Products with the Jacobian J = dz/dx of the outputs of a model, and with J', by retained graphs.
+
+J'u is a backward pass through the graph of z. J v is the derivative of J'u, which is linear in u,
+with respect to u: a backward pass through the graph of that backward pass. Forward mode, which
+would compute z anew for every v, is not needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from hesse.ad.double_backward import derivative, gradient_of, twice_differentiable
+from hesse.ad.graph_nodes import UndifferentiableError, custom_function, graph_nodes
+from hesse.ad.variables import Leaves
+from hesse.errors import DerivativeError, HesseError
+from hesse.tracing.graph import UntraceableError
+from hesse.vectors.inner_products import dot, norm
+from hesse.vectors.rows import joined
+
+
+class JacobianGraph:
+    """J and J' at x, by the graphs of z and of J'u.
+
+    Args:
+        z: the outputs, one tensor or several, with their graph.
+        x: the leaves that they depend on.
+    """
+
+    def __init__(self, z: list[Tensor], x: list[Tensor]) -> None:
+        self.z, self._x = z, x
+
+    def push_forward(self, v: Leaves) -> list[Tensor]:
+        """J v, shaped like the outputs."""
+        with twice_differentiable(), explained("outputs"):
+            return _derivative_in_weights(*self._transposed, v)
+
+    def pull_back(self, u: Leaves) -> list[Tensor]:
+        """J' u, one tensor a leaf of x."""
+        with twice_differentiable():
+            return derivative(self.z, self._x, list(u), retain_graph=True)
+
+    @property
+    def node_names(self) -> list[str]:
+        """The names of the nodes of the graph of z."""
+        return [node.name() for z in self.z for node in graph_nodes(z)]
+
+    @cached_property
+    def custom_function(self) -> str | None:
+        """A user's `autograd.Function` on the way to z; `push_forward` checks it."""
+        return next(filter(None, map(custom_function, self.z)), None)
+
+    @property
+    def retained(self) -> list[Tensor]:
+        """The outputs and J'u, with their graphs."""
+        return [*self.z, *(part for part in self._transposed[1] if part.requires_grad)]
+
+    @cached_property
+    def _transposed(self) -> tuple[list[Tensor], list[Tensor]]:
+        """u, and J'u as a graph in u. Any u serves, since J'u is linear in it."""
+        u = [torch.ones_like(z).requires_grad_() for z in self.z]
+        back = gradient_of(self.z, self._x, u, create_graph=True)
+        self._check_custom_function(u, back)
+        return u, back
+
+    def _check_custom_function(self, u: list[Tensor], back: list[Tensor]) -> None:
+        """Raise unless <J v, w> = <v, J'w>, where a backward pass may be no program of torch's."""
+        try:
+            name = self.custom_function
+        except UndifferentiableError as error:
+            raise undifferentiable("outputs", str(error)) from error
+        if name is None:
+            return
+        v, w = random_like(self._x), random_like(self.z)
+        pushed, pulled = joined(_derivative_in_weights(u, back, v)), joined(self.pull_back(w))
+        defect = abs(dot(pushed, joined(w)) - dot(joined(v), pulled))
+        # Entries of v and w have variance one: rounding is some eps of these norms.
+        if defect > torch.finfo(pushed.dtype).eps ** 0.5 * (norm(pushed) + norm(pulled)):
+            raise undifferentiable(
+                "outputs", f"the backward pass of {name} cannot be differentiated"
+            )
+
+
+def _derivative_in_weights(u: Leaves, back: Leaves, v: Leaves) -> list[Tensor]:
+    """J v, as the derivative of the graph of J'u with respect to u."""
+    pairs = [(b, w) for b, w in zip(back, v, strict=True) if b.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(part) for part in u]
+    graph, directions = zip(*pairs, strict=True)
+    return derivative(graph, u, directions, retain_graph=True)
+
+
+def random_like(parts: Leaves) -> list[Tensor]:
+    """Gaussian tensors of these shapes, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(part.shape, generator=generator).to(part) for part in parts]
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Within it, torch's word that a derivative cannot be differentiated names the way out."""
+    try:
+        yield
+    except (HesseError, UntraceableError, torch.OutOfMemoryError):
+        raise
+    except RuntimeError as error:
+        raise undifferentiable(what, str(error).strip().splitlines()[0]) from error
+
+
+def undifferentiable(what: str, reason: str) -> DerivativeError:
+    """The error for outputs or a loss that cannot be differentiated twice, and why."""
+    remedy = "Put other operations of torch in the place of that one"
+    if re.search("sparse", reason):
+        remedy += " (torch.zeros(n, m).index_put((i, j), values), or sums by index_add)"
+    return DerivativeError(
+        expected=f"{what} whose backward pass is made of differentiable operations",
+        got=reason,
+        remedy=f"{remedy}; or use hesse.hessian_operator(risk, params), which takes differences of "
+        "gradients where it must.",
+    )

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which variables a curvature matrix is of: some leaves of x, or the inputs of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from hesse.ad.definition import Vectors
+from hesse.ad.quadratic import Quadratic
+from hesse.ad.summands import Summand, summands
+from hesse.data.batches import Batch, flatten_batch
+from hesse.engine.row_layout import RowLayout
+from hesse.errors import ArgumentError
+from hesse.risk.call import device_of
+from hesse.risk.risk import Risk
+from hesse.vectors.space import Space, Tree
+
+
+def restrict(f: Any, x: Tree, name: str) -> tuple[Any, Tree, Mapping[Vectors, RowLayout]]:
+    """(f, x, layouts) of the function of the named variables alone, the others held fixed."""
+    if name == "inputs" and isinstance(f, Risk):
+        f.check_at(x)
+        of_inputs = InputsOf(f, x)
+        spaces = [Space.of(batch.inputs, what="inputs") for _, batch in of_inputs.batches()]
+        return of_inputs, x, {"variables": RowLayout.of(spaces)}
+    space = Space.of(x)
+    part, _ = space.subspace(name)
+    leaves = dict(zip(space.names, space.leaves(x, what="x"), strict=True))
+    chosen = [leaves[leaf] for leaf in part.names]
+    return LeavesOf(f, x, part.names), part.build(chosen), {}
+
+
+@dataclass(frozen=True)
+class InputsOf:
+    """A risk as a function of the inputs of its model, with the parameters held fixed."""
+
+    risk: Risk
+    params: Tree
+
+    @property
+    def num_summands(self) -> int:
+        """The number of batches."""
+        return self.risk.num_summands
+
+    @property
+    def holds_data(self) -> bool:
+        """As of the risk."""
+        return self.risk.holds_data
+
+    def batches(self) -> Iterator[tuple[float, Batch]]:
+        """(c_b, batch) on the device of the parameters."""
+        for coefficient, batch in self.risk.batches():
+            yield coefficient, batch.to(device_of(self.params))
+
+    def summands(self) -> Iterator[Summand]:
+        """One for each batch, a function of its inputs."""
+        space = Space.of(self.params)
+        params = space.leaves(self.params, what="params")
+        for coefficient, batch in self.batches():
+            targets, key = flatten_batch(replace(batch, inputs=()))
+            function = InputLoss(self.risk, self.params, batch)
+            yield Summand(
+                coefficient, function, (*params, *targets), ("inputs", key), x=batch.inputs
+            )
+
+
+@dataclass(frozen=True)
+class InputLoss:
+    """The loss of a batch as a function of the inputs of the model."""
+
+    risk: Risk
+    params: Tree
+    batch: Batch
+
+    def __call__(self, inputs: Tree) -> Tensor:
+        batch = replace(self.batch, inputs=inputs)
+        return self.risk.batch_loss(self.risk.outputs(self.params, batch), batch)
+
+
+@dataclass(frozen=True)
+class LeavesOf:
+    """A function of some leaves of x, with the others held fixed."""
+
+    f: Any
+    x: Tree
+    names: tuple[str, ...]
+
+    @property
+    def num_summands(self) -> int:
+        """As of f."""
+        return getattr(self.f, "num_summands", 1)
+
+    @property
+    def holds_data(self) -> bool:
+        """As of f."""
+        return getattr(self.f, "holds_data", True)
+
+    def summands(self) -> Iterator[Summand]:
+        """Those of f."""
+        space = Space.of(self.x)
+        leaves = dict(zip(space.names, space.leaves(self.x, what="x"), strict=True))
+        fixed = {name: leaf.detach() for name, leaf in leaves.items() if name not in self.names}
+        for summand in summands(self.f):
+            key = None if summand.key is None else ("leaves", self.names, summand.key)
+            yield replace(
+                summand,
+                function=_WithFixed(summand.function, space, self.names, fixed),
+                data=(*fixed.values(), *summand.data),
+                key=key,
+            )
+
+
+@dataclass(frozen=True)
+class _WithFixed:
+    function: Any
+    space: Space
+    names: tuple[str, ...]
+    fixed: dict[str, Tensor]
+
+    def __call__(self, part: Tree) -> Tensor:
+        given = Space.of(part).leaves(part)
+        leaves = self.fixed | dict(zip(self.names, given, strict=True))
+        return self.function(self.space.build([leaves[name] for name in self.space.names]))
+
+
+def _refused(name: str) -> ArgumentError:
+    return ArgumentError(
+        expected="with_respect_to to be the name of a leaf of x, or 'inputs' of a hesse.Risk",
+        got=repr(name),
+        remedy="See hesse.Space.of(x).names.",
+    )
+
+
+__all__ = ["InputsOf", "LeavesOf", "Quadratic", "restrict"]

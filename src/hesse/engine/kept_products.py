@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`KeptProducts`: which summands' products are held from one sweep over the data to the next.
+
+This is the cache of a summed product. It holds products while the bytes of their residuals fit, and
+remembers for all summands which programs were found right for which data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from hesse.ad.summands import Summand
+from hesse.engine.data_version import DataVersion
+from hesse.engine.graph_product import GraphProduct
+from hesse.engine.program_product import ProgramProduct
+from hesse.engine.quadratic_product import QuadraticProduct
+from hesse.tracing.partition import Partition
+
+Product = GraphProduct | ProgramProduct | QuadraticProduct
+
+
+@dataclass(frozen=True)
+class KnownSummand:
+    """A summand as it was at the last sweep."""
+
+    coefficient: float
+    version: DataVersion | None
+    """None where the data are not asked for: a single summand is held whatever it is."""
+    partition: Partition | None
+    """That was found right for these data."""
+    product: Product | None
+    """None if there was no room for it."""
+    nbytes: float = 0.0
+
+
+class KeptProducts:
+    """The known summands, by their index in a sweep.
+
+    Args:
+        limit: the bytes that products may take while programs are validated, and later.
+        keeps_graphs: whether retained graphs are held too.
+    """
+
+    def __init__(self, limit: tuple[float, float], *, keeps_graphs: bool = True) -> None:
+        self._limit, self._later = limit
+        self._keeps_graphs = keeps_graphs
+        self._known: dict[int, KnownSummand] = {}
+
+    def __len__(self) -> int:
+        """How many products are held."""
+        return sum(known.product is not None for known in self._known.values())
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether there is no limit."""
+        return self._limit == math.inf
+
+    @property
+    def nbytes(self) -> float:
+        """The bytes of what is held."""
+        return sum(known.nbytes for known in self._known.values())
+
+    def items(self) -> Iterator[tuple[int, float, Product]]:
+        """(i, c_i, product i) of those that are held."""
+        for index, known in self._known.items():
+            if known.product is not None:
+                yield index, known.coefficient, known.product
+
+    def get(self, index: int) -> KnownSummand | None:
+        """What is known of a summand, whatever its data are now."""
+        return self._known.get(index)
+
+    def find(self, index: int, summand: Summand) -> tuple[KnownSummand | None, DataVersion | None]:
+        """What is known of a summand with these data, and their version if it was looked at.
+
+        Where a loader gives other batches in every sweep there is nothing to hold.
+        """
+        known = self._known.get(index)
+        if known is None or known.version is None:
+            return known, None
+        version = known.version.match(summand.data)
+        if version is known.version:
+            return known, version
+        if known.product is not None:
+            self._known.clear()
+            self._limit = self._later = 0.0
+        self._known.pop(index, None)
+        return None, version
+
+    def keep(
+        self, index: int, summand: Summand, product: Product, version: DataVersion | None
+    ) -> None:
+        """Remember a summand; hold its product if there is room."""
+        known = self._known.get(index)
+        if known is not None and known.product is product:
+            return
+        if not self.keeps_all:
+            if summand.key is None:
+                return
+            version = version or DataVersion.of(summand.data)
+        self._known.pop(index, None)
+        nbytes = 0.0 if self.keeps_all else self._bytes_of(product)
+        is_held = self.keeps_all or nbytes <= self._limit - self.nbytes
+        self._known[index] = KnownSummand(
+            summand.coefficient,
+            version,
+            product.partition if isinstance(product, ProgramProduct) else None,
+            product if is_held else None,
+            nbytes if is_held else 0.0,
+        )
+
+    def replace(self, index: int, product: Product) -> None:
+        """Hold another form of a product that takes no more memory."""
+        if index in self._known:
+            self._known[index] = replace(self._known[index], product=product)
+
+    def release(self, index: int) -> None:
+        """Let go of a product, but not of what is known of its summand."""
+        if index in self._known:
+            self._known[index] = replace(self._known[index], product=None, nbytes=0.0)
+
+    def forget(self, index: int) -> None:
+        """Let go of a summand whose data were written to."""
+        self._known.pop(index, None)
+
+    def end_sweep(self) -> None:
+        """There is more room once programs are validated."""
+        if all(known.partition is not None for known in self._known.values()):
+            self._limit = max(self._limit, self._later)
+
+    def _bytes_of(self, product: Product) -> float:
+        if isinstance(product, GraphProduct) and not self._keeps_graphs:
+            return math.inf
+        return product.kept_bytes

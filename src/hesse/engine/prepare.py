@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a product comes about at a point: by a retained graph, a fresh trace, or a known program."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hesse.ad.definition import Quantity, Vectors
+from hesse.ad.determinism import check_same
+from hesse.engine.closeness import agree
+from hesse.engine.compiler import mode_refused
+from hesse.engine.graph_product import GraphProduct
+from hesse.engine.kept_products import Product
+from hesse.engine.point import Point
+from hesse.engine.program_cache import CachedProgram
+from hesse.engine.program_product import ProgramProduct
+from hesse.engine.trace_product import TracedProduct, trace_product
+from hesse.engine.validator import MAX_TRACES
+from hesse.errors import HesseError
+from hesse.tracing.precision import units
+from hesse.tracing.program import run
+
+
+class Prepared(NamedTuple):
+    """A product at a point, and the result in the direction given where preparing it took that."""
+
+    product: Product
+    result: Tensor | None = None
+
+
+def prepare(
+    point: Point,
+    entry: CachedProgram,
+    quantity: Quantity,
+    direction: Tensor,
+    *,
+    graph: GraphProduct | None = None,
+    validated: bool = False,
+    with_gradient: bool = False,
+) -> Prepared:
+    """The product at a point by the best way there is now.
+
+    Args:
+        point, entry: where, and the programs for points of this shape.
+        quantity, direction: what will be taken first.
+        graph: the graph at this point, if there is one already.
+        validated: whether the programs were found right for this point and these data before.
+        with_gradient: whether to hold on to the gradient that comes along.
+    """
+    for _ in range(MAX_TRACES):
+        if entry.partition is not None:
+            product = run_primal(
+                point, entry, direction, validated=validated, with_gradient=with_gradient
+            )
+            if product is not None:
+                return Prepared(product)
+            continue
+        if entry.needs_inspection:
+            graph = graph or GraphProduct(point, entry)
+            entry.usage.inspect(graph.graph.node_names, point.variables.nbytes)
+        if not entry.should_trace:
+            break
+        outputs = None if graph is None else graph.outputs
+        graph = None  # its memory is needed
+        traced = _trace(point, entry, quantity, direction, outputs)
+        if traced is not None:
+            gradient = traced.gradient if with_gradient else None
+            product = ProgramProduct.of(point, entry, traced.residuals, traced.outputs, gradient)
+            reuse = quantity.name == "product" and not entry.should_compile
+            return Prepared(product, traced.result if reuse else None)
+    if entry.options.mode in ("traced-split", "compiled-split"):
+        raise mode_refused(entry, entry.notes[-1])
+    return Prepared(graph or GraphProduct(point, entry))
+
+
+def run_primal(
+    point: Point,
+    entry: CachedProgram,
+    direction: Tensor | None = None,
+    *,
+    validated: bool = False,
+    with_gradient: bool = False,
+) -> ProgramProduct | None:
+    """The product by the known programs; None if they are not right here, and were thrown away."""
+    partition = entry.partition
+    assert partition is not None
+    if validated and not with_gradient:
+        return ProgramProduct.of(point, entry, run(partition.primal, point.inputs))
+    expected = None if validated else point.evaluate()
+    try:
+        results = run(partition.primal_and_gradient, point.inputs)
+    except RuntimeError as error:  # a guard, or a shape that has changed
+        entry.invalidate(str(error).strip().splitlines()[0])
+        return None
+    n = entry.num_outputs
+    end = len(results) - len(partition.primal.outputs)
+    outputs, gradient = results[:n], results[n:end] if with_gradient else None
+    residuals = results[end:]
+    del results
+    if expected is not None:
+        error = entry.validator.output_error(outputs, expected)
+        if error is None:
+            for one, two in zip(expected, point.evaluate(), strict=True):
+                check_same(one, two)
+            entry.invalidate("the value of f is not that of the program")
+            return None
+        if entry.validator.is_due(error):
+            del residuals  # not a graph and residuals at a time
+            verified = _verify(point, entry, direction)
+            if verified is None:
+                return None
+            entry.validator.widen_tolerance(error)
+            residuals = verified
+    return ProgramProduct.of(point, entry, residuals, expected, gradient)
+
+
+def _verify(point: Point, entry: CachedProgram, direction: Tensor | None) -> list[Tensor] | None:
+    """The residuals, if products are those of a graph, in random directions if memory allows."""
+    partition, validator = entry.partition, entry.validator
+    assert partition is not None
+    given: dict[Vectors, Tensor] = {}
+    if direction is not None and entry.options.low_memory:
+        given["variables"] = direction
+    directions = _directions(point, given, validator.num_points)
+    quantities = [q for q in point.definition.quantities if q.result is not None]
+    graph = point.definition.linearise(point.function, point.variables.x)
+    theirs = {q: point.apply(graph, q, directions[q.direction]) for q in quantities}
+    del graph
+    residuals = run(partition.primal, point.inputs)
+    validator.num_verified += 1
+    for quantity in quantities:
+        with units(entry.options.precision):
+            arguments = [*residuals, directions[quantity.direction]]
+            ours = run(partition.tangents[quantity.name], arguments)
+        if not agree(ours, [theirs.pop(quantity)], validator.eps):
+            entry.invalidate("a product is not that of double backward")
+            return None
+    return residuals
+
+
+def _trace(
+    point: Point,
+    entry: CachedProgram,
+    quantity: Quantity,
+    direction: Tensor,
+    outputs: list[Tensor] | None,
+) -> TracedProduct | None:
+    """Trace the product here and install the programs; None if that does not work."""
+    options, validator = entry.options, entry.validator
+    validator.num_traces += 1
+    directions = _directions(point, {quantity.direction: direction}, seed=0)
+    try:
+        new = trace_product(point, directions, options)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if isinstance(error, HesseError) and options.mode != "auto":
+            raise
+        entry.disable(str(error).strip().splitlines()[0])
+        return None
+    if outputs is not None and not agree(outputs, new.outputs, new.eps):
+        for one, two in zip(new.outputs, point.evaluate(), strict=True):
+            check_same(one, two)
+    if new.needs_check:  # outside of the trace, which must not see it
+        point.definition.linearise(point.function, point.variables.x).check()
+    entry.install(new.partition, len(new.outputs))
+    validator.install(new.eps, new.output_eps, new.output_error)
+    if options.precision != "highest":
+        found = "no units for it here; full precision"
+        if new.error is not None:
+            found = f"relative error of a product {new.error:.1e}, measured"
+        entry.notes.append(f"precision={options.precision!r}: {found}")
+    return new
+
+
+def _directions(point: Point, given: dict[Vectors, Tensor], seed: int) -> dict[Vectors, Tensor]:
+    """A direction for every quantity of the definition: random ones where none are given."""
+    needed: dict[Vectors, None] = dict.fromkeys(q.direction for q in point.definition.quantities)
+    random = {name: point.random(name, seed) for name in needed if name not in given}
+    return {name: given[name] if name in given else random[name] for name in needed}

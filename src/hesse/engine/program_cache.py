@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ProgramCache`: the programs of products, for every shape of variables and data.
+
+An entry is what points of one shape share: the partition of their traced product, the `Validator`
+that says whether it is right, and the `Usage` by which the cost model decides.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from hesse.boundary import warn
+from hesse.engine.cost_model import Usage
+from hesse.engine.options import ProductOptions
+from hesse.engine.point import Point
+from hesse.engine.validator import Validator
+from hesse.errors import FallbackWarning
+from hesse.tracing.backends.inductor import seconds_to_compile
+from hesse.tracing.partition import Partition
+from hesse.tracing.program import Program
+
+
+@dataclass
+class CachedProgram:
+    """The programs of one shape, and what was learnt about them."""
+
+    options: ProductOptions
+    validator: Validator = field(default_factory=Validator)
+    usage: Usage = field(default_factory=Usage)
+    partition: Partition | None = None
+    num_outputs: int = 1
+    """Of the outputs of the primal program, those of f; the gradient follows."""
+    compiled: Callable[..., list[Tensor]] | None = None
+    """The tangent program of the product."""
+    blocks: dict[int, Program] = field(default_factory=dict)
+    """The tangent program of the product, for so many directions at once."""
+    disabled: str | None = None
+    """Why there will be no programs."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """What was tried for good, and why it failed."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def mode(self) -> str:
+        """How the next product is taken."""
+        if self.partition is None:
+            return "retained-graph"
+        return "traced-split" if self.compiled is None else "compiled-split"
+
+    @property
+    def should_trace(self) -> bool:
+        """Whether it is time to trace the product."""
+        options = self.options
+        if self.disabled or options.mode == "retained-graph":
+            return False
+        if options.mode != "auto" or options.precision != "highest":
+            return True
+        return options.cost_model.should_trace(self.usage)
+
+    @property
+    def needs_inspection(self) -> bool:
+        """Whether it matters what f is made of, and that is not known yet."""
+        return self.options.mode == "auto" and not self.usage.num_nodes and not self.should_trace
+
+    @property
+    def should_compile(self) -> bool:
+        """Whether it is time to compile the tangent program of the product."""
+        if self.partition is None or self.compiled is not None or "compiling" in self.failures:
+            return False
+        if self.options.mode != "auto":
+            return self.options.mode == "compiled-split"
+        seconds = seconds_to_compile(self.partition.tangents["product"])
+        return self.options.cost_model.should_compile(self.usage, seconds)
+
+    def install(self, partition: Partition, num_outputs: int) -> None:
+        """Use these programs from now on."""
+        self.partition, self.num_outputs = partition, num_outputs
+
+    def invalidate(self, reason: str) -> None:
+        """Throw the programs away; they may be traced again a few times."""
+        self.partition, self.compiled, self.blocks = None, None, {}
+        self.notes.append(f"traced again: {reason}")
+        if not self.validator.may_trace:
+            self.disable(f"{reason}, after {self.validator.num_traces} traces")
+
+    def disable(self, reason: str) -> None:
+        """Retain graphs from now on."""
+        self.partition, self.compiled, self.disabled = None, None, reason
+        self.notes.append(f"traced-split disabled: {reason}")
+        if self.options.precision != "highest":
+            warn(
+                f"precision={self.options.precision!r} has no effect, since products cannot be "
+                f"traced: {reason}",
+                FallbackWarning,
+            )
+
+
+class ProgramCache(OrderedDict):
+    """At most `limit` entries, of which the least recently used goes first.
+
+    A deep copy or a pickle is empty: programs are made again where they are wanted.
+
+    >>> cache = ProgramCache(2)
+    >>> [cache.setdefault(key, key) for key in "abac"], list(cache)
+    (['a', 'b', 'a', 'c'], ['a', 'c'])
+    """
+
+    def __init__(self, limit: int = 16) -> None:
+        super().__init__()
+        self.limit = limit
+        self._lock = threading.Lock()
+
+    def __reduce__(self):
+        return type(self), (self.limit,)
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        with self._lock:
+            value = super().setdefault(key, default)
+            self.move_to_end(key)
+            while len(self) > self.limit:
+                self.popitem(last=False)
+        return value
+
+    def entry(self, point: Point, key: Hashable, options: ProductOptions) -> CachedProgram:
+        """The programs for points of this shape, whose functions are told apart by `key`."""
+        asked = options.mode, options.precision, options.low_memory, options.cost_model
+        return self.setdefault((asked, point.key(), key), CachedProgram(options))
