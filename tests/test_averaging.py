@@ -55,7 +55,7 @@ def test_a_budget_does_not_cut_what_cannot_be_averaged(loss, make, plain):
 
 def test_batches_of_one_example_are_tested_too():
     model = net()
-    small = Risk(callable_of(model), WEIGHTED, (X, Y)).in_small_batches(1)
+    small = Risk(callable_of(model), WEIGHTED, (X, Y)).in_microbatches(1)
     with pytest.raises(DataError, match="combine to the loss of the whole"):
         small(parameters(model))
 
@@ -185,7 +185,7 @@ def test_time_may_come_first_if_the_weight_counts_sequences():
     whole = Risk(model, nn.MSELoss(), (x, y))
     assert float(risk(risk.params)) == pytest.approx(float(whole(whole.params)), rel=1e-12)
     with pytest.raises(DataError, match="no memory_budget that cuts it"):
-        risk.in_small_batches(3)
+        risk.in_microbatches(3)
 
 
 # --------------------------------------------------------------------------------------------------

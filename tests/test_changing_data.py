@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hesse import Risk, ggn_operator, hessian_operator
-from hesse.engine.data_version import Witness
+from hesse.engine.data_version import DataVersion
 from hesse.errors import FallbackWarning
 
 DOUBLE = torch.float64
@@ -221,11 +221,11 @@ def test_an_f_that_fails_once_does_not_lose_its_modes():
 
 def test_a_witness_knows_tensors_by_content():
     x = torch.eye(4)
-    witness = Witness.of([x, torch.arange(3)])
-    assert witness.knows([x.clone(), torch.arange(3)])
-    assert not witness.knows([x.flip(0), torch.arange(3)])
-    assert not witness.knows([x])
+    witness = DataVersion.of([x, torch.arange(3)])
+    assert witness.matches([x.clone(), torch.arange(3)])
+    assert not witness.matches([x.flip(0), torch.arange(3)])
+    assert not witness.matches([x])
     x.add_(1.0)
-    assert not witness.knows([x, torch.arange(3)])
+    assert not witness.matches([x, torch.arange(3)])
     sparse = torch.eye(3).to_sparse()
-    assert Witness.of([sparse]).knows([sparse.clone()])
+    assert DataVersion.of([sparse]).matches([sparse.clone()])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hesse.curvature import ggn_operator, hessian_operator
-from hesse.engine.recently_used import RecentlyUsed
+from hesse.engine.program_cache import ProgramCache
 from hesse.risk.risk import Risk
 from hesse.vectors.inner_products import norm
 
@@ -64,18 +64,18 @@ def test_an_operator_of_a_risk_can_be_copied_after_a_product(make, batches, mode
 def test_a_risk_can_be_copied_after_a_recording(copied):
     risk = risk_of(3)
     _, v, product = used(ggn_operator(risk, risk.params, mode="traced-split"))
-    assert risk.preparations
+    assert risk.programs
     again = copied(risk)
-    assert not again.preparations
+    assert not again.programs
     G = ggn_operator(again, again.params, mode="traced-split")
     assert norm(G @ v - product) <= 1e-12 * norm(product)
-    assert again.preparations
+    assert again.programs
 
 
 def test_other_data_share_the_programs():
     risk = risk_of()
-    assert risk.on((X, Y)).preparations is risk.preparations
-    assert risk.in_small_batches(6).preparations is risk.preparations
+    assert risk.on((X, Y)).programs is risk.programs
+    assert risk.in_microbatches(6).programs is risk.programs
 
 
 def test_programs_of_ever_other_shapes_are_let_go():
@@ -83,7 +83,7 @@ def test_programs_of_ever_other_shapes_are_let_go():
     for count in range(2, 22):
         other = risk.on((X[:1].expand(count, 3).clone(), Y[:1].expand(count, 2).clone()))
         used(ggn_operator(other, risk.params, mode="traced-split"))
-    assert len(risk.preparations) == 16
+    assert len(risk.programs) == 16
 
 
 def test_programs_of_one_sweep_are_held_on_to():
@@ -93,10 +93,10 @@ def test_programs_of_one_sweep_are_held_on_to():
     H = hessian_operator(risk, risk.params, mode="traced-split")
     for _ in range(3):
         used(H)
-    assert [p.recordings for p in risk.preparations.values()] == [1] * 20
+    assert [p.validator.num_traces for p in risk.programs.values()] == [1] * 20
 
 
 def test_what_was_used_last_is_kept():
-    recent = RecentlyUsed(2)
+    recent = ProgramCache(2)
     assert [recent.setdefault(key, key.upper()) for key in "abacb"] == ["A", "B", "A", "C", "B"]
     assert list(recent) == ["c", "b"]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from hesse.ad.one_shot import ONE_SHOT_MODES as ONE_SHOT
 from hesse.curvature import ggn_operator, hessian_operator, hvp
-from hesse.engine.fallback import ONE_SHOT
 from hesse.errors import DerivativeError, FallbackWarning, NonFiniteError
 from hesse.risk.risk import Risk
 from hesse.testing import dense_hessian

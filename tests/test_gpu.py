@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from hesse.ad.one_shot import ONE_SHOT_MODES as ONE_SHOT
 from hesse.curvature import ggn_operator, hessian_operator, hvp
-from hesse.engine.fallback import ONE_SHOT
 from hesse.risk.risk import Risk
 from hesse.vectors.inner_products import norm
 

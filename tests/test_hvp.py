@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hesse.ad.one_shot import ONE_SHOT_MODES as ONE_SHOT
 from hesse.curvature import hessian_operator, hvp
-from hesse.engine.fallback import ONE_SHOT
 from hesse.errors import DerivativeError, StructureError
 from hesse.testing import (
     all_problems,

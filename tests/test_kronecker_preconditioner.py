@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from hesse.ad.evaluate import twice_differentiable
+from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.loss import LossHessian
 from hesse.curvature import ggn_operator
 from hesse.krylov import cg
@@ -87,7 +87,7 @@ def test_the_root_has_the_covariance_of_the_loss_hessian(loss, targets):
     copies, runs, generator = 200, 50, torch.Generator().manual_seed(0)
     many, all_targets = torch.cat([z] * copies).requires_grad_(), torch.cat([targets] * copies)
     with twice_differentiable():
-        summed = LossHessian(many, lambda outputs: copies * loss(outputs, all_targets), "test")
+        summed = LossHessian(many, lambda outputs: copies * loss(outputs, all_targets))
     roots = [_root_of_loss_hessian(summed, generator)[0] for _ in range(runs)]
     U = torch.cat(roots).view(copies * runs, 12)
     # Monte Carlo: sqrt((n + 1) / samples) = 3.6% for H = I; the rest for the root of ten steps

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from hesse.curvature import ggn_operator, hessian_operator
-from hesse.engine import term_at
-from hesse.engine.fallback import HessianAt
-from hesse.engine.options import Request
+from hesse.curvature.hessian import HessianDefinition
+from hesse.curvature.operator import CurvatureOperator
+from hesse.engine import prepare
+from hesse.engine.options import ProductOptions
 from hesse.errors import ArgumentError, FallbackWarning
 from hesse.memory.peak import PeakMemory
 from hesse.memory.sizes import parse_bytes
@@ -62,16 +63,17 @@ def direction(risk):
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_a_thrifty_product_is_the_same(name):
+def test_a_product_in_low_memory_is_the_same(name):
     problem = PROBLEMS[name]
     space = Space.of(problem.x, call="test")
-    request = Request("traced-split", keep=(float("inf"), float("inf")))
-    at = HessianAt(problem.f, problem.x, space, request, "test", repeated=True)
+    unlimited = float("inf"), float("inf")
+    options = ProductOptions("traced-split", kept_bytes=unlimited, low_memory=True)
+    H = CurvatureOperator(HessianDefinition(), problem.f, problem.x, options)
     v = problem.direction(0)
     expected = hessian_operator(problem.f, problem.x, mode="retained-graph") @ v
     expected = expected if isinstance(expected, torch.Tensor) else space.flatten(expected)
     flat = v if isinstance(v, torch.Tensor) and v.shape == (space.n,) else space.flatten(v)
-    assert norm(at.product(flat) - expected.reshape(-1)) <= 1e-10 * norm(expected.reshape(-1))
+    assert norm(H @ flat - expected.reshape(-1)) <= 1e-10 * norm(expected.reshape(-1))
 
 
 @pytest.mark.parametrize("name", ["convolutions", "autoencoder"])
@@ -143,7 +145,7 @@ def test_residuals_are_kept_for_as_many_batches_as_fit():
     [("1e-3 GB", 10**6), ("1e+3 MB", 10**9), ("1E3", 1000), ("2.5e1KiB", 25600), (3e9, 3 * 10**9)],
 )
 def test_a_budget_is_a_number_as_python_writes_it(text, size):
-    assert parse_bytes(text, "test") == size
+    assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("vectors", [12, 20, 30])
@@ -207,8 +209,8 @@ def test_a_hundred_updates_record_once_and_take_no_more_memory():
             H = H.at({name: leaf * (1.0 - 1e-3 * step) for name, leaf in risk.params.items()})
             H @ v
             held.append(memory.current)
-    (preparation,) = risk.preparations.values()
-    assert preparation.recordings == 1
+    (preparation,) = risk.programs.values()
+    assert preparation.validator.num_traces == 1
     assert H.plan.points == 100
     assert held[-1] <= held[10]
 
@@ -253,14 +255,14 @@ def test_programs_recorded_within_a_budget_are_shared():
     for _ in range(2):
         H = hessian_operator(risk, risk.params, memory_budget=budget)
         H @ v
-        assert [p.recordings for p in risk.preparations.values()] == [1]
+        assert [p.validator.num_traces for p in risk.programs.values()] == [1]
 
 
 def test_more_residuals_are_kept_once_the_checks_are_over(monkeypatch):
     risk = risk_of("autoencoder", rows=8_000)
     v, runs = direction(risk), []
     H = hessian_operator(risk, risk.params, memory_budget=int(1.3 * gradient_peak(risk)))
-    monkeypatch.setattr(term_at, "run", lambda *given: runs.append(1) or run(*given))
+    monkeypatch.setattr(prepare, "run", lambda *given: runs.append(1) or run(*given))
     counts = []
     for _ in range(4):
         runs.clear()

@@ -7,7 +7,7 @@ from benchmarks.case import Case
 from benchmarks.engine.study import THREE, Cell, Settings, Study, ratio
 from benchmarks.models import MODELS
 from benchmarks.subjects.subject import InProcess, Run, flat
-from hesse.curvature.operator import HessianOperator
+from hesse.curvature.operator import CurvatureOperator
 
 PRECISIONS = ("highest", "high", "medium")
 
@@ -34,7 +34,7 @@ def _run(case: Case, H: hesse.LinearOperator) -> Run:
     return InProcess(lambda: H @ case.v, flat)
 
 
-def _said(H: HessianOperator) -> str | None:
+def _said(H: CurvatureOperator) -> str | None:
     """What the plan says of the precision."""
     notes = [note for note in H.plan.notes if note.startswith("precision=")]
     return notes[0].partition(": ")[2] if notes else None

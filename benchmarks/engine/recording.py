@@ -9,8 +9,9 @@ from benchmarks.case import Case
 from benchmarks.engine.study import Cell, Settings, Study
 from benchmarks.models import MODELS
 from benchmarks.subjects.subject import InProcess, flat
-from hesse.ad.evaluate import graph_nodes, twice_differentiable
-from hesse.curvature.operator import HessianOperator
+from hesse.ad.double_backward import twice_differentiable
+from hesse.ad.graph_nodes import graph_nodes
+from hesse.curvature.operator import CurvatureOperator
 
 RECORDINGS = 3
 """Operators that are made anew, one after the other; medians are kept."""
@@ -33,7 +34,7 @@ def rows(model: str, settings: Settings) -> list[list[Cell]]:
     ]
 
 
-def _trial(case: Case) -> tuple[HessianOperator, float, float]:
+def _trial(case: Case) -> tuple[CurvatureOperator, float, float]:
     """A fresh operator, the seconds of its recording, and of a later product."""
     problem = case.problem
     H = hesse.hessian_operator(problem.f, problem.params, mode="traced-split")

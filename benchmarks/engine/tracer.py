@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from benchmarks.case import Case
 from benchmarks.engine.study import Cell, Settings, Study
 from benchmarks.models import MODELS
-from hesse.ad.evaluate import twice_differentiable
+from hesse.ad.double_backward import twice_differentiable
 from hesse.tracing.functionalize import trace
 
 

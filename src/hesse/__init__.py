@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hesse import testing
-    from hesse.curvature import ggn_operator, hessian_operator, hvp
+    from hesse.curvature import (
+        CurvatureOperator,
+        deterministic,
+        ggn_operator,
+        hessian_operator,
+        hvp,
+    )
     from hesse.errors import HesseError, Status
     from hesse.estimators import (
         Estimate,
@@ -61,6 +67,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "CurvatureOperator",
     "Eigenpairs",
     "Estimate",
     "HesseError",
@@ -84,6 +91,7 @@ __all__ = [
     "block_diagonal_operator",
     "count_eigenvalues",
     "dense_operator",
+    "deterministic",
     "diagonal",
     "diagonal_operator",
     "eigsh",

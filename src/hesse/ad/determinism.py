@@ -47,16 +47,18 @@ def check_same(first: Any, second: Any) -> None:
 
 
 def _fingerprints(result: Any) -> Iterator[Tensor]:
-    """What must agree: a tensor itself; the value, gradient and product of a prepared product.
+    """What must agree: a tensor itself; the outputs, gradient and product of a linearisation.
 
     A value need not feel the noise: with a head of zeros a loss is the same for all features.
     """
     if isinstance(result, Tensor):
         yield result
         return
-    yield result.value
+    yield joined(result.outputs)
+    if not result.gradient:
+        return
     yield joined(result.gradient)
     generator = torch.Generator().manual_seed(0)
     directions = [torch.randn(g.shape, generator=generator).to(g) for g in result.gradient]
     with suppress(NotImplementedError):  # what has no second derivative says so itself
-        yield joined(result.product(directions))
+        yield joined(result.apply("product", directions))

@@ -5,5 +5,13 @@ from hesse.curvature.gauss_newton import ggn_operator
 from hesse.curvature.hessian import hessian_operator
 from hesse.curvature.hvp import HVP, hvp
 from hesse.curvature.operator import CurvatureOperator
+from hesse.engine.cost_model import deterministic
 
-__all__ = ["HVP", "CurvatureOperator", "ggn_operator", "hessian_operator", "hvp"]
+__all__ = [
+    "HVP",
+    "CurvatureOperator",
+    "deterministic",
+    "ggn_operator",
+    "hessian_operator",
+    "hvp",
+]

@@ -194,7 +194,7 @@ class PointProduct:
 
     def _warn(self, failures: list[tuple[str, RuntimeError]]) -> None:
         tried = "; ".join(f"{mode}: {_first_line(error)}" for mode, error in failures)
-        warn(f"products are taken in mode {self.mode!r} because {tried}", FallbackWarning)
+        warn(f"using {self.mode!r} because {tried}", FallbackWarning)
 
     def _check(self, vector: Tensor, what: str) -> Tensor:
         """A vector itself; for NaN or Inf in it an error that names the parameter."""

@@ -64,7 +64,8 @@ class KeptProducts:
 
     def items(self) -> Iterator[tuple[int, float, Product]]:
         """(i, c_i, product i) of those that are held."""
-        for index, known in self._known.items():
+        for index in sorted(self._known):
+            known = self._known[index]
             if known.product is not None:
                 yield index, known.coefficient, known.product
 

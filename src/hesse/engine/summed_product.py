@@ -138,6 +138,8 @@ class SummedProduct:
         assembly = self._assemblies["variables"]
         result = assembly.space
         total = empty_rows(len(block), result.size, dtype=result.dtype, device=result.device)
+        if len(block) == 0:
+            return total
         block = _plain(block)
         for index, coefficient, ready in self._sweep(PRODUCT, block[0]):
             rows, done = assembly.take(block, index), 0
