@@ -12,15 +12,18 @@ by side.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
+from hesse.ad.double_backward import twice_differentiable
+from hesse.ad.hessian import value_and_gradient
 from hesse.ad.product import Mode
-from hesse.ad.summands import Summand
-from hesse.ad.variables import BoundFunction, Leaves
+from hesse.ad.summands import Summand, summands
+from hesse.ad.variables import BoundFunction, Leaves, number
 
 Vectors = Literal["variables", "outputs"]
 
@@ -86,36 +89,36 @@ class Linearisation(Protocol):
         ...
 
 
-class Definition(Protocol):
-    """A curvature matrix, as a function of a point and a direction that is linear in the latter."""
+class Definition(ABC):
+    """A curvature matrix, as a function of a point and a direction that is linear in the latter.
 
-    @property
-    def quantities(self) -> tuple[Quantity, ...]:
-        """What depends on a direction; the product comes first."""
-        ...
+    A subclass is a frozen dataclass of its settings. That of a scalar function says what is
+    computed (`quantities`) and implements `linearise`.
+    """
+
+    quantities: ClassVar[tuple[Quantity, ...]] = (PRODUCT,)
+    """What depends on a direction; the product comes first."""
+    one_shot_modes: ClassVar[Mapping[str, Mode]] = {}
+    """Ways to take a product without preparation, by name, in the order to try them in."""
 
     @property
     def key(self) -> Hashable:
         """What tells its programs from those of other definitions and other settings."""
-        ...
+        return self  # a frozen dataclass
 
-    @property
-    def one_shot_modes(self) -> Mapping[str, Mode]:
-        """Ways to take a product without preparation, by name, in the order to try them in."""
-        ...
+    @abstractmethod
+    def linearise(self, f: BoundFunction, x: Leaves) -> Linearisation:
+        """f at x, with the graph of its derivatives."""
 
     def summands(self, f: Any) -> Iterator[Summand]:
         """The summands of f with their factors in the matrix."""
-        ...
+        return summands(f)
 
     def evaluate(self, f: BoundFunction, x: Leaves) -> list[Tensor]:
         """The outputs of f at x, as f itself computes them."""
-        ...
+        with twice_differentiable():  # not no_grad: f may differentiate a network inside
+            return [number(f(x))]
 
     def value_and_gradient(self, f: BoundFunction, x: Leaves) -> tuple[Tensor, list[Tensor]]:
         """f(x) and its gradient, of a scalar f, without a graph."""
-        ...
-
-    def linearise(self, f: BoundFunction, x: Leaves) -> Linearisation:
-        """f at x, with a graph."""
-        ...
+        return value_and_gradient(f, x)

@@ -55,10 +55,11 @@ def _filled(parts: Sequence[Tensor | None], x: Leaves) -> list[Tensor]:
 def check_depends(value: Tensor) -> None:
     """Raise if f(x) was computed without x."""
     if not value.requires_grad:
-        raise _independent()
+        raise independent()
 
 
-def _independent() -> FunctionError:
+def independent() -> FunctionError:
+    """The error for a function that was computed without x."""
     return FunctionError(
         expected="f(x) to depend on x through differentiable operations",
         got="a value that does not depend on x",
@@ -74,7 +75,7 @@ def gradient_of(output: Tensor | Leaves, x: Leaves, weights=None, **options) -> 
     """
     grads = gradients(output, x, weights, **options)
     if all(part is None for part in grads):
-        raise _independent()
+        raise independent()
     if any(part is not None and part.layout is not torch.strided for part in grads):
         raise FunctionError(
             expected="dense gradients",

@@ -14,8 +14,6 @@ Source: Schraudolph 2002, doi:10.1162/08997660260028683.
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch import Tensor
 
@@ -59,7 +57,7 @@ class GaussNewtonGraph:
         """The names of the nodes of the graph of z."""
         return self._jacobian.node_names
 
-    @cached_property
+    @property
     def custom_function(self) -> str | None:
         """A user's `autograd.Function` on the way to z or the loss; it has been checked."""
         return self._jacobian.custom_function or self._loss.custom_function

@@ -67,9 +67,13 @@ class HessianGraph:
         """grad f(x), one tensor a leaf."""
         return [part.detach() for part in self._graph]
 
-    @cached_property
+    @property
     def custom_function(self) -> str | None:
         """A user's `autograd.Function` in f; raises if it cannot be differentiated twice."""
+        return self._custom_function
+
+    @cached_property
+    def _custom_function(self) -> str | None:  # a walk through the graph
         return custom_function(self._value)
 
     @property

@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.ad.double_backward import derivative, gradient_of, twice_differentiable
+from hesse.ad.double_backward import derivative, gradient_of, independent, twice_differentiable
 from hesse.ad.graph_nodes import UndifferentiableError, custom_function, graph_nodes
 from hesse.ad.variables import Leaves
 from hesse.errors import DerivativeError, HesseError
@@ -35,37 +35,49 @@ class JacobianGraph:
 
     def __init__(self, z: list[Tensor], x: list[Tensor]) -> None:
         self.z, self._x = z, x
+        self._varying = [part for part in z if part.requires_grad]
+        if not self._varying:
+            raise independent()
 
     def push_forward(self, v: Leaves) -> list[Tensor]:
-        """J v, shaped like the outputs."""
+        """J v, shaped like the outputs; zero where these do not depend on x."""
         with twice_differentiable(), explained("outputs"):
-            return _derivative_in_weights(*self._transposed, v)
+            pushed = iter(_derivative_in_weights(*self._transposed, v))
+        return [next(pushed) if z.requires_grad else torch.zeros_like(z) for z in self.z]
 
     def pull_back(self, u: Leaves) -> list[Tensor]:
         """J' u, one tensor a leaf of x."""
+        weights = [part for part, z in zip(u, self.z, strict=True) if z.requires_grad]
         with twice_differentiable():
-            return derivative(self.z, self._x, list(u), retain_graph=True)
+            return self._pull_back(weights)
+
+    def _pull_back(self, u: Leaves) -> list[Tensor]:
+        return derivative(self._varying, self._x, list(u), retain_graph=True)
 
     @property
     def node_names(self) -> list[str]:
         """The names of the nodes of the graph of z."""
-        return [node.name() for z in self.z for node in graph_nodes(z)]
+        return [node.name() for z in self._varying for node in graph_nodes(z)]
 
-    @cached_property
+    @property
     def custom_function(self) -> str | None:
         """A user's `autograd.Function` on the way to z; `push_forward` checks it."""
-        return next(filter(None, map(custom_function, self.z)), None)
+        return self._custom_function
+
+    @cached_property
+    def _custom_function(self) -> str | None:  # a walk through the graph
+        return next(filter(None, map(custom_function, self._varying)), None)
 
     @property
     def retained(self) -> list[Tensor]:
         """The outputs and J'u, with their graphs."""
-        return [*self.z, *(part for part in self._transposed[1] if part.requires_grad)]
+        return [*self._varying, *(part for part in self._transposed[1] if part.requires_grad)]
 
     @cached_property
     def _transposed(self) -> tuple[list[Tensor], list[Tensor]]:
         """u, and J'u as a graph in u. Any u serves, since J'u is linear in it."""
-        u = [torch.ones_like(z).requires_grad_() for z in self.z]
-        back = gradient_of(self.z, self._x, u, create_graph=True)
+        u = [torch.ones_like(z).requires_grad_() for z in self._varying]
+        back = gradient_of(self._varying, self._x, u, create_graph=True)
         self._check_custom_function(u, back)
         return u, back
 
@@ -77,8 +89,8 @@ class JacobianGraph:
             raise undifferentiable("outputs", str(error)) from error
         if name is None:
             return
-        v, w = random_like(self._x), random_like(self.z)
-        pushed, pulled = joined(_derivative_in_weights(u, back, v)), joined(self.pull_back(w))
+        v, w = random_like(self._x), random_like(self._varying)
+        pushed, pulled = joined(_derivative_in_weights(u, back, v)), joined(self._pull_back(w))
         defect = abs(dot(pushed, joined(w)) - dot(joined(v), pulled))
         # Entries of v and w have variance one: rounding is some eps of these norms.
         if defect > torch.finfo(pushed.dtype).eps ** 0.5 * (norm(pushed) + norm(pulled)):

@@ -3,19 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
-
-from hesse.ad.definition import CURVATURE, PRODUCT, Quantity
-from hesse.ad.double_backward import twice_differentiable
+from hesse.ad.definition import CURVATURE, PRODUCT, Definition, Quantity
 from hesse.ad.gauss_newton import GaussNewtonGraph
-from hesse.ad.hessian import value_and_gradient
-from hesse.ad.product import Mode
-from hesse.ad.summands import Summand, summands
-from hesse.ad.variables import BoundFunction, Leaves, number
+from hesse.ad.variables import BoundFunction, Leaves
 from hesse.boundary import public
 from hesse.curvature.memory_budget import MemoryBudget, within_budget
 from hesse.curvature.operator import CurvatureOperator
@@ -28,22 +21,10 @@ from hesse.vectors.space import Tree
 
 
 @dataclass(frozen=True)
-class GaussNewtonDefinition:
+class GaussNewtonDefinition(Definition):
     """G v = J' H_L J v of a loss of the outputs of a model."""
 
     quantities: ClassVar[tuple[Quantity, ...]] = (PRODUCT, CURVATURE)
-    one_shot_modes: ClassVar[dict[str, Mode]] = {}
-    key: ClassVar[str] = "gauss-newton"
-
-    def summands(self, f: Any) -> Iterator[Summand]:
-        return summands(f)
-
-    def evaluate(self, f: BoundFunction, x: Leaves) -> list[Tensor]:
-        with twice_differentiable():
-            return [number(f(x))]
-
-    def value_and_gradient(self, f: BoundFunction, x: Leaves) -> tuple[Tensor, list[Tensor]]:
-        return value_and_gradient(f, x)
 
     def linearise(self, f: BoundFunction, x: Leaves) -> GaussNewtonGraph:
         return GaussNewtonGraph(f, x)
@@ -51,7 +32,7 @@ class GaussNewtonDefinition:
 
 @public("hesse.ggn_operator(risk, params)")
 def ggn_operator(
-    risk: Risk,
+    risk: Risk | Any,
     params: Tree,
     *,
     mode: PreparedMode = "auto",

@@ -3,19 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from hesse.ad.definition import PRODUCT, Quantity
-from hesse.ad.double_backward import twice_differentiable
-from hesse.ad.hessian import HessianGraph, value_and_gradient
+from hesse.ad.definition import Definition
+from hesse.ad.hessian import HessianGraph
 from hesse.ad.one_shot import ONE_SHOT_MODES
 from hesse.ad.product import Mode
-from hesse.ad.summands import Summand, summands
-from hesse.ad.variables import BoundFunction, Leaves, number
+from hesse.ad.variables import BoundFunction, Leaves
 from hesse.boundary import public
 from hesse.curvature.memory_budget import MemoryBudget, within_budget
 from hesse.curvature.operator import CurvatureOperator
@@ -40,22 +38,10 @@ HessianMode = Literal[
 
 
 @dataclass(frozen=True)
-class HessianDefinition:
+class HessianDefinition(Definition):
     """H v = grad^2 f(x) v of a scalar f."""
 
-    quantities: ClassVar[tuple[Quantity, ...]] = (PRODUCT,)
-    one_shot_modes: ClassVar[dict[str, Mode]] = ONE_SHOT_MODES
-    key: ClassVar[str] = "hessian"
-
-    def summands(self, f: Any) -> Iterator[Summand]:
-        return summands(f)
-
-    def evaluate(self, f: BoundFunction, x: Leaves) -> list[Tensor]:
-        with twice_differentiable():  # not no_grad: f may differentiate a network inside
-            return [number(f(x))]
-
-    def value_and_gradient(self, f: BoundFunction, x: Leaves) -> tuple[Tensor, list[Tensor]]:
-        return value_and_gradient(f, x)
+    one_shot_modes: ClassVar[Mapping[str, Mode]] = ONE_SHOT_MODES
 
     def linearise(self, f: BoundFunction, x: Leaves) -> HessianGraph:
         return HessianGraph(f, x)

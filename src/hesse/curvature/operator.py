@@ -25,6 +25,7 @@ from hesse.engine.point import Point
 from hesse.engine.program_cache import ProgramCache
 from hesse.engine.row_layout import RowLayout
 from hesse.engine.summed_product import PREPARED_MODES, SummedProduct
+from hesse.errors import FunctionError
 from hesse.memory.available import available_bytes
 from hesse.operators.algebra import LinearOperator
 from hesse.vectors.rows import transposed
@@ -79,6 +80,7 @@ class CurvatureOperator(LinearOperator):
     @public("{self}.value")
     def value(self) -> Tensor:
         """f(x), a scalar tensor; computed at the first use."""
+        self._check_scalar()
         return self._at.value.clone()
 
     @property
@@ -90,6 +92,7 @@ class CurvatureOperator(LinearOperator):
     @public("{self}.gradient")
     def flat_gradient(self) -> Tensor:
         """grad f(x), shape (n,); computed at the first use, together with the value."""
+        self._check_scalar()
         return self._at.gradient.clone()
 
     @property
@@ -119,7 +122,7 @@ class CurvatureOperator(LinearOperator):
         )
 
     def _matvec(self, v: Tensor) -> Tensor:
-        return self._at.product(v)
+        return self._at.product(v, self._definition.quantities[0])
 
     def _rmatvec(self, u: Tensor) -> Tensor:
         adjoint = self._quantity("adjoint")
@@ -134,6 +137,14 @@ class CurvatureOperator(LinearOperator):
         if self._quantity(CURVATURE.name) is None:
             return super()._curvature(v)
         return float(self._at.product(v, CURVATURE))
+
+    def _check_scalar(self) -> None:
+        if not self.symmetric:
+            raise FunctionError(
+                expected="the matrix of a scalar function, which has a value and a gradient",
+                got="the Jacobian of several outputs",
+                remedy="Call the function for its outputs; the gradient of u'g is J.T @ u.",
+            )
 
     def _quantity(self, name: str) -> Quantity | None:
         return next((q for q in self._definition.quantities if q.name == name), None)

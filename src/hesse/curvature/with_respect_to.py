@@ -10,11 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from hesse.ad.definition import Vectors
-from hesse.ad.quadratic import Quadratic
 from hesse.ad.summands import Summand, summands
 from hesse.data.batches import Batch, flatten_batch
 from hesse.engine.row_layout import RowLayout
-from hesse.errors import ArgumentError
 from hesse.risk.call import device_of
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Space, Tree
@@ -125,14 +123,3 @@ class _WithFixed:
         given = Space.of(part).leaves(part)
         leaves = self.fixed | dict(zip(self.names, given, strict=True))
         return self.function(self.space.build([leaves[name] for name in self.space.names]))
-
-
-def _refused(name: str) -> ArgumentError:
-    return ArgumentError(
-        expected="with_respect_to to be the name of a leaf of x, or 'inputs' of a hesse.Risk",
-        got=repr(name),
-        remedy="See hesse.Space.of(x).names.",
-    )
-
-
-__all__ = ["InputsOf", "LeavesOf", "Quadratic", "restrict"]

@@ -180,6 +180,8 @@ class PointProduct:
 
     def _explain(self, error: RuntimeError) -> Exception:
         """A DerivativeError if the gradient of f exists and only its derivative does not."""
+        if not self._one_shot.modes:
+            return error
         try:
             _, point = next(self._one_shot.points())
             value_and_gradient(point.function, point.variables.x)

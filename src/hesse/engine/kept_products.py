@@ -58,6 +58,12 @@ class KeptProducts:
         return self._limit == math.inf
 
     @property
+    def num_batches(self) -> int:
+        """How many products with data are held: weight decay has none."""
+        held = (known.product for known in self._known.values())
+        return sum(isinstance(product, (GraphProduct, ProgramProduct)) for product in held)
+
+    @property
     def nbytes(self) -> float:
         """The bytes of what is held."""
         return sum(known.nbytes for known in self._known.values())

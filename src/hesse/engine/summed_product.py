@@ -13,7 +13,7 @@ from hesse.ad.definition import PRODUCT, Quantity, Vectors
 from hesse.ad.quadratic import Quadratic
 from hesse.ad.summands import Summand, weighted_sum
 from hesse.ad.variables import detached
-from hesse.engine.assembly import Assembly
+from hesse.engine.assembly import Assembly, Shared
 from hesse.engine.compiler import block_size
 from hesse.engine.graph_product import GraphProduct
 from hesse.engine.kept_products import KeptProducts, Product
@@ -24,6 +24,7 @@ from hesse.engine.prepare import Prepared, prepare, run_primal
 from hesse.engine.program_cache import CachedProgram, ProgramCache
 from hesse.engine.program_product import ProgramProduct
 from hesse.engine.quadratic_product import QuadraticProduct
+from hesse.errors import DataError
 from hesse.vectors.rows import empty_rows
 
 PreparedMode = Literal["auto", "compiled-split", "traced-split", "retained-graph"]
@@ -84,7 +85,7 @@ class SummedProduct:
     def plan(self, failures: list[str]) -> Plan:
         """How products are taken."""
         entries = list({id(entry): entry for entry in self._entries.values()}.values())
-        held = Held(len(self._kept), self._num_summands, self._kept.nbytes)
+        held = Held(self._kept.num_batches, len(self._entries), self._kept.nbytes)
         return plan_of(self.mode, entries, failures, held)
 
     def announce(self, products: int) -> None:
@@ -259,6 +260,8 @@ class SummedProduct:
             return
         for index, summand, point in self._enumerate():
             known, version = self._kept.find(index, summand)
+            if known is None and version is not None and self._is_ordered:
+                raise _other_order(index)
             product = self._held(index) if known is not None else None
             entry = self._entry(index, summand, point) if not _is_quadratic(summand) else None
             if entry is None:
@@ -271,6 +274,11 @@ class SummedProduct:
             self._kept.keep(index, summand, ready.product, version)
             del ready, product
         self._kept.end_sweep()
+
+    @property
+    def _is_ordered(self) -> bool:
+        """Whether every summand has a slice of a vector, which must be the same in every sweep."""
+        return not all(isinstance(a, Shared) for a in self._assemblies.values())
 
     @property
     def _is_settled(self) -> bool:
@@ -331,6 +339,14 @@ def _some_products(product: Product, rows: Tensor) -> Tensor:
         if together is not None:
             return together
     return product.apply(PRODUCT, rows[0])[None]
+
+
+def _other_order(index: int) -> DataError:
+    return DataError(
+        expected="the same batches in the same order at every sweep: each has its own rows",
+        got=f"other data in batch {index} than at the last sweep",
+        remedy="Give a list of batches, as list(loader) does, or a loader with shuffle=False.",
+    )
 
 
 def _is_quadratic(summand: Summand) -> bool:
