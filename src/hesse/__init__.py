@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ggn_operator,
         hessian_operator,
         hvp,
+        jacobian_operator,
     )
     from hesse.errors import HesseError, Status
     from hesse.estimators import (
@@ -101,6 +102,7 @@ __all__ = [
     "hvp",
     "identity_operator",
     "inverse_operator",
+    "jacobian_operator",
     "kronecker_operator",
     "logdet",
     "low_rank_operator",

@@ -4,6 +4,7 @@
 from hesse.curvature.gauss_newton import ggn_operator
 from hesse.curvature.hessian import hessian_operator
 from hesse.curvature.hvp import HVP, hvp
+from hesse.curvature.jacobian import jacobian_operator
 from hesse.curvature.operator import CurvatureOperator
 from hesse.engine.cost_model import deterministic
 
@@ -14,4 +15,5 @@ __all__ = [
     "ggn_operator",
     "hessian_operator",
     "hvp",
+    "jacobian_operator",
 ]

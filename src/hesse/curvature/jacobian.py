@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Jacobian of a function or of the outputs of a model at a point, as an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hesse.ad.definition import Definition, Quantity, Vectors
+from hesse.ad.double_backward import twice_differentiable
+from hesse.ad.jacobian import JacobianGraph
+from hesse.ad.quadratic import Quadratic
+from hesse.ad.summands import Summand, check_at, summands
+from hesse.ad.variables import BoundFunction, Leaves, Variables, tracked
+from hesse.boundary import public
+from hesse.curvature.operator import CurvatureOperator, summand_points
+from hesse.engine.options import ProductOptions
+from hesse.engine.row_layout import RowLayout
+from hesse.engine.summed_product import PREPARED_MODES, PreparedMode
+from hesse.errors import check_choice
+from hesse.tracing.precision import Precision, check_precision
+from hesse.vectors.space import Space, Tree
+from hesse.vectors.trees import walk
+
+
+class _Linearisation:
+    """g at x, by the graphs of its outputs and of J'u."""
+
+    needs_check = False
+
+    def __init__(self, g: BoundFunction, x: Leaves) -> None:
+        with twice_differentiable():
+            leaves = tracked(x)
+            self._jacobian = JacobianGraph(_output_leaves(g.outputs(leaves)), leaves)
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        return [z.detach() for z in self._jacobian.z]
+
+    @property
+    def gradient(self) -> list[Tensor]:
+        return []
+
+    @property
+    def custom_function(self) -> str | None:
+        return self._jacobian.custom_function
+
+    @property
+    def node_names(self) -> list[str]:
+        return self._jacobian.node_names
+
+    @property
+    def retained(self) -> list[Tensor]:
+        return self._jacobian.retained
+
+    def check(self) -> None:
+        """There is nothing to check."""
+
+    def apply(self, quantity: str, direction: Leaves) -> Sequence[Tensor]:
+        """J v, or J' u."""
+        if quantity == "product":
+            return self._jacobian.push_forward(direction)
+        return self._jacobian.pull_back(direction)
+
+
+@dataclass(frozen=True)
+class JacobianDefinition(Definition):
+    """J v from the variables to the outputs, and J' u back."""
+
+    quantities: ClassVar[tuple[Quantity, ...]] = (
+        Quantity("product", "variables", "outputs"),
+        Quantity("adjoint", "outputs", "variables"),
+    )
+
+    def summands(self, f: Any) -> Iterator[Summand]:
+        """The batches as they are: outputs have no weights, and weight decay has no outputs."""
+        for summand in summands(f):
+            if not isinstance(summand.function, Quadratic):
+                yield replace(summand, coefficient=1.0)
+
+    def evaluate(self, f: BoundFunction, x: Leaves) -> list[Tensor]:
+        with twice_differentiable():
+            return [z.detach() for z in _output_leaves(f.outputs(x))]
+
+    def linearise(self, f: BoundFunction, x: Leaves) -> _Linearisation:
+        return _Linearisation(f, x)
+
+
+@public("hesse.jacobian_operator(g, x)")
+def jacobian_operator(
+    g: Callable[[Any], Any],
+    x: Tree,
+    *,
+    mode: PreparedMode = "auto",
+    precision: Precision = "highest",
+) -> CurvatureOperator:
+    r"""The Jacobian of g at x, as a rectangular operator with an adjoint.
+
+    $$ J = \frac{dg}{dx} \in \mathbb{R}^{m \times n} $$
+
+    Args:
+        g: function of one argument whose result is a tensor or a tree of tensors; of a `Risk` the
+            outputs of its model, those of several batches concatenated along the first dimension.
+        x: the point, as in `hvp`; it is copied.
+        mode, precision: as in `hessian_operator`; there are no one-shot modes.
+
+    Returns:
+        An operator J. `J @ v` is J v, in the form of g(x) for a v like x; `J.T @ u` is J' u.
+
+    Cost: g is evaluated once, for the shape of its result. J v is a third of a gradient for each
+    pass through a retained graph, and two such passes; J' u takes one backward pass, 2/3 of a
+    gradient.
+
+    Raises:
+        HesseError: g does not depend on x, or its result has no floating-point tensor; batches
+            whose outputs cannot be concatenated, or that a loader gives in another order later.
+
+    >>> import torch
+    >>> J = jacobian_operator(lambda x: torch.stack([x[0] * x[1], x[0]]), torch.tensor([2.0, 3.0]))
+    >>> J.to_dense()
+    tensor([[3., 2.],
+            [1., 0.]])
+    >>> J.T @ torch.tensor([1.0, 1.0])
+    tensor([4., 2.])
+    """
+    check_choice("mode", mode, ["auto", *PREPARED_MODES])
+    check_precision(precision, mode)
+    check_at(g, x)
+    definition, space = JacobianDefinition(), Space.of(x)
+    layout = RowLayout.of(_output_spaces(definition, g, Variables.of(x, space)))
+    layouts: dict[Vectors, RowLayout] = {"outputs": layout}
+    return CurvatureOperator(definition, g, x, ProductOptions(mode, precision), layouts)
+
+
+def _output_leaves(outputs: Any) -> list[Tensor]:
+    return [leaf for _, leaf in walk(outputs, "g(x)")]
+
+
+def _output_spaces(definition: JacobianDefinition, g: Any, variables: Variables) -> list[Space]:
+    """The spaces of the outputs of all batches."""
+    spaces = []
+    for _, point in summand_points(definition, g, variables):
+        with torch.no_grad():
+            spaces.append(Space.of(point.function.outputs(variables.x), what="g(x)"))
+    return spaces
