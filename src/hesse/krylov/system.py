@@ -13,15 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from hesse.checkpoint import Checkpoint
 from hesse.errors import NonFiniteError, Status, check_count, check_tolerances
+from hesse.krylov.rounding import unit_roundoff
 from hesse.krylov.solution import Solution
 from hesse.operators.algebra import LinearOperator
 from hesse.progress import Run
-from hesse.vectors.inner_products import norm
+from hesse.vectors.space import Space
 
 StateT = TypeVar("StateT", bound="SolverState")
 
@@ -41,22 +41,20 @@ class System:
     checkpoint: Checkpoint | None = None
 
     def __post_init__(self) -> None:
-        call = f"hesse.solve({self.A}, b)"
-        check_tolerances(call, rtol=self.rtol, atol=self.atol)
+        check_tolerances("", rtol=self.rtol, atol=self.atol)
         if self.max_iterations is not None:
-            check_count("max_iterations", self.max_iterations, 0, call)
-        self.b_norm = self._finite_norm("b", self.b)
+            check_count("max_iterations", self.max_iterations, 0)
+        self.b_norm = self._finite_norm("b", self.b, self.A.codomain)
         if self.x0 is not None:
-            self._finite_norm("x0", self.x0)
+            self._finite_norm("x0", self.x0, self.A.domain)
         self.tolerance = max(self.rtol * self.b_norm, self.atol)
-        self.limit = 10 * self.A.shape[1] if self.max_iterations is None else self.max_iterations
+        self.limit = 10 * self.A.domain.n if self.max_iterations is None else self.max_iterations
 
-    def _finite_norm(self, name: str, vector: Tensor) -> float:
-        size = norm(vector.reshape(-1))
+    def _finite_norm(self, name: str, vector: Tensor, space: Space) -> float:
+        size = space.norm(vector.reshape(-1))
         if math.isfinite(size):
             return size
         raise NonFiniteError(
-            f"hesse.solve({self.A}, b)",
             expected=f"a finite {name}",
             got=f"|{name}| = {size}",
             remedy=f"Check {name} for NaN and Inf.",
@@ -64,11 +62,11 @@ class System:
 
     def start(self, kind: type[StateT]) -> StateT:
         """The state at x0; its residual takes a product unless there is no x0, or b = 0."""
-        if self.x0 is None or self.b_norm == 0.0 or not bool(self.x0.any()):
+        if self.x0 is None or self.b_norm == 0.0 or not self.A.domain.any(self.x0):
             zero, size = self.A.domain.zeros(), self.b_norm
             return kind(zero, self.b.clone(), size, history=[size])
         residual = self.b - self.A._matvec(self.x0)
-        size = norm(residual)
+        size = self.A.codomain.norm(residual)
         return kind(self.x0.clone(), residual, size, products=1, history=[size])
 
     def column(self, j: int) -> System:
@@ -112,7 +110,7 @@ class SolverState:
         """Replace the residual of the recurrence by b - A x. One product."""
         self.residual = system.b - system.A._matvec(self.x)
         self.products += 1
-        self.residual_norm = norm(self.residual)
+        self.residual_norm = system.A.codomain.norm(self.residual)
 
 
 Descend = Callable[[], Status]
@@ -209,12 +207,6 @@ def solution_of(state: SolverState, method: str, **fields: Any) -> Solution:
     )
 
 
-def is_flat(pAp: float, p: Tensor, Ap: Tensor) -> bool:
+def is_flat(space: Space, pAp: float, p: Tensor, Ap: Tensor) -> bool:
     """Whether p'Ap <= 0 to rounding: |p'Ap| below eps |p||Ap| is indistinguishable from zero."""
-    return pAp <= 0.0 or pAp <= torch.finfo(p.dtype).eps * _scale(p) * _scale(Ap)
-
-
-def _scale(v: Tensor) -> float:
-    """|v| roughly: the quick norm, unless squares overflow."""
-    quick = float(torch.linalg.vector_norm(v))
-    return quick if math.isfinite(quick) else norm(v)
+    return pAp <= 0.0 or pAp <= unit_roundoff(space) * space.norm(p) * space.norm(Ap)
