@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt
-SOURCES := src tests docs/hooks $(wildcard benchmarks examples)
+SOURCES := src tests tools docs/hooks docs/pictures $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench docs format clean
@@ -17,7 +17,7 @@ demo: $(VENV)/.demo  ## run the demonstration; its report is written to hesse-de
 	$(BIN)/hesse demo
 
 test: $(VENV)/.dev  ## run every test, the slow ones too, with coverage
-	$(BIN)/python -m pytest -m "not peers" --cov --cov-report=term --durations=10
+	$(BIN)/python -m pytest -m "not peers" --cov --cov-report=term --cov-fail-under=90 --durations=10
 
 lint: $(VENV)/.dev  ## check style, types, layers and the length of files
 	$(BIN)/ruff check $(SOURCES)
@@ -31,7 +31,7 @@ bench: $(VENV)/.bench  ## run the benchmarks
 	$(BIN)/python -m benchmarks
 
 docs: $(VENV)/.docs  ## build the documentation into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/.dev  ## format the code and apply the safe fixes
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of batches combine to that of the whole, or are refused, wherever batches come from."""
+"""Losses of batches combine to the loss of the whole, or raise, wherever batches come from."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def parameters(model):
 
 
 # --------------------------------------------------------------------------------------------------
-# Where batches come from
+# Batches of a budget, of the constructor, of other data
 
 
 @LOSSES
@@ -53,14 +53,14 @@ def test_a_budget_does_not_cut_what_cannot_be_averaged(loss, make, plain):
             make(risk, x, memory_budget=budget)
 
 
-def test_batches_of_one_example_are_compared_as_well():
+def test_batches_of_one_example_are_tested_too():
     model = net()
     small = Risk(callable_of(model), WEIGHTED, (X, Y)).in_small_batches(1)
     with pytest.raises(DataError, match="combine to the loss of the whole"):
         small(parameters(model))
 
 
-FIRST_LOOKS = {
+FIRST_EVALUATIONS = {
     "risk": lambda risk, x: risk(x),
     "hvp": lambda risk, x: hvp(risk, x, x),
     "hessian": hessian_operator,
@@ -70,17 +70,17 @@ FIRST_LOOKS = {
 
 
 @LOSSES
-@pytest.mark.parametrize("look", FIRST_LOOKS.values(), ids=FIRST_LOOKS)
-def test_a_plain_model_is_checked_where_it_is_first_looked_at(loss, look):
+@pytest.mark.parametrize("evaluate", FIRST_EVALUATIONS.values(), ids=FIRST_EVALUATIONS)
+def test_a_plain_model_is_tested_at_its_first_evaluation(loss, evaluate):
     model = net()
     risk = Risk(callable_of(model), loss, [(X[:100], Y[:100]), (X[100:], Y[100:])])
     for _ in range(2):  # not only the first time
         with pytest.raises(DataError, match="combine to the loss of the whole"):
-            look(risk, parameters(model))
+            evaluate(risk, parameters(model))
 
 
 @LOSSES
-def test_other_batches_are_checked_as_those_of_the_constructor(loss):
+def test_batches_given_later_are_tested_as_those_of_the_constructor(loss):
     model = net()
     batches = [(X[:100], Y[:100]), (X[100:], Y[100:])]
     risk = Risk(model, loss, (X, Y))
@@ -91,7 +91,7 @@ def test_other_batches_are_checked_as_those_of_the_constructor(loss):
         plain(parameters(model))
 
 
-def test_what_averages_is_checked_once():
+def test_a_loss_that_averages_is_tested_once():
     model, calls = net(), []
     model.register_forward_hook(lambda *_: calls.append(1))
     risk = Risk(callable_of(model), nn.CrossEntropyLoss(), [(X[:100], Y[:100]), (X[100:], Y[100:])])
@@ -123,9 +123,9 @@ def graph(nodes):
     return (x, adjacency), torch.randn(nodes, 3).double()
 
 
-def test_graphs_weigh_what_the_user_says():
+def test_graphs_have_the_weight_that_the_user_gives():
     graphs = [graph(7), graph(5)]
-    with pytest.raises(DataError, match=r"(?s)fails on a part of one.*weight=lambda"):
+    with pytest.raises(DataError, match=r"(?s)fails on a slice of one.*weight=lambda"):
         Risk(Graph(), nn.MSELoss(), graphs)
     model = Graph()
     risk = Risk(model, nn.MSELoss(), graphs, weight=lambda _, targets: len(targets))
@@ -138,7 +138,7 @@ def test_graphs_weigh_what_the_user_says():
         assert norm(make(risk, risk.params) @ v - expected) <= 1e-12 * norm(expected)
 
 
-def test_inputs_of_which_no_dimension_counts_examples_need_a_weight():
+def test_inputs_without_a_dimension_of_examples_need_a_weight():
     edges = [torch.tensor([[0, 1], [1, 2]]), torch.tensor([[0, 1, 2], [1, 0, 0]])]
     model = nn.Linear(4, 3).double()
 
@@ -189,7 +189,7 @@ def test_time_may_come_first_if_the_weight_counts_sequences():
 
 
 # --------------------------------------------------------------------------------------------------
-# Models with a memory
+# Models that change with every call
 
 
 class Counting(nn.Module):
@@ -203,7 +203,7 @@ class Counting(nn.Module):
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["module", "callable"])
-def test_a_model_that_counts_its_calls_is_no_function(plain):
+def test_a_model_that_counts_its_calls_raises(plain):
     model = Counting()
     params = parameters(model)
     with pytest.raises(RandomnessError, match="let forward change nothing"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buffers that a forward pass writes to stay as they are, and products do not depend on them."""
+"""Buffers that a forward pass writes to are left unchanged, and do not affect products."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def spectral_norm():
 
 
 class Replacing(nn.Module):
-    """A buffer that is not written to, but another one after each call."""
+    """A buffer that every call replaces by another tensor."""
 
     def __init__(self):
         super().__init__()
@@ -56,7 +56,7 @@ def assert_untouched(net, before):
 @MODELS
 @pytest.mark.parametrize("batches", [1, 3])
 @pytest.mark.parametrize("mode", ["auto", "retained-graph", "traced-split"])
-def test_products_leave_the_buffers_and_are_those_of_one_function(model, mode, batches):
+def test_products_leave_the_buffers_unchanged_and_do_not_depend_on_them(model, mode, batches):
     net = model()
     before = contents(net)
     data = list(zip(X.split(12 // batches), Y.split(12 // batches), strict=True))
@@ -68,7 +68,7 @@ def test_products_leave_the_buffers_and_are_those_of_one_function(model, mode, b
 
     exact = dense_hessian(definition, risk.params)
     H, G = (op(risk, risk.params, mode=mode) for op in (hessian_operator, ggn_operator))
-    H.expect(1000)
+    H.announce(1000)
     v = torch.linspace(-1, 1, len(exact)).double()
     for _ in range(3):
         assert norm(H @ v - exact @ v) <= 1e-12 * norm(exact @ v)
@@ -80,7 +80,7 @@ def test_products_leave_the_buffers_and_are_those_of_one_function(model, mode, b
 
 
 @pytest.mark.parametrize("make", [hessian_operator, ggn_operator])
-def test_buffers_are_looked_for_again_after_a_change_to_train_mode(make):
+def test_written_buffers_are_detected_again_after_a_change_to_train_mode(make):
     net = spectral_norm().eval()
     before = contents(net)
     risk = Risk(net, nn.MSELoss(), (X, Y))

@@ -144,10 +144,10 @@ def test_autocast_is_part_of_what_is_recorded():
     v = direction(hessian_operator(risk, risk.params)).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         coarse = hessian_operator(risk, risk.params)
-        coarse.expect(1000)
+        coarse.announce(1000)
         coarse @ v
     H = hessian_operator(risk, risk.params)
-    H.expect(1000)
+    H.announce(1000)
     expected = hessian_operator(risk, risk.params, mode="reverse-over-reverse") @ v
     torch.testing.assert_close(H @ v, expected, rtol=1e-4, atol=1e-6)
 

@@ -11,7 +11,7 @@ import torch
 
 from hesse.checkpoint import Checkpoint
 from hesse.errors import ArgumentError, HesseError, Status
-from hesse.estimators import spectral_density, trace
+from hesse.estimators import KernelPolynomial, LanczosDensity, spectral_density, trace
 from hesse.krylov import eigsh, solve
 from hesse.operators import dense_operator, function_operator
 from hesse.testing import CountingOperator
@@ -66,7 +66,7 @@ def auto_trace(path):
 def density_by(method):
     def run(path):
         density = spectral_density(
-            slow_operator(), method=method, steps=25, generator=seeded(5), checkpoint=path
+            slow_operator(), method=method, generator=seeded(5), checkpoint=path
         )
         return density.grid, density.density, density.standard_error, density.weights
 
@@ -87,7 +87,8 @@ RUNS = {
     "eigsh in blocks": block_eigenpairs,
     "trace": a_trace,
     "trace auto": auto_trace,
-    **{method: density_by(method) for method in ("lanczos", "kernel-polynomial")},
+    "lanczos": density_by(LanczosDensity(steps=25)),
+    "kernel-polynomial": density_by(KernelPolynomial(degree=50)),
     **{method: solution_by(method) for method in ("cg", "minres", "lsmr", "gmres")},
 }
 

@@ -33,7 +33,7 @@ def risk_of(batches=1):
 
 
 def used(A):
-    A.expect(1000)
+    A.announce(1000)
     v = torch.linspace(-1, 1, A.shape[0]).double()
     return A, v, A.matvec(v)
 

@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from hesse.estimators import diagonal, logdet, norm, spectral_density, trace
+from hesse.estimators import LanczosDensity, diagonal, logdet, norm, spectral_density, trace
 from hesse.operators import dense_operator
 
 # What they call is measured by quicker tests; thousands of runs are slow enough without that.
@@ -121,7 +121,9 @@ def test_density(name):
     values = torch.linalg.eigvalsh(A.matrix)
     inside = 0.0
     for seed in range(RUNS):
-        d = spectral_density(A, points=50, probes=8, steps=16, generator=seeded(seed))
+        d = spectral_density(
+            A, points=50, probes=8, method=LanczosDensity(16), generator=seeded(seed)
+        )
         z = (d.grid - values[:, None]) / d.bandwidth
         exact = torch.exp(-0.5 * z**2).mean(dim=0) / (d.bandwidth * math.sqrt(2 * math.pi))
         low, high = d.interval

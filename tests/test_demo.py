@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demonstration runs, its page needs no network, and a seed fixes its results."""
 
 import re
@@ -23,7 +24,7 @@ def page(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_page_is_one_file_that_refers_to_nothing_outside(page):
+def test_the_page_is_one_self_contained_file(page):
     html = page.read_text(encoding="utf-8")
     assert [path.name for path in page.parent.iterdir()] == ["report.html"]
     assert html.count("<svg") == 5
@@ -32,7 +33,7 @@ def test_the_page_is_one_file_that_refers_to_nothing_outside(page):
 
 
 @pytest.mark.slow
-def test_the_page_names_all_contestants_and_a_winner(page):
+def test_the_page_names_all_methods_and_the_best(page):
     html = page.read_text(encoding="utf-8")
     for word in ("HessianFree", "AdamW", "L-BFGS-B", "Newton-CG", "ends lowest", "standard error"):
         assert word in html
@@ -46,7 +47,7 @@ def test_the_same_seed_gives_the_same_errors(train):
     assert first.errors[-1] < first.errors[0]
 
 
-def test_a_curve_answers_when_and_how_much():
+def test_a_curve_gives_the_time_of_an_error_and_the_error_at_a_time():
     curve = Curve("AdamW", torch.nn.Sequential(), torch.zeros(1))
     curve.seconds, curve.errors = [0.0, 1.0, 2.0], [4.0, 2.0, 1.0]
     assert curve.seconds_to(2.0) == 1.0
@@ -54,7 +55,7 @@ def test_a_curve_answers_when_and_how_much():
     assert curve.error_at(1.5) == 2.0
 
 
-def test_a_missing_extra_is_a_sentence_not_a_traceback():
+def test_a_missing_extra_is_reported_without_a_traceback():
     script = "import sys; sys.modules['typer'] = None; from hesse.cli import main; main(['demo'])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""What all estimates share: running means, quantiles, and when a target is looked at."""
+"""What estimators share: running means, quantiles, checks of the tolerance, methods, results."""
 
 import math
 
@@ -7,13 +7,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hesse.errors import ArgumentError
-from hesse.estimators import Estimate, count_eigenvalues, diagonal, logdet, norm, trace
+from hesse.errors import ArgumentError, HesseError
+from hesse.estimators import (
+    Estimate,
+    Hutchinson,
+    HutchPP,
+    KernelPolynomial,
+    LanczosDensity,
+    XDiag,
+    XNysTrace,
+    XTrace,
+    count_eigenvalues,
+    diagonal,
+    logdet,
+    norm,
+    spectral_density,
+    trace,
+)
 from hesse.estimators.estimate import RunningMean, quantile_of, student
 from hesse.estimators.leave_out import mean_and_error
 from hesse.estimators.orthonormal import extend
-from hesse.estimators.sampling import is_check, next_check
 from hesse.estimators.sketch import grown_gram, no_entries
+from hesse.estimators.tolerance import is_check, next_check
 from hesse.operators import identity_operator
 from hesse.testing import symmetric_matrix
 
@@ -39,12 +54,12 @@ def test_quantiles_are_those_of_the_tables():
     assert quantile_of(241) == student(144)
 
 
-def test_targets_are_looked_at_ever_more_rarely():
+def test_the_tolerance_is_checked_at_ever_larger_intervals():
     assert [count for count in range(1, 100) if is_check(count)] == [16, 24, 36, 54, 81]
     assert next_check(81) == 122
 
 
-def test_independent_tests_have_the_usual_error():
+def test_the_error_of_leave_one_out_estimates():
     h = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
     assert mean_and_error(h, torch.zeros(3, 3)) == (
         pytest.approx(7 / 3),
@@ -75,7 +90,7 @@ def test_a_basis_that_grows_by_blocks_is_that_of_all_its_rows(sizes, rank):
     )
     basis, R = [], no_entries()
     for block in rows.split(sizes):
-        found, columns = extend(A, basis, block.clone(), generator)
+        found, columns = extend(A.domain, basis, block.clone(), generator)
         basis.append(found)
         R = torch.cat([torch.nn.functional.pad(R, (0, 0, 0, len(block))), columns], dim=1)
     Q = torch.cat(basis)
@@ -90,7 +105,7 @@ def test_a_gram_matrix_that_grows_is_that_of_all_rows():
     G = no_entries()
     for count in (1, 2, 3):
         blocks = ([*rows.split([4, 3, 2])][:count] for rows in (left, right))
-        G = grown_gram(A, G, *blocks)
+        G = grown_gram(A.domain, G, *blocks)
     torch.testing.assert_close(G, left @ right.T)
 
 
@@ -123,3 +138,52 @@ def test_a_sketch_that_spans_all_of_it_is_exact_and_says_so(rank, dtype):
 def test_tolerances_are_checked(wrong):
     with pytest.raises(ArgumentError, match="tol >= 0"):
         trace(torch.eye(30), **wrong)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "methods"),
+    [
+        (trace, [Hutchinson(), HutchPP(), XTrace(), XNysTrace()]),
+        (diagonal, [Hutchinson(), XDiag()]),
+        (spectral_density, [LanczosDensity(), KernelPolynomial()]),
+    ],
+)
+def test_a_name_is_the_default_instance_of_its_method(estimate, methods):
+    M = symmetric_matrix(torch.linspace(1.0, 3.0, 40, dtype=torch.float64))
+    for method in methods:
+        first, second = (
+            estimate(M, method=each, generator=torch.Generator().manual_seed(0), max_products=600)
+            for each in (method, method.name)
+        )
+        for key in first.keys():  # noqa: SIM118
+            assert repr(first[key]) == repr(second[key])
+
+
+def test_an_unknown_method_is_answered_with_those_there_are():
+    M = torch.eye(30)
+    with pytest.raises(ArgumentError, match=r"hesse.trace\(.*method='xtrac'\)(.|\n)*'xtrace'\?"):
+        trace(M, method="xtrac")
+    for wrong in (XTrace, XDiag(), 3):
+        with pytest.raises(ArgumentError, match="or an instance of Hutchinson, HutchPP, XTrace"):
+            trace(M, method=wrong)
+
+
+@pytest.mark.parametrize(
+    "estimate", [trace, diagonal, norm, logdet, count_eigenvalues, spectral_density]
+)
+def test_errors_name_the_public_function(estimate):
+    with pytest.raises(HesseError) as caught:
+        estimate(torch.eye(30), memory_budget=1)
+    assert caught.value.call.startswith(f"hesse.{estimate.__name__}(Tensor(30, 30)")
+
+
+def test_estimates_of_numbers_print_in_a_line_and_of_vectors_in_a_line_a_field():
+    assert repr(Estimate(6.0, 0.5, 3)) == "Estimate(value=6.0, standard_error=0.5, products=3)"
+    vector = diagonal(torch.diag(torch.arange(1.0, 1001)), max_products=20)
+    assert len(repr(vector).splitlines()) == 5
+    assert "tensor of shape (1000,)" in repr(vector)
+    assert vector["status"] is vector.status
+    assert "<table>" in Estimate(6.0, 0.5, 3)._repr_html_()
+    value, error, products = vector
+    assert (value is vector[0], error is vector["standard_error"]) == (True, True)
+    assert products == vector["products"]

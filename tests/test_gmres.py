@@ -204,7 +204,7 @@ def test_it_can_be_stopped_in_every_way_with_the_best_x_so_far():
 
 @pytest.mark.parametrize("step", [15, 18])
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, step):
-    monkeypatch.setattr("hesse.checkpoint._SHARE", 0)
+    monkeypatch.setattr("hesse.checkpoint._PAUSE", 0)
 
     def kill(state):
         if state.iteration == step + 1:

@@ -1,4 +1,5 @@
-"""The optimiser for networks: it descends, resumes to the same bits, and refuses what it must."""
+# SPDX-License-Identifier: Apache-2.0
+"""HessianFree: it descends, resumes bit for bit, and raises for invalid arguments."""
 
 import io
 from itertools import pairwise
@@ -20,7 +21,7 @@ def regression(seed=0, **options):
     return model, risk, HessianFree(risk, **options)
 
 
-def test_it_is_a_torch_optimiser_and_never_goes_up():
+def test_it_is_a_torch_optimiser_and_the_risk_never_rises():
     _, _, optimizer = regression()
     assert isinstance(optimizer, torch.optim.Optimizer)
     losses = [float(optimizer.step()) for _ in range(25)]
@@ -28,7 +29,7 @@ def test_it_is_a_torch_optimiser_and_never_goes_up():
     assert losses[-1] < 1e-3 * losses[0]
 
 
-def test_the_preconditioner_pays_on_a_deep_network():
+def test_the_preconditioner_speeds_up_training_of_a_deep_network():
     pytest.importorskip("sklearn")
     from hesse.report.digits import autoencoder, digits, reconstruction_loss
 
@@ -44,7 +45,7 @@ def test_the_preconditioner_pays_on_a_deep_network():
     assert ends["kronecker"] - entropy < 0.6 * (ends["none"] - entropy)
 
 
-def test_saved_and_loaded_it_goes_on_to_the_same_bits():
+def test_a_run_resumed_from_its_state_continues_bit_for_bit():
     model, _, optimizer = regression()
     for _ in range(3):
         optimizer.step()
@@ -159,14 +160,14 @@ def test_parameters_that_are_not_finite_raise_and_are_left_alone():
     assert torch.equal(model[2].weight, before)
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_arguments_raise():
     model, risk, optimizer = regression()
     with pytest.raises(ArgumentError, match="closure"):
         optimizer.step(lambda: 0.0)
     with pytest.raises(ArgumentError, match="Risk"):
         HessianFree(model.parameters())
     for wrong in ({"lr": 0.0}, {"damping": -1.0}, {"preconditioner": "x"}, {"refresh_every": 0}):
-        with pytest.raises(ArgumentError, match="remedy"):
+        with pytest.raises(ArgumentError, match=r"(?s)hesse.HessianFree\(risk\).*remedy"):
             HessianFree(risk, **wrong)
     model.append(nn.Dropout())
     with pytest.raises(RandomnessError):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The preconditioner against the matrices it approximates, built densely."""
 
 import pytest
@@ -18,7 +19,7 @@ from hesse.risk.risk import Risk
 DOUBLE = torch.float64
 
 
-def prepared(model, loss, x, y, **options):
+def refreshed(model, loss, x, y, **options):
     risk = Risk(model.double(), loss, (x, y), **options)
     G = ggn_operator(risk, risk.params)
     kronecker = KroneckerPreconditioner(risk, G.domain)
@@ -26,11 +27,11 @@ def prepared(model, loss, x, y, **options):
     return kronecker, G
 
 
-def test_it_inverts_the_matrix_it_stands_for():
+def test_it_is_the_inverse_of_the_matrix_of_its_factors():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     x, y = torch.randn(30, 3, dtype=DOUBLE), torch.randn(30, 2, dtype=DOUBLE)
-    kronecker, G = prepared(model, nn.MSELoss(), x, y, weight_decay=0.02)
+    kronecker, G = refreshed(model, nn.MSELoss(), x, y, weight_decay=0.02)
     inverse = kronecker(0.1).to_dense()
     dense = torch.zeros_like(inverse)
     for layer in kronecker.layers:
@@ -97,7 +98,7 @@ def test_it_shortens_conjugate_gradients():
     torch.manual_seed(0)
     x = torch.randn(300, 10, dtype=DOUBLE) * torch.logspace(0, 2, 10, dtype=DOUBLE)
     model = nn.Sequential(nn.Linear(10, 10), nn.Tanh(), nn.Linear(10, 10))
-    kronecker, G = prepared(model, nn.MSELoss(), x, x)
+    kronecker, G = refreshed(model, nn.MSELoss(), x, x)
     A, b = G + 1e-3 * identity_operator(G.shape[0]), torch.randn(G.shape[0], dtype=DOUBLE)
     plain = cg(A, b, rtol=1e-6, max_iterations=5000)
     better = cg(A, b, rtol=1e-6, max_iterations=5000, preconditioner=kronecker(1e-3))

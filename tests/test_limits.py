@@ -9,6 +9,8 @@ import torch
 
 from hesse.errors import ArgumentError, Status
 from hesse.estimators import (
+    KernelPolynomial,
+    LanczosDensity,
     count_eigenvalues,
     diagonal,
     logdet,
@@ -279,8 +281,8 @@ ESTIMATES = {
        for method in ("auto", "hutchinson", "hutch++", "xtrace", "xnystrace")},
     **{f"diagonal {method}": (diagonal, {"method": method, "rtol": 0.0})
        for method in ("auto", "hutchinson", "xdiag")},
-    **{f"density {method}": (spectral_density, {"method": method, "steps": 4})
-       for method in ("lanczos", "kernel-polynomial")},
+    **{f"density {method.name}": (spectral_density, {"method": method})
+       for method in (LanczosDensity(steps=4), KernelPolynomial(degree=8))},
     "norm fro": (norm, {"rtol": 0.0}),
     "norm 2": (norm, {"ord": 2, "rtol": 1e-14}),
     "logdet": (logdet, {"rtol": 0.0}),

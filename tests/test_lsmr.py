@@ -205,7 +205,7 @@ def test_it_can_be_stopped_in_every_way():
 
 @pytest.mark.parametrize("damping", [0.0, 2.0])
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, damping):
-    monkeypatch.setattr("hesse.checkpoint._SHARE", 0)
+    monkeypatch.setattr("hesse.checkpoint._PAUSE", 0)
 
     def kill(state):
         if state.iteration == 20:

@@ -252,7 +252,7 @@ def test_it_can_be_stopped_in_every_way():
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr("hesse.checkpoint._SHARE", 0)
+    monkeypatch.setattr("hesse.checkpoint._PAUSE", 0)
 
     def kill(state):
         if state.iteration == 50:

@@ -45,7 +45,7 @@ def direction(risk):
 def operator(f, x, mode="auto"):
     """With programs recorded at once under "auto" too."""
     H = hesse.hessian_operator(f, x, mode=mode)
-    H.expect(1000)
+    H.announce(1000)
     return H
 
 

@@ -177,8 +177,12 @@ def test_what_does_not_fit_is_refused():
             A.matmat(V)
     with pytest.raises(OperatorError, match="no _rmatvec"):
         function_operator(lambda v: v + 0, 3).T @ torch.ones(3)
-    with pytest.raises(OperatorError, match="function_operator"):
-        aslinearoperator(np.eye(2))
+
+
+def test_an_array_is_an_operator_and_a_product_with_an_array_is_one():
+    A, v = aslinearoperator(2.0 * np.eye(2)), np.array([1.0, 3.0])
+    assert isinstance(A @ v, np.ndarray)
+    np.testing.assert_array_equal(A @ v, 2.0 * v)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done to a recorded program, one rewriting at a time."""
+"""The passes over a traced graph, one at a time, and whose memory a product is."""
 
 import pytest
 import torch
@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hesse.curvature import hessian_operator
-from hesse.tracing.backends.inductor import as_graph, can_compile, compile_program
-from hesse.tracing.functionalize import record
-from hesse.tracing.passes.batched_matmul import multiply_at_once
-from hesse.tracing.passes.join_slices import join_pieces
+from hesse.tracing.backends.inductor import as_fx, can_compile, compile_program
+from hesse.tracing.functionalize import trace
+from hesse.tracing.passes.batched_matmul import merge_batched_matmuls
+from hesse.tracing.passes.join_slices import join_slices
 from hesse.tracing.passes.simplify import simplify
 from hesse.tracing.program import Program, run
 from hesse.vectors.inner_products import norm
@@ -24,15 +24,15 @@ def draw(*shape, seed=0, dtype=DOUBLE):
 
 
 def program_of(f, *tensors, passes=(simplify,)):
-    """The program of f as it was recorded on these tensors."""
-    trace = record(lambda: [f(*tensors)], tensors)
+    """The program of f, traced on these tensors."""
+    graph = trace(lambda: [f(*tensors)], tensors)
     for apply in passes:
-        trace = apply(trace)
-    return Program(trace, trace.ops, trace.inputs, trace.outputs)
+        graph = apply(graph)
+    return Program(graph, graph.nodes, graph.inputs, graph.outputs)
 
 
 def functions(program):
-    return {op.function for op in program.ops}
+    return {node.function for node in program.nodes}
 
 
 def assert_close(a, b, tolerance=1e-13):
@@ -40,7 +40,7 @@ def assert_close(a, b, tolerance=1e-13):
     assert norm((a - b).flatten()) <= tolerance * norm(b.flatten())
 
 
-def test_a_block_through_an_assignment_to_a_slice_says_nothing_on_stderr(capfd):
+def test_a_block_without_a_vmap_rule_prints_nothing_on_stderr(capfd):
     """Neither does one through an operation for which vmap has no rule."""
 
     def assigned(x):
@@ -58,7 +58,7 @@ def test_a_block_through_an_assignment_to_a_slice_says_nothing_on_stderr(capfd):
 
 
 # --------------------------------------------------------------------------------------------------
-# Numbers
+# Constant propagation
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,10 @@ def test_a_block_through_an_assignment_to_a_slice_says_nothing_on_stderr(capfd):
         lambda x: x**1 * x**0 / torch.exp(torch.zeros_like(x)),
     ],
 )
-def test_what_changes_nothing_is_left_out(f):
+def test_an_operation_that_changes_nothing_is_removed(f):
     x = draw(3, 4)
     program = program_of(f, x)
-    assert program.ops == []
+    assert program.nodes == []
     assert torch.equal(run(program, [x])[0], f(x))
 
 
@@ -95,13 +95,13 @@ def test_what_changes_nothing_is_left_out(f):
         ),
     ],
 )
-def test_what_only_looks_like_it_stays_as_it_is(f, x):
+def test_an_operation_that_changes_dtype_shape_or_value_stays(f, x):
     (ours,) = run(program_of(f, x), [x])
     assert torch.equal(ours, f(x))
     assert (ours.dtype, ours.stride()) == (f(x).dtype, f(x).stride())
 
 
-def test_a_tensor_that_f_closes_over_is_no_number():
+def test_a_tensor_that_f_closes_over_is_not_treated_as_filled_with_one_number():
     ones, x = torch.ones(3, dtype=DOUBLE), draw(3)
     program = program_of(lambda x: x * ones, x)
     ones.fill_(2.0)
@@ -109,7 +109,7 @@ def test_a_tensor_that_f_closes_over_is_no_number():
 
 
 # --------------------------------------------------------------------------------------------------
-# Pieces
+# Zero-padded slices
 
 
 @st.composite
@@ -122,7 +122,7 @@ def paddings(draw):
 
 
 @given(paddings(), st.integers(0, 1), st.booleans())
-def test_a_sum_of_pieces_is_that_of_what_is_padded(case, dim, other):
+def test_joined_slices_are_the_sum_of_the_padded_ones(case, dim, other):
     n, places = case
     shape = [2, n] if dim else [n, 2]
     x = draw(*shape)
@@ -133,45 +133,45 @@ def test_a_sum_of_pieces_is_that_of_what_is_padded(case, dim, other):
             if isinstance(place, int):
                 padded = aten.select_backward(k * x.select(dim, place), shape, dim, place)
             else:
-                piece = aten.slice(k * x, dim, *place)
-                padded = aten.slice_backward(piece, shape, dim, *place, 1)
+                inner = aten.slice(k * x, dim, *place)
+                padded = aten.slice_backward(inner, shape, dim, *place, 1)
             total = padded if total is None else total + padded
         return total
 
     before = program_of(f, x)
-    after = program_of(f, x, passes=(simplify, join_pieces))
+    after = program_of(f, x, passes=(simplify, join_slices))
     (result,) = run(after, [x])
     assert_close(result, f(x))
     assert result.is_contiguous()
     assert torch.equal(after.replay(x)[0], result)
-    assert after.bytes_per_op * len(after) <= before.bytes_per_op * len(before)
+    assert after.bytes_per_node * len(after) <= before.bytes_per_node * len(before)
 
 
-def test_pieces_side_by_side_are_only_copied():
+def test_slices_that_do_not_overlap_are_only_concatenated():
     x = draw(50, 3)
 
     def f(x):
         return sum(aten.select_backward(2.0 * x[i], [50, 3], 0, i) for i in range(50))
 
-    program = program_of(f, x, passes=(simplify, join_pieces))
+    program = program_of(f, x, passes=(simplify, join_slices))
     assert_close(run(program, [x])[0], 2 * x)
     assert aten.cat.default in functions(program)
     assert functions(program).isdisjoint([aten.select_backward.default, aten.add.Tensor])
 
 
-def test_a_padded_piece_that_is_read_elsewhere_stays():
+def test_a_padded_slice_with_another_reader_stays():
     x = draw(6)
 
     def f(x):
         one = aten.slice_backward(x[:4], [6], 0, 0, 4, 1)
         return (one + aten.slice_backward(x[2:], [6], 0, 2, 6, 1)) * one
 
-    program = program_of(f, x, passes=(simplify, join_pieces))
+    program = program_of(f, x, passes=(simplify, join_slices))
     assert aten.slice_backward.default in functions(program)
     assert_close(run(program, [x])[0], f(x))
 
 
-def test_rosenbrock_keeps_two_numbers_an_entry():
+def test_rosenbrock_has_two_residuals_per_entry():
     def f(x):
         return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
 
@@ -201,9 +201,9 @@ def test_rosenbrock_keeps_two_numbers_an_entry():
         (lambda a, b: a @ b.mT, [(5, 3), (1, 3)]),
     ],
 )
-def test_a_compiler_is_given_a_sum_for_a_matrix_times_a_column(f, shapes):
+def test_inductor_gets_a_sum_for_a_matrix_times_a_column(f, shapes):
     tensors = [draw(*shape, seed=k) for k, shape in enumerate(shapes)]
-    graph = as_graph(program_of(f, *tensors))
+    graph = as_fx(program_of(f, *tensors))
     targets = {node.target for node in graph.graph.nodes}
     assert targets.isdisjoint([aten.mm.default, aten.addmm.default])
     assert_close(graph(*tensors)[0], f(*tensors))
@@ -219,7 +219,7 @@ def test_a_compiler_is_given_a_sum_for_a_matrix_times_a_column(f, shapes):
 )
 def test_other_matrix_products_are_left_to_the_library(f, shapes):
     tensors = [draw(*shape, seed=k) for k, shape in enumerate(shapes)]
-    graph = as_graph(program_of(f, *tensors))
+    graph = as_fx(program_of(f, *tensors))
     targets = {node.target for node in graph.graph.nodes}
     assert targets.intersection([aten.mm.default, aten.addmm.default])
     assert_close(graph(*tensors)[0], f(*tensors))
@@ -234,9 +234,9 @@ def test_other_matrix_products_are_left_to_the_library(f, shapes):
         (lambda a, b: b.mT @ a.mT.expand(3, 4, 5), [(5, 4), (3, 4, 1)]),
     ],
 )
-def test_many_vectors_times_one_matrix_are_one_product(f, shapes):
+def test_a_batch_of_vectors_times_one_matrix_becomes_one_matrix_product(f, shapes):
     tensors = [draw(*shape, seed=k) for k, shape in enumerate(shapes)]
-    program = program_of(f, *tensors, passes=(simplify, multiply_at_once))
+    program = program_of(f, *tensors, passes=(simplify, merge_batched_matmuls))
     assert aten.mm.default in functions(program)
     assert aten.bmm.default not in functions(program)
     assert_close(run(program, tensors)[0], f(*tensors))
@@ -250,9 +250,9 @@ def test_many_vectors_times_one_matrix_are_one_product(f, shapes):
         (lambda a, b: a.expand(3, 5, 4) @ b, [(5, 4), (3, 4, 2)]),
     ],
 )
-def test_other_batches_of_products_stay(f, shapes):
+def test_other_batched_matrix_products_stay(f, shapes):
     tensors = [draw(*shape, seed=k) for k, shape in enumerate(shapes)]
-    program = program_of(f, *tensors, passes=(simplify, multiply_at_once))
+    program = program_of(f, *tensors, passes=(simplify, merge_batched_matmuls))
     assert aten.bmm.default in functions(program)
     assert_close(run(program, tensors)[0], f(*tensors))
 
@@ -271,7 +271,7 @@ def test_other_batches_of_products_stay(f, shapes):
         {"w": draw(2).float(), "b": draw(3)},
     ],
 )
-def test_a_product_is_nobody_elses(mode, x):
+def test_a_product_shares_no_memory_with_the_direction_or_other_products(mode, x):
     """H = I: the product could be the direction itself."""
 
     def f(x):
@@ -290,7 +290,7 @@ def test_a_product_is_nobody_elses(mode, x):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="needs a C++ compiler")
-def test_a_compiled_product_is_nobody_elses():
+def test_a_compiled_product_shares_no_memory_with_the_direction():
     x, v = draw(4), draw(4, seed=1)
     same = program_of(lambda x, v: v * torch.ones(4, dtype=torch.long), x, v)
     (product,) = run(compile_program(same, [x, v]), [x, v])

@@ -34,7 +34,7 @@ def direction(risk):
 
 @needs_units
 @pytest.mark.parametrize("make", [hessian_operator, ggn_operator])
-def test_products_are_coarse_and_say_how_coarse(make):
+def test_the_plan_says_the_error_of_products_in_bfloat16(make):
     risk = network_risk()
     exact, coarse = make(risk, risk.params), make(risk, risk.params, precision="medium")
     v = direction(risk)
@@ -79,7 +79,7 @@ def test_float64_keeps_its_precision():
     assert norm(product - reference) <= 1e-12 * norm(reference)
 
 
-def test_without_units_nothing_changes_and_the_plan_says_so(monkeypatch):
+def test_without_bfloat16_units_products_are_exact_and_the_plan_says_so(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     risk = network_risk()
     v = direction(risk)
@@ -89,7 +89,7 @@ def test_without_units_nothing_changes_and_the_plan_says_so(monkeypatch):
     assert "no units for it here" in str(H.plan)
 
 
-def test_where_products_cannot_be_recorded_a_warning_says_so(square):
+def test_a_function_that_cannot_be_traced_warns_that_precision_has_no_effect(square):
     x = torch.ones(3)
     with pytest.warns(FallbackWarning, match="precision='medium' has no effect"):
         product = hessian_operator(lambda x: square(x).sum(), x, precision="medium") @ x
@@ -104,6 +104,6 @@ def test_where_products_cannot_be_recorded_a_warning_says_so(square):
         ({"precision": "high", "mode": "reverse-over-reverse"}, "Use mode='auto'"),
     ],
 )
-def test_refusals(options, match):
+def test_unknown_precisions_and_modes_without_programs_are_refused(options, match):
     with pytest.raises(ArgumentError, match=match):
         hessian_operator(lambda x: (x**2).sum(), torch.ones(2), **options)

@@ -270,7 +270,7 @@ def test_the_plan_tells_the_rung_and_the_cost():
     H @ v
     assert H.plan.rung == "retained-graph"
     assert "until products have taken" in H.plan.reason
-    H.expect(1000)
+    H.announce(1000)
     H @ v
     plan = H.plan
     assert plan.rung == "traced-split"
@@ -296,7 +296,7 @@ def test_products_that_were_announced_are_not_counted_twice():
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch, at its first forward mode
 def test_the_plan_tells_what_failed():
     H = hessian_operator(lambda x: (nn.functional.dropout(x, 0.0) ** 2).sum(), X1, mode="auto")
-    H.expect(1000)
+    H.announce(1000)
     H @ X1
     assert H.mode == "retained-graph" or not H.plan.notes
     x = torch.randn(4, 1, 3, dtype=torch.float64)

@@ -46,7 +46,7 @@ def test_noise_is_noticed_wherever_it_is_drawn(source, mode):
 @pytest.mark.parametrize("source", DRAWS)
 def test_noise_is_noticed_where_programs_are_recorded_at_once(source):
     H = hessian_operator(lambda x: (DRAWS[source]() * x**3).sum(), X)
-    H.expect(1000)
+    H.announce(1000)
     with pytest.raises(RandomnessError, match="fix the seed inside f"):
         H @ V
 
@@ -78,7 +78,7 @@ def test_a_generator_that_cannot_be_seen_is_noticed_at_the_next_point(draw):
 def test_a_generator_that_cannot_be_seen_is_noticed_when_programs_take_over(draw):
     H = hessian_operator(lambda x: (draw() * x**3).sum(), X)
     H @ V
-    H.expect(1000)
+    H.announce(1000)
     with pytest.raises(RandomnessError):
         H @ V
 

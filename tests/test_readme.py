@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples run: each block of the README on its own, a page of the guide from top to bottom."""
+"""Each example of the README runs, on its own."""
 
 import re
 from pathlib import Path
@@ -9,10 +9,6 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-GUIDE = [
-    ROOT / "docs" / "getting-started.md",
-    pytest.param(ROOT / "docs" / "solving-and-measuring.md", marks=pytest.mark.slow),
-]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -37,10 +33,3 @@ def _fresh_interpreter(tmp_path, monkeypatch):
 @pytest.mark.parametrize("source", list(_blocks(README)))
 def test_readme_block_runs(source):
     exec(compile(source, str(README), "exec"), {"__name__": "readme"})
-
-
-@pytest.mark.parametrize("page", GUIDE, ids=lambda page: page.stem)
-def test_guide_page_runs(page):
-    namespace = {"__name__": page.stem}
-    for block in _blocks(page):
-        exec(compile(block.values[0], str(page), "exec"), namespace)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Risk`: the same function however the data come, its Gauss-Newton matrix, and what is refused."""
+"""`Risk`: one function for all forms of data, its Gauss-Newton matrix, and its errors."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ def assert_same(a, b, rtol=1e-10):
 
 
 # --------------------------------------------------------------------------------------------------
-# However the data come
+# Forms of data
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -145,7 +145,7 @@ def test_a_weight_counts_tokens_where_the_loss_averages_over_them():
         Risk(net, loss, batches)
 
 
-def test_a_sum_is_added_up_over_batches():
+def test_a_loss_that_sums_is_summed_over_batches():
     net, _, x, y = regression()
     loss = nn.MSELoss(reduction="sum")
     whole = Risk(net, loss, (x, y), 0.2)
@@ -175,7 +175,7 @@ def test_a_loader_may_be_read_in_inference_mode():
 
 
 # --------------------------------------------------------------------------------------------------
-# What the function is
+# Value, derivatives and Gauss-Newton matrix
 
 
 @pytest.mark.parametrize("batched", [False, True])
@@ -313,7 +313,7 @@ def test_a_model_may_differentiate_itself_in_its_inputs():
 
 
 # --------------------------------------------------------------------------------------------------
-# What is refused
+# Errors
 
 
 def refused(error, match, *args, **kwargs):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data that differ from sweep to sweep are refused; an order or a padding that differs is not."""
+"""Data that differ from sweep to sweep raise; another order or padding is allowed."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 from hesse.curvature import ggn_operator, hessian_operator
-from hesse.data.same_every_sweep import Digest
+from hesse.data.same_every_sweep import SweepChecksum
 from hesse.errors import DataError
 from hesse.risk.risk import Risk
 from hesse.vectors.inner_products import norm
@@ -18,7 +18,7 @@ SEQUENCES = [torch.arange(2, 4 + n % 5) + n for n in range(EXAMPLES)]
 
 
 class Changed(Dataset):
-    """Examples as something changes them on the way."""
+    """Examples that are changed whenever they are read."""
 
     def __init__(self, change):
         self.change = change
@@ -30,8 +30,8 @@ class Changed(Dataset):
         return self.change(X[i], Y[i])
 
 
-class Anew:
-    """An iterable that draws its batches in every sweep."""
+class Redrawn:
+    """An iterable that draws new batches in every sweep."""
 
     def __iter__(self):
         for _ in range(3):
@@ -63,14 +63,14 @@ CHANGING = {
     "replacement": lambda: DataLoader(
         TensorDataset(X, Y), 5, sampler=RandomSampler(X, replacement=True)
     ),
-    "fresh": Anew,
+    "fresh": Redrawn,
 }
 
 
 @pytest.mark.parametrize("budget", [None, "1 MB", "30 kB"])
 @pytest.mark.parametrize("make", [hessian_operator, ggn_operator])
 @pytest.mark.parametrize("data", CHANGING.values(), ids=CHANGING)
-def test_data_that_are_others_in_the_next_sweep_are_refused(data, make, budget):
+def test_data_that_change_in_the_next_sweep_raise(data, make, budget):
     risk = Risk(model(), nn.MSELoss(), data())
     v = torch.ones(sum(p.numel() for p in risk.params.values())).double()
     with pytest.raises(DataError, match=r"(?s)the same data.*batch\['\w+'\].*list\(loader\)"):
@@ -105,13 +105,13 @@ def padded(sequences):
 
 
 def swept(loader):
-    digest = Digest()
+    checksum = SweepChecksum()
     for batch in loader:
-        digest.add(batch)
-    return digest
+        checksum.add(batch)
+    return checksum
 
 
-def test_padding_to_the_longest_of_a_shuffled_batch_is_no_difference():
+def test_padding_to_the_longest_sequence_of_a_shuffled_batch_is_ignored():
     loader = DataLoader(SEQUENCES, batch_size=4, shuffle=True, collate_fn=padded)
     sweeps = [swept(loader) for _ in range(6)]
     widths = {sum(batch["tokens"].numel() for batch in loader) for _ in range(6)}
@@ -119,7 +119,7 @@ def test_padding_to_the_longest_of_a_shuffled_batch_is_no_difference():
     assert not any(sweep.difference(sweeps[0]) for sweep in sweeps)
 
 
-def test_another_token_is_a_difference_however_it_is_padded():
+def test_a_changed_token_is_found_under_any_padding():
     loader = DataLoader(SEQUENCES, batch_size=4, shuffle=True, collate_fn=padded)
     other = [sequence.clone() for sequence in SEQUENCES]
     other[7][1] += 1
@@ -128,12 +128,12 @@ def test_another_token_is_a_difference_however_it_is_padded():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.complex64, torch.bool])
-def test_any_dtype_and_any_shape_have_a_digest(dtype):
+def test_every_dtype_and_shape_has_a_checksum(dtype):
     x = torch.randn(6, 4, 3).round().to(dtype)
-    digests = [Digest() for _ in range(4)]
-    for digest, batch in zip(digests, [x, x.flip(0), x.flip(1), x.flip(2)], strict=True):
-        digest.add([batch, x[0, 0, 0], x[:0]])
-    assert [digest.difference(digests[0]) is None for digest in digests] == [
+    checksums = [SweepChecksum() for _ in range(4)]
+    for checksum, batch in zip(checksums, [x, x.flip(0), x.flip(1), x.flip(2)], strict=True):
+        checksum.add([batch, x[0, 0, 0], x[:0]])
+    assert [checksum.difference(checksums[0]) is None for checksum in checksums] == [
         True,
         True,
         False,
@@ -141,9 +141,9 @@ def test_any_dtype_and_any_shape_have_a_digest(dtype):
     ]
 
 
-def test_numbers_that_cancel_are_compared_at_their_own_scale():
+def test_sums_that_cancel_are_compared_relative_to_their_terms():
     x = torch.linspace(-1, 1, 11).double()
-    one, two = Digest(), Digest()
+    one, two = SweepChecksum(), SweepChecksum()
     one.add(x)
     two.add(x.flip(0)[:4])
     two.add(x.flip(0)[4:])

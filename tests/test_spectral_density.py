@@ -14,12 +14,17 @@ from hesse.errors import (
     OperatorError,
     Status,
 )
-from hesse.estimators import spectral_density, trace
+from hesse.estimators import KernelPolynomial, LanczosDensity, spectral_density, trace
 from hesse.operators import dense_operator, diagonal_operator, function_operator
 from hesse.testing import CountingOperator, PeakMemory
 
 DOUBLE = torch.float64
-METHODS = ["lanczos", "kernel-polynomial"]
+METHODS = [LanczosDensity, KernelPolynomial]
+
+
+def of_steps(method, steps):
+    """The method with so many products a probe."""
+    return method(steps if method is LanczosDensity else 2 * steps)
 
 
 def symmetric(n, seed=0):
@@ -33,7 +38,7 @@ def seeded(seed=0):
 
 def test_moments_of_the_density_are_those_of_the_spectrum():
     M = symmetric(80)
-    density = spectral_density(M, probes=30, steps=20, generator=seeded())
+    density = spectral_density(M, probes=30, method=LanczosDensity(20), generator=seeded())
     for power in (1, 2, 3):
         exact = float(torch.linalg.matrix_power(M, power).trace()) / 80
         per_probe = (density.weights * density.nodes**power).sum(dim=1)
@@ -45,8 +50,8 @@ def test_moments_of_the_density_are_those_of_the_spectrum():
 @pytest.mark.parametrize("method", METHODS)
 def test_products_are_counted_and_the_curve_is_a_density(method):
     A = CountingOperator(dense_operator(symmetric(90)))
-    density = spectral_density(A, method=method, probes=5, steps=30, generator=seeded())
-    assert density.products == A.products == 150 + (20 if method != "lanczos" else 0)
+    density = spectral_density(A, method=of_steps(method, 30), probes=5, generator=seeded())
+    assert density.products == A.products == 150 + (20 if method is KernelPolynomial else 0)
     assert density.status is Status.CONVERGED
     assert bool((density.density >= 0).all())
     step = density.grid[1] - density.grid[0]
@@ -63,9 +68,9 @@ def gaussian_mixture(M, density):
 def test_the_default_bandwidth_is_what_the_steps_resolve():
     """With many probes only the quadrature's own error is left: it is below the peak's 1e-3."""
     M = symmetric(150)
-    density = spectral_density(M, probes=4, steps=40, generator=seeded())
+    density = spectral_density(M, probes=4, method=LanczosDensity(40), generator=seeded())
     exact_rules = spectral_density(
-        M, probes=4, steps=150, bandwidth=density.bandwidth, generator=seeded()
+        M, probes=4, method=LanczosDensity(150, density.bandwidth), generator=seeded()
     )
     t = torch.linspace(-10, 14, 200, dtype=DOUBLE)
     curves = [
@@ -79,7 +84,7 @@ def test_the_default_bandwidth_is_what_the_steps_resolve():
 
 def test_the_band_holds_the_truth():
     M = symmetric(60, 1)
-    density = spectral_density(M, probes=40, steps=60, bandwidth=0.5, generator=seeded())
+    density = spectral_density(M, probes=40, method=LanczosDensity(60, 0.5), generator=seeded())
     low, high = density.interval
     exact = gaussian_mixture(M, density)
     assert float(((low <= exact) & (exact <= high)).double().mean()) > 0.85
@@ -101,7 +106,7 @@ def test_kernel_polynomials_agree_with_lanczos():
 def test_a_target_takes_more_probes():
     M = symmetric(100)
     for method in METHODS:
-        density = spectral_density(M, method=method, steps=30, rtol=0.1, generator=seeded())
+        density = spectral_density(M, method=of_steps(method, 30), rtol=0.1, generator=seeded())
         assert density.status is Status.CONVERGED
         assert density.error <= 0.1
         assert len(density.weights) > 8
@@ -112,16 +117,19 @@ def test_a_target_takes_more_probes():
 
 def test_blocks_change_nothing_but_rounding():
     M = symmetric(60)
-    one, many = (spectral_density(M, block_size=b, steps=20, generator=seeded()) for b in (1, 8))
+    method = LanczosDensity(20)
+    one, many = (
+        spectral_density(M, method=method, block_size=b, generator=seeded()) for b in (1, 8)
+    )
     torch.testing.assert_close(one.density, many.density, rtol=1e-9, atol=1e-12)
-    again = spectral_density(M, block_size=8, steps=20, generator=seeded())
+    again = spectral_density(M, method=method, block_size=8, generator=seeded())
     assert torch.equal(many.nodes, again.nodes)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_float32_trees_and_multiples_of_the_identity(method):
     d = {"a": torch.full((12,), 2.0), "b": torch.full((3, 2), 2.0)}
-    density = spectral_density(diagonal_operator(d), method=method)
+    density = spectral_density(diagonal_operator(d), method=method())
     assert density.moment(1) == pytest.approx(2.0, abs=1e-2)
 
 
@@ -159,7 +167,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(method, rtol, tmp_path):
         return M @ v
 
     A = function_operator(product, 70, symmetric=True, dtype=DOUBLE)
-    asked = {"method": method, "steps": 20, "rtol": rtol, "block_size": 2}
+    asked = {"method": of_steps(method, 20), "rtol": rtol, "block_size": 2}
     path = tmp_path / "run"
     broken = spectral_density(A, **asked, generator=seeded(), checkpoint=path)
     assert broken.status is Status.INTERRUPTED
@@ -171,7 +179,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(method, rtol, tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stopped_run_costs_only_the_rest(method, tmp_path):
     path, counted = tmp_path / "run", CountingOperator(dense_operator(symmetric(60)))
-    asked = {"method": method, "steps": 15, "block_size": 3, "checkpoint": path}
+    asked = {"method": of_steps(method, 15), "block_size": 3, "checkpoint": path}
     stopped = spectral_density(counted, **asked, callback=lambda d: len(d.nodes) >= 6)
     assert stopped.status is Status.STOPPED
     counted.products = 0
@@ -190,15 +198,16 @@ def test_a_stopped_run_costs_only_the_rest(method, tmp_path):
 
 def test_a_checkpoint_of_another_question_is_refused(tmp_path):
     M, path = symmetric(40), tmp_path / "run"
-    spectral_density(M, steps=10, checkpoint=path)
+    ten = LanczosDensity(steps=10)
+    spectral_density(M, method=ten, checkpoint=path)
     with pytest.raises(ArgumentError, match="steps = 12"):
-        spectral_density(M, steps=12, checkpoint=path)
+        spectral_density(M, method=LanczosDensity(steps=12), checkpoint=path)
     with pytest.raises(ArgumentError, match="probes = 9"):
-        spectral_density(M, steps=10, probes=9, checkpoint=path)
+        spectral_density(M, method=ten, probes=9, checkpoint=path)
     with pytest.raises(ArgumentError, match="method = kernel-polynomial"):
-        spectral_density(M, method="kernel-polynomial", steps=10, checkpoint=path)
+        spectral_density(M, method=KernelPolynomial(degree=20), checkpoint=path)
     with pytest.raises(ArgumentError, match="with this operator"):
-        spectral_density(symmetric(40, 1), steps=10, checkpoint=path)
+        spectral_density(symmetric(40, 1), method=ten, checkpoint=path)
     with pytest.raises(ArgumentError, match="call = trace"):
         trace(M, checkpoint=path)
 
@@ -231,8 +240,6 @@ def test_what_cannot_be_is_refused():
         spectral_density(torch.eye(3), probes=0)
     with pytest.raises(ArgumentError, match="method"):
         spectral_density(torch.eye(3), method="histogram")
-    with pytest.raises(ArgumentError, match="bandwidth"):
-        spectral_density(torch.eye(30), method="kernel-polynomial", bandwidth=0.1)
     with pytest.raises(ArgumentError, match="memory budget"):
         spectral_density(torch.eye(30), memory_budget="1kB")
     with pytest.raises(ArgumentError, match="which one probe takes"):
@@ -240,22 +247,60 @@ def test_what_cannot_be_is_refused():
     broken = function_operator(lambda v: v * math.nan, 20, symmetric=True)
     for method in METHODS:
         with pytest.raises(NonFiniteError):
-            spectral_density(broken, method=method)
+            spectral_density(broken, method=method())
 
 
-@pytest.mark.parametrize("wrong", [{"bandwidth": 0.0}, {"bandwidth": float("nan")}, {"points": 1}])
-def test_a_grid_or_a_bandwidth_that_is_none_is_refused(wrong):
-    with pytest.raises(ArgumentError):
-        spectral_density(torch.eye(30), **wrong)
+def test_invalid_options_are_refused_by_the_method_that_has_them():
+    for wrong in (0.0, math.nan):
+        with pytest.raises(ArgumentError, match=r"hesse.LanczosDensity\(.*\n.*bandwidth > 0"):
+            LanczosDensity(bandwidth=wrong)
+    with pytest.raises(ArgumentError, match="degree >= 1"):
+        KernelPolynomial(degree=0)
+    with pytest.raises(ArgumentError, match="points >= 2"):
+        spectral_density(torch.eye(30), points=1)
 
 
-@pytest.mark.parametrize("method", ["lanczos", "kernel-polynomial"])
+def test_kernel_polynomials_of_odd_degree():
+    A = CountingOperator(dense_operator(symmetric(60)))
+    odd, even = (
+        spectral_density(A, method=KernelPolynomial(degree), probes=2, generator=seeded())
+        for degree in (29, 30)
+    )
+    assert odd.products == even.products == 2 * 15 + 20
+    assert odd.bandwidth == pytest.approx(even.bandwidth * 30 / 29)
+    assert odd.moment(1) == pytest.approx(even.moment(1), rel=0.02)
+
+
+def test_the_axis_is_logarithmic_where_outliers_are_few():
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    outliers = torch.cat([torch.full((200,), 1e-3, dtype=DOUBLE), torch.tensor([1.0, 2.0])])
+    for M, scale in ((torch.diag(outliers), "log"), (symmetric(60), "linear")):
+        density = spectral_density(M, generator=seeded())
+        assert density.is_sparse == (scale == "log")
+        assert density.plot().get_yscale() == scale
+        assert density.plot(scale="log").get_yscale() == "log"
+        assert density.plot(scale="linear").get_yscale() == "linear"
+    pyplot.close("all")
+    with pytest.raises(ArgumentError, match="Did you mean 'log'"):
+        density.plot(scale="logg")
+
+
+def test_a_density_prints_on_one_screen():
+    density = spectral_density(symmetric(60), generator=seeded())
+    assert len(repr(density).splitlines()) == 9
+    assert "<table>" in density._repr_html_()
+    assert density["products"] == density.products
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("vectors", [6, 20])
 def test_a_budget_is_kept(method, vectors):
     n = 50_000
     A, budget = diagonal_operator(torch.linspace(0.1, 1, n, dtype=torch.float64)), vectors * n * 8
     with PeakMemory() as memory:
         spectral_density(
-            A, method=method, steps=20, probes=8, block_size=8, memory_budget=budget
-        )  # fmt: skip
+            A, method=of_steps(method, 20), probes=8, block_size=8, memory_budget=budget
+        )
     assert memory.peak <= 1.02 * budget  # signs are drawn in words

@@ -8,6 +8,8 @@ import torch
 
 from hesse import identity_operator
 from hesse.estimators import (
+    KernelPolynomial,
+    LanczosDensity,
     count_eigenvalues,
     diagonal,
     logdet,
@@ -30,6 +32,7 @@ UNKNOWN = function_operator(lambda v: DECAYING * v, N, dtype=DOUBLE, symmetric=T
 LEADING = torch.linspace(0, 1, N, dtype=DOUBLE)
 LEADING[:12] = torch.arange(2.0, 14.0)
 SEPARATED = diagonal_operator(LEADING)
+LANCZOS, POLYNOMIAL = LanczosDensity(steps=20), KernelPolynomial(degree=40)
 B, C = torch.ones(N, dtype=DOUBLE), torch.ones(N, 3, dtype=DOUBLE)
 
 
@@ -44,9 +47,7 @@ def fixed(products, block):
 
 
 def density(method, block, probes):
-    return spectral_density(
-        A, steps=20, probes=probes, block_size=block, method=method, generator=seeded()
-    )
+    return spectral_density(A, probes=probes, block_size=block, method=method, generator=seeded())
 
 
 CASES = {
@@ -66,10 +67,10 @@ CASES = {
     "logdet 4": (lambda: logdet(SHIFTED, **fixed(64, 4)), 4 * 6),
     "logdet grown": (lambda: logdet(SHIFTED, **fixed(64, 1)), 5),
     "count 1": (lambda: count_eigenvalues(SHIFTED, 0.05, 0.2, **fixed(64, 1)), 5),
-    "density lanczos 1": (lambda: density("lanczos", 1, 4), 4),
-    "density lanczos 4": (lambda: density("lanczos", 4, 4), 4 * 5),
-    "density polynomial 2": (lambda: density("kernel-polynomial", 2, 4), 6 * 2),
-    "density polynomial 8": (lambda: density("kernel-polynomial", 8, 16), 6 * 8),
+    "density lanczos 1": (lambda: density(LANCZOS, 1, 4), 4),
+    "density lanczos 4": (lambda: density(LANCZOS, 4, 4), 4 * 5),
+    "density polynomial 2": (lambda: density(POLYNOMIAL, 2, 4), 6 * 2),
+    "density polynomial 8": (lambda: density(POLYNOMIAL, 8, 16), 6 * 8),
     "function": (lambda: matrix_function("sqrt", SHIFTED, B, basis_size=20), 20 + 5 + 2 - 2),
     "functions": (lambda: matrix_function("sqrt", SHIFTED, C, basis_size=20), 3 * 25 + 2 * 3),
     "svds 2": (lambda: svds(SEPARATED, 2, basis_size=20, generator=seeded()), 20 + 1 + 2 + 4),

@@ -8,6 +8,10 @@ import torch
 
 from hesse.errors import ArgumentError, HesseError, Status, check_count
 from hesse.estimators import (
+    KernelPolynomial,
+    LanczosDensity,
+    XDiag,
+    XTrace,
     count_eigenvalues,
     diagonal,
     logdet,
@@ -42,6 +46,7 @@ NOT_COUNTS = [*NOT_NUMBERS, 1.5, 2.0, 0, -1]
 NEGATIVE = [*NOT_NUMBERS, -1.0, -math.inf]
 NOT_POSITIVE = [*NEGATIVE, 0.0]
 NOT_NAMES = ["nonsense", 3, None, True, b"cg", ["cg"], torch.ones(2), np.ones(2)]
+NOT_METHODS = [*NOT_NAMES, LanczosDensity, XTrace, XDiag, object()]
 NOT_FUNCTIONS = ["f", 3, 1.5, [print], torch.ones(2)]
 NOT_GENERATORS = [0, "seed", torch.ones(2), np.random.default_rng(0), [None]]
 NOT_VECTORS = [
@@ -50,7 +55,7 @@ NOT_VECTORS = [
     torch.full((N,), math.nan), torch.full((N,), math.inf), torch.ones(N, device="meta"),
 ]  # fmt: skip
 NOT_OPERATORS = [
-    None, 3, "A", [[1.0]], np.eye(N), torch.ones(N), torch.ones(N, N).int(),
+    None, 3, "A", [[1.0]], np.eye(N, dtype=int), torch.ones(N), torch.ones(N, N).int(),
     torch.ones(N, N, dtype=torch.complex64), torch.ones(2, 2, 2), torch.zeros(0, 0),
 ]  # fmt: skip
 NOT_BUDGETS = ["much", "1 parsec", 0, -1, True, math.nan, math.inf, "1e999", [], torch.ones(2), 7]
@@ -75,7 +80,6 @@ DENSITY = {
     **{name: values for name, values in SAMPLED.items() if name not in ("rtol", "atol")},
     "rtol": NEGATIVE,
     "probes": NOT_COUNTS,
-    "steps": NOT_COUNTS,
     "points": [*NOT_COUNTS, 1],
 }
 FUNCTION = {
@@ -144,8 +148,8 @@ CASES = {
         **EIGEN, **SAVED, "A": NOT_OPERATORS, "basis_size": NOT_COUNTS,
         "memory_budget": NOT_BUDGETS,
     }),
-    "trace": (trace, {"A": HIDDEN}, {**SAMPLED, "method": NOT_NAMES}),
-    "diagonal": (diagonal, {"A": HIDDEN}, {**SAMPLED, "method": NOT_NAMES}),
+    "trace": (trace, {"A": HIDDEN}, {**SAMPLED, "method": [*NOT_METHODS, XDiag()]}),
+    "diagonal": (diagonal, {"A": HIDDEN}, {**SAMPLED, "method": [*NOT_METHODS, XTrace()]}),
     "norm": (norm, {"A": HIDDEN}, {**SAMPLED, "ord": [None, 1, "2", torch.ones(2), [2]]}),
     "norm 2": (norm, {"A": HIDDEN, "ord": 2}, SAMPLED),
     "logdet": (logdet, {"A": HIDDEN}, SAMPLED),
@@ -157,12 +161,13 @@ CASES = {
         name: values for name, values in SAMPLED.items() if name not in ("generator", "callback")
     }),
     "spectral_density": (spectral_density, {"A": HIDDEN, "points": 8}, {
-        **DENSITY, "method": NOT_NAMES, "bandwidth": NOT_POSITIVE,
+        **DENSITY, "method": NOT_METHODS,
     }),
     "kernel polynomials": (
-        spectral_density, {"A": HIDDEN, "points": 8, "method": "kernel-polynomial"},
-        {**DENSITY, "bandwidth": [0.1]},
+        spectral_density, {"A": HIDDEN, "points": 8, "method": "kernel-polynomial"}, DENSITY,
     ),
+    "LanczosDensity": (LanczosDensity, {}, {"steps": NOT_COUNTS, "bandwidth": NOT_POSITIVE}),
+    "KernelPolynomial": (KernelPolynomial, {}, {"degree": NOT_COUNTS}),
     "matrix_function": (matrix_function, {"fun": "sqrt", "A": HIDDEN, "b": b}, {
         **FUNCTION, "A": NOT_OPERATORS, "b": [*NOT_VECTORS, None],
         "fun": [*NOT_NAMES, lambda v: None, lambda v: v[1:], lambda v: v / 0, lambda v: 1.0],
@@ -224,7 +229,9 @@ def test_integers_of_other_libraries_are_integers(three):
     assert solve(HIDDEN, b, max_products=three, replace_every=three).products == 3
     assert sample_normal(HIDDEN, three, basis_size=three).value.shape == (N, 3)
     assert trace(HIDDEN, block_size=three, max_products=three).products == 3
-    density = spectral_density(HIDDEN, probes=three, steps=three, points=three + 5)
+    density = spectral_density(
+        HIDDEN, probes=three, method=LanczosDensity(steps=three), points=three + 5
+    )
     assert density.nodes.shape == (3, 3)
     assert block_jacobi(HIDDEN, three, probes=three).products == 9
     assert nystrom(HIDDEN, three, max_rank=three).products == 3

@@ -23,7 +23,7 @@ from benchmarks.engine import (
     precision,
     recording,
     table,
-    tape,
+    tracer,
 )
 from benchmarks.engine.study import Cell, Settings, Study
 from benchmarks.machine import describe_machine
@@ -33,7 +33,7 @@ STUDIES = {
     "budgets": budgets.STUDY,
     "precision": precision.STUDY,
     "recording": recording.STUDY,
-    "tape": tape.STUDY,
+    "tracer": tracer.STUDY,
     "layer-norm": layer_norm.STUDY,
     "libraries": libraries.STUDY,
     "blocks": blocks.STUDY,

@@ -52,7 +52,8 @@ def job(problem: Problem, exact: Exact) -> Job:
 def _hesse(problem: Problem, seed: int) -> Answer:
     H = hesse.hessian_operator(problem.f, problem.params)
     generator = torch.Generator().manual_seed(seed)
-    density = hesse.spectral_density(H, probes=PROBES, steps=STEPS, generator=generator)
+    method = hesse.LanczosDensity(steps=STEPS)
+    density = hesse.spectral_density(H, method=method, probes=PROBES, generator=generator)
     return Answer(density.moment(1), density.products)
 
 

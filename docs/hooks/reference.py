@@ -1,42 +1,162 @@
 # SPDX-License-Identifier: Apache-2.0
 """Expand `::: hesse.krylov` on a page into the public names of hesse.krylov, one entry each.
 
-A function and the file it lives in often share a name (`hesse.ad.hvp`): the running package means
-the function, a static reader of the files the file. So the names are taken from the running
+A function and the file it lives in often share a name (`hesse.krylov.cg`): the running package
+means the function, a static reader of the files the file. So the names are taken from the running
 package, and each is shown from where it is defined, under the shortest name that imports it.
+
+`[hesse.index]` on a page becomes a table of all public names, a section for each package.
 """
 
 import importlib
+import inspect
+import json
 import re
+from types import ModuleType
 
 import hesse
 
+# Every package that users import from, in the order in which they build on one another.
+PACKAGES = [
+    "hesse.errors",
+    "hesse.vectors",
+    "hesse.operators",
+    "hesse.krylov",
+    "hesse.krylov.preconditioners",
+    "hesse.estimators",
+    "hesse.risk",
+    "hesse.curvature",
+    "hesse.optimize",
+    "hesse.testing",
+]
+# Shown although their names begin with an underscore: arithmetic, indexing, and what a subclass
+# of LinearOperator may define.
+_SPECIAL = "matmul|add|sub|mul|truediv|neg|getitem|call|enter|exit"
+_PROTOCOL = (
+    "matvec|rmatvec|matmat|rmatmat|curvature|inverse|diagonal|plus_diagonal|split_shift|in_space"
+)
+_HIDDEN = rf"^_(?!_({_SPECIAL})__$)"
+_HIDDEN_OF_OPERATOR = rf"^_(?!_({_SPECIAL})__$|({_PROTOCOL})$)"
 
-def on_page_markdown(markdown, **_):
+
+def on_page_markdown(markdown, page, **_):
     """Called by MkDocs with the text of each page."""
-    return re.sub(r"^::: (hesse\.\w+)$", lambda match: _entries(match[1]), markdown, flags=re.M)
+    markdown = re.sub(r"^::: (hesse[.\w]*)$", lambda match: entries(match[1]), markdown, flags=re.M)
+    if "[hesse.index]" in markdown:
+        markdown = markdown.replace("[hesse.index]", index())
+    return markdown
 
 
-def _entries(module_name):
-    module = importlib.import_module(module_name)
-    own = [
+def names_of(package_name):
+    """The public names of a package; of `hesse.errors`, every class of error too."""
+    package = importlib.import_module(package_name)
+    errors = [
         name
-        for name in vars(module)
-        if getattr(vars(module)[name], "__module__", "") == module_name
+        for name, value in vars(package).items()
+        if inspect.isclass(value)
+        and issubclass(value, BaseException)
+        and value.__module__ == package_name
     ]
-    names = getattr(module, "__all__", [name for name in own if not name.startswith("_")])
-    entries = [f"::: {module_name}\n    options:\n      members: false\n"]
-    for name in names:
-        value = getattr(module, name)
-        home = getattr(value, "__module__", "")
-        defined = (
-            f"{home}.{name}" if home.startswith(f"{module_name}.") else f"{module_name}.{name}"
-        )
-        heading = (
-            f"hesse.{name}" if getattr(hesse, name, None) is value else f"{module_name}.{name}"
-        )
-        entries.append(
-            f"::: {defined}\n    options:\n      show_root_heading: true\n"
-            f"      show_root_toc_entry: true\n      heading: {heading}\n      toc_label: {name}\n"
-        )
-    return "\n".join(entries)
+    return list(dict.fromkeys([*package.__all__, *errors]))
+
+
+def title(package_name, name):
+    """The shortest name under which the object is imported, such as `hesse.solve`."""
+    value = getattr(importlib.import_module(package_name), name)
+    return f"hesse.{name}" if getattr(hesse, name, None) is value else f"{package_name}.{name}"
+
+
+def entries(package_name):
+    """The reference of one package, as mkdocstrings reads it."""
+    package = importlib.import_module(package_name)
+    parts = [_entry(package_name, members=False)]
+    for name in names_of(package_name):
+        value = getattr(package, name)
+        options = {
+            "show_root_heading": True,
+            "show_root_toc_entry": True,
+            "heading": title(package_name, name),
+            "toc_label": name,
+        }
+        if inspect.isclass(value):
+            options |= _class_options(value)
+        parts.append(_entry(_home(package_name, name, value), **options))
+        parts.extend(_inherits(value))
+    return "\n".join(parts)
+
+
+def index():
+    """A table of every public name with the first line of its docstring, by package."""
+    lines = []
+    for package_name in PACKAGES:
+        page = package_name.split(".")[1]
+        lines += [f"\n## [{package_name}]({page}.md)\n", "| name | what it is |", "|---|---|"]
+        package = importlib.import_module(package_name)
+        for name in names_of(package_name):
+            value = getattr(package, name)
+            text = summary(value).replace("|", "\\|")
+            target = f"{page}.md#{_home(package_name, name, value)}"
+            lines.append(f"| [`{title(package_name, name)}`]({target}) | {text} |")
+    return "\n".join(lines)
+
+
+def summary(value):
+    """The first line of the docstring of a function, class or module of Hesse, else ""."""
+    home = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
+    text = inspect.getdoc(value) if (home or "").startswith("hesse.") else ""
+    return (text or "").partition("\n")[0]
+
+
+def _entry(path, **options):
+    lines = [f"      {key}: {json.dumps(value)}" for key, value in options.items()]
+    return f"::: {path}\n    options:\n" + "\n".join(lines) + "\n"
+
+
+def _home(package_name, name, value):
+    """The module and name where it is defined."""
+    if isinstance(value, ModuleType):
+        return value.__name__
+    home = getattr(value, "__module__", "") or ""
+    return f"{home}.{name}" if home.startswith("hesse.") else f"{package_name}.{name}"
+
+
+def _class_options(value):
+    """What to show of a class: also what it inherits from a base that no entry shows."""
+    documented = [base for base in _documented() if base is not value]
+    shown = {base for parent in documented if issubclass(value, parent) for base in parent.__mro__}
+    bases = [base for base in value.__mro__[1:] if base.__module__.startswith("hesse.")]
+    hidden = [base for base in bases if base not in shown]
+    unwanted = _HIDDEN_OF_OPERATOR if value is hesse.LinearOperator else _HIDDEN
+    inherited = [
+        name
+        for base in hidden
+        for name in vars(base)
+        if name not in vars(value) and not re.match(unwanted, name)
+    ]
+    return {
+        "inherited_members": list(dict.fromkeys(inherited)),
+        "filters": [f"!{unwanted}"],
+        "show_bases": not bases,
+    }
+
+
+def _inherits(value):
+    """A line on the documented bases of a class."""
+    if not inspect.isclass(value):
+        return []
+    known = _documented()
+    bases = [known[base] for base in value.__mro__[1:] if base in known]
+    links = [f"[`{name}`][{path}]" for name, path in bases]
+    return [f"And everything of {', '.join(links)}.\n"] if links else []
+
+
+def _documented():
+    """Every class that has an entry: its title and its path."""
+    found = {}
+    for package_name in PACKAGES:
+        package = importlib.import_module(package_name)
+        for name in names_of(package_name):
+            value = getattr(package, name)
+            if inspect.isclass(value):
+                found[value] = title(package_name, name), _home(package_name, name, value)
+    return found

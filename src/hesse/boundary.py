@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The boundary between a user's code and the library: where an error learns which call it is of.
+"""The boundary between a user's code and the library: it adds the user's call to an error.
 
-Inner functions raise errors without the name of the call. A public function is marked `@public`,
-which adds it, so that nothing inside carries it along; `warn` makes a warning point to the line of
-the user's code that led to it.
+Inner functions raise errors without the call. A public function is marked `@public`, which adds it,
+so that no inner function carries it along. `warn` makes a warning point to the user's line.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
 from numbers import Number
 from pathlib import Path
+from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
@@ -24,15 +25,18 @@ from hesse.errors import HesseError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parent) + os.sep
 
 
-def public(call: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Mark a function that users call; an error from inside it then says `call`.
+def public(call: str, *, nested: bool = True) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Mark a function that users call; an error raised inside it then says `call`.
 
     Args:
         call: how the call reads, such as "hesse.solve({A}, b, method={method})"; arguments in
             braces are filled in, which is done for an error only.
+        nested: whether the function also names the errors of calls from inside the library. False
+            suits what the library itself uses everywhere, such as `Space.flatten` and `A @ v`:
+            there the public function that the user called names the error.
 
     The innermost public function that an error passes names it.
 
@@ -53,7 +57,7 @@ def public(call: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
             try:
                 return function(*args, **kwargs)
             except HesseError as error:
-                if not error.call:
+                if not error.call and (nested or not _is_ours(sys._getframe(1))):
                     error.call = _filled(call, function, args, kwargs)
                 raise
 
@@ -62,10 +66,33 @@ def public(call: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     return decorate
 
 
+def accepts_call(function: Callable[..., T]) -> Callable[..., T]:
+    """Let a function take `call=`, the name of the call for its errors.
+
+    For callers that are not marked `@public` themselves.
+    """
+
+    @wraps(function)
+    def named(*args: Any, call: str = "", **kwargs: Any) -> T:
+        try:
+            return function(*args, **kwargs)
+        except HesseError as error:
+            error.call = error.call or call
+            raise
+
+    return named
+
+
+def _is_ours(frame: FrameType) -> bool:
+    """Whether this frame runs code of the library."""
+    return frame.f_code.co_filename.startswith(_PACKAGE)
+
+
 def _filled(call: str, function: Callable, args: tuple, kwargs: dict[str, Any]) -> str:
     """The call with its arguments in the place of their names."""
     if "{" not in call:
         return call
+    kwargs.pop("call", None)  # of `accepts_call`
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     return call.format_map({name: _brief(value) for name, value in bound.arguments.items()})
@@ -83,6 +110,6 @@ def _brief(value: Any) -> str:
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line of the code outside of Hesse that led here."""
     depth, frame = 1, sys._getframe()
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame is not None and _is_ours(frame):
         frame, depth = frame.f_back, depth + 1
     warnings.warn(message, category, stacklevel=depth)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`checkpoint=`: the state of a long run in a file; a killed run goes on from it to the same bits.
+"""`checkpoint=`: save the state of a long run; a run that was killed continues to the same bits.
 
-One safetensors file holds the tensors and, as JSON in its header, the numbers. It is written beside
-and put in place by a rename, so that at any moment there is either no file or a whole one. It says
-which question it belongs to, and operators are recognised by a product each: a run never goes on
-with the state of another one. The bits are the same if those of the products are: of a Hessian name
-the `mode`, since "auto" goes by the clock.
+One safetensors file holds the tensors and, as JSON in its header, everything else. It is written
+under another name and renamed, so that at any moment there is either no file or a complete one. Its
+header holds the run key (the arguments that must be the same) and a fingerprint of each operator,
+which costs one product: a run never continues from the state of another one. The bits are the same
+if those of the products are: name the `mode` of a Hessian, since "auto" depends on measured times.
 """
 
 from __future__ import annotations
@@ -26,26 +26,25 @@ from torch import Tensor
 
 from hesse.errors import ArgumentError, Status
 from hesse.operators.algebra import LinearOperator
-from hesse.vectors.inner_products import norm
+from hesse.progress import FilePath, check_path
 
-_SHARE = 20  # saving takes at most 1/20 of the time
-_FORMAT = 3
+_PAUSE = 20  # after a save, the next one waits 20 times as long as that took
+_FORMAT = 4
 
-FilePath = str | os.PathLike | None
-Mark = tuple[float, float, float]
+Fingerprint = tuple[float, float, float]
 
 
 class Checkpoint:
-    """The file of a run, or nothing at all if there is no path.
+    """The file of a run; without a path it does nothing.
 
     A state is an object whose fields (those of a dataclass, or those it names in `saved`) are
     tensors, generators, numbers, texts, statuses, lists of these, and states.
 
     Args:
         path: where; None saves nothing.
-        A: the operator, of which one product is taken to recognise it.
-        **question: what must be the same for a run to go on: texts, numbers, tensors, and further
-            operators, of each of which a product is taken as well.
+        A: the operator; its fingerprint takes one product.
+        **run_key: what must be the same for a run to continue: texts, numbers, tensors, and further
+            operators, each of which is recognised by its fingerprint as well.
 
     >>> import tempfile
     >>> from hesse.operators import diagonal_operator
@@ -62,32 +61,34 @@ class Checkpoint:
     (True, Sum(total=0.3333333333333333))
     """
 
-    def __init__(self, path: FilePath, A: LinearOperator, **question: Any) -> None:
-        _check_path(path)
-        self.path = None if path is None else Path(path)
+    def __init__(self, path: FilePath, A: LinearOperator, **run_key: Any) -> None:
+        self.path = check_path(path)
         self._device = A.device
-        self._due, self._question = 0.0, {}
-        if self.path is not None:
-            operators = {k: v for k, v in question.items() if isinstance(v, LinearOperator)}
-            if not self.path.absolute().parent.is_dir():
-                raise self._another("a file in a folder that exists", str(self.path.parent))
-            self._question = {
-                "format": _FORMAT,
-                "shape": list(A.shape),
-                "dtype": str(A.dtype),
-                **{k: _recognisable(v) for k, v in question.items() if k not in operators},
-            }
-            self._marks = {name: _mark(each) for name, each in {"A": A, **operators}.items()}
+        self._next_save = 0.0
+        if self.path is None:
+            return
+        if not self.path.absolute().parent.is_dir():
+            raise self._error("a file in a folder that exists", str(self.path.parent))
+        operators = {k: v for k, v in run_key.items() if isinstance(v, LinearOperator)}
+        self._run_key = {
+            "format": _FORMAT,
+            "shape": list(A.shape),
+            "dtype": str(A.dtype),
+            **{k: _as_json(v) for k, v in run_key.items() if k not in operators},
+        }
+        self._fingerprints = {
+            name: _fingerprint(each) for name, each in {"A": A, **operators}.items()
+        }
 
     def part(self, name: str) -> Checkpoint:
-        """The file of one part of a run that has several."""
+        """The checkpoint of one stage of a run, in a file of its own."""
         part = copy.copy(self)
         if self.path is not None:
             part.path = self.path.with_name(f"{self.path.name}.{name}")
         return part
 
     def resume(self, state: Any) -> bool:
-        """Set the state to what the file holds; whether there was a file."""
+        """Set the state to that of the file, if there is one; whether there was."""
         if self.path is None or not self.path.exists():
             return False
         try:
@@ -96,96 +97,98 @@ class Checkpoint:
                 # Copies: kernels round differently where memory is aligned differently.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise self._another("a checkpoint of Hesse", str(error)) from error
-        self._check(header)
+            raise self._error("a checkpoint of Hesse", str(error)) from error
+        self._check_same_run(header)
         _restore(state, header["state"], tensors, self._device)
         return True
 
     def save(self, state: Any, *, now: bool = False) -> None:
-        """Write the state: at once, or if saving has not yet had its share of the time."""
+        """Write the state, unless `now` is False and the last save was a short time ago.
+
+        Saving takes at most a twentieth of the time of a run.
+        """
         began = time.monotonic()
-        if self.path is None or (began < self._due and not now):
+        if self.path is None or (began < self._next_save and not now):
             return
         tensors: dict[str, Tensor] = {}
         packed = _pack(state, "state", tensors)
-        header = {"question": self._question, "operators": self._marks, "state": packed}
+        header = {
+            "run_key": self._run_key,
+            "operator_fingerprints": self._fingerprints,
+            "state": packed,
+        }
         part = self.path.with_name(self.path.name + ".part")
         save_file(tensors, part, metadata={"hesse": json.dumps(header)})
         _flush(part)
         os.replace(part, self.path)
         _flush(self.path.parent)
         ended = time.monotonic()
-        self._due = ended + _SHARE * (ended - began)
+        self._next_save = ended + _PAUSE * (ended - began)
 
-    def _check(self, header: Any) -> None:
-        if header is None:
-            raise self._another("a checkpoint of Hesse", "a safetensors file without its header")
-        was = header["question"]
-        names = sorted({*was, *self._question})
-        other = [name for name in names if was.get(name) != self._question.get(name)]
-        if other:
-            raise self._another(
-                ", ".join(f"{name} = {self._question.get(name)}" for name in other),
-                ", ".join(f"{name} = {was.get(name)}" for name in other),
+    def _check_same_run(self, header: Any) -> None:
+        """Raise unless the header of a file is that of a run with this key and these operators."""
+        if header is None or "run_key" not in header:
+            got = "a safetensors file without the header of this version"
+            raise self._error("a checkpoint of this version of Hesse", got)
+        before, key = header["run_key"], self._run_key
+        differing = [name for name in sorted({*before, *key}) if before.get(name) != key.get(name)]
+        if differing:
+            raise self._error(
+                f"the state of a run with {', '.join(f'{k} = {key.get(k)}' for k in differing)}",
+                ", ".join(f"{name} = {before.get(name)}" for name in differing),
             )
-        for name in sorted({*header["operators"], *self._marks}):
-            self._check_mark(name, header["operators"].get(name), self._marks.get(name))
+        prints = header["operator_fingerprints"]
+        for name in sorted({*prints, *self._fingerprints}):
+            self._check_same_operator(name, prints.get(name), self._fingerprints.get(name))
 
-    def _check_mark(self, name: str, was: Mark | None, mark: Mark | None) -> None:
-        """Raise unless both products of an operator agree, or there is no such operator in both."""
-        (size, along, _), (now, along_now, rounding) = (m or (0.0, 0.0, 0.0) for m in (was, mark))
-        offset = max(abs(size - now), abs(along - along_now))
-        if not offset <= rounding * max(size, now):
-            raise self._another(
+    def _check_same_operator(
+        self, name: str, before: Fingerprint | None, now: Fingerprint | None
+    ) -> None:
+        """Raise unless two fingerprints agree up to rounding, or both are None: no operator."""
+        none = (0.0, 0.0, 0.0)
+        (norm, along, _), (norm_now, along_now, rtol) = before or none, now or none
+        difference = max(abs(norm - norm_now), abs(along - along_now))
+        if not difference <= rtol * max(norm, norm_now):
+            raise self._error(
                 f"the state of a run with this operator {name}",
-                f"a product that differs by {offset:.3g}, of a size of {size:.3g}",
+                f"a product that differs by {difference:.3g}, of a norm of {norm:.3g}",
             )
 
-    def _another(self, expected: str, got: str) -> ArgumentError:
+    def _error(self, expected: str, got: str) -> ArgumentError:
         return ArgumentError(
-            f"checkpoint={str(self.path)!r}",
-            expected=expected,
+            expected=f"checkpoint={str(self.path)!r} to be {expected}",
             got=got,
-            remedy="Ask the same of the same operator, or give another path.",
+            remedy="Repeat the call with the same arguments and operator, or give another path.",
         )
 
 
 def generator_for(generator: torch.Generator | None, path: FilePath) -> torch.Generator | None:
-    """The generator; where its state is to be saved and none was given, one of its own."""
-    _check_path(path)
+    """The generator; a new one if its state is to be saved and none was given."""
+    check_path(path)
     if generator is not None or path is None:
         return generator
     return torch.Generator().manual_seed(int(torch.randint(1 << 62, ())))
 
 
-def _check_path(path: FilePath) -> None:
-    if not isinstance(path, FilePath):
-        raise ArgumentError(
-            f"checkpoint={path!r}",
-            expected="the path of a file: a text or a pathlib.Path",
-            got=f"a {type(path).__name__}",
-            remedy="Leave it out for no checkpoint.",
-        )
-
-
-def _mark(A: LinearOperator) -> Mark:
-    """|A z| and z'A z for a fixed z with |z| = 1, and how far they may be off by rounding."""
-    z = torch.cos(torch.arange(1, A.shape[1] + 1, dtype=torch.float64) ** 2)
-    z = (z / norm(z)).to(A.device, A.dtype)
+def _fingerprint(A: LinearOperator) -> Fingerprint:
+    """|A z| and z'A z for a fixed z with |z| = 1, and the rounding error to allow in them."""
+    z = torch.cos(torch.arange(1, A.domain.n + 1, dtype=torch.float64) ** 2)
+    z = (z / z.norm()).to(A.device, A.dtype)
     product = A._matvec(z)
     along = A.domain.inner(z, product) if A.shape[0] == A.shape[1] else 0.0
-    return norm(product), along, torch.finfo(A.dtype).eps ** 0.5
+    return A.codomain.norm(product), along, torch.finfo(A.dtype).eps ** 0.5
 
 
-def _recognisable(value: Any) -> Any:
-    """A value that JSON can hold; a tensor by the hash of its bytes."""
+def _as_json(value: Any) -> Any:
+    """A value that JSON can hold; for a tensor the hash of its bytes."""
     if isinstance(value, Tensor):
         data = value.detach().cpu().contiguous().view(torch.uint8).numpy()
         return hashlib.sha256(data.tobytes()).hexdigest()
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 
-def _names(state: Any) -> list[str]:
+def _fields(state: Any) -> list[str]:
+    """The names of the fields of a state that are saved."""
     if hasattr(type(state), "saved"):
         return list(type(state).saved)
     return [field.name for field in fields(state)]
@@ -196,7 +199,7 @@ def _is_state(value: Any) -> bool:
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """The value as JSON, in which a tensor is a name."""
+    """The value as JSON; a tensor goes into `tensors`, and its name stands for it."""
     if isinstance(value, torch.Generator):
         tensors[name] = value.get_state()
         return {"tensor": name}
@@ -211,14 +214,14 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         return {
             "fields": {
                 field: _pack(getattr(value, field), f"{name}.{field}", tensors)
-                for field in _names(value)
+                for field in _fields(value)
             }
         }
     return value
 
 
 def _restore(state: Any, packed: Any, tensors: dict[str, Tensor], device: torch.device) -> None:
-    """Set the fields of a state in place, those of states in it likewise."""
+    """Set the fields of a state, and of the states in it, in place."""
     for field, value in packed["fields"].items():
         present = getattr(state, field)
         if isinstance(present, torch.Generator):
@@ -226,8 +229,8 @@ def _restore(state: Any, packed: Any, tensors: dict[str, Tensor], device: torch.
         elif _is_state(present):
             _restore(present, value, tensors, device)
         else:
-            home = present.device if isinstance(present, Tensor) else device
-            setattr(state, field, _unpacked(value, tensors, home))
+            target = present.device if isinstance(present, Tensor) else device
+            setattr(state, field, _unpacked(value, tensors, target))
 
 
 def _unpacked(value: Any, tensors: dict[str, Tensor], device: torch.device) -> Any:
@@ -241,7 +244,7 @@ def _unpacked(value: Any, tensors: dict[str, Tensor], device: torch.device) -> A
 
 
 def _flush(path: Path) -> None:
-    """Have what was written on the disk itself before going on."""
+    """Wait until a file or a folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `hesse demo`."""
+"""The command line: `hesse demo`, or `python -m hesse demo`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from hesse.errors import MissingExtraError
 
 EXTRA = {"jinja2", "matplotlib", "rich", "scipy", "sklearn", "threadpoolctl", "typer"}
-"""What the extra hesse[demo] brings, by import name."""
+"""The packages of the extra hesse[demo], by import name."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the command `hesse`."""
+    """Run the command `hesse`."""
     try:
-        application()(arguments)
+        application()(arguments, prog_name="hesse")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA:
             raise
@@ -31,10 +31,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def application():
-    """The typer application; imports what the extra brings."""
+    """The typer application; needs the packages of the extra hesse[demo]."""
     import typer
 
-    app = typer.Typer(add_completion=False, no_args_is_help=True, help="Curvature for PyTorch.")
+    app = typer.Typer(
+        name="hesse", add_completion=False, no_args_is_help=True, help="Curvature for PyTorch."
+    )
 
     def show_version(wanted: bool) -> None:
         if wanted:

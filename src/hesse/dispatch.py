@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watch the operations of torch, below autograd: what a recording and a meter are made of.
+"""Observe the operations of torch below autograd; tracers and memory meters are subclasses.
 
 The only file that uses torch's dispatch modes, which are semi-private; tried on torch 2.13 and
 2.15.
@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Watch(TorchDispatchMode):
-    """Within it, `observe` is told of every operation after it has run."""
+    """A context in which every operation is reported to `observe` after it has run."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # Hesse runs no compiled code within it: nothing to skip, and no import of the compiler,
+        # Hesse runs no compiled code in this context. False also avoids the import of the compiler,
         # which takes a second.
         return False
 
@@ -29,5 +29,5 @@ class Watch(TorchDispatchMode):
         return result
 
     def observe(self, function: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
-        """Take note of result = function(*args, **kwargs)."""
+        """Called after result = function(*args, **kwargs)."""
         raise NotImplementedError

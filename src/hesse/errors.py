@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong, as data: one family of errors, and the status of an iterative result.
+"""Errors, checks of arguments, and the status of an iterative result.
 
-Every error says the call, what was expected, what came, and the remedy. A numerical outcome that is
-not the caller's mistake (an iteration limit, a direction of negative curvature) is no error but a
-`Status`, whose value is a sentence that says what happened and what to do.
+Every error says the call, what was expected, what was given, and the remedy. A numerical outcome
+that is not the caller's mistake (an iteration limit, a direction of negative curvature) is a
+`Status`, not an error; its value says what happened and what to do.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ __all__ = ["HesseError", "Status"]
 class HesseError(Exception):
     r"""Base of every error that Hesse raises: `except hesse.HesseError` catches them all.
 
-    `call` is added where the error leaves the library, see `hesse.boundary`.
+    Attributes:
+        call: the call that the user made. `hesse.boundary.public` adds it; inside the library
+            errors are raised without it.
+        expected: what the argument should have been.
+        got: what it was.
+        remedy: what to do.
 
     >>> str(HesseError("hesse.f(x)", expected="a", got="b", remedy="Give a."))
     'hesse.f(x)\n  expected: a\n  got:      b\n  remedy:   Give a.'
@@ -92,13 +97,18 @@ class MissingExtraError(HesseError, ImportError):
 
 
 class FallbackWarning(UserWarning):
-    """Said once when a requested or preferred way failed and another one was taken."""
+    """A requested or preferred method failed and another one is used; given once."""
 
 
 def check_choice(name: str, value: str, choices: Sequence[str], call: str = "") -> None:
-    """Raise unless the argument of that name has one of these values, of which the first is usual.
+    """Raise unless the argument `name` has one of these values; the first is the default.
 
-    >>> check_choice("mode", "auto", ["auto", "fast"], "f(x, mode)")
+    >>> check_choice("mode", "auto", ["auto", "fast"])
+    >>> check_choice("mode", "fats", ["auto", "fast"])
+    Traceback (most recent call last):
+    hesse.errors.ArgumentError: expected: mode to be one of 'auto', 'fast'
+      got:      'fats'
+      remedy:   Did you mean 'fast'?
     """
     if not isinstance(value, str) or value not in choices:
         raise ArgumentError(
@@ -110,25 +120,25 @@ def check_choice(name: str, value: str, choices: Sequence[str], call: str = "") 
 
 
 def _nearest(value: Any, choices: Sequence[str]) -> str | None:
-    """The remedy for a misspelt choice."""
+    """The remedy that names the choice most like the value, if one is similar."""
     close = difflib.get_close_matches(value, choices, 1) if isinstance(value, str) else []
     return f"Did you mean {close[0]!r}?" if close else None
 
 
 def check_count(name: str, value: Any, least: int, call: str = "") -> int:
-    """The argument of that name as an int; raises unless it is an integer, and so large at least.
+    """The argument `name` as an int; raises unless it is an integer of at least `least`.
 
     Integers of NumPy and PyTorch are integers; 2.0, "2" and True are not.
 
-    >>> check_count("k", 3, 1, "f(x, k)")
+    >>> check_count("k", 3, 1)
     3
     """
-    is_truth = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
+    is_bool = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
     try:
         count = operator.index(value)
     except TypeError:
         count = least - 1
-    if count >= least and not is_truth:
+    if count >= least and not is_bool:
         return count
     raise ArgumentError(
         call,
@@ -138,30 +148,30 @@ def check_count(name: str, value: Any, least: int, call: str = "") -> int:
     )
 
 
-def check_tolerances(call: str, **tolerances: float) -> None:
+def check_tolerances(call: str = "", **tolerances: float) -> None:
     """Raise unless each of these named numbers is at least 0.
 
-    >>> check_tolerances("f(x, rtol)", rtol=1e-3, atol=0.0)
+    >>> check_tolerances(rtol=1e-3, atol=0.0)
     """
     for name, value in tolerances.items():
         if not (is_number(value) and value >= 0.0):
-            raise _no_number(call, f"{name} >= 0", value)
+            raise _not_a_number(call, f"{name} >= 0", value)
 
 
-def check_positive(call: str, **numbers: float) -> None:
+def check_positive(call: str = "", **numbers: float) -> None:
     """Raise unless each of these named numbers is above 0.
 
-    >>> check_positive("f(x, radius)", radius=2.0)
+    >>> check_positive(radius=2.0)
     """
     for name, value in numbers.items():
         if not (is_number(value) and value > 0.0):
-            raise _no_number(call, f"{name} > 0", value)
+            raise _not_a_number(call, f"{name} > 0", value)
 
 
-def check_callable(call: str, **functions: Any) -> None:
+def check_callable(call: str = "", **functions: Any) -> None:
     """Raise unless each of these named arguments, if given, can be called.
 
-    >>> check_callable("f(x, callback)", callback=print)
+    >>> check_callable(callback=print)
     """
     for name, value in functions.items():
         if value is not None and not callable(value):
@@ -169,28 +179,30 @@ def check_callable(call: str, **functions: Any) -> None:
                 call,
                 expected=f"{name} to be a function",
                 got=repr(value),
-                remedy="Leave it out for none.",
+                remedy="Give a function, or leave it out.",
             )
 
 
-def check_not_empty(call: str, shape: tuple[int, int]) -> None:
+def check_not_empty(shape: tuple[int, int] | str, call: tuple[int, int] | str = "") -> None:
     """Raise unless an operator of this shape has rows and columns.
 
-    >>> check_not_empty("f(A)", (1, 2))
+    >>> check_not_empty((1, 2))
     """
-    if 0 in shape:
+    if isinstance(shape, str):  # some callers still give the call first
+        shape, call = call, shape
+    if 0 in tuple(shape):
         raise ShapeError(
-            call,
+            str(call),
             expected="an operator with at least one row and one column",
             got=f"shape {shape}",
-            remedy="Leave out what is empty.",
+            remedy="Leave out the empty operator.",
         )
 
 
-def check_flags(call: str, **flags: bool) -> None:
+def check_flags(call: str = "", **flags: bool) -> None:
     """Raise unless each of these named arguments is True or False.
 
-    >>> check_flags("f(x, progress)", progress=True)
+    >>> check_flags(progress=True)
     """
     for name, value in flags.items():
         if not isinstance(value, bool):
@@ -203,7 +215,7 @@ def check_flags(call: str, **flags: bool) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether this is a real number of Python or NumPy, and not a truth value.
+    """Whether this is a real number of Python or NumPy; a bool is not.
 
     >>> is_number(1.5), is_number("1.5"), is_number(True)
     (True, False, False)
@@ -211,7 +223,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _no_number(call: str, expected: str, value: Any) -> ArgumentError:
+def _not_a_number(call: str, expected: str, value: Any) -> ArgumentError:
     return ArgumentError(
         call,
         expected=f"a number, {expected}",
@@ -221,7 +233,7 @@ def _no_number(call: str, expected: str, value: Any) -> ArgumentError:
 
 
 class Status(Enum):
-    """How an iteration ended; the value is the sentence to show a person.
+    """How an iteration ended; the value is the sentence to show to the user.
 
     >>> Status.CONVERGED.value
     'Converged: the recomputed residual (of a minimisation, the gradient) meets the tolerance.'

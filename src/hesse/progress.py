@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A long computation as a person sees it: a bar, a callback that may stop it, limits, Ctrl-C."""
+"""`Run`: the arguments that all long computations share, and how they stop one."""
 
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -26,9 +28,12 @@ from hesse.errors import (
 Callback = Callable[[Any], Any]
 """Called with the state after every iteration; a true result stops the iteration."""
 
+FilePath = str | os.PathLike | None
+"""Where to save the state of a run; None saves nothing."""
+
 
 class State(Protocol):
-    """What a `Run` looks at after every step."""
+    """What a `Run` reads after every step."""
 
     @property
     def products(self) -> int:
@@ -37,16 +42,25 @@ class State(Protocol):
 
 
 class Run:
-    """The limits of a long computation and what is shown of it.
+    """The limits of a long computation, and how its progress is shown.
 
-    As a context it turns Ctrl-C into a status: the block is left, and `status` is INTERRUPTED.
+    All long computations of the library take the arguments `max_products` to `checkpoint`; they are
+    documented here. A computation that is stopped returns its best result so far, whose status says
+    what stopped it. Used as a context, a run turns Ctrl-C into the status INTERRUPTED.
 
     Args:
-        title: what the bar is called.
-        max_products, max_seconds: the limits; None for none.
-        callback: called with the state after every step; a true result stops.
-        progress: show a bar of the products.
-        total: the products at which the bar is full, if not `max_products`.
+        title: the title of the progress bar.
+        max_products: largest number of products with the operator, at least 1; None for no limit.
+        max_seconds: the iteration stops after the first step that ends later than this many
+            seconds; None for no limit.
+        callback: called with the state after every step; a true result stops the computation.
+        progress: show a progress bar that counts products.
+        checkpoint: path of a file to which the state is saved at intervals, and from which a run
+            that was killed continues (see `hesse.checkpoint`); None saves nothing.
+        total: the number of products at which the bar is full, if not `max_products`.
+
+    Raises:
+        ArgumentError: an argument is not of these kinds.
 
     >>> from types import SimpleNamespace
     >>> with Run("count", max_products=3) as run:
@@ -65,28 +79,28 @@ class Run:
         max_seconds: float | None = None,
         callback: Callback | None = None,
         progress: bool = False,
+        checkpoint: FilePath = None,
         total: int | None = None,
     ) -> None:
         self.status = Status.UNFINISHED
-        self.before = 0  # products of earlier parts of the same computation
+        self.before = 0  # products of earlier stages of the same computation
         self.reserved = 0  # products that are kept for the end, after the iteration
         self.max_products: float = math.inf
-        call = f"{title}(max_products={max_products!r}, max_seconds={max_seconds!r})"
         if max_products is not None:
-            self.max_products = check_count("max_products", max_products, 1, call)
+            self.max_products = check_count("max_products", max_products, 1)
         self.max_seconds = math.inf if max_seconds is None else max_seconds
-        check_positive(call, max_seconds=self.max_seconds)
-        check_callable(call, callback=callback)
-        check_flags(call, progress=progress)
-        self._callback, self._enabled, self._title = callback, progress, title
+        check_positive(max_seconds=self.max_seconds)
+        check_callable(callback=callback)
+        check_flags(progress=progress)
+        self.checkpoint = check_path(checkpoint)
+        self.title = title
+        self._callback, self._enabled = callback, progress
         self._total = max_products if total is None else total
         self._began = time.monotonic()
         self._bar: tqdm | None = None
 
     def __enter__(self) -> Run:
-        self._bar = tqdm(
-            total=self._total, desc=self._title, disable=not self._enabled, leave=False
-        )
+        self._bar = tqdm(total=self._total, desc=self.title, disable=not self._enabled, leave=False)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> bool:
@@ -98,43 +112,53 @@ class Run:
         return True
 
     def left(self, taken: int = 0) -> float:
-        """How many products remain when this part of the computation has taken so many."""
+        """How many products remain after `taken` in this stage of the computation."""
         return self.max_products - self.before - taken
 
-    def require(self, count: int, call: str, what: str) -> None:
-        """Raise unless so many products remain; `what` says who takes them."""
+    def require(self, count: int, *what: str) -> None:
+        """Raise unless `count` products remain; `what`, the last argument, says for what."""
         if self.left() < count:
             raise ArgumentError(
-                call,
-                expected=f"max_products >= {self.before + count}, which {what}",
+                expected=f"max_products >= {self.before + count}, which {what[-1]}",
                 got=str(self.max_products),
                 remedy="Raise it, or leave it out.",
             )
 
     def allows(self, state: State, count: int = 1) -> bool:
-        """Whether so many products more leave what is reserved; if not, `status` says so."""
+        """Whether `count` more products are within the limit; if not, sets `status`."""
         enough = count + self.reserved <= self.left(state.products)
         if not enough:
             self.status = Status.MAX_PRODUCTS
         return enough
 
     def goes_on(self, state: State) -> bool:
-        """Whether to take another step; if not, `status` says why. Does not call the callback."""
+        """Whether to take another step; if not, `status` says why. The callback is not called."""
         self.show(state)
         if self.allows(state) and time.monotonic() - self._began >= self.max_seconds:
             self.status = Status.MAX_SECONDS
         return self.status is Status.UNFINISHED
 
     def after_step(self, state: State) -> bool:
-        """As `goes_on`, and the callback is asked first."""
+        """As `goes_on`, after calling the callback, which may stop the run."""
         if asks_to_stop(self._callback, state):
             self.status = Status.STOPPED
         return self.goes_on(state) if self.status is Status.UNFINISHED else False
 
     def show(self, state: State) -> None:
-        """Bring the bar up to date."""
+        """Update the bar."""
         if self._bar is not None:
             self._bar.update(self.before + state.products - self._bar.n)
+
+
+def check_path(path: FilePath) -> Path | None:
+    """The path of a checkpoint; raises unless it is the path of a file or None."""
+    if isinstance(path, FilePath):
+        return None if path is None else Path(path)
+    raise ArgumentError(
+        expected="checkpoint to be the path of a file: a str or a pathlib.Path",
+        got=f"a {type(path).__name__}",
+        remedy="Leave it out for no checkpoint.",
+    )
 
 
 @contextmanager
@@ -145,16 +169,16 @@ def progress_bar(enabled: bool, title: str, total: int | None = None) -> Iterato
 
 
 def asks_to_stop(callback: Callback | None, state: Any) -> bool:
-    """Whether the callback, if there is one, wants the iteration to end."""
+    """Whether there is a callback and it asks for the end of the iteration."""
     return callback is not None and bool(callback(state))
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of the block, which changes in place what belongs together."""
+    """Delay Ctrl-C to the end of the block, so that an update in place is never left half done."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield  # others are not interrupted, or nothing is
+        yield  # only the main thread is interrupted, and only if there is a handler
         return
     caught: list[tuple[int, FrameType | None]] = []
     signal.signal(signal.SIGINT, lambda number, frame: caught.append((number, frame)))

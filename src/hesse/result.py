@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Result`: what a long computation returns, by attribute or by name, printed on one screen."""
+"""`Result`: the base of all results, which print on one screen and index as SciPy's do."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _WIDTH = 88
 class Result:
     """A dataclass or named tuple of results.
 
-    Its fields are attributes, and entries as of SciPy's results. `repr` shows a line a field, where
-    long tensors and histories are summarised; a notebook shows a table.
+    A field is an attribute, `r.x`, and an entry, `r["x"]`. `repr` shows one line for each field, in
+    which long tensors and histories are summarised; a notebook shows a table.
 
     >>> from dataclasses import dataclass
     >>> @dataclass(repr=False)
@@ -36,9 +36,9 @@ class Result:
     """
 
     def __getitem__(self, name: Any) -> Any:
-        """A field by its name; of a tuple, by its position too."""
+        """A field by its name, or by its position in a named tuple."""
         if isinstance(name, str):
-            if name in self.keys():  # noqa: SIM118
+            if name in self.keys():
                 return getattr(self, name)
             raise KeyError(name)
         return super().__getitem__(name)  # pyright: ignore[reportAttributeAccessIssue]
@@ -61,7 +61,7 @@ class Result:
         return f"<table><caption>{type(self).__name__}</caption>{''.join(rows)}</table>"
 
     def _rows(self) -> list[tuple[str, str]]:
-        values = [(name, getattr(self, name)) for name in self.keys()]  # noqa: SIM118
+        values = [(name, getattr(self, name)) for name in self.keys()]
         return [(name, summary(value)) for name, value in values if value is not None]
 
 

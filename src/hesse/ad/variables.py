@@ -143,8 +143,8 @@ def tracked(leaves: Leaves) -> list[Tensor]:
     return [detached(leaf).requires_grad_() for leaf in leaves]
 
 
-def check_scalar(value: Any, call: str) -> Tensor:
-    """`value` itself if it is a real scalar tensor."""
+def check_scalar(value: Any, call: str, what: str = "f(x)") -> Tensor:
+    """`value` itself if it is a real scalar tensor; `what` names it in an error."""
     if isinstance(value, Tensor) and value.ndim == 0 and value.dtype.is_floating_point:
         return value
     got = (
@@ -154,7 +154,7 @@ def check_scalar(value: Any, call: str) -> Tensor:
     )
     raise FunctionError(
         call,
-        expected="f(x) to be a scalar: a floating-point tensor of shape ()",
+        expected=f"{what} to be a scalar: a floating-point tensor of shape ()",
         got=got,
         remedy="Reduce it, with .sum() or .mean() (a loss: reduction='mean'), and return the "
         "tensor itself rather than .item() or a tuple.",

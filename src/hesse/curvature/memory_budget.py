@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import torch
 
 from hesse.ad.summands import has_one_term
-from hesse.data.batches import Batches, examples, pieces
+from hesse.data.batches import Batches
+from hesse.data.slicing import num_examples, slice_batch
 from hesse.engine.options import Request
 from hesse.engine.recently_used import RecentlyUsed
 from hesse.errors import ArgumentError, DerivativeError, FallbackWarning, HesseError
@@ -48,7 +49,7 @@ def layout(f: Any, make: Make, request: Request, budget: int, call: str) -> Layo
 
 
 def _layout(f: Any, make: Make, request: Request, budget: int, call: str) -> Layout:
-    size = examples(f.data.first) if isinstance(f, Risk) else None
+    size = num_examples(f.data.first) if isinstance(f, Risk) else None
     if size is None or size < 8 or not _can_be_cut(f, make, request, size):
         need = measure(make, _apart(f), request)
         if need.first > budget:
@@ -194,7 +195,7 @@ def _head(risk: Risk, count: int, size: int) -> Risk:
     """The risk of two batches of `count` examples: the second is what a first check is made on."""
     data: Batches = risk.data
     ends = sorted({0, count, min(2 * count, size), size})
-    first, second, *_ = pieces(data.first, ends, data.weigh)
+    first, second, *_ = slice_batch(data.first, ends, data.weigh)
     return _apart(risk.unchecked_on([(part.inputs, part.targets) for part in (first, second)]))
 
 

@@ -15,7 +15,7 @@ from hesse.ad.gauss_newton import GaussNewtonKind, Model
 from hesse.ad.summands import Term, check_at
 from hesse.ad.variables import Leaves, Variables
 from hesse.curvature.memory_budget import layout
-from hesse.data.batches import Batch, fingerprint
+from hesse.data.batches import Batch, flatten_batch
 from hesse.engine.fallback import ONE_SHOT, HessianAt, HessianMode
 from hesse.engine.options import Request
 from hesse.engine.plan import Plan
@@ -79,7 +79,7 @@ class HessianOperator(LinearOperator):
         self.domain.leaves(x, call=f"{self}.at(x)", what="x")
         return HessianOperator(self._f, x, self.domain, self._request, self._preparations)
 
-    def expect(self, products: int) -> None:
+    def announce(self, products: int) -> None:
         self._at.expect(products)
 
     def __reduce__(self):  # what is prepared is prepared again where it is wanted
@@ -145,7 +145,7 @@ def hessian_operator(
     """
     call = "hesse.hessian_operator(f, x)"
     check_choice("mode", mode, ["auto", *PREPARED, *ONE_SHOT], call)
-    check_precision(precision, mode, call)
+    check_precision(precision, mode)
     space = Space.of(x, call=call)
 
     def make(f: Any, request: Request) -> HessianOperator:
@@ -225,7 +225,7 @@ class GaussNewtonOperator(LinearOperator):
         self.domain.leaves(params, call=f"{self}.at(params)", what="params")
         return GaussNewtonOperator(self.risk, params, self.domain, self._request)
 
-    def expect(self, products: int) -> None:
+    def announce(self, products: int) -> None:
         self._at.expect(products)
 
     def __reduce__(self):  # what is prepared is prepared again where it is wanted
@@ -264,7 +264,7 @@ def _models(risk: Risk, variables: Variables) -> Iterator[Term]:
     """(outputs, loss) of every batch, as functions of the varying leaves and of the outputs."""
     for coefficient, batch in risk.batches():
         batch = batch.to(variables.space.device)
-        data, key = fingerprint(batch)
+        data, key = flatten_batch(batch)
         yield Term(coefficient, _model(risk, variables, batch), data, key)
 
 
@@ -293,7 +293,7 @@ def ggn_operator(
 
     Args:
         risk: a `Risk`; the model's outputs must be what the loss is curved in (logits,
-        predictions).
+            predictions).
         params: the point, `risk.params` or another tree of the same names; it is copied.
         mode, memory_budget, precision: as in `hessian_operator`; there are no one-shot modes.
 
@@ -315,7 +315,7 @@ def ggn_operator(
     call = "hesse.ggn_operator(risk, params)"
     risk = _risk(risk, call)
     check_choice("mode", mode, ["auto", *PREPARED], call)
-    check_precision(precision, mode, call)
+    check_precision(precision, mode)
     space = Space.of(params, call=call, what="params")
 
     def make(risk: Risk, request: Request) -> GaussNewtonOperator:

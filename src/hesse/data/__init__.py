@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data: batches and their weights, and whether every sweep over them sees the same."""
+"""Data: batches, their weights and slices, and checks that every sweep gives the same data."""

@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import dataclass
 
 from hesse.engine.preparation import Preparation
-from hesse.tracing.backends import onednn
 
 
 @dataclass(frozen=True)
@@ -61,13 +60,13 @@ def plan_of(rung: str, preparations: list[Preparation], failures: list[str]) -> 
         return Plan(rung, _why_not_split(rung, preparations), notes=notes)
     chief = max(split, key=lambda p: p.points)
     assert chief.split is not None
-    product = chief.split.directions["product"]
-    if any(onednn.takes(op, product.metas) for op in product.ops):
+    product = chief.split.tangents["product"]
+    if product.uses_onednn:
         notes = (*notes, "large matrix products by oneDNN, which is faster here than torch's own")
     return Plan(
         rung,
         "recorded once, for every point and all data of this shape",
-        point_operations=len(chief.split.point_and_gradient),
+        point_operations=len(chief.split.primal_and_gradient),
         direction_operations=len(product),
         residual_bytes=chief.split.residual_bytes,
         flops=product.flops(),

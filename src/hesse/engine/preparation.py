@@ -28,7 +28,7 @@ from hesse.engine.options import Request
 from hesse.engine.trace_product import Recording
 from hesse.errors import FallbackWarning
 from hesse.tracing.backends.inductor import seconds_to_compile
-from hesse.tracing.partition import Split
+from hesse.tracing.partition import Partition
 from hesse.tracing.program import Program
 from hesse.tracing.vmap import directions_at_once
 
@@ -61,7 +61,7 @@ class Preparation:
     """The programs for one shape of parameters and data, and what is known of their cost."""
 
     request: Request
-    split: Split | None = None
+    split: Partition | None = None
     given_up: str | None = None
     notes: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -120,7 +120,7 @@ class Preparation:
             return False
         if self.request.mode != "auto":
             return self.request.mode == "compiled-split"
-        needed = seconds_to_compile(self.split.directions["product"])
+        needed = seconds_to_compile(self.split.tangents["product"])
         return self.in_all >= _PATIENCE * needed
 
     @property
@@ -138,7 +138,7 @@ class Preparation:
     @property
     def directions_at_once(self) -> int:
         """How many directions had better be taken together."""
-        return 1 if self.split is None else directions_at_once(self.split.directions["product"])
+        return 1 if self.split is None else directions_at_once(self.split.tangents["product"])
 
     def look_at(self, graph: Retained, nbytes: int) -> None:
         """See what f is made of, and of how many bytes a vector."""

@@ -18,7 +18,7 @@ from hesse.engine.options import Request
 from hesse.engine.plan import Plan, plan_of
 from hesse.engine.preparation import Preparation
 from hesse.engine.term_at import TermAt
-from hesse.tracing.partition import Split
+from hesse.tracing.partition import Partition
 from hesse.vectors.rows import empty_rows
 
 PreparedMode = Literal["auto", "compiled-split", "traced-split", "retained-graph"]
@@ -59,7 +59,7 @@ class Prepared:
         self._kept: dict[int, tuple[float, TermAt]] = {}
         self._count: int | None = None
         self._own: dict[int, Preparation] = {}
-        self._trusted: dict[int, tuple[Split, Witness]] = {}
+        self._trusted: dict[int, tuple[Partition, Witness]] = {}
         self._met: dict[int, Preparation] = {}
         self._hint = 0
         self.last: TermAt | None = None

@@ -20,7 +20,7 @@ from hesse.engine.trace_product import record_programs, taken
 from hesse.errors import DerivativeError, HesseError
 from hesse.tracing.backends.inductor import can_compile, compile_program
 from hesse.tracing.graph import UntraceableError
-from hesse.tracing.partition import Split
+from hesse.tracing.partition import Partition
 from hesse.tracing.precision import units
 from hesse.tracing.program import run
 from hesse.tracing.vmap import batched
@@ -42,7 +42,7 @@ class TermAt:
         variables: Variables,
         data: Sequence[Tensor],
         preparation: Preparation,
-        trusted: Split | None = None,
+        trusted: Partition | None = None,
         *,
         alone: bool = True,
     ) -> None:
@@ -55,7 +55,7 @@ class TermAt:
         self._gradient: list[Tensor] | None = None
         self._residuals: list[Tensor] | None = None
         # Whose residuals they are: another point may meanwhile have had the programs recorded anew.
-        self._split: Split | None = None
+        self._split: Partition | None = None
         self._versions = versions(self._data)
         self._alone, self._products = alone, 0
         self.makes_products = False
@@ -133,7 +133,7 @@ class TermAt:
         if self.preparation.pays:
             self._value, self._graph = self.graph.value, None
 
-    def _hold(self, residuals: list[Tensor], split: Split) -> None:
+    def _hold(self, residuals: list[Tensor], split: Partition) -> None:
         self._residuals, self._split = residuals, split
         self._versions = self._versions_now()
 
@@ -151,7 +151,7 @@ class TermAt:
     def _by_program(self, quantity: str, tensors: list[Tensor]) -> Tensor:
         preparation = self.preparation
         assert self._split is not None
-        program, start = self._split.directions[quantity], time.perf_counter()
+        program, start = self._split.tangents[quantity], time.perf_counter()
         self.makes_products = program.makes_outputs
         current = self._split is preparation.split
         self._products += 1
@@ -177,7 +177,7 @@ class TermAt:
         """Compile the program of the product; keep it if it is right and, under "auto", faster."""
         preparation = self.preparation
         assert preparation.split is not None
-        program = preparation.split.directions["product"]
+        program = preparation.split.tangents["product"]
         try:
             if not can_compile(tensors[0].device):
                 raise RuntimeError("there is no C++ compiler on this machine")
@@ -227,7 +227,7 @@ class TermAt:
     def _record_block(self, block: Tensor) -> None:
         preparation, residuals = self.preparation, self._residuals
         assert preparation.split is not None and residuals is not None
-        single = preparation.split.directions["product"]
+        single = preparation.split.tangents["product"]
         with torch.no_grad():
             program = batched(single, residuals, block)
         k = len(block)
@@ -268,11 +268,11 @@ class TermAt:
             return
         trusted = self.trusted is split
         if trusted and not with_gradient:
-            self._hold(run(split.point, [*self._x, *self._data]), split)
+            self._hold(run(split.primal, [*self._x, *self._data]), split)
             return
         value = None if trusted else self.value
         try:
-            results = run(split.point_and_gradient, [*self._x, *self._data])
+            results = run(split.primal_and_gradient, [*self._x, *self._data])
         except RuntimeError as error:  # a guard, or a shape that has changed
             preparation.distrust(str(error).strip().splitlines()[0])
             return
@@ -309,9 +309,9 @@ class TermAt:
         retained, directions = self._kind.retain(self._function, self._x), self._variables.split(v)
         theirs = taken(retained, "product", self._variables, directions)
         del retained
-        self._residuals = run(split.point, [*self._x, *self._data])
+        self._residuals = run(split.primal, [*self._x, *self._data])
         with units(preparation.request.precision):
-            ours = run(split.directions["product"], [*self._residuals, v])
+            ours = run(split.tangents["product"], [*self._residuals, v])
         preparation.verified += 1
         if not agree(ours, [theirs], preparation.eps):
             self._gradient = self._split = self._residuals = None
@@ -341,7 +341,7 @@ class TermAt:
         self._gradient = new.gradient if self._alone else None
         self.trusted = new.split
         self._products += 1
-        self.makes_products = new.split.directions["product"].makes_outputs
+        self.makes_products = new.split.tangents["product"].makes_outputs
         return new.product
 
 

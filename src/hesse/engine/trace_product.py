@@ -15,10 +15,10 @@ from hesse.ad.generators import generator_states, same_states
 from hesse.ad.variables import Leaves, Variables, number
 from hesse.engine.closeness import agree, difference
 from hesse.engine.options import Request
-from hesse.tracing.functionalize import record, recorded_again
-from hesse.tracing.graph import Trace, UntraceableError
-from hesse.tracing.partition import Split, split
-from hesse.tracing.passes.join_slices import join_pieces
+from hesse.tracing.functionalize import retrace, trace
+from hesse.tracing.graph import Graph, UntraceableError
+from hesse.tracing.partition import Partition, Tangent, partition
+from hesse.tracing.passes.join_slices import join_slices
 from hesse.tracing.passes.simplify import simplify
 from hesse.tracing.passes.weight_gradients import rewrite_weight_gradients
 from hesse.tracing.precision import has_units, units
@@ -29,7 +29,7 @@ from hesse.tracing.program import run
 class Recording:
     """The programs, and what they gave at the point at which they were recorded."""
 
-    split: Split
+    split: Partition
     value: Tensor
     gradient: list[Tensor] | None
     """Unless memory counts for more."""
@@ -58,27 +58,27 @@ def record_programs(
     """Record the product in the direction v, a flat vector, split it, and run the programs.
 
     Raises:
-        UntraceableError: they do not repeat what was recorded; as `record`.
+        UntraceableError: they do not repeat what was recorded; as `trace`.
     """
     x = list(variables.x)
     seen, before = _Seen(kind, function, variables, v), generator_states()
     inputs = [*x, *data, v]
-    trace = simplify(record(seen.everything, inputs))
-    rewritten = rewrite_weight_gradients(trace)
+    graph = simplify(trace(seen.everything, inputs))
+    rewritten = rewrite_weight_gradients(graph)
     if rewritten is not None:
-        trace = simplify(recorded_again(rewritten, inputs))
-    trace = join_pieces(trace)
+        graph = simplify(retrace(rewritten, inputs))
+    graph = join_slices(graph)
     if not same_states(before, generator_states()):
         raise UntraceableError("the function draws random numbers outside of torch")
     reduced = has_units(request.precision, x[0].device)
-    programs = _split(trace, len(x), kind.quantities, request, bfloat16=reduced)
-    value, *rest = run(programs.point_and_gradient, [*x, *data])
+    programs = _split(graph, len(x), kind.quantities, request, bfloat16=reduced)
+    value, *rest = run(programs.primal_and_gradient, [*x, *data])
     value_error = difference([value], [seen.value])
     gradient = None if request.is_thrifty else rest[: len(x)]
     residuals = rest[len(x) :]
     del rest
     eps, expected = (
-        max(trace.eps, torch.finfo(torch.bfloat16).eps if reduced else 0.0),
+        max(graph.eps, torch.finfo(torch.bfloat16).eps if reduced else 0.0),
         seen.product,
     )
     error = None
@@ -86,7 +86,7 @@ def record_programs(
     # been overwritten.
     for _ in range(2):
         with units(request.precision):
-            product = run(programs.directions["product"], [*residuals, v])
+            product = run(programs.tangents["product"], [*residuals, v])
         if not agree(product, expected, eps):
             raise UntraceableError("the program does not repeat the product that was recorded")
         if reduced and error is None:
@@ -94,7 +94,7 @@ def record_programs(
         seen.product = expected = product
         del product
     return Recording(
-        *(programs, number(value), gradient, residuals, expected[0], eps, trace.eps, value_error),
+        *(programs, number(value), gradient, residuals, expected[0], eps, graph.eps, value_error),
         *(error, seen.recomputes),
     )
 
@@ -129,15 +129,13 @@ def taken(graph: Retained, quantity: str, variables: Variables, directions: Leav
 
 
 def _split(
-    trace: Trace, n: int, quantities: Sequence[str], request: Request, *, bfloat16: bool
-) -> Split:
-    outputs = trace.outputs[1 + n :]
-    products = {name: [number] for name, number in zip(quantities, outputs, strict=True)}
-    return split(
-        trace,
-        trace.inputs[-1:],
-        trace.outputs[: 1 + n],
-        products,
+    graph: Graph, n: int, quantities: Sequence[str], request: Request, *, bfloat16: bool
+) -> Partition:
+    outputs = zip(quantities, graph.outputs[1 + n :], strict=True)
+    return partition(
+        graph,
+        graph.outputs[: 1 + n],
+        {name: Tangent(graph.inputs[-1:], [number]) for name, number in outputs},
         bfloat16=bfloat16 and request.precision == "medium",
-        thrifty=request.is_thrifty,
+        low_memory=request.is_thrifty,
     )

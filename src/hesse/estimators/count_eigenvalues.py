@@ -8,18 +8,21 @@ import math
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.checkpoint import FilePath
 from hesse.errors import ArgumentError, is_number
-from hesse.estimators.arguments import Arguments, Budget
 from hesse.estimators.estimate import Estimate
+from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.quadrature import Quadratures, radau
-from hesse.estimators.sampling import Sampler, Target
 from hesse.estimators.spectral_sum import spectral_sum
+from hesse.estimators.tolerance import Tolerance
+from hesse.estimators.vector_budget import Budget
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
-from hesse.progress import Callback
+from hesse.progress import Callback, Run
 
 
+@public("hesse.count_eigenvalues({A}, {low}, {high})")
 def count_eigenvalues(
     A: LinearOperator | Tensor,
     low: float = -math.inf,
@@ -49,23 +52,23 @@ def count_eigenvalues(
     Args:
         A: symmetric operator (or matrix).
         low, high: the interval; infinite for none. `high=0` counts the negative eigenvalues (and
-            zeros: an eigenvalue at an end itself, to rounding, is counted in half, and its other
-            half belongs to the error).
+            zeros: half of an eigenvalue at an end itself, to rounding, is counted, and half of it
+            is in the error).
         rtol, atol: stop when the standard error is at most max(rtol |estimate|, atol). Checked at
             16, 24, 36, ... probes.
         max_products, max_seconds: stop in any case.
         generator: of the signs.
         callback: called with the running `Estimate`; a true result stops.
         progress: show a bar.
-        checkpoint: a file to save the state in; a killed run goes on from it to the same bits.
-        block_size: processes that advance together; default 8, for n > 2^16 one.
-        memory_budget: bytes, or a text such as "1GB", for the bases; fewer processes at a time.
+        checkpoint: a file to save the state in; a killed run resumes from it to the same bits.
+        block_size: how many processes advance together; default 8, or 1 for n > 2^16.
+        memory_budget: bytes, or a text such as "1GB", for the bases: fewer processes at a time.
 
     Returns:
-        Estimate(value, standard_error, products), not rounded to an integer. `interval` contains,
-        beside the statistical error, all that the quadrature may be wrong by. The steps of a
-        process begin at 16 and double until the latter is a fifth of the former. Exact for
-        n <= 10. Ctrl-C returns the estimate so far.
+        Estimate(value, standard_error, products), not rounded to an integer. `interval` contains
+        the statistical error and the bound of the quadrature error. The steps of a process begin
+        at 16 and double until the latter is a fifth of the former. Exact for n <= 10. Ctrl-C
+        returns the estimate so far.
 
     Cost: a product a step of every probe; 5 vectors for each of block_size processes, 4 for a
         single one (for n < 4096, where they are short, as many more as there are steps). A
@@ -81,49 +84,56 @@ def count_eigenvalues(
     1.0
     """
     A = aslinearoperator(A)
-    call = f"hesse.count_eigenvalues({A}, {low}, {high})"
-    A._check_symmetric(call)
+    A._check_symmetric("")
     if not (is_number(low) and is_number(high) and low <= high):
         raise ArgumentError(
-            call, expected="low <= high", got=f"{low}, {high}", remedy="Give two numbers in order."
+            expected="two numbers, low <= high",
+            got=f"low={low!r}, high={high!r}",
+            remedy="Give them in ascending order; leave one out for an infinite interval.",
         )
-    arguments = Arguments(
+    limits = Run(
+        "count_eigenvalues",
         max_products=max_products,
         max_seconds=max_seconds,
-        generator=generator,
         callback=callback,
         progress=progress,
         checkpoint=checkpoint,
+    )
+    run = EstimatorRun.of(
+        A,
+        limits,
+        Tolerance(rtol, atol),
+        generator=generator,
         block_size=block_size,
         memory_budget=memory_budget,
+        low=low,
+        high=high,
     )
-    target = Target(rtol, atol)
-    sampler = Sampler.of(A, call, "count_eigenvalues", target, arguments, low=low, high=high)
-    n = A.shape[0]
-    if sampler.is_small:
+    n = A.domain.n
+    if run.is_small:
         values = torch.linalg.eigvalsh(A.to_dense().double())
         return Estimate(float(((values >= low) & (values <= high)).sum()), 0.0, n)
 
     def evaluate(quadratures: Quadratures, i: int) -> tuple[float, float]:
-        (above, doubt), (below, other) = (_weight_below(quadratures, i, x) for x in (high, low))
-        return n * (above - below), n * (doubt + other)
+        (above, bound), (below, other) = (weight_below(quadratures, i, x) for x in (high, low))
+        return n * (above - below), n * (bound + other)
 
-    return spectral_sum(sampler, evaluate)
+    return spectral_sum(run, evaluate)
 
 
-def _weight_below(quadratures: Quadratures, i: int, x: float) -> tuple[float, float]:
-    """The weight of the spectrum below x in probe i, and what it may be wrong by."""
+def weight_below(quadratures: Quadratures, i: int, x: float) -> tuple[float, float]:
+    """The weight of the spectrum below x in probe i, and a bound of its error."""
     if math.isinf(x):
         return float(x > 0), 0.0
     if quadratures.ended(i):
-        return _ended(quadratures, i, x)
+        return _weight_of_eigenvalues(quadratures, i, x)
     nodes, weights = radau(*quadratures.recurrence(i), x)
     at = int((nodes - x).abs().argmin())
     return float(weights[:at].sum() + 0.5 * weights[at]), 0.5 * float(weights[at])
 
 
-def _ended(quadratures: Quadratures, i: int, x: float) -> tuple[float, float]:
-    """The nodes are eigenvalues: only one at x itself, to rounding, is in doubt."""
+def _weight_of_eigenvalues(quadratures: Quadratures, i: int, x: float) -> tuple[float, float]:
+    """The same where the nodes are eigenvalues: only one at x itself, to rounding, is uncertain."""
     nodes, weights = quadratures.rule(i)
     rounding = 100 * torch.finfo(quadratures.A.dtype).eps * float(nodes.abs().max())
     near = (nodes - x).abs() <= rounding

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Deflation: what a few directions Q of an operator hold is taken exactly, the rest is sampled.
+r"""Deflation: the part of an operator on a few directions Q is computed, the rest is sampled.
 
-Q is an orthonormal basis of A Z for random signs Z, ten at a time. Each ten products A Z tell,
-before they are used, how much is left outside Q: (I - QQ') A Z has the mean square |(I - QQ')A|_F^2
-a column. How much would be left with these ten as well is told by leaving each out of the others.
-Q grows as long as what that saves in probes is more than what it costs.
+Q is an orthonormal basis of A Z for random signs Z, ten at a time. Before ten products A Z are
+added to Q they show how much is left outside of it: a column of (I - QQ') A Z has the mean square
+|(I - QQ')A|_F^2. How much would be left with these ten in Q as well is estimated by leaving each of
+them out of the others. Q grows as long as the probes that this saves cost more than the directions.
 
-The basis depends on the probes only through products that are not used again: the probes of the
-rest are fresh, which makes the estimate unbiased and its samples independent.
+The basis depends only on probes that are not used again: the rest is sampled with new ones, so that
+the estimate is unbiased and its samples are independent.
 
 References: Meyer, Musco, Musco & Woodruff 2021, doi:10.1137/1.9781611976496.16 (Hutch++); Persson,
 Cortinovis & Kressner 2022, doi:10.1137/21M1447623 (its adaptive form, with another rule).
@@ -23,19 +23,21 @@ import torch
 from torch import Tensor
 
 from hesse.errors import Status
-from hesse.estimators.arguments import HUTCHINSON, too_small
 from hesse.estimators.estimate import Estimate, RunningMean
+from hesse.estimators.estimator_run import EstimatorRun, RunningEstimate
 from hesse.estimators.orthonormal import extend
 from hesse.estimators.probes import products, signs
-from hesse.estimators.sampling import FIRST_CHECK, Sampler, Stream, Target
+from hesse.estimators.tolerance import FIRST_CHECK, Tolerance
+from hesse.estimators.vector_budget import raise_too_small
 
-PILOT = 10
-_TOGETHER = 8
+_WIDTH = 10  # directions that are added at a time
+_PROJECTED = 8  # probes that are projected together, at the price of one: the basis is read once
+_MAX_FIT = 1 << 30
 
 
 @dataclass
-class Deflated(Stream):
-    """The stream of the rest, the basis, and what the first ten products said of A itself."""
+class DeflationState(RunningEstimate):
+    """The samples of the rest, the basis, and the first ten samples, which are of A itself."""
 
     basis: list[Tensor] = field(default_factory=list)
     """Blocks of rows."""
@@ -43,77 +45,87 @@ class Deflated(Stream):
     left: float = 0.0
     """Mean square of a column of (I - QQ')A Z."""
     gain: float = 0.0
-    """The share of it that the last ten directions have removed."""
+    """The fraction of it that the last ten directions have removed."""
     growing: bool = True
 
     def estimate(self, status: Status = Status.UNFINISHED) -> Estimate | None:
-        """The estimate of the pilot as long as the rest has not been sampled."""
+        """The estimate; that of the pilot before the rest has been sampled."""
         if self.samples.count:
             return super().estimate(status)
-        return Stream(self.generator, self.pilot, 0.0, self.products).estimate(status)
+        return RunningEstimate(self.generator, self.pilot, 0.0, self.products).estimate(status)
 
 
 class Deflation(ABC):
-    """What is estimated with deflation. `always`: deflate even if plain probes would do."""
+    """Deflation for one quantity, such as the trace.
 
-    spread: float
-    """The variance of a sample of the rest, in units of |(I - QQ')A|_F^2."""
+    Args:
+        run: what it works with.
+        always: deflate even where plain probes would take fewer products.
+    """
 
-    def __init__(self, sampler: Sampler[Target], always: bool) -> None:
-        self.sampler, self.A, self.always = sampler, sampler.A, always
-        self.state = Deflated(sampler.generator)
-        self.width = PILOT
+    variance_factor: float
+    """The variance of a sample of the rest over |(I - QQ')A|_F^2."""
+
+    def __init__(self, run: EstimatorRun[Tolerance], always: bool) -> None:
+        self.run, self.A, self.space, self.always = run, run.A, run.A.domain, always
+        self.state = DeflationState(run.generator)
+        self.width = _WIDTH
         if always:
-            self.width = min(PILOT, int(sampler.run.max_products // 3), self._fits(0))
+            self.width = min(_WIDTH, int(run.limits.max_products // 3), self._max_directions(0))
             if self.width < 1:
-                what = "method='hutch++' with one direction"
-                too_small(self.A, 4, sampler.vectors, what, sampler.call, HUTCHINSON)
+                purpose = "method='hutch++' with one direction"
+                alternative = "take method='hutchinson', which needs two vectors"
+                raise_too_small(self.A, 4, run.max_vectors, purpose, alternative)
 
     @property
     def size(self) -> int:
-        """How many directions the basis has."""
+        """The number of directions of the basis."""
         return sum(map(len, self.state.basis))
 
     @abstractmethod
-    def plain(self, probes: Tensor, images: Tensor) -> list[Any]:
-        """The samples of A itself, from z and A z."""
+    def plain_samples(self, probes: Tensor, images: Tensor) -> list[Any]:
+        """Samples for A itself, from z and A z."""
 
     @abstractmethod
     def captured(self, basis: Tensor) -> Any:
-        """What these directions hold."""
+        """The part of the quantity on these directions."""
 
     @abstractmethod
-    def rest(self, probes: Tensor) -> list[Any]:
-        """The samples of what is outside the basis: one product each."""
+    def rest_samples(self, probes: Tensor) -> list[Any]:
+        """Samples of the part outside of the basis: one product each."""
 
     def estimate(self) -> Estimate:
         """Build the basis, then sample the rest."""
-        return self.sampler.sample(self.state, self._step)
+        return self.run.sample(self.state, self._step)
 
     def _step(self) -> bool:
         state = self.state
         if state.growing:
             return self._grow()
-        # Together they are projected at the price of one: the basis is read once.
-        together = min(_TOGETHER, max(1, self._fits(self.size)))
-        k = self.sampler.block(state, least=together if state.basis else 1)
-        state.add(self.rest(signs(self.A, k, state.generator)), k)
+        together = min(_PROJECTED, max(1, self._max_directions(self.size)))
+        k = self.run.next_samples(state, least=together if state.basis else 1)
+        state.add(self.rest_samples(signs(self.space, k, state.generator)), k)
         return True
 
     def _grow(self) -> bool:
-        """Ten products A Z; ten more, and Q grows, if that pays."""
-        state, A, k = self.state, self.A, min(self.width, self.sampler.room(self.state))
-        probes = signs(A, k, state.generator)
-        images = products(A, probes, self.sampler.block_size, self.sampler.call)
-        first = not state.basis
+        """Take ten products A Z, and add them to Q if that saves products."""
+        state, k = self.state, min(self.width, self.run.room(self.state))
+        probes = signs(self.space, k, state.generator)
+        images = products(self.A, probes, self.run.block_size)
+        first, variance = not state.basis, 0.0
         if first:
-            for sample in self.plain(probes, images):
+            samples = self.plain_samples(probes, images)
+            for sample in samples:
                 state.pilot.add(sample)
+            variance = self._variance(samples)
+            del samples
         state.products += k
-        found, R = extend(A, state.basis, images, state.generator)
+        found, R = extend(self.space, state.basis, images, state.generator)
         outside = R[self.size :]
-        left, after = float((outside**2).sum()) / k, _left_out(outside)
-        if self._pays(first, left, after):
+        left, after = float((outside**2).sum()) / k, _mean_square_left_out(outside)
+        if not first:
+            variance = self.variance_factor * left
+        if self._saves_products(first, variance, after):
             self._deflate(found, left, after)
         else:
             state.growing = False
@@ -121,59 +133,61 @@ class Deflation(ABC):
                 state.samples = state.pilot
         return True
 
+    def _variance(self, samples: list[Any]) -> float:
+        """The variance of the pilot's samples; of vectors, the sum over the entries."""
+        norm, mean = self.run.criterion.norm, self.state.pilot.mean
+        squares = sum(norm(sample - mean) ** 2 for sample in samples)
+        return squares / (len(samples) - 1) if len(samples) > 1 else 0.0
+
     def _deflate(self, found: Tensor, left: float, after: float) -> None:
-        """Take the new directions into the basis."""
+        """Add the new directions to the basis."""
         state = self.state
         state.known = state.known + self.captured(found)
         state.products += len(found)
         state.basis.append(found)
         state.left = after
         state.gain = 1 - after / left if left > 0.0 else 0.0
-        state.growing = self._goes_on()
+        state.growing = self._keeps_growing()
 
-    def _pays(self, first: bool, left: float, after: float) -> bool:
+    def _saves_products(self, first: bool, variance: float, after: float) -> bool:
         """Whether the directions just found save more products than they cost."""
-        k, room = self.width, self.sampler.room(self.state)
-        if room < k or (not self.always and self._fits(0) < k):
+        k, room = self.width, self.run.room(self.state)
+        if room < k or (not self.always and self._max_directions(0) < k):
             return False
         if first and self.always:
             return True
-        pilot = self.state.pilot
-        now = _size(pilot.squares) / (pilot.count - 1) if first else self.spread * left
-        without = self._probes(now, room, now)
-        with_them = self._probes(self.spread * after, room, now)
-        return k + max(FIRST_CHECK, with_them) < max(FIRST_CHECK, without) - (k if first else 0)
+        without = self._needed_probes(variance, room, variance)
+        deflated = self._needed_probes(self.variance_factor * after, room, variance)
+        return k + max(FIRST_CHECK, deflated) < max(FIRST_CHECK, without) - (k if first else 0)
 
-    def _goes_on(self) -> bool:
-        """Whether further directions would pay if they remove as large a share again."""
+    def _keeps_growing(self) -> bool:
+        """Whether ten more directions would save products if they remove as large a fraction."""
         state, k = self.state, self.width
-        room = self.sampler.room(state)
-        most = 2 * self.sampler.run.max_products / 3
-        if state.products + 2 * k > most or self._fits(self.size) < k:
+        room = self.run.room(state)
+        if state.products + 2 * k > 2 * self.run.limits.max_products / 3:
             return False
-        if self.size + k > self.A.shape[1]:
+        if self._max_directions(self.size) < k or self.size + k > self.space.n:
             return False
-        variance = self.spread * state.left
-        return state.gain * self._probes(variance, room, variance) > 2 * k
+        variance = self.variance_factor * state.left
+        return state.gain * self._needed_probes(variance, room, variance) > 2 * k
 
-    def _probes(self, variance: float, room: int, reference: float) -> float:
-        """Probes that the target needs at this variance; of no target, the share of the room."""
-        tolerance = self.sampler.target.tolerance(self.state.pilot.mean)
-        within = max(tolerance**2, reference / max(room, 1))
-        return variance / within if within > 0.0 else 0.0
+    def _needed_probes(self, variance: float, room: int, reference: float) -> float:
+        """Probes that the tolerance needs at this variance.
 
-    def _fits(self, size: int) -> int:
-        """How many directions the memory has room for beside `size`."""
-        # Beside the basis a probe each, what A makes of it, the image of that, and their product.
-        return min((self.sampler.vectors - size) // 4, 1 << 30)
+        Without a tolerance, as many as there is room for at the variance `reference`.
+        """
+        tolerance = self.run.criterion.at(self.state.pilot.mean)
+        admissible = max(tolerance**2, reference / max(room, 1))
+        return variance / admissible if admissible > 0.0 else 0.0
+
+    def _max_directions(self, size: int) -> int:
+        """How many directions more than `size` fit into the memory budget."""
+        # Beside the basis: a probe each, its product, the product of that, and one vector more.
+        return min((self.run.max_vectors - size) // 4, _MAX_FIT)
 
 
-def _left_out(R: Tensor) -> float:
-    """Mean square of a column of R outside the span of the others."""
+def _mean_square_left_out(R: Tensor) -> float:
+    """Mean square of the part of a column of R outside the span of the others."""
     eye = torch.eye(len(R), dtype=torch.float64)
     inverse = torch.linalg.solve_triangular(R, eye, upper=True)
     return float((1 / (inverse**2).sum(dim=1)).mean())
-
-
-def _size(value: Any) -> float:
-    return float(value.sum()) if isinstance(value, Tensor) else value

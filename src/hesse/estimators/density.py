@@ -5,17 +5,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from hesse.errors import MissingExtraError, Status
+from hesse.boundary import public
+from hesse.errors import MissingExtraError, Status, check_choice
 from hesse.estimators.estimate import student
+from hesse.result import Result
+
+_SPARSE = 1e-2  # a density is sparse if it is below this fraction of its peak on half of the grid
+_FLOOR = 1e-8  # the lowest density on a logarithmic axis, as a fraction of the peak
 
 
-@dataclass(frozen=True)
-class SpectralDensity:
+@dataclass(frozen=True, repr=False)
+class SpectralDensity(Result):
     """A smoothed density of eigenvalues with a band of uncertainty; see `spectral_density`."""
 
     grid: Tensor
@@ -41,9 +46,9 @@ class SpectralDensity:
         """(low, high), each (g,): at each point it holds the smoothed density in 95 of 100 runs.
 
         Student's interval on a logarithmic scale: curves are positive, and where few eigenvalues
-        contribute they vary by their own size, skewly, like chi-squared samples. With three
-        quarters of the usual freedom such an interval covers 93 to 96% for 1 to infinitely many
-        degrees of them, from 8 probes on.
+        contribute their deviation is of their own size, and skewed, as of chi-squared samples. With
+        three quarters of the usual degrees of freedom such an interval covers 93 to 96% for
+        chi-squared samples of any number of degrees of freedom, from 8 probes on.
         """
         probes = len(self.nodes)
         if probes < 2:
@@ -58,31 +63,47 @@ class SpectralDensity:
         """The integral of the standard error: an absolute error, as the density integrates to 1."""
         return float(self.standard_error.sum() * (self.grid[1] - self.grid[0]))
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether most of the spectrum's range holds few eigenvalues, as of a neural network.
+
+        The density is then below a hundredth of its peak on half of the grid, and only a
+        logarithmic axis shows the outliers.
+        """
+        return float(self.density.median()) < _SPARSE * float(self.density.max())
+
     def moment(self, power: int) -> float:
         """The mean of (eigenvalue)^power over the spectrum: tr(A^p) / n.
 
-        By Lanczos it is unaffected by the smoothing, and its error that of the probes alone for
-        power < 2 steps. By kernel polynomials it is that of the smoothed density.
+        With `LanczosDensity` it is unaffected by the smoothing, and its error is that of the probes
+        alone for power < 2 steps. With `KernelPolynomial` it is that of the smoothed density.
         """
         return float((self.weights * self.nodes**power).sum(dim=1).mean())
 
-    def plot(self, axes: Any = None) -> Any:
-        """Draw the density and its 95% band; returns the matplotlib axes (new ones by default)."""
-        try:
-            from matplotlib import pyplot
-        except ImportError as error:
-            raise MissingExtraError(
-                "hesse.SpectralDensity.plot",
-                expected="matplotlib",
-                got=str(error),
-                remedy="pip install 'hesse[report]'",
-            ) from error
-        axes = pyplot.subplots()[1] if axes is None else axes
-        grid, (low, high) = self.grid.numpy(), self.interval
-        top = 2 * float(self.density.max())  # with few probes the band may have no upper end
-        axes.fill_between(grid, low.numpy(), high.clamp(max=top).numpy(), alpha=0.25, linewidth=0)
-        axes.plot(grid, self.density.numpy())
+    @public("hesse.SpectralDensity.plot(axes, scale={scale})")
+    def plot(self, axes: Any = None, scale: Literal["auto", "linear", "log"] = "auto") -> Any:
+        """Draw the density and its 95% band with matplotlib.
+
+        Args:
+            axes: where to draw; new ones by default.
+            scale: of the vertical axis; "auto" takes a logarithmic one if `is_sparse`.
+
+        Returns:
+            The axes.
+        """
+        check_choice("scale", scale, ["auto", "linear", "log"])
+        if axes is None:
+            axes = _pyplot().subplots()[1]
+        peak, (low, high) = float(self.density.max()), self.interval
+        is_log = self.is_sparse if scale == "auto" else scale == "log"
+        # With few probes the band may have no upper end; a logarithmic axis has no zero.
+        floor, top = (_FLOOR * peak if is_log else 0.0), 2 * peak
+        low, curve, high = (each.clamp(floor, top).numpy() for each in (low, self.density, high))
+        axes.fill_between(self.grid.numpy(), low, high, alpha=0.25, linewidth=0)
+        axes.plot(self.grid.numpy(), curve)
         axes.set(xlabel="eigenvalue", ylabel="density")
+        if is_log:
+            axes.set(yscale="log", ylim=(floor, top))
         return axes
 
 
@@ -91,3 +112,13 @@ def mean_and_error(curves: Tensor) -> tuple[Tensor, Tensor]:
     m = len(curves)
     error = curves.std(dim=0) / math.sqrt(m) if m > 1 else torch.full_like(curves[0], math.inf)
     return curves.mean(dim=0), error
+
+
+def _pyplot() -> Any:
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise MissingExtraError(
+            expected="matplotlib", got=str(error), remedy="pip install 'hesse[report]'"
+        ) from error
+    return pyplot

@@ -1,33 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The diagonal from products with random signs: the methods, and the choice between them."""
+"""The diagonal from products with random signs."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.checkpoint import FilePath
-from hesse.errors import check_choice
-from hesse.estimators.arguments import Arguments, Budget
-from hesse.estimators.deflation import Deflation
+from hesse.estimators.deflated_diagonal import AutoDiagonal
 from hesse.estimators.estimate import Estimate
-from hesse.estimators.orthonormal import project_out
-from hesse.estimators.probes import products, signs
-from hesse.estimators.sampling import Sampler, Stream, Target
-from hesse.estimators.xdiag import xdiag
+from hesse.estimators.estimator_run import EstimatorRun
+from hesse.estimators.hutchinson import Hutchinson
+from hesse.estimators.methods import find_method
+from hesse.estimators.tolerance import Tolerance
+from hesse.estimators.vector_budget import Budget
+from hesse.estimators.xdiag import XDiag
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
-from hesse.progress import Callback
-
-DiagonalMethod = Literal["auto", "hutchinson", "xdiag"]
+from hesse.progress import Callback, Run
 
 
+class DiagonalMethod(Protocol):
+    """A method of `diagonal`."""
+
+    name: ClassVar[str]
+    """What a checkpoint knows it by."""
+
+    def estimate_diagonal(self, run: EstimatorRun, /) -> Estimate:
+        """The estimate."""
+        ...
+
+
+_METHODS: dict[str, DiagonalMethod] = {
+    method.name: method for method in (AutoDiagonal(), Hutchinson(), XDiag())
+}
+
+
+@public("hesse.diagonal({A}, method={method})")
 def diagonal(
     A: LinearOperator | Tensor,
     *,
-    method: DiagonalMethod = "auto",
+    method: Literal["auto", "hutchinson", "xdiag"] | DiagonalMethod = "auto",
     rtol: float = 0.01,
     atol: float = 0.0,
     max_products: int = 1000,
@@ -46,18 +62,18 @@ def diagonal(
 
     Args:
         A: square operator (or matrix).
-        method: "hutchinson" has no Q: the mean of z * A z, whose entry i has the variance
-            sum_{j != i} a_ij^2. "auto" begins with ten signs; where deflation pays it makes Q of
-            these ten products, adds to it while that pays, and samples the rest. "xdiag" lets each
-            probe test what the others span: the most accurate where singular values decay fast.
+        method: `Hutchinson()` or "hutchinson" (no Q: the mean of z * A z), `XDiag()` or "xdiag"
+            (each probe tests the sketch of all others; the most accurate where singular values
+            decay fast). "auto" takes ten plain probes; where that saves products it makes Q of
+            these ten products, adds to it while that saves more, and samples the rest.
         rtol, atol: stop when the norm of the standard error is at most max(rtol |estimate|, atol).
             This is checked at 16, 24, 36, ... probes.
         max_products, max_seconds: stop in any case.
         generator: of the signs.
         callback: called with the running `Estimate`; a true result stops.
         progress: show a bar.
-        checkpoint: a file to save the state in; a killed run goes on from it to the same bits.
-        block_size: probes that are multiplied together; default 8, for n > 2^16 one.
+        checkpoint: a file to save the state in; a killed run resumes from it to the same bits.
+        block_size: how many probes are multiplied together; default 8, or 1 for n > 2^16.
         memory_budget: bytes, or a text such as "1GB", for the vectors of the estimator.
 
     Returns:
@@ -65,13 +81,13 @@ def diagonal(
         `A.domain.names`: `A.domain.unflatten` makes trees of them. Exact for n <= 10. Ctrl-C
         returns the estimate so far.
 
-        The entries of `interval` hold the truth in 95 of 100 cases, over the entries taken
-        together; an entry with few neighbours (of size) in its row has samples far from normal.
+        95 of 100 entries of `interval` hold the truth, over all entries taken together; those of an
+        entry whose row has few neighbours of its size may hold it less often, as its samples are
+        far from normal.
 
-    Cost: a product a probe, and 3 block_size + 7 vectors; with deflation a product with A and one
-        with A' and a vector for each direction of Q, and three more for each of ten while it grows.
-        "xdiag": one with A and one with A' a probe, and three vectors, with four to six more in
-        all. A checkpoint takes one more product.
+    Cost: a product a probe, and 3 block_size + 7 vectors; with deflation a product with A, one with
+        A' and a vector for each direction of Q, and three vectors more for each of ten while it
+        grows. `XDiag` says its own. A checkpoint takes one more product.
 
     Raises:
         HesseError: not square; NaN; a budget that is too small; no adjoint where one is needed.
@@ -85,56 +101,26 @@ def diagonal(
     """
     A = aslinearoperator(A)
     A._check_square("diagonal")
-    call = f"hesse.diagonal({A}, method={method!r})"
-    check_choice("method", method, ["auto", "hutchinson", "xdiag"], call)
-    arguments = Arguments(
+    chosen = find_method(method, _METHODS, "estimate_diagonal")
+    limits = Run(
+        "diagonal",
         max_products=max_products,
         max_seconds=max_seconds,
-        generator=generator,
         callback=callback,
         progress=progress,
         checkpoint=checkpoint,
+    )
+    run = EstimatorRun.of(
+        A,
+        limits,
+        Tolerance(rtol, atol, A.domain.norm),
+        generator=generator,
         block_size=block_size,
         memory_budget=memory_budget,
+        method=chosen.name,
     )
-    target = Target(rtol, atol)
-    sampler = Sampler.of(A, call, "diagonal", target, arguments, method=method)
-    if sampler.is_small:
+    if run.is_small:
         value = A.to_dense().diagonal().clone()
-        return Estimate(value, torch.zeros_like(value), A.shape[0])
-    A.expect(target.least_samples(max_products))
-    if method == "xdiag":
-        return xdiag(sampler)
-    if method == "hutchinson":
-        return _hutchinson(sampler)
-    return DiagonalDeflation(sampler, always=False).estimate()
-
-
-def _hutchinson(sampler: Sampler) -> Estimate:
-    """The mean of z * A z."""
-    state = Stream(sampler.generator)
-
-    def step() -> bool:
-        probes = signs(sampler.A, sampler.block(state), state.generator)
-        images = products(sampler.A, probes, sampler.block_size, sampler.call)
-        state.add(list(probes * images), len(probes))
-        return True
-
-    return sampler.sample(state, step)
-
-
-class DiagonalDeflation(Deflation):
-    """diag A = diag(QQ'A) + the mean of z * (I - QQ') A z."""
-
-    spread = 1.0
-
-    def plain(self, probes: Tensor, images: Tensor) -> list[Tensor]:
-        return list(probes * images)
-
-    def captured(self, basis: Tensor) -> Tensor:
-        images = products(self.A.T, basis, self.sampler.block_size, self.sampler.call)
-        return (basis * images).sum(dim=0)
-
-    def rest(self, probes: Tensor) -> list[Tensor]:
-        images = products(self.A, probes, self.sampler.block_size, self.sampler.call)
-        return list(probes * project_out(self.A, self.state.basis, images))
+        return Estimate(value, torch.zeros_like(value), A.domain.n)
+    A.announce(run.criterion.min_samples(max_products))
+    return chosen.estimate_diagonal(run)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A number with its uncertainty, and the running mean that it comes from."""
+"""An estimate with its standard error, and the running mean that it comes from."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hesse.errors import Status
+from hesse.result import Result
 
 
 class _Estimate(NamedTuple):
@@ -22,14 +24,14 @@ class _Estimate(NamedTuple):
     """Products with the operator that it cost."""
 
 
-class Estimate(_Estimate):
+class Estimate(Result, _Estimate):
     """(value, standard_error, products), and as attributes `status` and `interval`.
 
     >>> value, standard_error, products = estimate = Estimate(3.0, 0.5, 10)
     >>> estimate
     Estimate(value=3.0, standard_error=0.5, products=10)
-    >>> estimate.interval
-    (2.0, 4.0)
+    >>> estimate.interval, estimate["value"]
+    ((2.0, 4.0), 3.0)
     """
 
     status: Status
@@ -58,7 +60,13 @@ class Estimate(_Estimate):
     def __float__(self) -> float:
         return float(self.value)
 
+    def keys(self) -> Sequence[str]:
+        """The names of the fields."""
+        return [*super().keys(), "status"]
+
     def __repr__(self) -> str:
+        if not isinstance(self.value, float):
+            return super().__repr__()
         fields = f"value={self.value}, standard_error={self.standard_error}"
         return f"Estimate({fields}, products={self.products})"
 
@@ -78,10 +86,10 @@ class RunningMean:
     mean: Any = 0.0
     squares: Any = 0.0
     scale: float = 1.0
-    """In whose units the squares are, so that those of float32 neither overflow nor vanish."""
+    """The unit of the squares, so that those of float32 neither overflow nor underflow."""
 
     def add(self, sample: Any) -> None:
-        """Take in one more sample."""
+        """Add one more sample."""
         self._rescale(sample)
         self.count += 1
         change = sample - self.mean
@@ -119,7 +127,7 @@ def quantile_of(count: int) -> float:
     Here they are quadratic forms z'Az, whose fourth moment is larger (with the kurtosis 5 that six
     equal eigenvalues give, the spread is as uncertain as that of half as many normal samples), and
     the sampling stops when the spread is small. So the interval holds in 96% of runs where samples
-    are normal and their number fixed, and in 93% at the worst target of such a spectrum.
+    are normal and their number fixed, and in 93% at the worst tolerance of such a spectrum.
 
     >>> round(quantile_of(21), 3), round(quantile_of(1000), 3)
     (2.179, 1.964)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""f(A) b in the making, for one b: |b| V f(T) e_1 from its Lanczos process, with its error.
+r"""The approximation |b| V f(T) e_1 to f(A) b from the Lanczos process of b, and its error.
 
-The error is seen from how the approximation changes from look to look; V is orthonormal, so that
-its coordinates tell. One change may vanish by chance, as for the sign: two of them are looked at.
+The error is estimated from how the approximation changes between two evaluations; V is orthonormal,
+so that the change of its coordinates is enough. One change may vanish by chance, as for the sign:
+the larger of the last two is taken.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from hesse.estimators.ritz_function import RitzFunction
 from hesse.krylov.lanczos import Lanczos
 from hesse.progress import Run
 
-FIRST_LOOK, _GROWTH = 4, 1.1  # after 4, 8, 12, ... steps, later at intervals of a tenth
+FIRST_CHECK, _GROWTH = 4, 1.1  # after 4, 8, 12, ... steps, later at intervals of a tenth
 
 
 @dataclass
@@ -40,10 +41,10 @@ class FunctionColumn:
 
     Args:
         f: gives f(T) e_1.
-        lanczos: the process, not begun yet.
+        lanczos: the process of b, before its first step.
         length: |b|.
-        rtol: of the error.
-        run: the limits of this column.
+        rtol: converged when the error is at most rtol |f(A) b|.
+        limits: of this column.
     """
 
     def __init__(
@@ -52,29 +53,29 @@ class FunctionColumn:
         lanczos: Lanczos,
         length: float,
         rtol: float,
-        run: Run,
+        limits: Run,
     ) -> None:
         self.f, self.lanczos, self.length = f, lanczos, length
-        self.rtol, self.run, self.state = rtol, run, FunctionState()
+        self.rtol, self.limits, self.state = rtol, limits, FunctionState()
         self.y = torch.zeros(0, dtype=torch.float64)
-        self.steps, self.next_look = len(lanczos.T) - 1, FIRST_LOOK
+        self.steps, self._next_check = len(lanczos.T) - 1, FIRST_CHECK
         if length == 0.0:
-            self.state.errors, run.status = [0.0], Status.CONVERGED
+            self.state.errors, limits.status = [0.0], Status.CONVERGED
 
     @property
     def goes_on(self) -> bool:
         """Whether it takes another step."""
-        return self.run.status is Status.UNFINISHED
+        return self.limits.status is Status.UNFINISHED
 
     def after_step(self) -> None:
-        """Look at the approximation if it is time to."""
+        """Evaluate the approximation if it is due."""
         size = self.state.products = self.lanczos.size
-        within_limits = self.run.goes_on(self.state)
-        is_time = size in (self.next_look, self.steps) or has_ended(self.lanczos)
-        if is_time or not within_limits:
-            self._look()
+        within_limits = self.limits.goes_on(self.state)
+        is_due = size in (self._next_check, self.steps) or has_ended(self.lanczos)
+        if is_due or not within_limits:
+            self._evaluate()
 
-    def _look(self) -> None:
+    def _evaluate(self) -> None:
         size, last = self.lanczos.size, self.y
         self.y = self.length * self.f.first_column(self.lanczos)
         if has_ended(self.lanczos):
@@ -82,15 +83,15 @@ class FunctionColumn:
         else:
             self.state.errors.append(_distance(self.y, last))
         if self.state.error <= self.rtol * float(self.y.norm()):
-            self.run.status = Status.CONVERGED
+            self.limits.status = Status.CONVERGED
         elif size == self.steps:
-            self.run.status = Status.MAX_ITERATIONS
+            self.limits.status = Status.MAX_ITERATIONS
         else:
-            self.run.after_step(self.state)
-        self.next_look = max(size + FIRST_LOOK, math.ceil(_GROWTH * size))
+            self.limits.after_step(self.state)
+        self._next_check = max(size + FIRST_CHECK, math.ceil(_GROWTH * size))
 
     def value(self) -> Tensor:
-        """The approximation; zero before the first look, when its error is infinite."""
+        """The approximation; zero before the first evaluation, when its error is infinite."""
         return self.lanczos.combine(self.y[:, None])[0]
 
 

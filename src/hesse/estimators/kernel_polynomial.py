@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""The density of eigenvalues by the kernel polynomial method: Chebyshev moments, damped.
+r"""The density of eigenvalues by the kernel polynomial method: damped Chebyshev moments.
 
 $$ \mu_j = \frac1n \operatorname{tr} T_j(\tilde A) \approx \frac1n z^T T_j(\tilde A) z, \qquad
    \phi(t) = \frac{1}{\pi \sqrt{1 - t^2}} \Bigl( g_0 \mu_0 + 2 \sum_{j=1}^{N} g_j \mu_j T_j(t)
@@ -13,29 +13,80 @@ No basis is kept.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from hesse.errors import OperatorError, Status
+from hesse.boundary import public
+from hesse.errors import OperatorError, Status, check_count
 from hesse.estimators.density import SpectralDensity, mean_and_error
-from hesse.estimators.probed_density import Enough, ProbedDensity
+from hesse.estimators.density_run import DensityCriterion, DensitySampler
+from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.probes import products
 from hesse.estimators.quadrature import Quadratures, vectors_held
-from hesse.estimators.sampling import Sampler
 
 _BOUND_STEPS = 20
 
 
-class KernelPolynomialDensity(ProbedDensity):
-    """The moments of the probes so far, one row each; the first also finds an interval for them."""
+@dataclass(frozen=True)
+class KernelPolynomial:
+    """The kernel polynomial method: a method of `spectral_density`, smooth everywhere.
+
+    Args:
+        degree: N, of the polynomials. Mid-spectrum it smooths with the standard deviation
+            pi (high - low) / (2 N), where [low, high] is the range of the spectrum.
+
+    Cost: N / 2 products a probe, and 20 in all that bound the spectrum; six vectors for each probe
+        that advances (for n < 4096, where vectors are short, up to 23 for the bound).
+
+    Raises:
+        HesseError: an eigenvalue outside of the bound, as of an operator that is not symmetric.
+
+    Reference: Weisse, Wellein, Alvermann & Fehske 2006, doi:10.1103/RevModPhys.78.275.
+
+    >>> from hesse.estimators import spectral_density
+    >>> density = spectral_density(torch.eye(20), method=KernelPolynomial(degree=200))
+    >>> round(density.moment(1), 3)
+    1.0
+    """
+
+    degree: int = 128
+    name: ClassVar[str] = "kernel-polynomial"
+
+    @public("hesse.KernelPolynomial(degree)")
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "degree", check_count("degree", self.degree, 1))
+
+    @property
+    def products_per_probe(self) -> int:
+        """What a probe takes, the bound of the spectrum excepted."""
+        return (self.degree + 1) // 2
+
+    @property
+    def run_key(self) -> Mapping[str, Any]:
+        """What the samples depend on."""
+        return {"method": self.name, "degree": self.degree}
+
+    def estimate_density(self, run: EstimatorRun[DensityCriterion], points: int) -> SpectralDensity:
+        """The density on so many points."""
+        return _MomentSampler(run, self.degree, self.products_per_probe, points).sample()
+
+
+class _MomentSampler(DensitySampler):
+    """The moments of the probes so far, one row each; the first also bounds the spectrum."""
 
     saved = ("generator", "products", "centre", "half", "moments")
 
-    def __init__(self, sampler: Sampler[Enough], steps: int, points: int) -> None:
-        super().__init__(sampler, steps, points)
+    def __init__(
+        self, run: EstimatorRun[DensityCriterion], degree: int, steps: int, points: int
+    ) -> None:
+        super().__init__(run, steps, points)
+        self.degree = degree
         self.centre = self.half = 0.0
-        self.moments = torch.empty(0, 2 * steps + 1, dtype=torch.float64)
+        self.moments = torch.empty(0, degree + 1, dtype=torch.float64)
 
     @property
     def count(self) -> int:
@@ -47,19 +98,19 @@ class KernelPolynomialDensity(ProbedDensity):
 
     @property
     def held(self) -> int:
-        moments = 6  # the probe, the last two polynomials of it, and what makes the next
-        return moments if self.half else max(moments, vectors_held(self.A.shape[0], _BOUND_STEPS))
+        moments = 6  # the probe, its last two polynomials, and what the next is computed from
+        return moments if self.half else max(moments, vectors_held(self.A.domain.n, _BOUND_STEPS))
 
-    def take(self, probes: Tensor) -> None:
+    def add(self, probes: Tensor) -> None:
         if self.half == 0.0:
-            self._find_interval(probes[:1])
+            self._bound_spectrum(probes[:1])
         self.moments = torch.cat([self.moments, self._chebyshev(probes)])
         self.products += self.steps * len(probes)
 
-    def _find_interval(self, probe: Tensor) -> None:
+    def _bound_spectrum(self, probe: Tensor) -> None:
         """Ritz values and the last off-diagonal entry bound the spectrum (Zhou & Li 2011)."""
-        lanczos = Quadratures(self.A, probe, 1, self.sampler.call)
-        lanczos.extend(min(_BOUND_STEPS, self.A.shape[0]))
+        lanczos = Quadratures(self.A, probe, 1)
+        lanczos.extend(min(_BOUND_STEPS, self.A.domain.n))
         nodes, _ = lanczos.rule(0)
         margin = lanczos.recurrence(0)[1][-1]
         low, high = float(nodes[0]) - margin, float(nodes[-1]) + margin
@@ -69,31 +120,30 @@ class KernelPolynomialDensity(ProbedDensity):
         self.products += lanczos.products
 
     def _chebyshev(self, probes: Tensor) -> Tensor:
-        """z'T_j z / n for j = 0 .. 2 steps, as rows."""
-        n, before, now = self.A.shape[0], probes, self._scaled(probes)
+        """z'T_j z / n for j = 0, ..., N, as rows."""
+        before, now = probes, self._scaled(probes)
         moments = [self._inner(before, before), self._inner(before, now)]
         for _ in range(1, self.steps):
             moments.append(2 * self._inner(now, now) - moments[0])
             before, now = now, 2 * self._scaled(now) - before
             moments.append(2 * self._inner(now, before) - moments[1])
         moments.append(2 * self._inner(now, now) - moments[0])
-        result = torch.stack(moments, dim=1) / n
+        result = torch.stack(moments[: self.degree + 1], dim=1) / self.A.domain.n
         if float(result.abs().max()) > 1.01 * float(result[:, 0].max()):
-            raise self._escaped()
+            raise self._outside_bound()
         return result
 
     def _scaled(self, rows: Tensor) -> Tensor:
-        image = products(self.A, rows, self.sampler.block_size, self.sampler.call)
+        image = products(self.A, rows, self.run.block_size)
         return (image - self.centre * rows) / self.half
 
     def _inner(self, left: Tensor, right: Tensor) -> Tensor:
-        values = [self.A.domain.inner(u, v) for u, v in zip(left, right, strict=True)]
+        values = self.A.domain.inner_pairs(*zip(left, right, strict=True))
         return torch.tensor(values, dtype=torch.float64)
 
-    def _escaped(self) -> OperatorError:
+    def _outside_bound(self) -> OperatorError:
         low, high = self.centre - self.half, self.centre + self.half
         return OperatorError(
-            self.sampler.call,
             expected=f"a spectrum within [{low:.6g}, {high:.6g}], as {_BOUND_STEPS} steps bound it",
             got="Chebyshev moments that grow",
             remedy="Check the symmetry of A, or use method='lanczos'.",
@@ -102,7 +152,7 @@ class KernelPolynomialDensity(ProbedDensity):
     def estimate(self, status: Status = Status.UNFINISHED) -> SpectralDensity | None:
         if self.count == 0:
             return None
-        degree = 2 * self.steps
+        degree = self.degree
         moments = self.moments * _jackson(degree)
         moments[:, 1:] *= 2
         angles = torch.linspace(0.5, 2 * degree - 0.5, 2 * degree, dtype=torch.float64)
@@ -126,7 +176,7 @@ class KernelPolynomialDensity(ProbedDensity):
 
 
 def _jackson(degree: int) -> Tensor:
-    """Jackson's factors g_0 .. g_N (Weisse et al. 2006, eq. 71)."""
+    """Jackson's factors g_0, ..., g_N (Weisse et al. 2006, eq. 71)."""
     j, m = torch.arange(degree + 1, dtype=torch.float64), degree + 2
     angle = math.pi / m
     return ((m - j) * torch.cos(angle * j) + torch.sin(angle * j) / math.tan(angle)) / m

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lanczos processes in lock-step: each is on its own, but their products are taken together.
+"""Lanczos processes in lock-step: independent of each other, but their products are blocked.
 
-A block of products costs less than as many products one after the other; the processes do not know
-of each other, and any of them may leave at any time.
+A block of products takes less time than as many products one after the other. Any process may end
+at any time.
 """
 
 from __future__ import annotations
@@ -18,17 +18,15 @@ from hesse.vectors.rows import stacked, transposed
 Process = Lanczos | Recurrence
 
 
-def step_together(
-    A: LinearOperator, processes: Sequence[Process], block_size: int, call: str
-) -> None:
-    """One step of every process, all of A: a product each, `block_size` of them at once."""
+def step_together(A: LinearOperator, processes: Sequence[Process], block_size: int) -> None:
+    """One step of every process of A: a product each, `block_size` of them at once."""
     following = [process.following for process in processes]
     rows = stacked(len(following), following) if len(following) > 1 else following[0][None]
-    images = transposed(products(A, rows, block_size, call).T)
+    images = transposed(products(A, rows, block_size).T)
     for process, image in zip(processes, images, strict=True):
         process.take_in(image)
 
 
 def has_ended(process: Process) -> bool:
-    """Whether the process has filled an invariant subspace: nothing leads on from there."""
+    """Whether the process has filled an invariant subspace, so that there is no next step."""
     return process.size > 0 and process.is_invariant

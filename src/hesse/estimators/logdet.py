@@ -6,18 +6,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.checkpoint import FilePath
 from hesse.errors import OperatorError
-from hesse.estimators.arguments import Arguments, Budget
 from hesse.estimators.estimate import Estimate
+from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.quadrature import Quadratures, gauss
-from hesse.estimators.sampling import Sampler, Target
 from hesse.estimators.spectral_sum import spectral_sum
+from hesse.estimators.tolerance import Tolerance
+from hesse.estimators.vector_budget import Budget
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
-from hesse.progress import Callback
+from hesse.progress import Callback, Run
 
 
+@public("hesse.logdet({A})")
 def logdet(
     A: LinearOperator | Tensor,
     *,
@@ -47,23 +50,22 @@ def logdet(
         generator: of the signs.
         callback: called with the running `Estimate`; a true result stops.
         progress: show a bar.
-        checkpoint: a file to save the state in; a killed run goes on from it to the same bits.
-        block_size: processes that advance together; default 8, for n > 2^16 one.
-        memory_budget: bytes, or a text such as "1GB", for the bases; fewer processes at a time.
+        checkpoint: a file to save the state in; a killed run resumes from it to the same bits.
+        block_size: how many processes advance together; default 8, or 1 for n > 2^16.
+        memory_budget: bytes, or a text such as "1GB", for the bases: fewer processes at a time.
 
     Returns:
         Estimate(value, standard_error, products). The steps of a process begin at 16 and double
-        until the quadrature's error, judged from the values of a quarter, of half and of all steps
-        as those of a sequence that converges geometrically, is a fifth of the statistical error;
-        what is left of it is contained in `interval`. Exact for n <= 10. Ctrl-C returns the
-        estimate so far.
+        until the quadrature error, extrapolated from the values after a quarter, half and all of
+        the steps as for geometric convergence, is a fifth of the statistical error; `interval`
+        contains both. Exact for n <= 10. Ctrl-C returns the estimate so far.
 
     Cost: a product a step of every probe; 5 vectors for each of block_size processes, 4 for a
         single one (for n < 4096, where they are short, as many more as there are steps). A
         checkpoint takes one more product.
 
     Raises:
-        HesseError: A is not symmetric, or not positive definite: a Ritz value <= 0 is named; NaN.
+        HesseError: A is not symmetric, or not positive definite (a Ritz value <= 0 is named); NaN.
 
     References: Ubaru, Chen & Saad 2017, doi:10.1137/16M1104974.
 
@@ -71,45 +73,48 @@ def logdet(
     2.0794
     """
     A = aslinearoperator(A)
-    call = f"hesse.logdet({A})"
-    A._check_symmetric(call)
-    arguments = Arguments(
+    A._check_symmetric("")
+    limits = Run(
+        "logdet",
         max_products=max_products,
         max_seconds=max_seconds,
-        generator=generator,
         callback=callback,
         progress=progress,
         checkpoint=checkpoint,
+    )
+    run = EstimatorRun.of(
+        A,
+        limits,
+        Tolerance(rtol, atol),
+        generator=generator,
         block_size=block_size,
         memory_budget=memory_budget,
     )
-    sampler = Sampler.of(A, call, "logdet", Target(rtol, atol), arguments)
-    n = A.shape[0]
-    if sampler.is_small:
+    n = A.domain.n
+    if run.is_small:
         values = torch.linalg.eigvalsh(A.to_dense().double())
-        return Estimate(_log(values, torch.ones(n, dtype=torch.float64), call), 0.0, n)
+        return Estimate(_log(values, torch.ones(n, dtype=torch.float64)), 0.0, n)
 
     def evaluate(quadratures: Quadratures, i: int) -> tuple[float, float]:
-        return _value_and_doubt(quadratures, i, n, call)
+        return _value_and_bound(quadratures, i, n)
 
-    return spectral_sum(sampler, evaluate)
+    return spectral_sum(run, evaluate)
 
 
-def _value_and_doubt(quadratures: Quadratures, i: int, n: int, call: str) -> tuple[float, float]:
+def _value_and_bound(quadratures: Quadratures, i: int, n: int) -> tuple[float, float]:
     """The value at full depth and an extrapolated bound of its error."""
     alpha, beta = quadratures.recurrence(i)
     depths = [max(1, len(alpha) // 4), max(1, len(alpha) // 2), len(alpha)]
-    quarter, half, whole = (_log(*gauss(alpha[:depth], beta[:depth]), call) for depth in depths)
+    quarter, half, whole = (_log(*gauss(alpha[:depth], beta[:depth])) for depth in depths)
     if quadratures.ended(i):
         return n * whole, 0.0
     last, before = abs(whole - half), abs(half - quarter)
     return n * whole, n * last * min(1.0, last / before if before > 0.0 else 1.0)
 
 
-def _log(nodes: Tensor, weights: Tensor, call: str) -> float:
+def _log(nodes: Tensor, weights: Tensor) -> float:
     if not float(nodes.min()) > 0.0:
         raise OperatorError(
-            call,
             expected="a positive definite operator",
             got=f"the Ritz value {float(nodes.min()):.6g}: v'A v for a v with |v| = 1",
             remedy="Add damping: A + c * hesse.identity_operator(n); for a determinant without its "

@@ -5,23 +5,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.checkpoint import FilePath
 from hesse.errors import ArgumentError, Status, check_count, is_number
-from hesse.estimators.arguments import Arguments, Budget
 from hesse.estimators.estimate import Estimate
+from hesse.estimators.estimator_run import EstimatorRun, RunningEstimate
 from hesse.estimators.probes import products, signs
-from hesse.estimators.sampling import Sampler, Stream, Target
+from hesse.estimators.tolerance import Tolerance
+from hesse.estimators.vector_budget import Budget
 from hesse.krylov.eigsh import eigsh
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
-from hesse.progress import Callback
+from hesse.progress import Callback, Run
 
 
+@public("hesse.norm({A}, {ord})")
 def norm(
     A: LinearOperator | Tensor,
     ord: Literal["fro", 2] = "fro",
@@ -52,15 +55,15 @@ def norm(
         callback: called with the running `Estimate`, or with the state of `hesse.eigsh`; a true
             result stops.
         progress: show a bar.
-        checkpoint: a file to save the state in; a killed run goes on from it to the same bits.
-        block_size: probes that are multiplied together; default 8, for n > 2^16 one.
+        checkpoint: a file to save the state in; a killed run resumes from it to the same bits.
+        block_size: how many probes are multiplied together; default 8, or 1 for n > 2^16.
         memory_budget: bytes, or a text such as "1GB", for the vectors.
 
     Returns:
-        Estimate(value, standard_error, products). Of the spectral norm the standard_error is no
-        statistical one: a singular value lies within it of the value, by the residual of the pair.
-        Lanczos finds the largest unless the starting vector is orthogonal to its vector, so the
-        value itself is a lower bound in any case. Exact for n <= 10. Ctrl-C returns the estimate
+        Estimate(value, standard_error, products). Of the spectral norm the standard_error is not
+        statistical: it is the residual, and a singular value lies within it of the value. The value
+        is a lower bound in any case, as Lanczos misses the largest singular value only if the
+        starting vector is orthogonal to its vector. Exact for n <= 10. Ctrl-C returns the estimate
         so far.
 
     Cost: "fro": a product a probe, 2 block_size vectors; the variance of |A z|^2 is
@@ -77,35 +80,48 @@ def norm(
     (5.0, 4.0)
     """
     A = aslinearoperator(A)
-    call = f"hesse.norm({A}, {ord!r})"
     if not (isinstance(ord, str) or is_number(ord)) or ord not in ("fro", 2):
         raise ArgumentError(
-            call, expected="ord 'fro' or 2", got=repr(ord), remedy="Leave it out for 'fro'."
+            expected="ord to be 'fro' or 2", got=repr(ord), remedy="Leave it out for 'fro'."
         )
-    arguments = Arguments(
+    limits = Run(
+        "norm",
         max_products=max_products,
         max_seconds=max_seconds,
-        generator=generator,
         callback=callback,
         progress=progress,
         checkpoint=checkpoint,
+    )
+    run = EstimatorRun.of(
+        A,
+        limits,
+        Tolerance(rtol, atol),
+        generator=generator,
         block_size=block_size,
         memory_budget=memory_budget,
     )
-    target = Target(rtol, atol)
-    sampler = Sampler.of(A, call, "norm", target, arguments)
-    if sampler.is_small:
+    if run.is_small:
         value = torch.linalg.matrix_norm(A.to_dense().double(), ord)
-        return Estimate(float(value), 0.0, A.shape[1])
+        return Estimate(float(value), 0.0, A.domain.n)
     if ord == 2:
-        return _spectral(A, rtol, max_products, arguments, call)
-    A.expect(target.least_samples(max_products))
-    return _frobenius(sampler)
+        return _spectral_norm(
+            A,
+            max_products,
+            rtol=rtol,
+            max_seconds=max_seconds,
+            generator=generator,
+            callback=callback,
+            progress=progress,
+            checkpoint=checkpoint,
+            memory_budget=memory_budget,
+        )
+    A.announce(run.criterion.min_samples(max_products))
+    return _frobenius_norm(run)
 
 
 @dataclass
-class _Squares(Stream):
-    """Samples of the squared norm; the estimate is of its root, by the delta method."""
+class _SquaredNorm(RunningEstimate):
+    """Samples of the squared norm; the estimate is that of its root, by the delta method."""
 
     def estimate(self, status: Status = Status.UNFINISHED) -> Estimate | None:
         square = super().estimate(status)
@@ -116,42 +132,29 @@ class _Squares(Stream):
         return Estimate(root, error, square.products, status, square.quantile)
 
 
-def _frobenius(sampler: Sampler) -> Estimate:
-    A, state = sampler.A, _Squares(sampler.generator)
+def _frobenius_norm(run: EstimatorRun[Tolerance]) -> Estimate:
+    A, state = run.A, _SquaredNorm(run.generator)
 
     def step() -> bool:
-        probes = signs(A, sampler.block(state), state.generator)
-        images = products(A, probes, sampler.block_size, sampler.call)
-        state.add([_square(A, image) for image in images], len(probes))
+        probes = signs(A.domain, run.next_samples(state), state.generator)
+        images = products(A, probes, run.block_size)
+        state.add(A.codomain.inner_pairs(*((image, image) for image in images)), len(probes))
         return True
 
-    return sampler.sample(state, step)
+    return run.sample(state, step)
 
 
-def _square(A: LinearOperator, image: Tensor) -> float:
-    """|A z|^2, a vector of the codomain."""
-    return A.T.inner(image, image) if A.shape[0] != A.shape[1] else A.domain.inner(image, image)
-
-
-def _spectral(
-    A: LinearOperator, rtol: float, max_products: int, arguments: Arguments, call: str
-) -> Estimate:
-    """|A|_2 from the eigenvalue of A that is largest in magnitude, or the largest of A'A."""
+def _spectral_norm(A: LinearOperator, max_products: int, **options: Any) -> Estimate:
+    """|A|_2 from the eigenvalue of A of largest magnitude, or the largest of A'A."""
     squared = not A.symmetric
     each = 2 if squared else 1
     pairs = eigsh(
         A.T @ A if squared else A,
         1,
         "LA" if squared else "LM",
-        rtol=rtol,
         search_missed=False,
-        max_products=check_count("max_products", max_products, 2 * each, call) // each,
-        max_seconds=arguments.max_seconds,
-        generator=arguments.generator,
-        callback=arguments.callback,
-        progress=arguments.progress,
-        checkpoint=arguments.checkpoint,
-        memory_budget=arguments.memory_budget,
+        max_products=check_count("max_products", max_products, 2 * each) // each,
+        **options,
     )
     value, residual = abs(float(pairs.values[0])), float(pairs.residuals[0])
     if squared:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Gauss quadrature by Lanczos: z'f(A) z from a small tridiagonal matrix, for many z in lockstep.
+r"""Gauss quadrature by the Lanczos process: z'f(A) z from a small tridiagonal matrix.
 
 $$ z^T f(A) z \approx |z|^2 \sum_k w_k f(\theta_k), \qquad T = S \operatorname{diag}(\theta) S^T,
    \quad w_k = s_{1k}^2 $$
 
-The processes advance together, one block of products a step.
+The processes advance in lock-step, one block of products a step.
 
 References: Golub & Meurant 2010, Matrices, Moments and Quadrature with Applications.
 """
@@ -23,22 +23,23 @@ from hesse.operators.algebra import LinearOperator
 class Quadratures:
     """Lanczos processes of several starting vectors, (p, n), to a common depth.
 
-    A process that has filled its invariant subspace ends: its rule is exact. Short vectors have a
-    basis, with which it ends where it should; long ones do without, in a twentieth of the memory.
+    A process that has filled an invariant subspace ends: its rule is exact. For short vectors the
+    basis is kept, so that this is recognised; for long ones it is not, which takes a twentieth of
+    the memory.
     """
 
-    def __init__(self, A: LinearOperator, starts: Tensor, block_size: int, call: str) -> None:
-        self.A, self.block_size, self.call = A, block_size, call
+    def __init__(self, A: LinearOperator, starts: Tensor, block_size: int) -> None:
+        self.A, self.block_size = A, block_size
         self.products = 0
         self.processes: list[Process] = [_process(A, start) for start in starts]
 
     def extend(self, depth: int) -> None:
-        """Go on to this depth."""
+        """Take all processes to this depth."""
         for process in self.processes:
             if isinstance(process, Lanczos):
                 process.make_room(depth)
         while alive := [p for p in self.processes if p.size < depth and not has_ended(p)]:
-            step_together(self.A, alive, self.block_size, self.call)
+            step_together(self.A, alive, self.block_size)
             self.products += len(alive)
 
     def ended(self, i: int) -> bool:
@@ -46,7 +47,7 @@ class Quadratures:
         return has_ended(self.processes[i])
 
     def recurrence(self, i: int) -> tuple[list[float], list[float]]:
-        """The diagonal of the matrix of process i, and what is beside it and leads on."""
+        """The diagonal of the Lanczos matrix of process i and the entries beside it, one more."""
         return self.processes[i].tridiagonal
 
     def rule(self, i: int, depth: int | None = None) -> tuple[Tensor, Tensor]:
@@ -56,12 +57,12 @@ class Quadratures:
 
 
 def vectors_held(n: int, depth: int) -> int:
-    """Vectors of length n that a process takes: of a basis one a step, and one for its product."""
+    """Vectors that a process takes: its basis, one a step, and the next product; or none kept."""
     return depth + 3 if n < LONG else 5
 
 
 def _process(A: LinearOperator, start: Tensor) -> Process:
-    if A.shape[1] >= LONG:
+    if A.domain.n >= LONG:
         return Recurrence(A, start)
     unused = torch.Generator()  # for directions beyond an invariant subspace
     return Lanczos(A, 1, start, unused)
@@ -84,8 +85,5 @@ def radau(alpha: list[float], beta: list[float], node: float) -> tuple[Tensor, T
 
 def _tridiagonal(alpha: list[float], beta: list[float]) -> Tensor:
     off = torch.tensor(beta[: len(alpha) - 1], dtype=torch.float64)
-    return torch.diag(torch.tensor(alpha, dtype=torch.float64)) + _off(off, 1) + _off(off, -1)
-
-
-def _off(entries: Tensor, place: int) -> Tensor:
-    return torch.diag(entries, place)
+    diagonal = torch.tensor(alpha, dtype=torch.float64)
+    return torch.diag(diagonal) + torch.diag(off, 1) + torch.diag(off, -1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""f on the eigenvalues of a Lanczos matrix, which must be in its domain."""
+"""A function of the eigenvalues of a Lanczos matrix, which must be in its domain."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _POSITIVE = {"inverse-sqrt", "log"}
 
 
 class RitzFunction:
-    """A function by its name, or a user's own of a float64 tensor, entry by entry."""
+    """A function by its name, or one of a float64 tensor, entry by entry, that a user gave."""
 
-    def __init__(self, fun: Name | Callable[[Tensor], Tensor], call: str) -> None:
+    def __init__(self, fun: Name | Callable[[Tensor], Tensor]) -> None:
         if not callable(fun):
-            check_choice("fun", fun, get_args(Name), call)
-        self.fun, self.call = fun, call
+            check_choice("fun", fun, get_args(Name))
+        self.fun = fun
 
     def first_column(self, lanczos: Lanczos) -> Tensor:
         """f(T) e_1."""
@@ -44,25 +44,23 @@ class RitzFunction:
             return self._checked(self.fun(values), values)
         smallest = float(values.min())
         if self.fun == "sqrt" and smallest >= -rounding:
-            values = values.clamp(min=0.0)  # zero, to rounding
+            values = values.clamp(min=0.0)  # they are zero to rounding
         elif self.fun in ("sqrt", *_POSITIVE) and smallest <= rounding:
             semi = "semi-" if self.fun == "sqrt" else ""
             raise OperatorError(
-                self.call,
                 expected=f"a positive {semi}definite operator",
                 got=f"a Ritz value of {smallest:.3g}",
-                remedy="Add damping, A + c * I, or take a function that is defined there.",
+                remedy="Add damping, A + c * hesse.identity_operator(n), or take another function.",
             )
         return _FUNCTIONS[self.fun](values)
 
     def _checked(self, f: Tensor, values: Tensor) -> Tensor:
-        """What a user's function gave, if that is a finite number for each Ritz value."""
+        """The values of a user's function, if they are a finite number for each Ritz value."""
         if isinstance(f, Tensor) and f.shape == values.shape and bool(torch.isfinite(f).all()):
             return f
         got = f"{f.tolist()} for {values.tolist()}" if isinstance(f, Tensor) else repr(f)
         raise FunctionError(
-            self.call,
-            expected="a finite number for each entry of a tensor of Ritz values",
+            expected="fun to give a finite number for each entry of a tensor of Ritz values",
             got=got if len(got) <= 200 else f"{got[:200]}...",
             remedy="Give a function of tensors that is defined on the spectrum of A.",
         )

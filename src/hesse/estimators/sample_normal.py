@@ -8,16 +8,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.errors import check_choice, check_count
-from hesse.estimators.arguments import Budget
 from hesse.estimators.estimate import Estimate
-from hesse.estimators.matrix_function import matrix_function
+from hesse.estimators.function_columns import FunctionColumns, FunctionOptions
+from hesse.estimators.ritz_function import RitzFunction
+from hesse.estimators.vector_budget import Budget
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
 from hesse.vectors.rows import stacked
 
 
+@public("hesse.sample_normal({A}, {count}, role={role})")
 def sample_normal(
     A: LinearOperator | Tensor,
     count: int = 1,
@@ -40,9 +43,10 @@ def sample_normal(
     Args:
         A: symmetric positive definite operator (or matrix), n x n.
         count: how many draws.
-        role: what A is of the distribution: its "precision" or its "covariance".
-        rtol, basis_size, max_products, max_seconds, generator, callback, progress, block_size,
-            memory_budget: as of `matrix_function`, a column of which is a draw.
+        role: whether A is the "precision" or the "covariance" of the distribution.
+        rtol, basis_size, max_products, max_seconds: as of `matrix_function`, a column of which is a
+            draw.
+        generator, callback, progress, block_size, memory_budget: as of `matrix_function`.
 
     Returns:
         Estimate: value (n, count), a draw in each column; standard_error (count,), the estimated
@@ -58,14 +62,8 @@ def sample_normal(
     (torch.Size([3, 1000]), 0.25)
     """
     A = aslinearoperator(A)
-    call = f"hesse.sample_normal({A}, {count})"
-    check_choice("role", role, ["precision", "covariance"], call)
-    count = check_count("count", count, 1, call)
-    draws = stacked(count, (A.domain.gaussian(generator) for _ in range(count))).T
-    return matrix_function(
-        "inverse-sqrt" if role == "precision" else "sqrt",
-        A,
-        draws,
+    check_choice("role", role, ["precision", "covariance"])
+    options = FunctionOptions(
         rtol=rtol,
         basis_size=basis_size,
         max_products=max_products,
@@ -76,3 +74,9 @@ def sample_normal(
         block_size=block_size,
         memory_budget=memory_budget,
     )
+    f = RitzFunction("inverse-sqrt" if role == "precision" else "sqrt")
+    columns = FunctionColumns(f, A, options)
+    count = check_count("count", count, 1)
+    draws = stacked(count, (A.domain.gaussian(generator) for _ in range(count)))
+    found = columns.approximate(draws)
+    return Estimate(found.values.T, found.errors, found.products, found.status, 1.0)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """tr f(A) by stochastic Lanczos quadrature, deep enough that quadrature adds little to the error.
 
-Every probe gives a value and what its quadrature may be wrong by. The depth doubles until the mean
-of the latter is below a fifth of the statistical error aimed at; what remains of it is added to the
-interval.
+Every probe gives a value and a bound of its quadrature error. The depth doubles until the mean of
+these bounds is below a fifth of the statistical error aimed at; the interval contains what is left.
 """
 
 from __future__ import annotations
@@ -15,98 +14,102 @@ from dataclasses import dataclass, field
 import torch
 
 from hesse.errors import Status
-from hesse.estimators.arguments import too_small
 from hesse.estimators.estimate import Estimate, RunningMean, quantile_of
+from hesse.estimators.estimator_run import EstimatorRun, RunningEstimate
 from hesse.estimators.probes import signs
 from hesse.estimators.quadrature import Quadratures, vectors_held
-from hesse.estimators.sampling import FIRST_CHECK, Sampler, Stream, Target
+from hesse.estimators.tolerance import FIRST_CHECK, Tolerance
+from hesse.estimators.vector_budget import raise_too_small
 from hesse.operators.algebra import LinearOperator
 
 FIRST_DEPTH = 16
-_SHARE = 0.2  # of the standard error, that the quadrature may add
+_FRACTION = 0.2  # of the standard error that the quadrature may add
 
 Evaluate = Callable[[Quadratures, int], tuple[float, float]]
-"""Value and possible error of process i of some quadratures, for a probe of norm sqrt(n)."""
+"""Value, and bound of its error, from process i of some quadratures, for |z| = sqrt(n)."""
 
 
 @dataclass
-class SpectralSum(Stream):
-    """The mean over probes, and that of what the quadratures may be wrong by."""
+class SpectralSum(RunningEstimate):
+    """The mean over probes, and the mean bound of their quadrature errors."""
 
-    doubt: RunningMean = field(default_factory=RunningMean)
+    bias: RunningMean = field(default_factory=RunningMean)
     depth: int = FIRST_DEPTH
 
     def estimate(self, status: Status = Status.UNFINISHED) -> Estimate | None:
-        """The interval holds the truth in 95 of 100 runs for any quadrature error within the doubt.
+        """The interval holds the truth in 95 of 100 runs for any bias within its bound.
 
-        It does if it is wider by the doubt on each side, and too if doubt and standard error add as
-        squares, which is less where the doubt is small.
+        It does if it is wider by the bound on each side, and also if bound and standard error add
+        as squares, which is less where the bound is small.
         """
         count = self.samples.count
         if count == 0:
             return None
         quantile, error = quantile_of(count), self.samples.standard_error
         if count > 1:
-            doubt = self.doubt.mean
-            error = min(error + doubt / quantile, math.hypot(error, doubt))
+            bias = self.bias.mean
+            error = min(error + bias / quantile, math.hypot(error, bias))
         return Estimate(self.samples.mean, error, self.products, status, quantile)
 
 
-def spectral_sum(sampler: Sampler[Target], evaluate: Evaluate) -> Estimate:
-    """The trace of a function whose quadrature `evaluate` takes."""
-    A, state = sampler.A, SpectralSum(sampler.generator)
-    A.expect(FIRST_DEPTH * sampler.block_size)
-    state.depth = min(FIRST_DEPTH, A.shape[0])
-    if sampler.vectors < _held(A, state.depth):
-        what = f"one probe of {state.depth} steps"
-        too_small(A, _held(A, state.depth), sampler.vectors, what, sampler.call)
+def spectral_sum(run: EstimatorRun[Tolerance], evaluate: Evaluate) -> Estimate:
+    """The trace of the function whose quadrature `evaluate` takes."""
+    A, state = run.A, SpectralSum(run.generator)
+    A.announce(FIRST_DEPTH * run.block_size)
+    state.depth = min(FIRST_DEPTH, A.domain.n)
+    if run.max_vectors < _held(A, state.depth):
+        purpose = f"one probe of {state.depth} steps"
+        raise_too_small(A, _held(A, state.depth), run.max_vectors, purpose)
 
     def step() -> bool:
-        together = max(1, sampler.vectors // _held(A, state.depth))
-        k = min(together, sampler.block(state, cost=state.depth))
+        together = max(1, run.max_vectors // _held(A, state.depth))
+        k = min(together, run.next_samples(state, cost=state.depth))
         if k < 1:
             return False
-        quadratures = Quadratures(A, signs(A, k, state.generator), sampler.block_size, sampler.call)
-        samples, doubts = _deep_enough(quadratures, k, sampler, state, evaluate)
-        for doubt in doubts:
-            state.doubt.add(doubt)
+        quadratures = Quadratures(A, signs(A.domain, k, state.generator), run.block_size)
+        samples, bounds = _deep_enough(quadratures, k, run, state, evaluate)
+        for bound in bounds:
+            state.bias.add(bound)
         state.add(samples, quadratures.products)
         return True
 
-    return sampler.sample(state, step)
+    return run.sample(state, step)
 
 
 def _held(A: LinearOperator, depth: int) -> int:
-    """Vectors of one process: a basis would be beside one of half the size as it grows."""
-    return vectors_held(A.shape[0], depth + depth // 2)
+    """Vectors of one process; while its basis grows, one of half the size is beside it."""
+    return vectors_held(A.domain.n, depth + depth // 2)
 
 
 def _deep_enough(
     quadratures: Quadratures,
     k: int,
-    sampler: Sampler[Target],
+    run: EstimatorRun[Tolerance],
     state: SpectralSum,
     evaluate: Evaluate,
 ) -> tuple[list[float], list[float]]:
-    n = sampler.A.shape[0]
+    """Samples and bounds of their bias, after as many steps as make the bias small enough."""
+    n = run.A.domain.n
     while True:
         quadratures.extend(state.depth)
         pairs = [evaluate(quadratures, i) for i in range(k)]
-        samples, doubts = [value for value, _ in pairs], [doubt for _, doubt in pairs]
+        samples, bounds = [value for value, _ in pairs], [bound for _, bound in pairs]
         deeper = min(2 * state.depth, n)
-        room = sampler.room(state) - quadratures.products >= k * (deeper - state.depth)
-        fits = sampler.vectors >= k * _held(sampler.A, deeper)
-        enough = sum(doubts) / k <= _SHARE * _aim(samples, sampler, state)
-        if enough or deeper == state.depth or not room or not fits:
-            return samples, doubts
+        affordable = run.room(state) - quadratures.products >= k * (deeper - state.depth)
+        fits = run.max_vectors >= k * _held(run.A, deeper)
+        enough = sum(bounds) / k <= _FRACTION * _attainable_error(samples, run, state)
+        if enough or deeper == state.depth or not affordable or not fits:
+            return samples, bounds
         state.depth = deeper
 
 
-def _aim(samples: list[float], sampler: Sampler[Target], state: SpectralSum) -> float:
-    """The standard error to be had: the target, or what the products allow."""
+def _attainable_error(
+    samples: list[float], run: EstimatorRun[Tolerance], state: SpectralSum
+) -> float:
+    """The standard error aimed at: by the tolerance, or by what max_products allows."""
     values = torch.tensor(samples, dtype=torch.float64)
     spread = float(values.std()) if len(samples) > 1 else 0.0
     if state.samples.count > 1:
         spread = state.samples.standard_error * state.samples.count**0.5
-    most = max(FIRST_CHECK, sampler.room(state) // state.depth + state.samples.count)
-    return max(sampler.target.tolerance(float(values.mean())), spread / most**0.5)
+    most = max(FIRST_CHECK, run.room(state) // state.depth + state.samples.count)
+    return max(run.criterion.at(float(values.mean())), spread / most**0.5)

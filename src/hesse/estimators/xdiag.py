@@ -15,30 +15,54 @@ of `leave_out`, for every entry.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from hesse.estimators.estimate import Estimate
+from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.leave_out import are_apart
 from hesse.estimators.probes import signs
-from hesse.estimators.sampling import Sampler
 from hesse.estimators.sketch import Sketch, grow_until_met
 from hesse.vectors.rows import columns
 
-_WIDTH = 1 << 9  # entries at a time: what is computed for them stays in the cache
+_WIDTH = 1 << 9  # entries at a time, whose intermediate results stay in the cache
 
 
-def xdiag(sampler: Sampler) -> Estimate:
-    """The diagonal by XDiag: two products a probe, A z and A'q; three vectors."""
-    A = sampler.A
-    state = Sketch(A.shape[1], sampler.generator)
+@dataclass(frozen=True)
+class XDiag:
+    """XDiag: each probe tests the sketch of all others. A method of `diagonal`.
 
-    def advance(more: int) -> None:
-        state.grow(A, signs(A, more, sampler.generator), sampler.block_size, sampler.call)
-        state.multiply(A.T, sampler.block_size, sampler.call)
-        state.value, state.standard_error = _diagonal_of(state)
+    The most accurate method where the singular values decay fast.
 
-    return grow_until_met(sampler, state, cost=2, held=3, advance=advance)
+    Cost: a product with A, one with A', and 3 vectors a probe, with four to six vectors more in
+        all.
+
+    Raises:
+        HesseError: A is not symmetric and has no adjoint.
+
+    Reference: Epperly, Tropp & Webber 2024, doi:10.1137/23M1548323.
+
+    >>> from hesse.estimators import diagonal
+    >>> diagonal(torch.ones(20, 20), method=XDiag()).value[:3]
+    tensor([1.0000, 1.0000, 1.0000])
+    """
+
+    name: ClassVar[str] = "xdiag"
+
+    def estimate_diagonal(self, run: EstimatorRun) -> Estimate:
+        """The diagonal from a sketch that grows."""
+        A, space = run.A, run.A.domain
+        state = Sketch(space.n, run.generator)
+
+        def add_probes(count: int) -> None:
+            state.grow(A, signs(space, count, run.generator), run.block_size)
+            state.multiply(A.T, run.block_size)
+            state.value, state.standard_error = _diagonal_of(state)
+
+        return grow_until_met(run, state, cost=2, held=3, add_probes=add_probes)
 
 
 def _diagonal_of(sketch: Sketch) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ $$ \hat A = Y (\Omega^T Y)^{-1} Y^T, \quad Y = A \Omega; \qquad
    \operatorname{tr} \hat A_{(i)} = \operatorname{tr} \hat A - \frac{|Y P e_i|^2}{p_{ii}}, \quad
    \omega_i^T (A - \hat A_{(i)}) \omega_i = \frac{1}{p_{ii}}, \quad P = (\Omega^T Y)^{-1} $$
 
-One product a probe serves both purposes. A is shifted by a rounding error's worth so that P exists.
+One product a probe serves both purposes. A is shifted by a few rounding errors so that P exists.
 
 Reference: Epperly, Tropp & Webber 2024, doi:10.1137/23M1548323 (XNysTrace with normalisation); the
 standard error is that of `leave_out`.
@@ -14,22 +14,23 @@ standard error is that of `leave_out`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from hesse.errors import OperatorError
 from hesse.estimators.estimate import Estimate
+from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.leave_out import mean_and_error
 from hesse.estimators.probes import on_the_sphere
-from hesse.estimators.sampling import Sampler
 from hesse.estimators.sketch import Sketch, grow_until_met, grown_gram, no_entries
 
 _SHIFT = 10.0  # in rounding errors of a product
 
 
 @dataclass
-class _NystroemSketch(Sketch):
+class _NystromSketch(Sketch):
     """A sketch and the products of its probes with the basis and with one another."""
 
     W: Tensor = field(default_factory=no_entries)
@@ -38,25 +39,47 @@ class _NystroemSketch(Sketch):
     """Omega'Omega."""
 
 
-def xnystrace(sampler: Sampler) -> Estimate:
-    """The trace by XNysTrace: one product a probe, two vectors."""
-    A = sampler.A
-    state = _NystroemSketch(A.shape[1], sampler.generator)
+@dataclass(frozen=True)
+class XNysTrace:
+    """XNysTrace: `XTrace` from one product a probe, for positive semidefinite A.
 
-    def advance(more: int) -> None:
-        probes = on_the_sphere(A, more, sampler.generator)
-        state.grow(A, probes, sampler.block_size, sampler.call, _SHIFT)
-        state.W = grown_gram(A, state.W, state.basis, state.probes)
-        state.overlap = grown_gram(A, state.overlap, state.probes, state.probes)
-        state.value, state.standard_error = _trace_of(state, sampler.call)
+    Of `trace`. The standard error is as of `XTrace`.
 
-    return grow_until_met(sampler, state, cost=1, held=2, advance=advance)
+    Cost: 1 product and 2 vectors a probe, and 2 vectors more if one probe is added at a time, 4
+        for blocks of eight.
+
+    Raises:
+        HesseError: A is not symmetric; a vector v with v'A v < 0 was found.
+
+    Reference: Epperly, Tropp & Webber 2024, doi:10.1137/23M1548323.
+
+    >>> from hesse.estimators import trace
+    >>> round(trace(torch.ones(20, 20), method=XNysTrace()).value, 4)
+    20.0
+    """
+
+    name: ClassVar[str] = "xnystrace"
+
+    def estimate_trace(self, run: EstimatorRun) -> Estimate:
+        """The trace from a sketch that grows."""
+        A, space = run.A, run.A.domain
+        A._check_symmetric("")
+        state = _NystromSketch(space.n, run.generator)
+
+        def add_probes(count: int) -> None:
+            probes = on_the_sphere(space, count, run.generator)
+            state.grow(A, probes, run.block_size, _SHIFT)
+            state.W = grown_gram(space, state.W, state.basis, state.probes)
+            state.overlap = grown_gram(space, state.overlap, state.probes, state.probes)
+            state.value, state.standard_error = _trace_of(state)
+
+        return grow_until_met(run, state, cost=1, held=2, add_probes=add_probes)
 
 
-def _trace_of(sketch: _NystroemSketch, call: str) -> tuple[float, float]:
+def _trace_of(sketch: _NystromSketch) -> tuple[float, float]:
     n, m, overlap = sketch.n, sketch.size, sketch.overlap
     core = sketch.W.T @ sketch.R  # Omega' Y
-    inverse = _inverse_factor(core, overlap, call)
+    inverse = _inverse_factor(core, overlap)
     factor = sketch.R @ inverse.T
     whole = float((factor**2).sum()) - sketch.shift * n
     if m == n:
@@ -74,7 +97,7 @@ def _trace_of(sketch: _NystroemSketch, call: str) -> tuple[float, float]:
     return mean_and_error(h, h[:, None] - (whole - lost + (n - m + 2) * free / left))
 
 
-def _inverse_factor(core: Tensor, overlap: Tensor, call: str) -> Tensor:
+def _inverse_factor(core: Tensor, overlap: Tensor) -> Tensor:
     """The inverse of the Cholesky factor of Omega'A Omega, which must be positive definite."""
     core = (core + core.T) / 2
     factor, failed = torch.linalg.cholesky_ex(core)
@@ -82,10 +105,9 @@ def _inverse_factor(core: Tensor, overlap: Tensor, call: str) -> Tensor:
         values, vectors = torch.linalg.eigh(core)
         v = vectors[:, 0]
         raise OperatorError(
-            call,
             expected="a positive semidefinite operator, for method='xnystrace'",
             got=f"a vector v with v'A v / v'v = {float(values[0] / (v @ overlap @ v)):.3g}",
-            remedy="Use method='xtrace', or add damping.",
+            remedy="Use method='xtrace', or add damping, A + c * hesse.identity_operator(n).",
         )
     eye = torch.eye(len(core), dtype=torch.float64)
     return torch.linalg.solve_triangular(factor, eye, upper=False)

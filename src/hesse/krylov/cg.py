@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.errors import (
     OperatorError,
     Status,
@@ -68,6 +69,7 @@ class CGRules:
             check_count("replace_every", self.replace_every, 1, "cg(A, b, replace_every)")
 
 
+@public("hesse.krylov.cg({A}, b)")
 def cg(
     A: LinearOperator,
     b: Tensor,

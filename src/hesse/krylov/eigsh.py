@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.checkpoint import Checkpoint, FilePath, generator_for
 from hesse.errors import (
     ArgumentError,
@@ -32,6 +33,7 @@ from hesse.progress import Callback, Run
 from hesse.vectors.space import Tree, check_finite
 
 
+@public("hesse.eigsh({A})")
 def eigsh(
     A: LinearOperator | Tensor,
     k: int = 6,
@@ -161,7 +163,7 @@ def eigsh(
     room = None if memory_budget is None else parse_bytes(memory_budget, call)
     check_home(basis_dtype, basis_device, call)
     m = choose_basis_size(A, k, b, basis_size, basis_dtype, room, call)
-    A.expect(m)
+    A.announce(m)
     run.require(b + 1, call, "a step and a look at the end take")
     basis = Basis(A, m + b, basis_dtype, basis_device)
     # The looks at the end, and all but one of a block.

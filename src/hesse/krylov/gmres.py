@@ -98,7 +98,7 @@ def _step(system: System, state: GmresState, m: int) -> Status:
     size = norm(w)
     if not math.isfinite(size):
         return Status.NOT_FINITE
-    h = orthogonalise(system.A, [V[: k + 1]], w)
+    h = orthogonalise(system.A.domain, [V[: k + 1]], w)
     rest, smallest = norm(w), 10 * torch.finfo(w.dtype).eps * size
     if rest <= smallest:
         rest = 0.0  # the space is complete

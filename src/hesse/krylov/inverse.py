@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.errors import OperatorError, check_choice, check_not_empty
 from hesse.krylov.preconditioners import as_preconditioner
 from hesse.krylov.solve import METHODS, Method, solve
@@ -68,6 +69,7 @@ class SolvingOperator(LinearOperator):
         return self.A.domain.inners(basis, v)
 
 
+@public("hesse.inverse_operator({A})")
 def inverse_operator(
     A: LinearOperator | Tensor,
     *,

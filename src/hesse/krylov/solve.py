@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.checkpoint import Checkpoint, FilePath
 from hesse.errors import (
     ArgumentError,
@@ -47,6 +48,7 @@ _USUAL = 20
 _TO_BEGIN = 3
 
 
+@public("hesse.solve({A}, b)")
 def solve(
     A: LinearOperator | Tensor,
     b: Tree,
@@ -155,7 +157,7 @@ def solve(
     question |= {"preconditioner": M, **own.question()}
     file = Checkpoint(checkpoint, A, call="solve", **question)
     system = System(A, flat, start, M, rtol, atol, max_iterations, run, file)
-    A.expect(min(A.domain.n, _USUAL, system.limit))
+    A.announce(min(A.domain.n, _USUAL, system.limit))
     if method != "auto":
         solution = _by(method, system, own)
     else:

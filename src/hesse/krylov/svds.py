@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.checkpoint import FilePath
 from hesse.errors import ArgumentError, Status, check_count, check_tolerances
 from hesse.krylov.eigsh import eigsh
@@ -42,6 +43,7 @@ class SingularTriplets(_Triplets):
     """Why the iteration ended."""
 
 
+@public("hesse.svds({A})")
 def svds(
     A: LinearOperator | Tensor,
     k: int = 6,
@@ -70,9 +72,10 @@ def svds(
         A: operator (or matrix), m x n.
         k: how many, 1 <= k <= min(m, n).
         rtol: converged when the residual is at most rtol sigma; default the square root of eps.
-        v0, block_size, basis_size, memory_budget, max_products, max_seconds, generator, callback,
-            progress, checkpoint: as of `eigsh`; products are those with A and with A' together, v0
-            is on the smaller side. Within too few products there are fewer than k.
+        v0, block_size, basis_size, memory_budget: as of `eigsh`; v0 is on the smaller side.
+        max_products, max_seconds: as of `eigsh`; products are those with A and with A' together.
+            Within too few products there are fewer than k triplets.
+        generator, callback, progress, checkpoint: as of `eigsh`.
 
     Cost: two products a step (one with A, one with A'), and 2 k at the end; m + b + k + 4
         vectors on the smaller side, or 6 k + 1 at the end, of both together for a square A.
@@ -139,10 +142,10 @@ def _other_side(
     left = []
     for i, sigma in enumerate(S):
         u = far[i].clone()
-        orthogonalise(At, [far[:i]], u)
+        orthogonalise(A.codomain, [far[:i]], u)
         if norm(u) <= unit_roundoff(A) ** 0.5 * sigma:  # of sigma = 0 any direction will do
             u = At.domain.gaussian(generator)
-            orthogonalise(At, [far[:i]], u)
+            orthogonalise(A.codomain, [far[:i]], u)
         u /= norm(u)
         left.append(norm(far[i] - sigma * u))
         far[i] = u

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory: how much tensors hold, how much a user allows, how much there is."""
+"""Memory: how much tensors hold, and numbers of bytes as text."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`PeakMemory`: how much memory tensors held, the same on every machine and in every run."""
+"""`PeakMemory`: the most memory that tensors held at one time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from hesse.dispatch import Watch
 class PeakMemory(Watch):
     """The most memory that tensors made inside a `with` block held at one time, in bytes.
 
-    Unlike the size of the process it is the same on every machine and in every run. Counted are the
-    results of operations, the backward pass included, while anything refers to them; not counted
-    are tensors that existed before and the scratch space inside a single kernel.
+    Unlike the size of the process it is the same on every machine and in every run. It counts the
+    results of operations, the backward pass included, as long as something refers to them; it does
+    not count tensors that existed before, nor the scratch space inside a kernel.
 
     >>> with PeakMemory() as memory:
     ...     for _ in range(3):
@@ -33,7 +33,7 @@ class PeakMemory(Watch):
         self._alive: dict[int, weakref.ref] = {}
 
     def observe(self, function: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
-        """Take note of the storages that an operation made."""
+        """Count the storages that an operation made."""
         known = {id(leaf.untyped_storage()) for leaf in _tensors((args, tuple(kwargs.values())))}
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()

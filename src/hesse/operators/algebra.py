@@ -1,14 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`LinearOperator`: a matrix that is known by its products, and the algebra of such matrices.
 
-A new operator implements one method, `_matvec`, on flat vectors. Products with trees and blocks
-(products.py), algebra, conversion and the participation in every solver and estimator follow.
-
-Operators are immutable and lazy: arithmetic builds a new operator and computes nothing.
-
-A matrix of known structure may say so in three more methods: `_inverse`, `_diagonal` and
-`_plus_diagonal`. The last is all that A + c I needs to be inverted: the sum asks the term that is
-not diagonal to take the other one in.
+Operators are immutable and lazy: arithmetic builds a new operator and computes nothing. protocol.py
+documents what a subclass implements, products.py what a user calls.
 """
 
 from __future__ import annotations
@@ -19,12 +13,15 @@ from typing import Any
 
 from torch import Tensor
 
-from hesse.operators.protocol import Products
+from hesse.boundary import public
+from hesse.errors import OperatorError
+from hesse.operators.checks import check_square
+from hesse.operators.products import Products
 from hesse.vectors.space import Space
 
 
 class LinearOperator(Products):
-    """A linear map between two spaces of trees.
+    """A linear map A between two spaces of trees, which is known by its products.
 
     Args:
         domain: the space of v in A v: a `Space`, or its dimension n for plain vectors of torch's
@@ -32,9 +29,15 @@ class LinearOperator(Products):
         codomain: the space of A v; None for a square operator on `domain`.
         symmetric: a promise that A = A'; `hesse.testing.check_operator` tests it.
 
-    Subclasses implement `_matvec`, and for an operator that is not symmetric `_rmatvec` if it has
-    an adjoint; `_matmat` (`_rmatmat`) only where many directions at once are cheaper than one after
-    the other; `_inverse`, `_diagonal`, `_plus_diagonal` and `is_diagonal` where A has a structure.
+    Attributes:
+        domain: the `Space` of v in A v.
+        codomain: the `Space` of A v.
+        symmetric: whether A is known to be symmetric.
+
+    A subclass implements `_matvec` on flat vectors, and takes part in every solver and estimator.
+    For an operator that is not symmetric it implements `_rmatvec` if there is an adjoint; `_matmat`
+    and `_rmatmat` only if many directions at once are cheaper than one after the other; the methods
+    for structure (`_inverse`, `_diagonal`, ...; see `hesse.operators.protocol`) if A has any.
 
     >>> import torch
     >>> class Laplacian(LinearOperator):
@@ -48,81 +51,72 @@ class LinearOperator(Products):
             [ 0., -3.,  6.]])
     """
 
-    # -- Structure, for a subclass that has one ----------------------------------------------------
-
-    def _inverse(self) -> LinearOperator | None:
-        """The exact inverse if structure makes it cheap; None elsewhere, and for a singular A.
-
-        Symmetric where A is. A number that is zero or not finite on the way counts as singular.
-        """
-        return None
-
-    def _diagonal(self) -> Tensor | None:
-        """The exact diagonal, shape (n,), where it is free; None elsewhere."""
-        return None
-
-    def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
-        """A + D for a diagonal D, as one operator of the structure of A; None without one."""
-        return None
-
-    def _split_shift(self) -> tuple[LinearOperator, float]:
-        """(G, c) where A says that it is G + c I; (A, 0) elsewhere."""
-        return self, 0.0
-
-    @property
-    def is_diagonal(self) -> bool:
-        """Whether A is known to be a diagonal matrix; then `_diagonal` gives it."""
-        return False
-
     # -- Algebra -----------------------------------------------------------------------------------
 
     @property
     def T(self) -> LinearOperator:
-        """The adjoint; a symmetric operator is its own."""
+        """The adjoint A', shape (n, m); a symmetric operator itself. No product."""
         return self if self.symmetric else _Transposed(self)
 
+    @public("{self} @ {other}", nested=False)
     def __matmul__(self, other: Any) -> Any:
         """A @ B for an operator, A @ v for a vector or tree, A @ V for a block (n, k)."""
         if isinstance(other, LinearOperator):
             return _Product(self, other._in_space(self.domain))
-        if isinstance(other, Tensor) and other.ndim == 2 and not self.domain.is_point(other):
+        if getattr(other, "ndim", 0) == 2 and not self.domain.is_point(other):
             return self.matmat(other)
         return self.matvec(other)
 
+    @public("{self} + {other}", nested=False)
     def __add__(self, other: Any) -> LinearOperator:
         """A + B."""
         if not isinstance(other, LinearOperator):
-            raise self._not_an_operator("+", other)
+            raise _not_an_operator(other)
         return _Sum(self._in_space(other.domain), other._in_space(self.domain))
 
+    @public("{self} - {other}", nested=False)
     def __sub__(self, other: Any) -> LinearOperator:
         """A - B."""
         if not isinstance(other, LinearOperator):
-            raise self._not_an_operator("-", other)
+            raise _not_an_operator(other)
         return self + -1.0 * other
 
+    @public("{self} * {scalar}", nested=False)
     def __mul__(self, scalar: Any) -> LinearOperator:
         """c A for a number c."""
         if isinstance(scalar, Tensor) and scalar.ndim == 0:
             scalar = float(scalar)
         if not isinstance(scalar, Real):
-            raise self._not_a_number(scalar)
+            raise _not_a_number(scalar)
         return _Scaled(float(scalar), self)
 
     __rmul__ = __mul__
 
+    @public("{self} / {scalar}", nested=False)
     def __truediv__(self, scalar: Any) -> LinearOperator:
         """A / c for a number c."""
         if not isinstance(scalar, (Real, Tensor)):
-            raise self._not_a_number(scalar)
+            raise _not_a_number(scalar)
         return self * (1.0 / scalar)
 
     def __neg__(self) -> LinearOperator:
         """-A."""
         return _Scaled(-1.0, self)
 
+    @public("{self}.block({name})", nested=False)
     def block(self, name: str) -> LinearOperator:
-        """The diagonal block of one leaf, or of all leaves below `name`.
+        """The diagonal block of one leaf, or of all leaves below `name`: rows and columns of them.
+
+        Args:
+            name: one of `domain.names`, such as "layer.weight", or the start of several, "layer".
+
+        Returns:
+            An operator on trees of these leaves. It computes nothing; each of its products costs
+            one with A, unless the structure of A allows less.
+
+        Raises:
+            ArgumentError: no leaf has this name.
+            ShapeError: A is not square.
 
         >>> import torch
         >>> from hesse.operators import diagonal_operator
@@ -133,15 +127,9 @@ class LinearOperator(Products):
         """
         return _Block(self, name)
 
-    # -- Inside ------------------------------------------------------------------------------------
-
-    def _in_space(self, space: Space) -> LinearOperator:
-        """This operator, on `space` if it is one that fits any space of its dimension."""
-        return self
-
 
 def diagonal_of(D: LinearOperator) -> Tensor:
-    """The entries of an operator that says `is_diagonal`, shape (n,)."""
+    """The entries of an operator whose `is_diagonal` is true, shape (n,)."""
     d = D._diagonal()
     assert d is not None
     return d
@@ -149,6 +137,23 @@ def diagonal_of(D: LinearOperator) -> Tensor:
 
 def _first(operators: Iterable[LinearOperator | None]) -> LinearOperator | None:
     return next((A for A in operators if A is not None), None)
+
+
+def _not_an_operator(other: Any) -> OperatorError:
+    return OperatorError(
+        expected="another operator",
+        got=f"a {type(other).__name__}",
+        remedy="For a multiple c of the identity write A + c * hesse.identity_operator(n); for a "
+        "matrix hesse.dense_operator(M).",
+    )
+
+
+def _not_a_number(other: Any) -> OperatorError:
+    return OperatorError(
+        expected="a number to scale by",
+        got=f"a {type(other).__name__}",
+        remedy="Use A @ v for a product with a vector, A @ B for one with an operator.",
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -159,11 +164,12 @@ class _Sum(LinearOperator):
     """A + B."""
 
     def __init__(self, a: LinearOperator, b: LinearOperator) -> None:
-        call = f"{a} + {b}"
-        domain = a.domain.common(b.domain, call)
-        codomain = a.codomain.common(b.codomain, call)
+        domain, codomain = a.domain.common(b.domain), a.codomain.common(b.codomain)
         super().__init__(domain, codomain, symmetric=a.symmetric and b.symmetric)
         self.a, self.b = a, b
+
+    def _expression(self) -> str:
+        return f"({self.a._expression()} + {self.b._expression()})"
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.a._matvec(v) + self.b._matvec(v)
@@ -202,7 +208,7 @@ class _Sum(LinearOperator):
     def _split_shift(self) -> tuple[LinearOperator, float]:
         for term, D in self._orders():
             d = diagonal_of(D)
-            if bool((d == d[0]).all()):
+            if not self.domain.any(d != d[0]):
                 G, c = term._split_shift()
                 return G, c + float(d[0])
         return self, 0.0
@@ -223,6 +229,9 @@ class _Scaled(LinearOperator):
     def __init__(self, scalar: float, a: LinearOperator) -> None:
         super().__init__(a.domain, a.codomain, symmetric=a.symmetric)
         self.scalar, self.a = scalar, a
+
+    def _expression(self) -> str:
+        return f"{self.scalar:g} {self.a._expression()}"
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.scalar * self.a._matvec(v)
@@ -267,9 +276,12 @@ class _Product(LinearOperator):
 
     def __init__(self, a: LinearOperator, b: LinearOperator) -> None:
         a = a._in_space(b.codomain)
-        a.domain.common(b.codomain, f"{a} @ {b}")
+        a.domain.common(b.codomain)
         super().__init__(b.domain, a.codomain, symmetric=a.T is b or b.T is a)  # A'A, A A', A A
         self.a, self.b = a, b
+
+    def _expression(self) -> str:
+        return f"{self.a._expression()} @ {self.b._expression()}"
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.a._matvec(self.b._matvec(v))
@@ -309,6 +321,9 @@ class _Transposed(LinearOperator):
         super().__init__(a.codomain, a.domain)
         self.a = a
 
+    def _expression(self) -> str:
+        return f"{self.a._expression()}.T"
+
     def _matvec(self, v: Tensor) -> Tensor:
         return self.a._rmatvec(v)
 
@@ -341,10 +356,13 @@ class _Block(LinearOperator):
     """The rows and columns of A that belong to the leaves below a name."""
 
     def __init__(self, a: LinearOperator, name: str) -> None:
-        a._check_square("block")
-        space, self._range = a.domain.subspace(name, call=f"{a}.block({name!r})")
+        check_square(a)
+        space, self._range = a.domain.subspace(name)
         super().__init__(space, symmetric=a.symmetric)
-        self.a = a
+        self.a, self.name = a, name
+
+    def _expression(self) -> str:
+        return f"{self.a._expression()}.block({self.name!r})"
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.a._matvec(self._embed(v))[self._range]
@@ -353,7 +371,7 @@ class _Block(LinearOperator):
         return self.a._rmatvec(self._embed(u))[self._range]
 
     def _matmat(self, block: Tensor) -> Tensor:
-        full = block.new_zeros(self.a.domain.n, block.shape[1])
+        full = block.new_zeros(self.a.domain.size, block.shape[1])
         full[self._range] = block
         return self.a._matmat(full)[self._range]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Block-diagonal operators: each block acts on its own part of the vector, flat or named."""
+"""Block-diagonal operators: each block acts on its own slice of the vector."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.errors import ArgumentError, DeviceError, DtypeError, HesseError
 from hesse.operators.algebra import LinearOperator, diagonal_of
 from hesse.operators.dense import aslinearoperator
@@ -40,9 +41,9 @@ class BlockDiagonalOperator(LinearOperator):
         parts = block.split(self._rows)
         return torch.cat([A._rmatmat(part) for A, part in zip(self.blocks, parts, strict=True)])
 
-    def expect(self, products: int) -> None:
+    def announce(self, products: int) -> None:
         for A in self.blocks:
-            A.expect(products)
+            A.announce(products)
 
     def _inverse(self) -> LinearOperator | None:
         inverses = []
@@ -60,7 +61,7 @@ class BlockDiagonalOperator(LinearOperator):
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
         if self._rows != self._columns:
             return None
-        space = self.domain.common(D.domain, f"{self} + {D}")
+        space = self.domain.common(D.domain)
         parts = diagonal_of(D).split(self._rows)
         sums = [
             A + DiagonalOperator(A.domain, part) for A, part in zip(self.blocks, parts, strict=True)
@@ -72,6 +73,7 @@ class BlockDiagonalOperator(LinearOperator):
         return all(A.is_diagonal for A in self.blocks)
 
 
+@public("hesse.block_diagonal_operator(ops)", nested=False)
 def block_diagonal_operator(
     ops: Sequence[LinearOperator | Tensor] | Mapping[str, LinearOperator | Tensor],
 ) -> BlockDiagonalOperator:
@@ -84,7 +86,7 @@ def block_diagonal_operator(
         ops: the blocks, operators or matrices. A list makes an operator on flat vectors; a dict
             one on trees with these names, each holding a tree of its block.
 
-    Its inverse is that of the blocks where all have one, with a diagonal added or not.
+    The inverse is that of the blocks if all have one; so it is with a diagonal added.
 
     Cost: one product with each block.
 
@@ -127,21 +129,19 @@ def _joined(spaces: list[Space], names: list[str] | None) -> Space:
 
 
 def _check_blocks(blocks: list[LinearOperator]) -> None:
-    call = "hesse.block_diagonal_operator(ops)"
     if not blocks:
         raise ArgumentError(
-            call, expected="at least one block", got="none", remedy="Give operators or matrices."
+            expected="ops with at least one block",
+            got="none",
+            remedy="Give operators or matrices.",
         )
-    _check_same([A.dtype for A in blocks], DtypeError, call, "dtype", "Convert their tensors.")
-    _check_same([A.device for A in blocks], DeviceError, call, "device", "Move their tensors.")
+    _check_same([A.dtype for A in blocks], DtypeError, "dtype", "Convert their tensors.")
+    _check_same([A.device for A in blocks], DeviceError, "device", "Move their tensors.")
 
 
-def _check_same(
-    values: Sequence[object], error: type[HesseError], call: str, what: str, remedy: str
-) -> None:
+def _check_same(values: Sequence[object], error: type[HesseError], what: str, remedy: str) -> None:
     if any(value != values[0] for value in values):
         raise error(
-            call,
             expected=f"blocks of one {what}",
             got=", ".join(sorted({str(value) for value in values})),
             remedy=remedy,

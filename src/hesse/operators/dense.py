@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators made from what a user already has: a matrix, or a function v -> A v."""
+"""Operators made from a matrix or from a function v -> A v."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.errors import OperatorError, ShapeError, StructureError
 from hesse.operators.algebra import LinearOperator, diagonal_of
 from hesse.operators.dense_inverse import dense_inverse
+from hesse.operators.from_scipy import from_scipy
+from hesse.vectors.arrays import as_tensor
 from hesse.vectors.space import Space
 
 
@@ -51,7 +55,7 @@ class DenseOperator(LinearOperator):
         return self.matrix.diagonal() if rows == columns else None
 
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
-        space = self.domain.common(D.domain, f"{self} + {D}")
+        space = self.domain.common(D.domain)
         matrix = self.matrix + torch.diag(diagonal_of(D))
         return DenseOperator(matrix, symmetric=self.symmetric, space=space)
 
@@ -71,9 +75,7 @@ class FunctionOperator(LinearOperator):
         self._function, self._adjoint = matvec, rmatvec
 
     def _matvec(self, v: Tensor) -> Tensor:
-        product = self._function(v)
-        call = "hesse.function_operator(matvec, n): matvec(v)"
-        return self.codomain.check_vector(product, call=call, what="A v")
+        return self.codomain.check_vector(self._function(v), what="matvec(v)")
 
     def _rmatvec(self, u: Tensor) -> Tensor:
         if self._adjoint is not None:
@@ -81,43 +83,52 @@ class FunctionOperator(LinearOperator):
         return super()._rmatvec(u)
 
 
-def dense_operator(matrix: Tensor) -> DenseOperator:
-    """The operator of a matrix of shape (m, n); symmetric if the matrix is, to rounding.
+@public("hesse.dense_operator(matrix)", nested=False)
+def dense_operator(matrix: Any) -> DenseOperator:
+    """The operator of a matrix of shape (m, n); symmetric if the matrix is, up to rounding.
 
     Vectors are of its dtype, but of float32 at least. The matrix is not copied (unless it is in a
-    lower precision), as of `torch.from_numpy` and of SciPy: writing into it changes the operator,
-    but not what it says about its symmetry.
+    lower precision), as in `torch.from_numpy` and SciPy: writing into it changes the operator, but
+    not its tag `symmetric`.
+
+    Args:
+        matrix: a tensor or a NumPy array of shape (m, n). A sparse matrix or a linear operator of
+            SciPy is made dense; `aslinearoperator` leaves it as it is.
+
+    Cost: none; of a linear operator of SciPy n products.
+
+    Raises:
+        HesseError: the matrix is not a dense real floating-point matrix.
 
     >>> dense_operator(torch.tensor([[2.0, 1.0], [1.0, 2.0]])).symmetric
     True
     """
-    call = "hesse.dense_operator(matrix)"
+    wrapped = from_scipy(matrix, symmetric=None)
+    matrix = as_tensor(matrix) if wrapped is None else wrapped.to_dense()
     if not isinstance(matrix, Tensor):
         raise StructureError(
-            call,
-            expected="a tensor",
+            expected="matrix to be a tensor, a NumPy array or a sparse matrix of SciPy",
             got=f"{type(matrix).__module__}.{type(matrix).__name__}",
             remedy="Convert it with torch.as_tensor(matrix).",
         )
     if matrix.ndim != 2:
         raise ShapeError(
-            call,
-            expected="a matrix of shape (m, n)",
+            expected="matrix of shape (m, n)",
             got=f"shape {tuple(matrix.shape)}",
             remedy="Give a two-dimensional tensor; for diag(d) use hesse.diagonal_operator(d).",
         )
     if matrix.layout is not torch.strided:
         raise StructureError(
-            call,
             expected="a dense matrix",
             got=f"one of layout {matrix.layout}",
             remedy="Give its product: hesse.function_operator(lambda v: S @ v, n); or .to_dense().",
         )
-    Space.of(matrix, call=call, what="matrix")  # a floating-point dtype
+    Space.of(matrix, what="matrix")  # raises unless of a real floating-point dtype
     matrix = matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32))
     return DenseOperator(matrix, symmetric=_is_symmetric(matrix))
 
 
+@public("hesse.function_operator(matvec, n)", nested=False)
 def function_operator(
     matvec: Callable[[Tensor], Tensor],
     n: int | Space,
@@ -128,10 +139,20 @@ def function_operator(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> FunctionOperator:
-    """The operator of a function v -> A v on flat vectors of length n (m: of its results).
+    """The operator of a linear function v -> A v on flat vectors.
 
-    `symmetric=True` promises A = A'; `rmatvec` computes A' u otherwise. Check both with
-    `hesse.testing.check_operator`.
+    Args:
+        matvec: the function; it gets a tensor (n,) and returns one (m,). It must not change v.
+        n: the length of v, or the `Space` of v.
+        m: the length of A v, or its `Space`; n by default.
+        symmetric: a promise that A = A'; `hesse.testing.check_operator` tests it.
+        rmatvec: the function u -> A' u, for an operator that is not symmetric.
+        dtype, device: of the vectors; by default torch's default dtype, on the CPU.
+
+    Cost: one call of the function for each product.
+
+    Raises:
+        HesseError: at a product, if the function returns anything but a vector of its space.
 
     >>> A = function_operator(lambda v: 3 * v, 2, symmetric=True)
     >>> A @ torch.ones(2)
@@ -144,22 +165,37 @@ def function_operator(
     return FunctionOperator(matvec, domain, codomain, symmetric, rmatvec)
 
 
-def aslinearoperator(a: Any) -> LinearOperator:
-    """`a` as an operator: an operator itself, or a matrix, which is not copied.
+@public("hesse.aslinearoperator(A)", nested=False)
+def aslinearoperator(a: Any, *, symmetric: bool | None = None) -> LinearOperator:
+    """`a` as an operator.
+
+    Args:
+        a: an operator, which is returned as it is; a dense matrix, a tensor or a NumPy array, which
+            is not copied; a sparse matrix or a linear operator of SciPy, whose products run on the
+            CPU.
+        symmetric: a promise about a SciPy operator, which does not tell. Matrices are tested.
+
+    Cost: none.
+
+    Raises:
+        OperatorError: `a` is nothing of these.
+        HesseError: the matrix is not a real floating-point matrix.
 
     >>> aslinearoperator(torch.eye(3))
     DenseOperator(3 x 3, torch.float32)
     """
     if isinstance(a, LinearOperator):
         return a
-    if isinstance(a, Tensor):
+    if isinstance(a, (Tensor, numpy.ndarray)):
         return dense_operator(a)
+    wrapped = from_scipy(a, symmetric)
+    if wrapped is not None:
+        return wrapped
     raise OperatorError(
-        "hesse.aslinearoperator(A)",
-        expected="a hesse.LinearOperator or a matrix (a 2-D tensor)",
+        expected="A to be a hesse.LinearOperator, a matrix (a 2-D tensor or array), or a sparse "
+        "matrix or linear operator of SciPy",
         got=f"{type(a).__module__}.{type(a).__name__}",
-        remedy="Wrap a function v -> A v with hesse.function_operator(matvec, n), a NumPy array "
-        "with torch.from_numpy.",
+        remedy="Wrap a function v -> A v with hesse.function_operator(matvec, n).",
     )
 
 
@@ -168,7 +204,7 @@ def _is_symmetric(matrix: Tensor) -> bool:
         return False
     if not matrix.numel():
         return True
-    # Of an entry that was computed: relative to the largest of its row and of its column.
+    # The rounding error of an entry, relative to the largest entries of its row and its column.
     size = torch.maximum(matrix.abs().amax(dim=0), matrix.abs().amax(dim=1)).sqrt()
     allowed = 8 * torch.finfo(matrix.dtype).eps * size[:, None] * size
     return bool(((matrix - matrix.T).abs() <= allowed).all())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inverse of a matrix as its triangular factors: Cholesky where that succeeds, else LU.
+"""The inverse of a matrix by triangular factors: Cholesky where that succeeds, else LU.
 
-A matrix that is singular to working precision has none: its condition number in the 1-norm is
-estimated from a few solutions with the factors, and must stay below a tenth of 1 / eps.
+A matrix that is singular to working precision has no inverse: its condition number in the 1-norm,
+estimated from a few solutions with the factors, must be below 0.1 / eps.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from hesse.operators.algebra import LinearOperator
 from hesse.vectors.space import Space
 
-_MOST_STEPS = 5  # of the norm estimate, which nearly always ends after two (Higham 1988)
+_MAX_STEPS = 5  # of the norm estimate, which nearly always ends after two (Higham 1988)
 
 
 class CholeskyInverse(LinearOperator):
@@ -72,7 +72,7 @@ def _inverse_norm(inverse: LinearOperator) -> float:
     """A lower bound, nearly always sharp, of the 1-norm (Hager 1984, doi:10.1137/0905023)."""
     n = inverse.domain.n
     x, norm = torch.full_like(inverse.domain.zeros(), 1 / n), 0.0
-    for _ in range(_MOST_STEPS):
+    for _ in range(_MAX_STEPS):
         y = inverse._matvec(x)
         norm = float(y.abs().sum())
         slope = inverse._rmatvec(torch.where(y < 0.0, -1.0, 1.0).to(y))

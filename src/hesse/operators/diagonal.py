@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.errors import ArgumentError
 from hesse.operators.algebra import LinearOperator, diagonal_of
 from hesse.vectors.space import Space, Tree
@@ -25,19 +26,19 @@ class DiagonalOperator(LinearOperator):
         return self.diagonal[:, None] * block
 
     def block(self, name: str) -> LinearOperator:
-        space, where = self.domain.subspace(name, call=f"{self}.block({name!r})")
+        space, where = self.domain.subspace(name)
         return DiagonalOperator(space, self.diagonal[where])
 
     def _inverse(self) -> LinearOperator | None:
         reciprocal = 1.0 / self.diagonal
-        regular = bool(torch.isfinite(reciprocal).all())
+        regular = self.domain.all_finite(reciprocal)
         return DiagonalOperator(self.domain, reciprocal) if regular else None
 
     def _diagonal(self) -> Tensor:
         return self.diagonal
 
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
-        space = self.domain.common(D.domain, f"{self} + {D}")
+        space = self.domain.common(D.domain)
         return DiagonalOperator(space, self.diagonal + diagonal_of(D))
 
     @property
@@ -46,7 +47,7 @@ class DiagonalOperator(LinearOperator):
 
 
 class IdentityOperator(LinearOperator):
-    """I, in the space of whatever it is added to or multiplied with."""
+    """I; if adaptable, in the space of the operator that it is added to or multiplied with."""
 
     def __init__(self, space: Space, *, adaptable: bool = False) -> None:
         super().__init__(space, symmetric=True)
@@ -59,13 +60,13 @@ class IdentityOperator(LinearOperator):
         return block.clone()
 
     def block(self, name: str) -> LinearOperator:
-        return IdentityOperator(self.domain.subspace(name, call=f"{self}.block({name!r})")[0])
+        return IdentityOperator(self.domain.subspace(name)[0])
 
     def _inverse(self) -> LinearOperator:
         return self
 
     def _diagonal(self) -> Tensor:
-        return torch.ones(self.domain.n, dtype=self.dtype, device=self.device)
+        return torch.ones_like(self.domain.zeros())
 
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
         return DiagonalOperator(self.domain, self._diagonal())._plus_diagonal(D)
@@ -79,20 +80,41 @@ class IdentityOperator(LinearOperator):
         return IdentityOperator(space, adaptable=True) if fits else self
 
 
+@public("hesse.diagonal_operator(d)", nested=False)
 def diagonal_operator(d: Tree) -> DiagonalOperator:
-    """The operator diag(d), d a vector or a tree of tensors.
+    """The operator diag(d), with (A v)_i = d_i v_i.
+
+    Args:
+        d: a vector or a tree of tensors or NumPy arrays; it is copied.
+
+    Cost: n multiplications a product; n numbers. Its inverse and its diagonal take no product.
+
+    Raises:
+        HesseError: a leaf is not a real floating-point tensor.
 
     >>> diagonal_operator(torch.tensor([1.0, 2.0])) @ torch.tensor([3.0, 4.0])
     tensor([3., 8.])
     """
-    space = Space.of(d, call="hesse.diagonal_operator(d)", what="d")
+    space = Space.of(d, what="d")
     return DiagonalOperator(space, space.flatten(d).clone())
 
 
+@public("hesse.identity_operator({n})", nested=False)
 def identity_operator(
     n: int, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> IdentityOperator:
-    """The identity of R^n. Without a dtype it takes the space of the operator that it meets.
+    """The identity of R^n.
+
+    Args:
+        n: the dimension.
+        dtype: of the vectors. Without one the identity takes the space of the operator to which it
+            is added, or with which it is multiplied.
+        device: of the vectors.
+
+    Cost: a copy for each product.
+
+    Raises:
+        ArgumentError: n is not an integer of at least 1.
 
     >>> A = diagonal_operator(torch.tensor([1.0, 2.0], dtype=torch.float64))
     >>> (A + 0.5 * identity_operator(2)).to_dense()
@@ -101,7 +123,6 @@ def identity_operator(
     """
     if not isinstance(n, int) or n < 1:
         raise ArgumentError(
-            "hesse.identity_operator(n)",
             expected="a dimension n >= 1",
             got=repr(n),
             remedy="Give A.shape[0].",

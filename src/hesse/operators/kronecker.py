@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import DenseOperator, aslinearoperator
 from hesse.operators.rotated_diagonal import RotatedDiagonal
@@ -16,10 +17,9 @@ class KroneckerOperator(LinearOperator):
     """A x B, on flat vectors."""
 
     def __init__(self, a: LinearOperator, b: LinearOperator) -> None:
-        call = "hesse.kronecker_operator(A, B)"
         (m, n), (p, q) = a.shape, b.shape
         rows, columns = (Space.flat(size, a.dtype, a.device) for size in (m * p, n * q))
-        rows.common(Space.flat(m * p, b.dtype, b.device), call)
+        rows.common(Space.flat(m * p, b.dtype, b.device))
         super().__init__(columns, rows, symmetric=a.symmetric and b.symmetric)
         self.a, self.b = a, b
 
@@ -63,6 +63,7 @@ class KroneckerOperator(LinearOperator):
         return self.a.is_diagonal and self.b.is_diagonal
 
 
+@public("hesse.kronecker_operator({A}, {B})", nested=False)
 def kronecker_operator(A: LinearOperator | Tensor, B: LinearOperator | Tensor) -> KroneckerOperator:
     r"""The Kronecker product of two operators or matrices, on flat vectors.
 

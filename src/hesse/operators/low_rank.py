@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Low-rank operators U diag(s) U', alone and with a diagonal, which makes them easy to invert."""
+"""Low-rank operators U diag(s) U', and their sums with a diagonal, which are cheap to invert."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.errors import DeviceError, DtypeError, ShapeError, StructureError
 from hesse.operators.algebra import LinearOperator, diagonal_of
+from hesse.vectors.arrays import as_tensor
 from hesse.vectors.space import Space
 
 
@@ -28,7 +30,7 @@ class LowRankOperator(LinearOperator):
         return self.U**2 @ self.s
 
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
-        space = self.domain.common(D.domain, f"{self} + {D}")
+        space = self.domain.common(D.domain)
         return LowRankPlusDiagonal(space, self.U, self.s, diagonal_of(D))
 
 
@@ -49,7 +51,7 @@ class LowRankPlusDiagonal(LinearOperator):
         return self.d + self.U**2 @ self.s
 
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
-        space = self.domain.common(D.domain, f"{self} + {D}")
+        space = self.domain.common(D.domain)
         return LowRankPlusDiagonal(space, self.U, self.s, self.d + diagonal_of(D))
 
     def _inverse(self) -> LinearOperator | None:
@@ -60,7 +62,7 @@ class LowRankPlusDiagonal(LinearOperator):
         The symmetric K, I plus a semi-definite matrix where A is definite, is diagonalised.
         """
         inverse_d, U = 1.0 / self.d.double(), self.U.double()
-        if not bool(torch.isfinite(inverse_d).all()):
+        if not self.domain.all_finite(inverse_d):
             return None
         s = self.s.double()
         W = U * s.abs().sqrt()
@@ -73,15 +75,16 @@ class LowRankPlusDiagonal(LinearOperator):
         return LowRankPlusDiagonal(self.domain, *factors)
 
 
+@public("hesse.low_rank_operator(U, s)", nested=False)
 def low_rank_operator(U: Tensor, s: Tensor) -> LowRankOperator:
     r"""The symmetric operator of low rank with these factors.
 
     $$ A = U \operatorname{diag}(s)\, U^T $$
 
-    With a diagonal added, as in A + c I, its inverse is of the same kind, and cheap.
+    With a diagonal added, as in A + c I, its inverse is of the same form, and cheap.
 
     Args:
-        U: matrix of shape (n, r); its columns need not be orthonormal.
+        U: matrix of shape (n, r), a tensor or a NumPy array; its columns need not be orthonormal.
         s: weights of shape (r,), of any sign.
 
     Cost: 4 n r operations a product; n r + r numbers. The inverse of A + D takes n r^2 operations
@@ -102,26 +105,23 @@ def low_rank_operator(U: Tensor, s: Tensor) -> LowRankOperator:
     tensor([[ 4.0000, -3.0000],
             [-3.0000,  4.0000]])
     """
-    call = "hesse.low_rank_operator(U, s)"
+    U, s = as_tensor(U), as_tensor(s)
     for name, factor, ndim in (("U", U, 2), ("s", s, 1)):
-        _check_factor(call, name, factor, ndim)
+        _check_factor(name, factor, ndim)
     if U.shape[1] != len(s):
         raise ShapeError(
-            call,
             expected=f"s of shape ({U.shape[1]},), one weight a column of U",
             got=f"shape {tuple(s.shape)}",
             remedy="Give U of shape (n, r) and s of shape (r,).",
         )
     if U.dtype != s.dtype:
         raise DtypeError(
-            call,
             expected=f"s of dtype {U.dtype}, like U",
             got=str(s.dtype),
             remedy=f"Convert it: s.to({U.dtype}).",
         )
     if U.device != s.device:
         raise DeviceError(
-            call,
             expected=f"s on {U.device}, like U",
             got=str(s.device),
             remedy=f"Move it: s.to('{U.device}').",
@@ -129,19 +129,17 @@ def low_rank_operator(U: Tensor, s: Tensor) -> LowRankOperator:
     return LowRankOperator(Space.flat(U.shape[0], U.dtype, U.device), U.detach(), s.detach())
 
 
-def _check_factor(call: str, name: str, factor: Tensor, ndim: int) -> None:
+def _check_factor(name: str, factor: Tensor, ndim: int) -> None:
     if not isinstance(factor, Tensor):
         raise StructureError(
-            call,
-            expected=f"{name} to be a tensor",
+            expected=f"{name} to be a tensor or a NumPy array",
             got=f"{type(factor).__module__}.{type(factor).__name__}",
             remedy=f"Convert it with torch.as_tensor({name}).",
         )
     if factor.ndim != ndim:
         raise ShapeError(
-            call,
             expected="U of shape (n, r) and s of shape (r,)",
             got=f"{name} of shape {tuple(factor.shape)}",
             remedy="For one vector u write u[:, None].",
         )
-    Space.of(factor, call=call, what=name)  # a floating-point dtype
+    Space.of(factor, what=name)  # raises unless of a real floating-point dtype

@@ -1,29 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator does for a vector: the half of `LinearOperator` that every algorithm sees.
+"""The operator protocol: what an operator implements, and what solvers and estimators call.
 
-A subclass writes one method, `_matvec`, on flat vectors. Products with trees and blocks, inner
-products and the conversions follow. The other half, the algebra, is in base.py.
+Everything here is on flat vectors (n,), (m,) and blocks (n, k), (m, k) of the operator's dtype and
+device, without autograd graphs. Only `_matvec` must be written. The other methods have defaults; a
+subclass overrides one where it knows better. All may be called by any algorithm of the library.
+
+| method | computes | default |
+|---|---|---|
+| `_matvec(v)` | A v | to be written |
+| `_rmatvec(u)` | A' u | A u for a symmetric operator, else an error |
+| `_matmat(V)` | A V | column by column |
+| `_rmatmat(U)` | A' U | column by column |
+| `_curvature(v)` | v' A v, a float | one product and an inner product |
+| `_inverse()` | the exact inverse where structure makes it cheap | None |
+| `_diagonal()` | the exact diagonal where it takes no product | None |
+| `_plus_diagonal(D)` | A + D as one operator of the structure of A | None |
+| `_split_shift()` | (G, c) with A = G + c I | (A, 0) |
+| `_in_space(space)` | this operator on another space of its dimension | itself |
+| `is_diagonal` | whether `_diagonal()` is all of A | False |
+| `announce(products)` | nothing: that many products follow | passed on to the operators in A |
+
+Results may share memory with the argument, which must not be changed (see `vectors.unshared`).
 """
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hesse.errors import NonFiniteError, OperatorError, ShapeError
-from hesse.operators.scipy import as_scipy
+from hesse.errors import OperatorError
+from hesse.operators.to_scipy import check_not_asked_by_scipy
 from hesse.vectors.rows import stacked, transposed
-from hesse.vectors.space import Space, Tree, all_finite
-
-if TYPE_CHECKING:
-    from scipy.sparse.linalg import LinearOperator as ScipyOperator
+from hesse.vectors.space import Space
 
 
-class Products(ABC):
-    """A linear map known by its products; `LinearOperator` documents the arguments."""
+class OperatorProtocol(ABC):
+    """A linear map between two spaces; `LinearOperator` documents the arguments."""
 
     def __init__(
         self, domain: Space | int, codomain: Space | int | None = None, *, symmetric: bool = False
@@ -33,7 +49,23 @@ class Products(ABC):
         self.codomain = Space.flat(codomain) if isinstance(codomain, int) else codomain
         self.symmetric = symmetric
 
-    # -- What a subclass says ----------------------------------------------------------------------
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n): the dimensions of `codomain` and `domain`."""
+        return self.codomain.n, self.domain.n
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the flat vectors."""
+        check_not_asked_by_scipy(self, sys._getframe(1))
+        return self.domain.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the vectors."""
+        return self.domain.device
+
+    # -- Products ----------------------------------------------------------------------------------
 
     @abstractmethod
     def _matvec(self, v: Tensor) -> Tensor:
@@ -44,132 +76,69 @@ class Products(ABC):
         if self.symmetric:
             return self._matvec(u)
         raise OperatorError(
-            f"{self}.T",
             expected="an operator with an adjoint",
-            got=f"{type(self).__name__}, which is not symmetric and has no _rmatvec",
+            got=f"{self}, which is not symmetric and has no _rmatvec",
             remedy="Implement _rmatvec(u), or pass symmetric=True if A = A'.",
         )
 
     def _matmat(self, block: Tensor) -> Tensor:
-        """A V for a flat block V of shape (n, k)."""
+        """A V for a block V of shape (n, k)."""
         return stacked(block.shape[1], map(self._matvec, transposed(block))).T
 
     def _rmatmat(self, block: Tensor) -> Tensor:
-        """A' U for a flat block U of shape (m, k)."""
+        """A' U for a block U of shape (m, k)."""
         if self.symmetric:
             return self._matmat(block)
         return stacked(block.shape[1], map(self._rmatvec, transposed(block))).T
 
-    # -- What everybody uses -----------------------------------------------------------------------
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(rows, columns)."""
-        return self.codomain.n, self.domain.n
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the flat vectors."""
-        return self.domain.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the vectors."""
-        return self.domain.device
-
-    def matvec(self, v: Tree) -> Any:
-        """A v, shape (m,) for a flat v of shape (n,); a tree for a tree. One product."""
-        flat, is_flat = self._enter(v)
-        product = self._matvec(flat)
-        return product if is_flat else self.codomain.unflatten(product)
-
-    def matmat(self, block: Tensor) -> Tensor:
-        """A V, shape (m, k), for V of shape (n, k). k products."""
-        call = f"{self}.matmat(V)"
-        self.domain.check_vector(block, call=call, what="V", ndim=2)
-        if block.shape[1] == 0:
-            return block.new_zeros(self.shape[0], 0)
-        return self._matmat(block.detach())
-
-    def curvature(self, v: Tree) -> Tensor:
-        """v' A v, a float64 scalar tensor. At most one product."""
-        self._check_square("curvature")
-        flat, _ = self._enter(v)
-        return torch.tensor(self._curvature(flat), dtype=torch.float64)
-
     def _curvature(self, v: Tensor) -> float:
+        """v' A v for a square operator."""
         return self.domain.inner(v, self._matvec(v))
 
-    def to_dense(self) -> Tensor:
-        """The matrix, shape (m, n): n products, a debugging object."""
-        self.expect(self.domain.n)
-        eye = torch.eye(self.domain.n, dtype=self.dtype, device=self.device)
-        return self.matmat(eye)
+    def announce(self, products: int) -> None:
+        """Tell the operator that about so many products will follow.
 
-    def to_scipy(self) -> ScipyOperator:
-        """The same operator for SciPy, on NumPy vectors (needs the extra hesse[scipy])."""
-        return as_scipy(self)
-
-    def __repr__(self) -> str:
-        rows, columns = self.shape
-        return f"{type(self).__name__.lstrip('_')}({rows} x {columns}, {self.dtype})"
-
-    def expect(self, products: int) -> None:
-        """Be told that so many products will follow: a curvature operator prepares accordingly."""
+        Changes no result. An operator that can prepare itself (a curvature operator records a
+        program for its products) decides by this number whether that pays.
+        """
         for part in vars(self).values():
-            if isinstance(part, Products):
-                part.expect(products)
+            if isinstance(part, OperatorProtocol):
+                part.announce(products)
 
-    # -- Inside ------------------------------------------------------------------------------------
+    # -- Structure ---------------------------------------------------------------------------------
+    # Those that return operators are of type Any: `LinearOperator` is a subclass of this class.
 
-    def _enter(self, v: Tree) -> tuple[Tensor, bool]:
-        """The flat vector of v, and whether v was flat."""
-        flat, leave = self.domain.enter(v, call=f"{self} @ v")
-        return flat, leave != self.domain.unflatten
+    def _inverse(self) -> Any:
+        """The exact inverse if structure makes it cheap; None elsewhere, and for a singular A.
 
-    def _check_square(self, what: str) -> None:
-        rows, columns = self.shape
-        if rows != columns:
-            raise ShapeError(
-                f"{self}.{what}",
-                expected="a square operator",
-                got=f"shape {self.shape}",
-                remedy="Use A.T @ A or A @ A.T.",
-            )
+        Symmetric where A is. A number that is zero or not finite on the way counts as singular.
+        """
+        return None
 
-    def _check_symmetric(self, call: str, remedy: str = "Pass symmetric=True if A = A'.") -> None:
-        if not self.symmetric:
-            raise OperatorError(
-                call,
-                expected="a symmetric operator",
-                got="one that is not known to be symmetric",
-                remedy=remedy,
-            )
+    def _diagonal(self) -> Tensor | None:
+        """The exact diagonal, shape (n,), where it takes no product; None elsewhere."""
+        return None
 
-    def _check_finite(self, products: Tensor, call: str) -> Tensor:
-        """Products with this operator, or an error for NaN and Inf in them."""
-        if not all_finite(products):
-            raise NonFiniteError(
-                call,
-                expected="finite products",
-                got=f"NaN or Inf in a product with {self}",
-                remedy="Check the operator with hesse.testing.check_operator.",
-            )
-        return products
+    def _plus_diagonal(self, D: Any) -> Any:
+        """A + D for a diagonal operator D, as one operator of the structure of A; None without one.
 
-    def _not_an_operator(self, sign: str, other: Any) -> OperatorError:
-        return OperatorError(
-            f"{self} {sign} {type(other).__name__}",
-            expected="another operator",
-            got=f"a {type(other).__name__}",
-            remedy="For a multiple c of the identity write A + c * hesse.identity_operator(n); for "
-            "a matrix hesse.dense_operator(M).",
-        )
+        All that a sum A + D needs to be inverted.
+        """
+        return None
 
-    def _not_a_number(self, other: Any) -> OperatorError:
-        return OperatorError(
-            f"{self} * {type(other).__name__}",
-            expected="a number to scale by",
-            got=f"a {type(other).__name__}",
-            remedy="Use A @ v for a product with a vector, A @ B for one with an operator.",
-        )
+    def _split_shift(self) -> tuple[Any, float]:
+        """(G, c) where A is known to be G + c I; (A, 0) elsewhere."""
+        return self, 0.0
+
+    def _in_space(self, space: Space) -> Any:
+        """This operator, on `space` if it is one that fits every space of its dimension."""
+        return self
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether A is known to be a diagonal matrix; then `_diagonal` gives it."""
+        return False
+
+    def _expression(self) -> str:
+        """A short name, or the expression of operators that this one is."""
+        return type(self).__name__.lstrip("_")

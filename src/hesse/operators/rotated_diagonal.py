@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Q diag(w) Q' with Q orthogonal: a symmetric matrix by its eigenvalues and eigenvectors."""
+"""Q diag(w) Q' with Q orthogonal: a symmetric matrix given by its eigenvalues and eigenvectors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hesse.vectors.space import Space
 
 
 class RotatedDiagonal(LinearOperator):
-    """Q diag(w) Q' for an orthogonal operator Q: inverted, or moved by c I, through w alone."""
+    """Q diag(w) Q' for an orthogonal operator Q; its inverse, and A + c I, change w alone."""
 
     def __init__(self, space: Space, Q: LinearOperator, w: Tensor) -> None:
         super().__init__(space, symmetric=True)
@@ -30,7 +30,7 @@ class RotatedDiagonal(LinearOperator):
 
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
         d = diagonal_of(D)
-        if not bool((d == d[0]).all()):
+        if self.domain.any(d != d[0]):
             return None
-        space = self.domain.common(D.domain, f"{self} + {D}")
+        space = self.domain.common(D.domain)
         return RotatedDiagonal(space, self.Q, self.w + d[0])

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Minimisation with curvature: one loop; descents propose steps, searches judge them.
+"""Minimisation with curvature: one loop; a descent proposes a step, a search accepts or rejects it.
 
-A *descent* turns the function's information at a point into a step (`TruncatedNewton`,
-`DampedGaussNewton`); a *search* turns a proposed step into an accepted one and keeps the scalar
-that
-the next proposal depends on: a step length (`ArmijoSearch`), a radius (`TrustRadius`), a damping
-(`LevenbergMarquardt`). The methods are pairs of the two.
+A *descent* computes a step from gradient and curvature at a point (`TruncatedNewton`,
+`DampedGaussNewton`). A *search* accepts a step, shortens it or rejects it, and keeps the scalar
+that the next proposal depends on: a radius (`TrustRadius`), a damping (`LevenbergMarquardt`), or
+none (`ArmijoSearch`). A method is a pair of the two.
 """
 
 from hesse.optimize.hessian_free import HessianFree
-from hesse.optimize.minimize import OptimizeResult, minimize
+from hesse.optimize.minimize import minimize
+from hesse.optimize.result import OptimizeResult
 
 __all__ = ["HessianFree", "OptimizeResult", "minimize"]

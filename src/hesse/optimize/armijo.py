@@ -1,22 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backtracking line search, and how to compare two values that differ by rounding."""
+"""Backtracking line search."""
 
 from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from hesse.errors import Status
 from hesse.optimize.point import Objective, Point
 from hesse.optimize.proposal import Proposal
-from hesse.vectors.inner_products import dot
-
-
-def rounding(point: Point) -> float:
-    """By how much f may rise at `point` through rounding alone: 10 eps |f|."""
-    return 10 * torch.finfo(point.x.dtype).eps * abs(point.value)
 
 
 class ArmijoSearch:
@@ -24,11 +17,11 @@ class ArmijoSearch:
 
     $$ f(x + t p) \le f(x) + c\, t\, g^T p $$
 
-    Near a minimum the decrease drowns in the rounding of f; the inequality is therefore relaxed by
-    that rounding, and the loop watches the gradient instead. A step along negative curvature is
-    also lengthened, twofold, as long as f falls.
+    Near a minimum the decrease is smaller than the rounding error of f: the inequality is relaxed
+    by that error, and the loop watches the gradient. A step along negative curvature is doubled as
+    long as f falls.
 
-    Source: Nocedal & Wright 2006, algorithm 3.1; the defaults of c and a are theirs.
+    Source: Nocedal & Wright 2006, algorithm 3.1, with its defaults of c and a.
     """
 
     scalar = math.inf  # no radius
@@ -39,9 +32,9 @@ class ArmijoSearch:
         self.c, self.factor, self.max_trials, self.start = c, factor, max_trials, start
 
     def judge(self, objective: Objective, point: Point, proposal: Proposal) -> Point | None:
-        """The first point on the ray that is low enough, or None."""
+        """The first point along the step with enough decrease, or None."""
         step = proposal.best.step
-        slope = dot(point.gradient, step)
+        slope = point.space.inner(point.gradient, step)
         if not slope < 0.0:
             return None
         accepted = self.along(objective, point, step, slope)
@@ -59,20 +52,20 @@ class ArmijoSearch:
     ) -> Point | None:
         """The first acceptable point on x + t step, t = start, factor * start, ...
 
-        `full` is the point at t = 1 where it is known already.
+        `full` is the point at t = 1, if it is known.
         """
         t = self.start
         for _ in range(self.max_trials):
             known = full if t == 1.0 else None
             trial = known or objective.point(point.x + t * step)
-            if trial.value <= point.value + self.c * t * slope + rounding(point):
+            if trial.value <= point.value + self.c * t * slope + point.rounding_error:
                 return trial
             t *= self.factor
         return None
 
 
 def _lengthened(objective: Objective, point: Point, step: Tensor, accepted: Point) -> Point:
-    """Twice as far, and again, as long as the value falls."""
+    """Double the step as long as the value falls."""
     for doubling in range(1, 20):
         trial = objective.point(point.x + 2.0**doubling * step)
         if not trial.value < accepted.value:

@@ -13,19 +13,18 @@ from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import IdentityOperator
 from hesse.optimize.point import Point
 from hesse.optimize.proposal import Candidate, Proposal
-from hesse.vectors.inner_products import dot
 
 
 class DampedGaussNewton:
-    r"""p from (G + lambda I) p = -g by conjugate gradients, cut short, with iterates on the way.
+    r"""A truncated solution p of (G + lambda I) p = -g by conjugate gradients.
 
     CG starts from a fraction of its last solution, which carries information from step to step
-    (Martens 2010, section 4.5), stops when the model stops improving or at a cap, and keeps some of
-    its iterates: the damped model need not be trusted as far as the last one.
+    (Martens 2010, section 4.5), stops at `max_iterations` or when the model stops improving, and
+    keeps some of its iterates, to which the search may go back.
 
     Args:
         preconditioner: lambda -> an approximation of the inverse of G + lambda I, or None.
-        max_iterations: the cap.
+        max_iterations: of CG.
         decay: the fraction of the last solution to start from.
         start: the last solution, if there is one.
     """
@@ -42,8 +41,8 @@ class DampedGaussNewton:
         self.max_iterations, self.decay, self.start = max_iterations, decay, start
 
     def propose(self, point: Point, scalar: float) -> Proposal:
-        """Steps of growing length for the damping `scalar`; the best is the last."""
-        damping = scalar
+        """The CG iterates for the damping `scalar`; the best is the last."""
+        damping, inner = scalar, point.space.inner
         identity = IdentityOperator(point.curvature.domain)
         solution = cg(
             point.curvature + damping * identity,
@@ -59,7 +58,7 @@ class DampedGaussNewton:
         self.start = solution.x
 
         def candidate(x: Tensor, model_value: float) -> Candidate:
-            return Candidate(x, model_value - 0.5 * damping * dot(x, x))  # the undamped model
+            return Candidate(x, model_value - 0.5 * damping * inner(x, x))  # the undamped model
 
         shorter = [candidate(kept.x, kept.model_value) for kept in solution.iterates]
         if solution.iterates and solution.iterates[-1].iteration == solution.iterations:
@@ -68,5 +67,5 @@ class DampedGaussNewton:
         return Proposal(best, shorter, status=solution.status)
 
     def rejected(self) -> None:
-        """No length of the last solution was any good: start the next solve from zero."""
+        """The last solution lowered f at no length: start the next solve from zero."""
         self.start = None

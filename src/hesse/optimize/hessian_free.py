@@ -9,8 +9,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hesse.boundary import public
 from hesse.curvature.operator import ggn_operator
-from hesse.errors import ArgumentError, NonFiniteError, Status
+from hesse.errors import (
+    ArgumentError,
+    NonFiniteError,
+    Status,
+    check_choice,
+    check_count,
+    check_positive,
+)
 from hesse.optimize.armijo import ArmijoSearch
 from hesse.optimize.damped_gauss_newton import DampedGaussNewton
 from hesse.optimize.kronecker_preconditioner import Factors, KroneckerPreconditioner
@@ -28,24 +36,25 @@ class HessianFree(torch.optim.Optimizer):
 
     $$ (G + \lambda I)\, p = -\nabla R(\theta), \qquad G = J^T H_L J $$
 
-    by a few preconditioned conjugate-gradient steps with exact products G v, goes back over the
-    iterates and along the step while that lowers the risk, and adapts lambda by how well the model
-    predicted it.
+    by a few preconditioned conjugate-gradient iterations with exact products G v, goes back over
+    the iterates and along the step while that lowers the risk, and adapts lambda to the ratio of
+    the decrease of the risk to the decrease that the quadratic model predicts.
 
     Args:
         risk: the model, loss and data. The optimiser updates the trainable parameters of its model
             in place. Use all data, or large batches (1,000 examples and more) given to `step`.
-        lr: the length at which the line search starts; 1 for the full step.
+        lr: the first length that the line search tries; 1 for the full step.
         damping: the first lambda; in units of the curvature of the mean loss.
-        damping_bounds: lambda stays within. The floor matters: see `LevenbergMarquardt`.
-        max_cg_iterations: products a step.
+        damping_bounds: the range of lambda. The lower bound matters, see `LevenbergMarquardt`.
+        max_cg_iterations: of one step.
         cg_decay: fraction of the last solution that CG starts from.
         preconditioner: "kronecker" (factors for `nn.Linear` layers, a multiple of the identity
             elsewhere), or "none".
         refresh_every: steps between two estimates of the factors.
-        seed: of the random vectors that the factors are estimated with.
+        seed: of the random vectors by which the factors are estimated.
 
-    `state_dict` holds all that a run needs to go on to the same bits.
+    A run that is resumed from `state_dict` continues bit for bit. `counts` holds the evaluations so
+    far, `status` how the last CG solve ended.
 
     Cost: a step takes one gradient, max_cg_iterations Gauss-Newton products (1.33 gradients each),
         a few values, and every `refresh_every` steps one more gradient and the eigenvectors of the
@@ -65,6 +74,7 @@ class HessianFree(torch.optim.Optimizer):
     True
     """
 
+    @public("hesse.HessianFree(risk)")
     def __init__(
         self,
         risk: Risk,
@@ -79,9 +89,12 @@ class HessianFree(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None:
         model = _model_of(risk)
-        _check_arguments(
-            lr, damping, damping_bounds, max_cg_iterations, preconditioner, refresh_every
-        )
+        check_choice("preconditioner", preconditioner, ("kronecker", "none"))
+        check_positive("", lr=lr)
+        _check_damping(damping, damping_bounds)
+        _check_decay(cg_decay)
+        check_count("max_cg_iterations", max_cg_iterations, 1)
+        check_count("refresh_every", refresh_every, 1)
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         defaults = {
             "lr": lr,
@@ -96,7 +109,7 @@ class HessianFree(torch.optim.Optimizer):
         super().__init__([{"params": [p for _, p in named]}], defaults)
         self.risk = risk
         self._names = [name for name, _ in named]
-        self._space = Space.of(self._tree(), call="hesse.HessianFree(risk)", what="params")
+        self._space = Space.of(self._tree(), call="", what="params")
         self._kronecker = (
             KroneckerPreconditioner(risk, self._space) if preconditioner == "kronecker" else None
         )
@@ -104,18 +117,17 @@ class HessianFree(torch.optim.Optimizer):
         self.counts = Counts()
         self.status = Status.UNFINISHED
 
+    @public("hesse.HessianFree.step()")
     @torch.no_grad()
     def step(self, closure: Any = None, *, data: Any = None) -> Any:
         """Take one step; returns the risk before it, a scalar tensor.
 
         Args:
-            closure: must be None: the risk given at construction knows how to evaluate itself.
-            data: use these data for this step, in a form that `Risk` takes, instead of the risk's
-            own.
+            closure: must be None: the risk given at construction is evaluated.
+            data: data for this step instead of the risk's own, in a form that `Risk` takes.
         """
         if closure is not None:
             raise ArgumentError(
-                "hesse.HessianFree.step(closure)",
                 expected="no closure",
                 got=f"a {type(closure).__name__}",
                 remedy="The risk given at construction is evaluated; or step(data=batch).",
@@ -125,8 +137,7 @@ class HessianFree(torch.optim.Optimizer):
         objective, point = self._current(risk)
         if not math.isfinite(point.value):
             raise NonFiniteError(
-                "hesse.HessianFree.step()",
-                expected="a finite risk at the present parameters",
+                expected="a finite risk at the current parameters",
                 got="NaN or Inf",
                 remedy="Check the data and the parameters; the model has not been changed.",
             )
@@ -136,9 +147,8 @@ class HessianFree(torch.optim.Optimizer):
             decay=group["cg_decay"],
             start=self._load_start(),
         )
-        least, most = group["damping_bounds"]
         armijo = ArmijoSearch(c=1e-2, factor=0.8, max_trials=60, start=group["lr"])
-        search = LevenbergMarquardt(group["damping"], least=least, most=most, armijo=armijo)
+        search = LevenbergMarquardt(group["damping"], bounds=group["damping_bounds"], armijo=armijo)
         new, proposal = take_step(objective, point, descent, search)
         self.status = proposal.status
         group["damping"], group["steps"] = search.scalar, group["steps"] + 1
@@ -147,24 +157,25 @@ class HessianFree(torch.optim.Optimizer):
         self._point = risk, objective, new
         return torch.tensor(point.value, dtype=point.x.dtype)
 
+    @public("hesse.HessianFree.load_state_dict(state_dict)")
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved state; the parameters are restored with the model's own."""
+        """Resume from a saved state; the parameters are restored by the model's own."""
         super().load_state_dict(state_dict)
         self._point = None
         if self._kronecker is not None:
             self._kronecker.load(self._stored_factors())
 
-    # -- The present point -------------------------------------------------------------------------
+    # -- The current point -------------------------------------------------------------------------
 
     def _tree(self) -> dict[str, Tensor]:
         return dict(zip(self._names, self.param_groups[0]["params"], strict=True))
 
     def _current(self, risk: Risk) -> tuple[Objective, Point]:
-        """The risk at the model's parameters; known from the last step if nothing has changed."""
+        """The risk at the model's parameters; that of the last step if nothing has changed."""
         x = self._space.flatten(self._tree())
         if self._point is not None:
             last_risk, objective, point = self._point
-            if last_risk is risk and torch.equal(point.x, x):
+            if last_risk is risk and not self._space.any(point.x != x):
                 return objective, point
         objective = Objective(ggn_operator(risk, self._tree()), self.counts)
         return objective, objective.start(x)
@@ -175,11 +186,10 @@ class HessianFree(torch.optim.Optimizer):
         ):
             parameter.copy_(leaf)
 
-    # -- What is carried from step to step lives in `state`, so that `state_dict` saves it
-    # ----------
+    # -- State between steps, in `self.state` so that `state_dict` saves it ------------------------
 
     def _preconditioner(self, risk: Risk, group: dict[str, Any]) -> KroneckerPreconditioner | None:
-        """The preconditioner, its factors refreshed when that is due."""
+        """The preconditioner; its factors are estimated again every `refresh_every` steps."""
         kronecker, steps, every = self._kronecker, group["steps"], group["refresh_every"]
         if kronecker is not None and (steps % every == 0 or not kronecker.factors):
             past = min(1 - 1 / (steps // every + 1), 0.95)
@@ -210,7 +220,6 @@ def _model_of(risk: Any) -> nn.Module:
     if isinstance(risk, Risk) and isinstance(risk.model, nn.Module):
         return risk.model
     raise ArgumentError(
-        "hesse.HessianFree(risk)",
         expected="a hesse.Risk of an nn.Module, whose parameters are to be trained",
         got=f"a {type(risk).__name__}" + (" of a plain callable" if isinstance(risk, Risk) else ""),
         remedy="HessianFree(hesse.Risk(model, loss, data)); to minimise a function of tensors use "
@@ -218,31 +227,21 @@ def _model_of(risk: Any) -> nn.Module:
     )
 
 
-def _check_arguments(
-    lr: float,
-    damping: float,
-    bounds: tuple[float, float],
-    max_cg_iterations: int,
-    preconditioner: str,
-    refresh_every: int,
-) -> None:
-    checks = [
-        (lr > 0.0, "lr > 0", lr),
-        (0.0 < bounds[0] <= bounds[1], "0 < damping_bounds[0] <= damping_bounds[1]", bounds),
-        (bounds[0] <= damping <= bounds[1], "damping within damping_bounds", damping),
-        (max_cg_iterations >= 1, "max_cg_iterations >= 1", max_cg_iterations),
-        (refresh_every >= 1, "refresh_every >= 1", refresh_every),
-        (
-            preconditioner in ("kronecker", "none"),
-            "preconditioner 'kronecker' or 'none'",
-            preconditioner,
-        ),
-    ]
-    for holds, expected, got in checks:
-        if not holds:
-            raise ArgumentError(
-                "hesse.HessianFree(risk, ...)",
-                expected=expected,
-                got=repr(got),
-                remedy="See help(hesse.HessianFree) for the defaults.",
-            )
+def _check_damping(damping: float, bounds: tuple[float, float]) -> None:
+    lower, upper = bounds
+    check_positive("", damping=damping)
+    if not 0.0 < lower <= damping <= upper:
+        raise ArgumentError(
+            expected="0 < damping_bounds[0] <= damping <= damping_bounds[1]",
+            got=f"damping={damping!r}, damping_bounds={bounds!r}",
+            remedy="Choose bounds around the damping, or leave both out for the defaults.",
+        )
+
+
+def _check_decay(cg_decay: float) -> None:
+    if not 0.0 <= cg_decay <= 1.0:
+        raise ArgumentError(
+            expected="a number 0 <= cg_decay <= 1",
+            got=repr(cg_decay),
+            remedy="Leave it out for the default; 0 starts every solve from zero.",
+        )

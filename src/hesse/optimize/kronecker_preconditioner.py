@@ -9,14 +9,12 @@ the exact diagonal of the block in that basis (George et al. 2018), its damped i
 $$ V \mapsto U_S \Big[ \frac{(U_S^T V U_A)_{ij}}{d_{ij} + \lambda} \Big] U_A^T, \qquad
    d_{ij} = \mathbb{E}\,(U_S^T g)_i^2 (U_A^T a)_j^2 . $$
 
-Parameters that belong to no linear layer get the multiple 1 / (c + lambda) of the identity, c the
+Parameters outside of linear layers get the multiple 1 / (c + lambda) of the identity, with c the
 mean of all d.
 
-The factor g needs vectors u with E[u u'] = H_L at the outputs. They are u = H_L^{1/2} z with z
-Gaussian, by Lanczos, for any convex loss; sampling targets from the model, as is usual, would need
-to know the likelihood behind the loss.
-
-As a preconditioner for the exact matrix it only has to be close: CG corrects the rest.
+The vectors g are back-propagated from vectors u with E[u u'] = H_L at the outputs: u = H_L^{1/2} z
+with z Gaussian, by Lanczos, for any convex loss. The usual samples of targets from the model would
+need the likelihood behind the loss.
 """
 
 from __future__ import annotations
@@ -36,12 +34,10 @@ from hesse.krylov.lanczos import Lanczos
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import function_operator
 from hesse.risk.risk import Risk
-from hesse.vectors.inner_products import norm
 from hesse.vectors.space import Space, Tree
 
-_ROOT_STEPS = (
-    10  # Lanczos steps for H_L^{1/2} z: a few per cent of error, as a preconditioner needs
-)
+# Lanczos steps for H_L^{1/2} z: an error of a few per cent, enough for a preconditioner.
+_ROOT_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -64,14 +60,14 @@ class Factors:
 
 
 Records = dict[str, list[tuple[Tensor, Tensor]]]
-"""For every layer, (a, g) for each of its calls: inputs and back-propagated roots, one a row."""
+"""For every layer, (a, g) of each of its calls: inputs and back-propagated vectors, as rows."""
 
 
 class KroneckerPreconditioner:
-    """lambda -> an approximation of the inverse of G + lambda I; see the module.
+    """lambda -> an approximation of the inverse of G + lambda I, by the formula of the module.
 
     Args:
-        risk: whose model's `nn.Linear` layers are used.
+        risk: its model's `nn.Linear` layers are used.
         space: the space of its parameters.
     """
 
@@ -128,7 +124,7 @@ class _DampedInverse(LinearOperator):
 
 
 class _Sweep:
-    """The records of every batch, at every sweep the same; kept if there is a single batch."""
+    """The records of every batch, equal in every sweep; those of a single batch are kept."""
 
     def __init__(self, risk: Risk, params: Tree, layers: list[Layer], seed: int) -> None:
         self._risk, self._params, self._layers, self._seed = risk, params, layers, seed
@@ -147,7 +143,7 @@ class _Sweep:
 
 
 def _second_moments(sweep: _Sweep) -> dict[str, tuple[Tensor, Tensor]]:
-    """A, the mean of a a' over rows, and S, the sum of g g', for every layer that took part."""
+    """A, the mean of a a' over rows, and S, the sum of g g', for every layer that was called."""
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     total: dict[str, float] = {}
     for coefficient, records in sweep:
@@ -175,14 +171,13 @@ def _diagonals(sweep: _Sweep, bases: dict[str, tuple[Tensor, Tensor]]) -> dict[s
 def _batch_records(
     risk: Risk, params: Tree, batch: Batch, layers: list[Layer], generator: torch.Generator
 ) -> Records:
-    call = "hesse.HessianFree: Kronecker factors"
     names, leaves = list(params), list(params.values())
     batch = batch.to(leaves[0].device)
-    with twice_differentiable(), _recording(layers) as calls:
+    with twice_differentiable(), _recorded_calls(layers) as calls:
         outputs = risk.outputs(dict(zip(names, tracked(leaves), strict=True)), batch)
-        loss = LossHessian(outputs, lambda z: risk.batch_loss(z, batch), call)
+        loss = LossHessian(outputs, lambda z: risk.batch_loss(z, batch), "")
         u = _root_of_loss_hessian(loss, generator)
-        used = [call for call in calls if call[2].requires_grad]
+        used = [record for record in calls if record[2].requires_grad]
         back = derivative(loss.tensors, [s for _, _, s in used], u) if used else []
     records: Records = {}
     for (name, a, _), g in zip(used, back, strict=True):
@@ -191,7 +186,7 @@ def _batch_records(
 
 
 @contextmanager
-def _recording(layers: list[Layer]) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
+def _recorded_calls(layers: list[Layer]) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
     """Record (name, inputs with a 1 appended for the bias, outputs) whenever a layer is called."""
     records: list[tuple[str, Tensor, Tensor]] = []
 
@@ -224,7 +219,7 @@ def _root_of_loss_hessian(loss: LossHessian, generator: torch.Generator | None) 
             break
     values, coordinates, _ = lanczos.ritz()
     root = coordinates @ (values.clamp(min=0.0).sqrt() * coordinates[0])
-    return space.split(norm(z) * lanczos.combine(root[:, None])[0])
+    return space.split(space.norm(z) * lanczos.combine(root[:, None])[0])
 
 
 def _linear_layers(model: object, space: Space) -> Iterator[Layer]:

@@ -6,20 +6,19 @@ from __future__ import annotations
 from hesse.optimize.armijo import ArmijoSearch
 from hesse.optimize.point import Objective, Point
 from hesse.optimize.proposal import Candidate, Proposal
-from hesse.optimize.trust_radius import agreement
-from hesse.vectors.inner_products import dot
+from hesse.optimize.trust_radius import gain_ratio
 
 
 class LevenbergMarquardt:
-    """Backtrack over the iterates of CG, then along the step; raise or lower the damping by rho.
+    """Go back over the CG iterates, then along the step; adapt the damping by the gain ratio.
 
-    From the last iterate backwards while f falls; then an Armijo search on the one that was chosen.
-    With rho the decrease of f over that of the undamped model at the chosen iterate,
+    The search goes back from the last iterate while f falls, then does an Armijo search along the
+    chosen one. With rho the decrease of f over that of the undamped model at the chosen iterate,
 
         lambda <- 3/2 lambda if rho < 1/4,    2/3 lambda if rho > 3/4,
 
-    within [least, most]; a rejected step raises it fourfold. A floor is needed: with rho near 1 the
-    damping would otherwise fall without end, and then take as long to come back.
+    within `bounds`; a rejected step multiplies it by 4. The lower bound is needed: with rho near 1
+    the damping would fall without end, and take as many steps to rise again.
 
     Source: Martens 2010, sections 4.1, 4.6; Martens & Sutskever 2012, section 8.
     """
@@ -28,18 +27,17 @@ class LevenbergMarquardt:
         self,
         damping: float,
         *,
-        least: float = 1e-10,
-        most: float = 1e8,
+        bounds: tuple[float, float] = (1e-10, 1e8),
         armijo: ArmijoSearch | None = None,
     ) -> None:
-        self.scalar, self.least, self.most = damping, least, most
+        self.scalar, self.bounds = damping, bounds
         self.armijo = armijo or ArmijoSearch(c=1e-2, factor=0.8, max_trials=60)
 
     def judge(self, objective: Objective, point: Point, proposal: Proposal) -> Point | None:
         """The accepted point, or None; updates the damping."""
         candidate, trial = self._backtracked(objective, point, proposal)
-        rho = agreement(point, trial, candidate)
-        slope = dot(point.gradient, candidate.step)
+        rho = gain_ratio(point, trial, candidate)
+        slope = point.space.inner(point.gradient, candidate.step)
         accepted = None
         if slope < 0.0:
             accepted = self.armijo.along(objective, point, candidate.step, slope, full=trial)
@@ -54,7 +52,7 @@ class LevenbergMarquardt:
     def _backtracked(
         self, objective: Objective, point: Point, proposal: Proposal
     ) -> tuple[Candidate, Point]:
-        """The latest candidate whose predecessor is no better, and the point it leads to."""
+        """The last candidate that is better than the one before it, and the point it leads to."""
         best, trial = proposal.best, objective.point(point.x + proposal.best.step)
         for candidate in reversed(proposal.shorter):
             earlier = objective.point(point.x + candidate.step)
@@ -64,4 +62,5 @@ class LevenbergMarquardt:
         return best, trial
 
     def _scale(self, factor: float) -> None:
-        self.scalar = min(max(self.scalar * factor, self.least), self.most)
+        lower, upper = self.bounds
+        self.scalar = min(max(self.scalar * factor, lower), upper)

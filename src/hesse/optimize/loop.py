@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one loop of the optimisers: step until the gradient is small or nothing more is gained."""
+"""The loop of every optimiser: step until the gradient is small or progress stops."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hesse.errors import Status
-from hesse.optimize.armijo import rounding
 from hesse.optimize.point import Objective, Point
 from hesse.optimize.proposal import Descent, Search, take_step
 
-_PATIENCE = 12  # fruitless steps in a row before giving up: twelve quarterings of a trust radius
+# Steps without progress before stopping: a trust radius is then divided by 4 twelve times.
+_MAX_FAILURES = 12
 
 
 @dataclass
 class Iteration:
-    """The state after a step: what a callback sees. `point` is the best so far."""
+    """The state after a step, as a callback sees it; `point` is the best so far."""
 
     number: int
     point: Point
@@ -42,13 +42,13 @@ def iterate(
     tolerance: float,
     max_iterations: int,
 ) -> Iterator[Iteration]:
-    """The states of a minimisation, the starting point first; the last one has the final status."""
-    fruitless = number = 0
+    """The states of a minimisation, first that of the start; the last has the final status."""
+    failures = number = 0
     best = point
     while True:
         yield (
             state := Iteration(
-                number, best, _status(best, fruitless, number, tolerance, max_iterations)
+                number, best, _status(best, failures, number, tolerance, max_iterations)
             )
         )
         if state.status is not Status.UNFINISHED:
@@ -56,24 +56,24 @@ def iterate(
         point, _ = take_step(objective, point, descent, search)
         number += 1
         if _is_better(point, best):
-            best, fruitless = point, 0
+            best, failures = point, 0
         else:
-            fruitless += 1
+            failures += 1
 
 
-def _status(best: Point, fruitless: int, number: int, tolerance: float, limit: int) -> Status:
+def _status(best: Point, failures: int, number: int, tolerance: float, limit: int) -> Status:
     if best.gradient_norm <= tolerance:
         return Status.CONVERGED
-    if fruitless >= _PATIENCE:
+    if failures >= _MAX_FAILURES:
         return Status.STAGNATED
     return Status.MAX_ITERATIONS if number >= limit else Status.UNFINISHED
 
 
 def _is_better(point: Point, best: Point) -> bool:
-    """Lower beyond the rounding of f, or within it and flatter."""
+    """Whether f is lower by more than rounding, or equal up to it with a smaller gradient."""
     if point is best:
         return False
-    noise = rounding(best)
+    noise = best.rounding_error
     if point.value < best.value - noise:
         return True
     return point.value <= best.value + noise and point.gradient_norm < best.gradient_norm

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.curvature.operator import ggn_operator, hessian_operator
 from hesse.engine.fallback import HessianMode
 from hesse.errors import NonFiniteError, Status, check_choice
@@ -19,40 +19,14 @@ from hesse.optimize.armijo import ArmijoSearch
 from hesse.optimize.loop import Iteration, iterate
 from hesse.optimize.point import Objective
 from hesse.optimize.proposal import Search
+from hesse.optimize.result import OptimizeResult
 from hesse.optimize.truncated_newton import TruncatedNewton
 from hesse.optimize.trust_radius import TrustRadius
 from hesse.progress import Callback, asks_to_stop, progress_bar
 from hesse.vectors.space import Tree
 
 
-@dataclass(frozen=True)
-class OptimizeResult:
-    """The result of a minimisation, in the names of SciPy's OptimizeResult."""
-
-    x: Tree
-    """The best point, in the form of x0."""
-    success: bool
-    """Whether the gradient meets the tolerance."""
-    status: Status
-    """Why the minimisation ended."""
-    message: str
-    """The same as a sentence."""
-    fun: float
-    """f(x)."""
-    jac: Tree
-    """grad f(x), in the form of x0."""
-    nit: int
-    """Iterations."""
-    nfev: int
-    """Evaluations of f."""
-    njev: int
-    """Evaluations of its gradient."""
-    nhev: int
-    """Products with its curvature."""
-    history: list[tuple[float, float]] = field(default_factory=list)
-    """(f, |grad f|) at the start and after every iteration."""
-
-
+@public("hesse.minimize(f, x0, method={method})")
 def minimize(
     f: Callable[[Any], Tensor],
     x0: Tree,
@@ -75,22 +49,22 @@ def minimize(
     Args:
         f: scalar function of one argument, or a `Risk`.
         x0: where to start: a tensor or a tree of tensors. Use float64 for high accuracy.
-        method: "newton-cg", steps of CG with a line search; or "trust-cg", within a trust radius
-            (Steihaug), which is the more robust one where the Hessian is indefinite.
+        method: "newton-cg", truncated Newton steps with a line search; or "trust-cg", within a
+            trust radius (Steihaug), which is more robust where the Hessian is indefinite.
         curvature: "hessian", or "ggn" for the Gauss-Newton matrix of a `Risk`.
         rtol, atol: success when |grad f| <= max(rtol |grad f(x0)|, atol); rtol defaults to 1e-8 in
             float64, 1e-4 in float32.
         max_iterations: of the outer iteration.
         max_cg_iterations: of each inner solve.
         preconditioner: symmetric positive definite approximation of the inverse curvature.
-        mode: how Hessian products are taken, see `hessian_operator`.
+        mode: how Hessian products are computed, see `hessian_operator`.
         callback: called with an `Iteration` (number, value, gradient_norm, point) after every step;
-            a true result stops.
+            a true result stops the minimisation.
         progress: show a bar.
 
     Returns:
-        OptimizeResult. Not converging is no error: look at `success` and `message`. Ctrl-C returns
-        the best point so far with status INTERRUPTED.
+        OptimizeResult. No error is raised without convergence: look at `success` and `message`.
+        Ctrl-C returns the best point so far, with status INTERRUPTED.
 
     Cost: an iteration takes one value and one gradient, a value for each backtracking, and one
         product for each step of CG; two gradients each. Memory: about ten vectors and the graph of
@@ -106,20 +80,18 @@ def minimize(
     >>> result.success, bool((result.x - 1.0).abs().max() < 1e-2)
     (True, True)
     """
-    call = f"hesse.minimize(f, x0, method={method!r})"
-    check_choice("method", method, ("newton-cg", "trust-cg"), call)
-    check_choice("curvature", curvature, ("hessian", "ggn"), call)
+    check_choice("method", method, ("newton-cg", "trust-cg"))
+    check_choice("curvature", curvature, ("hessian", "ggn"))
     if curvature == "hessian":
         objective = Objective(hessian_operator(f, x0, mode=mode))
     else:
         objective = Objective(ggn_operator(f, x0))
-    start = objective.start(objective.space.flatten(x0, what="x0").clone())
+    start = objective.start(objective.space.flatten(x0, call="", what="x0").clone())
     if start.value == float("inf"):
         raise NonFiniteError(
-            call,
             expected="a finite f(x0)",
             got="NaN or Inf",
-            remedy="Start at a point where f is defined.",
+            remedy="Start at a point where f is finite.",
         )
     if rtol is None:
         rtol = 1e-8 if objective.space.dtype == torch.float64 else 1e-4
@@ -143,7 +115,7 @@ def _follow(
     progress: bool,
     title: str,
 ) -> OptimizeResult:
-    """Run the loop to its end, showing it to the caller."""
+    """Run the loop to its end, with callback and progress bar."""
     history: list[tuple[float, float]] = []
     first = state = next(states)
     status = Status.UNFINISHED

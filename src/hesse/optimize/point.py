@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A point of a minimisation with what is known of the function there, computed once and counted."""
+"""A point of a minimisation: value, gradient and curvature, computed once and counted."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from hesse.curvature.operator import GaussNewtonOperator, HessianOperator
 from hesse.errors import NonFiniteError
 from hesse.operators.algebra import LinearOperator
-from hesse.vectors.inner_products import norm
 from hesse.vectors.space import Space
 
 Curvature = HessianOperator | GaussNewtonOperator
@@ -20,7 +20,7 @@ Curvature = HessianOperator | GaussNewtonOperator
 
 @dataclass
 class Counts:
-    """Evaluations so far, in SciPy's names: of f, its gradient, products with its curvature."""
+    """Evaluations so far of f and its gradient, and curvature products, in SciPy's names."""
 
     nfev: int = 0
     njev: int = 0
@@ -30,12 +30,17 @@ class Counts:
 class Point:
     """x with f(x), grad f(x) and the curvature there, each computed when first asked for.
 
-    The curvature operator keeps the graph of f at x, so that a trial point whose value was looked
-    at costs no second forward pass when it is accepted.
+    The curvature operator keeps the graph of f at x: the gradient at a trial point whose value is
+    known needs no second forward pass.
     """
 
     def __init__(self, x: Tensor, curvature: Curvature, counts: Counts) -> None:
         self.x, self._curvature, self._counts = x, curvature, counts
+
+    @property
+    def space(self) -> Space:
+        """The space of x, whose inner product the methods use."""
+        return self._curvature.domain
 
     @cached_property
     def value(self) -> float:
@@ -46,6 +51,11 @@ class Point:
         except NonFiniteError:
             return math.inf
 
+    @property
+    def rounding_error(self) -> float:
+        """How much f(x) may change through rounding: 10 eps |f(x)|."""
+        return 10 * torch.finfo(self.x.dtype).eps * abs(self.value)
+
     @cached_property
     def gradient(self) -> Tensor:
         """grad f(x), flat."""
@@ -55,20 +65,20 @@ class Point:
     @cached_property
     def gradient_norm(self) -> float:
         """|grad f(x)|."""
-        return norm(self.gradient)
+        return self.space.norm(self.gradient)
 
     @cached_property
     def curvature(self) -> LinearOperator:
         """The curvature as an operator that counts its products."""
-        return _Counted(self._curvature, self._counts)
+        return _CountingOperator(self._curvature, self._counts)
 
 
 class Objective:
     """A function to minimise, as a map from flat vectors to points.
 
     Args:
-        curvature: the curvature operator at some point; others come from its `at`.
-        counts: where to count; default a fresh count.
+        curvature: the curvature operator at one point; its `at` gives those at others.
+        counts: where evaluations are counted; default: new counts.
     """
 
     def __init__(self, curvature: Curvature, counts: Counts | None = None) -> None:
@@ -77,15 +87,15 @@ class Objective:
         self.counts = counts or Counts()
 
     def start(self, x: Tensor) -> Point:
-        """The point that the curvature operator was made at."""
+        """The point of the given curvature operator."""
         return Point(x, self._start, self.counts)
 
     def point(self, x: Tensor) -> Point:
-        """Another point; nothing is computed yet."""
+        """Another point; nothing is computed before it is asked for."""
         return Point(x, self._start.at(self.space.unflatten(x)), self.counts)
 
 
-class _Counted(LinearOperator):
+class _CountingOperator(LinearOperator):
     """An operator whose products are counted."""
 
     def __init__(self, a: LinearOperator, counts: Counts) -> None:

@@ -22,7 +22,7 @@ class Candidate:
 
 @dataclass
 class Proposal:
-    """A step, shorter ones to fall back on, and how the inner solve ended."""
+    """A step, shorter alternatives, and how the inner solve ended."""
 
     best: Candidate
     shorter: list[Candidate] = field(default_factory=list)
@@ -33,22 +33,22 @@ class Proposal:
 
 
 class Descent(Protocol):
-    """Turns what is known at a point, and the search's scalar, into a step."""
+    """Computes a step from a point and the scalar of the search."""
 
     def propose(self, point: Point, scalar: float) -> Proposal:
         """A step from `point`."""
         ...
 
     def rejected(self) -> None:
-        """The last proposal was no good at any length: forget what it started from."""
+        """The search rejected the last proposal: drop the state that led to it."""
         ...
 
 
 class Search(Protocol):
-    """Judges a step against the function, and keeps the scalar for the next proposal."""
+    """Accepts or rejects a step, and keeps the scalar for the next proposal."""
 
     scalar: float
-    """A trust radius, a damping; infinite or zero where there is none."""
+    """A trust radius or a damping; an infinite radius if there is none."""
 
     def judge(self, objective: Objective, point: Point, proposal: Proposal) -> Point | None:
         """The accepted point, or None."""

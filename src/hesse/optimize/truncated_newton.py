@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Newton step, solved no more accurately than it deserves."""
+"""The truncated Newton step."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from hesse.krylov.stopping import EisenstatWalker
 from hesse.operators.algebra import LinearOperator
 from hesse.optimize.point import Point
 from hesse.optimize.proposal import Candidate, Proposal
-from hesse.vectors.inner_products import dot, norm
 
 
 class TruncatedNewton:
     r"""p with |H p + g| <= eta |g| by conjugate gradients, within a radius if there is one.
 
-    The forcing term eta is that of `EisenstatWalker`, never tighter than the tolerance of the
-    minimisation asks for. On a direction of negative curvature the step is the iterate before it,
+    The forcing term eta is that of `EisenstatWalker`, but no tighter than the tolerance of the
+    minimisation needs. On a direction of negative curvature the step is the iterate before it,
     or, when there is none, the direction itself (Nocedal & Wright 2006, algorithm 7.1); within a
     radius it goes on to the boundary (algorithm 7.2).
     """
@@ -51,11 +50,11 @@ class TruncatedNewton:
             candidate = _along_negative_curvature(point, solution.direction)
         else:
             candidate = Candidate(solution.x, solution.model_value)
-        inside = math.isinf(scalar) or norm(candidate.step) < 0.99 * scalar
+        inside = math.isinf(scalar) or point.space.norm(candidate.step) < 0.99 * scalar
         return Proposal(candidate, status=solution.status, on_boundary=not inside)
 
     def rejected(self) -> None:
-        """Nothing is carried over from a rejected step."""
+        """No state to drop."""
 
     def _tolerance(self, gradient_norm: float) -> float:
         eta = self._forcing(gradient_norm)
@@ -63,8 +62,9 @@ class TruncatedNewton:
 
 
 def _along_negative_curvature(point: Point, p: Tensor) -> Candidate:
-    """A step along p with p'Hp <= 0, as long as Newton's were the curvature |p'Hp|."""
-    slope, curvature = dot(point.gradient, p), point.curvature._curvature(p)
+    """A step along p with p'Hp <= 0, of the length that Newton's has for curvature |p'Hp|."""
+    space = point.space
+    slope, curvature = space.inner(point.gradient, p), point.curvature._curvature(p)
     length = abs(slope) / abs(curvature) if curvature != 0.0 else math.inf
-    length = min(length, max(1.0, norm(point.x)) / norm(p))
+    length = min(length, max(1.0, space.norm(point.x)) / space.norm(p))
     return Candidate(length * p, length * slope + 0.5 * length**2 * curvature)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demonstration: train, minimise, look; then a table, and a page to keep."""
+"""The demonstration: train, minimise, measure the curvature; tables on the console, and a page."""
 
 from __future__ import annotations
 
@@ -18,9 +18,15 @@ from rich.table import Table
 
 from hesse.report import plots
 from hesse.report.digits import autoencoder, code, digits
-from hesse.report.looking import Curvature, look
-from hesse.report.minimising import TARGET, Descent, by_lbfgsb, by_newton_cg, logistic_regression
+from hesse.report.minimising import (
+    TARGET,
+    GradientCurve,
+    by_lbfgsb,
+    by_newton_cg,
+    logistic_regression,
+)
 from hesse.report.page import render
+from hesse.report.spectrum import Spectrum, measure_spectrum
 from hesse.report.training import ADAMW, Curve, train_adamw, train_hessian_free, train_lbfgs
 
 
@@ -39,7 +45,7 @@ QUICK = Effort(hessian_free_steps=3, adamw_epochs=4, lbfgs_iterations=8, lanczos
 
 @dataclass
 class Section:
-    """One chapter of the report: words, tables, figures."""
+    """One section of the report: text, tables, figures."""
 
     title: str
     text: str
@@ -51,7 +57,7 @@ class Section:
 def run_demo(
     output: Path, *, seed: int = 0, effort: Effort | None = None, progress: bool = True
 ) -> Path:
-    """Run all three parts and write output/report.html; Ctrl-C keeps the parts that are done."""
+    """Run all three parts and write output/report.html; Ctrl-C keeps the finished parts."""
     effort = effort or Effort()
     console = Console()
     pixels, labels = digits()
@@ -60,13 +66,13 @@ def run_demo(
     parts: list[Callable[[Bars], Section]] = [
         lambda bars: train(pixels, labels, seed, effort, bars, models),
         lambda bars: minimise(bars),
-        lambda bars: see(models[0], pixels, seed, effort, bars),
+        lambda bars: measure(models[0], pixels, seed, effort, bars),
     ]
     try:
         with _bars(console, progress) as bars:
-            sections.extend(part(bars) for part in parts)  # what is done stays if one is cut short
+            sections.extend(part(bars) for part in parts)  # an interrupt keeps the finished ones
     except KeyboardInterrupt:
-        console.print("Interrupted: the report holds the parts that were done.")
+        console.print("Interrupted: the report holds the finished parts.")
     for section in sections:
         _print(console, section)
     path = _write(output, sections, seed, effort)
@@ -75,7 +81,7 @@ def run_demo(
 
 
 Bars = Callable[[str], Callable[[float], None]]
-"""title -> a function that moves its bar to a fraction."""
+"""title -> a function that sets its progress bar to a fraction."""
 
 
 def train(
@@ -86,7 +92,7 @@ def train(
     bars: Bars,
     models: list[torch.nn.Sequential],
 ) -> Section:
-    """Part (a). The network trained by HessianFree is left in `models`."""
+    """Part (a): the autoencoder. Appends the network trained by HessianFree to `models`."""
     newton = train_hessian_free(pixels, seed, effort.hessian_free_steps, bars("HessianFree"))
     adamw = train_adamw(pixels, seed, effort.adamw_epochs, bars("AdamW"))
     lbfgs = train_lbfgs(pixels, seed, effort.lbfgs_iterations, bars("L-BFGS"))
@@ -161,9 +167,9 @@ def training_verdict(newton: Curve, adamw: Curve, lbfgs: Curve) -> str:
 
 
 def minimise(bars: Bars) -> Section:
-    """Part (b)."""
+    """Part (b): logistic regression."""
     risk = logistic_regression()
-    for method in (by_newton_cg, by_lbfgsb):  # once to warm up: the first call pays for imports
+    for method in (by_newton_cg, by_lbfgsb):  # a first run outside of the clock, for the imports
         method(risk, lambda _: None)
     newton = by_newton_cg(risk, bars("Newton-CG"))
     quasi = by_lbfgsb(risk, bars("L-BFGS-B"))
@@ -188,11 +194,11 @@ def minimise(bars: Bars) -> Section:
             }
         ],
         verdict=minimising_verdict(newton, quasi),
-        figures=[_figure(plots.descent_curves([newton, quasi]), "How the gradient falls.")],
+        figures=[_figure(plots.gradient_curves([newton, quasi]), "How the gradient falls.")],
     )
 
 
-def minimising_verdict(newton: Descent, quasi: Descent) -> str:
+def minimising_verdict(newton: GradientCurve, quasi: GradientCurve) -> str:
     """Who won, from the numbers."""
     late = [d.name for d in (newton, quasi) if not d.reached]
     if late:
@@ -205,22 +211,24 @@ def minimising_verdict(newton: Descent, quasi: Descent) -> str:
     )
 
 
-def see(
+def measure(
     trained: torch.nn.Sequential, pixels: torch.Tensor, seed: int, effort: Effort, bars: Bars
 ) -> Section:
-    """Part (c)."""
-    seen = look(autoencoder(seed), trained, pixels, seed, effort.lanczos_steps, bars("curvature"))
+    """Part (c): the spectrum of the Hessian."""
+    spectrum = measure_spectrum(
+        autoencoder(seed), trained, pixels, seed, effort.lanczos_steps, bars("curvature")
+    )
     return Section(
-        title="Look: the Hessian of the trained network",
-        text=f"All {seen.n:,} parameters, the exact Hessian, never formed. Each eigenvalue comes "
-        "with a bound that holds: an eigenvalue of the Hessian lies within it.",
-        tables=[_eigenvalue_table(seen)],
-        verdict=f"Trace {seen.trace.value:.4g} with standard error "
-        f"{seen.trace.standard_error:.2g} ({seen.trace.products} products). "
-        + _on_negative_curvature(seen),
+        title="Measure: the Hessian of the trained network",
+        text=f"All {spectrum.n:,} parameters, the exact Hessian, never formed. Each eigenvalue has "
+        "a bound: an eigenvalue of the Hessian lies within it.",
+        tables=[_eigenvalue_table(spectrum)],
+        verdict=f"Trace {spectrum.trace.value:.4g} with standard error "
+        f"{spectrum.trace.standard_error:.2g} ({spectrum.trace.products} products). "
+        + _on_negative_curvature(spectrum),
         figures=[
             _figure(
-                plots.densities(seen.before, seen.after),
+                plots.densities(spectrum.before, spectrum.after),
                 "Density of eigenvalues, smoothed, with a band of two standard errors; note the "
                 "logarithmic scale: nearly all directions are flat.",
             )
@@ -228,9 +236,9 @@ def see(
     )
 
 
-def _eigenvalue_table(seen: Curvature) -> dict[str, Any]:
+def _eigenvalue_table(spectrum: Spectrum) -> dict[str, Any]:
     rows = []
-    for name, pairs in (("largest", seen.largest), ("smallest", seen.smallest)):
+    for name, pairs in (("largest", spectrum.largest), ("smallest", spectrum.smallest)):
         for value, residual, done in zip(
             pairs.values, pairs.residuals, pairs.converged, strict=True
         ):
@@ -239,8 +247,8 @@ def _eigenvalue_table(seen: Curvature) -> dict[str, Any]:
     return {"head": ["end of the spectrum", "eigenvalue", "within", "converged"], "rows": rows}
 
 
-def _on_negative_curvature(seen: Curvature) -> str:
-    value, bound = float(seen.smallest.values[0]), float(seen.smallest.residuals[0])
+def _on_negative_curvature(spectrum: Spectrum) -> str:
+    value, bound = float(spectrum.smallest.values[0]), float(spectrum.smallest.residuals[0])
     if value + bound < 0.0:
         return "There are directions of negative curvature: this is no minimum yet."
     if value - bound > 0.0:

@@ -22,7 +22,7 @@ TARGET = 1e-8
 
 
 @dataclass
-class Descent:
+class GradientCurve:
     """The relative gradient along a run."""
 
     name: str
@@ -48,33 +48,33 @@ def logistic_regression() -> Risk:
     return Risk(model, nn.CrossEntropyLoss(), (pixels, labels), weight_decay=WEIGHT_DECAY)
 
 
-def by_newton_cg(risk: Risk, tick: Callable[[float], None]) -> Descent:
+def by_newton_cg(risk: Risk, tick: Callable[[float], None]) -> GradientCurve:
     """`hesse.minimize`."""
-    descent, start = Descent("Newton-CG"), time.perf_counter()
+    curve, start = GradientCurve("Newton-CG"), time.perf_counter()
     first: list[float] = []
 
     def watch(state) -> None:
         first.append(state.gradient_norm)
-        descent.seconds.append(time.perf_counter() - start)
-        descent.relative_gradients.append(state.gradient_norm / first[0])
-        tick(_progress(descent.relative_gradients[-1]))
+        curve.seconds.append(time.perf_counter() - start)
+        curve.relative_gradients.append(state.gradient_norm / first[0])
+        tick(_progress(curve.relative_gradients[-1]))
 
     result = minimize(risk, risk.params, rtol=TARGET, callback=watch)
-    descent.seconds.append(time.perf_counter() - start)
-    descent.relative_gradients.append(result.history[-1][1] / result.history[0][1])
-    descent.gradients = 2 * result.nhev + result.nfev / 3 + result.njev * 2 / 3
-    descent.value = result.fun
+    curve.seconds.append(time.perf_counter() - start)
+    curve.relative_gradients.append(result.history[-1][1] / result.history[0][1])
+    curve.gradients = 2 * result.nhev + result.nfev / 3 + result.njev * 2 / 3
+    curve.value = result.fun
     tick(1.0)
-    return descent
+    return curve
 
 
-def by_lbfgsb(risk: Risk, tick: Callable[[float], None]) -> Descent:
+def by_lbfgsb(risk: Risk, tick: Callable[[float], None]) -> GradientCurve:
     """SciPy's L-BFGS-B on the same value and gradient, stopped at the same relative gradient.
 
-    SciPy's BLAS is held to one thread: its idle threads spin and would take the cores from
-    PyTorch's, which costs this method a factor of ten on two cores.
+    SciPy's BLAS gets one thread: its idle threads spin and take the cores from PyTorch's, which
+    costs this method a factor of ten on two cores.
     """
-    descent = Descent("L-BFGS-B (SciPy)")
+    curve = GradientCurve("L-BFGS-B (SciPy)")
     names, shapes = list(risk.params), [p.shape for p in risk.params.values()]
     sizes = [p.numel() for p in risk.params.values()]
     norms: list[float] = []
@@ -86,12 +86,12 @@ def by_lbfgsb(risk: Risk, tick: Callable[[float], None]) -> Descent:
         ]
         value = risk(dict(zip(names, leaves, strict=True)))
         gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, leaves)])
-        _note(descent, norms, gradient, start)
+        _note(curve, norms, gradient, start)
         return float(value.detach()), gradient.numpy()
 
     def watch(_: np.ndarray) -> None:
-        tick(_progress(descent.relative_gradients[-1]))
-        if descent.relative_gradients[-1] <= TARGET:
+        tick(_progress(curve.relative_gradients[-1]))
+        if curve.relative_gradients[-1] <= TARGET:
             raise StopIteration
 
     start = time.perf_counter()
@@ -104,17 +104,17 @@ def by_lbfgsb(risk: Risk, tick: Callable[[float], None]) -> Descent:
             callback=watch,
             options={"maxcor": 20, "maxiter": 20000, "maxfun": 40000, "ftol": 0.0, "gtol": 0.0},
         )
-    descent.gradients, descent.value = float(len(norms)), float(result.fun)
+    curve.gradients, curve.value = float(len(norms)), float(result.fun)
     tick(1.0)
-    return descent
+    return curve
 
 
-def _note(descent: Descent, norms: list[float], gradient: Tensor, start: float) -> None:
+def _note(curve: GradientCurve, norms: list[float], gradient: Tensor, start: float) -> None:
     norms.append(float(gradient.norm()))
-    descent.seconds.append(time.perf_counter() - start)
-    descent.relative_gradients.append(norms[-1] / norms[0])
+    curve.seconds.append(time.perf_counter() - start)
+    curve.relative_gradients.append(norms[-1] / norms[0])
 
 
 def _progress(relative_gradient: float) -> float:
-    """The fraction of the digits wanted that are there."""
+    """The fraction of the wanted digits that is reached."""
     return min(1.0, max(0.0, np.log(relative_gradient) / np.log(TARGET)))

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hesse.estimators import SpectralDensity
-from hesse.report.minimising import Descent
+from hesse.report.minimising import GradientCurve
 from hesse.report.training import Curve
 
 COLOURS = {
@@ -56,16 +56,16 @@ def training_curves(curves: list[Curve]) -> str:
     return _svg(figure)
 
 
-def descent_curves(descents: list[Descent]) -> str:
+def gradient_curves(curves: list[GradientCurve]) -> str:
     """Relative gradient against seconds."""
     figure, (axis,) = _figure(1, 1, (6.2, 3.4))
-    for descent in descents:
+    for curve in curves:
         axis.plot(
-            descent.seconds,
-            descent.relative_gradients,
-            color=COLOURS[descent.name],
+            curve.seconds,
+            curve.relative_gradients,
+            color=COLOURS[curve.name],
             linewidth=1.6,
-            label=descent.name,
+            label=curve.name,
         )
     axis.set(xlabel="seconds", ylabel="|gradient| / |first gradient|", yscale="log")
     axis.legend(frameon=False)
@@ -73,7 +73,7 @@ def descent_curves(descents: list[Descent]) -> str:
 
 
 def code_scatter(codes: dict[str, Tensor], labels: Tensor) -> str:
-    """The 2-D code of every digit, coloured by what it is, for each model."""
+    """The 2-D code of every digit, coloured by its label, for each model."""
     figure, axes = _figure(1, len(codes), (9.6, 4.4))
     palette = mpl.colormaps["tab10"]
     for axis, (name, points) in zip(axes, codes.items(), strict=True):

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buffers that a forward pass writes to: running statistics, the vectors of a power iteration.
+"""Finding the buffers that a forward pass writes to, and restoring them.
 
-A function has no memory: its model computes with copies of these, and the user's stay as they are.
+Running statistics and the vectors of a power iteration are examples. The model is then called with
+copies of them, so that it is a function of its parameters and the user's buffers stay as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def restoring_buffers(model: nn.Module) -> Iterator[list[str]]:
-    """Within it buffers may be written to; afterwards they are as before, and the names are given.
+    """Restore the buffers of the model at the end; the list then has the names of those changed.
 
     >>> model = nn.InstanceNorm1d(2, track_running_stats=True)
     >>> with restoring_buffers(model) as changed:
@@ -34,7 +35,7 @@ def restoring_buffers(model: nn.Module) -> Iterator[list[str]]:
 
 
 def _restored(model: nn.Module, name: str, tensor: Tensor, content: Tensor) -> bool:
-    """Whether there was anything to restore: another content, or another tensor in its place."""
+    """Restore a buffer; whether its content, or the tensor in its place, had changed."""
     owner, _, attribute = name.rpartition(".")
     module = model.get_submodule(owner)
     replaced = getattr(module, attribute, None) is not tensor
@@ -45,8 +46,3 @@ def _restored(model: nn.Module, name: str, tensor: Tensor, content: Tensor) -> b
         with torch.no_grad():
             tensor.copy_(content)
     return replaced or written
-
-
-def copies(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
-    """Buffers to be written to in place of the model's own."""
-    return {name: model.get_buffer(name).clone() for name in names}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floating-point operations of a recorded operation, counted as torch counts them."""
+"""Floating-point operations of a node, counted by the formulas of torch."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 
 from torch.utils.flop_counter import flop_registry
 
-from hesse.tracing.graph import Meta, Op, Ref
+from hesse.tracing.graph import Node, TensorMeta, Value
 
 
-def flops(op: Op, metas: dict[int, Meta]) -> int:
-    """Those of a matrix product or a convolution; of anything else none are counted."""
-    count = flop_registry.get(op.function.overloadpacket)
+def flops(node: Node, metas: dict[int, TensorMeta]) -> int:
+    """Those of a matrix product, a convolution or attention; 0 for everything else."""
+    count = flop_registry.get(node.function.overloadpacket)
     if count is None:
         return 0
 
     def shape(argument: Any) -> Any:
-        return metas[argument.index].shape if isinstance(argument, Ref) else argument
+        return metas[argument.index].shape if isinstance(argument, Value) else argument
 
-    shapes = [None if n is None else metas[n].shape for n in op.results]
-    args = [shape(argument) for argument in op.args]
-    kwargs = {key: shape(argument) for key, argument in op.kwargs.items()}
-    return count(*args, **kwargs, out_val=shapes[0] if op.single else shapes)
+    shapes = [None if n is None else metas[n].shape for n in node.results]
+    args = [shape(argument) for argument in node.args]
+    kwargs = {key: shape(argument) for key, argument in node.kwargs.items()}
+    return count(*args, **kwargs, out_val=shapes[0] if node.single else shapes)

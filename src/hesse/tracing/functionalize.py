@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recording of a run, made purely functional: in-place operations become their other versions.
+"""Trace a function, and make the graph functional: no node writes to a tensor.
 
-Autograd writes to tensors of its own that nobody has views of. There the result has a new name, and
-that is all. Anything else is left to torch's functionalisation, whose first use in a process
-imports a second's worth of modules.
+Autograd writes to tensors that it has just made and that have no views. Such a write becomes the
+out-of-place operation, whose result gets a new number. Every other write is left to
+`torch.func.functionalize`, whose first use in a process imports modules for a second.
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ import torch
 from torch import Tensor
 
 from hesse.tracing.graph import (
-    Op,
-    Tape,
-    Trace,
+    Graph,
     UntraceableError,
     last_reads,
-    renamed,
-    replay_op,
+    new_numbers,
+    rename,
+    replay_node,
 )
-from hesse.tracing.memory.liveness import is_view
-from hesse.tracing.passes.builder import new_numbers
+from hesse.tracing.operations import is_view, writes
+from hesse.tracing.tracer import Tracer
 
 _aten = torch.ops.aten
 
-# Entry by entry, in the dtype of the first argument if the others have it too.
-_OTHER_VERSIONS = {
+# Pointwise, with a result in the dtype of the first argument if all arguments have one dtype.
+_OUT_OF_PLACE = {
     _aten.add_.Tensor: _aten.add.Tensor,
     _aten.add_.Scalar: _aten.add.Scalar,
     _aten.sub_.Tensor: _aten.sub.Tensor,
@@ -43,96 +42,108 @@ _OTHER_VERSIONS = {
     _aten.tanh_.default: _aten.tanh.default,
 }
 
-# Views by which torch promises not to look at the whole again.
-_PARTS_OF_NOTHING = {_aten.unsafe_split.Tensor, _aten.unsafe_split_with_sizes.default}
+# Views whose base, torch promises, is never read again.
+_UNSAFE_SPLITS = {_aten.unsafe_split.Tensor, _aten.unsafe_split_with_sizes.default}
 
 
-def record(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) -> Trace:
-    """The functional trace of function(), which computes from `inputs` and what it closes over.
+def trace(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) -> Graph:
+    """The functional graph of function(), which computes from `inputs` and what it closes over.
 
-    The inputs must be tensors of their own, without aliases among them.
+    Args:
+        function: without arguments; it reads the tensors `inputs` themselves.
+        inputs: different tensors, none of them a view of another.
+
+    Raises:
+        UntraceableError: the function draws random numbers, returns sparse tensors, calls an
+            operation that takes functions, or writes to a tensor that it did not make.
     """
     if len({id(tensor) for tensor in inputs}) != len(inputs):
         raise UntraceableError("the same tensor is given twice")
-    with Tape(inputs) as tape:
+    with Tracer(inputs) as tracer:
         outputs = function()
-    trace = tape.trace(outputs)
-    del outputs  # they are as large as what is recorded next
-    if not any(map(_writes, trace.ops)):
-        return trace
-    named = _by_names(trace)
-    if named is None:
-        return recorded_again(trace, inputs, torch.func.functionalize)
-    trace, has_same_strides = named
-    return trace if has_same_strides else recorded_again(trace, inputs)
+    graph = tracer.graph(outputs)
+    del outputs  # they are as large as what is traced next
+    if not any(writes(node.function) for node in graph.nodes):
+        return graph
+    functional = _without_writes(graph)
+    if functional is None:
+        return retrace(graph, inputs, torch.func.functionalize)
+    graph, has_same_strides = functional
+    return graph if has_same_strides else retrace(graph, inputs)
 
 
-def _writes(op: Op) -> bool:
-    return op.function._schema.is_mutable
+def _without_writes(graph: Graph) -> tuple[Graph, bool] | None:
+    """The graph with a new value for every write, and whether its strides are still right.
 
-
-def _by_names(trace: Trace) -> tuple[Trace, bool] | None:
-    """The same with a new tensor for every one that is written to; None where that does not do.
-
-    And whether these tensors have the strides of the old ones.
+    None if a tensor is written to that has views or is not ours, or by an unknown operation.
     """
-    now: dict[int, int] = {}
-    metas, numbers = dict(trace.metas), new_numbers(trace.metas)
-    shared = {*trace.inputs, *trace.constants}
-    ops, same_strides = [], True
-    for before in trace.ops:
-        op = renamed(before, lambda number: now.get(number, number))
-        if not _writes(op):
-            if is_view(op.function):
-                parts = () if op.function in _PARTS_OF_NOTHING else op.results
-                shared.update(number for number in (*op.reads(), *parts) if number is not None)
-            ops.append(op)
+    current: dict[int, int] = {}
+    metas, numbers = dict(graph.metas), new_numbers(graph.metas)
+    shared = {*graph.inputs, *graph.constants}
+    nodes, same_strides = [], True
+    for before in graph.nodes:
+        node = rename(before, lambda number: current.get(number, number))
+        if not writes(node.function):
+            if is_view(node.function):
+                parts = () if node.function in _UNSAFE_SPLITS else node.results
+                shared.update(number for number in (*node.reads(), *parts) if number is not None)
+            nodes.append(node)
             continue
-        target = None if op.function not in _OTHER_VERSIONS else op.args[0].index
-        one_dtype = len({metas[number].dtype for number in op.reads()}) == 1
+        target = None if node.function not in _OUT_OF_PLACE else node.args[0].index
+        one_dtype = len({metas[number].dtype for number in node.reads()}) == 1
         if target is None or target in shared or not one_dtype:
             return None
         same_strides &= metas[target].is_contiguous
         new = next(numbers)
         metas[new] = metas[target]
-        now[before.args[0].index] = new
-        ops.append(replace(op, function=_OTHER_VERSIONS[op.function], results=(new,)))
-    outputs = [now.get(number, number) for number in trace.outputs]
-    return Trace(ops, trace.inputs, outputs, trace.constants, metas), same_strides
+        current[before.args[0].index] = new
+        nodes.append(replace(node, function=_OUT_OF_PLACE[node.function], results=(new,)))
+    outputs = [current.get(number, number) for number in graph.outputs]
+    return Graph(nodes, graph.inputs, outputs, graph.constants, metas), same_strides
 
 
-def recorded_again(
-    trace: Trace,
+def retrace(
+    graph: Graph,
     inputs: Sequence[Tensor],
-    through: Callable[[Callable], Callable] = lambda replay: replay,
-) -> Trace:
-    """What is recorded of a trace that is run `through` something, such as functionalisation."""
-    numbers, constants = list(trace.constants), list(trace.constants.values())
-    everything = [tensor.detach() for tensor in (*inputs, *constants)]
+    transform: Callable[[Callable], Callable] = lambda replay: replay,
+) -> Graph:
+    """Run a graph on `inputs`, and trace that: its Python functions become operations.
 
-    # A constant that f makes for itself may be changed there: torch.tensor([1.0, 2.0])[0] = 3.0.
-    fresh = {op.args[0].index for op in trace.ops if op.function is _aten.lift_fresh.default}
-
-    dying = last_reads(trace.ops, {*trace.inputs, *trace.constants, *trace.outputs})
-
-    def replay(*tensors: Tensor) -> list[Tensor]:
-        env: dict[int, Tensor] = dict(zip((*trace.inputs, *numbers), tensors, strict=True))
-        env.update((number, env[number].clone()) for number in fresh & set(numbers))
-        for position, op in enumerate(trace.ops):
-            replay_op(op, env)
-            for number in dying.get(position, ()):
-                del env[number]
-        return [env[number] for number in trace.outputs]
-
-    with torch.no_grad(), Tape(everything) as tape:
-        outputs = through(replay)(*everything)
-    result = tape.trace(outputs)
-    known = {id(tensor) for tensor in everything}
-    if any(map(_writes, result.ops)):
+    Args:
+        graph: traced from the same inputs.
+        transform: of the function that runs the graph, such as `torch.func.functionalize`.
+    """
+    constants = list(graph.constants.values())
+    tensors = [tensor.detach() for tensor in (*inputs, *constants)]
+    with torch.no_grad(), Tracer(tensors) as tracer:
+        outputs = transform(_replay(graph))(*tensors)
+    result = tracer.graph(outputs)
+    known = {id(tensor) for tensor in tensors}
+    if any(writes(node.function) for node in result.nodes):
         raise UntraceableError("it changes a tensor in place that it did not make")
     if any(id(tensor) not in known for tensor in result.constants.values()):
-        raise UntraceableError("an in-place operation that cannot be written without")
-    own = result.inputs[len(inputs) :]
-    result.inputs = result.inputs[: len(inputs)]
-    result.constants = dict(zip(own, constants, strict=True))
+        raise UntraceableError("an in-place operation that has no functional form")
+    n = len(inputs)
+    result.constants = dict(zip(result.inputs[n:], constants, strict=True))
+    result.inputs = result.inputs[:n]
     return result
+
+
+def _replay(graph: Graph) -> Callable[..., list[Tensor]]:
+    """A function that runs a graph on its inputs and constants, and frees tensors on the way."""
+    numbers = [*graph.inputs, *graph.constants]
+    # A constant that f makes may be written to by f: torch.tensor([1.0, 2.0])[0] = 3.0.
+    lifted = [node for node in graph.nodes if node.function is _aten.lift_fresh.default]
+    fresh = {node.args[0].index for node in lifted} & graph.constants.keys()
+    dying = last_reads(graph.nodes, {*numbers, *graph.outputs})
+
+    def replay(*tensors: Tensor) -> list[Tensor]:
+        values: dict[int, Tensor] = dict(zip(numbers, tensors, strict=True))
+        values.update((number, values[number].clone()) for number in fresh)
+        for position, node in enumerate(graph.nodes):
+            replay_node(node, values)
+            for number in dying.get(position, ()):
+                del values[number]
+        return [values[number] for number in graph.outputs]
+
+    return replay

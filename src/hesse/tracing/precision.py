@@ -5,9 +5,8 @@
     "high"      TF32 where a GPU has it (10 bits of mantissa)
     "medium"    bfloat16 operands (8 bits), sums in float32 within an operation
 
-Only what depends on the direction is touched: value and gradient stay exact. What does not become
-faster by it (small products, float64) stays as it is, and so does everything on a processor without
-such units.
+Only tangent nodes are touched: value and gradient stay exact. What does not become faster (small
+products, float64) stays as it is, and so does everything on a processor without such units.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ import torch
 
 from hesse.errors import ArgumentError, check_choice
 from hesse.tracing.flops import flops
-from hesse.tracing.graph import Meta, Op, Ref, Trace
-from hesse.tracing.memory.liveness import made_by
+from hesse.tracing.graph import Graph, Node, Value, new_numbers
 
 Precision = Literal["highest", "high", "medium"]
 PRECISIONS = ["highest", "high", "medium"]
@@ -35,16 +33,15 @@ _REDUCED = frozenset(
     ]
 )
 
-# Below this many floating-point operations the casts take longer than what they save.
+# Below so many floating-point operations the casts take longer than what they save.
 _SMALL = 1 << 22
 
 
-def check_precision(precision: str, mode: str, call: str) -> None:
+def check_precision(precision: str, mode: str) -> None:
     """Raise unless products in this mode can be taken in this precision."""
-    check_choice("precision", precision, PRECISIONS, call)
+    check_choice("precision", precision, PRECISIONS)
     if precision != "highest" and mode not in ("auto", "traced-split", "compiled-split"):
         raise ArgumentError(
-            call,
             expected="precision='highest', or a mode whose products are programs",
             got=f"precision={precision!r} and mode={mode!r}",
             remedy="Use mode='auto'.",
@@ -57,7 +54,7 @@ def has_units(precision: str, device: torch.device) -> bool:
         return False
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    units = ("avx512_bf16", "amx_bf16")  # an Arm or Apple processor tells nothing: float32
+    units = ("avx512_bf16", "amx_bf16")  # Arm and Apple processors report none: float32
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return precision == "medium" and any(capabilities.get(unit) for unit in units)
 
@@ -77,58 +74,57 @@ def units(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def with_bfloat16(trace: Trace, moving: Collection[int]) -> Trace:
-    """The trace with bfloat16 operands in the large products whose results are among `moving`."""
-    return replace(trace, ops=_Cast(trace, set(moving)).run(trace.ops))
+def with_bfloat16(graph: Graph, tangent: Collection[int]) -> Graph:
+    """The graph with bfloat16 operands in the large products whose results are in `tangent`."""
+    return replace(graph, nodes=_Cast(graph, set(tangent)).run(graph.nodes))
 
 
 class _Cast:
-    """Adds casts, and to the numbers of a trace."""
+    """Puts casts around nodes; adds to the metas of the graph."""
 
-    def __init__(self, trace: Trace, moving: set[int]) -> None:
-        self._metas, self._moving = trace.metas, moving
-        self._next = max(trace.metas) + 1
+    def __init__(self, graph: Graph, tangent: set[int]) -> None:
+        self._metas, self._tangent = graph.metas, tangent
+        self._numbers = new_numbers(graph.metas)
         self._coarse: dict[int, int] = {}
-        self._result: list[Op] = []
+        self._result: list[Node] = []
 
-    def run(self, ops: list[Op]) -> list[Op]:
-        """The operations with casts around those that are large and move."""
-        for op in ops:
-            large = op.function in _REDUCED and flops(op, self._metas) >= _SMALL
-            if large and self._moving.intersection(made_by(op)) and self._is_single(op):
-                self._reduce(op)
+    def run(self, nodes: list[Node]) -> list[Node]:
+        """The nodes with casts around the large tangent products."""
+        for node in nodes:
+            large = node.function in _REDUCED and flops(node, self._metas) >= _SMALL
+            if large and self._tangent.intersection(node.makes()) and self._is_float32(node):
+                self._reduce(node)
             else:
-                self._result.append(op)
+                self._result.append(node)
         return self._result
 
-    def _reduce(self, op: Op) -> None:
-        """The same operation between a cast of what it reads and a cast of what it gives."""
-        args = tuple(self._cast(argument) for argument in op.args)
-        results = tuple(n if n is None else self._new(n, torch.bfloat16) for n in op.results)
-        self._result.append(replace(op, args=args, results=results))
-        for fine, coarse in zip(op.results, results, strict=True):
+    def _reduce(self, node: Node) -> None:
+        """The same operation in bfloat16, between casts of its arguments and of its results."""
+        args = tuple(self._cast(argument) for argument in node.args)
+        results = tuple(n if n is None else self._new(n, torch.bfloat16) for n in node.results)
+        self._result.append(replace(node, args=args, results=results))
+        for fine, coarse in zip(node.results, results, strict=True):
             if fine is not None and coarse is not None:
                 self._copy(coarse, fine, torch.float32)
 
     def _cast(self, argument: Any) -> Any:
-        if not isinstance(argument, Ref) or self._metas[argument.index].dtype != torch.float32:
+        if not isinstance(argument, Value) or self._metas[argument.index].dtype != torch.float32:
             return argument
         number = argument.index
         if number not in self._coarse:
             self._coarse[number] = self._new(number, torch.bfloat16)
             self._copy(number, self._coarse[number], torch.bfloat16)
-        return Ref(self._coarse[number])
+        return Value(self._coarse[number])
 
     def _new(self, like: int, dtype: torch.dtype) -> int:
-        number, self._next = self._next, self._next + 1
-        meta = self._metas[like]
-        self._metas[number] = Meta(meta.shape, meta.stride, 0, dtype, meta.device)
+        number = next(self._numbers)
+        self._metas[number] = replace(self._metas[like], offset=0, dtype=dtype)
         return number
 
     def _copy(self, source: int, result: int, dtype: torch.dtype) -> None:
-        op = Op(_aten._to_copy.default, (Ref(source),), {"dtype": dtype}, (result,), True)
-        self._result.append(op)
+        node = Node(_aten._to_copy.default, (Value(source),), {"dtype": dtype}, (result,), True)
+        self._result.append(node)
 
-    def _is_single(self, op: Op) -> bool:
-        numbers = [*op.reads(), *made_by(op)]
+    def _is_float32(self, node: Node) -> bool:
+        numbers = [*node.reads(), *node.makes()]
         return all(self._metas[number].dtype == torch.float32 for number in numbers)

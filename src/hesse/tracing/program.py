@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Straight-line programs, and the Python function that one is turned into.
+"""A program: the nodes of a graph between some inputs and outputs, run as a Python function.
 
-Tensors are freed, or written over, after their last use.
+The function has one line for every node. A tensor is freed, or written over, after its last use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,17 +15,18 @@ from torch import Tensor
 
 from hesse.tracing.backends import onednn
 from hesse.tracing.flops import flops
-from hesse.tracing.graph import Meta, Op, Ref, Trace, last_reads, replay_op
-from hesse.tracing.memory.liveness import Lifetimes, in_place, is_view, made_by, occupied
+from hesse.tracing.graph import Graph, Node, Value, last_reads, replay_node
+from hesse.tracing.memory.liveness import Lifetimes, memory_profile, reuse_memory
+from hesse.tracing.operations import direct_call, has_dynamic_shape, is_view
 from hesse.vectors.rows import joined
 
 _aten = torch.ops.aten
 
-# From so many bytes on a vector that is joined has memory of its own from the system.
-_LONG = 1 << 22
+# A concatenated vector of at least so many bytes gets memory of its own from the system.
+_LARGE = 1 << 22
 
-# The same operations, by torch's own bindings: a third of a microsecond less a call.
-_QUICK = {
+# The same operations by torch's own bindings, which take a third of a microsecond less per call.
+_BINDINGS = {
     getattr(getattr(_aten, name), overload): getattr(torch, name)
     for name, overload in [
         *(("mm", "default"), ("bmm", "default"), ("addmm", "default"), ("baddbmm", "default")),
@@ -42,28 +43,36 @@ _QUICK = {
 
 
 class GuardError(RuntimeError):
-    """A value that Python saw while the program was recorded is another one now."""
+    """A number or a shape that Python read during tracing differs in this run."""
 
 
 class Program:
     """inputs -> outputs, with the constants bound: call it with one tensor for each input.
 
     Args:
-        trace: where the numbers get their meaning.
-        ops, inputs, outputs: the part of it that the program is.
+        graph: has the constants, and the metas of all values.
+        nodes, inputs, outputs: the part of it that is run.
+        measured_kernels: whether kernels may be picked by timing them (`backends.onednn`). If
+            False, the program runs the same kernels in every process.
     """
 
     def __init__(
-        self, trace: Trace, ops: list[Op], inputs: Sequence[int], outputs: Sequence[int]
+        self,
+        graph: Graph,
+        nodes: list[Node],
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        *,
+        measured_kernels: bool = True,
     ) -> None:
-        self.ops, self.inputs, self.outputs = ops, list(inputs), list(outputs)
-        used = {number for op in ops for number in op.reads()} | set(outputs)
-        self.constants = {k: tensor for k, tensor in trace.constants.items() if k in used}
-        self.metas = trace.metas
+        self.nodes, self.inputs, self.outputs = nodes, list(inputs), list(outputs)
+        used = {number for node in nodes for number in node.reads()} | set(outputs)
+        self.constants = {k: tensor for k, tensor in graph.constants.items() if k in used}
+        self.metas, self.measured_kernels = graph.metas, measured_kernels
         self._function: Callable[..., list[Tensor]] | None = None
 
     def __len__(self) -> int:
-        return len(self.ops)
+        return len(self.nodes)
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         """The outputs."""
@@ -72,55 +81,54 @@ class Program:
         return self._function(*tensors)
 
     @property
-    def bytes_per_op(self) -> float:
-        """What an operation writes, on average."""
-        written = [self._bytes(op) for op in self.ops]
+    def bytes_per_node(self) -> float:
+        """How many bytes a node writes, on average."""
+        written = [self._written_bytes(node) for node in self.nodes]
         return sum(written) / max(1, len(written))
 
+    @property
+    def uses_onednn(self) -> bool:
+        """Whether oneDNN computes one of its matrix products."""
+        return self.measured_kernels and any(onednn.takes(n, self.metas) for n in self.nodes)
+
     def peak_bytes(self) -> int:
-        """The most that tensors made on the way hold at one time, the outputs included."""
+        """The most bytes that tensors made by its nodes hold at one time, outputs included."""
         inputs = [*self.inputs, *self.constants]
-        return max(occupied(self.ops, self.metas, inputs, self.outputs), default=0)
+        profile = memory_profile(
+            *(self.nodes, self.metas, inputs, self.outputs),
+            measured_kernels=self.measured_kernels,
+        )
+        return max(profile, default=0)
 
     @cached_property
     def makes_outputs(self) -> bool:
-        """Whether its outputs are tensors of their own: no inputs, constants or views of these."""
-        lifetimes = Lifetimes(self.ops, self.outputs)
-        made = {number for op in self.ops for number in made_by(op)}
+        """Whether its outputs share no memory with inputs, constants, or one another."""
+        lifetimes = Lifetimes(self.nodes, self.outputs)
+        made = {number for node in self.nodes for number in node.makes()}
         roots = [lifetimes.root(number) for number in self.outputs]
         return made.issuperset(roots) and len(set(roots)) == len(roots)
 
     def replay(self, *tensors: Tensor) -> list[Tensor]:
-        """The outputs, by the operations as they stand: slower, and nothing is overwritten."""
-        env = dict(zip(self.inputs, tensors, strict=True)) | self.constants
-        for op in self.ops:
-            replay_op(op, env)
-        return [env[number] for number in self.outputs]
+        """The outputs, node by node: slower than a call, and nothing is written over."""
+        values = dict(zip(self.inputs, tensors, strict=True)) | self.constants
+        for node in self.nodes:
+            replay_node(node, values)
+        return [values[number] for number in self.outputs]
 
     def flops(self) -> int:
         """Floating-point operations in matrix products and convolutions, as torch counts them."""
-        return sum(flops(op, self.metas) for op in self.ops)
+        return sum(flops(node, self.metas) for node in self.nodes)
 
-    def _bytes(self, op: Op) -> int:
-        if is_view(op.function):
+    def _written_bytes(self, node: Node) -> int:
+        if is_view(node.function):
             return 0
-        return sum(self.metas[number].nbytes for number in op.results if number is not None)
+        return sum(self.metas[number].nbytes for number in node.makes())
 
 
 def run(program: Callable[..., list[Tensor]], tensors: list[Tensor]) -> list[Tensor]:
-    """The outputs of a program, without a graph."""
+    """The outputs of a program, with autograd switched off."""
     with torch.inference_mode(False), torch.no_grad():
         return program(*tensors)
-
-
-def live(ops: list[Op], outputs: Iterable[int]) -> list[Op]:
-    """The operations that `outputs` depend on, and the guards among them all."""
-    needed, kept = set(outputs), []
-    for op in reversed(ops):
-        if op.guard is not None or any(number in needed for number in op.results):
-            needed.update(op.reads())
-            kept.append(op)
-    return kept[::-1]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -128,15 +136,16 @@ def live(ops: list[Op], outputs: Iterable[int]) -> list[Op]:
 
 
 def compile_python(program: Program) -> Callable[..., list[Tensor]]:
-    """A function with one line an operation, and one to free what is not needed any more."""
-    names: dict[str, Any] = {}
+    """A function with one line for every node, and a `del` for what is not needed any more."""
+    names: dict[str, Any] = {"guarded": _guarded}
     lines = [f"def program({', '.join(f't{n}' for n in program.inputs)}):"]
     names.update({f"t{n}": tensor for n, tensor in program.constants.items()})
     stay = {*program.inputs, *program.outputs, *program.constants}
-    ops = in_place(program.ops, program.metas, stay)
-    last = last_reads(ops, {*program.outputs, *program.constants})
-    for position, op in enumerate(ops):
-        lines.append(f"    {_statement(op, position, names, program.metas)}")
+    nodes = reuse_memory(program.nodes, program.metas, stay)
+    last = last_reads(nodes, {*program.outputs, *program.constants})
+    for position, node in enumerate(nodes):
+        names[f"f{position}"] = _callable(node, program)
+        lines.append(f"    {_statement(node, position, names)}")
         if dying := last.get(position):
             lines.append("    del " + ", ".join(f"t{n}" for n in dying))
     lines.append(f"    return [{', '.join(f't{n}' for n in program.outputs)}]")
@@ -144,34 +153,34 @@ def compile_python(program: Program) -> Callable[..., list[Tensor]]:
     return names["program"]
 
 
-def _statement(op: Op, position: int, names: dict[str, Any], metas: dict[int, Meta]) -> str:
-    function = f"f{position}"
-    names[function] = _function(op, metas)
-    args = [_literal(a, names) for a in op.args]
-    args += [f"{key}={_literal(a, names)}" for key, a in op.kwargs.items()]
-    call = f"{function}({', '.join(args)})"
-    if op.guard is not None:
-        names[f"g{position}"] = op
-        names["guarded"] = _guarded
-        call = f"guarded(g{position}, {call})"
-    left = ["_" if n is None else f"t{n}" for n in op.results]
-    return f"{left[0]} = {call}" if op.single else f"{', '.join(left)}, = {call}"
+def _statement(node: Node, position: int, names: dict[str, Any]) -> str:
+    """A line of the function, such as `t3 = f2(t0, t1)`."""
+    args = [_literal(a, names) for a in node.args]
+    args += [f"{key}={_literal(a, names)}" for key, a in node.kwargs.items()]
+    call = f"f{position}({', '.join(args)})"
+    if node.guard is not None:
+        names[f"n{position}"] = node
+        call = f"guarded(n{position}, {call})"
+    left = ["_" if n is None else f"t{n}" for n in node.results]
+    return f"{left[0]} = {call}" if node.single else f"{', '.join(left)}, = {call}"
 
 
-def _function(op: Op, metas: dict[int, Meta]) -> Callable:
-    """What runs the operation with the least ado."""
-    if op.function is _aten.cat.default and not any(op.args[1:]):
-        parts = {(len(metas[n].shape), metas[n].dtype) for n in op.reads()}
-        (result,) = (metas[n] for n in op.results if n is not None)
-        if parts == {(1, result.dtype)} and result.nbytes >= _LONG:
+def _callable(node: Node, program: Program) -> Callable:
+    """What runs a node with the least overhead."""
+    metas = program.metas
+    if node.function is _aten.cat.default and not any(node.args[1:]):
+        parts = {(len(metas[n].shape), metas[n].dtype) for n in node.reads()}
+        (result,) = (metas[n] for n in node.makes())
+        if parts == {(1, result.dtype)} and result.nbytes >= _LARGE:
             return lambda vectors, _=0: joined(vectors)
-    if onednn.takes(op, metas):
-        return onednn.form(op)
-    return _QUICK.get(op.function) or getattr(op.function, "_op", op.function)
+    if program.measured_kernels and onednn.takes(node, metas):
+        return onednn.kernel(node.function)
+    return _BINDINGS.get(node.function) or direct_call(node.function)
 
 
 def _literal(argument: Any, names: dict[str, Any]) -> str:
-    if isinstance(argument, Ref):
+    """An argument as Python code; what has no literal gets a name."""
+    if isinstance(argument, Value):
         return f"t{argument.index}"
     if isinstance(argument, (list, tuple)):
         inner = ", ".join(_literal(part, names) for part in argument)
@@ -183,13 +192,14 @@ def _literal(argument: Any, names: dict[str, Any]) -> str:
     return name
 
 
-def _guarded(op: Op, result: Any) -> Any:
-    """`result` itself if Python would see in it what it saw when the program was recorded."""
-    if torch.Tag.dynamic_output_shape in op.function.tags:
-        parts = [result] if op.single else result
-        seen: Any = tuple(tuple(part.shape) for part in parts)
-    else:
-        seen = result
-    if seen != op.guard and not (seen != seen and op.guard != op.guard):  # NaN is NaN
-        raise GuardError(f"{op.function} gave {op.guard} at the first point, {seen} at this one")
+def _guarded(node: Node, result: Any) -> Any:
+    """`result` itself, if Python would read of it what it read during tracing."""
+    seen = result
+    if has_dynamic_shape(node.function):
+        seen = tuple(tuple(part.shape) for part in ([result] if node.single else result))
+    both_nan = seen != seen and node.guard != node.guard
+    if seen != node.guard and not both_nan:
+        raise GuardError(
+            f"{node.function} gave {node.guard} at the first point, {seen} at this one"
+        )
     return result

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inner products and norms of flat vectors.
+"""Inner products and norms of flat vectors in one process. `Space` gives those of whole vectors.
 
-They accumulate in float64 whatever the dtype of the vectors, but for sums so short that nothing is
-lost: the scalars of a Krylov recurrence must be better than its products.
+They accumulate in float64 whatever the dtype of the vectors, except for sums that are too short to
+lose digits: the scalars of a Krylov recurrence must be more accurate than its products.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 
 # Entries converted to float64 at a time: few enough for the temporaries to stay in the cache.
 _CHUNK = 1 << 17
-# Entries whose products are added up in the vectors' own precision, by `dots`: of a matrix and a
-# vector, which the kernels add up in many places at once, and of two matrices, which they do not.
+# Number of entries whose products `dots` adds up in the vectors' own precision: for a matrix and a
+# vector, where the kernels keep many partial sums, and for two matrices, where they do not.
 _SUM, _SHORT = 1 << 16, 1 << 8
-# Entries whose products `dot` and `norm` add up in float32, which has room for them if they are
-# larger than the square of this in the mean, and no sum overflows.
+# Number of entries whose products `dot` and `norm` add up in float32. The products do not underflow
+# if their mean is larger than the square of _SMALL; a sum that overflows is infinite.
 _ROW, _SMALL = 1 << 6, 1e-15
 
 
@@ -37,7 +37,7 @@ def dot(u: Tensor, v: Tensor) -> float:
 
 
 def _dot_by_rows(u: Tensor, v: Tensor) -> float:
-    """u'v, of which short sums are taken in the vectors' own precision."""
+    """u'v: short sums in the vectors' own precision, which are added up in float64."""
     pairs = zip(u.split(_CHUNK), v.split(_CHUNK), strict=True)
     rows = [pair for a, b in pairs for pair in zip(_rows(a), _rows(b), strict=True)]
     sums = [(x * y).sum(dim=1) for x, y in rows]
@@ -45,7 +45,7 @@ def _dot_by_rows(u: Tensor, v: Tensor) -> float:
 
 
 def _rows(v: Tensor) -> tuple[Tensor, Tensor]:
-    """Short pieces as rows, and what is left as another."""
+    """The vector as rows of _ROW entries, and the entries that are left as one more row."""
     whole = v.numel() // _ROW * _ROW
     return v[:whole].view(-1, _ROW), v[None, whole:]
 
@@ -53,7 +53,7 @@ def _rows(v: Tensor) -> tuple[Tensor, Tensor]:
 def dots(basis: Tensor, v: Tensor) -> Tensor:
     """The inner products of the rows of `basis`, shape (j, n), with v or its rows: (j,) or (j, k).
 
-    Long sums are taken in pieces, which float64 adds up: the error does not grow with n.
+    Long sums are taken in pieces, which are added up in float64: the error does not grow with n.
     """
     short, multiply = (_SUM, torch.mv) if v.ndim == 1 else (_SHORT, _dots_of_rows)
     if v.dtype == torch.float64 or v.shape[-1] <= short:
@@ -64,7 +64,7 @@ def dots(basis: Tensor, v: Tensor) -> Tensor:
 
 
 def _dots_of_rows(left: Tensor, right: Tensor) -> Tensor:
-    """left right', summed over short pieces first: a product of two long rows is not so careful."""
+    """left right', summed over short pieces first; torch's own product of two matrices is not."""
     whole = left.shape[1] // _SHORT * _SHORT
     a, b = (x[:, :whole].unflatten(1, (-1, _SHORT)).movedim(1, 0) for x in (left, right))
     rest = left[:, whole:] @ right[:, whole:].mT
@@ -87,6 +87,15 @@ def norm(v: Tensor) -> float:
 
 
 def _norm_by_rows(v: Tensor) -> float:
-    """The norm, from those of short pieces in the vector's own precision."""
+    """The norm, from the norms of short pieces in the vector's own precision."""
     norms = [torch.linalg.vector_norm(rows, dim=1) for rows in _rows(v)]
     return float(torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64))
+
+
+def all_finite(v: Tensor) -> bool:
+    """Whether there is no NaN or Inf. One sum tells, unless it overflows.
+
+    >>> all_finite(torch.ones(2)), all_finite(torch.tensor([1.0, math.nan]))
+    (True, False)
+    """
+    return math.isfinite(float(v.sum())) or bool(torch.isfinite(v).all())

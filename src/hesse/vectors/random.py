@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random entries of flat vectors: normal ones and signs. `Space` draws vectors of them."""
+"""Random entries of flat vectors: normal numbers and signs. `Space` makes vectors of them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ def normal_entries(
     n: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator | None
 ) -> Tensor:
     """n independent N(0, 1) numbers."""
-    home = _home(device, generator)
-    return torch.randn(n, generator=generator, dtype=dtype, device=home).to(device)
+    source = _source(device, generator)
+    return torch.randn(n, generator=generator, dtype=dtype, device=source).to(device)
 
 
 def random_signs(
     n: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator | None
 ) -> Tensor:
-    """n independent signs, +1 or -1 with probability 1/2 each: a bit each."""
-    words = torch.empty(-(-n // 64), dtype=torch.int64, device=_home(device, generator))
+    """n independent signs, +1 or -1 with probability 1/2 each; each takes one random bit."""
+    words = torch.empty(-(-n // 64), dtype=torch.int64, device=_source(device, generator))
     words.random_(-(2**63), None, generator=generator)
     byte = torch.arange(256, device=words.device)
     eight = 1 - 2 * (byte[:, None] >> torch.arange(8, device=words.device) & 1)
@@ -29,8 +29,8 @@ def random_signs(
     return signs.view(-1)[:n].to(device)
 
 
-def _home(device: torch.device, generator: torch.Generator | None) -> torch.device:
-    # Drawn where the generator lives: a CPU seed then gives the same vector on every device.
+def _source(device: torch.device, generator: torch.Generator | None) -> torch.device:
+    """The device to draw on: the generator's, so that a CPU seed means one vector everywhere."""
     if not isinstance(generator, torch.Generator | None):
         raise ArgumentError(
             expected="generator to be a torch.Generator",

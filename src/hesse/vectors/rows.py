@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many long vectors as the rows of one tensor: room for them, and what brings them there.
+"""Many long vectors as the rows of one tensor: memory for them, and ways to fill it.
 
-The system hands out fresh memory page by page, at the first touch of each. In pages of 4 KB that
-takes as long as several passes over the memory, in pages of 2 MB a third of it (decision 16).
+The operating system maps fresh memory page by page, when a page is first written. In pages of 4 KB
+that takes as long as several passes over the memory, in pages of 2 MB a third of it (decision 16).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 
 _LARGE_PAGE = 1 << 21
 _MADV_HUGEPAGE = 14  # of <sys/mman.h> on Linux
-_CHUNK = 1 << 12  # entries of each column that are transposed at a time, in the cache
-_PIECE = 1 << 16  # columns of rows that are transformed at a time, or a sixteenth of all
+_CHUNK = 1 << 12  # entries of each column that are transposed at a time, to stay in the cache
+_PIECE = 1 << 16  # columns that are transformed at a time, at most, and a sixteenth of all
 
 
 def empty_rows(
@@ -36,7 +36,7 @@ def empty_rows(
 
 
 def stacked(count: int, vectors: Iterable[Tensor]) -> Tensor:
-    """The vectors, `count` of them, as rows: each is copied when it comes, and let go.
+    """The `count` vectors as rows; each is copied when it comes, and no reference to it is kept.
 
     >>> stacked(2, (torch.full((3,), float(i)) for i in range(2)))
     tensor([[0., 0., 0.],
@@ -51,7 +51,7 @@ def stacked(count: int, vectors: Iterable[Tensor]) -> Tensor:
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """The entries of tensors side by side, in fresh memory and without history.
+    """The entries of all tensors in one vector: fresh memory, without an autograd graph.
 
     >>> joined([torch.eye(2), torch.zeros(1)])
     tensor([1., 0., 0., 1., 0.])
@@ -63,7 +63,7 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def transposed(block: Tensor) -> Tensor:
-    """The columns of a block, shape (n, k), as rows of their own: contiguous, no copy if they are.
+    """The columns of a block (n, k) as contiguous rows (k, n); no copy if they are that already.
 
     >>> transposed(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     tensor([[1., 3.],
@@ -81,7 +81,7 @@ def transposed(block: Tensor) -> Tensor:
 
 
 def transform(rows: Tensor, S: Tensor) -> None:
-    """The first of the rows become S @ rows, in place: S, (k, count), has no more rows than they.
+    """Overwrite the first k rows with S @ rows, for S of shape (k, count) with k <= count.
 
     >>> rows = torch.eye(2)
     >>> transform(rows, torch.tensor([[3.0, 4.0]]))
@@ -95,12 +95,12 @@ def transform(rows: Tensor, S: Tensor) -> None:
 
 
 def pieces(rows: Tensor) -> tuple[Tensor, ...]:
-    """Some columns of all rows at a time, so that what is made of them takes little memory."""
+    """Slices of all rows, some columns each, so that work on one slice takes little memory."""
     return rows.split(min(_PIECE, max(_CHUNK, rows.shape[1] // 16)), dim=1)
 
 
 def columns(blocks: list[Tensor], width: int) -> Iterator[Tensor]:
-    """So many columns at a time of the rows in several blocks.
+    """The rows of several blocks, stacked, as slices of `width` columns each.
 
     >>> [piece.tolist() for piece in columns([torch.ones(1, 3), torch.zeros(1, 3)], 2)]
     [[[1.0, 1.0], [0.0, 0.0]], [[1.0], [0.0]]]
@@ -109,7 +109,7 @@ def columns(blocks: list[Tensor], width: int) -> Iterator[Tensor]:
 
 
 def _ask_for_large_pages(address: int, size: int) -> None:
-    """Tell the system what this memory is for. A hint: that it has none to give is no error."""
+    """Advise the system to use large pages for this memory; it need not follow."""
     first = -(-address // _LARGE_PAGE) * _LARGE_PAGE
     last = (address + size) // _LARGE_PAGE * _LARGE_PAGE
     madvise = _madvise()

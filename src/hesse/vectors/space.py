@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Vectors: a tree of tensors outside, one flat contiguous tensor inside.
+"""`Space`: vectors that are a tree of tensors outside and one flat contiguous tensor inside.
 
 A user's point is a tensor or any nesting of dicts, lists, tuples and namedtuples of tensors. A
-`Space` is fixed by such a tree: it knows the names, shapes and dtypes of the leaves, turns trees
-into flat vectors of length n and back, and says precisely what is wrong with a tree that does not
-fit. Krylov methods see flat vectors only.
+`Space` is fixed by such a tree: it knows the names, shapes and dtypes of the leaves, converts trees
+to flat vectors and back, and says what is wrong with a tree that does not fit. Krylov methods see
+flat vectors only; what they compute from whole vectors are methods of its own (whole_vectors.py).
 """
 
 from __future__ import annotations
@@ -17,23 +17,32 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.errors import (
-    ArgumentError,
-    DeviceError,
-    DtypeError,
-    NonFiniteError,
-    ShapeError,
-    StructureError,
-)
-from hesse.vectors.inner_products import dot, dots, norm
-from hesse.vectors.random import normal_entries, random_signs
+from hesse.boundary import accepts_call, public
+from hesse.errors import ArgumentError, StructureError
+from hesse.vectors import checks
+from hesse.vectors.aliasing import unshared as unshared
+from hesse.vectors.arrays import as_array, as_tensor
+from hesse.vectors.inner_products import all_finite
 from hesse.vectors.rows import joined
-from hesse.vectors.trees import Tree, fill, map_leaves, match, subscript, walk
+from hesse.vectors.trees import Tree, fill, is_of_arrays, map_leaves, match, subscript, walk
+from hesse.vectors.whole_vectors import WholeVectors
 
 
 @dataclass(frozen=True)
-class Space:
-    """The vector space of trees shaped like one tree: R^n with names.
+class Space(WholeVectors):
+    """The vector space of all trees that are shaped like one tree: R^n with names.
+
+    Made by `Space.of(tree)` or `Space.flat(n)`. A flat vector is a contiguous tensor (n,) that
+    holds the leaves one after the other, in the order of the tree. Its dtype is the common dtype of
+    the leaves, but at least float32.
+
+    Attributes:
+        names: the path of each leaf, such as "layer.weight"; "" for a tree that is one tensor.
+        shapes: the shape of each leaf.
+        dtypes: the dtype of each leaf.
+        dtype: the dtype of flat vectors.
+        device: the device of all vectors.
+        template: the tree with None in the place of the leaves.
 
     >>> space = Space.of({"w": torch.zeros(2, 3), "b": torch.zeros(3)})
     >>> space.n, space.names
@@ -50,19 +59,34 @@ class Space:
     device: torch.device
 
     @staticmethod
-    def of(tree: Tree, *, call: str = "hesse.Space.of(tree)", what: str = "x") -> Space:
-        """The space of `tree`; raises HesseError for leaves that cannot be differentiated."""
-        leaves = list(walk(tree, call, what))
+    @public("hesse.Space.of({tree})", nested=False)
+    @accepts_call
+    def of(tree: Tree, *, what: str = "x") -> Space:
+        """The space of the trees like this one; NumPy arrays may stand for tensors.
+
+        Args:
+            tree: a tensor, or a nesting of dicts, lists, tuples and namedtuples of tensors.
+            what: what a message calls the tree.
+
+        Raises:
+            StructureError: there is no tensor, or a leaf is not a plain tensor.
+            DtypeError: a leaf is not of a real floating-point dtype.
+            DeviceError: leaves on different devices.
+
+        >>> Space.of([torch.zeros(2), torch.zeros(())]).n
+        3
+        """
+        leaves = list(walk(tree, what))
         if not leaves:
             raise StructureError(
-                call,
                 expected=f"{what} with at least one tensor",
                 got=f"an empty {type(tree).__name__}",
                 remedy="Give the tensors to differentiate with respect to (a model whose "
                 "parameters are all frozen has none).",
             )
+        device = leaves[0][1].device
         for name, leaf in leaves:
-            _check_leaf(call, f"{what}{subscript(name)}", leaf, leaves[0][1].device)
+            checks.check_leaf(f"{what}{subscript(name)}", leaf, device)
         dtypes = tuple(leaf.dtype for _, leaf in leaves)
         return Space(
             template=map_leaves(lambda _: None, tree),
@@ -70,12 +94,16 @@ class Space:
             shapes=tuple(leaf.shape for _, leaf in leaves),
             dtypes=dtypes,
             dtype=_vector_dtype(dtypes),
-            device=leaves[0][1].device,
+            device=device,
         )
 
     @staticmethod
     def flat(n: int, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Space:
-        """The space of plain vectors of length n."""
+        """The space of plain vectors of length n, by default of torch's default dtype.
+
+        >>> Space.flat(3).zeros()
+        tensor([0., 0., 0.])
+        """
         dtype = dtype or torch.get_default_dtype()
         return Space(None, ("",), (torch.Size((n,)),), (dtype,), dtype, torch.device(device))
 
@@ -84,104 +112,83 @@ class Space:
         """Number of entries of each leaf, in order."""
         return [math.prod(shape) for shape in self.shapes]
 
-    @cached_property
-    def size(self) -> int:
-        """Number of entries of a flat vector in this process."""
-        return sum(self.sizes)
-
-    @property
-    def n(self) -> int:
-        """Dimension of the space, over all processes that share its vectors."""
-        return self.size
-
     @property
     def is_flat(self) -> bool:
         """Whether the user's vectors are plain 1-D tensors."""
         return self.template is None and len(self.shapes[0]) == 1
 
-    # -- Vectors and their inner products ----------------------------------------------------------
-    # Whatever a Krylov method does with whole vectors. Only these would have to talk to other
-    # processes if the vectors were shared among several.
+    # -- Trees and flat vectors --------------------------------------------------------------------
 
-    def zeros(self) -> Tensor:
-        """The flat zero vector."""
-        return torch.zeros(self.size, dtype=self.dtype, device=self.device)
-
-    def gaussian(self, generator: torch.Generator | None = None) -> Tensor:
-        """A flat vector of independent N(0, 1) entries."""
-        return normal_entries(self.size, self.dtype, self.device, generator)
-
-    def rademacher(self, generator: torch.Generator | None = None) -> Tensor:
-        """A flat vector of independent signs, +1 or -1 with probability 1/2 each."""
-        return random_signs(self.size, self.dtype, self.device, generator)
-
-    def inner(self, u: Tensor, v: Tensor) -> float:
-        """u'v of flat vectors, accumulated in float64."""
-        return dot(u, v)
-
-    def inner_pairs(self, *pairs: tuple[Tensor, Tensor]) -> list[float]:
-        """u'v of several pairs of flat vectors at once."""
-        return [dot(u, v) for u, v in pairs]
-
-    def inners(self, basis: Tensor, v: Tensor) -> Tensor:
-        """The inner products of the rows of `basis`, (j, n), with v or its rows: (j,) or (j, k)."""
-        return dots(basis, v)
-
-    def gram(self, left: Tensor, right: Tensor) -> Tensor:
-        """The inner products of all rows with all rows, (j, k): float64, on the CPU."""
-        return self.inners(left, right).to("cpu", torch.float64)
-
-    def norm(self, v: Tensor) -> float:
-        """The Euclidean norm of a flat vector, accumulated in float64."""
-        return norm(v)
-
-    def column_norms(self, block: Tensor) -> Tensor:
-        """The norms of the columns of a block (n, k), accumulated in float64: (k,), on the CPU."""
-        return torch.linalg.vector_norm(block, dim=0, dtype=torch.float64).cpu()
-
-    def any(self, v: Tensor) -> bool:
-        """Whether an entry of a vector or block is not zero."""
-        return bool(v.any())
-
-    def all_finite(self, v: Tensor) -> bool:
-        """Whether a vector or block has no NaN or Inf."""
-        return all_finite(v)
-
-    def leaves(
-        self, tree: Tree, *, call: str = "hesse.Space.leaves", what: str = "v"
-    ) -> list[Tensor]:
-        """The leaves of `tree` in this space's order; raises HesseError where it does not fit."""
-        leaves: list[Tensor] = []
-        match(self.template, tree, leaves, call, what)
+    @public("space.leaves({tree})", nested=False)
+    @accepts_call
+    def leaves(self, tree: Tree, *, what: str = "v") -> list[Tensor]:
+        """The leaves of a tree in the order of this space; raises HesseError if it does not fit."""
+        leaves = list(match(self.template, tree, what, self.device))
         for name, shape, dtype, leaf in zip(
             self.names, self.shapes, self.dtypes, leaves, strict=True
         ):
-            label = f"{what}{subscript(name)}"
-            if leaf.shape != shape:
-                raise ShapeError(
-                    call,
-                    expected=f"{label} of shape {tuple(shape)}",
-                    got=f"shape {tuple(leaf.shape)}",
-                    remedy="Give one tensor for each tensor of x, of the same shape"
-                    + (f", or one flat vector of length {self.n}." if leaf.ndim == 1 else "."),
-                )
-            _check_leaf(call, label, leaf, self.device)
-            if leaf.dtype not in (dtype, self.dtype):
-                raise DtypeError(
-                    call,
-                    expected=f"{label} of dtype {dtype}, like x",
-                    got=str(leaf.dtype),
-                    remedy=f"Convert it: .to({dtype}).",
-                )
+            checks.check_leaf_like(
+                f"{what}{subscript(name)}",
+                leaf,
+                shape=shape,
+                dtypes=(dtype, self.dtype),
+                device=self.device,
+            )
         return leaves
 
-    def flatten(self, tree: Tree, *, call: str = "hesse.Space.flatten", what: str = "v") -> Tensor:
-        """The flat vector of `tree`, shape (n,). May share memory with it."""
-        leaves = self.leaves(tree, call=call, what=what)
-        return self.join(leaves)
+    @public("space.flatten({tree})", nested=False)
+    @accepts_call
+    def flatten(self, tree: Tree, *, what: str = "v") -> Tensor:
+        """The flat vector (n,) of a tree. It may share memory with the tree.
+
+        Raises:
+            StructureError, ShapeError, DtypeError, DeviceError: the tree does not fit; the message
+                names the leaf.
+        """
+        return self.join(self.leaves(tree, what=what))
+
+    def unflatten(self, vector: Tensor) -> Tree:
+        """The tree of a flat vector; its leaves are views where the dtypes agree.
+
+        >>> Space.of({"w": torch.zeros(2, 1)}).unflatten(torch.tensor([1.0, 2.0]))
+        {'w': tensor([[1.],
+                [2.]])}
+        """
+        return self.build(self.split(vector))
+
+    @public("space.enter({v})", nested=False)
+    @accepts_call
+    def enter(
+        self, v: Tree, *, what: str = "v", codomain: Space | None = None
+    ) -> tuple[Tensor, Callable[[Tensor], Tree]]:
+        """The flat vector of v, and a function that gives results in the form of v.
+
+        Args:
+            v: a flat vector or a tree, of tensors or of NumPy arrays. An array must have the dtype
+                that a tensor must have.
+            what: what a message calls v.
+            codomain: the space of the results, this one by default.
+
+        >>> flat, leave = Space.of({"w": torch.zeros(2, 1)}).enter({"w": torch.ones(2, 1)})
+        >>> flat, leave(2 * flat)["w"].shape
+        (tensor([1., 1.]), torch.Size([2, 1]))
+        """
+        given = as_tensor(v, self.device)
+        if isinstance(given, Tensor) and given.ndim == 1 and not self.is_point(given):
+            flat, leave = self.check_vector(given.detach(), what=what), _unchanged
+        else:
+            flat = self.flatten(given, what=what)
+            leave = (self if codomain is None else codomain).unflatten
+        if not is_of_arrays(v):
+            return flat, leave
+        return flat, lambda result: map_leaves(as_array, leave(result))
+
+    def is_point(self, v: Tensor) -> bool:
+        """Whether v has the shape of x itself, where x is a single tensor."""
+        return self.template is None and v.shape == self.shapes[0]
 
     def copy(self, tree: Tree) -> Tree:
-        """A copy of a tree of this space, without history; frozen parameters stay frozen."""
+        """A copy of a tree without its autograd graph; frozen parameters stay frozen."""
 
         def copied(leaf: Tensor) -> Tensor:
             fresh = leaf.detach().clone()
@@ -195,18 +202,6 @@ class Space:
         parts = [leaf.detach().reshape(-1).to(self.dtype) for leaf in leaves]
         return joined(parts) if len(parts) > 1 else parts[0]
 
-    def is_point(self, v: Tensor) -> bool:
-        """Whether v looks like x itself, where x is a single tensor."""
-        return self.template is None and v.shape == self.shapes[0]
-
-    def enter(
-        self, v: Tree, *, call: str, what: str = "v"
-    ) -> tuple[Tensor, Callable[[Tensor], Tree]]:
-        """The flat vector of v, flat already or a tree, and the way back to the form of v."""
-        if isinstance(v, Tensor) and v.ndim == 1 and not self.is_point(v):
-            return self.check_vector(v.detach(), call=call, what=what), lambda flat: flat
-        return self.flatten(v, call=call, what=what), self.unflatten
-
     def split(self, vector: Tensor) -> list[Tensor]:
         """The leaves of a flat vector: views where the dtypes agree."""
         parts = vector.split(self.sizes)
@@ -219,16 +214,29 @@ class Space:
         """The tree with these leaves."""
         return fill(self.template, iter(leaves))
 
-    def unflatten(self, vector: Tensor) -> Tree:
-        """The tree of a flat vector; its leaves are views where the dtypes agree."""
-        return self.build(self.split(vector))
+    @public("space.check_vector({vector})", nested=False)
+    @accepts_call
+    def check_vector(self, vector: Tensor, *, what: str = "v", ndim: int = 1) -> Tensor:
+        """`vector` itself if it is a flat vector of this space or, with ndim=2, a block (n, k)."""
+        tree = "" if ndim == 2 or self.is_flat else f", or a tree like x ({self.describe()})"
+        checks.check_vector(
+            what, vector, n=self.n, ndim=ndim, dtype=self.dtype, device=self.device, tree=tree
+        )
+        return vector
 
-    def subspace(self, name: str, *, call: str) -> tuple[Space, slice]:
-        """The space of the leaves named `name` or below it, and where they lie in a flat vector."""
+    # -- Several spaces ----------------------------------------------------------------------------
+
+    @public("space.subspace({name})", nested=False)
+    @accepts_call
+    def subspace(self, name: str) -> tuple[Space, slice]:
+        """The space of the leaves named `name` or below it, and where they lie in a flat vector.
+
+        >>> Space.of({"a": torch.zeros(2), "b": torch.zeros(3)}).subspace("b")[1]
+        slice(2, 5, None)
+        """
         chosen = [i for i, leaf in enumerate(self.names) if f"{leaf}.".startswith(f"{name}.")]
         if not chosen or not name:
             raise ArgumentError(
-                call,
                 expected=f"the name of a leaf or of a group of leaves, such as {self.names[:4]}",
                 got=repr(name),
                 remedy="See space.names for all of them.",
@@ -244,72 +252,22 @@ class Space:
             device=self.device,
         )
         start = sum(self.sizes[:first])
-        return space, slice(start, start + space.n)
+        return space, slice(start, start + space.size)
 
-    def check_vector(self, vector: Tensor, *, call: str, what: str = "v", ndim: int = 1) -> Tensor:
-        """`vector` itself if it is a flat vector (or, with ndim=2, a block) of this space."""
-        expected = f"({self.n},)" if ndim == 1 else f"({self.n}, k)"
-        if not isinstance(vector, Tensor):
-            raise StructureError(
-                call,
-                expected=f"{what} to be a tensor of shape {expected}",
-                got=f"{type(vector).__module__}.{type(vector).__name__}",
-                remedy="Convert it with torch.as_tensor.",
-            )
-        if vector.ndim != ndim or vector.shape[0] != self.n:
-            raise ShapeError(
-                call,
-                expected=f"{what} of shape {expected}" + self._tree_hint(ndim),
-                got=f"shape {tuple(vector.shape)}",
-                remedy="Give a flat vector, or a tree like x; V @ and matmat take (n, k).",
-            )
-        if vector.dtype != self.dtype:
-            raise DtypeError(
-                call,
-                expected=f"{what} of dtype {self.dtype}",
-                got=str(vector.dtype),
-                remedy=f"Convert it: {what}.to({self.dtype}).",
-            )
-        _check_leaf(call, what, vector, self.device)
-        return vector
-
-    def common(self, other: Space, call: str) -> Space:
-        """The space of two operators that meet: of this and `other` the one that has a tree."""
-        if self.n != other.n:
-            raise ShapeError(
-                call,
-                expected="operators of matching shapes",
-                got=f"dimensions {self.n} and {other.n}",
-                remedy="Check the order of the factors, or transpose one.",
-            )
-        if self.dtype != other.dtype:
-            raise DtypeError(
-                call,
-                expected="operators of one dtype",
-                got=f"{self.dtype} and {other.dtype}",
-                remedy="Make both from tensors of the same dtype.",
-            )
-        if self.device != other.device:
-            raise DeviceError(
-                call,
-                expected="operators on one device",
-                got=f"{self.device} and {other.device}",
-                remedy="Move the tensors that one of them is made from.",
-            )
+    def common(self, other: Space, call: str = "") -> Space:
+        """Of two spaces, which must agree in dimension, dtype and device, the one with a tree."""
+        checks.check_same((self.n, other.n), (self.dtype, other.dtype), (self.device, other.device))
         return other if self.is_flat else self
 
     def first_bad_name(self, vector: Tensor) -> str | None:
         """Name of the first leaf of a flat vector that holds NaN or Inf, or None."""
         for name, part in zip(self.names, vector.split(self.sizes), strict=True):
-            if not bool(torch.isfinite(part).all()):
+            if not all_finite(part):
                 return name or "x"
         return None
 
-    def _tree_hint(self, ndim: int) -> str:
-        return "" if ndim == 2 or self.is_flat else f", or a tree like x ({self.describe()})"
-
     def describe(self, limit: int = 4) -> str:
-        """The leaves in words, for messages."""
+        """The names and shapes of the first leaves, for messages."""
         words = [
             f"{name or 'x'}: {tuple(shape)}"
             for name, shape in zip(self.names[:limit], self.shapes, strict=False)
@@ -318,58 +276,14 @@ class Space:
         return ", ".join(words) + (f", and {more} more" if more > 0 else "")
 
 
-# --------------------------------------------------------------------------------------------------
-# Inner products and random probes
+def check_finite(name: str, v: Tensor, call: str = "") -> Tensor:
+    """The argument of that name, or an error for NaN and Inf in it; see `Space.check_finite`."""
+    checks.check_finite(name, all_finite(v))
+    return v
 
 
-def unshared(product: Tensor, given: Tensor) -> Tensor:
-    """The product, or a copy of it where an operator returned what it was given, or a part of that.
-
-    >>> v = torch.ones(2)
-    >>> unshared(v, v) is v, unshared(2 * v, v) is v
-    (False, False)
-    """
-    shared = product.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
-    return product.clone() if shared else product
-
-
-def all_finite(v: Tensor) -> bool:
-    """Whether there is no NaN or Inf. One sum tells, unless the numbers are huge."""
-    return math.isfinite(float(v.sum())) or bool(torch.isfinite(v).all())
-
-
-def check_finite(name: str, v: Tensor, call: str) -> Tensor:
-    """The argument of that name, or an error for NaN and Inf in it."""
-    if all_finite(v):
-        return v
-    expected, remedy = f"a finite {name}", f"Check what {name} was computed from."
-    raise NonFiniteError(call, expected=expected, got="NaN or Inf", remedy=remedy)
-
-
-def _check_leaf(call: str, label: str, leaf: Tensor, device: torch.device) -> None:
-    if torch._C._functorch.is_batchedtensor(leaf):  # pyright: ignore[reportAttributeAccessIssue]
-        raise StructureError(
-            call,
-            expected=f"{label} to be a plain tensor, whose entries can be looked at",
-            got="a tensor that torch.vmap stands in the place of many",
-            remedy="Take several directions at once with hessian_operator(f, x).matmat(V), V of "
-            "shape (n, k); go through several points in a loop, operator.at(x).",
-        )
-    if not leaf.dtype.is_floating_point:
-        raise DtypeError(
-            call,
-            expected=f"{label} of a real floating-point dtype",
-            got=str(leaf.dtype),
-            remedy="Convert it with .float() or .double(); leave integer tensors out of x and "
-            "close over them instead.",
-        )
-    if leaf.device != device:
-        raise DeviceError(
-            call,
-            expected=f"{label} on {device}",
-            got=str(leaf.device),
-            remedy=f"Move it: .to('{device}').",
-        )
+def _unchanged(vector: Tensor) -> Tensor:
+    return vector
 
 
 def _vector_dtype(dtypes: tuple[torch.dtype, ...]) -> torch.dtype:

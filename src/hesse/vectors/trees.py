@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trees of tensors: walk them, rebuild them, match one against another.
 
-torch has a private module for this; these few functions need none of its registry.
+torch has a private module for this (torch.utils._pytree); these few functions need no registry.
 """
 
 from __future__ import annotations
@@ -10,12 +10,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy
+import torch
 from torch import Tensor
 
 from hesse.errors import StructureError
+from hesse.vectors.arrays import as_tensor
 
 Tree = Any
-"""A tensor, or a nesting of dicts, lists, tuples and namedtuples whose leaves are tensors."""
+"""A tensor, or a nesting of dicts, lists, tuples and namedtuples whose leaves are tensors.
+
+A NumPy array may stand for a tensor.
+"""
 
 
 def _children(tree: Tree) -> list[tuple[str, Tree]] | None:
@@ -28,23 +34,35 @@ def _children(tree: Tree) -> list[tuple[str, Tree]] | None:
     return None
 
 
-def walk(tree: Tree, call: str, what: str, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """(path, tensor) for every leaf; raises StructureError for a leaf that is no tensor."""
+def walk(tree: Tree, what: str, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """(path, tensor) for every leaf; raises StructureError for a leaf that is not a tensor."""
+    tree = as_tensor(tree)
     if isinstance(tree, Tensor):
         yield path, tree
         return
     children = _children(tree)
     if children is None:
         raise StructureError(
-            call,
-            expected=f"{what}{subscript(path)} to be a tensor, or a dict, list, tuple or "
-            "namedtuple of tensors",
+            expected=f"{what}{subscript(path)} to be a tensor or a NumPy array, or a dict, list, "
+            "tuple or namedtuple of such",
             got=f"{type(tree).__module__}.{type(tree).__name__}",
-            remedy="Convert NumPy arrays with torch.from_numpy and numbers with torch.tensor; give "
-            "dict(model.named_parameters()) for a model.",
+            remedy="Convert numbers with torch.tensor; give dict(model.named_parameters()) for a "
+            "model.",
         )
     for name, child in children:
-        yield from walk(child, call, what, f"{path}.{name}" if path else name)
+        yield from walk(child, what, f"{path}.{name}" if path else name)
+
+
+def is_of_arrays(tree: Tree) -> bool:
+    """Whether all leaves are NumPy arrays, and there is one.
+
+    >>> is_of_arrays({"w": numpy.ones(2)}), is_of_arrays([torch.ones(2)]), is_of_arrays([])
+    (True, False, False)
+    """
+    children = _children(tree)
+    if children is None:
+        return isinstance(tree, numpy.ndarray)
+    return bool(children) and all(is_of_arrays(child) for _, child in children)
 
 
 def map_leaves(function: Callable[[Tree], Tree], tree: Tree) -> Tree:
@@ -71,19 +89,23 @@ def _like(tree: Tree, children: list[Tree]) -> Tree:
 
 
 def match(
-    template: Tree, tree: Tree, leaves: list[Tensor], call: str, what: str, path: str = ""
-) -> None:
-    """Append the leaves of `tree` in the order of `template`, or say where the two differ."""
+    template: Tree, tree: Tree, what: str, device: torch.device, path: str = ""
+) -> Iterator[Tensor]:
+    """The leaves of `tree` in the order of `template`, or an error that says where they differ.
+
+    Arrays become tensors on `device`.
+    """
     expected, given = _children(template), _children(tree)
+    tree = as_tensor(tree, device)
     if expected is None and isinstance(tree, Tensor):
-        leaves.append(tree)
+        yield tree
     elif expected is not None and _same_container(template, tree):
         by_name = dict(given or []) if isinstance(template, Mapping) else None
         for i, (name, child) in enumerate(expected):
             below = tree[i] if by_name is None else by_name[name]
-            match(child, below, leaves, call, what, f"{path}.{name}" if path else name)
+            yield from match(child, below, what, device, f"{path}.{name}" if path else name)
     else:
-        raise _mismatch(template, tree, call, f"{what}{subscript(path)}")
+        raise _mismatch(template, tree, f"{what}{subscript(path)}")
 
 
 def _same_container(template: Tree, tree: Tree) -> bool:
@@ -93,8 +115,8 @@ def _same_container(template: Tree, tree: Tree) -> bool:
     return isinstance(tree, (list, tuple)) and len(tree) == len(template)
 
 
-def _mismatch(template: Tree, tree: Tree, call: str, label: str) -> StructureError:
-    """The error for a tree that is not like x at `label`."""
+def _mismatch(template: Tree, tree: Tree, label: str) -> StructureError:
+    """The error for a tree whose structure at `label` is not that of x."""
     if _children(template) is None:
         expected, details = f"{label} to be a tensor, like x", ""
     else:
@@ -102,7 +124,6 @@ def _mismatch(template: Tree, tree: Tree, call: str, label: str) -> StructureErr
         details = _difference(template, tree) if isinstance(tree, Mapping) else ""
     size = f" of {len(tree)} entries" if isinstance(tree, (list, tuple)) else ""
     return StructureError(
-        call,
         expected=expected,
         got=f"a {type(tree).__name__}{size}{details}",
         remedy="Give a tree with the structure of x.",
@@ -110,6 +131,7 @@ def _mismatch(template: Tree, tree: Tree, call: str, label: str) -> StructureErr
 
 
 def _difference(template: Mapping, tree: Mapping) -> str:
+    """Which keys are missing and which are unexpected."""
     missing = [str(name) for name in template if name not in tree]
     extra = [str(name) for name in tree if name not in template]
     words = [
@@ -121,5 +143,5 @@ def _difference(template: Mapping, tree: Mapping) -> str:
 
 
 def subscript(path: str) -> str:
-    """How a message names a leaf: x['path'], or x itself."""
+    """How a message names the leaf at `path`: "['path']", or nothing for the whole tree."""
     return f"['{path}']" if path else ""

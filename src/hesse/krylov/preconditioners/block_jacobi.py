@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.errors import OperatorError, check_count, check_not_empty
 from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.operators.algebra import LinearOperator
@@ -18,6 +19,7 @@ from hesse.vectors.rows import stacked
 from hesse.vectors.space import Space
 
 
+@public("hesse.krylov.preconditioners.block_jacobi({A})")
 def block_jacobi(
     A: LinearOperator | Tensor,
     size: int = 32,
@@ -112,7 +114,7 @@ def _pieces(space: Space, size: int) -> Tensor:
 
 def _exact(A: LinearOperator, index: Tensor, call: str) -> Tensor:
     """The blocks, from one product a column."""
-    A.expect(A.shape[0])
+    A.announce(A.shape[0])
     blocks = A.domain.zeros().new_zeros(*index.shape, index.shape[1])
     for block, piece in zip(blocks, index, strict=True):
         piece = piece[piece < A.shape[0]]
@@ -134,7 +136,7 @@ def _estimate(
     The j-th columns of all blocks come together: `probes` products in one block for each j.
     """
     count, size = index.shape
-    A.expect(probes * size)
+    A.announce(probes * size)
     each = Space.flat(count, A.dtype, A.device)
     blocks = A.domain.zeros().new_zeros(count, size, size)
     variance = each.zeros()

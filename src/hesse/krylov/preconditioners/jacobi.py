@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.errors import OperatorError, check_count, check_not_empty
 from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.operators.algebra import LinearOperator
@@ -15,6 +16,7 @@ from hesse.vectors.rows import stacked
 from hesse.vectors.space import Tree
 
 
+@public("hesse.krylov.preconditioners.jacobi({A})")
 def jacobi(
     A: LinearOperator | Tensor,
     *,
@@ -79,7 +81,7 @@ def _estimate(
     A: LinearOperator, probes: int, generator: torch.Generator | None, call: str
 ) -> Tensor:
     """Means of z * A z in absolute value, but at least their standard errors."""
-    A.expect(probes)
+    A.announce(probes)
     Z = stacked(probes, (A.domain.rademacher(generator) for _ in range(probes))).T
     samples = Z * A._check_finite(A._matmat(Z), call)
     return torch.maximum(samples.mean(dim=1).abs(), samples.std(dim=1) / probes**0.5)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.errors import OperatorError, check_count, check_not_empty, check_tolerances
 from hesse.krylov.preconditioners.deflation import deflation
 from hesse.krylov.preconditioners.preconditioner import Preconditioner, not_semidefinite
@@ -18,6 +19,7 @@ from hesse.operators.dense import aslinearoperator
 from hesse.vectors.rows import stacked
 
 
+@public("hesse.krylov.preconditioners.nystrom({A})")
 def nystrom(
     A: LinearOperator | Tensor,
     rank: int = 20,
@@ -98,7 +100,7 @@ def _sketch(
     known: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(Omega, A Omega) with `count` more directions, orthonormal among all."""
-    A.expect(count)
+    A.announce(count)
     new = stacked(count, (A.domain.gaussian(generator) for _ in range(count))).T
     if known is None:
         Omega, _ = torch.linalg.qr(new)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.errors import OperatorError, check_count, check_not_empty, check_tolerances
 from hesse.krylov.preconditioners.deflation import deflation
 from hesse.krylov.preconditioners.preconditioner import Preconditioner, not_semidefinite
@@ -14,6 +15,7 @@ from hesse.operators.dense import aslinearoperator
 from hesse.vectors.space import Tree, check_finite
 
 
+@public("hesse.krylov.preconditioners.pivoted_cholesky({A})")
 def pivoted_cholesky(
     A: LinearOperator | Tensor,
     rank: int = 20,
@@ -72,7 +74,7 @@ def pivoted_cholesky(
 
 def _factor(A: LinearOperator, d: Tensor, rank: int, call: str) -> tuple[Tensor, Tensor]:
     """(L, the diagonal of A - L L'); ends early where nothing but rounding remains."""
-    A.expect(rank)
+    A.announce(rank)
     L = torch.zeros(A.shape[0], rank, dtype=A.dtype, device=A.device)
     eps, largest = torch.finfo(A.dtype).eps, float(d.abs().max())
     for k in range(rank):

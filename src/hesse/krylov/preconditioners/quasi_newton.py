@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.errors import ArgumentError, NonFiniteError, OperatorError, check_count
 from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.krylov.system import SolverState
@@ -74,6 +75,7 @@ class LimitedMemoryBFGS(LinearOperator):
         return q
 
 
+@public("hesse.krylov.preconditioners.quasi_newton(pairs)")
 def quasi_newton(pairs: Sequence[tuple[Tree, Tree]], memory: int = 20) -> Preconditioner:
     r"""The limited-memory BFGS approximation of A^-1 from pairs (s, y = A s) of an earlier run.
 

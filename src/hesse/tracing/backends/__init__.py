@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels and compilers that run a program faster than operation by operation."""
+"""Compilers and kernels that run a program faster than torch does node by node."""

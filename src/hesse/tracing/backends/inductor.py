@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program compiled by TorchInductor, which fuses its operations into kernels of their own.
+"""Compile a program by TorchInductor, which fuses its operations into kernels of their own.
 
 This is the only file that uses Inductor, which is private to torch; tried on torch 2.13 and 2.15.
-It needs a C++ compiler (on a GPU, Triton), which a machine may lack, and takes tens of seconds for
-a large program, a few when its cache on disk knows the program from an earlier process. Where
-anything fails the caller goes on with the program itself.
+It needs a C++ compiler (on a GPU, Triton), which a machine may lack. A large program takes tens of
+seconds, and a few if Inductor's cache on disk has it from an earlier process. Where anything fails,
+a RuntimeError says why, and the caller goes on with the program itself.
 """
 
 from __future__ import annotations
@@ -20,31 +20,35 @@ from torch import Tensor, fx
 
 from hesse.tracing.backends import onednn
 from hesse.tracing.backends.matvec import as_sum
-from hesse.tracing.graph import substituted
+from hesse.tracing.graph import Node, substitute
 from hesse.tracing.program import Program
 
 _aten = torch.ops.aten
 
-# Measured on two CPU cores with an empty cache: 22 s for 170 operations, 36 s for 1,800.
+# Measured on two CPU cores with an empty cache: 22 s for 170 nodes, 36 s for 1,800.
 _SECONDS = 20.0
-_SECONDS_PER_OP = 1e-2
+_SECONDS_PER_NODE = 1e-2
 
 
 def seconds_to_compile(program: Program) -> float:
-    """How long it takes, estimated."""
-    return _SECONDS + _SECONDS_PER_OP * len(program)
+    """An estimate of how long `compile_program` takes."""
+    return _SECONDS + _SECONDS_PER_NODE * len(program)
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether there is a compiler at all."""
+    """Whether there is a compiler for this device."""
     if device.type == "cuda":
         return True
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
 def compile_program(program: Program, tensors: list[Tensor]) -> Callable[..., list[Tensor]]:
-    """The program as compiled code for tensors like these; a RuntimeError says why it is not."""
-    module = as_graph(program)
+    """The program as compiled code, for tensors of these shapes.
+
+    Raises:
+        RuntimeError: Inductor failed.
+    """
+    module = as_fx(program)
     try:
         from torch._inductor import compile as inductor
 
@@ -55,7 +59,7 @@ def compile_program(program: Program, tensors: list[Tensor]) -> Callable[..., li
     except Exception as error:  # Inductor raises errors of every kind, assertions included
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise RuntimeError(f"Inductor: {first[0]}") from error
-    # Inductor leaves out what changes nothing, and may then return what it was given.
+    # Inductor leaves out operations that change nothing, and may then return one of its inputs.
     if _share_memory(outputs, [*tensors, *program.constants.values()]):
         return lambda *inputs: [part.clone() for part in compiled(*inputs)]
     return lambda *inputs: list(compiled(*inputs))
@@ -66,29 +70,35 @@ def _share_memory(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
     return any(tensor.untyped_storage().data_ptr() in places for tensor in ours)
 
 
-def as_graph(program: Program) -> fx.GraphModule:
-    """The program in the form that compilers take, for which some operations are written out."""
+def as_fx(program: Program) -> fx.GraphModule:
+    """The program as an `fx` graph, the form that Inductor takes."""
     graph, root = fx.Graph(), torch.nn.Module()
-    nodes: dict[int, Any] = {n: graph.placeholder(f"t{n}") for n in program.inputs}
+    values: dict[int, Any] = {n: graph.placeholder(f"t{n}") for n in program.inputs}
     for number, tensor in program.constants.items():
         root.register_buffer(f"constant{number}", tensor)
-        nodes[number] = graph.get_attr(f"constant{number}")
-
-    for op in program.ops:
-        kwargs = {key: substituted(a, nodes.__getitem__) for key, a in op.kwargs.items()}
-        args = substituted(op.args, nodes.__getitem__)
-        result = as_sum(op, args, program.metas, graph)
-        if result is None and onednn.takes(op, program.metas):
-            result = graph.call_function(onednn.compiled_mm, args[-2:])
-            if len(args) > 2:
-                result = graph.call_function(_aten.add.Tensor, (args[0], result))
-        if result is None:
-            result = graph.call_function(op.function, args, kwargs)
-        for position, number in enumerate(op.results):
-            if number is None:
-                continue
-            nodes[number] = (
-                result if op.single else graph.call_function(getitem, (result, position))
-            )
-    graph.output([nodes[number] for number in program.outputs])
+        values[number] = graph.get_attr(f"constant{number}")
+    for node in program.nodes:
+        result = _fx_node(node, program, values, graph)
+        for position, number in enumerate(node.results):
+            if number is not None:
+                part = result
+                if not node.single:
+                    part = graph.call_function(getitem, (result, position))
+                values[number] = part
+    graph.output([values[number] for number in program.outputs])
     return fx.GraphModule(root, graph)
+
+
+def _fx_node(node: Node, program: Program, values: dict[int, Any], graph: fx.Graph) -> Any:
+    """A node of the program in `graph`: as sums, by oneDNN, or as it is."""
+    args = substitute(node.args, values.__getitem__)
+    result = as_sum(node, args, program.metas, graph)
+    if result is not None:
+        return result
+    if program.measured_kernels and onednn.takes(node, program.metas):
+        result = graph.call_function(onednn.compiled_mm, args[-2:])
+        return (
+            result if len(args) == 2 else graph.call_function(_aten.add.Tensor, (args[0], result))
+        )
+    kwargs = {key: substitute(a, values.__getitem__) for key, a in node.kwargs.items()}
+    return graph.call_function(node.function, args, kwargs)

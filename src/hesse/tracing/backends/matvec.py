@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A matrix times one column, as the sum of products that it is, for a compiler on a CPU.
+"""Write a matrix times one column as a multiplication and a sum, for a compiler on a CPU.
 
-A library of matrix products is made for many columns. For a single one the compiler's own loop
-reads the matrix faster, and has what comes before and after in it. That holds where the entries
-that are added up are neighbours in memory; elsewhere the library is as good.
+A library of matrix products is made for many columns. For a single column the compiler's own loop
+reads the matrix faster, and can include what comes before and after the product. That holds where
+the summed entries are neighbours in memory; elsewhere the library is as good. The sum is the same
+up to its order.
 """
 
 from __future__ import annotations
@@ -13,21 +14,22 @@ from typing import Any
 import torch
 from torch import fx
 
-from hesse.tracing.graph import Meta, Op
+from hesse.tracing.graph import Node, TensorMeta
 
 _aten = torch.ops.aten
 
 
-def as_sum(op: Op, args: tuple, metas: dict[int, Meta], graph: fx.Graph) -> Any:
-    """A b, or X + A b, in `graph`; None for what is not of this form.
+def as_sum(node: Node, args: tuple, metas: dict[int, TensorMeta], graph: fx.Graph) -> Any:
+    """A b, or X + A b, as sums in `graph`; None for a node that is not of this form.
 
     Args:
-        op, args: the operation, and its arguments as nodes of `graph`.
+        node: of a program.
+        args: its arguments as nodes of `graph`.
     """
-    if op.function not in (_aten.mm.default, _aten.addmm.default) or op.kwargs:
+    if node.function not in (_aten.mm.default, _aten.addmm.default) or node.kwargs:
         return None
-    rows, column = (metas[part.index] for part in op.args[-2:])
-    if column.shape[1] != 1 or not _adds_neighbours(rows):
+    left, column = (metas[part.index] for part in node.args[-2:])
+    if column.shape[1] != 1 or not _has_contiguous_rows(left):
         return None
     matrix, vector = args[-2:]
     transposed = graph.call_function(_aten.t.default, (vector,))
@@ -36,6 +38,6 @@ def as_sum(op: Op, args: tuple, metas: dict[int, Meta], graph: fx.Graph) -> Any:
     return result if len(args) == 2 else graph.call_function(_aten.add.Tensor, (args[0], result))
 
 
-def _adds_neighbours(rows: Meta) -> bool:
-    real = rows.dtype.is_floating_point
-    return real and rows.device.type == "cpu" and rows.is_contiguous
+def _has_contiguous_rows(matrix: TensorMeta) -> bool:
+    real = matrix.dtype.is_floating_point
+    return real and matrix.device.type == "cpu" and matrix.is_contiguous

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the tensors of a program live, and how it takes less memory."""
+"""How much memory a program takes, and how to take less of it."""

@@ -1,123 +1,130 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order of a program: what is used late is computed late, if that takes less memory.
+"""Reorder a program so that what is used late is computed late, if that takes less memory.
 
-Differentiation leaves a program in the order of its passes: what the first pass computes for the
-last one waits for it all the time. An operation is put off until its result is needed when the
-result is larger than what has to wait in its place.
+Differentiation leaves the nodes in the order of its passes: what the first pass computes for the
+last one stays in memory all the time. A node is delayed until its result is needed if the result is
+larger than the arguments that have to stay in memory instead. Only the order changes, and every
+node runs after those it depends on, so that the results are the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 
-from hesse.tracing.graph import Meta, Op
-from hesse.tracing.memory.liveness import Lifetimes, is_view, made_by
+from hesse.tracing.graph import Node, TensorMeta
+from hesse.tracing.memory.liveness import Lifetimes
+from hesse.tracing.operations import is_view
 
-_DEEP = 8
-"""How far back to look for what an operation could be put off together with."""
+# How many nodes back to look for arguments that could be delayed together with a node.
+_DEPTH = 8
 
 
-def on_demand(ops: list[Op], anchors: list[Op], there: Collection[int] = ()) -> list[Op]:
-    """The anchors in their order, with what they need of `ops` just before its first use.
+def lazy_order(nodes: list[Node], anchors: list[Node], present: Collection[int] = ()) -> list[Node]:
+    """The anchors in their order, each after the nodes that it is the first to need.
 
     Args:
-        ops: operations that are no anchors, in an order in which they could run.
-        there: numbers that need no computation.
+        nodes: in an order in which they could run; those that no anchor needs are left out.
+        present: values that need no computation.
     """
-    maker = {number: op for op in ops for number in made_by(op) if number not in there}
+    maker = {number: node for node in nodes for number in node.makes() if number not in present}
     done: set[int] = set()
-    result: list[Op] = []
+    result: list[Node] = []
     for anchor in anchors:
         stack = [(number, False) for number in reversed(list(anchor.reads()))]
         while stack:
             number, ready = stack.pop()
-            op = maker.get(number)
-            if op is None or id(op) in done:
+            node = maker.get(number)
+            if node is None or id(node) in done:
                 continue
             if ready:
-                done.add(id(op))
-                result.append(op)
+                done.add(id(node))
+                result.append(node)
             else:
                 stack.append((number, True))
-                stack.extend((source, False) for source in op.reads())
+                stack.extend((source, False) for source in node.reads())
         result.append(anchor)
     return result
 
 
-def put_off(
-    ops: list[Op],
-    metas: dict[int, Meta],
+def delay(
+    nodes: list[Node],
+    metas: dict[int, TensorMeta],
     inputs: Collection[int],
     outputs: Collection[int],
-    cheap: Callable[[Op], bool],
-) -> list[Op]:
-    """The same operations in an order that keeps fewer bytes waiting.
+    is_cheap: Callable[[Node], bool],
+) -> list[Node]:
+    """The same nodes, delayed where that keeps fewer bytes in memory.
 
-    What is computed by a `cheap` operation may be had again, so that it need not wait.
+    The result of a cheap node may be recomputed, so that it does not have to stay.
     """
-    plan = _PutOff(ops, metas, inputs, outputs, cheap)
-    late = plan.late()
-    return on_demand([op for op in ops if id(op) in late], [op for op in ops if id(op) not in late])
+    late = _Delay(nodes, metas, inputs, outputs, is_cheap).late()
+    return lazy_order(
+        [node for node in nodes if id(node) in late],
+        [node for node in nodes if id(node) not in late],
+    )
 
 
-@dataclass
-class _PutOff:
-    ops: list[Op]
-    metas: dict[int, Meta]
-    inputs: Collection[int]
-    outputs: Collection[int]
-    cheap: Callable[[Op], bool]
-    _position: dict[int, int] = field(default_factory=dict)
+class _Delay:
+    """Chooses the nodes to delay; `_position` says where each one runs so far."""
 
-    def __post_init__(self) -> None:
-        self._lifetimes = Lifetimes(self.ops, [*self.inputs, *self.outputs])
-        self._maker = {number: op for op in self.ops for number in made_by(op)}
-        self._position = {id(op): position for position, op in enumerate(self.ops)}
-        self._readers: dict[int, list[Op]] = {}  # of a root, views included
-        for op in self.ops:
-            for root in {self._lifetimes.root(number) for number in op.reads()}:
-                self._readers.setdefault(root, []).append(op)
-        self._users: dict[int, list[Op]] = {}  # of a number
-        for op in self.ops:
-            for number in set(op.reads()):
-                self._users.setdefault(number, []).append(op)
+    def __init__(
+        self,
+        nodes: list[Node],
+        metas: dict[int, TensorMeta],
+        inputs: Collection[int],
+        outputs: Collection[int],
+        is_cheap: Callable[[Node], bool],
+    ) -> None:
+        self._nodes, self._metas, self._outputs, self._is_cheap = nodes, metas, outputs, is_cheap
+        self._lifetimes = Lifetimes(nodes, [*inputs, *outputs])
+        self._maker = {number: node for node in nodes for number in node.makes()}
+        self._position = {id(node): position for position, node in enumerate(nodes)}
+        self._root_readers: dict[int, list[Node]] = {}  # of a root or of a view of it
+        self._readers: dict[int, list[Node]] = {}
+        for node in nodes:
+            for root in {self._lifetimes.root(number) for number in node.reads()}:
+                self._root_readers.setdefault(root, []).append(node)
+            for number in set(node.reads()):
+                self._readers.setdefault(number, []).append(node)
 
     def late(self) -> set[int]:
-        """The ids of the operations to put off, the last one first."""
-        wanted, late = set(self.outputs), set()
-        for op in reversed(self.ops):
-            users = [user for number in made_by(op) for user in self._users.get(number, ())]
-            if op.guard is not None or not users or wanted.intersection(made_by(op)):
+        """The ids of the nodes to delay, found from the last node to the first."""
+        outputs, late = set(self._outputs), set()
+        for node in reversed(self._nodes):
+            readers = [user for number in node.makes() for user in self._readers.get(number, ())]
+            if node.guard is not None or not readers or outputs.intersection(node.makes()):
                 continue
-            first = min(self._position[id(user)] for user in users)
-            size = 0 if is_view(op.function) else sum(self.metas[n].nbytes for n in made_by(op))
-            if self._waiting(op, first, size, _DEEP) <= size:
-                late.add(id(op))
-                self._position[id(op)] = first
+            first = min(self._position[id(reader)] for reader in readers)
+            size = 0
+            if not is_view(node.function):
+                size = sum(self._metas[number].nbytes for number in node.makes())
+            if self._staying_bytes(node, first, size, _DEPTH) <= size:
+                late.add(id(node))
+                self._position[id(node)] = first
         return late
 
-    def _waiting(self, op: Op, until: int, most: int, deep: int) -> int:
-        """The bytes that wait if `op` runs at `until`; more than `most` is not counted further."""
+    def _staying_bytes(self, node: Node, until: int, limit: int, depth: int) -> int:
+        """The bytes that stay for `node` if it runs at `until`, counted until `limit` is passed."""
         total = 0
-        for number in set(op.reads()):
+        for number in set(node.reads()):
             root = self._lifetimes.root(number)
             maker = self._maker.get(root)
-            if maker is None or self._is_read(root, op, until):
+            if maker is None or self._stays_anyway(root, node, until):
                 continue
-            size = self.metas[root].nbytes
-            alone = all(reader is op or is_view(reader.function) for reader in self._readers[root])
-            if deep and (alone or self.cheap(maker)):
-                size = min(size, self._waiting(maker, until, size, deep - 1))
+            size = self._metas[root].nbytes
+            readers = self._root_readers[root]
+            only_reader = all(user is node or is_view(user.function) for user in readers)
+            if depth and (only_reader or self._is_cheap(maker)):
+                size = min(size, self._staying_bytes(maker, until, size, depth - 1))
             total += size
-            if total > most:
+            if total > limit:
                 break
         return total
 
-    def _is_read(self, root: int, but: Op, until: int) -> bool:
-        """Whether an operation that reads this root waits for it so long anyway."""
-        return root in self.outputs or any(
+    def _stays_anyway(self, root: int, node: Node, until: int) -> bool:
+        """Whether the program needs a root at `until` or later, even without `node`."""
+        return root in self._outputs or any(
             self._position[id(reader)] >= until
-            for reader in self._readers[root]
-            if reader is not but and not is_view(reader.function)
+            for reader in self._root_readers[root]
+            if reader is not node and not is_view(reader.function)
         )

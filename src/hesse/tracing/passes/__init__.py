@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rewrites of a traced graph, one a file."""
+"""Passes: rewrites of a graph that keep what it computes, one per file."""

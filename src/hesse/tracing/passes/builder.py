@@ -1,40 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""New operations in the place of old ones: a tensor that they make has a new number."""
+"""What passes make new nodes with; no rewrite of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count
 from typing import Any
 
-from hesse.tracing.graph import Meta, Op
-from hesse.tracing.shape_inference import result_of
-
-
-def new_numbers(metas: dict[int, Meta]) -> Iterator[int]:
-    """Numbers that no tensor has."""
-    return count(max(metas, default=0) + 1)
+from hesse.tracing.graph import Node, TensorMeta
+from hesse.tracing.shape_inference import infer_meta
 
 
 class Builder:
-    """Operations on tensors, one after the other; adds to `metas`."""
+    """A sequence of new nodes that takes the place of an old one.
 
-    def __init__(self, metas: dict[int, Meta], numbers: Iterator[int]) -> None:
+    Args:
+        metas: of the graph; those of new values are added.
+        numbers: gives new values their numbers.
+    """
+
+    def __init__(self, metas: dict[int, TensorMeta], numbers: Iterator[int]) -> None:
         self._metas, self._numbers = metas, numbers
-        self._ops: list[Op] = []
+        self._nodes: list[Node] = []
 
     def call(self, function: Any, *args: Any) -> int:
-        """The number of the result of an operation."""
+        """Append function(*args), and return the number of its result."""
         number = next(self._numbers)
-        self._metas[number] = result_of(function, args, self._metas)
-        self._ops.append(Op(function, args, {}, (number,), True))
+        self._metas[number] = infer_meta(function, args, self._metas)
+        self._nodes.append(Node(function, args, {}, (number,), True))
         return number
 
-    def instead_of(self, op: Op) -> list[Op]:
-        """The operations, if the last one makes what `op` does; `op` itself otherwise."""
-        (result,), (made,) = op.results, self._ops[-1].results
+    def instead_of(self, node: Node) -> list[Node]:
+        """The nodes, if the last one's result has the layout of that of `node`; else `node`."""
+        (result,), (made,) = node.results, self._nodes[-1].results
         assert result is not None and made is not None
         if not self._metas[made].same_layout(self._metas[result]):
-            return [op]
-        return [*self._ops[:-1], replace(self._ops[-1], results=op.results)]
+            return [node]
+        return [*self._nodes[:-1], replace(self._nodes[-1], results=node.results)]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same computation in fewer operations: no copies, nothing computed twice, no x + 0 or 1 x.
+"""Remove nodes that compute nothing new: copies, common subexpressions, x + 0, 1 x, dead code.
 
-Everything here is exact: a step that is left out computed what another step computes, or nothing
-that is asked for.
+Every rewrite is exact: the removed node had the same entries, in the same layout, as the value that
+takes the place of its result. In a functional graph nothing writes to either.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 
-from hesse.tracing.graph import Meta, Op, Ref, Trace, renamed
-from hesse.tracing.memory.liveness import SIGNED_VIEWS, is_view
-from hesse.tracing.passes.constants import Uniform
-from hesse.tracing.program import live
+from hesse.tracing.graph import Graph, Node, TensorMeta, Value, eliminate_dead_code, rename
+from hesse.tracing.operations import LAZY_VIEWS, is_view
+from hesse.tracing.passes.constants import FilledTensors
 
 _aten = torch.ops.aten
 
-# They return what they are given, or a copy of it; in a functional program a copy is no different.
+# They return their argument, or a copy of it.
 _IDENTITIES = frozenset(
     [
         *(_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default),
@@ -27,7 +26,7 @@ _IDENTITIES = frozenset(
     ]
 )
 
-# The operand that leaves the other one as it is, which must be the second where order matters.
+# The second operand that leaves the first as it is.
 _NEUTRAL = {
     _aten.add.Tensor: 0.0,
     _aten.sub.Tensor: 0.0,
@@ -37,72 +36,75 @@ _NEUTRAL = {
     _aten.div.Scalar: 1.0,
     _aten.pow.Tensor_Scalar: 1.0,
 }
-_SYMMETRIC = frozenset([_aten.add.Tensor, _aten.mul.Tensor])
-_WITH_NUMBERS = frozenset([_aten.mul.Tensor, _aten.div.Tensor])
+_COMMUTATIVE = frozenset([_aten.add.Tensor, _aten.mul.Tensor])
+_SCALABLE = frozenset([_aten.mul.Tensor, _aten.div.Tensor])
 
 
-def simplify(trace: Trace) -> Trace:
-    """See the module."""
-    return _Simplifier(trace).run()
+def simplify(graph: Graph) -> Graph:
+    """The same computation in fewer nodes."""
+    return _Simplifier(graph).run()
 
 
 class _Simplifier:
-    """One sweep over a functional trace that renames every result to the first that equals it."""
+    """Visits the nodes in order; `_name` maps a removed result to the value in its place."""
 
-    def __init__(self, trace: Trace) -> None:
-        self._trace, self._metas = trace, trace.metas
+    def __init__(self, graph: Graph) -> None:
+        self._graph, self._metas = graph, graph.metas
         self._name: dict[int, int] = {}
-        # A view is its storage, offset, shape and strides; two that agree are one.
+        # A view is its root, offset, shape and strides; two that agree in these are one.
         self._root: dict[int, int] = {}
-        self._views: dict[tuple[int, Meta], int] = {}
-        self._seen: dict[Any, Op] = {}
-        self._uniform = Uniform(trace.metas)
+        self._views: dict[tuple[int, TensorMeta], int] = {}
+        self._first: dict[Any, Node] = {}
+        self._filled = FilledTensors(graph.metas)
 
-    def run(self) -> Trace:
-        trace = self._trace
-        ops = [op for op in map(self._visit, live(trace.ops, trace.outputs)) if op is not None]
-        outputs = [self._name.get(number, number) for number in trace.outputs]
-        return replace(trace, ops=live(ops, outputs), outputs=outputs)
+    def run(self) -> Graph:
+        """The graph without the nodes that compute nothing new."""
+        graph = self._graph
+        visited = map(self._visit, eliminate_dead_code(graph.nodes, graph.outputs))
+        nodes = [node for node in visited if node is not None]
+        outputs = [self._name.get(number, number) for number in graph.outputs]
+        return replace(graph, nodes=eliminate_dead_code(nodes, outputs), outputs=outputs)
 
-    def _visit(self, op: Op) -> Op | None:
-        op = renamed(op, lambda number: self._name.get(number, number))
-        if op.guard is None and op.single:
-            self._uniform.note(op)
-            op = self._with_number(op)
-            same = self._same_as(op)
+    def _visit(self, node: Node) -> Node | None:
+        """The node as it stays, on the values in their new names; None if it is removed."""
+        node = rename(node, lambda number: self._name.get(number, number))
+        if node.guard is None and node.single:
+            self._filled.visit(node)
+            node = self._scaled(node)
+            same = self._same_as(node)
             if same is not None:
-                self._name[op.results[0]] = same  # pyright: ignore[reportArgumentType]
+                self._name[node.results[0]] = same  # pyright: ignore[reportArgumentType]
                 return None
-        key = (op.function, _frozen(op.args), _frozen(tuple(sorted(op.kwargs.items()))))
-        first = self._seen.setdefault(key, op)
-        if first is op:
-            return op
-        for ours, theirs in zip(op.results, first.results, strict=True):
+        key = (node.function, _frozen(node.args), _frozen(tuple(sorted(node.kwargs.items()))))
+        first = self._first.setdefault(key, node)
+        if first is node:
+            return node
+        for ours, theirs in zip(node.results, first.results, strict=True):
             if ours is not None and theirs is not None:
                 self._name[ours] = theirs
         return None
 
-    def _with_number(self, op: Op) -> Op:
-        """x u as x c for a tensor u that is c everywhere: nothing as large as x is read for it."""
-        if op.function not in _WITH_NUMBERS or op.kwargs:
-            return op
-        for x, u in self._operands(op):
-            value = self._uniform.get(u) if isinstance(u, Ref) else None
-            if value is not None and self._is_kept(x, op):
-                return replace(op, args=(x, value))
-        return op
+    def _scaled(self, node: Node) -> Node:
+        """x u as x c for a tensor u filled with c, which then need not be read."""
+        if node.function not in _SCALABLE or node.kwargs:
+            return node
+        for x, u in self._operands(node):
+            value = self._filled.fill_value(u) if isinstance(u, Value) else None
+            if value is not None and self._has_layout_of(x, node):
+                return replace(node, args=(x, value))
+        return node
 
-    def _same_as(self, op: Op) -> int | None:
-        """The number of an earlier tensor that this operation gives again."""
-        (result,) = op.results
-        source = op.args[0].index if op.args and isinstance(op.args[0], Ref) else None
+    def _same_as(self, node: Node) -> int | None:
+        """The earlier value that a node computes again."""
+        (result,) = node.results
+        source = node.args[0].index if node.args and isinstance(node.args[0], Value) else None
         if result is None or source is None:
             return None
-        if op.function in _NEUTRAL:
-            return self._without_neutral(op)
-        if op.function in _IDENTITIES:
+        if node.function in _NEUTRAL:
+            return self._without_neutral_operand(node)
+        if node.function in _IDENTITIES:
             return source if self._metas[result].same_layout(self._metas[source]) else None
-        if not is_view(op.function) or op.function in SIGNED_VIEWS:
+        if not is_view(node.function) or node.function in LAZY_VIEWS:
             return None
         root = self._root.get(source, source)
         if not self._metas[root].is_dense:
@@ -114,29 +116,31 @@ class _Simplifier:
         first = self._views.setdefault(view, result)
         return None if first == result else first
 
-    def _without_neutral(self, op: Op) -> int | None:
+    def _without_neutral_operand(self, node: Node) -> int | None:
         """x, for x + 0, 1 x, x / 1 or x^1."""
-        if op.kwargs:
+        if node.kwargs:
             return None
-        for x, other in self._operands(op):
-            if self._uniform.get(other) == _NEUTRAL[op.function] and self._is_kept(x, op):
+        for x, other in self._operands(node):
+            if self._filled.fill_value(other) == _NEUTRAL[node.function] and self._has_layout_of(
+                x, node
+            ):
                 return x.index
         return None
 
-    def _operands(self, op: Op) -> list[tuple[Any, Any]]:
-        """(x, other), and the other way around where that is the same."""
-        x, other = op.args[:2]
-        return [(x, other), (other, x)] if op.function in _SYMMETRIC else [(x, other)]
+    def _operands(self, node: Node) -> list[tuple[Any, Any]]:
+        """(x, other), and (other, x) if the operation commutes."""
+        x, other = node.args[:2]
+        return [(x, other), (other, x)] if node.function in _COMMUTATIVE else [(x, other)]
 
-    def _is_kept(self, x: Any, op: Op) -> bool:
-        """Whether the result looks like x."""
-        (result,) = op.results
+    def _has_layout_of(self, x: Any, node: Node) -> bool:
+        """Whether the result has the shape, strides and dtype of x."""
+        (result,) = node.results
         assert result is not None
-        return isinstance(x, Ref) and self._metas[x.index].same_layout(self._metas[result])
+        return isinstance(x, Value) and self._metas[x.index].same_layout(self._metas[result])
 
 
 def _frozen(argument: Any) -> Any:
-    """A hashable stand-in in which 1, 1.0 and True differ."""
+    """A hashable form of an argument, in which 1, 1.0 and True differ."""
     if isinstance(argument, (list, tuple)):
         return tuple(map(_frozen, argument))
-    return argument if isinstance(argument, Ref) else (type(argument), repr(argument))
+    return argument if isinstance(argument, Value) else (type(argument), repr(argument))

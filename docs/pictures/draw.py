@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pictures of the guides, drawn by Hesse from small problems: name -> function -> SVG text."""
+
+import io
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+
+import hesse
+
+GREY = "#808080"  # readable on a light page and on a dark one
+STYLE = {
+    "svg.hashsalt": "hesse",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "text.color": GREY,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+def spectral_density():
+    """The spectrum of a classifier's Hessian: a bulk at zero and a few outliers."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(10, 20), torch.nn.Tanh(), torch.nn.Linear(20, 3))
+    data = torch.randn(200, 10), torch.randint(0, 3, (200,))
+    risk = hesse.Risk(model, torch.nn.CrossEntropyLoss(), data)
+    H = hesse.hessian_operator(risk, risk.params)
+    generator = torch.Generator().manual_seed(0)
+    density = hesse.spectral_density(
+        H, probes=8, method=hesse.LanczosDensity(steps=60), generator=generator
+    )
+    low, high = density.interval
+
+    def plot(axes):
+        axes.fill_between(density.grid, low.clamp(min=1e-4), high.clamp(min=1e-4), alpha=0.25)
+        axes.plot(density.grid, density.density)
+        axes.set(yscale="log", ylim=(1e-3, None), xlabel="eigenvalue", ylabel="density")
+
+    return _svg(plot)
+
+
+def convergence():
+    """Residuals of CG and of MINRES on one system."""
+    eigenvalues = torch.logspace(0, 3, 200, dtype=torch.float64)
+    A = hesse.diagonal_operator(eigenvalues)
+    b = torch.ones(200, dtype=torch.float64)
+
+    def plot(axes):
+        for method in ("cg", "minres"):
+            solution = hesse.solve(A, b, method, rtol=1e-8)
+            axes.semilogy([norm / solution.history[0] for norm in solution.history], label=method)
+        axes.set(xlabel="iteration", ylabel="|b - A x| / |b|")
+        axes.legend()
+
+    return _svg(plot)
+
+
+def curvature_along_a_direction():
+    """A function along an eigenvector, and the parabola that the eigenvalue gives."""
+
+    def f(x):
+        return torch.sin(x[0]) * torch.cos(x[1]) + 0.1 * (x @ x)
+
+    x = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    H = hesse.hessian_operator(f, x)
+    pair = hesse.eigsh(H, 1, "SA")
+    v, eigenvalue = pair.vectors[:, 0], float(pair.values[0])
+    slope, value = float(H.flat_gradient @ v), float(H.value)
+    t = torch.linspace(-1.5, 1.5, 101, dtype=torch.float64)
+
+    def plot(axes):
+        axes.plot(t, [float(f(x + step * v)) for step in t], label="f(x + t v)")
+        model = value + slope * t + 0.5 * eigenvalue * t**2
+        axes.plot(t, model, "--", label="f(x) + t g'v + t² v'Hv / 2")
+        axes.set(xlabel="t")
+        axes.legend()
+
+    return _svg(plot)
+
+
+PICTURES = {
+    "spectral-density": spectral_density,
+    "convergence": convergence,
+    "curvature": curvature_along_a_direction,
+}
+
+
+def _svg(plot):
+    """The picture that `plot` draws into axes, the same text for the same numbers."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.0, 3.2), layout="constrained")
+        plot(figure.subplots())
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return text.getvalue()

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a density of eigenvalues is sampled: probes are drawn until the criterion is met."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hesse.errors import Status, check_count, check_tolerances
+from hesse.estimators.density import SpectralDensity
+from hesse.estimators.estimator_run import EstimatorRun
+from hesse.estimators.probes import signs
+from hesse.estimators.tolerance import is_check, next_check
+from hesse.estimators.vector_budget import raise_too_small
+
+
+@dataclass(frozen=True)
+class DensityCriterion:
+    """At least so many probes and, with an rtol, an integrated standard error of at most that."""
+
+    probes: int
+    rtol: float | None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "probes", check_count("probes", self.probes, 1))
+        if self.rtol is not None:
+            check_tolerances("", rtol=self.rtol)
+
+    def is_met(self, density: SpectralDensity) -> bool:
+        """Whether the density is accurate enough."""
+        accurate = self.rtol is None or density.error <= self.rtol
+        return len(density.nodes) >= self.probes and accurate
+
+
+class DensitySampler(ABC):
+    """The samples of the probes so far, in the attributes that `saved` names for a checkpoint.
+
+    Args:
+        run: what it works with; its criterion is checked after m, 3m/2, ... probes, where m is the
+            number asked for.
+        steps: products a probe.
+        points: size of the grid.
+    """
+
+    def __init__(self, run: EstimatorRun[DensityCriterion], steps: int, points: int) -> None:
+        self.run, self.A, self.generator = run, run.A, run.generator
+        self.steps, self.points, self.products = steps, points, 0
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """The number of probes so far."""
+
+    @property
+    @abstractmethod
+    def cost(self) -> int:
+        """The number of products that the next probe takes."""
+
+    @property
+    @abstractmethod
+    def held(self) -> int:
+        """The number of vectors that a probe takes."""
+
+    @abstractmethod
+    def add(self, probes: Tensor) -> None:
+        """Take the samples of more probes."""
+
+    @abstractmethod
+    def estimate(self, status: Status = Status.UNFINISHED) -> SpectralDensity | None:
+        """The density from the probes so far, if there are any."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the criterion is checked now."""
+        return is_check(self.count, self.run.criterion.probes)
+
+    def sample(self) -> SpectralDensity:
+        """Draw probes until the criterion is met."""
+        if self._together < 1:
+            purpose = f"one probe of {self.steps} steps"
+            budget = self.run.max_vectors
+            raise_too_small(self.A, self.held, budget, purpose, "take fewer steps")
+        self.run.limits.require(self.cost, "", "one probe takes")
+        return self.run.sample(self, self._step)
+
+    @property
+    def _together(self) -> int:
+        """How many probes fit into the memory budget."""
+        return self.run.max_vectors // self.held
+
+    def _step(self) -> bool:
+        run = self.run
+        missing = next_check(self.count, run.criterion.probes) - self.count
+        k = min(run.block_size, self._together, missing, run.room(self, self.cost))
+        if k < 1:
+            return False
+        self.add(signs(self.A.domain, k, self.generator))
+        return True

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of operators: square, symmetric, finite products."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hesse.errors import NonFiniteError, OperatorError, ShapeError
+from hesse.operators.protocol import OperatorProtocol
+
+
+def check_square(A: OperatorProtocol) -> None:
+    """Raise unless A has as many rows as columns."""
+    rows, columns = A.shape
+    if rows != columns:
+        raise ShapeError(
+            expected="a square operator",
+            got=f"shape {A.shape}",
+            remedy="Use A.T @ A or A @ A.T.",
+        )
+
+
+def check_symmetric(A: OperatorProtocol, remedy: str = "Pass symmetric=True if A = A'.") -> None:
+    """Raise unless A is known to be symmetric."""
+    if not A.symmetric:
+        raise OperatorError(
+            expected="a symmetric operator",
+            got="one that is not known to be symmetric",
+            remedy=remedy,
+        )
+
+
+def check_finite_products(A: OperatorProtocol, products: Tensor) -> Tensor:
+    """Products with A, or an error for NaN and Inf in them."""
+    if not A.codomain.all_finite(products):
+        raise NonFiniteError(
+            expected="finite products",
+            got=f"NaN or Inf in a product with {A}",
+            remedy="Check the operator with hesse.testing.check_operator.",
+        )
+    return products

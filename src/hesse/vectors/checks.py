@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong with a leaf, a flat vector or a pair of spaces that does not fit, as an error."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.errors import DeviceError, DtypeError, NonFiniteError, ShapeError, StructureError
+
+
+def check_leaf(label: str, leaf: Tensor, device: torch.device) -> None:
+    """Raise unless the leaf is a plain real floating-point tensor on this device."""
+    if torch._C._functorch.is_batchedtensor(leaf):  # pyright: ignore[reportAttributeAccessIssue]
+        raise StructureError(
+            expected=f"{label} to be a plain tensor, whose entries can be read",
+            got="a batched tensor inside torch.vmap",
+            remedy="Take several directions at once with hessian_operator(f, x).matmat(V), V of "
+            "shape (n, k); go through several points in a loop, operator.at(x).",
+        )
+    if _is_dtensor(leaf):
+        raise StructureError(
+            expected=f"{label} to be a plain tensor",
+            got="a DTensor (torch.distributed.tensor)",
+            remedy="Give leaf.full_tensor(), or leaf.to_local() for the part of this process; "
+            "sharded vectors are not supported yet.",
+        )
+    if not leaf.dtype.is_floating_point:
+        raise DtypeError(
+            expected=f"{label} of a real floating-point dtype",
+            got=str(leaf.dtype),
+            remedy="Convert it with .float() or .double(); leave integer tensors out of x and "
+            "close over them instead.",
+        )
+    if leaf.device != device:
+        raise DeviceError(
+            expected=f"{label} on {device}",
+            got=str(leaf.device),
+            remedy=f"Move it: .to('{device}').",
+        )
+
+
+def _is_dtensor(leaf: Tensor) -> bool:
+    """Whether a tensor is distributed; without importing what makes such tensors."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(leaf, module.DTensor)
+
+
+def check_leaf_like(
+    label: str,
+    leaf: Tensor,
+    *,
+    shape: torch.Size,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    device: torch.device,
+) -> None:
+    """Raise unless a leaf has this shape, this device, and the dtype of x or of flat vectors."""
+    check_leaf(label, leaf, device)
+    if leaf.shape != shape:
+        flat = ", or one flat vector (n,)" if leaf.ndim == 1 else ""
+        raise ShapeError(
+            expected=f"{label} of shape {tuple(shape)}",
+            got=f"shape {tuple(leaf.shape)}",
+            remedy=f"Give one tensor for each tensor of x, of the same shape{flat}.",
+        )
+    if leaf.dtype not in dtypes:
+        raise DtypeError(
+            expected=f"{label} of dtype {dtypes[0]}, like x",
+            got=str(leaf.dtype),
+            remedy=_conversion("it", dtypes[0]),
+        )
+
+
+def check_vector(
+    what: str,
+    vector: Any,
+    *,
+    n: int,
+    ndim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    tree: str = "",
+) -> None:
+    """Raise unless this is a flat vector (n,), or with ndim=2 a block (n, k).
+
+    `tree` says what else could have been given.
+    """
+    expected = f"({n},)" if ndim == 1 else f"({n}, k)"
+    if not isinstance(vector, Tensor):
+        raise StructureError(
+            expected=f"{what} to be a tensor or a NumPy array of shape {expected}",
+            got=f"{type(vector).__module__}.{type(vector).__name__}",
+            remedy="Convert it with torch.as_tensor.",
+        )
+    if vector.ndim != ndim or vector.shape[0] != n:
+        raise ShapeError(
+            expected=f"{what} of shape {expected}{tree}",
+            got=f"shape {tuple(vector.shape)}",
+            remedy="Give a flat vector (n,) or a tree like x; a block of k vectors is (n, k).",
+        )
+    if vector.dtype != dtype:
+        raise DtypeError(
+            expected=f"{what} of dtype {dtype}",
+            got=str(vector.dtype),
+            remedy=_conversion(what, dtype),
+        )
+    check_leaf(what, vector, device)
+
+
+def _conversion(name: str, dtype: torch.dtype) -> str:
+    array = f".astype('{str(dtype).removeprefix('torch.')}')"
+    return f"Convert {name}: .to({dtype}) for a tensor, {array} for a NumPy array."
+
+
+def check_same(
+    n: tuple[int, int],
+    dtypes: tuple[torch.dtype, torch.dtype],
+    devices: tuple[torch.device, torch.device],
+) -> None:
+    """Raise unless two spaces agree in dimension, dtype and device."""
+    if n[0] != n[1]:
+        raise ShapeError(
+            expected="operators of matching shapes",
+            got=f"dimensions {n[0]} and {n[1]}",
+            remedy="Check the order of the factors, or transpose one.",
+        )
+    if dtypes[0] != dtypes[1]:
+        raise DtypeError(
+            expected="operators of one dtype",
+            got=f"{dtypes[0]} and {dtypes[1]}",
+            remedy="Make both from tensors of the same dtype.",
+        )
+    if devices[0] != devices[1]:
+        raise DeviceError(
+            expected="operators on one device",
+            got=f"{devices[0]} and {devices[1]}",
+            remedy="Move the tensors that one of them is made from.",
+        )
+
+
+def check_finite(what: str, is_finite: bool) -> None:
+    """Raise unless a vector was found finite."""
+    if not is_finite:
+        raise NonFiniteError(
+            expected=f"a finite {what}",
+            got="NaN or Inf",
+            remedy=f"Check what {what} was computed from.",
+        )

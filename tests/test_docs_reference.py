@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reference shows every public name, and each is documented in a form that is not cut off."""
+
+import doctest
+import importlib
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import hesse
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+def _hook(name):
+    spec = importlib.util.spec_from_file_location(name, DOCS / "hooks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+reference = _hook("reference")
+navigation = _hook("navigation")
+PUBLIC = [(package, name) for package in reference.PACKAGES for name in reference.names_of(package)]
+ROOTS = ["errors", "vectors", "operators", "krylov", "estimators"]
+ROOTS += ["risk", "curvature", "optimize", "testing"]
+
+
+def _public_members(value):
+    """The functions and properties of a public class that a user sees, by name."""
+    for name, member in inspect.getmembers_static(value):
+        if name.startswith("_"):
+            continue
+        owner = next(base for base in value.__mro__ if name in vars(base))
+        if owner.__module__.startswith("hesse."):
+            member = getattr(member, "__func__", member)
+            if inspect.isfunction(member) or isinstance(member, property):
+                yield name, member
+
+
+def _docstrings():
+    """Every function, class, method and property that the reference shows."""
+    for package, name in PUBLIC:
+        value = getattr(importlib.import_module(package), name)
+        label = reference.title(package, name)
+        if inspect.ismodule(value) or inspect.isclass(value) or inspect.isfunction(value):
+            yield pytest.param(value, id=label)
+        if inspect.isclass(value):
+            for member_name, member in _public_members(value):
+                yield pytest.param(member, id=f"{label}.{member_name}")
+
+
+def test_every_package_has_a_page_that_is_in_the_navigation():
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for root in ROOTS:
+        assert f"hesse.{root}: reference/{root}.md" in menu
+    shown = "".join(page.read_text(encoding="utf-8") for page in DOCS.glob("reference/*.md"))
+    assert sorted(re.findall(r"^::: (\S+)$", shown, re.MULTILINE)) == sorted(reference.PACKAGES)
+
+
+def test_every_public_name_of_the_root_is_a_name_of_a_package():
+    names = {name for _, name in PUBLIC}
+    assert set(hesse.__all__) - names <= {"testing"}
+
+
+@pytest.mark.parametrize("package", reference.PACKAGES)
+def test_every_public_name_has_an_entry(package):
+    text = reference.entries(package)
+    index = reference.index()
+    for name in importlib.import_module(package).__all__:
+        assert re.search(rf"heading: \"{re.escape(reference.title(package, name))}\"", text)
+        assert f"[`{reference.title(package, name)}`]" in index
+
+
+def test_the_interface_of_an_operator_is_shown_with_what_it_inherits():
+    text = reference.entries("hesse.operators")
+    for name in ("matvec", "matmat", "curvature", "to_dense", "to_scipy", "shape", "dtype"):
+        inherited = name not in vars(hesse.LinearOperator)
+        assert (f'"{name}"' in text) == inherited
+
+
+@pytest.mark.parametrize("value", list(_docstrings()))
+def test_public_docstrings_begin_with_a_line(value):
+    if inspect.isroutine(value) and value.__name__ in _inherited_names():
+        return
+    doc = inspect.getdoc(value)
+    assert doc, "no docstring"
+    first, _, rest = doc.partition("\n")
+    assert first.strip(), "no first line"
+    assert not rest or rest.startswith("\n"), "the first sentence does not end with the first line"
+
+
+def _inherited_names():
+    """Overrides, which are documented where the interface is."""
+    return {"expect", "step", "at"}
+
+
+@pytest.mark.parametrize("value", list(_docstrings()))
+def test_arguments_are_described_in_a_form_that_is_read_to_the_end(value):
+    """Each entry below "Args:" begins with names and a colon; what goes on is indented further."""
+    section = re.search(r"^Args:\n((?: .*\n|\n(?= ))+)", f"{inspect.getdoc(value)}\n", re.MULTILINE)
+    for line in section[1].splitlines() if section else []:
+        if re.match(r" {4}\S", line):
+            assert re.match(r" {4}\*{0,2}\w+(, \*{0,2}\w+)*: ", line), line
+
+
+@pytest.mark.parametrize("name", ["examples", "offline", "reference"])
+def test_doctests_of_the_hooks(name):
+    assert doctest.testmod(_hook(name)).failed == 0
+
+
+def test_every_decision_is_listed():
+    index = (DOCS / "decisions" / "index.md").read_text(encoding="utf-8")
+    pages = navigation.decisions(DOCS)
+    assert [int(Path(page).name[:4]) for page in pages] == list(range(1, len(pages) + 1))
+    for page in pages:
+        number, title = re.match(r"# (\d+)\. (.*)", (DOCS / page).read_text("utf-8")).groups()
+        assert f"| [{number}]({Path(page).name}) | {title} |" in index
+
+
+def test_links_of_the_readme_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (ROOT / target).exists(), target

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear algebra is there without a line of differentiation, models or data."""
+
+import subprocess
+import sys
+
+LINEAR_ALGEBRA = ["vectors", "operators", "krylov", "estimators", "testing"]
+OTHER_WING = ["tracing", "ad", "engine", "data", "risk", "curvature", "optimize"]
+
+SCRIPT = f"""
+import sys
+import torch
+import hesse
+from hesse import {", ".join(LINEAR_ALGEBRA)}
+
+assert hesse.solve(2.0 * torch.eye(3), torch.ones(3)).converged
+assert hesse.trace(torch.eye(3)).value == 3.0
+loaded = {{name.split(".")[1] for name in sys.modules if name.startswith("hesse.")}}
+assert not loaded & set({OTHER_WING!r}), loaded
+assert hesse.hessian_operator and "curvature" in dir(hesse)
+"""
+
+
+def test_linear_algebra_loads_nothing_of_the_other_wing():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    script = "import hesse; hesse.no_such_name"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "module 'hesse' has no attribute 'no_such_name'" in done.stderr
