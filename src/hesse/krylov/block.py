@@ -45,6 +45,6 @@ class BlockState(SolverState):
         self.history.append(self.residual_norm)
 
     def measure(self, system: System) -> None:
-        """The norms of the residual."""
+        """Set the residual norms to those of the residual."""
         self.residual_norms = system.A.codomain.column_norms(self.residual)
         self.residual_norm = float(self.residual_norms.max())

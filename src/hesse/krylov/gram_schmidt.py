@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gram-Schmidt, again where much was removed: twice is enough (Parlett 1998, section 6.9)."""
+"""Gram-Schmidt, repeated where much was removed: twice is enough (Parlett 1998, section 6.9)."""
 
 from __future__ import annotations
 
@@ -50,27 +50,6 @@ def twice_if_needed(
     if all(r >= KEPT * math.hypot(h, r) for r, h in zip(left, along, strict=True)):
         return first, left
     return first + remove(), _norms(space, rows)
-
-
-def orthonormalise_rows(space: Space, rows: Tensor, basis: Tensor | None = None) -> Tensor:
-    """Make rows orthonormal, and orthogonal to a basis, in place; the triangle R of rows = R' Q.
-
-    A row that depends on those before it becomes zero, or rounding of length 1.
-
-    >>> rows = torch.tensor([[2.0, 0.0], [3.0, 4.0]])
-    >>> orthonormalise_rows(Space.flat(2), rows), rows
-    (tensor([[2., 3.],
-            [0., 4.]], dtype=torch.float64), tensor([[1., 0.],
-            [0., 1.]]))
-    """
-    known = [] if basis is None else [basis]
-    skip = sum(map(len, known))
-    R = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for i, row in enumerate(rows):
-        R[:i, i] = orthogonalise(space, [*known, rows[:i]], row)[skip:]
-        R[i, i] = space.norm(row)
-        row /= float(R[i, i]) or 1.0
-    return R
 
 
 def _norms(space: Space, rows: Tensor) -> list[float]:

@@ -8,20 +8,21 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hesse.krylov.columns import solve_columns
-from hesse.krylov.hyperparameters import Hyperparameters
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import System
+from hesse.methods import Hyperparameters
 
 
 @dataclass(frozen=True, repr=False)
 class Method(Hyperparameters, ABC):
-    """The options of a method and its iteration; `hesse.solve` calls `solve`.
+    """A method of `hesse.solve`: its options, and its iteration in `solve`.
 
-    A subclass is a frozen dataclass that implements `_solve` for one right-hand side, or overrides
-    `solve` where it treats a block as a whole.
+    A subclass is a frozen dataclass that implements `_solve` for one right-hand side. It overrides
+    `solve` if it treats the columns of a block together.
     """
 
     name: ClassVar[str]
+    """What `Solution.method` says."""
 
     def solve(self, system: System) -> Solution:
         """The solution for a vector b, or for a block b column by column."""

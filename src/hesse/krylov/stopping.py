@@ -23,9 +23,7 @@ class ModelHistory(Protocol):
         ...
 
 
-def relative_progress(
-    tolerance: float = 5e-4, window: int = 10
-) -> Callable[[ModelHistory], bool]:
+def relative_progress(tolerance: float = 5e-4, window: int = 10) -> Callable[[ModelHistory], bool]:
     """Stop when the model has gained less than `tolerance` a step, relative to all it has gained.
 
     With w = max(window, ceil(i / 10)): at step i > w, stop if q_{i-w} < 0 and

@@ -1,19 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Hyperparameters`: the base of all method objects, whose options are checked when it is made."""
+"""`method=`: an object with the options of a method, or the name of its default instance."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from hesse.boundary import public
+from hesse.errors import ArgumentError, check_choice
+
+MethodT = TypeVar("MethodT")
+
+
+def find_method(method: Any, defaults: Mapping[str, MethodT], required: str) -> MethodT:
+    """The default instance of that name, or the object itself if it has the method `required`."""
+    if isinstance(method, str):
+        check_choice("method", method, list(defaults))
+        return defaults[method]
+    if hasattr(method, required) and not isinstance(method, type):
+        return method
+    names = ", ".join(map(repr, defaults))
+    kinds = [type(default).__name__ for name, default in defaults.items() if name != "auto"]
+    raise ArgumentError(
+        expected=f"method to be one of {names}, or an instance of {', '.join(kinds)}",
+        got=repr(method),
+        remedy=f"Give method={kinds[-1]}(), or leave it out.",
+    )
 
 
 @dataclass(frozen=True, repr=False)
 class Hyperparameters:
-    """A frozen dataclass of options, printed in one line with those that are not the default.
+    """The base of a method object: a frozen dataclass whose options are checked when it is made.
+
+    It prints the options that are not the default. A checkpoint knows a method by this text.
 
     >>> @dataclass(frozen=True, repr=False)
     ... class Power(Hyperparameters):
@@ -31,7 +53,7 @@ class Hyperparameters:
         """Raise HesseError for an option that is out of range."""
 
     def _set(self, **options: Any) -> None:
-        """Replace options by what they stand for, while they are checked."""
+        """Replace options by what was made of them when they were checked."""
         for name, value in options.items():
             object.__setattr__(self, name, value)
 
