@@ -30,11 +30,11 @@ class Auto:
 
     name: ClassVar[str] = "auto"
 
-    def solve(self, system: System) -> Solution:
+    def solve_system(self, system: System) -> Solution:
         """The solution for a vector or a block b."""
         if not _prefers_inverse(system):
             return _solve_iteratively(system)
-        solution = Direct().solve(system)
+        solution = Direct().solve_system(system)
         if solution.converged:
             return solution
         later = _solve_iteratively(system)
@@ -52,11 +52,11 @@ def _prefers_inverse(system: System) -> bool:
 def _solve_iteratively(system: System) -> Solution:
     A = system.A
     if A.shape[0] != A.shape[1]:
-        return LSMR().solve(system)
+        return LSMR().solve_system(system)
     if not A.symmetric:
-        return GMRES().solve(system)
+        return GMRES().solve_system(system)
     method = CG() if system.b.ndim == 1 else BlockCG()
-    solution = method.solve(system)
+    solution = method.solve_system(system)
     if solution.status is not Status.NEGATIVE_CURVATURE:
         return solution
     if system.run.left(solution.products) < _FEWEST_PRODUCTS:
@@ -68,7 +68,7 @@ def _continue_with_minres(system: System, solution: Solution) -> Solution:
     """Continue from the iterate at which conjugate gradients met negative curvature."""
     file = None if system.checkpoint is None else system.checkpoint.part("minres")
     system.run.before += solution.products
-    later = MINRES().solve(replace(system, x0=solution.x, checkpoint=file))
+    later = MINRES().solve_system(replace(system, x0=solution.x, checkpoint=file))
     return replace(
         later,
         products=solution.products + later.products,

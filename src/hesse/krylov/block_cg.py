@@ -62,7 +62,7 @@ class BlockCG(Method):
 
     name: ClassVar[str] = "block-cg"
 
-    def solve(self, system: System) -> Solution:
+    def solve_system(self, system: System) -> Solution:
         """The solution for a block b as a whole, or for a vector."""
         if system.b.ndim == 1:
             return self._solve(system)
@@ -75,7 +75,7 @@ class BlockCG(Method):
     def _solve(self, system: System) -> Solution:
         """The solution for a vector b: that for a block of one column."""
         x0 = None if system.x0 is None else system.x0[:, None]
-        solution = self.solve(replace(system, b=system.b[:, None], x0=x0))
+        solution = self.solve_system(replace(system, b=system.b[:, None], x0=x0))
         return replace(solution, x=solution.x[:, 0], residual_norms=None)
 
 

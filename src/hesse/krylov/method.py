@@ -15,16 +15,16 @@ from hesse.methods import Hyperparameters
 
 @dataclass(frozen=True, repr=False)
 class Method(Hyperparameters, ABC):
-    """A method of `hesse.solve`: its options, and its iteration in `solve`.
+    """A method of `hesse.solve`: its options, and its iteration in `solve_system`.
 
     A subclass is a frozen dataclass that implements `_solve` for one right-hand side. It overrides
-    `solve` if it treats the columns of a block together.
+    `solve_system` if it treats the columns of a block together.
     """
 
     name: ClassVar[str]
     """What `Solution.method` says."""
 
-    def solve(self, system: System) -> Solution:
+    def solve_system(self, system: System) -> Solution:
         """The solution for a vector b, or for a block b column by column."""
         return solve_columns(self._solve, system)
 

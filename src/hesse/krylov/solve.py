@@ -131,7 +131,7 @@ def solve(
     file = Checkpoint(run.checkpoint, A, call="solve", **run_key, preconditioner=M)
     system = System(A, flat, start, M, rtol, atol, max_iterations, run, file)
     A.announce(min(A.domain.n, _FEW_PRODUCTS, system.limit))
-    solution = chosen.solve(system)
+    solution = chosen.solve_system(system)
     direction = solution.direction
     return replace(
         solution,
@@ -149,7 +149,7 @@ def as_method(method: Name | Method | Auto) -> Method | Auto:
             got="its name alone",
             remedy="Give method=MultiShiftCG([s1, s2, ...]).",
         )
-    return find_method(method, _METHODS, "solve")
+    return find_method(method, _METHODS, "solve_system")
 
 
 def _enter(A: LinearOperator, b: Tree) -> tuple[Tensor, Callable[[Tensor], Any]]:

@@ -54,7 +54,7 @@ class DampedGaussNewton:
             max_iterations=self.max_iterations,
         )
         method = CG(stop=relative_progress(), keep=geometric_grid(), verify=False)
-        solution = method.solve(system)
+        solution = method.solve_system(system)
         self.start = solution.x
 
         def candidate(x: Tensor, model_value: float) -> Candidate:

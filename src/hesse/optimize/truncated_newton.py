@@ -46,7 +46,7 @@ class TruncatedNewton:
             rtol=self._tolerance(point.gradient_norm),
             max_iterations=self.max_iterations,
         )
-        solution = CG(radius=scalar, verify=False).solve(system)
+        solution = CG(radius=scalar, verify=False).solve_system(system)
         if solution.iterations == 0 and solution.direction is not None:
             candidate = _along_negative_curvature(point, solution.direction)
         else:
