@@ -60,7 +60,7 @@ class EigenMethod(Hyperparameters, ABC):
     def find_pairs(self, problem: EigenProblem) -> Eigenpairs:
         """The wanted pairs, with verified residuals."""
 
-    def refuse(self, other: str, **arguments: object) -> None:
+    def _refuse(self, other: str, **arguments: object) -> None:
         """Raise if one of these arguments, which only the method `other` takes, was given."""
         for name, value in arguments.items():
             if value is not None:

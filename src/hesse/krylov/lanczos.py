@@ -70,7 +70,7 @@ class Lanczos(EigenMethod):
         check_home(self.basis_dtype, self.basis_device)
 
     def find_pairs(self, problem: EigenProblem) -> Eigenpairs:
-        self.refuse("lobpcg", B=problem.B)
+        self._refuse("lobpcg", B=problem.B)
         A, k, run, dtype = problem.A, problem.k, problem.run, self.basis_dtype
         start = problem.start(self.block_size)
         b = start.shape[1]

@@ -59,7 +59,7 @@ class LOBPCG(EigenMethod):
 
     def find_pairs(self, problem: EigenProblem) -> Eigenpairs:
         A, k, run = problem.A, problem.k, problem.run
-        self.refuse("lanczos", checkpoint=run.checkpoint, memory_budget=problem.memory_budget)
+        self._refuse("lanczos", checkpoint=run.checkpoint, memory_budget=problem.memory_budget)
         _check_problem(problem)
         start = problem.start(self.block_size)
         b = start.shape[1]
