@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A block of right-hand sides, one column after the other, by a method that takes one at a time."""
+"""Blocks of right-hand sides for methods that take one at a time: column by column."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BREAK_OFF = {Status.INTERRUPTED, Status.STOPPED, Status.MAX_PRODUCTS, Status.MA
 def solve_columns(solve_one: Callable[[System], Solution], system: System) -> Solution:
     """The solution for a vector b; for a block b, shape (m, k), those for its columns as one.
 
-    A column that a limit, the callback or Ctrl-C ends is the last that is begun.
+    If a limit, the callback or Ctrl-C ends a column, the next ones are not begun.
     """
     if system.b.ndim == 1:
         system.run.reserved = 1  # the product that verifies x

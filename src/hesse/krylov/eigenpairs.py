@@ -78,17 +78,17 @@ class Selection:
         return torch.cat([torch.arange(low), torch.arange(last - (k - low), last)])
 
     def ends(self, values: Tensor) -> Tensor:
-        """Indices of the first among ascending values, at each end that is asked for."""
+        """Indices of the outermost of ascending values, at each wanted end."""
         return self.among(values, 2 if self.which == "BE" else 1)
 
     def distance(self, others: Tensor, values: Tensor) -> Tensor:
-        """How far others are from being wanted, when these values are."""
+        """How far other values are from being wanted, if `values` are."""
         if self.which == "LM":
             return values.abs().min() - others.abs()
         return (others[:, None] - values).abs().amin(dim=1)
 
     def tolerance(self, values: Tensor, largest: float) -> Tensor:
-        """How large a residual may be: relative to the value, or at the level of rounding."""
+        """The largest residual of a converged pair: relative to the value, or the rounding level."""
         return torch.clamp(self.rtol * values.abs(), min=16 * self.eps * largest)
 
 
@@ -103,7 +103,7 @@ class Ritz(NamedTuple):
 
 @dataclass
 class Verified:
-    """Values, residuals and convergence of Ritz vectors, and the products that this took."""
+    """Values, residuals and convergence of Ritz vectors, and the products of the verification."""
 
     values: Tensor
     residuals: Tensor
@@ -111,7 +111,7 @@ class Verified:
     products: int
 
 
-def verified(
+def verify(
     A: LinearOperator, found: Ritz, selection: Selection, at_once: int, most: float, *, known: bool
 ) -> Verified:
     """The residuals of Ritz pairs, tested by one product if they are `known`.

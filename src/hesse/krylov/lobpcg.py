@@ -23,7 +23,7 @@ from hesse.operators.algebra import LinearOperator
 from hesse.progress import Run, uninterrupted
 
 # The images A X, which are combined at every step, are recomputed after so many steps.
-_RENEW = 20
+_RECOMPUTE = 20
 
 
 @dataclass(frozen=True, repr=False)
@@ -139,8 +139,8 @@ class _Iteration:
             if space.size == space.x:
                 return Status.STAGNATED
             self._project()
-            if step % _RENEW == 0:
-                space.renew()
+            if step % _RECOMPUTE == 0:
+                space.recompute_images()
         raise AssertionError
 
     def _project(self) -> None:
@@ -158,7 +158,7 @@ class _Iteration:
     def _result(self, status: Status) -> Eigenpairs:
         space, k = self.space, min(self.selection.k, self.space.x)
         space.narrow(self.selection.among(torch.arange(space.x)))
-        space.renew()
+        space.recompute_images()
         values, norms, tolerance = self._residuals()
         order = values.argsort()
         converged = (norms <= tolerance)[order]

@@ -18,7 +18,7 @@ from torch import Tensor
 from hesse.checkpoint import Checkpoint
 from hesse.errors import Status
 from hesse.krylov.basis import orthonormalise, permute
-from hesse.krylov.eigenpairs import Eigenpairs, Ritz, Selection, verified
+from hesse.krylov.eigenpairs import Eigenpairs, Ritz, Selection, verify
 from hesse.krylov.lanczos_process import LanczosProcess
 from hesse.progress import Run, uninterrupted
 
@@ -90,7 +90,7 @@ class ThickRestart:
         largest = float(lanczos.ritz()[0].abs().max())
         ritz = Ritz(state.values, vectors, state.residuals, largest)
         known = lanczos.basis.is_exact
-        found = verified(lanczos.A, ritz, self.selection, at_once, most, known=known)
+        found = verify(lanczos.A, ritz, self.selection, at_once, most, known=known)
         order = found.values.argsort()
         permute(vectors, order)
         if status in (Status.CONVERGED, Status.STAGNATED):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The space that a step of LOBPCG chooses from: rows [X; P; W] with their images under A and B.
+"""The trial space of a LOBPCG step: rows [X; P; W] with their images under A and B.
 
 X are the best vectors so far, P the steps that led to them, W new directions. All are kept
 B-orthonormal, so that the projected problem is an ordinary one and stays well conditioned
@@ -58,7 +58,7 @@ class TrialSpace:
         return self.V[self.known : self.size]
 
     def put(self, W: Iterable[Tensor]) -> None:
-        """These rows become W."""
+        """Set W to these rows."""
         self.w = 0
         for row in W:
             self.V[self.size] = row
@@ -145,7 +145,7 @@ class TrialSpace:
         H = self.A.domain.gram(self.V[: self.size], self.AV[: self.size])
         return torch.linalg.eigh((H + H.T) / 2)
 
-    def renew(self) -> None:
+    def recompute_images(self) -> None:
         """Recompute the images of X, in which rounding errors of the combinations add up."""
         self._take_products(slice(0, self.x))
         self._multiply_by_mass(self.V[: self.x], self.BV[: self.x])
