@@ -88,7 +88,7 @@ class Selection:
         return (others[:, None] - values).abs().amin(dim=1)
 
     def tolerance(self, values: Tensor, largest: float) -> Tensor:
-        """The largest residual of a converged pair: relative to the value, or the rounding level."""
+        """The largest residual that counts as converged: relative, or at the rounding level."""
         return torch.clamp(self.rtol * values.abs(), min=16 * self.eps * largest)
 
 
