@@ -12,7 +12,7 @@ import torch
 from hesse.checkpoint import Checkpoint
 from hesse.errors import ArgumentError, HesseError, Status
 from hesse.estimators import KernelPolynomial, LanczosDensity, spectral_density, trace
-from hesse.krylov import eigsh, solve
+from hesse.krylov import Lanczos, eigsh, solve
 from hesse.operators import dense_operator, function_operator
 from hesse.testing import CountingOperator
 
@@ -41,12 +41,21 @@ def slow_operator():
 
 
 def eigenpairs(path):
-    pairs = eigsh(slow_operator(), 4, "SA", basis_size=20, generator=seeded(1), checkpoint=path)
+    pairs = eigsh(
+        slow_operator(),
+        4,
+        "SA",
+        method=Lanczos(basis_size=20),
+        generator=seeded(1),
+        checkpoint=path,
+    )
     return pairs.values, pairs.vectors, torch.tensor(pairs.products)
 
 
 def block_eigenpairs(path):
-    pairs = eigsh(slow_operator(), 3, block_size=2, generator=seeded(2), checkpoint=path)
+    pairs = eigsh(
+        slow_operator(), 3, method=Lanczos(block_size=2), generator=seeded(2), checkpoint=path
+    )
     return pairs.values, pairs.vectors, torch.tensor(pairs.products)
 
 
@@ -197,7 +206,7 @@ def test_another_start_is_another_question(tmp_path):
         with pytest.raises(ArgumentError, match="v0"):
             eigsh(M, 3, v0=starts[:, 2 - j : 3], checkpoint=path)
         with pytest.raises(ArgumentError, match="v0"):
-            eigsh(M, 3, block_size=1 + j, checkpoint=path)
+            eigsh(M, 3, method=Lanczos(block_size=1 + j), checkpoint=path)
 
 
 def test_a_preconditioner_is_recognised_by_its_product(tmp_path):

@@ -10,6 +10,7 @@ from torch import nn
 
 from hesse.curvature import ggn_operator, hessian_operator
 from hesse.engine.program_cache import ProgramCache
+from hesse.krylov import eigsh, solve, svds
 from hesse.risk.risk import Risk
 from hesse.vectors.inner_products import norm
 
@@ -100,3 +101,14 @@ def test_what_was_used_last_is_kept():
     recent = ProgramCache(2)
     assert [recent.setdefault(key, key.upper()) for key in "abacb"] == ["A", "B", "A", "C", "B"]
     assert list(recent) == ["c", "b"]
+
+
+@pytest.mark.parametrize(
+    "result", [eigsh(torch.eye(3), 2), svds(torch.eye(3), 2), solve(torch.eye(3), torch.ones(3))]
+)
+def test_results_of_solvers_index_copy_and_print(result):
+    again = pickle.loads(pickle.dumps(result))
+    for name in result.keys():  # noqa: SIM118
+        assert repr(result[name]) == repr(getattr(again, name))
+        assert name in repr(result) or result[name] is None
+    assert repr(again) == repr(result)

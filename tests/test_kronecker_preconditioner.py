@@ -8,7 +8,7 @@ from torch import nn
 from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.loss import LossHessian
 from hesse.curvature import ggn_operator
-from hesse.krylov import cg
+from hesse.krylov import solve
 from hesse.operators import identity_operator
 from hesse.optimize.kronecker_preconditioner import (
     KroneckerPreconditioner,
@@ -100,7 +100,7 @@ def test_it_shortens_conjugate_gradients():
     model = nn.Sequential(nn.Linear(10, 10), nn.Tanh(), nn.Linear(10, 10))
     kronecker, G = refreshed(model, nn.MSELoss(), x, x)
     A, b = G + 1e-3 * identity_operator(G.shape[0]), torch.randn(G.shape[0], dtype=DOUBLE)
-    plain = cg(A, b, rtol=1e-6, max_iterations=5000)
-    better = cg(A, b, rtol=1e-6, max_iterations=5000, preconditioner=kronecker(1e-3))
+    plain = solve(A, b, "cg", rtol=1e-6, max_iterations=5000)
+    better = solve(A, b, "cg", rtol=1e-6, max_iterations=5000, preconditioner=kronecker(1e-3))
     assert better.converged
     assert better.iterations < 0.67 * plain.iterations

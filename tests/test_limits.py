@@ -20,7 +20,7 @@ from hesse.estimators import (
     spectral_density,
     trace,
 )
-from hesse.krylov import eigsh, solve, svds
+from hesse.krylov import CG, GMRES, LOBPCG, LSMR, Lanczos, MultiShiftCG, eigsh, solve, svds
 from hesse.operators import dense_operator, function_operator, identity_operator
 from hesse.testing import CountingOperator, symmetric_matrix
 
@@ -74,15 +74,15 @@ MATRICES = {"definite": DEFINITE, "indefinite": INDEFINITE}
 WAYS = {
     "auto": {},
     "cg": {"method": "cg"},
-    "cg, radius": {"method": "cg", "radius": 1e3},
-    "cg, residual replaced": {"method": "cg", "replace_every": 2},
+    "cg, radius": {"method": CG(radius=1e3)},
+    "cg, residual replaced": {"method": CG(replace_every=2)},
     "block-cg": {"method": "block-cg"},
     "minres": {"method": "minres"},
     "lsmr": {"method": "lsmr"},
-    "lsmr, damped": {"method": "lsmr", "damping": 0.1},
+    "lsmr, damped": {"method": LSMR(damping=0.1)},
     "gmres": {"method": "gmres"},
-    "gmres(2)": {"method": "gmres", "restart": 2},
-    "multi-shift-cg": {"method": "multi-shift-cg", "shifts": [0.0, 0.1, 1.0]},
+    "gmres(2)": {"method": GMRES(restart=2)},
+    "multi-shift-cg": {"method": MultiShiftCG([0.0, 0.1, 1.0])},
     **{f"cg, {name}": {"method": "cg", "preconditioner": name}
        for name in ("jacobi", "block-jacobi", "nystrom")},
     "block-cg, jacobi": {"method": "block-cg", "preconditioner": "jacobi"},
@@ -127,7 +127,7 @@ def test_solve_keeps_the_limit(matrix, way, form, start):
 def test_least_squares_keep_the_limit(damping):
     for limit in range(1, 40):
         A, b = counting(TALL, symmetric=False), normal(N)
-        solution = solve(A, b, "lsmr", damping=damping, max_products=limit)
+        solution = solve(A, b, LSMR(damping=damping), max_products=limit)
         assert solution.products == A.products <= limit
         assert solution.converged == (solution.status is Status.LEAST_SQUARES)
         assert solution.converged or solution.status is Status.MAX_PRODUCTS
@@ -192,9 +192,11 @@ def test_a_named_preconditioner_counts_and_says_what_it_takes():
     with pytest.raises(ArgumentError, match="max_products > 32"):
         solve(counting(DEFINITE), normal(N), "cg", "jacobi", max_products=32)
     with pytest.raises(ArgumentError, match="max_products > 32"):
-        eigsh(counting(DEFINITE), 2, preconditioner="jacobi", max_products=20)
+        eigsh(counting(DEFINITE), 2, method=LOBPCG(preconditioner="jacobi"), max_products=20)
     A = counting(DEFINITE)
-    pairs = eigsh(A, 2, "SA", preconditioner="jacobi", max_products=60, generator=seeded())
+    pairs = eigsh(
+        A, 2, "SA", method=LOBPCG(preconditioner="jacobi"), max_products=60, generator=seeded()
+    )
     assert 32 < pairs.products == A.products <= 60
     A = counting(DEFINITE + torch.eye(N, dtype=DOUBLE))
     solution = solve(A, normal(N), "cg", "nystrom", max_products=25, generator=seeded())
@@ -209,8 +211,8 @@ SPECTRA = {
     "six": {"k": 6},
     "all": {"k": N},
     "both ends": {"k": 4, "which": "BE"},
-    "block": {"k": 3, "block_size": 2},
-    "low precision": {"k": 3, "basis_dtype": torch.float32},
+    "block": {"k": 3, "method": Lanczos(block_size=2)},
+    "low precision": {"k": 3, "method": Lanczos(basis_dtype=torch.float32)},
     "lobpcg": {"k": 3, "which": "SA", "method": "lobpcg"},
     "lobpcg, one": {"k": 1, "which": "SA", "method": "lobpcg"},
     "lobpcg, six": {"k": 6, "which": "LA", "method": "lobpcg"},
@@ -247,7 +249,9 @@ def test_a_residual_that_could_not_be_looked_at_is_infinite():
     assert not pairs.converged.any()
     assert pairs.residuals.isinf().all()
     exact = eigsh(DEFINITE, 3, rtol=1e-14, max_products=9)
-    rounded = eigsh(DEFINITE, 3, rtol=1e-14, max_products=9, basis_dtype=torch.float32)
+    rounded = eigsh(
+        DEFINITE, 3, method=Lanczos(basis_dtype=torch.float32), rtol=1e-14, max_products=9
+    )
     assert exact.residuals.isfinite().all()
     assert rounded.residuals.isfinite().all()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hesse.errors import ArgumentError, NonFiniteError, OperatorError, Status
-from hesse.krylov import eigsh
+from hesse.krylov import LOBPCG, eigsh
 from hesse.operators import dense_operator, diagonal_operator, function_operator
 from hesse.testing import CountingOperator, PeakMemory
 
@@ -61,12 +61,14 @@ def test_a_preconditioner_saves_products():
         diagonal_operator(d),
         4,
         "SA",
-        preconditioner=diagonal_operator(1 / nearly),
+        method=LOBPCG(preconditioner=diagonal_operator(1 / nearly)),
         generator=seeded(),
     )
     torch.testing.assert_close(helped.values, d[:4])
     assert helped.products < 150
-    named = eigsh(diagonal_operator(d), 4, "SA", preconditioner="jacobi", generator=seeded())
+    named = eigsh(
+        diagonal_operator(d), 4, "SA", method=LOBPCG(preconditioner="jacobi"), generator=seeded()
+    )
     torch.testing.assert_close(named.values, d[:4])
 
 

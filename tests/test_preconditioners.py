@@ -17,7 +17,7 @@ from hesse.errors import (
     OperatorError,
     ShapeError,
 )
-from hesse.krylov import cg
+from hesse.krylov import solve
 from hesse.krylov.preconditioners import (
     Pairs,
     as_preconditioner,
@@ -70,7 +70,7 @@ def damped(A, damping):
 
 def iterations(A, M=None, rtol=1e-8):
     b = torch.randn(A.shape[0], generator=seeded(9), dtype=DOUBLE).to(A.dtype)
-    solution = cg(A, b, preconditioner=M, rtol=rtol)
+    solution = solve(A, b, "cg", preconditioner=M, rtol=rtol)
     assert solution.converged
     return solution.iterations
 
@@ -502,9 +502,10 @@ def test_pairs_are_spread_evenly_over_the_run():
 def test_a_run_of_conjugate_gradients_preconditions_the_next():
     A = damped(dense_operator(decaying()), 1e-4)
     seen = []
-    cg(
+    solve(
         A,
         torch.randn(N, generator=seeded(), dtype=DOUBLE),
+        "cg",
         rtol=1e-8,
         callback=lambda state: seen.append((state.x.clone(), state.residual.clone())),
     )
@@ -549,28 +550,28 @@ def test_a_preconditioner_is_chosen_by_name():
         "pivoted-cholesky": pivoted_cholesky(A),
     }
     for name, M in expected.items():
-        chosen = as_preconditioner(name, A, seeded(), "solve(A, b)")
+        chosen = as_preconditioner(name, A, seeded())
         assert chosen.products == M.products
         torch.testing.assert_close(chosen.to_dense(), M.to_dense())
-    rank = as_preconditioner("nystrom", damped(hidden(matrix), 1e-6), seeded(), "solve(A, b)")
+    rank = as_preconditioner("nystrom", damped(hidden(matrix), 1e-6), seeded())
     assert rank.products == N
 
 
 def test_a_preconditioner_that_is_given_costs_nothing_more():
     A = diagonal_operator({"a": torch.ones(2, dtype=DOUBLE)})
-    assert as_preconditioner(None, A, None, "solve(A, b)") is None
+    assert as_preconditioner(None, A) is None
     for given_one in (
         torch.eye(2, dtype=DOUBLE),
         identity_operator(2),
         CountingOperator(A),
         jacobi(A),
     ):
-        M = as_preconditioner(given_one, A, None, "solve(A, b)")
+        M = as_preconditioner(given_one, A)
         assert M.products == 0
         torch.testing.assert_close(M @ torch.ones(2, dtype=DOUBLE), torch.ones(2, dtype=DOUBLE))
     spent = nystrom(A, 2, generator=seeded())
     assert spent.products == 2
-    assert as_preconditioner(spent, A, None, "solve(A, b)").products == 0
+    assert as_preconditioner(spent, A).products == 0
 
 
 @pytest.mark.parametrize(
@@ -585,7 +586,7 @@ def test_a_preconditioner_that_is_given_costs_nothing_more():
 )
 def test_what_is_no_preconditioner_is_refused(error, given_one, words):
     with pytest.raises(error, match=words) as caught:
-        as_preconditioner(given_one, dense_operator(torch.eye(2)), None, "solve(A, b)")
+        as_preconditioner(given_one, dense_operator(torch.eye(2)))
     assert isinstance(caught.value, HesseError)
 
 
@@ -609,10 +610,13 @@ def test_pairs_of_a_run_help_the_next_one_and_stay_few():
     d = torch.cat([torch.logspace(0, 4, 12, dtype=DOUBLE), torch.ones(60, dtype=DOUBLE)])
     A, pairs = diagonal_operator(d), Pairs(most=8)
     b = torch.randn(72, generator=seeded(1), dtype=DOUBLE)
-    first = cg(A, b, rtol=1e-10, callback=pairs)
+    first = solve(A, b, "cg", rtol=1e-10, callback=pairs)
     assert 4 <= len(pairs) <= 8 < first.iterations
     for s, y in pairs:
         torch.testing.assert_close(y, d * s, rtol=0, atol=1e-9 * float(y.norm()))
     again = torch.randn(72, generator=seeded(2), dtype=DOUBLE)
-    plain = cg(A, again, rtol=1e-4)
-    assert cg(A, again, preconditioner=quasi_newton(pairs), rtol=1e-4).iterations < plain.iterations
+    plain = solve(A, again, "cg", rtol=1e-4)
+    assert (
+        solve(A, again, "cg", preconditioner=quasi_newton(pairs), rtol=1e-4).iterations
+        < plain.iterations
+    )

@@ -8,7 +8,7 @@ import torch
 
 from hesse.errors import OperatorError
 from hesse.estimators.quadrature import gauss
-from hesse.krylov.lanczos import Lanczos
+from hesse.krylov.lanczos_process import LanczosProcess
 from hesse.krylov.recurrence import Recurrence
 from hesse.operators import diagonal_operator, function_operator
 
@@ -35,7 +35,7 @@ def run(process, steps: int):
 
 def test_it_is_the_lanczos_process_as_long_as_that_is_orthogonal_by_itself():
     A, v = diagonal_operator(torch.rand(300, dtype=DOUBLE)), start(300)
-    ours, theirs = run(Recurrence(A, v), 12), Lanczos(A, 12, v, None)
+    ours, theirs = run(Recurrence(A, v), 12), LanczosProcess(A, 12, v, None)
     theirs.extend(12)
     for some, other in zip(ours.tridiagonal, theirs.tridiagonal, strict=True):
         assert some == pytest.approx(other, rel=1e-10)
@@ -85,8 +85,8 @@ def test_it_keeps_its_start():
     assert v.tolist() == [1.0, 1.0, 1.0, 1.0]
 
 
-def test_a_broken_promise_of_symmetry_is_noticed():
+def test_an_operator_that_is_wrongly_called_symmetric_is_refused():
     M = torch.randn(50, 50, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
     liar = function_operator(lambda v: M @ v, 50, dtype=DOUBLE, symmetric=True)
-    with pytest.raises(OperatorError, match="symmetric operator, as this one promises"):
+    with pytest.raises(OperatorError, match="a symmetric operator, as symmetric=True says"):
         run(Recurrence(liar, start(50)), 3)

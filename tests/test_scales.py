@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from hesse import eigsh, solve
+from hesse.krylov import MultiShiftCG, eigsh, solve
 from hesse.testing import symmetric_matrix
 
 DOUBLE = torch.float64
-SOLVERS = ["cg", "block-cg", "minres", "gmres", "lsmr", "multi-shift-cg"]
+SOLVERS = ["cg", "block-cg", "minres", "gmres", "lsmr", MultiShiftCG([0.0])]
 
 
 def seeded(seed=0):
@@ -21,14 +21,13 @@ def matrix():
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e-12, 1e12, 1e18, 1e25])
 @pytest.mark.parametrize("preconditioner", [None, "jacobi", "nystrom"])
-@pytest.mark.parametrize("method", SOLVERS)
+@pytest.mark.parametrize("method", SOLVERS, ids=str)
 def test_of_an_operator(matrix, method, preconditioner, scale):
-    if preconditioner is not None and method in ("lsmr", "multi-shift-cg"):
+    if preconditioner is not None and method in SOLVERS[-2:]:
         pytest.skip("it takes none")
     b = torch.randn(30, generator=seeded())
-    shifts = [0.0] if method == "multi-shift-cg" else None
     A = (scale * matrix).float()
-    found = solve(A, b, method, preconditioner, shifts=shifts, generator=seeded())
+    found = solve(A, b, method, preconditioner, generator=seeded())
     assert found.converged, found.status
     expected = torch.linalg.solve(matrix, b.double())
     torch.testing.assert_close(

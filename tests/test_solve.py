@@ -3,12 +3,15 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
 from hesse.curvature import hessian_operator
 from hesse.errors import ArgumentError, HesseError, OperatorError, ShapeError, Status
-from hesse.krylov import solve
+from hesse.krylov import CG, GMRES, LSMR, MultiShiftCG, solve
+from hesse.krylov.method import Method
+from hesse.krylov.system import SolverState, after_step, iterate, repeat, solution_of
 from hesse.operators import (
     block_diagonal_operator,
     dense_operator,
@@ -75,19 +78,19 @@ def kinds(dtype):
 @pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])
 @pytest.mark.parametrize("kind", list(kinds(DOUBLE)))
 @pytest.mark.parametrize(
-    "method", ["auto", "cg", "block-cg", "minres", "lsmr", "gmres", "multi-shift-cg"]
+    "method", ["auto", "cg", "block-cg", "minres", "lsmr", "gmres", MultiShiftCG([0.5])], ids=str
 )
 def test_every_method_on_every_kind_of_operator(method, kind, dtype, columns):
     A = CountingOperator(kinds(dtype)[kind])
     b = normal(N, seed=2, dtype=dtype) if columns == 0 else normal(N, columns, seed=2, dtype=dtype)
     if method == "block-cg" and columns == 0:
         b = b[:, None]
-    shifts = {"shifts": [0.5]} if method == "multi-shift-cg" else {}
-    if shifts and columns:
+    shift = 0.5 if isinstance(method, MultiShiftCG) else 0.0
+    if shift and columns:
         return
     rtol = 1e-9 if dtype == DOUBLE else 1e-4
-    solution = solve(A, b, method, rtol=rtol, **shifts)
-    dense = kinds(DOUBLE)[kind].to_dense() + 0.5 * bool(shifts) * torch.eye(N, dtype=DOUBLE)
+    solution = solve(A, b, method, rtol=rtol)
+    dense = kinds(DOUBLE)[kind].to_dense() + shift * torch.eye(N, dtype=DOUBLE)
     assert solution.converged, solution.status
     assert solution.products == A.products
     assert solution.x.dtype == dtype
@@ -217,7 +220,7 @@ def test_all_dampings_for_the_products_of_one():
     A = CountingOperator(hidden(M, symmetric=True))
     one = solve(A, b, rtol=1e-9).iterations
     A.products = 0
-    solution = solve(A, b, shifts=shifts, rtol=1e-9)
+    solution = solve(A, b, MultiShiftCG(shifts), rtol=1e-9)
     assert solution.method == "multi-shift-cg"
     assert solution.converged
     assert solution.products == A.products <= one + 1 + len(shifts)
@@ -228,7 +231,7 @@ def test_all_dampings_for_the_products_of_one():
 
 def test_damped_least_squares():
     M, b = normal(30, 12, seed=14), normal(30, seed=15)
-    solution = solve(M, b, damping=0.7, rtol=1e-12)
+    solution = solve(M, b, LSMR(damping=0.7), rtol=1e-12)
     exact = torch.linalg.solve(M.T @ M + 0.7 * torch.eye(12, dtype=DOUBLE), M.T @ b)
     assert solution.method == "lsmr"
     torch.testing.assert_close(solution.x, exact)
@@ -272,13 +275,12 @@ def test_zero_takes_no_product_and_a_nan_is_said(method):
     assert torch.isfinite(solution.x).all()
 
 
-@pytest.mark.parametrize("method", ["cg", "minres", "block-cg", "multi-shift-cg"])
+@pytest.mark.parametrize("method", ["cg", "minres", "block-cg", MultiShiftCG([1.0])], ids=str)
 def test_an_operator_that_is_not_symmetric_is_refused(method):
     A = dense_operator(normal(5, 5))
     b = torch.ones(5, 1, dtype=DOUBLE) if method == "block-cg" else torch.ones(5, dtype=DOUBLE)
-    shifts = {"shifts": [1.0]} if method == "multi-shift-cg" else {}
     with pytest.raises(OperatorError, match="symmetric"):
-        solve(A, b, method, **shifts)
+        solve(A, b, method)
 
 
 @pytest.mark.parametrize("method", ["cg", "minres", "gmres", "lsmr"])
@@ -314,9 +316,10 @@ def test_a_tree_a_warm_start_and_a_block_come_back_in_their_form():
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ({"method": "minres", "radius": 1.0}, ArgumentError),
         ({"method": "multi-shift-cg"}, ArgumentError),
-        ({"method": "cg", "damping": 1.0}, ArgumentError),
+        ({"method": MultiShiftCG([1.0]), "x0": torch.ones(N, dtype=DOUBLE)}, ArgumentError),
+        ({"method": LSMR(), "preconditioner": "jacobi"}, ArgumentError),
+        ({"method": CG}, ArgumentError),
         ({"method": "direct"}, OperatorError),
         ({"max_products": 0}, ArgumentError),
         ({"preconditioner": "ilu"}, ArgumentError),
@@ -338,12 +341,47 @@ def test_block_cg_takes_a_vector():
     torch.testing.assert_close(solution.x, torch.full((6,), 0.5))
 
 
-@pytest.mark.parametrize(
-    "given", [{"shifts": [0.0], "damping": 1.0}, {"shifts": [0.0], "radius": 1.0}]
-)
-def test_arguments_of_two_methods_are_refused(given):
-    with pytest.raises(ArgumentError, match="arguments that belong to one method"):
-        solve(torch.eye(3), torch.ones(3), **given)
+def test_an_error_says_the_call_and_what_to_give():
+    with pytest.raises(
+        ArgumentError, match=r"Give method=MultiShiftCG\(\[s1, s2, ...\]\)"
+    ) as error:
+        solve(torch.eye(3), torch.ones(3), "multi-shift-cg")
+    assert error.value.call == "hesse.solve(Tensor(3, 3), b, method='multi-shift-cg')"
+    with pytest.raises(ArgumentError, match="Did you mean 'gmres'"):
+        solve(torch.eye(3), torch.ones(3), "gmrs")
+    with pytest.raises(ArgumentError) as error:
+        GMRES(restart=0)
+    assert error.value.call == "hesse.GMRES(...)"
+
+
+def test_arrays_come_back_as_arrays():
+    A = diagonal_operator(torch.tensor([1.0, 2.0]))
+    for b in (np.ones(2, dtype="float32"), np.ones((2, 3), dtype="float32")):
+        x = solve(A, b).x
+        assert isinstance(x, np.ndarray)
+        assert x.shape == b.shape
+
+
+def test_a_method_of_ones_own():
+    class Jacobi(Method):
+        name = "jacobi"
+
+        def _solve(self, system):
+            d = system.A._diagonal()
+            state = system.start(SolverState)
+
+            def step():
+                state.x += state.residual / d
+                state.recompute(system)
+                state.iteration += 1
+                return after_step(system, state)
+
+            iterate(system, state, lambda: repeat(system, state, step))
+            return solution_of(state, self.name)
+
+    M = 4.0 * torch.eye(N, dtype=DOUBLE) + 0.1 * symmetric_matrix(DEFINITE)
+    solution = solve(M, normal(N, 2, seed=18), Jacobi())
+    assert (solution.method, solution.converged) == ("jacobi", True)
 
 
 def test_the_status_of_a_block_is_the_least_favourable():

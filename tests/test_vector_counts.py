@@ -18,7 +18,7 @@ from hesse.estimators import (
     spectral_density,
     trace,
 )
-from hesse.krylov import svds
+from hesse.krylov import Lanczos, svds
 from hesse.krylov.preconditioners import jacobi, nystrom, pivoted_cholesky
 from hesse.operators import diagonal_operator, function_operator
 from hesse.testing import PeakMemory
@@ -73,8 +73,14 @@ CASES = {
     "density polynomial 8": (lambda: density(POLYNOMIAL, 8, 16), 6 * 8),
     "function": (lambda: matrix_function("sqrt", SHIFTED, B, basis_size=20), 20 + 5 + 2 - 2),
     "functions": (lambda: matrix_function("sqrt", SHIFTED, C, basis_size=20), 3 * 25 + 2 * 3),
-    "svds 2": (lambda: svds(SEPARATED, 2, basis_size=20, generator=seeded()), 20 + 1 + 2 + 4),
-    "svds 8": (lambda: svds(SEPARATED, 8, basis_size=30, generator=seeded()), 6 * 8 + 1),
+    "svds 2": (
+        lambda: svds(SEPARATED, 2, method=Lanczos(basis_size=20), generator=seeded()),
+        20 + 1 + 2 + 4,
+    ),
+    "svds 8": (
+        lambda: svds(SEPARATED, 8, method=Lanczos(basis_size=30), generator=seeded()),
+        6 * 8 + 1,
+    ),
     "nystrom": (lambda: nystrom(A, rank=10, generator=seeded()), 5 * 10),
     "jacobi": (lambda: jacobi(UNKNOWN, probes=10, generator=seeded()), 3 * 10),
     "pivoted cholesky": (lambda: pivoted_cholesky(A, rank=10), 2 * 10 + 2),

@@ -21,7 +21,18 @@ from hesse.estimators import (
     spectral_density,
     trace,
 )
-from hesse.krylov import cg, eigsh, inverse_operator, solve, svds
+from hesse.krylov import (
+    CG,
+    GMRES,
+    LOBPCG,
+    LSMR,
+    Lanczos,
+    MultiShiftCG,
+    eigsh,
+    inverse_operator,
+    solve,
+    svds,
+)
 from hesse.krylov.preconditioners import (
     Pairs,
     block_jacobi,
@@ -46,6 +57,7 @@ NOT_COUNTS = [*NOT_NUMBERS, 1.5, 2.0, 0, -1]
 NEGATIVE = [*NOT_NUMBERS, -1.0, -math.inf]
 NOT_POSITIVE = [*NEGATIVE, 0.0]
 NOT_NAMES = ["nonsense", 3, None, True, b"cg", ["cg"], torch.ones(2), np.ones(2)]
+NOT_SOLVERS = [*NOT_NAMES, CG, KernelPolynomial(), object()]
 NOT_METHODS = [*NOT_NAMES, LanczosDensity, XTrace, XDiag, object()]
 NOT_FUNCTIONS = ["f", 3, 1.5, [print], torch.ones(2)]
 NOT_GENERATORS = [0, "seed", torch.ones(2), np.random.default_rng(0), [None]]
@@ -94,13 +106,7 @@ EIGEN = {
     "k": [*NOT_COUNTS, N + 1],
     "rtol": NEGATIVE,
     "v0": NOT_VECTORS,
-    "block_size": [*NOT_COUNTS, N + 1],
     "generator": NOT_GENERATORS,
-}
-LANCZOS = {
-    "basis_size": [*NOT_COUNTS, 2],
-    "basis_dtype": ["float32", torch.int32, torch.complex64, 3],
-    "basis_device": ["nonsense", "cuda:99", "meta", -1, 1.5],
     "memory_budget": NOT_BUDGETS,
 }
 
@@ -112,23 +118,27 @@ SYSTEM = {
     "rtol": [*NEGATIVE, None],
     "atol": [*NEGATIVE, None],
     "max_iterations": [*NOT_NUMBERS, 1.5, 2.0, -1],
-    "replace_every": NOT_COUNTS,
-    "radius": [*NOT_POSITIVE, None],
-    "stop": NOT_FUNCTIONS,
-    "keep": NOT_FUNCTIONS,
 }
+
+
+def of_two_pairs(method):
+    return eigsh(HIDDEN, 2, method=method)
+
 
 # (function, its other arguments, wrong values by argument)
 CASES = {
     "solve": (solve, {"A": HIDDEN, "b": b}, {
-        **SYSTEM, **SAVED, "A": NOT_OPERATORS, "method": NOT_NAMES, "damping": [*NEGATIVE, None],
+        **SYSTEM, **SAVED, "A": NOT_OPERATORS, "method": NOT_SOLVERS,
+    }),
+    "CG": (CG, {}, {
+        "replace_every": NOT_COUNTS, "radius": [*NOT_POSITIVE, None], "stop": NOT_FUNCTIONS,
+        "keep": NOT_FUNCTIONS, "verify": [None, 1, torch.ones(2)],
+    }),
+    "MultiShiftCG": (MultiShiftCG, {}, {
         "shifts": [1.0, "12", [], [None], [math.nan], [math.inf], torch.ones(2, 2), [1j], {}],
-        "restart": [*NOT_COUNTS, None],
     }),
-    "cg": (cg, {"A": HIDDEN, "b": b}, {
-        **{name: values for name, values in SYSTEM.items() if "max_" not in name},
-        "A": NOT_OPERATORS, "verify": [None, 1, torch.ones(2)],
-    }),
+    "LSMR": (LSMR, {}, {"damping": [*NEGATIVE, None, math.inf]}),
+    "GMRES": (GMRES, {}, {"restart": [*NOT_COUNTS, None]}),
     "solve block": (solve, {"A": HIDDEN, "b": torch.ones(N, 2)}, {
         "x0": [torch.ones(N, 3), torch.ones(N), torch.full((N, 2), math.nan), "x0"],
     }),
@@ -136,17 +146,28 @@ CASES = {
         "generator": NOT_GENERATORS,
     }),
     "eigsh": (eigsh, {"A": HIDDEN, "k": 2}, {
-        **EIGEN, **LANCZOS, **SAVED, "A": [*NOT_OPERATORS, torch.ones(N, 3)], "which": NOT_NAMES,
-        "method": NOT_NAMES, "search_missed": [None, 1, "no", torch.ones(2)],
+        **EIGEN, **SAVED, "A": [*NOT_OPERATORS, torch.ones(N, 3)], "which": NOT_NAMES,
+        "method": [*NOT_SOLVERS, Lanczos],
+    }),
+    "Lanczos": (Lanczos, {}, {
+        "block_size": NOT_COUNTS, "basis_size": NOT_COUNTS,
+        "basis_dtype": ["float32", torch.int32, torch.complex64, 3],
+        "basis_device": ["nonsense", "cuda:99", "meta", -1, 1.5],
+        "search_missed": [None, 1, "no", torch.ones(2)],
+    }),
+    "LOBPCG": (LOBPCG, {}, {"block_size": NOT_COUNTS}),
+    "options for k pairs": (of_two_pairs, {}, {
+        "method": [
+            Lanczos(block_size=N + 1), Lanczos(basis_size=2), LOBPCG(block_size=N + 1),
+            *(LOBPCG(preconditioner=M) for M in SYSTEM["preconditioner"]),
+        ],
     }),
     "lobpcg": (eigsh, {"A": HIDDEN, "k": 2, "which": "SA", "method": "lobpcg"}, {
         **EIGEN, "which": ["LM", "BE", 3], "B": [3, "B", torch.ones(3, 3), torch.ones(N)],
-        "preconditioner": SYSTEM["preconditioner"], "basis_size": [5], "basis_device": ["cpu"],
-        "basis_dtype": [torch.float32], "memory_budget": ["1GB"], "checkpoint": ["run"],
+        "memory_budget": ["1GB"], "checkpoint": ["run"],
     }),
     "svds": (svds, {"A": HIDDEN, "k": 2}, {
-        **EIGEN, **SAVED, "A": NOT_OPERATORS, "basis_size": NOT_COUNTS,
-        "memory_budget": NOT_BUDGETS,
+        **EIGEN, **SAVED, "A": NOT_OPERATORS, "method": [*NOT_SOLVERS, Lanczos],
     }),
     "trace": (trace, {"A": HIDDEN}, {**SAMPLED, "method": [*NOT_METHODS, XDiag()]}),
     "diagonal": (diagonal, {"A": HIDDEN}, {**SAMPLED, "method": [*NOT_METHODS, XTrace()]}),
@@ -177,7 +198,7 @@ CASES = {
         "generator": NOT_GENERATORS,
     }),
     "inverse_operator": (inverse_operator, {"A": HIDDEN}, {
-        "A": [*NOT_OPERATORS, torch.ones(N, 3)], "method": NOT_NAMES,
+        "A": [*NOT_OPERATORS, torch.ones(N, 3)], "method": NOT_SOLVERS,
         "preconditioner": SYSTEM["preconditioner"],
     }),
     "jacobi": (jacobi, {"A": HIDDEN}, {
@@ -223,10 +244,11 @@ INTEGERS = [3, np.int64(3), np.int32(3), torch.tensor(3), np.array(3)]
 @pytest.mark.parametrize("three", INTEGERS, ids=repr)
 def test_integers_of_other_libraries_are_integers(three):
     assert type(check_count("k", three, 1, "f(k)")) is int
-    assert len(eigsh(HIDDEN, three, block_size=three, basis_size=three + 5).values) == 3
-    assert len(svds(HIDDEN, three, basis_size=three + 5).S) == 3
-    assert solve(HIDDEN, b, max_iterations=three, restart=three).iterations == 3
-    assert solve(HIDDEN, b, max_products=three, replace_every=three).products == 3
+    lanczos = Lanczos(block_size=three, basis_size=three + 5)
+    assert len(eigsh(HIDDEN, three, method=lanczos).values) == 3
+    assert len(svds(HIDDEN, three, method=Lanczos(basis_size=three + 5)).S) == 3
+    assert solve(HIDDEN, b, GMRES(restart=three), max_iterations=three).iterations == 3
+    assert solve(HIDDEN, b, CG(replace_every=three), max_products=three).products == 3
     assert sample_normal(HIDDEN, three, basis_size=three).value.shape == (N, 3)
     assert trace(HIDDEN, block_size=three, max_products=three).products == 3
     density = spectral_density(
@@ -241,11 +263,11 @@ def test_the_message_says_what_to_give():
     with pytest.raises(ArgumentError, match=r"k to be an integer, k >= 1\n  got:      2.0"):
         eigsh(HIDDEN, 2.0)
     with pytest.raises(ArgumentError, match="Give a list"):
-        solve(HIDDEN, b, shifts=1.0)
+        solve(HIDDEN, b, MultiShiftCG(1.0))
     with pytest.raises(ArgumentError, match=r"a number, rtol >= 0\n  got:      '1e-3'"):
         solve(HIDDEN, b, rtol="1e-3")
     with pytest.raises(ArgumentError, match="replace_every to be an integer"):
-        solve(HIDDEN, b, "cg", replace_every=0)
+        solve(HIDDEN, b, CG(replace_every=0))
 
 
 @pytest.mark.parametrize("estimate", [trace, diagonal, norm, logdet, count_eigenvalues])

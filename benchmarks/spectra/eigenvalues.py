@@ -61,7 +61,8 @@ def job(problem: Problem, exact: Exact) -> Job:
 def _hesse(problem: Problem, seed: int, search: bool) -> Answer:
     H = hesse.hessian_operator(problem.f, problem.params)
     generator = torch.Generator().manual_seed(seed)
-    pairs = hesse.eigsh(H, K, rtol=RTOL, search_missed=search, generator=generator)
+    method = hesse.Lanczos(search_missed=search)
+    pairs = hesse.eigsh(H, K, method=method, rtol=RTOL, generator=generator)
     return Answer(pairs.values, pairs.products)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Expand `::: hesse.krylov` on a page into the public names of hesse.krylov, one entry each.
 
-A function and the file it lives in often share a name (`hesse.krylov.cg`): the running package
+A function and the file it lives in often share a name (`hesse.krylov.eigsh`): the running package
 means the function, a static reader of the files the file. So the names are taken from the running
 package, and each is shown from where it is defined, under the shortest name that imports it.
 

@@ -111,9 +111,20 @@ class Run:
         self.status = Status.INTERRUPTED
         return True
 
+    @property
+    def is_unlimited(self) -> bool:
+        """Whether neither a limit nor a callback nor a checkpoint was given."""
+        unlimited = self.max_products == math.inf and self.max_seconds == math.inf
+        return unlimited and self._callback is None and self.checkpoint is None
+
     def left(self, taken: int = 0) -> float:
         """How many products remain after `taken` in this stage of the computation."""
         return self.max_products - self.before - taken
+
+    def set_default_limit(self, products: int) -> None:
+        """Limit the number of products, if the caller did not."""
+        if self.max_products == math.inf:
+            self.max_products = products
 
     def require(self, count: int, *what: str) -> None:
         """Raise unless `count` products remain; `what`, the last argument, says for what."""

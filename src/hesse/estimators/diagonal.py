@@ -14,10 +14,10 @@ from hesse.estimators.deflated_diagonal import AutoDiagonal
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.hutchinson import Hutchinson
-from hesse.estimators.methods import find_method
 from hesse.estimators.tolerance import Tolerance
 from hesse.estimators.vector_budget import Budget
 from hesse.estimators.xdiag import XDiag
+from hesse.methods import find_method
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run

@@ -17,7 +17,7 @@ from torch import Tensor
 from hesse.errors import Status
 from hesse.estimators.lockstep import has_ended
 from hesse.estimators.ritz_function import RitzFunction
-from hesse.krylov.lanczos import Lanczos
+from hesse.krylov.lanczos_process import LanczosProcess
 from hesse.progress import Run
 
 FIRST_CHECK, _GROWTH = 4, 1.1  # after 4, 8, 12, ... steps, later at intervals of a tenth
@@ -50,7 +50,7 @@ class FunctionColumn:
     def __init__(
         self,
         f: RitzFunction,
-        lanczos: Lanczos,
+        lanczos: LanczosProcess,
         length: float,
         rtol: float,
         limits: Run,

@@ -19,7 +19,7 @@ from hesse.estimators.vector_budget import (
     raise_too_small,
     vectors_in,
 )
-from hesse.krylov.lanczos import Lanczos
+from hesse.krylov.lanczos_process import LanczosProcess
 from hesse.operators.algebra import LinearOperator
 from hesse.progress import Callback, Run
 from hesse.vectors.rows import empty_rows
@@ -113,7 +113,7 @@ class FunctionColumns:
         return [column.limits.status for column in columns]
 
     def _begin(self, b: Tensor) -> FunctionColumn:
-        lanczos = Lanczos(self.A, self.steps, b, self.options.generator)
+        lanczos = LanczosProcess(self.A, self.steps, b, self.options.generator)
         length = self.A.domain.norm(b)
         return FunctionColumn(self.f, lanczos, length, self.rtol, self.options.limits())
 

@@ -20,19 +20,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hesse.boundary import public
 from hesse.errors import OperatorError, Status, check_count
 from hesse.estimators.density import SpectralDensity, mean_and_error
 from hesse.estimators.density_run import DensityCriterion, DensitySampler
 from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.probes import products
 from hesse.estimators.quadrature import Quadratures, vectors_held
+from hesse.methods import Hyperparameters
 
 _BOUND_STEPS = 20
 
 
-@dataclass(frozen=True)
-class KernelPolynomial:
+@dataclass(frozen=True, repr=False)
+class KernelPolynomial(Hyperparameters):
     """The kernel polynomial method: a method of `spectral_density`, smooth everywhere.
 
     Args:
@@ -56,9 +56,8 @@ class KernelPolynomial:
     degree: int = 128
     name: ClassVar[str] = "kernel-polynomial"
 
-    @public("hesse.KernelPolynomial(degree)")
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "degree", check_count("degree", self.degree, 1))
+    def _check(self) -> None:
+        self._set(degree=check_count("degree", self.degree, 1))
 
     @property
     def products_per_probe(self) -> int:

@@ -11,16 +11,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hesse.boundary import public
 from hesse.errors import Status, check_count, check_positive
 from hesse.estimators.density import SpectralDensity, mean_and_error
 from hesse.estimators.density_run import DensityCriterion, DensitySampler
 from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.quadrature import Quadratures, vectors_held
+from hesse.methods import Hyperparameters
 
 
-@dataclass(frozen=True)
-class LanczosDensity:
+@dataclass(frozen=True, repr=False)
+class LanczosDensity(Hyperparameters):
     r"""Stochastic Lanczos quadrature, a method of `spectral_density` that resolves outliers.
 
     $$ \phi_\sigma(t) \approx \frac1m \sum_{j=1}^m \sum_k w_{jk}\, g_\sigma(t - \theta_{jk}) $$
@@ -50,11 +50,10 @@ class LanczosDensity:
     bandwidth: float | None = None
     name: ClassVar[str] = "lanczos"
 
-    @public("hesse.LanczosDensity(steps, bandwidth)")
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", check_count("steps", self.steps, 1))
+    def _check(self) -> None:
+        self._set(steps=check_count("steps", self.steps, 1))
         if self.bandwidth is not None:
-            check_positive("", bandwidth=self.bandwidth)
+            check_positive(bandwidth=self.bandwidth)
 
     @property
     def products_per_probe(self) -> int:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hesse.estimators.probes import products
-from hesse.krylov.lanczos import Lanczos
+from hesse.krylov.lanczos_process import LanczosProcess
 from hesse.krylov.recurrence import Recurrence
 from hesse.operators.algebra import LinearOperator
 from hesse.vectors.rows import stacked, transposed
 
-Process = Lanczos | Recurrence
+Process = LanczosProcess | Recurrence
 
 
 def step_together(A: LinearOperator, processes: Sequence[Process], block_size: int) -> None:

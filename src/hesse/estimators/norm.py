@@ -19,6 +19,7 @@ from hesse.estimators.probes import products, signs
 from hesse.estimators.tolerance import Tolerance
 from hesse.estimators.vector_budget import Budget
 from hesse.krylov.eigsh import eigsh
+from hesse.krylov.lanczos import Lanczos
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
@@ -152,7 +153,7 @@ def _spectral_norm(A: LinearOperator, max_products: int, **options: Any) -> Esti
         A.T @ A if squared else A,
         1,
         "LA" if squared else "LM",
-        search_missed=False,
+        method=Lanczos(search_missed=False),
         max_products=check_count("max_products", max_products, 2 * each) // each,
         **options,
     )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hesse.estimators.lockstep import Process, has_ended, step_together
-from hesse.krylov.lanczos import LONG, Lanczos
+from hesse.krylov.lanczos_process import LONG, LanczosProcess
 from hesse.krylov.recurrence import Recurrence
 from hesse.operators.algebra import LinearOperator
 
@@ -36,7 +36,7 @@ class Quadratures:
     def extend(self, depth: int) -> None:
         """Take all processes to this depth."""
         for process in self.processes:
-            if isinstance(process, Lanczos):
+            if isinstance(process, LanczosProcess):
                 process.make_room(depth)
         while alive := [p for p in self.processes if p.size < depth and not has_ended(p)]:
             step_together(self.A, alive, self.block_size)
@@ -65,7 +65,7 @@ def _process(A: LinearOperator, start: Tensor) -> Process:
     if A.domain.n >= LONG:
         return Recurrence(A, start)
     unused = torch.Generator()  # for directions beyond an invariant subspace
-    return Lanczos(A, 1, start, unused)
+    return LanczosProcess(A, 1, start, unused)
 
 
 def gauss(alpha: list[float], beta: list[float]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hesse.errors import FunctionError, OperatorError, check_choice
-from hesse.krylov.lanczos import Lanczos, unit_roundoff
+from hesse.krylov.lanczos_process import LanczosProcess
+from hesse.krylov.rounding import unit_roundoff
 
 Name = Literal["sqrt", "inverse-sqrt", "inverse", "exp", "log", "sign"]
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -32,7 +33,7 @@ class RitzFunction:
             check_choice("fun", fun, get_args(Name))
         self.fun = fun
 
-    def first_column(self, lanczos: Lanczos) -> Tensor:
+    def first_column(self, lanczos: LanczosProcess) -> Tensor:
         """f(T) e_1."""
         values, coordinates, _ = lanczos.ritz()
         rounding = 10 * unit_roundoff(lanczos.A) * float(values.abs().max())

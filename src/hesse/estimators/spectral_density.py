@@ -17,8 +17,8 @@ from hesse.estimators.density_run import DensityCriterion
 from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.kernel_polynomial import KernelPolynomial
 from hesse.estimators.lanczos_density import LanczosDensity
-from hesse.estimators.methods import find_method
 from hesse.estimators.vector_budget import Budget
+from hesse.methods import find_method
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run

@@ -13,11 +13,11 @@ from hesse.estimators.estimate import Estimate
 from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.hutchinson import Hutchinson
 from hesse.estimators.hutchpp import AutoTrace, HutchPP
-from hesse.estimators.methods import find_method
 from hesse.estimators.tolerance import Tolerance
 from hesse.estimators.vector_budget import Budget
 from hesse.estimators.xnystrace import XNysTrace
 from hesse.estimators.xtrace import XTrace
+from hesse.methods import find_method
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The basis of a Krylov method: rows that may live elsewhere, or in lower precision, than vectors.
+"""The basis of a Krylov method: rows, perhaps on another device or in lower precision than vectors.
 
-Everything a method does with its basis is here: inner products with it, the removal of components,
-its rotation. The basis is nearly all the memory that a method takes, so nothing here makes a
-second one: the rotation runs over chunks of columns, in place.
+All operations of a method on its basis are here: inner products with it, the removal of components,
+its rotation. The basis is nearly all the memory that a method takes, so nothing here copies it: the
+rotation runs over chunks of columns, in place.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hesse.krylov.rounding import unit_roundoff
 from hesse.operators.algebra import LinearOperator
 from hesse.vectors.rows import empty_rows, pieces, transform
 
@@ -37,13 +38,13 @@ class Basis:
         self.A = A
         dtype = A.dtype if dtype is None else dtype
         device = A.device if device is None else torch.device(device)
-        self.rows = empty_rows(size, A.shape[1], dtype=dtype, device=device)
+        self.rows = empty_rows(size, A.domain.size, dtype=dtype, device=device)
         self.is_exact = dtype == A.dtype and device == A.device
 
     @property
     def eps(self) -> float:
-        """To what precision the rows are held."""
-        return max(torch.finfo(self.rows.dtype).eps, torch.finfo(self.A.dtype).eps)
+        """The unit roundoff of the rows, which is not below that of the vectors."""
+        return max(torch.finfo(self.rows.dtype).eps, unit_roundoff(self.A))
 
     def __getitem__(self, i: int) -> Tensor:
         """Row i as a vector."""
@@ -80,7 +81,7 @@ class Basis:
     def combine(self, coordinates: Tensor) -> Tensor:
         """The vectors with these coordinates (columns), as rows: shape (k, n)."""
         count, k = coordinates.shape
-        result = empty_rows(k, self.A.shape[1], dtype=self.A.dtype, device=self.A.device)
+        result = empty_rows(k, self.A.domain.size, dtype=self.A.dtype, device=self.A.device)
         if self.is_exact:
             return torch.mm(coordinates.T.to(self.rows), self.rows[:count], out=result)
         S = coordinates.T.to(result)
@@ -97,13 +98,14 @@ class Basis:
 
 
 def orthonormalise(A: LinearOperator, rows: Tensor, rank: Tensor | None = None) -> None:
-    """Make rows, which nearly are, orthonormal to rounding, in place.
+    """Make rows, which are nearly orthonormal, orthonormal to rounding, in place.
 
-    A row changes by what it has along those before it, or before it in `rank`, the best first.
+    From each row its components along those before it are removed; `rank` is their order, the best
+    first.
     """
     rank = torch.arange(len(rows)) if rank is None else rank
     G = A.domain.gram(rows, rows)
-    if float((G - torch.eye(len(G), dtype=G.dtype)).abs().max()) <= 8 * torch.finfo(A.dtype).eps:
+    if float((G - torch.eye(len(G), dtype=G.dtype)).abs().max()) <= 8 * unit_roundoff(A):
         return
     ranked = torch.linalg.inv(torch.linalg.cholesky(G[rank][:, rank]))
     place = rank.argsort()

@@ -32,24 +32,19 @@ class BlockState(SolverState):
         """Replace the residuals of the recurrence by B - A X. k products."""
         self.residual = system.b - system.A._matmat(self.x)
         self.products += self.x.shape[1]
-        self.measure()
+        self.measure(system)
 
     def begin(self, system: System) -> None:
         """The tolerance max(rtol |b_j|, atol) of every column, and the first norms."""
-        self.b_norms = column_norms(system.b)
+        self.b_norms = system.A.codomain.column_norms(system.b)
         self.tolerances = (system.rtol * self.b_norms).clamp(min=system.atol)
-        if bool(self.x.any()):
+        if system.A.domain.any(self.x):
             self.recompute(system)
         else:
-            self.measure()
+            self.measure(system)
         self.history.append(self.residual_norm)
 
-    def measure(self) -> None:
-        """The norms of the residual."""
-        self.residual_norms = column_norms(self.residual)
+    def measure(self, system: System) -> None:
+        """Set the residual norms to those of the residual."""
+        self.residual_norms = system.A.codomain.column_norms(self.residual)
         self.residual_norm = float(self.residual_norms.max())
-
-
-def column_norms(block: Tensor) -> Tensor:
-    """The norm of every column, accumulated in float64: shape (k,), on the CPU."""
-    return torch.linalg.vector_norm(block, dim=0, dtype=torch.float64).cpu()

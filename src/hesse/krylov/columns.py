@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A block of right-hand sides, one column after the other, by a method that takes one at a time."""
+"""Blocks of right-hand sides for methods that take one at a time: column by column."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ import torch
 from hesse.errors import Status
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import System
-from hesse.vectors.inner_products import norm
 
 _BREAK_OFF = {Status.INTERRUPTED, Status.STOPPED, Status.MAX_PRODUCTS, Status.MAX_SECONDS}
 
 
-def by_columns(solve_column: Callable[[System], Solution], system: System) -> Solution:
-    """The solutions for all columns of b, shape (m, k), as one; one that breaks off ends all."""
+def solve_columns(solve_one: Callable[[System], Solution], system: System) -> Solution:
+    """The solution for a vector b; for a block b, shape (m, k), those for its columns as one.
+
+    If a limit, the callback or Ctrl-C ends a column, the next ones are not begun.
+    """
+    if system.b.ndim == 1:
+        system.run.reserved = 1  # the product that verifies x
+        return solve_one(system)
     solutions: list[Solution] = []
     run, earlier = system.run, system.run.before
     for j in range(system.b.shape[1]):
         if run.left() < 1:
             run.status = Status.MAX_PRODUCTS
             break
-        solutions.append(solve_column(system.column(j)))
+        solutions.append(solve_columns(solve_one, system.column(j)))
         run.before += solutions[-1].products
         if solutions[-1].status in _BREAK_OFF:
             break
@@ -37,7 +42,7 @@ def _joined(solutions: list[Solution], system: System) -> Solution:
     x0, unknown = system.x0, system.x0 is not None
     starts = [torch.zeros_like(solutions[0].x) if x0 is None else x0[:, j] for j in missing]
     norms = [s.residual_norm for s in solutions]
-    norms += [math.nan if unknown else norm(system.b[:, j]) for j in missing]
+    norms += [math.nan if unknown else system.A.codomain.norm(system.b[:, j]) for j in missing]
     worst = max(solutions, key=lambda s: (not s.converged, s.status is not Status.CONVERGED))
     return Solution(
         x=torch.stack([*(s.x for s in solutions), *starts], dim=1),

@@ -1,42 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact inverses where the structure of an operator has one, and nothing said without looking.
+"""Exact inverses of operators whose structure has one.
 
-The solution is put to the test like that of an iteration: its residual is recomputed, and refined
-with the same inverse while that helps (Wilkinson's iterative refinement).
+The residual of the solution is recomputed, as after an iteration, and refined with the same inverse
+while that helps (Wilkinson's iterative refinement).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from hesse.errors import OperatorError, Status
+from hesse.krylov.method import Method
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import SolverState, System, iterate, solution_of
-from hesse.operators.algebra import LinearOperator
-from hesse.vectors.inner_products import norm
 
 
-def direct(system: System, inverse: LinearOperator | None) -> Solution:
-    """x = A^-1 b, refined until the recomputed residual stops falling.
+@dataclass(frozen=True, repr=False)
+class Direct(Method):
+    """The exact inverse where the structure of A gives one: dense, diagonal, Kronecker, ...
 
-    Cost: one product for each look at the residual, usually one; three vectors beside the inverse.
+    x = A^-1 b is refined until the recomputed residual stops falling.
+
+    Cost: one product for each recomputed residual, usually one; three vectors beside the inverse.
+
+    Raises:
+        HesseError: A without a cheap inverse, or singular.
+
+    >>> import torch
+    >>> from hesse.krylov import solve
+    >>> solve(torch.tensor([[0.0, 2.0], [1.0, 0.0]]), torch.tensor([2.0, 3.0]), Direct()).x
+    tensor([3., 1.])
     """
-    if inverse is None:
-        raise OperatorError(
-            f"hesse.solve({system.A}, b, method='direct')",
-            expected="an operator whose structure gives its inverse (and that is not singular)",
-            got=f"a {type(system.A).__name__} without one",
-            remedy="Leave out the method; for a small operator pass A.to_dense().",
-        )
-    residual = system.b.clone()
-    state = SolverState(system.A.domain.zeros(), residual, norm(residual), history=[system.b_norm])
 
-    def correct() -> Status:
-        if state.residual_norm == 0.0 or state.iteration >= system.limit:
-            return Status.CONVERGED if state.residual_norm == 0.0 else Status.MAX_ITERATIONS
-        if not system.run.allows(state, 0):
-            return system.run.status
-        state.x = state.x + inverse._matvec(state.residual)
-        state.iteration += 1
-        return Status.CONVERGED if bool(state.x.isfinite().all()) else Status.NOT_FINITE
+    name: ClassVar[str] = "direct"
 
-    iterate(system, state, correct)
-    return solution_of(state, "direct")
+    def _solve(self, system: System) -> Solution:
+        inverse, space = system.A._inverse(), system.A.domain
+        if inverse is None:
+            raise OperatorError(
+                expected="an operator whose structure gives its inverse (and that is not singular)",
+                got=f"a {type(system.A).__name__} without one",
+                remedy="Leave out the method; for a small operator pass A.to_dense().",
+            )
+        size = system.b_norm
+        state = SolverState(space.zeros(), system.b.clone(), size, history=[size])
+
+        def correct() -> Status:
+            if state.residual_norm == 0.0:
+                return Status.CONVERGED
+            if state.iteration >= system.limit:
+                return Status.MAX_ITERATIONS
+            if not system.run.allows(state, 0):
+                return system.run.status
+            state.x = state.x + inverse._matvec(state.residual)
+            state.iteration += 1
+            return Status.CONVERGED if space.all_finite(state.x) else Status.NOT_FINITE
+
+        iterate(system, state, correct)
+        return solution_of(state, self.name)

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from hesse.errors import ShapeError, Status, check_count
-from hesse.krylov.cg import precondition
 from hesse.krylov.gram_schmidt import orthogonalise
+from hesse.krylov.method import Method
+from hesse.krylov.rounding import rounding_level, unit_roundoff
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import SolverState, System, after_step, iterate, repeat, solution_of
-from hesse.vectors.inner_products import norm
 from hesse.vectors.space import unshared
 
 
 @dataclass
-class GmresState(SolverState):
+class GMRESState(SolverState):
     """The iteration after a step; x and `residual` are those at the beginning of the cycle.
 
     V has the basis as rows, `triangle` the columns of Q'H, g is Q' |r| e_1.
@@ -36,19 +37,18 @@ class GmresState(SolverState):
     g: list[float] = field(default_factory=list)
 
 
-def gmres(system: System, restart: int = 30) -> Solution:
-    r"""Solve A x = b for square A by the method of generalised minimal residuals, GMRES(m).
+@dataclass(frozen=True, repr=False)
+class GMRES(Method):
+    r"""The method of generalised minimal residuals with restarts, GMRES(m), for square A.
 
     $$ A M V_k = V_{k+1} H_k, \qquad x_k = x_0 + M V_k y_k, \qquad
        y_k = \arg\min_y \lVert \lVert r_0 \rVert e_1 - H_k y \rVert $$
 
-    Args:
-        system: what to solve; M need not be symmetric.
-        restart: m, the dimension of the space after which a new one is begun.
+    M need not be symmetric. STAGNATED when a whole cycle gains nothing, or when the space is
+    complete and holds no solution: then A is singular to rounding.
 
-    Returns:
-        Solution. STAGNATED when a whole cycle gains nothing, or when the space is complete and
-        holds no solution: then A is singular, or so to rounding.
+    Args:
+        restart: m, the dimension of the space after which a new one is begun.
 
     Cost: one product an iteration; one more at every restart, for a nonzero x0 and to verify. None
         if b = 0. Vectors: m + 1 for the basis, x, r, and two more.
@@ -59,29 +59,38 @@ def gmres(system: System, restart: int = 30) -> Solution:
     References:
         Saad & Schultz 1986, doi:10.1137/0907058.
 
-    >>> from hesse.operators import dense_operator
-    >>> A = dense_operator(torch.tensor([[1.0, 1.0], [0.0, 2.0]]))
-    >>> solution = gmres(System(A, torch.tensor([3.0, 2.0])))
+    >>> from hesse.krylov import solve
+    >>> A = torch.tensor([[1.0, 1.0], [0.0, 2.0]])
+    >>> solution = solve(A, torch.tensor([3.0, 2.0]), GMRES(restart=2))
     >>> solution.x, solution.iterations, solution.products
     (tensor([2.0000, 1.0000]), 2, 3)
     """
-    m = min(_checked(system, restart), system.A.shape[1])
-    state = system.start(GmresState)
-    iterate(system, state, lambda: _descend(system, state, m))
-    if state.status is Status.INTERRUPTED:
-        _end_cycle(system, state)
-    return solution_of(state, "gmres")
+
+    name: ClassVar[str] = "gmres"
+    restart: int = 30
+
+    def _check(self) -> None:
+        self._set(restart=check_count("restart", self.restart, 1))
+
+    def _solve(self, system: System) -> Solution:
+        _check_square(system)
+        m = min(self.restart, system.A.domain.n)
+        state = system.start(GMRESState)
+        iterate(system, state, lambda: _descend(system, state, m))
+        if state.status is Status.INTERRUPTED:
+            _end_cycle(system, state)
+        return solution_of(state, self.name)
 
 
-def _descend(system: System, state: GmresState, m: int) -> Status:
+def _descend(system: System, state: GMRESState, m: int) -> Status:
     """Steps until a rule ends them."""
     status = repeat(system, state, lambda: _step(system, state, m))
     _end_cycle(system, state)
     return status
 
 
-def _step(system: System, state: GmresState, m: int) -> Status:
-    """One step; UNFINISHED to go on."""
+def _step(system: System, state: GMRESState, m: int) -> Status:
+    """One step; UNFINISHED to continue."""
     if len(state.triangle) == m:
         if not system.run.allows(state, 2):  # the residual of the restart, and the step
             return system.run.status
@@ -90,16 +99,16 @@ def _step(system: System, state: GmresState, m: int) -> Status:
             return status
     if not state.g:
         _begin_cycle(state, m)
-    V, k = state.V, len(state.triangle)
+    V, k, space = state.V, len(state.triangle), system.A.domain
     assert V is not None
-    v = precondition(system.preconditioner, V[k])
+    v = system.precondition(V[k])
     w = unshared(system.A._matvec(v), v)
     state.products += 1
-    size = norm(w)
+    size = space.norm(w)
     if not math.isfinite(size):
         return Status.NOT_FINITE
-    h = orthogonalise(system.A.domain, [V[: k + 1]], w)
-    rest, smallest = norm(w), 10 * torch.finfo(w.dtype).eps * size
+    h = orthogonalise(space, [V[: k + 1]], w)
+    rest, smallest = space.norm(w), rounding_level(unit_roundoff(space), size)
     if rest <= smallest:
         rest = 0.0  # the space is complete
     if not _rotate(state, [*h.tolist(), rest], smallest):
@@ -110,7 +119,7 @@ def _step(system: System, state: GmresState, m: int) -> Status:
     return after_step(system, state)
 
 
-def _begin_cycle(state: GmresState, m: int) -> None:
+def _begin_cycle(state: GMRESState, m: int) -> None:
     r = state.residual
     if state.V is None:
         state.V = r.new_zeros(m + 1, r.numel())
@@ -118,8 +127,8 @@ def _begin_cycle(state: GmresState, m: int) -> None:
     state.g = [state.residual_norm]
 
 
-def _rotate(state: GmresState, h: list[float], smallest: float) -> bool:
-    """Make a column of H one of the triangle; False, changing nothing, if that is singular."""
+def _rotate(state: GMRESState, h: list[float], smallest: float) -> bool:
+    """Append a column of H to the triangle; False, changing nothing, if that is singular."""
     for i, (c, s) in enumerate(state.rotations):
         h[i], h[i + 1] = c * h[i] + s * h[i + 1], c * h[i + 1] - s * h[i]
     above, a, b = h[:-2], h[-2], h[-1]
@@ -134,22 +143,23 @@ def _rotate(state: GmresState, h: list[float], smallest: float) -> bool:
     return True
 
 
-def _restart(system: System, state: GmresState) -> Status:
+def _restart(system: System, state: GMRESState) -> Status:
     """A new cycle from the recomputed residual, if the last one has gained anything."""
-    gain = 1.0 - state.residual_norm / norm(state.residual)
-    if gain <= torch.finfo(state.x.dtype).eps ** 0.5:
+    space = system.A.domain
+    gain = 1.0 - state.residual_norm / space.norm(state.residual)
+    if gain <= unit_roundoff(space) ** 0.5:
         return Status.STAGNATED
     _end_cycle(system, state)
     state.recompute(system)
     return Status.CONVERGED if state.is_solved(system) else Status.UNFINISHED
 
 
-def _end_cycle(system: System, state: GmresState) -> None:
+def _end_cycle(system: System, state: GMRESState) -> None:
     """x + M V y for the y of least residual."""
     if state.triangle:
         assert state.V is not None
         y = _back_substitute(state.triangle, state.g).to(state.x)
-        state.x += precondition(system.preconditioner, y @ state.V[: len(y)])
+        state.x += system.precondition(y @ state.V[: len(y)])
     state.triangle, state.rotations, state.g = [], [], []
 
 
@@ -162,13 +172,11 @@ def _back_substitute(triangle: list[list[float]], g: list[float]) -> Tensor:
     return torch.linalg.solve_triangular(R, right[:, None], upper=True)[:, 0]
 
 
-def _checked(system: System, restart: int) -> int:
+def _check_square(system: System) -> None:
     rows, columns = system.A.shape
     if rows != columns:
         raise ShapeError(
-            f"gmres({system.A}, b)",
-            expected="a square operator",
+            expected="a square operator for gmres",
             got=f"shape {system.A.shape}",
             remedy="Use method='lsmr' for least squares.",
         )
-    return check_count("restart", restart, 1, f"gmres({system.A}, b, restart={restart!r})")

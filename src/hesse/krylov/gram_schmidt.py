@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gram-Schmidt, again where much was removed: twice is enough (Parlett 1998, section 6.9)."""
+"""Gram-Schmidt, repeated where much was removed: twice is enough (Parlett 1998, section 6.9)."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,23 +16,41 @@ KEPT = 0.7
 
 
 def orthogonalise(space: Space, basis: list[Tensor], rows: Tensor) -> Tensor:
-    """Take from a row, or rows, what they have in the basis, blocks of rows, in place.
+    """Subtract from a row, or rows, their components along the basis, blocks of rows, in place.
 
-    Returns what was taken: (j,) or (j, k), float64.
+    Returns the components: (j,) or (j, k), float64.
+
+    >>> row = torch.tensor([1.0, 2.0])
+    >>> orthogonalise(Space.flat(2), [torch.tensor([[1.0, 0.0]])], row), row
+    (tensor([1.], dtype=torch.float64), tensor([0., 2.]))
     """
-    first = _remove(space, basis, rows)
-    removed = first.norm(dim=0).reshape(-1).tolist()
-    left = [space.norm(row) for row in rows.view(-1, rows.shape[-1])]
-    if all(r**2 > KEPT**2 * (r**2 + h**2) for r, h in zip(left, removed, strict=True)):
-        return first
-    return first + _remove(space, basis, rows)
+
+    def remove() -> Tensor:
+        inners = [space.inners(block, rows) for block in basis]
+        for block, h in zip(basis, inners, strict=True):
+            if rows.ndim == 1:
+                rows.addmv_(block.T, h, alpha=-1.0)
+            else:
+                rows.addmm_(h.T, block, alpha=-1.0)
+        return torch.cat(inners).to("cpu", torch.float64)
+
+    return twice_if_needed(space, remove, rows)[0]
 
 
-def _remove(space: Space, basis: list[Tensor], rows: Tensor) -> Tensor:
-    inners = [space.inners(block, rows) for block in basis]
-    for block, h in zip(basis, inners, strict=True):
-        if rows.ndim == 1:
-            rows.addmv_(block.T, h, alpha=-1.0)
-        else:
-            rows.addmm_(h.T, block, alpha=-1.0)
-    return torch.cat(inners).to("cpu", torch.float64)
+def twice_if_needed(
+    space: Space, remove: Callable[[], Tensor], rows: Tensor
+) -> tuple[Tensor, list[float]]:
+    """The components that `remove` subtracts from the rows, and the norms that are left.
+
+    `remove` is called again if a row has lost much of its length, most of which is rounding then.
+    """
+    first = remove()
+    along = first.norm(dim=0).reshape(-1).tolist()
+    left = _norms(space, rows)
+    if all(r >= KEPT * math.hypot(h, r) for r, h in zip(left, along, strict=True)):
+        return first, left
+    return first + remove(), _norms(space, rows)
+
+
+def _norms(space: Space, rows: Tensor) -> list[float]:
+    return [space.norm(row) for row in rows.view(-1, rows.shape[-1])]

@@ -7,10 +7,15 @@ import torch
 from torch import Tensor
 
 from hesse.boundary import public
-from hesse.errors import OperatorError, check_choice, check_not_empty
+from hesse.errors import OperatorError, check_not_empty
+from hesse.krylov.auto import Auto
+from hesse.krylov.direct import Direct
+from hesse.krylov.method import Method
 from hesse.krylov.preconditioners import as_preconditioner
-from hesse.krylov.solve import METHODS, Method, solve
+from hesse.krylov.rounding import unit_roundoff
+from hesse.krylov.solve import Name, as_method, solve
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.checks import check_square
 from hesse.operators.dense import aslinearoperator
 
 
@@ -20,14 +25,13 @@ class SolvingOperator(LinearOperator):
     def __init__(
         self,
         A: LinearOperator,
-        method: Method,
+        method: Method | Auto,
         preconditioner: LinearOperator | None,
         rtol: float,
         max_iterations: int | None,
     ) -> None:
         super().__init__(A.domain, symmetric=A.symmetric)
-        self.A, self.preconditioner = A, preconditioner
-        self.method: Method = method
+        self.A, self.method, self.preconditioner = A, method, preconditioner
         self.rtol, self.max_iterations = rtol, max_iterations
         self.products = 0
 
@@ -43,6 +47,9 @@ class SolvingOperator(LinearOperator):
     def _inverse(self) -> LinearOperator:
         return self.A
 
+    def _expression(self) -> str:
+        return f"inverse of {self.A._expression()}"
+
     def _solve(self, A: LinearOperator, b: Tensor) -> Tensor:
         solution = solve(
             A,
@@ -56,24 +63,17 @@ class SolvingOperator(LinearOperator):
         if solution.converged:
             return solution.x
         raise OperatorError(
-            f"hesse.inverse_operator({self.A}) @ v",
-            expected=f"a solution with |v - A x| <= {self.rtol:.1g} |v|",
+            expected=f"a solution of A x = v with |v - A x| <= {self.rtol:.1g} |v|",
             got=f"|v - A x| = {solution.residual_norm:.3g}. {solution.status.value}",
             remedy="Add damping, A + c * I, give a preconditioner, or loosen rtol.",
         )
 
-    def inner(self, u: Tensor, v: Tensor) -> float:
-        return self.A.domain.inner(u, v)
 
-    def inners(self, basis: Tensor, v: Tensor) -> Tensor:
-        return self.A.domain.inners(basis, v)
-
-
-@public("hesse.inverse_operator({A})")
+@public("hesse.inverse_operator({A}, method={method})")
 def inverse_operator(
     A: LinearOperator | Tensor,
     *,
-    method: Method = "auto",
+    method: Name | Method | Auto = "auto",
     preconditioner: LinearOperator | Tensor | str | None = None,
     rtol: float | None = None,
     max_iterations: int | None = None,
@@ -82,7 +82,7 @@ def inverse_operator(
     """The inverse of a square operator as an operator.
 
     Where the structure of A gives its inverse (dense, diagonal, block-diagonal, Kronecker, low rank
-    plus diagonal, ...), and nothing is asked of a solver, it is that, exactly. Else every product
+    plus diagonal, ...), and no option of a solver is given, it is that, exactly. Else every product
     solves a system with A, and raises if it does not converge: a product is right or an error.
 
     Args:
@@ -101,14 +101,14 @@ def inverse_operator(
     tensor([1.0000, 0.5000])
     """
     A = aslinearoperator(A)
-    A._check_square("inverse_operator")
-    check_choice("method", method, METHODS, f"hesse.inverse_operator({A})")
-    check_not_empty(f"hesse.inverse_operator({A})", A.shape)
-    asked = (preconditioner, rtol, max_iterations)
-    if method in ("auto", "direct") and all(value is None for value in asked):
+    check_square(A)
+    check_not_empty(A.shape)
+    chosen = as_method(method)
+    options = (preconditioner, rtol, max_iterations)
+    if isinstance(chosen, (Auto, Direct)) and all(value is None for value in options):
         inverse = A._inverse()
         if inverse is not None:
             return inverse
-    M = as_preconditioner(preconditioner, A, generator, f"hesse.inverse_operator({A})")
-    accuracy = 100 * torch.finfo(A.dtype).eps ** (2 / 3) if rtol is None else rtol
-    return SolvingOperator(A, method, M, accuracy, max_iterations)
+    M = as_preconditioner(preconditioner, A, generator)
+    accuracy = 100 * unit_roundoff(A) ** (2 / 3) if rtol is None else rtol
+    return SolvingOperator(A, chosen, M, accuracy, max_iterations)

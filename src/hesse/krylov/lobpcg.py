@@ -9,22 +9,75 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from hesse.errors import OperatorError, Status, check_choice
-from hesse.krylov.eigenpairs import Eigenpairs, Wanted
+from hesse.errors import OperatorError, Status, check_choice, check_count
+from hesse.krylov.eigen_problem import EigenMethod, EigenProblem
+from hesse.krylov.eigenpairs import Eigenpairs, Selection
+from hesse.krylov.preconditioners import as_preconditioner
 from hesse.krylov.trial_space import TrialSpace
 from hesse.operators.algebra import LinearOperator
 from hesse.progress import Run, uninterrupted
 
-# Images A X of vectors that are combined again and again are computed anew so often.
-_RENEW = 20
+# The images A X, which are combined at every step, are recomputed after so many steps.
+_RECOMPUTE = 20
+
+
+@dataclass(frozen=True, repr=False)
+class LOBPCG(EigenMethod):
+    """A block of vectors improved with a preconditioner, for A u = theta B u: "SA" or "LA".
+
+    Args:
+        preconditioner: an approximation of the inverse of A, or its name, as in `hesse.solve`.
+        block_size: vectors that are improved; at least, and by default, about 1.2 k.
+
+    Cost: one product a step for every vector of the block that has not converged, and k at the end;
+        7 vectors for each of the block, 10 with B.
+
+    Raises:
+        HesseError: another end of the spectrum; A or B not symmetric, B not positive definite.
+
+    Reference: Knyazev 2001, doi:10.1137/S1064827500366124; Hetmaniuk & Lehoucq 2006,
+        doi:10.1016/j.jcp.2006.03.007 (the basis).
+
+    >>> from hesse.krylov import eigsh
+    >>> A = torch.diag(torch.arange(1.0, 9.0))
+    >>> eigsh(A, 2, "SA", B=2 * torch.eye(8), method=LOBPCG(preconditioner="jacobi")).values
+    tensor([0.5000, 1.0000], dtype=torch.float64)
+    """
+
+    name: ClassVar[str] = "lobpcg"
+    preconditioner: LinearOperator | Tensor | str | None = None
+    block_size: int | None = None
+
+    def _check(self) -> None:
+        if self.block_size is not None:
+            self._set(block_size=check_count("block_size", self.block_size, 1))
+
+    def find_pairs(self, problem: EigenProblem) -> Eigenpairs:
+        A, k, run = problem.A, problem.k, problem.run
+        self._refuse("lanczos", checkpoint=run.checkpoint, memory_budget=problem.memory_budget)
+        _check_problem(problem)
+        start = problem.start(self.block_size)
+        b = start.shape[1]
+        M = as_preconditioner(self.preconditioner, A, problem.generator, run.left())
+        run.before = built = 0 if M is None else M.products
+        few = _affordable(k, b, A.domain.n, run)
+        # The products at the end, and those of a step that recomputes the images of the block.
+        run.reserved = few + 2 * _block_size(few, b, A.domain.n) - 1
+        iteration = _Iteration(problem, problem.selection(few), start, M)
+        del start  # the iteration has a copy
+        problem.release_given()
+        pairs = iteration.solve(run)
+        status = pairs.status if few == k else Status.MAX_PRODUCTS
+        return Eigenpairs(*pairs[:4], pairs.products + built, status)
 
 
 @dataclass
-class LobpcgState:
+class LOBPCGState:
     """What a callback sees after every step."""
 
     values: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -32,32 +85,29 @@ class LobpcgState:
     products: int = 0
 
 
-class Lobpcg:
-    """The iteration, for the smallest (SA) or largest (LA) eigenvalues; see `hesse.eigsh`.
+class _Iteration:
+    """The iteration for the smallest (SA) or largest (LA) eigenvalues.
 
     Args:
-        A, B: of A u = theta B u; no B for the identity.
+        problem: A u = theta B u; no B for the identity.
+        selection: the pairs that are found, perhaps fewer than those of the problem.
+        start: a block (n, j); a column of zeros is ignored, and missing ones are random.
         M: preconditioner.
-        wanted: which pairs, and how accurate.
-        start: a block (n, j); a column of zeros is none, and missing ones are random.
     """
 
     def __init__(
         self,
-        A: LinearOperator,
-        wanted: Wanted,
+        problem: EigenProblem,
+        selection: Selection,
         start: Tensor,
-        *,
-        B: LinearOperator | None,
         M: LinearOperator | None,
-        generator: torch.Generator | None,
     ) -> None:
-        _check(A, wanted, B)
-        self.wanted, self.M, self.largest = wanted, M, 0.0
-        q = block_size_of(wanted.k, start.shape[1], A.shape[0])
-        self.space = TrialSpace(A, B, q, wanted.eps)
-        given = (v for v in start.T if bool(v.any()))
-        more = (A.domain.gaussian(generator) for _ in range(q))
+        space = problem.A.domain
+        self.selection, self.M, self.largest = selection, M, 0.0
+        q = _block_size(selection.k, start.shape[1], space.n)
+        self.space = TrialSpace(problem.A, problem.B, q, selection.eps)
+        given = (v for v in start.T if space.any(v))
+        more = (space.gaussian(problem.generator) for _ in range(q))
         self.space.put(itertools.islice(itertools.chain(given, more), q))
 
     def solve(self, run: Run) -> Eigenpairs:
@@ -65,17 +115,17 @@ class Lobpcg:
         with run:
             self.space.expand()
             self._project()
-            run.status = self._improve(LobpcgState(), run)
+            run.status = self._improve(LOBPCGState(), run)
         if self.space.x == 0:
             raise KeyboardInterrupt
         return self._result(run.status)
 
-    def _improve(self, state: LobpcgState, run: Run) -> Status:
+    def _improve(self, state: LOBPCGState, run: Run) -> Status:
         """Steps until the wanted pairs have converged."""
         space = self.space
         for step in itertools.count(1):
             values, norms, tolerance = self._residuals()
-            best = self.wanted.among(values)
+            best = self.selection.among(values)
             state.values, state.residuals = values[best], norms[best]
             state.products = space.products
             if bool((norms[best] <= tolerance[best]).all()):
@@ -89,32 +139,32 @@ class Lobpcg:
             if space.size == space.x:
                 return Status.STAGNATED
             self._project()
-            if step % _RENEW == 0:
-                space.renew()
+            if step % _RECOMPUTE == 0:
+                space.recompute_images()
         raise AssertionError
 
     def _project(self) -> None:
         """X becomes the best Ritz vectors."""
         with uninterrupted():
             values, vectors = self.space.projected()
-            self.space.choose(vectors[:, self.wanted.among(values, self.space.q)])
+            self.space.choose(vectors[:, self.selection.among(values, self.space.q)])
 
     def _residuals(self) -> tuple[Tensor, Tensor, Tensor]:
         """Ritz values of X, the norms of A u - theta B u, and how large they may be."""
         values, norms, lengths = self.space.write_residuals()
         self.largest = max(self.largest, float(values.abs().max()))
-        return values, norms, lengths * self.wanted.tolerance(values, self.largest)
+        return values, norms, lengths * self.selection.tolerance(values, self.largest)
 
     def _result(self, status: Status) -> Eigenpairs:
-        space, k = self.space, min(self.wanted.k, self.space.x)
-        space.narrow(self.wanted.among(torch.arange(space.x)))
-        space.renew()
+        space, k = self.space, min(self.selection.k, self.space.x)
+        space.narrow(self.selection.among(torch.arange(space.x)))
+        space.recompute_images()
         values, norms, tolerance = self._residuals()
         order = values.argsort()
         converged = (norms <= tolerance)[order]
         if status is Status.CONVERGED and not bool(converged.all()):
             status = Status.STAGNATED
-        bounds = norms + 16 * self.wanted.eps * self.largest
+        bounds = norms + 16 * self.selection.eps * self.largest
         return Eigenpairs(
             values[order],
             space.V[:k][order.to(space.V.device)].T,
@@ -125,23 +175,22 @@ class Lobpcg:
         )
 
 
-def block_size_of(k: int, b: int, n: int) -> int:
-    """Vectors that lobpcg improves."""
+def _block_size(k: int, b: int, n: int) -> int:
+    """How many vectors are improved for k pairs."""
     return min(max(b, k + max(1, k // 5)), n)
 
 
-def affordable(k: int, b: int, n: int, run: Run, call: str) -> int:
+def _affordable(k: int, b: int, n: int, run: Run) -> int:
     """For how many pairs there are products: a block at the start, and the pairs at the end."""
-    run.require(block_size_of(1, b, n) + 1, call, "a block and a look at the end take")
-    return next(j for j in range(k, 0, -1) if block_size_of(j, b, n) + j <= run.left())
+    run.require(_block_size(1, b, n) + 1, "a block and the verification at the end take")
+    return next(j for j in range(k, 0, -1) if _block_size(j, b, n) + j <= run.left())
 
 
-def _check(A: LinearOperator, wanted: Wanted, B: LinearOperator | None) -> None:
-    call = f"hesse.eigsh({A}, method='lobpcg')"
-    check_choice("which", wanted.which, ["SA", "LA"], call)
+def _check_problem(problem: EigenProblem) -> None:
+    A, B = problem.A, problem.B
+    check_choice("which", problem.which, ["SA", "LA"])
     if B is not None and (B.shape != A.shape or not B.symmetric):
         raise OperatorError(
-            call,
             expected=f"a symmetric B of shape {A.shape}",
             got=str(B),
             remedy="Give the matrix of the inner product, symmetric positive definite.",

@@ -2,23 +2,24 @@
 """LSMR: least squares with a rectangular operator, by products with A and with A'.
 
 It is MINRES for A'A x = A'b without ever forming A'A: the Golub-Kahan process makes A bidiagonal,
-two rotations a step make that triangular, and |A'r| falls monotonically. Damping is more rows
-below A, so that the method itself knows nothing of it.
+two rotations a step make that triangular, and |A'r| falls monotonically. Damping adds rows below A;
+the iteration itself does not change.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError, Status
+from hesse.errors import ArgumentError, Status, is_number
+from hesse.krylov.method import Method
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import SolverState, System, after_step, iterate, repeat, solution_of
 from hesse.operators.algebra import LinearOperator
-from hesse.vectors.inner_products import norm
 from hesse.vectors.space import Space
 
 
@@ -58,7 +59,7 @@ class ResidualNorm:
 
 
 @dataclass
-class LsmrState(SolverState):
+class LSMRState(SolverState):
     """The iteration after a step. With damping, `residual` is (b - A x, -sqrt(damping) x)."""
 
     u: Tensor | None = None
@@ -72,55 +73,64 @@ class LsmrState(SolverState):
     estimate: ResidualNorm = field(default_factory=ResidualNorm)
 
 
-def lsmr(system: System, damping: float = 0.0) -> Solution:
-    r"""Minimise |b - A x|^2 + damping |x|^2 for any A, of shape (m, n).
+@dataclass(frozen=True, repr=False)
+class LSMR(Method):
+    r"""Least squares for any A, of shape (m, n): minimises |b - A x|^2 + damping |x|^2.
 
     $$ A V_k = U_{k+1} B_k, \qquad x_k = \arg\min_{x \in \mathcal{K}_k(A^T A, A^T b)}
        \lVert A^T (b - A x) - \lambda x \rVert $$
 
-    Of several minimisers it finds the one nearest to x0.
+    Of several minimisers it finds the one nearest to x0. CONVERGED when |b - A x| (with damping,
+    the root of what is minimised) meets the tolerance; LEAST_SQUARES, converged as well, when
+    |A'r - lambda x| <= rtol |A| |r|, with A and r of the damped problem, |A| estimated from below.
+    Both are recomputed. `residual_norm` is |b - A x|.
 
     Args:
-        system: what to solve; b of length m, x0 of length n; no preconditioner.
         damping: lambda >= 0 in lambda |x|^2; it is not squared.
-
-    Returns:
-        Solution. CONVERGED when |b - A x| (with damping, the root of what is minimised) meets the
-        tolerance of the system; LEAST_SQUARES, converged as well, when |A'r - lambda x| <=
-        rtol |A| |r|, with A and r of the damped problem, |A| estimated from below. Both are
-        recomputed. `residual_norm` is |b - A x|.
 
     Cost: two products an iteration, with A and A', and one to begin; one more for a nonzero x0; to
         verify one, or two of a minimiser. None if b = 0. Vectors: x, v, h, h_bar and two more of
         length n; r, u and one more of length m, or m + n (and b as well) with damping.
 
     Raises:
-        ArgumentError: a preconditioner; damping < 0.
-        OperatorError: A without an adjoint.
+        HesseError: a preconditioner; damping < 0; A without an adjoint.
 
     References:
         Fong & Saunders 2011, doi:10.1137/10079687X.
 
-    >>> from hesse.operators import dense_operator
-    >>> A = dense_operator(torch.tensor([[1.0], [1.0]]))
-    >>> solution = lsmr(System(A, torch.tensor([1.0, 3.0])))
+    >>> from hesse.krylov import solve
+    >>> solution = solve(torch.ones(2, 1), torch.tensor([1.0, 3.0]), LSMR(damping=2.0))
     >>> solution.x, solution.status.name, solution.residual_norm
-    (tensor([2.]), 'LEAST_SQUARES', 1.41)
+    (tensor([1.]), 'LEAST_SQUARES', 2.0)
     """
-    _check(system, damping)
-    m = system.A.shape[0]
-    if damping > 0.0:
-        below = system.b.new_zeros(system.A.shape[1])
-        system = replace(system, A=Damped(system.A, damping), b=torch.cat([system.b, below]))
-    state = system.start(LsmrState)
-    iterate(system, state, lambda: _descend(system, state))
-    converged = state.status in (Status.CONVERGED, Status.LEAST_SQUARES)
-    solution = solution_of(state, "lsmr")
-    return replace(solution, converged=converged, residual_norm=norm(state.residual[:m]))
+
+    name: ClassVar[str] = "lsmr"
+    damping: float = 0.0
+
+    def _check(self) -> None:
+        if not (is_number(self.damping) and math.isfinite(self.damping) and self.damping >= 0.0):
+            raise ArgumentError(
+                expected="a finite damping >= 0",
+                got=repr(self.damping),
+                remedy="Leave it out for none.",
+            )
+
+    def _solve(self, system: System) -> Solution:
+        _check_no_preconditioner(system)
+        codomain = system.A.codomain
+        if self.damping > 0.0:
+            below = system.A.domain.zeros()
+            A, b = Damped(system.A, self.damping), torch.cat([system.b, below])
+            system = replace(system, A=A, b=b)
+        state = system.start(LSMRState)
+        iterate(system, state, lambda: _descend(system, state))
+        size = codomain.norm(state.residual[: codomain.size])
+        converged = state.status in (Status.CONVERGED, Status.LEAST_SQUARES)
+        return replace(solution_of(state, self.name), converged=converged, residual_norm=size)
 
 
 class Damped(LinearOperator):
-    """A above sqrt(damping) I: the least squares of A with damping are its, without.
+    """A above sqrt(damping) I: its least squares without damping are those of A with damping.
 
     >>> from hesse.operators import dense_operator
     >>> Damped(dense_operator(torch.ones(1, 2)), 4.0).to_dense()
@@ -130,32 +140,32 @@ class Damped(LinearOperator):
     """
 
     def __init__(self, A: LinearOperator, damping: float) -> None:
-        rows, columns = A.shape
-        super().__init__(A.domain, Space.flat(rows + columns, A.dtype, A.device))
+        size = A.codomain.size + A.domain.size
+        super().__init__(A.domain, Space.flat(size, A.dtype, A.device))
         self.A, self.root = A, math.sqrt(damping)
 
     def _matvec(self, v: Tensor) -> Tensor:
         return torch.cat([self.A._matvec(v), self.root * v])
 
     def _rmatvec(self, u: Tensor) -> Tensor:
-        rows = self.A.shape[0]
+        rows = self.A.codomain.size
         return torch.add(self.A._rmatvec(u[:rows]), u[rows:], alpha=self.root)
 
 
-def _descend(system: System, state: LsmrState) -> Status:
+def _descend(system: System, state: LSMRState) -> Status:
     """Steps until a rule ends them."""
     status = repeat(system, state, lambda: _step(system, state))
     if status is Status.CONVERGED:
-        state.u = None  # should the recomputed residual say otherwise, begin anew from that
+        state.u = None  # if the recomputed residual is too large, restart from that
     return status
 
 
-def _begin(system: System, state: LsmrState) -> float:
-    """The Golub-Kahan process, from the residual in the state; |A'r|."""
+def _begin(system: System, state: LSMRState) -> float:
+    """Start the Golub-Kahan process from the residual in the state; |A'r|."""
     state.u, beta = state.residual / state.residual_norm, state.residual_norm
     w = system.A._rmatvec(state.u)
     state.products += 1
-    alpha = norm(w)
+    alpha = system.A.domain.norm(w)
     state.alpha, state.v = alpha, w / alpha if alpha > 0.0 else w
     state.h, state.h_bar = state.v, None
     state.A_norm = max(state.A_norm, alpha)
@@ -164,15 +174,16 @@ def _begin(system: System, state: LsmrState) -> float:
     return alpha * beta
 
 
-def _step(system: System, state: LsmrState) -> Status:
-    """One step; UNFINISHED to go on."""
+def _step(system: System, state: LSMRState) -> Status:
+    """One step; UNFINISHED to continue."""
     if not system.run.allows(state, 3 if state.u is None else 2):
         return system.run.status
     if state.u is None and _begin(system, state) == 0.0:
         return _verified(system, state)
     assert state.u is not None and state.v is not None
-    u, beta = _unit(torch.sub(system.A._matvec(state.v), state.u, alpha=state.alpha))
-    v, alpha = _unit(torch.sub(system.A._rmatvec(u), state.v, alpha=beta))
+    A = system.A
+    u, beta = _unit(A.codomain, torch.sub(A._matvec(state.v), state.u, alpha=state.alpha))
+    v, alpha = _unit(A.domain, torch.sub(A._rmatvec(u), state.v, alpha=beta))
     state.products += 2
     if not math.isfinite(beta + alpha):
         return Status.NOT_FINITE
@@ -187,14 +198,14 @@ def _step(system: System, state: LsmrState) -> Status:
     return status
 
 
-def _unit(w: Tensor) -> tuple[Tensor, float]:
+def _unit(space: Space, w: Tensor) -> tuple[Tensor, float]:
     """w / |w|, or the zero vector, and |w|."""
-    length = norm(w)
+    length = space.norm(w)
     return (w / length if length > 0.0 else w), length
 
 
-def _move(state: LsmrState, v: Tensor, alpha: float, beta: float) -> None:
-    """The rotations of the new column, and x along the direction that they make."""
+def _move(state: LSMRState, v: Tensor, alpha: float, beta: float) -> None:
+    """Rotate the new column, and move x along the direction that follows from it."""
     last = state.rotations
     rho = math.hypot(last.alpha_bar, beta)
     c, s = last.alpha_bar / rho, beta / rho
@@ -215,19 +226,19 @@ def _move(state: LsmrState, v: Tensor, alpha: float, beta: float) -> None:
     state.rotations = new
 
 
-def _largest(system: System, state: LsmrState) -> float:
+def _largest(system: System, state: LSMRState) -> float:
     """How large the gradient |A'r| of a minimiser may be."""
     return system.rtol * state.A_norm * state.residual_norm
 
 
-def _verified(system: System, state: LsmrState) -> Status:
-    """Whether A'r vanishes when recomputed; if not, the iteration begins anew while that helps."""
+def _verified(system: System, state: LSMRState) -> Status:
+    """Whether A'r vanishes when recomputed; if not, the iteration restarts while that helps."""
     if not system.run.allows(state, 2):
         return system.run.status
     state.recompute(system)
     if state.is_solved(system):
         return Status.CONVERGED
-    gradient = norm(system.A._rmatvec(state.residual))
+    gradient = system.A.domain.norm(system.A._rmatvec(state.residual))
     state.products += 1
     if gradient <= _largest(system, state):
         return Status.LEAST_SQUARES
@@ -237,18 +248,10 @@ def _verified(system: System, state: LsmrState) -> Status:
     return Status.UNFINISHED
 
 
-def _check(system: System, damping: float) -> None:
+def _check_no_preconditioner(system: System) -> None:
     if system.preconditioner is not None:
         raise ArgumentError(
-            f"lsmr({system.A}, b, preconditioner=M)",
-            expected="no preconditioner",
+            expected="no preconditioner for lsmr",
             got=repr(system.preconditioner),
             remedy="Solve with A @ M, whose solution y gives x = M y.",
-        )
-    if not (math.isfinite(damping) and damping >= 0.0):
-        raise ArgumentError(
-            f"lsmr({system.A}, b, damping={damping!r})",
-            expected="a finite damping >= 0",
-            got=repr(damping),
-            remedy="Leave it out for none.",
         )

@@ -2,24 +2,24 @@
 """MINRES: the least residual over the Krylov space, for symmetric systems of any signature.
 
 The Lanczos process makes A tridiagonal, reflections make it triangular, and x follows by a short
-recurrence. What the reflections hold tells the curvature along every residual, and whether the
-system has a solution at all, before the step is taken and without a product.
+recurrence. The entries of the reflections give the curvature along every residual, and show whether
+the system has a solution at all, before the step is taken and without a product.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from hesse.errors import Status
-from hesse.krylov.cg import check_symmetric, positive, precondition
-from hesse.krylov.lanczos import unit_roundoff
+from hesse.krylov.method import Method
+from hesse.krylov.rounding import unit_roundoff
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import SolverState, System, after_step, iterate, repeat, solution_of
-from hesse.vectors.inner_products import norm
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Reflection:
 
 
 @dataclass
-class MinresState(SolverState):
+class MINRESState(SolverState):
     """The iteration after a step: w = beta v, y = M w for the Lanczos vector v to come."""
 
     w: Tensor | None = None
@@ -49,74 +49,73 @@ class MinresState(SolverState):
     reflection: Reflection = field(default_factory=Reflection)
 
 
-def minres(system: System) -> Solution:
-    r"""Solve A x = b for symmetric A, definite or not, by the method of minimum residuals.
+@dataclass(frozen=True, repr=False)
+class MINRES(Method):
+    r"""The method of minimum residuals, for symmetric A, definite or not.
 
     $$ x_k = \arg\min_{x - x_0 \in \mathcal{K}_k(A, r_0)} \lVert b - A x \rVert, \qquad
        r_k = s_k^2 r_{k-1} - \varphi_k c_k v_{k+1}, \qquad
        r_{k-1}^T A r_{k-1} = -\varphi_{k-1}^2 c_{k-1} \bar\gamma_k $$
 
     With a preconditioner M the norm is that of M. A singular system with a solution gives the one
-    nearest to x0. A system without one gives the minimiser of |b - A x| nearest to x0, by taking
-    from x what lies along the residual once |A r| <= rtol |A| |r| (at least sqrt(eps), beyond which
-    rounding hides it), with r and A r recomputed and |A| estimated from below. To that tolerance
-    there is no solution: one that needs eigenvalues below rtol |A| needs a smaller rtol.
+    nearest to x0. A system without one gives the minimiser of |b - A x| nearest to x0, with the
+    status LEAST_SQUARES, not converged: once |A r| <= rtol |A| |r| (at least sqrt(eps), beyond
+    which rounding hides it), recomputed, with |A| estimated from below, the component of x along r
+    is removed. A system that needs eigenvalues below rtol |A| needs a smaller rtol. With a
+    preconditioner, which minimises another norm, the status is STAGNATED.
 
-    Args:
-        system: what to solve; A symmetric, M symmetric positive definite.
-
-    Returns:
-        Solution. `direction` is the first M r with (M r)'A(M r) <= 0 that was met, if there was
-        one: A is not positive definite; the iteration goes on. Status LEAST_SQUARES, not converged,
-        for a system without a solution, recomputed. STAGNATED for one that is preconditioned: that
-        minimises another norm.
+    `direction` is the first M r with (M r)'A(M r) <= 0, if there was one: A is not positive
+    definite. The iteration continues.
 
     Cost: one product an iteration; one more for a nonzero x0, one to verify, and two to verify a
         minimiser. None if b = 0. Vectors: x, r, three w, v, A v, two d; with a preconditioner
         two y; and one for the direction.
 
     Raises:
-        OperatorError: A not tagged symmetric; M not positive definite.
+        HesseError: A not tagged symmetric; M not positive definite.
 
     References:
         Paige & Saunders 1975, doi:10.1137/0712047; Liu & Roosta 2022, doi:10.1137/21M143666X (the
         curvature); Choi, Paige & Saunders 2011, doi:10.1137/100787921, and Liu, Milzarek & Roosta
         2023, arXiv:2309.17096 (the solution of least norm).
 
-    >>> from hesse.operators import diagonal_operator
-    >>> solution = minres(System(diagonal_operator(torch.tensor([1.0, -2.0])), torch.ones(2)))
+    >>> from hesse.krylov import solve
+    >>> solution = solve(torch.diag(torch.tensor([1.0, -2.0])), torch.ones(2), MINRES())
     >>> solution.x, solution.iterations, solution.products
     (tensor([ 1.0000, -0.5000]), 2, 3)
     """
-    check_symmetric(system.A, "minres")
-    state = system.start(MinresState)
-    iterate(system, state, lambda: _descend(system, state))
-    value = -0.5 * (
-        system.A.domain.inner(state.x, system.b) + system.A.domain.inner(state.x, state.residual)
-    )
-    return solution_of(state, "minres", model_value=value)
+
+    name: ClassVar[str] = "minres"
+
+    def _solve(self, system: System) -> Solution:
+        system.check_symmetric()
+        state = system.start(MINRESState)
+        iterate(system, state, lambda: _descend(system, state))
+        pairs = (state.x, system.b), (state.x, state.residual)
+        value = -0.5 * sum(system.A.domain.inner_pairs(*pairs))
+        return solution_of(state, self.name, model_value=value)
 
 
-def _descend(system: System, state: MinresState) -> Status:
+def _descend(system: System, state: MINRESState) -> Status:
     """Steps until a rule ends them."""
     status = repeat(system, state, lambda: _step(system, state))
     if status is Status.CONVERGED:
-        state.w = None  # should the recomputed residual say otherwise, begin anew from that
+        state.w = None  # if the recomputed residual is too large, restart from that
     return status
 
 
-def _begin(system: System, state: MinresState) -> None:
-    """The Lanczos process, from the residual in the state."""
+def _begin(system: System, state: MINRESState) -> None:
+    """Start the Lanczos process from the residual in the state."""
     w = state.residual.clone()
-    y = precondition(system.preconditioner, w)
-    state.beta = state.phi = math.sqrt(positive(system, w, y))
+    y = system.precondition(w)
+    state.beta = state.phi = math.sqrt(system.preconditioned_inner(w, y))
     state.beta_last, state.reflection = 0.0, Reflection()
     state.w, state.y, state.w_last = w, y, None
     state.d, state.d_last = torch.zeros_like(w), torch.zeros_like(w)
 
 
-def _step(system: System, state: MinresState) -> Status:
-    """One step; UNFINISHED to go on."""
+def _step(system: System, state: MINRESState) -> Status:
+    """One step; UNFINISHED to continue."""
     if state.w is None:
         _begin(system, state)
     assert state.y is not None
@@ -134,10 +133,11 @@ def _step(system: System, state: MinresState) -> Status:
     slope = math.hypot(gamma_bar, last.c * beta)  # |A r| / |r|
     state.A_norm = max(state.A_norm, math.hypot(alpha, beta))
     if state.direction is None and -last.c * gamma_bar <= unit_roundoff(system.A) * slope:
-        state.direction = precondition(system.preconditioner, state.residual).clone()
+        state.direction = system.precondition(state.residual).clone()
     if slope <= _level(system) * state.A_norm:
         return _least_squares(system, state)
     _move(state, v, w, alpha, beta, gamma_bar)
+    state.residual_norm = system.A.domain.norm(state.residual)
     state.w, state.w_last, state.y = w, state.w, y
     state.beta, state.beta_last = beta, state.beta
     state.iteration += 1
@@ -145,21 +145,22 @@ def _step(system: System, state: MinresState) -> Status:
 
 
 def _lanczos(
-    system: System, state: MinresState, Av: Tensor, alpha: float
+    system: System, state: MINRESState, Av: Tensor, alpha: float
 ) -> tuple[Tensor, Tensor, float]:
     """The next w = beta v, y = M w and beta."""
     assert state.w is not None
     w = torch.sub(Av, state.w, alpha=alpha / state.beta)
     if state.w_last is not None:
         w.sub_(state.w_last, alpha=state.beta / state.beta_last)
-    y = precondition(system.preconditioner, w)
-    return w, y, math.sqrt(positive(system, w, y)) if bool(w.any()) else 0.0
+    y = system.precondition(w)
+    is_zero = not system.A.domain.any(w)
+    return w, y, 0.0 if is_zero else math.sqrt(system.preconditioned_inner(w, y))
 
 
 def _move(
-    state: MinresState, v: Tensor, w: Tensor, alpha: float, beta: float, gamma_bar: float
+    state: MINRESState, v: Tensor, w: Tensor, alpha: float, beta: float, gamma_bar: float
 ) -> None:
-    """x + c phi d, with the d that takes the column of this step out of the triangular matrix."""
+    """x + c phi d, where d follows from the column that this step adds to the triangular matrix."""
     last = state.reflection
     assert state.d is not None and state.d_last is not None
     delta, gamma = last.c * last.delta_bar + last.s * alpha, math.hypot(gamma_bar, beta)
@@ -168,7 +169,6 @@ def _move(
     d.add_(state.d, alpha=-delta / gamma).add_(v, alpha=1.0 / gamma)
     state.x.add_(d, alpha=c * state.phi)
     state.residual.mul_(s * s).sub_(w, alpha=state.phi * c / gamma)
-    state.residual_norm = norm(state.residual)
     state.d, state.d_last = d, state.d
     state.phi *= s
     state.reflection = Reflection(c, s, -last.c * beta, last.s * beta)
@@ -179,8 +179,8 @@ def _level(system: System) -> float:
     return max(system.rtol, unit_roundoff(system.A) ** 0.5)
 
 
-def _least_squares(system: System, state: MinresState) -> Status:
-    """Whether A r vanishes when recomputed; if not, the iteration begins anew while that helps."""
+def _least_squares(system: System, state: MINRESState) -> Status:
+    """Whether A r vanishes when recomputed; if not, the iteration restarts while that helps."""
     if not system.run.allows(state, 2):
         return system.run.status
     state.recompute(system)
@@ -190,7 +190,10 @@ def _least_squares(system: System, state: MinresState) -> Status:
         return Status.STAGNATED
     Ar = system.A._matvec(state.residual)
     state.products += 1
-    gradient, largest = norm(Ar), _level(system) * state.A_norm * state.residual_norm
+    gradient, largest = (
+        system.A.domain.norm(Ar),
+        _level(system) * state.A_norm * state.residual_norm,
+    )
     _shorten(system, state, Ar)
     if gradient <= largest:
         return Status.LEAST_SQUARES
@@ -200,11 +203,12 @@ def _least_squares(system: System, state: MinresState) -> Status:
     return Status.UNFINISHED
 
 
-def _shorten(system: System, state: MinresState, Ar: Tensor) -> None:
-    """Take from x what lies along r, of which A makes next to nothing."""
-    r = state.residual
+def _shorten(system: System, state: MINRESState, Ar: Tensor) -> None:
+    """Remove from x its component along r, which A maps to nearly zero."""
+    r, space = state.residual, system.A.domain
     moved = state.x if system.x0 is None else state.x - system.x0
-    along = system.A.domain.inner(moved, r) / system.A.domain.inner(r, r)
+    moved_r, rr = space.inner_pairs((moved, r), (r, r))
+    along = moved_r / rr
     state.x.sub_(r, alpha=along)
     state.residual = torch.add(r, Ar, alpha=along)
-    state.residual_norm = norm(state.residual)
+    state.residual_norm = space.norm(state.residual)

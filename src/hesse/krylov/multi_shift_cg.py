@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conjugate gradients for A + s I and several shifts s at the products of one of them.
 
-A shift leaves the Krylov space of b as it is, and the residuals of all systems are multiples
-zeta_i r of the one with the smallest shift, the seed. So x for every shift follows from the
-recurrence of the seed; the factors zeta_i <= 1 fall the faster the larger the shift.
+A shift does not change the Krylov space of b, and the residuals of all systems are multiples
+zeta_i r of that of the smallest shift, the seed. So x for every shift follows from the recurrence
+of the seed; the larger the shift, the faster its factor zeta_i <= 1 falls.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError, Status
 from hesse.krylov.block import BlockState
-from hesse.krylov.cg import check_symmetric
+from hesse.krylov.method import Method
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import System, after_step, is_flat, iterate, repeat, solution_of
 from hesse.operators.algebra import LinearOperator
@@ -45,75 +46,79 @@ class MultiShiftState(BlockState):
         """Replace the residuals of the recurrence by b - (A + s_i I) x_i. One product each."""
         self.residual = system.b[:, None] - system.A._matmat(self.x)
         self.products += self.x.shape[1]
-        self.measure()
+        self.measure(system)
 
 
-def as_shifts(shifts: Sequence[float] | Tensor | None, call: str) -> list[float] | None:
-    """The shifts as numbers; raises unless they are some finite ones, in a list or a tensor."""
-    if shifts is None:
-        return None
-    try:
-        values = [float(s) for s in shifts]
-    except (TypeError, ValueError, RuntimeError):
-        values = []
-    if values and not isinstance(shifts, (str, bytes)) and all(map(math.isfinite, values)):
-        return values
-    raise ArgumentError(
-        call,
-        expected="a list of one or more finite shifts",
-        got=repr(shifts),
-        remedy="Give a list, [s] for a single shift.",
-    )
-
-
-def multi_shift_cg(system: System, shifts: Sequence[float] | Tensor) -> Solution:
-    r"""Solve (A + s_i I) x_i = b for several shifts, with A + min(s) I positive definite.
+@dataclass(frozen=True, repr=False)
+class MultiShiftCG(Method):
+    r"""Conjugate gradients for (A + s_i I) x_i = b and several shifts s_i at the products of one.
 
     $$ r^{(i)} = \zeta^{(i)} r, \qquad \frac{\zeta^{(i)}_{k+1}}{\zeta^{(i)}_k} = \Bigl[ 1 +
        (s_i - s_1) \alpha_k + \frac{\alpha_k \beta_{k-1}}{\alpha_{k-1}}
        \Bigl( 1 - \frac{\zeta^{(i)}_k}{\zeta^{(i)}_{k-1}} \Bigr) \Bigr]^{-1} $$
 
-    A system is left alone once it is solved. One whose recomputed residual is too large after all
-    goes on by itself.
+    A + min(s) I must be positive definite. x has a column for each shift, (n, s), in their order.
+    Converged when every |b - (A + s_i I) x_i| meets the tolerance. A system that is solved takes no
+    further work; one whose recomputed residual is too large is then continued by itself. On
+    p'(A + s I)p <= 0 for the smallest shift the status is NEGATIVE_CURVATURE.
 
     Args:
-        system: what to solve, b of shape (n,); no x0 and no preconditioner, under which the
-            residuals would not be multiples of one another.
-        shifts: s_1, ..., s_s in any order.
-
-    Returns:
-        Solution: x of shape (n, s), in the order of the shifts; converged when every
-        |b - (A + s_i I) x_i| meets the tolerance; `residual_norms` has them all, `residual_norm`
-        the largest. On p'(A + s I)p <= 0 for the smallest shift the status is NEGATIVE_CURVATURE.
+        shifts: s_1, ..., s_s in any order, a list or a tensor.
 
     Cost: one product an iteration, as many as for the smallest shift alone, and s to verify, as one
-        block. None if b = 0. Vectors: 2 s + 3 between steps; 4 s + 1 at
-        the end, to verify.
+        block. None if b = 0. Vectors: 2 s + 3 between steps; 4 s + 1 at the end, to verify.
 
     Raises:
-        HesseError: A not tagged symmetric; an x0, a preconditioner, or no finite shifts.
+        HesseError: A not tagged symmetric; no finite shifts; an x0 or a preconditioner, under which
+            the residuals would not be multiples of one another.
 
     References:
         Jegerlehner 1996, arXiv:hep-lat/9612014; Frommer & Maass 1999,
         doi:10.1137/S1064827596313310.
 
-    >>> from hesse.operators import diagonal_operator
-    >>> system = System(diagonal_operator(torch.tensor([1.0, 3.0])), torch.ones(2))
-    >>> solution = multi_shift_cg(system, [1.0, 0.0])
+    >>> from hesse.krylov import solve
+    >>> A = torch.diag(torch.tensor([1.0, 3.0]))
+    >>> solution = solve(A, torch.ones(2), MultiShiftCG([1.0, 0.0]))
     >>> solution.x, solution.iterations, solution.products
     (tensor([[0.5000, 1.0000],
             [0.2500, 0.3333]]), 2, 4)
     """
-    check_symmetric(system.A, "multi_shift_cg")
-    ascending, order = torch.sort(_checked(system, shifts), stable=True)
-    A = Shifted(system.A, ascending)
-    system = replace(system, A=A)
-    state = _start(system, len(ascending))
-    iterate(system, state, lambda: repeat(system, state, lambda: _step(A, state, system)))
-    back = torch.argsort(order)
-    norms = state.residual_norms[back]
-    solution = solution_of(state, "multi-shift-cg", residual_norms=norms)
-    return replace(solution, x=state.x[:, back.to(state.x.device)])
+
+    name: ClassVar[str] = "multi-shift-cg"
+    shifts: Sequence[float] | Tensor
+
+    def _check(self) -> None:
+        self._set(shifts=_numbers(self.shifts))
+
+    def _solve(self, system: System) -> Solution:
+        system.check_symmetric()
+        _check_start(system)
+        system.run.reserved = len(self.shifts)  # the products that verify x
+        shifts = torch.tensor(self.shifts, dtype=torch.float64)
+        ascending, order = torch.sort(shifts, stable=True)
+        A = Shifted(system.A, ascending)
+        system = replace(system, A=A)
+        state = _start(system, len(ascending))
+        iterate(system, state, lambda: repeat(system, state, lambda: _step(A, state, system)))
+        back = torch.argsort(order)
+        norms = state.residual_norms[back]
+        solution = solution_of(state, self.name, residual_norms=norms)
+        return replace(solution, x=state.x[:, back.to(state.x.device)])
+
+
+def _numbers(shifts: Any) -> tuple[float, ...]:
+    """The shifts as numbers; raises unless they are some finite ones, in a list or a tensor."""
+    try:
+        values = tuple(float(s) for s in shifts)
+    except (TypeError, ValueError, RuntimeError):
+        values = ()
+    if values and not isinstance(shifts, (str, bytes)) and all(map(math.isfinite, values)):
+        return values
+    raise ArgumentError(
+        expected="a list of one or more finite shifts",
+        got=repr(shifts),
+        remedy="Give a list, [s] for a single shift.",
+    )
 
 
 class Shifted(LinearOperator):
@@ -132,9 +137,6 @@ class Shifted(LinearOperator):
 
     def _matmat(self, block: Tensor) -> Tensor:
         return torch.addcmul(self.A._matmat(block), block, self.shifts.to(block))
-
-    def inner(self, u: Tensor, v: Tensor) -> float:
-        return self.A.domain.inner(u, v)
 
 
 def _start(system: System, count: int) -> MultiShiftState:
@@ -159,7 +161,7 @@ def _begin(A: Shifted, state: MultiShiftState) -> None:
 
 
 def _step(A: Shifted, state: MultiShiftState, system: System) -> Status:
-    """One step; UNFINISHED to go on."""
+    """One step; UNFINISHED to continue."""
     if state.active == 0:
         _begin(A, state)
     assert state.P is not None
@@ -169,7 +171,7 @@ def _step(A: Shifted, state: MultiShiftState, system: System) -> Status:
     pAp = A.domain.inner(p, Ap)
     if not math.isfinite(pAp):
         return Status.NOT_FINITE
-    if is_flat(pAp, p, Ap):
+    if is_flat(A.domain, pAp, p, Ap):
         state.direction = p
         return Status.NEGATIVE_CURVATURE
     _move(A, state, Ap, state.rr / pAp)
@@ -190,14 +192,14 @@ def _move(A: Shifted, state: MultiShiftState, Ap: Tensor, alpha: float) -> None:
     state.residual_norms[systems] = state.zeta * math.sqrt(rr)
     state.residual_norm = float(state.residual_norms.max())
     state.iteration += 1
-    _leave_alone_what_is_solved(state)
+    _drop_solved_systems(state)
     state.ratio = ratio[: state.active]
     state.P.mul_((state.beta * state.ratio**2).to(state.P))
     state.P.addcmul_(state.r[:, None], state.zeta.to(state.P))
 
 
-def _leave_alone_what_is_solved(state: MultiShiftState) -> None:
-    """The systems with the larger shifts are solved first."""
+def _drop_solved_systems(state: MultiShiftState) -> None:
+    """Drop the solved systems at the end: those with the larger shifts are solved first."""
     assert state.P is not None
     systems = slice(state.first, state.first + state.active)
     unsolved = (~(state.residual_norms[systems] <= state.tolerances[systems])).nonzero()
@@ -205,15 +207,11 @@ def _leave_alone_what_is_solved(state: MultiShiftState) -> None:
     state.P, state.zeta = state.P[:, : state.active], state.zeta[: state.active]
 
 
-def _checked(system: System, shifts: Sequence[float] | Tensor) -> Tensor:
-    """The shifts as a float64 tensor on the CPU."""
-    call = f"multi_shift_cg({system.A}, b, shifts)"
+def _check_start(system: System) -> None:
     if system.x0 is not None or system.preconditioner is not None:
         raise ArgumentError(
-            call,
             expected="no x0 and no preconditioner: the systems share the Krylov space of b",
             got=f"x0 {'given' if system.x0 is not None else 'left out'}, preconditioner "
             f"{system.preconditioner}",
             remedy="Leave both out, or solve for one shift at a time.",
         )
-    return torch.tensor(as_shifts(shifts, call), dtype=torch.float64)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from hesse.errors import Status
+from hesse.result import Result
 from hesse.vectors.space import Tree
 
 
@@ -21,8 +22,8 @@ class Iterate:
     model_value: float
 
 
-@dataclass(frozen=True)
-class Solution:
+@dataclass(frozen=True, repr=False)
+class Solution(Result):
     """The result of solving A x = b.
 
     `converged` is said of a residual that was recomputed from x, never of a recurrence.

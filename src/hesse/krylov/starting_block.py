@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where eigenproblems start: what was given, and random vectors beside it."""
+"""Where eigenproblems start: from given vectors, and random ones."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError, check_count
+from hesse.errors import ArgumentError
 from hesse.operators.algebra import LinearOperator
+from hesse.vectors.arrays import as_tensor
 from hesse.vectors.space import Tree
 
 
-def given_block(A: LinearOperator, v0: Tree | None, call: str) -> Tensor:
+def given_block(A: LinearOperator, v0: Tree | None) -> Tensor:
     """v0 as a block (n, j)."""
     if v0 is None:
-        return torch.empty(A.shape[1], 0, dtype=A.dtype, device=A.device)
-    if isinstance(v0, Tensor) and v0.ndim == 2 and not A.domain.is_point(v0):
-        return A.domain.check_vector(v0, call=call, what="v0", ndim=2).detach()
-    return A.domain.enter(v0, call=call, what="v0")[0][:, None]
+        return torch.empty(A.domain.size, 0, dtype=A.dtype, device=A.device)
+    given = as_tensor(v0, A.device)
+    if isinstance(given, Tensor) and given.ndim == 2 and not A.domain.is_point(given):
+        return A.domain.check_vector(given, what="v0", ndim=2).detach()
+    return A.domain.enter(v0, what="v0")[0][:, None]
 
 
 def starting_block(
@@ -25,16 +27,13 @@ def starting_block(
     given: Tensor,
     block_size: int | None,
     generator: torch.Generator | None,
-    call: str,
 ) -> Tensor:
     """The starting block, shape (n, b)."""
-    b = max(1, given.shape[1])
-    if block_size is not None:
-        b = check_count("block_size", block_size, 1, call)
-    if not max(1, given.shape[1]) <= b <= A.shape[0]:
+    least = max(1, given.shape[1])
+    b = least if block_size is None else block_size
+    if not least <= b <= A.domain.n:
         raise ArgumentError(
-            call,
-            expected=f"block_size from {max(1, given.shape[1])} to {A.shape[0]}",
+            expected=f"block_size from {least} to {A.domain.n}",
             got=str(b),
             remedy="Leave it out for a block like v0, or for a single vector.",
         )

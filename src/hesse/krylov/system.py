@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A x = b, when it counts as solved, and the loop around every iterative method.
+"""The system A x = b, its tolerance, and the loop around every iterative method.
 
-A method improves the state until its own recurrence says that the residual is small enough. What
-the recurrence says is then verified: the residual is recomputed from x, and if it is too large, the
-method goes on from the recomputed one as long as that still helps.
+A method takes steps until its own recurrence says that the residual is small enough. That is then
+verified: the residual is recomputed from x. If it is too large, the method continues from the
+recomputed one as long as that still helps.
 """
 
 from __future__ import annotations
@@ -13,15 +13,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from hesse.checkpoint import Checkpoint
-from hesse.errors import NonFiniteError, Status, check_count, check_tolerances
+from hesse.errors import (
+    NonFiniteError,
+    OperatorError,
+    Status,
+    check_count,
+    check_tolerances,
+)
+from hesse.krylov.rounding import unit_roundoff
 from hesse.krylov.solution import Solution
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.checks import check_symmetric
 from hesse.progress import Run
-from hesse.vectors.inner_products import norm
+from hesse.vectors.space import Space
 
 StateT = TypeVar("StateT", bound="SolverState")
 
@@ -41,22 +48,20 @@ class System:
     checkpoint: Checkpoint | None = None
 
     def __post_init__(self) -> None:
-        call = f"hesse.solve({self.A}, b)"
-        check_tolerances(call, rtol=self.rtol, atol=self.atol)
+        check_tolerances(rtol=self.rtol, atol=self.atol)
         if self.max_iterations is not None:
-            check_count("max_iterations", self.max_iterations, 0, call)
-        self.b_norm = self._finite_norm("b", self.b)
+            check_count("max_iterations", self.max_iterations, 0)
+        self.b_norm = self._finite_norm("b", self.b, self.A.codomain)
         if self.x0 is not None:
-            self._finite_norm("x0", self.x0)
+            self._finite_norm("x0", self.x0, self.A.domain)
         self.tolerance = max(self.rtol * self.b_norm, self.atol)
-        self.limit = 10 * self.A.shape[1] if self.max_iterations is None else self.max_iterations
+        self.limit = 10 * self.A.domain.n if self.max_iterations is None else self.max_iterations
 
-    def _finite_norm(self, name: str, vector: Tensor) -> float:
-        size = norm(vector.reshape(-1))
+    def _finite_norm(self, name: str, vector: Tensor, space: Space) -> float:
+        size = space.norm(vector.reshape(-1))
         if math.isfinite(size):
             return size
         raise NonFiniteError(
-            f"hesse.solve({self.A}, b)",
             expected=f"a finite {name}",
             got=f"|{name}| = {size}",
             remedy=f"Check {name} for NaN and Inf.",
@@ -64,11 +69,11 @@ class System:
 
     def start(self, kind: type[StateT]) -> StateT:
         """The state at x0; its residual takes a product unless there is no x0, or b = 0."""
-        if self.x0 is None or self.b_norm == 0.0 or not bool(self.x0.any()):
+        if self.x0 is None or self.b_norm == 0.0 or not self.A.domain.any(self.x0):
             zero, size = self.A.domain.zeros(), self.b_norm
             return kind(zero, self.b.clone(), size, history=[size])
         residual = self.b - self.A._matvec(self.x0)
-        size = norm(residual)
+        size = self.A.codomain.norm(residual)
         return kind(self.x0.clone(), residual, size, products=1, history=[size])
 
     def column(self, j: int) -> System:
@@ -77,20 +82,41 @@ class System:
         checkpoint = None if self.checkpoint is None else self.checkpoint.part(f"column-{j}")
         return replace(self, b=self.b[:, j].contiguous(), x0=x0, checkpoint=checkpoint)
 
+    def check_symmetric(self) -> None:
+        """Raise unless A is known to be symmetric."""
+        check_symmetric(
+            self.A, "Pass symmetric=True if A = A'; use method='gmres', or 'lsmr', otherwise."
+        )
+
+    def precondition(self, r: Tensor) -> Tensor:
+        """z = M r; r itself without a preconditioner."""
+        return r if self.preconditioner is None else self.preconditioner._matvec(r)
+
+    def preconditioned_inner(self, r: Tensor, z: Tensor) -> float:
+        """r'z for z = M r; raises unless it is positive."""
+        rz = self.A.domain.inner(r, z)
+        if rz > 0.0:
+            return rz
+        raise OperatorError(
+            expected="a positive definite preconditioner M: r'M r > 0",
+            got=f"r'M r = {rz:.3g} with M = {self.preconditioner}",
+            remedy="Give an approximation of the inverse of A that is symmetric positive definite.",
+        )
+
     def save(self, state: Any, *, now: bool = False) -> None:
         """Write the state to the checkpoint, if there is one."""
         if self.checkpoint is not None:
             self.checkpoint.save(state, now=now)
 
     def resume(self, state: Any) -> None:
-        """Go on from the checkpoint, if there is one."""
+        """Continue from the checkpoint, if there is one."""
         if self.checkpoint is not None:
             self.checkpoint.resume(state)
 
 
 @dataclass
 class SolverState:
-    """The iteration after a step: what callbacks, stopping rules and tests look at."""
+    """The state of an iteration after a step, which callbacks and stopping rules receive."""
 
     x: Tensor
     residual: Tensor
@@ -112,7 +138,7 @@ class SolverState:
         """Replace the residual of the recurrence by b - A x. One product."""
         self.residual = system.b - system.A._matvec(self.x)
         self.products += 1
-        self.residual_norm = norm(self.residual)
+        self.residual_norm = system.A.codomain.norm(self.residual)
 
 
 Descend = Callable[[], Status]
@@ -136,7 +162,7 @@ _FINAL = {
 
 
 def iterate(system: System, state: SolverState, descend: Descend, *, verify: bool = True) -> Status:
-    """Descend until done, verify the residual, and descend again from it while that helps."""
+    """Descend, verify the residual, and descend again from it while that helps."""
     system.resume(state)
     if state.status not in _FINAL:
         state.status = Status.UNFINISHED
@@ -171,7 +197,7 @@ def _iterate(system: System, state: SolverState, descend: Descend, verify: bool)
 
 
 def repeat(system: System, state: SolverState, step: Descend) -> Status:
-    """Take steps, unless it is solved or no product is left for one, until one ends it."""
+    """Take steps until one ends the iteration, or no product is left for another."""
     if state.is_solved(system):
         return Status.CONVERGED
     if state.iteration >= system.limit:
@@ -183,7 +209,7 @@ def repeat(system: System, state: SolverState, step: Descend) -> Status:
 
 
 def after_step(system: System, state: SolverState) -> Status:
-    """Record the step that was taken; UNFINISHED to go on."""
+    """Record a step; UNFINISHED to continue."""
     state.history.append(state.residual_norm)
     if state.is_solved(system):
         return Status.CONVERGED
@@ -209,12 +235,6 @@ def solution_of(state: SolverState, method: str, **fields: Any) -> Solution:
     )
 
 
-def is_flat(pAp: float, p: Tensor, Ap: Tensor) -> bool:
-    """Whether p'Ap <= 0 to rounding: |p'Ap| below eps |p||Ap| is indistinguishable from zero."""
-    return pAp <= 0.0 or pAp <= torch.finfo(p.dtype).eps * _scale(p) * _scale(Ap)
-
-
-def _scale(v: Tensor) -> float:
-    """|v| roughly: the quick norm, unless squares overflow."""
-    quick = float(torch.linalg.vector_norm(v))
-    return quick if math.isfinite(quick) else norm(v)
+def is_flat(space: Space, pAp: float, p: Tensor, Ap: Tensor) -> bool:
+    """Whether p'Ap <= 0 to rounding: below eps |p||Ap| it cannot be told from zero."""
+    return pAp <= 0.0 or pAp <= unit_roundoff(space) * space.norm(p) * space.norm(Ap)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Lanczos method with thick restarts.
 
-When the basis is full, the best Ritz vectors are kept and the iteration goes on from them: memory
-is bounded whatever the accuracy. One starting vector sees one vector of each eigenspace only, and
-a given one perhaps not all of them; so when all wanted pairs have converged, steps from a random
-direction orthogonal to all that was seen look for an eigenvalue that was missed (decision 11). If
-there is one, the pairs are locked, and the iteration begins anew from what was found.
+When the basis is full, the best Ritz vectors are kept and the iteration continues from them: memory
+is bounded whatever the accuracy. From one starting vector only one vector of each eigenspace can be
+found, from a given one perhaps none of some. So when all wanted pairs have converged, steps from a
+random direction orthogonal to the basis search for a missed eigenvalue (decision 11). If there is
+one, the pairs are locked, and the iteration restarts from the vector that was found.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from torch import Tensor
 from hesse.checkpoint import Checkpoint
 from hesse.errors import Status
 from hesse.krylov.basis import orthonormalise, permute
-from hesse.krylov.eigenpairs import Eigenpairs, Ritz, Wanted, verified
-from hesse.krylov.lanczos import Lanczos
+from hesse.krylov.eigenpairs import Eigenpairs, Ritz, Selection, verify
+from hesse.krylov.lanczos_process import LanczosProcess
 from hesse.progress import Run, uninterrupted
 
-# A missed eigenvalue shows as soon as those beside it do: at once where few steps were enough for
-# convergence, after about as many where it took many. A given start says nothing of that.
+# The length of a search. A missed eigenvalue is found after about as many steps as its neighbours
+# were: at once where convergence took few steps, later where it took many. A given start does not
+# tell how many.
 _SEARCH, _GIVEN, _QUICK = 4, 40, 20
-# It is over earlier if the best that it sees is known to this share of its distance to the wanted,
-# and goes on for so many steps at most if that may yet turn out to be one of them.
+# A search ends earlier if the residual of its best value is below this fraction of the distance to
+# the wanted values. It continues for at most so many steps while that value may become wanted.
 _SETTLED, _LATE = 0.3, 8
 
 
@@ -34,7 +35,7 @@ _SETTLED, _LATE = 0.3, 8
 class LanczosState:
     """What a callback sees after every step: the wanted Ritz values and their residuals so far."""
 
-    lanczos: Lanczos
+    lanczos: LanczosProcess
     values: Tensor = field(default_factory=lambda: torch.zeros(0))
     residuals: Tensor = field(default_factory=lambda: torch.zeros(0))
     coordinates: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
@@ -43,7 +44,7 @@ class LanczosState:
     search_until: int = 0
     """The products between which others are looked for; 0 while not looking."""
     new: Tensor = field(default_factory=lambda: torch.zeros(0))
-    """How much of each row was not known when the search began; all of those that follow."""
+    """The fraction of each row that is new since the search began; 1 for later rows."""
     status: Status = Status.UNFINISHED
 
     @property
@@ -56,14 +57,16 @@ class LanczosState:
 class ThickRestart:
     """Eigenpairs from a basis of m vectors, of which `keep` survive a restart."""
 
-    wanted: Wanted
+    selection: Selection
     m: int
     keep: int
     search: bool
     is_given: bool = False
     """Whether the start was given, and not random."""
 
-    def solve(self, lanczos: Lanczos, run: Run, checkpoint: Checkpoint, at_once: int) -> Eigenpairs:
+    def solve(
+        self, lanczos: LanczosProcess, run: Run, checkpoint: Checkpoint, at_once: int
+    ) -> Eigenpairs:
         """The wanted pairs, with residuals of their own."""
         state = LanczosState(lanczos)
         checkpoint.resume(state)
@@ -87,7 +90,7 @@ class ThickRestart:
         largest = float(lanczos.ritz()[0].abs().max())
         ritz = Ritz(state.values, vectors, state.residuals, largest)
         known = lanczos.basis.is_exact
-        found = verified(lanczos.A, ritz, self.wanted, at_once, most, known=known)
+        found = verify(lanczos.A, ritz, self.selection, at_once, most, known=known)
         order = found.values.argsort()
         permute(vectors, order)
         if status in (Status.CONVERGED, Status.STAGNATED):
@@ -107,13 +110,13 @@ class ThickRestart:
             lanczos.step(min(lanczos.b, self.m - lanczos.size))
             if state.search_until:
                 converged = not self._finds_another(state)
-                if converged and self._has_seen_enough(state):
+                if converged and self._search_is_over(state):
                     return Status.CONVERGED
             else:
-                converged, whole = self._look(state), lanczos.size == lanczos.A.shape[1]
+                converged, whole = self._update_ritz(state), lanczos.size == lanczos.A.domain.n
                 if converged and (not self.search or whole):
                     return Status.CONVERGED
-                if whole:  # there is nothing to add
+                if whole:  # no row can be added
                     return Status.STAGNATED
             if not run.after_step(state):
                 break
@@ -123,7 +126,7 @@ class ThickRestart:
         return run.status
 
     def _make_room(self, state: LanczosState, converged: bool) -> None:
-        """Begin to search, or restart, if it is time to."""
+        """Begin to search if converged, or restart if the basis is full."""
         if converged and not state.search_until:
             self._begin_search(state)
         elif state.lanczos.size == self.m and state.search_until:
@@ -131,44 +134,44 @@ class ThickRestart:
         elif state.lanczos.size == self.m:
             self._restart(state, self.keep)
 
-    def _look(self, state: LanczosState) -> bool:
-        """See what the wanted Ritz pairs are now, and whether all have converged."""
+    def _update_ritz(self, state: LanczosState) -> bool:
+        """Compute the wanted Ritz pairs; whether all have converged."""
         values, coordinates, residuals = state.lanczos.ritz()
-        best = self.wanted.among(values)
+        best = self.selection.among(values)
         state.values, state.residuals = values[best], residuals[best]
         state.coordinates = coordinates[:, best]
-        tolerance = self.wanted.tolerance(state.values, float(values.abs().max()))
-        return len(best) == self.wanted.k and bool((state.residuals <= tolerance).all())
+        tolerance = self.selection.tolerance(state.values, float(values.abs().max()))
+        return len(best) == self.selection.k and bool((state.residuals <= tolerance).all())
 
     def _restart(self, state: LanczosState, keep: int) -> None:
         """Make room: keep the best Ritz vectors, the wanted ones among them."""
         values, coordinates, residuals = state.lanczos.ritz()
-        best, kept = self.wanted.among(values), self.wanted.among(values, keep)
+        best, kept = self.selection.among(values), self.selection.among(values, keep)
         kept = kept[residuals[kept].argsort()]
         state.lanczos.restart(coordinates[:, kept], values[kept])
         state.coordinates = (kept[:, None] == best).double()
 
     def _restart_search(self, state: LanczosState) -> None:
-        """Make room: keep the wanted vectors as they are, and the best of what is new."""
+        """Make room: keep the wanted vectors as they are, and the best new ones."""
         lanczos, order, size = state.lanczos, state.residuals.argsort(), state.lanczos.size
         known = torch.zeros(size, len(order), dtype=torch.float64)
         known[: len(state.coordinates)] = state.coordinates[:, order]
-        # Ritz vectors orthogonal to those: equal values would mix the old with the new.
+        # Ritz vectors orthogonal to those: for equal values the old and the new would be mixed.
         others = torch.linalg.qr(known, mode="complete").Q[:, len(order) :]
         values, coordinates = torch.linalg.eigh(others.T @ lanczos.T[:size, :size] @ others)
         coordinates = others @ coordinates
         share = _new(state, coordinates)
         new = (share > 0.5).nonzero()[:, 0]
-        best = new[self.wanted.among(values[new], self.keep - self.wanted.k)]
+        best = new[self.selection.among(values[new], self.keep - self.selection.k)]
         kept = torch.cat([known, coordinates[:, best]], dim=1)
         lanczos.restart(kept, torch.cat([state.values[order], values[best]]))
         state.new = torch.cat([torch.zeros_like(state.values), share[best]])
         state.coordinates = torch.eye(kept.shape[1], dtype=torch.float64)[:, order.argsort()]
 
     def _begin_search(self, state: LanczosState) -> None:
-        """From here on, take some steps from random directions."""
+        """Continue from random directions, for some steps."""
         lanczos = state.lanczos
-        least = min(_SEARCH * lanczos.b, self.m - self.wanted.k)
+        least = min(_SEARCH * lanczos.b, self.m - self.selection.k)
         if lanczos.size + least > self.m:
             self._restart(state, self.m - least)
         lanczos.explore()
@@ -177,35 +180,35 @@ class ThickRestart:
         enough = max(_GIVEN if self.is_given else _SEARCH, state.products // lanczos.b - _QUICK)
         state.search_until = state.products + lanczos.b * enough
 
-    def _has_seen_enough(self, state: LanczosState) -> bool:
-        """Whether the search is over: by its limit, or because what is new is clearly no better."""
-        lanczos, wanted = state.lanczos, self.wanted
+    def _search_is_over(self, state: LanczosState) -> bool:
+        """Whether the search is over: at its limit, or because no new value is wanted."""
+        lanczos, selection = state.lanczos, self.selection
         taken = state.products - state.search_from
         late = state.products - state.search_until
-        if lanczos.size == lanczos.A.shape[1] or late >= _LATE * lanczos.b:
+        if lanczos.size == lanczos.A.domain.n or late >= _LATE * lanczos.b:
             return True
-        if taken < min(_SEARCH * lanczos.b, self.m - wanted.k):
+        if taken < min(_SEARCH * lanczos.b, self.m - selection.k):
             return False
         values, coordinates, residuals = lanczos.ritz()
         is_new = _new(state, coordinates) > 0.5
         if not bool(is_new.any()):
             return False
         others, residuals = values[is_new], residuals[is_new]
-        best = wanted.ends(others)
-        distance = wanted.distance(others[best], state.values)
+        best = selection.ends(others)
+        distance = selection.distance(others[best], state.values)
         enough = _SETTLED if late < 0 else 1.0
         return bool((residuals[best] <= enough * distance).all())
 
     def _finds_another(self, state: LanczosState) -> bool:
-        """Whether another wanted value shows itself: then lock what there is and begin anew."""
+        """Whether another wanted value was found; then lock the converged pairs and restart."""
         lanczos = state.lanczos
         values, coordinates, _ = lanczos.ritz()
-        best = self.wanted.among(values)
-        tolerance = self.wanted.tolerance(state.values, float(values.abs().max()))
+        best = self.selection.among(values)
+        tolerance = self.selection.tolerance(state.values, float(values.abs().max()))
         if bool(((values[best] - state.values).abs() <= tolerance).all()):
             return False
         k, known = len(best), len(state.coordinates)
-        old = coordinates[:known, best].T @ state.coordinates  # (k, k): how much is not new
+        old = coordinates[:known, best].T @ state.coordinates  # (k, k): the part that is not new
         new = best[old.norm(dim=1).argsort()[: lanczos.b]]
         start = lanczos.combine(coordinates[:, new])
         best_first = state.residuals.argsort()
@@ -217,6 +220,6 @@ class ThickRestart:
 
 
 def _new(state: LanczosState, coordinates: Tensor) -> Tensor:
-    """How much of each Ritz vector was not known when the search began."""
+    """The fraction of each Ritz vector that is new since the search began."""
     rest = len(coordinates) - len(state.new)
     return torch.cat([state.new, torch.ones(rest, dtype=torch.float64)]) @ coordinates**2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The space that a step of LOBPCG chooses from: rows [X; P; W] with their images under A and B.
+"""The trial space of a LOBPCG step: rows [X; P; W] with their images under A and B.
 
 X are the best vectors so far, P the steps that led to them, W new directions. All are kept
 B-orthonormal, so that the projected problem is an ordinary one and stays well conditioned
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from hesse.errors import OperatorError
 from hesse.operators.algebra import LinearOperator
-from hesse.vectors.inner_products import norm
+from hesse.operators.checks import check_finite_products
 from hesse.vectors.rows import empty_rows, transform
 
-# Steps whose part outside of the new X is shorter than this share of the longest are no directions.
+# A step is dropped if its part outside of the new X is shorter than this.
 _VANISHED = 1e-8
 
 
@@ -39,8 +39,8 @@ class TrialSpace:
         self.BV = self.V if B is None else self._room()
 
     def _room(self) -> Tensor:
-        size = 3 * min(self.q, self.A.shape[1])
-        return empty_rows(size, self.A.shape[1], dtype=self.A.dtype, device=self.A.device)
+        space, size = self.A.domain, 3 * min(self.q, self.A.domain.n)
+        return empty_rows(size, space.size, dtype=self.A.dtype, device=self.A.device)
 
     @property
     def known(self) -> int:
@@ -58,7 +58,7 @@ class TrialSpace:
         return self.V[self.known : self.size]
 
     def put(self, W: Iterable[Tensor]) -> None:
-        """These rows become W."""
+        """Set W to these rows."""
         self.w = 0
         for row in W:
             self.V[self.size] = row
@@ -67,17 +67,17 @@ class TrialSpace:
 
     def write_residuals(self) -> tuple[Tensor, Tensor, Tensor]:
         """W becomes A u - theta B u for every u of X: theta, the norms, and those of B u."""
-        self.w = self.x
+        self.w, space = self.x, self.A.domain
         found = []
         for u, Au, Bu, r in zip(self.V[: self.x], self.AV, self.BV, self.new, strict=False):
-            theta = self.A.domain.inner(u, Au)
+            theta = space.inner(u, Au)
             torch.add(Au, Bu, alpha=-theta, out=r)
-            found.append((theta, norm(r), norm(Bu)))
+            found.append((theta, space.norm(r), space.norm(Bu)))
         values, norms, lengths = torch.tensor(found, dtype=torch.float64).reshape(-1, 3).T
         return values, norms, lengths
 
     def keep(self, chosen: Tensor) -> None:
-        """Of W keep these rows."""
+        """Keep these rows of W."""
         W = self.new
         for i, j in enumerate(chosen.nonzero()[:, 0].tolist()):
             if i != j:
@@ -101,7 +101,7 @@ class TrialSpace:
         if self.w == 0:
             return
         for row in self.new:
-            row /= norm(row) or 1.0
+            row /= self.A.domain.norm(row) or 1.0
         images = self.BV[self.known : self.size]
         self._multiply_by_mass(self.new, images)
         values, vectors = torch.linalg.eigh(self.A.domain.gram(self.new, images))
@@ -122,7 +122,7 @@ class TrialSpace:
         if len(rows) == 0:
             return
         self.products += len(rows)
-        products = self.A._check_finite(self.A._matmat(rows.T), f"hesse.eigsh({self.A})")
+        products = check_finite_products(self.A, self.A._matmat(rows.T))
         self.AV[chosen].copy_(products.T)
 
     def choose(self, C: Tensor) -> None:
@@ -145,26 +145,25 @@ class TrialSpace:
         H = self.A.domain.gram(self.V[: self.size], self.AV[: self.size])
         return torch.linalg.eigh((H + H.T) / 2)
 
-    def renew(self) -> None:
-        """The images of X, combined again and again, become products anew."""
+    def recompute_images(self) -> None:
+        """Recompute the images of X, in which rounding errors of the combinations add up."""
         self._take_products(slice(0, self.x))
         self._multiply_by_mass(self.V[: self.x], self.BV[: self.x])
 
     def narrow(self, chosen: Tensor) -> None:
-        """These rows of X, ascending, become all that there is."""
+        """Keep these rows of X, ascending, and nothing else."""
         for i, j in enumerate(chosen.tolist()):
             if i != j:
                 self.V[i] = self.V[j]
         self.x, self.p, self.w = len(chosen), 0, 0
 
     def _each(self, V: Tensor, *images: Tensor) -> list[Tensor]:
-        """The memory that is not the same."""
+        """V and the images that have memory of their own."""
         return [V, *(rows for rows in images if rows.data_ptr() != V.data_ptr())]
 
     def _check_positive(self, least: float, rounding: float) -> None:
         if least < -rounding:
             raise OperatorError(
-                f"hesse.eigsh({self.A}, B={self.B})",
                 expected="a positive definite B",
                 got=f"u'B u = {least:.3g} for some u with |u| <= 1",
                 remedy="Shift B by a multiple of the identity, or exchange A and B.",

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from hesse.krylov.cg import cg
+from hesse.krylov.cg import CG
 from hesse.krylov.stopping import geometric_grid, relative_progress
+from hesse.krylov.system import System
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import IdentityOperator
 from hesse.optimize.point import Point
@@ -44,17 +45,16 @@ class DampedGaussNewton:
         """The CG iterates for the damping `scalar`; the best is the last."""
         damping, inner = scalar, point.space.inner
         identity = IdentityOperator(point.curvature.domain)
-        solution = cg(
+        system = System(
             point.curvature + damping * identity,
             -point.gradient,
             x0=None if self.start is None else self.decay * self.start,
             preconditioner=self.preconditioner(damping) if self.preconditioner else None,
             rtol=0.0,
             max_iterations=self.max_iterations,
-            stop=relative_progress(),
-            keep=geometric_grid(),
-            verify=False,
         )
+        method = CG(stop=relative_progress(), keep=geometric_grid(), verify=False)
+        solution = method.solve_system(system)
         self.start = solution.x
 
         def candidate(x: Tensor, model_value: float) -> Candidate:

@@ -30,7 +30,7 @@ from hesse.ad.double_backward import derivative, twice_differentiable
 from hesse.ad.loss import LossHessian
 from hesse.ad.variables import tracked
 from hesse.data.batches import Batch
-from hesse.krylov.lanczos import Lanczos
+from hesse.krylov.lanczos_process import LanczosProcess
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import function_operator
 from hesse.risk.risk import Risk
@@ -212,7 +212,7 @@ def _root_of_loss_hessian(loss: LossHessian, generator: torch.Generator | None) 
     space = Space.of(loss.tensors, what="outputs")
     H = function_operator(lambda u: space.join(loss.product(space.split(u))), space, symmetric=True)
     z = space.gaussian(generator)
-    lanczos = Lanczos(H, min(_ROOT_STEPS, space.n), z, generator)
+    lanczos = LanczosProcess(H, min(_ROOT_STEPS, space.n), z, generator)
     for size in range(1, min(_ROOT_STEPS, space.n) + 1):
         lanczos.extend(size)
         if lanczos.beta == 0.0:  # an invariant subspace: the root is exact

@@ -7,8 +7,9 @@ import math
 
 from torch import Tensor
 
-from hesse.krylov.cg import cg
-from hesse.krylov.stopping import EisenstatWalker
+from hesse.krylov.cg import CG
+from hesse.krylov.stopping import EisenstatWalker, ForcingTerm
+from hesse.krylov.system import System
 from hesse.operators.algebra import LinearOperator
 from hesse.optimize.point import Point
 from hesse.optimize.proposal import Candidate, Proposal
@@ -33,19 +34,19 @@ class TruncatedNewton:
         self.gradient_tolerance = gradient_tolerance
         self.max_iterations = max_iterations
         self.preconditioner = preconditioner
-        self._forcing = EisenstatWalker()
+        self._rule = EisenstatWalker()
+        self._forcing: ForcingTerm | None = None
 
     def propose(self, point: Point, scalar: float) -> Proposal:
         """A step from `point` within the radius `scalar`."""
-        solution = cg(
+        system = System(
             point.curvature,
             -point.gradient,
-            rtol=self._tolerance(point.gradient_norm),
-            radius=scalar,
-            max_iterations=self.max_iterations,
             preconditioner=self.preconditioner,
-            verify=False,
+            rtol=self._tolerance(point.gradient_norm),
+            max_iterations=self.max_iterations,
         )
+        solution = CG(radius=scalar, verify=False).solve_system(system)
         if solution.iterations == 0 and solution.direction is not None:
             candidate = _along_negative_curvature(point, solution.direction)
         else:
@@ -57,8 +58,8 @@ class TruncatedNewton:
         """No state to drop."""
 
     def _tolerance(self, gradient_norm: float) -> float:
-        eta = self._forcing(gradient_norm)
-        return min(0.5, max(eta, 0.5 * self.gradient_tolerance / gradient_norm))
+        self._forcing = self._rule(gradient_norm, self._forcing)
+        return min(0.5, max(self._forcing.eta, 0.5 * self.gradient_tolerance / gradient_norm))
 
 
 def _along_negative_curvature(point: Point, p: Tensor) -> Candidate:

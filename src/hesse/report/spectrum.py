@@ -18,7 +18,7 @@ from hesse.estimators import (
     spectral_density,
     trace,
 )
-from hesse.krylov import Eigenpairs, eigsh
+from hesse.krylov import Eigenpairs, Lanczos, eigsh
 from hesse.report.digits import reconstruction_loss
 from hesse.risk.risk import Risk
 
@@ -67,8 +67,8 @@ def measure_spectrum(
         after,
         3,
         "SA",
+        method=Lanczos(basis_size=2 * steps),
         rtol=1e-2,
-        basis_size=2 * steps,
         max_products=8 * steps,
         generator=generator,
     )

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preconditioners: operators M close to the inverse of A, from a few products, one method a file.
 
-jacobi              the diagonal: for variables of different scales; where that is not the
-                    trouble, as in many networks, it may do harm
+jacobi              the diagonal: for variables of different scales; elsewhere, as in many
+                    networks, CG may take more iterations with it
 block_jacobi        the diagonal blocks: for groups of variables that are strongly coupled
 nystrom             the large eigenvalues: for a spectrum that falls fast, with damping
 pivoted_cholesky    a few columns: as nystrom, for a matrix whose diagonal is known
-quasi_newton        what an earlier run with a similar matrix has seen; takes no products
+quasi_newton        the steps of an earlier run with a similar matrix; takes no products
 
-Each is symmetric positive definite by construction, and says in `products` what it has cost.
+Each is symmetric positive definite by construction; `products` is the number that it took.
 """
 
 from hesse.krylov.preconditioners.block_jacobi import block_jacobi

@@ -14,6 +14,7 @@ from hesse.boundary import public
 from hesse.errors import OperatorError, check_count, check_not_empty
 from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.checks import check_finite_products, check_symmetric
 from hesse.operators.dense import aslinearoperator
 from hesse.vectors.rows import stacked
 from hesse.vectors.space import Space
@@ -65,21 +66,20 @@ def block_jacobi(
             [ 0.0000,  0.0000,  0.7500]]), 2)
     """
     A = aslinearoperator(A)
-    call = f"block_jacobi({A}, size={size})"
-    A._check_symmetric(call)
-    check_not_empty(call, A.shape)
-    size = check_count("size", size, 1, call)
+    check_symmetric(A)
+    check_not_empty(A.shape)
+    size = check_count("size", size, 1)
     index = _pieces(A.domain, size)
-    n, largest = A.shape[0], index.shape[1]
+    n, largest = A.domain.n, index.shape[1]
     if probes is not None:
-        probes = check_count("probes", probes, 1, call)
+        probes = check_count("probes", probes, 1)
     if probes is None or probes * largest >= n:
-        blocks, products = _exact(A, index, call), n
+        blocks, products = _exact(A, index), n
         noise = torch.zeros_like(blocks[:, 0, 0])
     else:
-        blocks, noise = _estimate(A, index, probes, generator, call)
+        blocks, noise = _estimate(A, index, probes, generator)
         products = probes * largest
-    return Preconditioner(_Blocks(A.domain, index, _inverses(blocks, noise, call)), products)
+    return Preconditioner(_Blocks(A.domain, index, _inverses(blocks, noise)), products)
 
 
 class _Blocks(LinearOperator):
@@ -109,18 +109,18 @@ def _pieces(space: Space, size: int) -> Tensor:
     for leaf in space.sizes:
         start, end = end, end + leaf
         pieces += torch.arange(start, end, device=space.device).split(size)
-    return torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True, padding_value=space.n)
+    return torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True, padding_value=space.size)
 
 
-def _exact(A: LinearOperator, index: Tensor, call: str) -> Tensor:
+def _exact(A: LinearOperator, index: Tensor) -> Tensor:
     """The blocks, from one product a column."""
-    A.announce(A.shape[0])
+    A.announce(A.domain.n)
     blocks = A.domain.zeros().new_zeros(*index.shape, index.shape[1])
     for block, piece in zip(blocks, index, strict=True):
-        piece = piece[piece < A.shape[0]]
-        unit = block.new_zeros(A.shape[0], len(piece))
+        piece = piece[piece < A.domain.size]
+        unit = block.new_zeros(A.domain.size, len(piece))
         unit[piece, torch.arange(len(piece), device=A.device)] = 1.0
-        block[: len(piece), : len(piece)] = A._check_finite(A._matmat(unit), call)[piece]
+        block[: len(piece), : len(piece)] = check_finite_products(A, A._matmat(unit))[piece]
     return blocks
 
 
@@ -129,7 +129,6 @@ def _estimate(
     index: Tensor,
     probes: int,
     generator: torch.Generator | None,
-    call: str,
 ) -> tuple[Tensor, Tensor]:
     """Every block as a mean over the probes, and the spectral norm its error is likely to have.
 
@@ -142,25 +141,24 @@ def _estimate(
     variance = each.zeros()
     for j in range(size):
         signs = stacked(probes, (each.rademacher(generator) for _ in range(probes))).T
-        V = signs.new_zeros(A.shape[0] + 1, probes)
+        V = signs.new_zeros(A.domain.size + 1, probes)
         V[index[:, j]] = signs
-        samples = _gather(A._check_finite(A._matmat(V[:-1]), call), index) * signs[:, None, :]
-        samples[index[:, j] == A.shape[0]] = 0.0  # no such column
+        samples = _gather(check_finite_products(A, A._matmat(V[:-1])), index) * signs[:, None, :]
+        samples[index[:, j] == A.domain.size] = 0.0  # no such column
         blocks[:, :, j] = samples.mean(dim=2)
         if probes > 1:
             variance += samples.var(dim=2).sum(dim=1) / probes
     # A random matrix of s^2 entries with variances v has a norm of about sqrt(sum v / s).
-    return blocks, (variance / (index < A.shape[0]).sum(dim=1)).sqrt()
+    return blocks, (variance / (index < A.domain.size).sum(dim=1)).sqrt()
 
 
-def _inverses(blocks: Tensor, noise: Tensor, call: str) -> Tensor:
+def _inverses(blocks: Tensor, noise: Tensor) -> Tensor:
     """|B|^-1 for each block, with no eigenvalue of |B| below the noise."""
     values, Q = torch.linalg.eigh((blocks + blocks.mT) / 2)
     sizes = values.abs()
     largest = sizes.amax(dim=1)
     if not bool((largest > 0.0).any()):
         raise OperatorError(
-            call,
             expected="diagonal blocks that are not zero",
             got="none",
             remedy="Add damping, or solve without this preconditioner.",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A preconditioner from what a caller gives: nothing, an operator, a matrix, or a method's name."""
+"""`preconditioner=`: nothing, an operator, a matrix, or the name of a way to make one."""
 
 from __future__ import annotations
 
@@ -27,14 +27,13 @@ NAMES = ["jacobi", "block-jacobi", "nystrom", "pivoted-cholesky"]
 def as_preconditioner(
     given: LinearOperator | Tensor | str | None,
     A: LinearOperator,
-    generator: torch.Generator | None,
-    call: str,
+    generator: torch.Generator | None = None,
     most: float = math.inf,
 ) -> Preconditioner | None:
     """The preconditioner for A that `given` stands for, in A's space; None for None.
 
-    Its `products` are those that this call has taken, fewer than `most`: none for an operator that
-    was made before.
+    Its `products` are those taken here, fewer than `most`: none for an operator that was made
+    before.
 
     Raises:
         HesseError: an unknown name; one that takes too many products; an operator of another shape,
@@ -42,39 +41,36 @@ def as_preconditioner(
 
     >>> from hesse.operators import diagonal_operator
     >>> A = diagonal_operator(torch.tensor([1.0, 4.0]))
-    >>> as_preconditioner("jacobi", A, None, "solve(A, b)") @ torch.ones(2)
+    >>> as_preconditioner("jacobi", A) @ torch.ones(2)
     tensor([1.0000, 0.2500])
     """
     if given is None:
         return None
     if isinstance(given, str):
-        return _named(given, A, generator, call, most)
+        return _named(given, A, generator, most)
     M = aslinearoperator(given)._in_space(A.domain)
     if M.shape != A.shape:
         raise ShapeError(
-            call,
             expected=f"a preconditioner of shape {A.shape}",
             got=f"shape {M.shape}",
             remedy="Give an operator close to the inverse of A.",
         )
-    A.domain.common(M.domain, f"{call} with preconditioner={M}")
+    A.domain.common(M.domain)
     return Preconditioner(M, products=0)
 
 
 def _named(
-    name: str, A: LinearOperator, generator: torch.Generator | None, call: str, most: float
+    name: str, A: LinearOperator, generator: torch.Generator | None, most: float
 ) -> Preconditioner:
     if name == "quasi-newton":
         raise ArgumentError(
-            call,
-            expected="pairs (s, y) for a quasi-Newton preconditioner, which has no others to use",
+            expected="pairs (s, y) for a quasi-Newton preconditioner",
             got="its name alone",
             remedy="Pass preconditioner=hesse.krylov.preconditioners.quasi_newton(pairs).",
         )
-    check_choice("preconditioner", name, NAMES, call)
+    check_choice("preconditioner", name, NAMES)
     if not _products(name, A) < most:
         raise ArgumentError(
-            call,
             expected=f"max_products > {_products(name, A)}, which preconditioner={name!r} may take",
             got=str(most),
             remedy="Raise max_products, or leave out the preconditioner.",
@@ -94,5 +90,5 @@ def _products(name: str, A: LinearOperator) -> int:
     if name == "jacobi":
         return _PROBES if A._diagonal() is None else 0
     if name == "block-jacobi":
-        return min(A.shape[0], _PATTERNS * min(_SIZE, max(A.domain.sizes)))
-    return min(A.shape[0], _RANK)
+        return min(A.domain.n, _PATTERNS * min(_SIZE, max(A.domain.sizes)))
+    return min(A.domain.n, _RANK)

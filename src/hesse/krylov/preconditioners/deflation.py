@@ -28,5 +28,5 @@ def deflation(space: Space, U: Tensor, values: Tensor, level: float) -> LinearOp
     """
     # Below this ratio I - U U' is all rounding, and M would not be definite.
     ratios = (level / values).clamp(min=32 * torch.finfo(U.dtype).eps, max=1.0)
-    ones = torch.ones(space.n, dtype=U.dtype, device=U.device)
+    ones = torch.ones(space.size, dtype=U.dtype, device=U.device)
     return LowRankPlusDiagonal(space, U, ratios.to(U) - 1.0, ones)

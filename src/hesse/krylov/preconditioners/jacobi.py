@@ -10,6 +10,7 @@ from hesse.boundary import public
 from hesse.errors import OperatorError, check_count, check_not_empty
 from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.checks import check_finite_products, check_symmetric
 from hesse.operators.dense import aslinearoperator
 from hesse.operators.diagonal import DiagonalOperator
 from hesse.vectors.rows import stacked
@@ -55,19 +56,17 @@ def jacobi(
     tensor([0.5000, 0.2500])
     """
     A = aslinearoperator(A)
-    call = f"jacobi({A})"
-    A._check_symmetric(call)
-    check_not_empty(call, A.shape)
-    probes = check_count("probes", probes, 2, call)
-    d = A._diagonal() if diagonal is None else A.domain.enter(diagonal, call=call, what="d")[0]
+    check_symmetric(A)
+    check_not_empty(A.shape)
+    probes = check_count("probes", probes, 2)
+    d = A._diagonal() if diagonal is None else A.domain.enter(diagonal, what="d")[0]
     products = 0
     if d is None:
-        d, products = _estimate(A, probes, generator, call), probes
+        d, products = _estimate(A, probes, generator), probes
     size = d.abs()
     largest = float(size.max())
     if not 0.0 < largest < float("inf"):
         raise OperatorError(
-            call,
             expected="a diagonal that is finite and not zero",
             got=f"one whose largest entry is {largest:.3g}",
             remedy="Add damping, or solve without this preconditioner.",
@@ -77,11 +76,9 @@ def jacobi(
     return Preconditioner(DiagonalOperator(A.domain, 1.0 / size), products)
 
 
-def _estimate(
-    A: LinearOperator, probes: int, generator: torch.Generator | None, call: str
-) -> Tensor:
+def _estimate(A: LinearOperator, probes: int, generator: torch.Generator | None) -> Tensor:
     """Means of z * A z in absolute value, but at least their standard errors."""
     A.announce(probes)
     Z = stacked(probes, (A.domain.rademacher(generator) for _ in range(probes))).T
-    samples = Z * A._check_finite(A._matmat(Z), call)
+    samples = Z * check_finite_products(A, A._matmat(Z))
     return torch.maximum(samples.mean(dim=1).abs(), samples.std(dim=1) / probes**0.5)

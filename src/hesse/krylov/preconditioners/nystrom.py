@@ -14,7 +14,9 @@ from hesse.boundary import public
 from hesse.errors import OperatorError, check_count, check_not_empty, check_tolerances
 from hesse.krylov.preconditioners.deflation import deflation
 from hesse.krylov.preconditioners.preconditioner import Preconditioner, not_semidefinite
+from hesse.krylov.rounding import unit_roundoff
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.checks import check_finite_products, check_symmetric
 from hesse.operators.dense import aslinearoperator
 from hesse.vectors.rows import stacked
 
@@ -59,25 +61,23 @@ def nystrom(
     (tensor([0.0100, 0.1000, 1.0000]), 3)
     """
     A = aslinearoperator(A)
-    call = f"nystrom({A}, rank={rank})"
-    A._check_symmetric(call)
-    check_not_empty(call, A.shape)
-    rank = check_count("rank", rank, 1, call)
-    check_tolerances(call, damping=damping)
+    check_symmetric(A)
+    check_not_empty(A.shape)
+    rank = check_count("rank", rank, 1)
+    check_tolerances(damping=damping)
     if max_rank is not None:
-        max_rank = check_count("max_rank", max_rank, 1, call)
+        max_rank = check_count("max_rank", max_rank, 1)
     G, mu = _undamped(A, damping)
-    limit = min(A.shape[0], rank if max_rank is None else max(rank, max_rank))
-    Omega, Y = _sketch(G, min(rank, limit), generator, call)
-    U, values = _eigenpairs(Omega, Y, call)
+    limit = min(A.domain.n, rank if max_rank is None else max(rank, max_rank))
+    Omega, Y = _sketch(G, min(rank, limit), generator)
+    U, values = _eigenpairs(Omega, Y)
     while len(values) < limit and float(values[-1]) > mu > 0.0:
         more = min(2 * len(values), limit) - len(values)
-        Omega, Y = _sketch(G, more, generator, call, (Omega, Y))
-        U, values = _eigenpairs(Omega, Y, call)
-    level = max(float(values[-1]) + mu, torch.finfo(A.dtype).eps * float(values[0]))
+        Omega, Y = _sketch(G, more, generator, (Omega, Y))
+        U, values = _eigenpairs(Omega, Y)
+    level = max(float(values[-1]) + mu, unit_roundoff(A) * float(values[0]))
     if level == 0.0:
         raise OperatorError(
-            call,
             expected="an operator that is not zero",
             got="no eigenvalue above zero",
             remedy="Add damping, or solve without this preconditioner.",
@@ -96,7 +96,6 @@ def _sketch(
     A: LinearOperator,
     count: int,
     generator: torch.Generator | None,
-    call: str,
     known: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(Omega, A Omega) with `count` more directions, orthonormal among all."""
@@ -104,21 +103,21 @@ def _sketch(
     new = stacked(count, (A.domain.gaussian(generator) for _ in range(count))).T
     if known is None:
         Omega, _ = torch.linalg.qr(new)
-        return Omega, A._check_finite(A._matmat(Omega), call)
+        return Omega, check_finite_products(A, A._matmat(Omega))
     Omega, Y = known
     new, _ = torch.linalg.qr(new - Omega @ (Omega.T @ new))
-    products = A._check_finite(A._matmat(new), call)
+    products = check_finite_products(A, A._matmat(new))
     return torch.cat([Omega, new], dim=1), torch.cat([Y, products], dim=1)
 
 
-def _eigenpairs(Omega: Tensor, Y: Tensor, call: str) -> tuple[Tensor, Tensor]:
+def _eigenpairs(Omega: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
     """U and the diagonal of Lambda, descending; of A + shift I, and the shift taken off again."""
     eps = torch.finfo(Y.dtype).eps
     core = Omega.T.double() @ Y.double()
     core = (core + core.T) / 2
     smallest, largest = torch.linalg.eigvalsh(core)[[0, -1]].tolist()
     if smallest < -(eps**0.5) * max(largest, 0.0):
-        raise not_semidefinite(call, f"v'Av = {smallest:.3g} |v|^2 for some v")
+        raise not_semidefinite(f"v'Av = {smallest:.3g} |v|^2 for some v")
     scale = float(torch.linalg.vector_norm(Y, dtype=torch.float64))
     shift = max(Y.shape[0] ** 0.5 * eps * scale, -2.0 * smallest)
     eye = torch.eye(len(core), dtype=core.dtype, device=core.device)

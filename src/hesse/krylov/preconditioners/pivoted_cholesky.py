@@ -10,9 +10,11 @@ from hesse.boundary import public
 from hesse.errors import OperatorError, check_count, check_not_empty, check_tolerances
 from hesse.krylov.preconditioners.deflation import deflation
 from hesse.krylov.preconditioners.preconditioner import Preconditioner, not_semidefinite
+from hesse.krylov.rounding import unit_roundoff
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.checks import check_finite_products, check_symmetric
 from hesse.operators.dense import aslinearoperator
-from hesse.vectors.space import Tree, check_finite
+from hesse.vectors.space import Tree
 
 
 @public("hesse.krylov.preconditioners.pivoted_cholesky({A})")
@@ -52,48 +54,46 @@ def pivoted_cholesky(
     (tensor([0.0164, 1.0000, 1.0000]), 1)
     """
     A = aslinearoperator(A)
-    call = f"pivoted_cholesky({A}, rank={rank})"
-    A._check_symmetric(call)
-    check_not_empty(call, A.shape)
-    rank = check_count("rank", rank, 1, call)
-    check_tolerances(call, damping=damping)
-    d = A._diagonal() if diagonal is None else A.domain.enter(diagonal, call=call, what="d")[0]
+    check_symmetric(A)
+    check_not_empty(A.shape)
+    rank = check_count("rank", rank, 1)
+    check_tolerances(damping=damping)
+    d = A._diagonal() if diagonal is None else A.domain.enter(diagonal, what="d")[0]
     if d is None:
-        raise _no_diagonal(call)
-    check_finite("diagonal", d, call)
+        raise _no_diagonal()
+    A.domain.check_finite(d, "diagonal")
     G, c = A._split_shift()
-    L, rest = _factor(G, (d - c).double(), min(rank, A.shape[0]), call)
+    L, rest = _factor(G, (d - c).double(), min(rank, A.domain.n))
     U, roots, _ = torch.linalg.svd(L, full_matrices=False)
     values = roots.double() ** 2
     largest = float(values[0]) if len(values) else 0.0
-    mu = max(c + damping + float(rest.mean()), torch.finfo(A.dtype).eps * largest)
+    mu = max(c + damping + float(rest.mean()), unit_roundoff(A) * largest)
     if mu <= 0.0:
-        raise not_semidefinite(call, f"a mean of {mu:.3g} for the remaining diagonal")
+        raise not_semidefinite(f"a mean of {mu:.3g} for the remaining diagonal")
     return Preconditioner(deflation(A.domain, U, values + mu, mu), products=L.shape[1])
 
 
-def _factor(A: LinearOperator, d: Tensor, rank: int, call: str) -> tuple[Tensor, Tensor]:
+def _factor(A: LinearOperator, d: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """(L, the diagonal of A - L L'); ends early where nothing but rounding remains."""
     A.announce(rank)
-    L = torch.zeros(A.shape[0], rank, dtype=A.dtype, device=A.device)
-    eps, largest = torch.finfo(A.dtype).eps, float(d.abs().max())
+    L = torch.zeros(A.domain.size, rank, dtype=A.dtype, device=A.device)
+    eps, largest = unit_roundoff(A), float(d.abs().max())
     for k in range(rank):
         pivot = int(d.argmax())
         if float(d[pivot]) <= 10 * eps * largest:
             return L[:, :k], d.clamp(min=0.0)
         e = A.domain.zeros()
         e[pivot] = 1.0
-        column = A._check_finite(A._matmat(e[:, None]), call)[:, 0] - L @ L[pivot]
+        column = check_finite_products(A, A._matmat(e[:, None]))[:, 0] - L @ L[pivot]
         L[:, k] = column / float(d[pivot]) ** 0.5
         d = d - L[:, k].double() ** 2
         if float(d.min()) < -(eps**0.5) * largest:
-            raise not_semidefinite(call, f"{float(d.min()):.3g} in the remaining diagonal")
+            raise not_semidefinite(f"{float(d.min()):.3g} in the remaining diagonal")
     return L, d.clamp(min=0.0)
 
 
-def _no_diagonal(call: str) -> OperatorError:
+def _no_diagonal() -> OperatorError:
     return OperatorError(
-        call,
         expected="an operator that knows its diagonal",
         got="one that does not",
         remedy="Pass diagonal=d with the exact diagonal, or use nystrom(A), which needs none.",

@@ -42,10 +42,9 @@ class Preconditioner(LinearOperator):
         return self.M._diagonal()
 
 
-def not_semidefinite(call: str, got: str) -> OperatorError:
+def not_semidefinite(got: str) -> OperatorError:
     """The error for an A that turns out to have a negative eigenvalue."""
     return OperatorError(
-        call,
         expected="a positive semi-definite operator",
         got=got,
         remedy="Use a Gauss-Newton matrix, or add damping; hesse.krylov.preconditioners.jacobi "

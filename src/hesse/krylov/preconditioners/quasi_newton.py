@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limited-memory BFGS as a preconditioner: what steps in an earlier system have told about A.
+"""Limited-memory BFGS as a preconditioner, from the steps of an earlier solve.
 
-Steps s with their products y = A s come for free from an earlier run: of conjugate gradients, the
-differences of two iterates and of their residuals (r_k - r_{k+1}), which `Pairs` collects. They
-precondition the next system, with the same matrix or a similar one.
+Steps s with their products y = A s come for free from an earlier run of conjugate gradients: they
+are the differences of two iterates and of their residuals (r_k - r_{k+1}), which `Pairs` collects.
+They precondition the next system, with the same matrix or a similar one.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 from hesse.boundary import public
 from hesse.errors import ArgumentError, NonFiniteError, OperatorError, check_count
 from hesse.krylov.preconditioners.preconditioner import Preconditioner
+from hesse.krylov.rounding import unit_roundoff
 from hesse.krylov.system import SolverState
 from hesse.operators.algebra import LinearOperator
-from hesse.vectors.inner_products import dot, norm
 from hesse.vectors.space import Space, Tree
 
 
@@ -26,7 +26,7 @@ class Pairs(list[tuple[Tensor, Tensor]]):
     """Pairs (s, y = A s) of a run of conjugate gradients, whose callback this is.
 
     At most `most` are held, spread evenly over the run: when there are more, every other one is
-    dropped, and of those to come every other one is left out.
+    dropped, and only every other later one is added.
 
     >>> from hesse.krylov import solve
     >>> from hesse.operators import diagonal_operator
@@ -36,9 +36,10 @@ class Pairs(list[tuple[Tensor, Tensor]]):
     (1, True)
     """
 
+    @public("hesse.krylov.preconditioners.Pairs(most={most})")
     def __init__(self, most: int = 20) -> None:
         super().__init__()
-        most = check_count("most", most, 1, f"Pairs(most={most!r})")
+        most = check_count("most", most, 1)
         self.most, self._steps, self._stride = most, 0, 1
         self._x, self._residual = torch.zeros(0), torch.zeros(0)
 
@@ -59,19 +60,21 @@ class LimitedMemoryBFGS(LinearOperator):
     def __init__(self, space: Space, S: Tensor, Y: Tensor) -> None:
         super().__init__(space, symmetric=True)
         self.S, self.Y = S, Y
-        self.rho = [1.0 / dot(s, y) for s, y in zip(S, Y, strict=True)]
-        self.gamma = 1.0 / (self.rho[-1] * dot(Y[-1], Y[-1]))
+        products = space.inner_pairs(*zip(S, Y, strict=True), (Y[-1], Y[-1]))
+        self.rho = [1.0 / sy for sy in products[:-1]]
+        self.gamma = 1.0 / (self.rho[-1] * products[-1])
 
     def _matvec(self, v: Tensor) -> Tensor:
         """The two-loop recursion."""
+        inner = self.domain.inner
         pairs = list(zip(self.S, self.Y, self.rho, strict=True))
         q, alphas = v.clone(), []
         for s, y, rho in reversed(pairs):
-            alphas.append(rho * dot(s, q))
+            alphas.append(rho * inner(s, q))
             q.sub_(y, alpha=alphas[-1])
         q.mul_(self.gamma)
         for (s, y, rho), alpha in zip(pairs, reversed(alphas), strict=True):
-            q.add_(s, alpha=alpha - rho * dot(y, q))
+            q.add_(s, alpha=alpha - rho * inner(y, q))
         return q
 
 
@@ -102,25 +105,22 @@ def quasi_newton(pairs: Sequence[tuple[Tree, Tree]], memory: int = 20) -> Precon
     >>> M @ torch.tensor([1.0, 4.0])
     tensor([1., 1.])
     """
-    call = "quasi_newton(pairs)"
-    memory = check_count("memory", memory, 1, call)
+    memory = check_count("memory", memory, 1)
     is_list = isinstance(pairs, Sequence) and len(pairs) > 0
     if not is_list or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in pairs):
         raise ArgumentError(
-            call,
             expected="at least one pair (s, y), in a list",
             got=f"{len(pairs)} of them" if isinstance(pairs, list) else repr(pairs),
             remedy="Collect steps s and their products y = A s, as of iterates and residuals.",
         )
-    space = Space.of(pairs[0][0], call=call, what="s")
+    space = Space.of(pairs[0][0], what="s")
     S, Y = (
-        torch.stack([space.flatten(pair[i], call=call, what=what) for pair in pairs])
+        torch.stack([space.flatten(pair[i], what=what) for pair in pairs])
         for i, what in enumerate("sy")
     )
-    kept = [i for i in range(len(S)) if _curves_upwards(S[i], Y[i], call)]
+    kept = [i for i in range(len(S)) if _curves_upwards(space, S[i], Y[i])]
     if not kept:
         raise OperatorError(
-            call,
             expected="a pair with s'y > 0",
             got=f"none among {len(pairs)}",
             remedy="Take steps from a run with a positive definite operator; add damping.",
@@ -129,16 +129,15 @@ def quasi_newton(pairs: Sequence[tuple[Tree, Tree]], memory: int = 20) -> Precon
     return Preconditioner(LimitedMemoryBFGS(space, S[chosen], Y[chosen]), products=0)
 
 
-def _curves_upwards(s: Tensor, y: Tensor, call: str) -> bool:
+def _curves_upwards(space: Space, s: Tensor, y: Tensor) -> bool:
     """Whether s'y > 0 beyond rounding."""
-    if not bool(torch.isfinite(s).all() and torch.isfinite(y).all()):
+    if not (space.all_finite(s) and space.all_finite(y)):
         raise NonFiniteError(
-            call,
             expected="finite pairs",
             got="NaN or Inf in a pair",
-            remedy="Leave out what came after the run broke down.",
+            remedy="Leave out the pairs from the end of a run that failed.",
         )
-    return dot(s, y) > torch.finfo(s.dtype).eps * norm(s) * norm(y)
+    return space.inner(s, y) > unit_roundoff(space) * space.norm(s) * space.norm(y)
 
 
 def _evenly(indices: list[int], count: int) -> list[int]:

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Lanczos process with partial re-orthogonalisation, from one starting vector or from several.
+
+The basis is kept orthogonal to the square root of eps. T is then right to eps, and has no spurious
+copies of eigenvalues. A pass over the basis is taken only where it is needed, see `orthogonality`.
+In an invariant subspace the process continues with a random direction outside of it. With b
+starting vectors the matrix T has a band of b entries on each side, b products are taken at once,
+and an eigenvalue is found with a multiplicity of up to b.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from hesse.errors import NonFiniteError, OperatorError
+from hesse.krylov.basis import Basis, orthonormalise
+from hesse.krylov.gram_schmidt import twice_if_needed
+from hesse.krylov.orthogonality import Orthogonality
+from hesse.krylov.rounding import rounding_level
+from hesse.operators.algebra import LinearOperator
+from hesse.progress import uninterrupted
+from hesse.vectors.space import unshared
+
+# For a symmetric operator v_i'A v_j = v_j'A v_i. A difference beyond this fraction of the largest
+# product is not explained by rounding, not even in products in bfloat16; for a basis in lower
+# precision it must also exceed so many times its eps.
+_ASYMMETRY, _ROUNDINGS = 0.02, 100
+
+# The first products of each starting vector are always orthogonalised against all rows: that
+# measures the rounding errors, and shows whether the operator is symmetric.
+FIRST = 3
+
+# For shorter vectors a pass over the basis takes less time than the prediction of overlaps.
+LONG = 1 << 12
+
+
+class LanczosProcess:
+    """A basis V (rows), orthonormal to sqrt(eps), with A V_j' = V' T_j for the first j = `size`.
+
+    The products of `size` rows were taken; `rows` - `size` more rows, at most b, follow them. The
+    entries of T that couple the two are the components of A V_j' outside of V_j'. When the process
+    restarts elsewhere (`explore`, `lock`), the rows that followed are dropped: `dropped` holds the
+    norm of their components in each product.
+
+    Args:
+        A: symmetric operator.
+        m: how large the basis may become.
+        v0: starting vector (n,), or block (n, b).
+        generator: of new directions in an invariant subspace.
+        basis: where the rows are held, at least m + b of them.
+    """
+
+    saved = (
+        "used", "T", "size", "rows", "products", "largest", "dropped", "generator",
+        "orthogonality", "due",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        A: LinearOperator,
+        m: int,
+        v0: Tensor,
+        generator: torch.Generator | None,
+        basis: Basis | None = None,
+    ) -> None:
+        start = v0[:, None] if v0.ndim == 1 else v0
+        self.A, self.generator, self.b = A, generator, start.shape[1]
+        self.basis = Basis(A, m + self.b) if basis is None else basis
+        self.T = torch.zeros(m + self.b, m + self.b, dtype=torch.float64)
+        self.predicts = self.basis.is_exact and A.domain.n >= LONG
+        self.orthogonality = Orthogonality(m + self.b if self.predicts else 0, self.basis.eps)
+        self.dropped = torch.zeros(0, dtype=torch.float64)
+        self.size = self.rows = self.products = 0
+        self.due = FIRST * self.b
+        self.largest = 0.0
+        for v in start.T:
+            self._append(v.clone())
+
+    @property
+    def used(self) -> Tensor:
+        """The rows in use, for a checkpoint."""
+        return self.basis.rows[: self.rows]
+
+    @used.setter
+    def used(self, rows: Tensor) -> None:
+        self.basis.rows[: len(rows)] = rows
+
+    @property
+    def following(self) -> Tensor:
+        """The row whose product is taken next."""
+        return self.basis[self.size]
+
+    @property
+    def tridiagonal(self) -> tuple[list[float], list[float]]:
+        """For one starting vector: the diagonal of T, and the entries below it."""
+        return self.T.diagonal()[: self.size].tolist(), self.T.diagonal(-1)[: self.size].tolist()
+
+    @property
+    def beta(self) -> float:
+        """The norm of what the last product has outside the basis."""
+        return float(self.T[self.size : self.rows, self.size - 1].norm())
+
+    @property
+    def is_invariant(self) -> bool:
+        """Whether the products taken lie in the span of their rows."""
+        return not bool(self.T[self.size : self.rows, : self.size].any()) and not len(self.dropped)
+
+    def make_room(self, m: int) -> None:
+        """Let the basis become as large as m."""
+        size = m + self.b
+        if size <= len(self.T):
+            return
+        grown = Basis(self.A, size, self.basis.rows.dtype, self.basis.rows.device)
+        grown.rows[: self.rows] = self.used
+        T = torch.zeros(size, size, dtype=torch.float64)
+        T[: len(self.T), : len(self.T)] = self.T
+        self.basis, self.T = grown, T
+        if self.predicts:
+            self.orthogonality.make_room(size)
+
+    def extend(self, size: int) -> None:
+        """Take steps until the products of `size` rows are taken."""
+        while self.size < size:
+            self.step(min(self.b, size - self.size))
+
+    def step(self, count: int = 1) -> None:
+        """Take the products of the next `count` rows at once, or of all that follow if fewer."""
+        j = self.size
+        count = min(count, self.rows - j)
+        if count == 1:
+            v = self.following
+            products = [unshared(self.A._matvec(v), v)]
+        else:
+            products = [w.clone() for w in self.A._matmat(self.basis.block(j, j + count)).T]
+        self.products += count
+        while products:
+            with uninterrupted():
+                self.take_in(products.pop(0))
+
+    def take_in(self, w: Tensor) -> None:
+        """The product of the next row becomes a column of T and a new row."""
+        j = self.size
+        h = self._remove_known(w, j)
+        rest, scale = self.A.domain.norm(w), float(h.norm())
+        self.largest = max(self.largest, math.hypot(scale, rest))
+        left = self._predicted(j, h)
+        if left is None or self._needs_pass(left, rest):
+            found, beta = self._append(w, scale)
+            self._check_symmetry(found[:j])
+            if left is None:
+                h += found
+            else:  # along earlier rows that is lost orthogonality, and no entry of T
+                h[j:] += found[j:]
+                self.orthogonality.learn(left[:, :j], found[:j], self.largest)
+        else:
+            self._add_row(w, rest, left / rest)
+            beta = rest
+        self.T[: len(h), j] = self.T[j, : len(h)] = h
+        if beta is not None:
+            self.T[len(h), j] = self.T[j, len(h)] = beta
+        self.size += 1
+
+    @property
+    def passes_always(self) -> bool:
+        """Whether overlaps are not predicted: the rows are rounded, dropped, or short."""
+        return not self.predicts or len(self.dropped) > 0
+
+    def _predicted(self, j: int, h: Tensor) -> Tensor | None:
+        """Possible components along the rows of A v_j without its components h."""
+        if self.passes_always:
+            return None
+        return self.orthogonality.left(self.T, j, h, self.largest)
+
+    def _needs_pass(self, left: Tensor, rest: float) -> bool:
+        """Whether w of norm `rest` with these components must be orthogonalised against all rows.
+
+        If so the next rows must be too: the recurrence continues from both.
+        """
+        if self.due == 0 and not self.orthogonality.suffices(left, rest):
+            self.due = 2 * self.b
+        now = self.due > 0
+        self.due = max(self.due - 1, 0)
+        return now
+
+    def _check_symmetry(self, unexpected: Tensor) -> None:
+        """Raise if the last product has components along earlier rows that are not in T."""
+        if len(unexpected):
+            worst, hidden = float(unexpected.abs().max()), float(self.dropped.sum())
+            check_symmetry(self.A, worst, self.largest, self.basis.eps, hidden)
+
+    def _remove_known(self, w: Tensor, j: int) -> Tensor:
+        """Remove from w = A v_j the components that T gives, and those along v_j and later rows.
+
+        The components that are left are negligible, or one pass over the basis removes them.
+        """
+        h = torch.zeros(self.rows, dtype=torch.float64)
+        least = self.basis.eps**0.5 * self.largest if self.passes_always else 0.0
+        known = self.T[:j, j].abs() > least
+        first = int(known.nonzero()[0]) if bool(known.any()) else j
+        h[first:j] = self.T[first:j, j]
+        self.basis.remove(w, h[first:j], first)
+        for i in range(j, self.rows):
+            h[i] = self.A.domain.inner(self.basis[i], w)  # accurate: there may be no second pass
+        self.basis.remove(w, h[j:], j)
+        return h
+
+    def _append(self, w: Tensor, removed: float = 0.0) -> tuple[Tensor, float | None]:
+        """Orthogonalise w (in place) and append it; its components, and the norm of the rest.
+
+        Nothing is appended to a basis of the whole space. `removed` is the norm of the components
+        that were removed from w before.
+        """
+        h, rest = self._orthogonalise(w)
+        if self.rows == self.A.domain.n:
+            return h, None
+        size = math.hypot(removed, float(h.norm()), rest)
+        if rest <= rounding_level(self.basis.eps, max(size, self.largest)):
+            self._add_row(self._new_direction(), 1.0)
+            return h, 0.0
+        self._add_row(w, rest)
+        return h, rest
+
+    def _add_row(self, w: Tensor, length: float, overlaps: Tensor | None = None) -> None:
+        """w / length becomes a row; without overlaps it is orthogonal to rounding."""
+        self.basis.put(self.rows, w, length)
+        if self.predicts:
+            self.orthogonality.set(self.rows, overlaps)
+        self.rows += 1
+
+    def _orthogonalise(self, w: Tensor) -> tuple[Tensor, float]:
+        """Remove from w its components along all rows: these, and the norm that is left."""
+
+        def remove() -> Tensor:
+            h = self.basis.inners(w, self.rows)
+            self.basis.remove(w, h)
+            return h
+
+        h, rest = twice_if_needed(self.A.domain, remove, w)
+        return h, rest[0]
+
+    def _new_direction(self) -> Tensor:
+        """A random direction outside an invariant subspace."""
+        w = self.A.domain.gaussian(self.generator)
+        w /= self.A.domain.norm(w)
+        _, rest = self._orthogonalise(w)
+        return w / rest
+
+    def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Ritz values (ascending), coordinates (columns), and residual norms."""
+        if not bool(torch.isfinite(self.T).all()):
+            raise NonFiniteError(
+                expected="finite products",
+                got="NaN or Inf in a product",
+                remedy="Check the operator with hesse.testing.check_operator.",
+            )
+        j = self.size
+        values, coordinates = torch.linalg.eigh(self.T[:j, :j])
+        outside = (self.T[j : self.rows, :j] @ coordinates).norm(dim=0)
+        known = len(self.dropped)
+        return values, coordinates, outside + self.dropped @ coordinates[:known].abs()
+
+    def combine(self, coordinates: Tensor) -> Tensor:
+        """V' coordinates, as rows."""
+        return self.basis.combine(coordinates)
+
+    def restart(self, coordinates: Tensor, values: Tensor) -> None:
+        """Keep the Ritz vectors of these coordinates and values, and the rows that follow.
+
+        The best come first: a component of a row along a better one is lost orthogonality.
+        """
+        p, outside = len(values), self.T[self.size : self.rows, : self.size] @ coordinates
+        self.dropped = self.dropped @ coordinates[: len(self.dropped)].abs()
+        self.basis.rotate(coordinates, slice(self.size, self.rows))
+        self.size, self.rows = p, p + len(outside)
+        if self.predicts:
+            orthonormalise(self.A, self.used)
+            self.orthogonality.reset()
+        self.T.zero_()
+        self.T[:p, :p] = torch.diag(values)
+        self.T[p : self.rows, :p] = outside
+        self.T[:p, p : self.rows] = outside.T
+
+    def lock(self, coordinates: Tensor, values: Tensor, start: Tensor) -> None:
+        """After `explore`: keep these Ritz vectors, and restart from the rows `start`.
+
+        Rows beyond those of the coordinates, found by exploring, are dropped.
+        """
+        self.size = self.rows = len(coordinates)
+        self.dropped = self.dropped[: self.size]
+        self.restart(coordinates, values)
+        for v in start[: self.A.domain.n - self.rows]:
+            self._append(v.clone())
+
+    def explore(self) -> None:
+        """Continue from random directions that are independent of the rows so far.
+
+        The rows that follow are dropped; the norm of their components in each product is kept.
+        """
+        p = self.size
+        outside = self.T[p : self.rows, :p].norm(dim=0)
+        outside[: len(self.dropped)] += self.dropped
+        self.dropped = outside
+        self.T[p:] = self.T[:, p:] = 0.0
+        self.rows = p
+        for _ in range(min(self.b, self.A.domain.n - self.rows)):
+            self._add_row(self._new_direction(), 1.0)
+
+
+def check_symmetry(
+    A: LinearOperator, difference: float, largest: float, eps: float, hidden: float = 0.0
+) -> None:
+    """Raise if v'A w and w'A v differ by more than rounding and the `hidden` components explain."""
+    if difference > max(_ASYMMETRY, _ROUNDINGS * eps) * largest + hidden:
+        raise OperatorError(
+            expected="a symmetric operator, as symmetric=True says",
+            got=f"v'A w and w'A v that differ by {difference:.3g}, for products of size "
+            f"{largest:.3g}",
+            remedy="Check it with hesse.testing.check_operator; leave out symmetric=True.",
+        )
