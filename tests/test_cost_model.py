@@ -84,7 +84,7 @@ def test_matrix_products_wait_until_it_pays(f):
 def test_a_cost_model_is_a_pure_function_of_the_usage():
     usage = inspected(MULTIPLIES["dot"], 1.0)
     before = vars(usage).copy()
-    answers = [(MEASURED.should_trace(usage), MEASURED.should_compile(usage, 1.0)) for _ in "ab"]
+    answers = [(MEASURED.should_trace(usage), MEASURED.break_even(usage)) for _ in "ab"]
     assert answers[0] == answers[1]
     assert vars(usage) == before
 
@@ -108,6 +108,7 @@ def test_within_deterministic_counts_decide_whatever_the_clock_says(monkeypatch)
 
 
 def test_counted_cost_never_compiles():
-    assert not CountedCost().should_compile(Usage(num_products=10**9), 0.0)
+    usage = Usage(num_products=10**9, seconds=1e9, compile_after=CountedCost().compile_after(1.0))
+    assert not usage.should_compile
     assert CountedCost().should_trace(Usage(num_products=2))
     assert not CountedCost().should_trace(Usage(num_products=1, graph_seconds=1e9))

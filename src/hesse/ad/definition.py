@@ -12,17 +12,15 @@ by side.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
 
 from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.hessian import value_and_gradient
 from hesse.ad.product import Mode
-from hesse.ad.summands import Summand, summands
 from hesse.ad.variables import BoundFunction, Leaves, number
 
 Vectors = Literal["variables", "outputs"]
@@ -49,6 +47,8 @@ CURVATURE = Quantity("curvature", result=None)
 
 class Linearisation(Protocol):
     """A function at one point, with the autograd graph of its derivatives."""
+
+    def __init__(self, f: BoundFunction, x: Leaves) -> None: ...
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -89,30 +89,21 @@ class Linearisation(Protocol):
         ...
 
 
-class Definition(ABC):
+class Definition:
     """A curvature matrix, as a function of a point and a direction that is linear in the latter.
 
-    A subclass is a frozen dataclass of its settings. That of a scalar function says what is
-    computed (`quantities`) and implements `linearise`.
+    A subclass is a frozen dataclass of its settings, which tell its programs from those of others.
     """
 
+    linearise: ClassVar[type[Linearisation]]
+    """(f, x) -> f at x, with the graph of its derivatives."""
     quantities: ClassVar[tuple[Quantity, ...]] = (PRODUCT,)
     """What depends on a direction; the product comes first."""
+    is_sum: ClassVar[bool] = True
+    """Whether the matrix is the weighted sum of those of the summands. Otherwise their rows lie one
+    below the other, and a summand without data, such as weight decay, has none."""
     one_shot_modes: ClassVar[Mapping[str, Mode]] = {}
     """Ways to take a product without preparation, by name, in the order to try them in."""
-
-    @property
-    def key(self) -> Hashable:
-        """What tells its programs from those of other definitions and other settings."""
-        return self  # a frozen dataclass
-
-    @abstractmethod
-    def linearise(self, f: BoundFunction, x: Leaves) -> Linearisation:
-        """f at x, with the graph of its derivatives."""
-
-    def summands(self, f: Any) -> Iterator[Summand]:
-        """The summands of f with their factors in the matrix."""
-        return summands(f)
 
     def evaluate(self, f: BoundFunction, x: Leaves) -> list[Tensor]:
         """The outputs of f at x, as f itself computes them."""

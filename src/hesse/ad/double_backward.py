@@ -9,7 +9,7 @@ of a second in a fresh process (torch 2.13). From the scalar there is nothing to
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,6 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hesse.ad.decompositions import Composed
 from hesse.ad.variables import Leaves
 from hesse.errors import FunctionError
+
+_NO_HOOKS = "hesse allows no saved tensor hooks"
 
 
 @contextmanager
@@ -40,6 +42,17 @@ def twice_differentiable() -> Iterator[None]:
         if torch.backends.cudnn.is_available():
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield
+
+
+def noting_recomputation(value: Callable[[], Tensor]) -> tuple[Tensor, bool]:
+    """value(), and whether it set hooks on the tensors that it saved for its backward pass."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS):
+            return value(), False
+    except RuntimeError as error:
+        if _NO_HOOKS not in str(error):
+            raise
+    return value(), True
 
 
 def derivative(output: Tensor | Leaves, x: Leaves, weights=None, **options) -> list[Tensor]:

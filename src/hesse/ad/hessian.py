@@ -15,14 +15,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.ad.checkpointing import check_slope, noting_recomputation
 from hesse.ad.double_backward import (
     check_depends,
     derivative,
     gradient_of,
+    noting_recomputation,
     twice_differentiable,
 )
 from hesse.ad.graph_nodes import custom_function, graph_nodes
+from hesse.ad.slope_check import check_slope
 from hesse.ad.variables import LeafFunction, Leaves, number, tracked
 
 

@@ -9,10 +9,12 @@ such a function, with one summand for each batch and a quadratic one for its wei
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from torch import Tensor
+
+from hesse.ad.quadratic import Quadratic
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,48 @@ class Summand:
     """The variables of this summand, where every summand has its own."""
 
 
-def summands(f: Any) -> Iterator[Summand]:
-    """The summands of f; a plain function is its only one."""
-    return f.summands() if hasattr(f, "summands") else iter([Summand(1.0, f, key="f")])
+class Sum(Protocol):
+    """f = sum_i c_i f_i."""
+
+    @property
+    def num_summands(self) -> int:
+        """How many there are, those without data (weight decay) apart."""
+        ...
+
+    @property
+    def holds_data(self) -> bool:
+        """Whether the data are tensors that stay, so that a write to them shows."""
+        ...
+
+    def summands(self) -> Iterator[Summand]:
+        """The summands, anew for every sweep."""
+        ...
 
 
-def is_single(f: Any) -> bool:
-    """Whether f is a single summand, weight decay apart, so that its graph may be kept."""
-    return not hasattr(f, "summands") or f.num_summands == 1
+@dataclass(frozen=True)
+class OneFunction:
+    """A plain function, which is its only summand."""
+
+    function: Any
+
+    num_summands = 1
+    holds_data = True
+
+    def summands(self) -> Iterator[Summand]:
+        """The function."""
+        yield Summand(1.0, self.function, key="f")
+
+
+def as_sum(f: Any) -> Sum:
+    """f itself if it has summands; a plain function as a sum of one."""
+    return f if hasattr(f, "summands") else OneFunction(f)
+
+
+def unweighted(summands: Iterable[Summand]) -> Iterator[Summand]:
+    """The summands that have data, with the factor 1: weight decay has no outputs."""
+    for summand in summands:
+        if not isinstance(summand.function, Quadratic):
+            yield replace(summand, coefficient=1.0)
 
 
 def check_at(f: Any, x: Any) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hesse.ad.definition import Vectors
 from hesse.ad.one_shot import ONE_SHOT_MODES
-from hesse.ad.summands import check_at
+from hesse.ad.summands import as_sum, check_at
 from hesse.ad.variables import Variables
 from hesse.boundary import public
 from hesse.curvature.hessian import HessianDefinition, HessianMode
@@ -83,7 +83,7 @@ def hvp(
     direction, leave = space.enter(v)
     check_at(f, x)
     definition, variables = HessianDefinition(), Variables.of(x, space)
-    points = partial(summand_points, definition, f, variables)
+    points = partial(summand_points, definition, as_sum(f), variables)
     assemblies: dict[Vectors, Assembly] = {"variables": Shared(variables)}
     modes = fallback_modes(definition) if mode == "auto" else [mode]
     one_shot = OneShotSum(points, assemblies, ONE_SHOT_MODES)

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,8 +13,7 @@ from torch import Tensor
 from hesse.ad.definition import Definition, Quantity, Vectors
 from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.jacobian import JacobianGraph
-from hesse.ad.quadratic import Quadratic
-from hesse.ad.summands import Summand, check_at, summands
+from hesse.ad.summands import as_sum, check_at
 from hesse.ad.variables import BoundFunction, Leaves, Variables, tracked
 from hesse.boundary import public
 from hesse.curvature.operator import CurvatureOperator, summand_points
@@ -28,14 +27,14 @@ from hesse.vectors.trees import walk
 
 
 class _Linearisation:
-    """g at x, by the graphs of its outputs and of J'u."""
+    """f at x, by the graphs of its outputs and of J'u."""
 
     needs_check = False
 
-    def __init__(self, g: BoundFunction, x: Leaves) -> None:
+    def __init__(self, f: BoundFunction, x: Leaves) -> None:
         with twice_differentiable():
             leaves = tracked(x)
-            self._jacobian = JacobianGraph(_output_leaves(g.outputs(leaves)), leaves)
+            self._jacobian = JacobianGraph(_output_leaves(f.outputs(leaves)), leaves)
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -71,23 +70,16 @@ class _Linearisation:
 class JacobianDefinition(Definition):
     """J v from the variables to the outputs, and J' u back."""
 
+    linearise = _Linearisation
+    is_sum = False
     quantities: ClassVar[tuple[Quantity, ...]] = (
         Quantity("product", "variables", "outputs"),
         Quantity("adjoint", "outputs", "variables"),
     )
 
-    def summands(self, f: Any) -> Iterator[Summand]:
-        """The batches as they are: outputs have no weights, and weight decay has no outputs."""
-        for summand in summands(f):
-            if not isinstance(summand.function, Quadratic):
-                yield replace(summand, coefficient=1.0)
-
     def evaluate(self, f: BoundFunction, x: Leaves) -> list[Tensor]:
         with twice_differentiable():
             return [z.detach() for z in _output_leaves(f.outputs(x))]
-
-    def linearise(self, f: BoundFunction, x: Leaves) -> _Linearisation:
-        return _Linearisation(f, x)
 
 
 @public("hesse.jacobian_operator(g, x)")
@@ -143,7 +135,7 @@ def _output_leaves(outputs: Any) -> list[Tensor]:
 def _output_spaces(definition: JacobianDefinition, g: Any, variables: Variables) -> list[Space]:
     """The spaces of the outputs of all batches."""
     spaces = []
-    for _, point in summand_points(definition, g, variables):
+    for _, point in summand_points(definition, as_sum(g), variables):
         with torch.no_grad():
             spaces.append(Space.of(point.function.outputs(variables.x), what="g(x)"))
     return spaces

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hesse.ad.definition import Definition
-from hesse.ad.summands import check_at, is_single
+from hesse.ad.summands import as_sum, check_at
 from hesse.boundary import warn
 from hesse.curvature.operator import CurvatureOperator
 from hesse.data.batches import Batches
@@ -199,7 +199,7 @@ def _through(one: int, here: Need, two: int, there: Need) -> list[_Line]:
 
 def _uncut(f: Any, options: ProductOptions, budget: int, need: Need) -> Layout:
     # The residuals of a single batch are part of what its product needs.
-    one = is_single(f)
+    one = as_sum(f).num_summands == 1
     keep = (math.inf, math.inf) if one else (budget - need.first, budget - need.later)
     return f, replace(options, kept_bytes=keep)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hesse.ad.definition import CURVATURE, Definition, Quantity, Vectors
-from hesse.ad.summands import Summand, is_single
+from hesse.ad.summands import Sum, Summand, as_sum, unweighted
 from hesse.ad.variables import BoundFunction, Variables
 from hesse.boundary import public
 from hesse.engine.assembly import Assembly, Shared
@@ -73,8 +73,8 @@ class CurvatureOperator(LinearOperator):
             assemblies[side or "variables"].space for side in (product.direction, product.result)
         )
         super().__init__(domain, codomain, symmetric=product.direction == product.result)
-        points = partial(summand_points, definition, f, variables, self._layouts)
-        self._at = point_product(points, assemblies, definition, options, self._programs, f)
+        points = partial(summand_points, definition, as_sum(f), variables, self._layouts)
+        self._at = point_product(points, assemblies, definition, options, self._programs, as_sum(f))
 
     @property
     @public("{self}.value")
@@ -152,12 +152,13 @@ class CurvatureOperator(LinearOperator):
 
 def summand_points(
     definition: Definition,
-    f: Any,
+    f: Sum,
     shared: Variables,
     layouts: Mapping[Vectors, RowLayout] | None = None,
 ) -> Iterator[tuple[Summand, Point]]:
     """The summands of f, and the point at which each is taken."""
-    for index, summand in enumerate(definition.summands(f)):
+    summands = f.summands() if definition.is_sum else unweighted(f.summands())
+    for index, summand in enumerate(summands):
         spaces = {side: layout.slices[index] for side, layout in (layouts or {}).items()}
         own = spaces.get("variables")
         variables = shared if own is None else Variables.of(summand.x, own)
@@ -171,7 +172,7 @@ def point_product(
     definition: Definition,
     options: ProductOptions,
     programs: ProgramCache,
-    f: Any,
+    f: Sum,
 ) -> PointProduct:
     """The product of a definition at a point, by the modes that are asked for."""
     one_shot = OneShotSum(points, assemblies, definition.one_shot_modes)
@@ -179,9 +180,10 @@ def point_product(
     if options.mode in ("auto", *PREPARED_MODES):
         modes = fallback_modes(definition) if options.mode == "auto" else []
         device = assemblies["variables"].space.device
-        holds_data = getattr(f, "holds_data", True)
         kept = _kept_products(f, options, device)
-        prepared = SummedProduct(points, assemblies, options, programs, kept, holds_data=holds_data)
+        prepared = SummedProduct(
+            points, assemblies, options, programs, kept, holds_data=f.holds_data
+        )
     product = definition.quantities[0]
     domain, codomain = (
         assemblies[side or "variables"].space for side in (product.direction, product.result)
@@ -194,11 +196,11 @@ def fallback_modes(definition: Definition) -> list[str]:
     return [mode for mode in definition.one_shot_modes if mode != "forward-difference"]
 
 
-def _kept_products(f: Any, options: ProductOptions, device: torch.device) -> KeptProducts:
+def _kept_products(f: Sum, options: ProductOptions, device: torch.device) -> KeptProducts:
     """What is held between products: by default all of a single summand, else a share of memory."""
     if options.kept_bytes is not None:
         return KeptProducts(options.kept_bytes, keeps_graphs=not options.low_memory)
-    if is_single(f):
+    if f.num_summands == 1:
         return KeptProducts((math.inf, math.inf))
     share = _SHARE * available_bytes(device)
     return KeptProducts((share, share))

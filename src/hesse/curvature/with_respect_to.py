@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from hesse.ad.definition import Vectors
-from hesse.ad.summands import Summand, summands
+from hesse.ad.summands import Summand, as_sum
 from hesse.data.batches import Batch, flatten_batch
 from hesse.engine.row_layout import RowLayout
 from hesse.risk.call import device_of
@@ -90,19 +90,19 @@ class LeavesOf:
     @property
     def num_summands(self) -> int:
         """As of f."""
-        return getattr(self.f, "num_summands", 1)
+        return as_sum(self.f).num_summands
 
     @property
     def holds_data(self) -> bool:
         """As of f."""
-        return getattr(self.f, "holds_data", True)
+        return as_sum(self.f).holds_data
 
     def summands(self) -> Iterator[Summand]:
         """Those of f."""
         space = Space.of(self.x)
         leaves = dict(zip(space.names, space.leaves(self.x, what="x"), strict=True))
         fixed = {name: leaf.detach() for name, leaf in leaves.items() if name not in self.names}
-        for summand in summands(self.f):
+        for summand in as_sum(self.f).summands():
             key = None if summand.key is None else ("leaves", self.names, summand.key)
             yield replace(
                 summand,

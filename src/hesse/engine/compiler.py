@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -28,6 +29,7 @@ def compile_product(entry: CachedProgram, tensors: list[Tensor]) -> None:
         DerivativeError: compiled programs were asked for, and cannot be had.
     """
     assert entry.partition is not None
+    entry.usage.compile_after = math.inf  # one try
     program, forced = entry.partition.tangents["product"], entry.options.mode == "compiled-split"
     try:
         if not can_compile(tensors[0].device):

@@ -8,6 +8,7 @@ and a run can be repeated to the bit; it is used within `hesse.deterministic()`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,11 +44,18 @@ class Usage:
     """Whether f has a matrix product or a convolution."""
     is_long: bool = False
     """Whether a vector exceeds the caches."""
+    compile_after: float = math.inf
+    """Seconds of products after which compiling the program of a product pays."""
 
     @property
     def total_seconds(self) -> float:
         """Seconds that products have taken or are sure to take."""
         return max(self.seconds, self.announced_seconds)
+
+    @property
+    def should_compile(self) -> bool:
+        """Whether compiling the program of a product pays by now."""
+        return self.total_seconds >= self.compile_after
 
     def inspect(self, node_names: Sequence[str], vector_bytes: int) -> None:
         """See what f is made of."""
@@ -87,8 +95,8 @@ class CostModel(Protocol):
         """Whether tracing pays by now."""
         ...
 
-    def should_compile(self, usage: Usage, seconds: float) -> bool:
-        """Whether it pays to compile a program, which takes so many seconds."""
+    def compile_after(self, seconds: float) -> float:
+        """Seconds of products after which it pays to compile a program in so many seconds."""
         ...
 
     def break_even(self, usage: Usage) -> str:
@@ -127,8 +135,8 @@ class MeasuredCost:
             return False
         return self._is_memory_bound(usage) or usage.total_seconds >= self._break_even(usage)
 
-    def should_compile(self, usage: Usage, seconds: float) -> bool:
-        return usage.total_seconds >= self.compile_caution * seconds
+    def compile_after(self, seconds: float) -> float:
+        return self.compile_caution * seconds
 
     def break_even(self, usage: Usage) -> str:
         return (
@@ -163,8 +171,8 @@ class CountedCost:
     def should_trace(self, usage: Usage) -> bool:
         return usage.num_products + usage.announced >= self.products_before_trace
 
-    def should_compile(self, usage: Usage, seconds: float) -> bool:
-        return False
+    def compile_after(self, seconds: float) -> float:
+        return math.inf
 
     def break_even(self, usage: Usage) -> str:
         return f"until {self.products_before_trace} products have been taken"

@@ -24,12 +24,19 @@ class GraphProduct:
     def __init__(self, point: Point, entry: CachedProgram) -> None:
         self.point, self._entry = point, entry
         self.graph: Linearisation = point.linearise(again=entry.usage.num_nodes > 0)
+        if not entry.usage.num_nodes:
+            entry.usage.inspect(self.graph.node_names, point.variables.nbytes)
         self._versions = versions(point.data)
 
     @property
     def is_current(self) -> bool:
         """Whether nobody has written to the data since, as far as they tell."""
         return self._versions == versions(self.point.data)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether programs had better take its place."""
+        return self._entry.partition is not None or self._entry.should_trace
 
     @property
     def outputs(self) -> list[Tensor]:

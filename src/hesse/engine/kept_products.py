@@ -8,7 +8,6 @@ remembers for all summands which programs were found right for which data.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from hesse.ad.summands import Summand
@@ -19,6 +18,7 @@ from hesse.engine.quadratic_product import QuadraticProduct
 from hesse.tracing.partition import Partition
 
 Product = GraphProduct | ProgramProduct | QuadraticProduct
+Settled = tuple[int, float, Product]
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,11 @@ class KeptProducts:
         """The bytes of what is held."""
         return sum(known.nbytes for known in self._known.values())
 
-    def items(self) -> Iterator[tuple[int, float, Product]]:
+    @property
+    def products(self) -> list[Settled]:
         """(i, c_i, product i) of those that are held."""
-        for index in sorted(self._known):
-            known = self._known[index]
-            if known.product is not None:
-                yield index, known.coefficient, known.product
+        known = sorted(self._known.items())
+        return [(i, k.coefficient, k.product) for i, k in known if k.product is not None]
 
     def get(self, index: int) -> KnownSummand | None:
         """What is known of a summand, whatever its data are now."""

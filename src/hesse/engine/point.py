@@ -80,7 +80,7 @@ class Point:
         """What two points have in common if one program serves both."""
         tensors = self.inputs
         form = tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
-        return self.definition.key, self.variables.key, form, _contexts(tensors)
+        return self.definition, self.variables.key, form, _contexts(tensors)
 
 
 def _contexts(tensors: list[Tensor]) -> Hashable:

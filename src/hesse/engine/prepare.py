@@ -58,9 +58,6 @@ def prepare(
             if product is not None:
                 return Prepared(product)
             continue
-        if entry.needs_inspection:
-            graph = graph or GraphProduct(point, entry)
-            entry.usage.inspect(graph.graph.node_names, point.variables.nbytes)
         if not entry.should_trace:
             break
         outputs = None if graph is None else graph.outputs
@@ -69,11 +66,25 @@ def prepare(
         if traced is not None:
             gradient = traced.gradient if with_gradient else None
             product = ProgramProduct.of(point, entry, traced.residuals, traced.outputs, gradient)
-            reuse = quantity.name == "product" and not entry.should_compile
+            reuse = quantity.name == "product" and not entry.usage.should_compile
             return Prepared(product, traced.result if reuse else None)
     if entry.options.mode in ("traced-split", "compiled-split"):
         raise mode_refused(entry, entry.notes[-1])
     return Prepared(graph or GraphProduct(point, entry))
+
+
+def prepare_gradient(point: Point, entry: CachedProgram, held: Product | None) -> Product:
+    """A product at a point that has the gradient of f as well: the one that is held, or a new one.
+
+    Args:
+        held: the product at this point, if there is one already.
+    """
+    if held is not None and (not isinstance(held, ProgramProduct) or held.gradient is not None):
+        return held
+    product = None
+    if entry.partition is not None:
+        product = run_primal(point, entry, validated=held is not None, with_gradient=True)
+    return product or GraphProduct(point, entry)
 
 
 def run_primal(

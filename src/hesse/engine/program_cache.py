@@ -7,6 +7,7 @@ that says whether it is right, and the `Usage` by which the cost model decides.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -63,24 +64,16 @@ class CachedProgram:
             return True
         return options.cost_model.should_trace(self.usage)
 
-    @property
-    def needs_inspection(self) -> bool:
-        """Whether it matters what f is made of, and that is not known yet."""
-        return self.options.mode == "auto" and not self.usage.num_nodes and not self.should_trace
-
-    @property
-    def should_compile(self) -> bool:
-        """Whether it is time to compile the tangent program of the product."""
-        if self.partition is None or self.compiled is not None or "compiling" in self.failures:
-            return False
-        if self.options.mode != "auto":
-            return self.options.mode == "compiled-split"
-        seconds = seconds_to_compile(self.partition.tangents["product"])
-        return self.options.cost_model.should_compile(self.usage, seconds)
-
     def install(self, partition: Partition, num_outputs: int) -> None:
         """Use these programs from now on."""
         self.partition, self.num_outputs = partition, num_outputs
+        if "compiling" not in self.failures:
+            self.usage.compile_after = self._compile_after(partition.tangents["product"])
+
+    def _compile_after(self, program: Program) -> float:
+        if self.options.mode == "auto":
+            return self.options.cost_model.compile_after(seconds_to_compile(program))
+        return 0.0 if self.options.mode == "compiled-split" else math.inf
 
     def invalidate(self, reason: str) -> None:
         """Throw the programs away; they may be traced again a few times."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -59,6 +60,7 @@ class ProgramProduct:
         """Whether a product is made of tensors of its own, which may be given away."""
         return self.partition.tangents["product"].makes_outputs
 
+    is_outdated = False
     custom_function = None
 
     @property
@@ -76,11 +78,10 @@ class ProgramProduct:
         tensors = [*self.residuals, direction]
         program = self.partition.tangents[quantity.name]
         if quantity.name == "product" and self.partition is entry.partition:
-            if entry.should_compile:
+            if entry.usage.should_compile:
                 compile_product(entry, tensors)
             program = entry.compiled or program
-        with units(entry.options.precision):
-            (result,) = run(program, tensors)
+        (result,) = self._run(program, tensors)
         entry.usage.add_program_product(time.perf_counter() - start)
         return result
 
@@ -91,5 +92,10 @@ class ProgramProduct:
         program = block_program(self.entry, self.residuals, block)
         if program is None:
             return None
+        return self._run(program, [*self.residuals, block])[0]
+
+    def _run(self, program: Callable[..., list[Tensor]], tensors: list[Tensor]) -> list[Tensor]:
+        if self.entry.options.precision == "highest":
+            return run(program, tensors)
         with units(self.entry.options.precision):
-            return run(program, [*self.residuals, block])[0]
+            return run(program, tensors)

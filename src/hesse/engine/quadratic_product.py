@@ -22,6 +22,7 @@ class QuadraticProduct:
 
     owns_results = True
     is_current = True
+    is_outdated = False
     custom_function = None
     kept_bytes = 0.0
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hesse.ad.definition import Quantity, Vectors
-from hesse.ad.generators import generator_states, same_states
+from hesse.ad.determinism import generator_states, same_states
 from hesse.ad.variables import number
 from hesse.engine.closeness import agree, difference
 from hesse.engine.options import ProductOptions

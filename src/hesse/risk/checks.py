@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hesse.ad.checkpointing import noting_recomputation
 from hesse.ad.determinism import run_deterministic
+from hesse.ad.double_backward import noting_recomputation
 from hesse.data.reduction import rounding_tolerance
 from hesse.errors import (
     ArgumentError,

@@ -1,34 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Activations that f computes again in its backward pass, as `torch.utils.checkpoint` does.
+"""Whether the gradient of f is that of its value.
 
-A module that runs again when `torch.func.functional_call` has put its own parameters back computes
-the gradient of another function, without an error. Such an f is recognised by the hooks that it
-sets on saved tensors, and its gradient compared with differences of its values.
+A module that runs again in the backward pass, as `torch.utils.checkpoint` does, when
+`torch.func.functional_call` has put its own parameters back computes the gradient of another
+function, without an error. Slopes of f are compared with differences of its values.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from hesse.ad.variables import LeafFunction, Leaves
 from hesse.errors import DerivativeError
-
-_NO_HOOKS = "hesse allows no saved tensor hooks"
-
-
-def noting_recomputation(value: Callable[[], Tensor]) -> tuple[Tensor, bool]:
-    """value(), and whether it set hooks on the tensors that it saved for its backward pass."""
-    try:
-        with torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS):
-            return value(), False
-    except RuntimeError as error:
-        if _NO_HOOKS not in str(error):
-            raise
-    return value(), True
 
 
 def check_slope(f: LeafFunction, x: Leaves, value: Tensor, gradient: Leaves) -> None:
