@@ -8,7 +8,7 @@ with every call have no curvature: they are refused before a product is taken.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -95,12 +95,6 @@ def _is_random_or_coupled(module: nn.Module) -> bool:
     if rate is None and isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         rate = module.dropout
     return isinstance(rate, (int, float)) and rate > 0.0
-
-
-def train_modes(model: Any) -> list[bool]:
-    """Whether each module of the model is in train mode."""
-    modules: Iterable[nn.Module] = model.modules() if isinstance(model, nn.Module) else ()
-    return [module.training for module in modules]
 
 
 def try_call(model: Any, value: Callable[[ModelCall], Tensor]) -> tuple[ModelCall, Tensor]:

@@ -39,7 +39,6 @@ from hesse.risk.checks import (
     check_model,
     check_weight_decay,
     reduction_of,
-    train_modes,
     try_call,
 )
 from hesse.vectors.space import Tree
@@ -118,7 +117,7 @@ class Risk:
                     if parameter.requires_grad
                 }
         self._call_model = ModelCall(model)
-        self._checked_modes = train_modes(model)
+        self._checked_modes = _train_modes(model)
         self._unchecked: list[Batch] = []
         self._check_on([self.data.first])
 
@@ -178,13 +177,14 @@ class Risk:
         """R = sum_b c_b loss_b + (lambda / 2) |params|^2, one summand for each batch."""
         for coefficient, batch in self.batches():
             data, key = flatten_batch(batch)
-            yield Summand(coefficient, BatchLoss(self, batch), data, key)
+            yield Summand(coefficient, BatchLoss(self._call_model, self._loss_of, batch), data, key)
         if self.weight_decay:
             yield Summand(1.0, Quadratic(self.weight_decay), key="weight decay")
 
     def batches(self) -> Iterator[tuple[float, Batch]]:
         """(c_b, batch): R = sum_b c_b loss_b, without the weight decay."""
-        check_eval_mode(self.model)
+        if self._checked_modes != _train_modes(self.model):
+            check_eval_mode(self.model)
         for batch in self.data:
             yield (batch.weight / self.data.total_weight if self._averages else 1.0), batch
 
@@ -195,21 +195,28 @@ class Risk:
 
     def outputs(self, params: Tree, batch: Batch) -> Any:
         """The outputs of the model for the inputs of a batch."""
-        self._check_names(params)
+        if self._names is not None:
+            self._names.check(params)
         return self._call_model(params, batch.inputs)
 
     def batch_loss(self, outputs: Any, batch: Batch) -> Tensor:
         """The scalar loss of a batch, given the outputs of the model."""
-        return check_scalar(self.loss(outputs, batch.targets), "loss(outputs, targets)")
+        return self._loss_of(outputs, batch.targets)
+
+    def _loss_of(self, outputs: Any, targets: Any) -> Tensor:
+        return check_scalar(self.loss(outputs, targets), "loss(outputs, targets)")
 
     # -- Checks of the model and the loss ----------------------------------------------------------
 
     @public("hesse.Risk(model, loss, data)")
     def check_at(self, params: Tree) -> None:
         """Test that model and loss are what the class says, and again after `model.train()`."""
-        modes = train_modes(self.model)
-        if not self._unchecked and self._checked_modes != modes:
-            self._unchecked = [self.data.first]
+        if self._names is not None:
+            self._names.check(params)
+        modes = _train_modes(self.model)
+        if self._checked_modes != modes:
+            check_eval_mode(self.model)
+            self._unchecked = self._unchecked or [self.data.first]
         with twice_differentiable():  # a model may differentiate itself in its inputs
             for batch in self._unchecked:
                 self._check_batch(params, batch)
@@ -229,31 +236,32 @@ class Risk:
             check_average(partial(loss, self._call_model), whole, batch, self.data, mean=mean)
 
     def _loss_by(self, params: Tree, call: ModelCall, batch: Batch) -> Tensor:
-        batch = batch.to(device_of(params))
-        self._check_names(params)
-        return self.batch_loss(call(params, batch.inputs), batch).detach()
+        return BatchLoss(call, self._loss_of, batch)(params).detach()
 
-    def _check_names(self, params: Tree) -> None:
-        if self._names is not None:
-            self._names.check(params)
+
+def _train_modes(model: Any) -> list[bool]:
+    """Whether each module of the model is in train mode."""
+    return [m.training for m in model.modules()] if isinstance(model, nn.Module) else []
 
 
 @dataclass(frozen=True)
 class BatchLoss:
     """The loss of a batch as a function of the parameters: loss(outputs(params))."""
 
-    risk: Risk
+    call: ModelCall
+    loss_of: Callable[[Any, Any], Tensor]
+    """(outputs, targets) -> a scalar."""
     batch: Batch
 
     def __call__(self, params: Tree) -> Tensor:
         batch = self.batch.to(device_of(params))
-        return self.risk.batch_loss(self.risk.outputs(params, batch), batch)
+        return self.loss_of(self.call(params, batch.inputs), batch.targets)
 
     def outputs(self, params: Tree) -> Any:
         """The outputs of the model for the inputs of the batch."""
-        return self.risk.outputs(params, self.batch.to(device_of(params)))
+        return self.call(params, self.batch.to(device_of(params)).inputs)
 
     def loss(self, outputs: Any) -> Tensor:
         """The scalar loss, given the outputs of the model."""
         device = next(tensors(outputs)).device
-        return self.risk.batch_loss(outputs, self.batch.to(device))
+        return self.loss_of(outputs, self.batch.to(device).targets)
