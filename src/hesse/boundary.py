@@ -2,7 +2,8 @@
 """The boundary between a user's code and the library: it adds the user's call to an error.
 
 Inner functions raise errors without the call. A public function is marked `@public`, which adds it,
-so that no inner function carries it along. `warn` makes a warning point to the user's line.
+so that no inner function carries it along, and which sets aside the user's autocast, default device
+and anomaly detection. `warn` makes a warning point to the user's line.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor
 
 from hesse.errors import HesseError
+from hesse.surroundings import is_surrounded, set_aside
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,6 +57,9 @@ def public(call: str, *, nested: bool = True) -> Callable[[Callable[P, T]], Call
         @wraps(function)
         def bounded(*args: P.args, **kwargs: P.kwargs) -> T:
             try:
+                if is_surrounded():
+                    with set_aside():
+                        return function(*args, **kwargs)
                 return function(*args, **kwargs)
             except HesseError as error:
                 if not error.call and (nested or not _is_ours(sys._getframe(1))):

@@ -276,3 +276,8 @@ class Status(Enum):
     STOPPED = "Stopped by the callback; the best result so far is returned."
     INTERRUPTED = "Interrupted from the keyboard; the best result so far is returned."
     UNFINISHED = "The iteration has not ended yet."
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

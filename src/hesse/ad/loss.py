@@ -101,7 +101,8 @@ class LossHessian:
 
     def _evaluate(self, free: Leaves) -> Tensor:
         try:
-            value = self._loss(self._rebuild(free))
+            # Views: torch's module tracker refuses leaves (of FlopCounterMode, torch 2.13).
+            value = self._loss(self._rebuild([z.view_as(z) for z in free]))
         except RuntimeError as error:
             if "leaf Variable that requires grad" not in str(error):
                 raise

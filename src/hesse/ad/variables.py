@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hesse.errors import FunctionError
+from hesse.surroundings import users_contexts
 from hesse.vectors.rows import joined
 from hesse.vectors.space import Space, Tree
 
@@ -129,16 +130,20 @@ class BoundFunction:
     variables: Variables
 
     def __call__(self, varying: Leaves) -> Tensor:
-        return check_scalar(self.function(self.variables.tree(varying)))
+        x = self.variables.tree(varying)
+        with users_contexts():
+            return check_scalar(self.function(x))
 
     def outputs(self, varying: Leaves) -> Any:
         """What the loss is a function of; of a plain function its own result."""
-        outputs = getattr(self.function, "outputs", self.function)
-        return outputs(self.variables.tree(varying))
+        outputs, x = getattr(self.function, "outputs", self.function), self.variables.tree(varying)
+        with users_contexts():
+            return outputs(x)
 
     def loss(self, outputs: Any) -> Tensor:
         """The scalar loss of outputs."""
-        return check_scalar(self.function.loss(outputs))
+        with users_contexts():
+            return check_scalar(self.function.loss(outputs))
 
 
 def detached(leaf: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hesse.engine.closeness import agree
 from hesse.engine.program_cache import CachedProgram
-from hesse.errors import DerivativeError
+from hesse.errors import DerivativeError, first_line
 from hesse.tracing.backends.inductor import can_compile, compile_program
 from hesse.tracing.graph import UntraceableError
 from hesse.tracing.program import Program, run
@@ -37,8 +37,8 @@ def compile_product(entry: CachedProgram, tensors: list[Tensor]) -> None:
         compiled = compile_program(program, tensors)
         if not agree(run(compiled, tensors), run(program, tensors), entry.validator.eps):
             raise RuntimeError("the compiled program gives another product")
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:
+        reason = first_line(error)
         entry.failures["compiling"] = reason
         entry.notes.append(f"compiled-split: {reason}")
         if forced:
@@ -69,8 +69,8 @@ def block_program(entry: CachedProgram, residuals: list[Tensor], block: Tensor) 
     if k not in entry.blocks:
         try:
             entry.blocks[k] = _trace_block(entry, residuals, block)
-        except RuntimeError as error:
-            entry.failures[failure] = str(error).strip().splitlines()[0]
+        except Exception as error:
+            entry.failures[failure] = first_line(error)
             entry.notes.append(f"{failure}: {entry.failures[failure]}")
             return None
     return entry.blocks[k]

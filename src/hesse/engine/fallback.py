@@ -22,7 +22,7 @@ from hesse.boundary import warn
 from hesse.engine.one_shot_sum import OneShotSum
 from hesse.engine.plan import Plan, plan_of
 from hesse.engine.summed_product import SummedProduct
-from hesse.errors import DerivativeError, FallbackWarning, HesseError, NonFiniteError
+from hesse.errors import DerivativeError, FallbackWarning, HesseError, NonFiniteError, first_line
 from hesse.vectors.rows import stacked
 from hesse.vectors.space import Space
 
@@ -166,7 +166,7 @@ class PointProduct:
                 raise
             except RuntimeError as error:
                 failures.append((self.mode, error))
-                self._failures.append(f"{self.mode} failed: {_first_line(error)}")
+                self._failures.append(f"{self.mode} failed: {first_line(error)}")
                 if len(self._modes) == 1:  # f may work the next time
                     self._modes, self._prepared = before
                     raise self._explain(failures[0][1]) from failures[0][1]
@@ -189,13 +189,13 @@ class PointProduct:
             return error  # f itself fails: its own message says it best
         return DerivativeError(
             expected=f"an f whose derivatives exist in mode {self._asked!r}",
-            got=_first_line(error),
+            got=first_line(error),
             remedy="Use mode='auto' or 'finite-difference', which needs the gradient alone; or "
             "replace the operation that torch names.",
         )
 
     def _warn(self, failures: list[tuple[str, RuntimeError]]) -> None:
-        tried = "; ".join(f"{mode}: {_first_line(error)}" for mode, error in failures)
+        tried = "; ".join(f"{mode}: {first_line(error)}" for mode, error in failures)
         warn(f"using {self.mode!r} because {tried}", FallbackWarning)
 
     def _check(self, vector: Tensor, what: str) -> Tensor:
@@ -213,10 +213,6 @@ class PointProduct:
 
 # A retained graph and reverse over reverse are the same differentiation.
 _SAME_DIFFERENTIATION = {"retained-graph", "reverse-over-reverse"}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _check_finite_value(value: Tensor) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from functools import cached_property
 
 from torch import Tensor
 
-from hesse.ad.definition import Linearisation, Quantity
+from hesse.ad.definition import Linearisation, Quantity, Vectors
 from hesse.ad.graph_nodes import saved_bytes
 from hesse.engine.data_version import versions
 from hesse.engine.point import Point
@@ -61,6 +62,11 @@ class GraphProduct:
             if self.graph.needs_check
             else saved_bytes(self.graph.retained, self.point.inputs)
         )
+
+    def product(self, directions: Mapping[Vectors, Tensor]) -> Tensor:
+        """The product with one of these directions, which is not counted."""
+        quantity = self.point.definition.quantities[0]
+        return self.point.apply(self.graph, quantity, directions[quantity.direction])
 
     def apply(self, quantity: Quantity, direction: Tensor) -> Tensor:
         """The quantity in a flat direction, flat."""

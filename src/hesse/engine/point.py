@@ -12,6 +12,7 @@ from torch import Tensor
 from hesse.ad.definition import Definition, Linearisation, Quantity, Vectors
 from hesse.ad.determinism import run_deterministic
 from hesse.ad.variables import BoundFunction, Leaves, Variables
+from hesse.surroundings import users_autocasts
 from hesse.vectors.space import Space
 
 
@@ -80,16 +81,10 @@ class Point:
         """What two points have in common if one program serves both."""
         tensors = self.inputs
         form = tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
-        return self.definition, self.variables.key, form, _contexts(tensors)
-
-
-def _contexts(tensors: list[Tensor]) -> Hashable:
-    """What torch was told to compute in."""
-    devices = {t.device.type for t in tensors}
-    cast = [device for device in sorted(devices) if _is_autocast(device)]
-    dtypes = [(device, torch.get_autocast_dtype(device)) for device in cast]
-    return torch.get_default_dtype(), tuple(dtypes)
-
-
-def _is_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        return (
+            self.definition,
+            self.variables.key,
+            form,
+            torch.get_default_dtype(),
+            users_autocasts(),
+        )

@@ -19,7 +19,7 @@ from hesse.engine.program_cache import CachedProgram
 from hesse.engine.program_product import ProgramProduct
 from hesse.engine.trace_product import TracedProduct, trace_product
 from hesse.engine.validator import MAX_TRACES
-from hesse.errors import HesseError
+from hesse.errors import HesseError, first_line
 from hesse.tracing.precision import units
 from hesse.tracing.program import run
 
@@ -60,9 +60,11 @@ def prepare(
             continue
         if not entry.should_trace:
             break
-        outputs = None if graph is None else graph.outputs
+        graph = graph or GraphProduct(point, entry)
+        directions = _directions(point, {quantity.direction: direction}, seed=0)
+        expected = graph.outputs, graph.product(directions)
         graph = None  # its memory is needed
-        traced = _trace(point, entry, quantity, direction, outputs)
+        traced = _trace(point, entry, directions, *expected)
         if traced is not None:
             gradient = traced.gradient if with_gradient else None
             product = ProgramProduct.of(point, entry, traced.residuals, traced.outputs, gradient)
@@ -96,16 +98,28 @@ def run_primal(
     with_gradient: bool = False,
 ) -> ProgramProduct | None:
     """The product by the known programs; None if they are not right here, and were thrown away."""
+    try:
+        return _run_primal(point, entry, direction, validated, with_gradient)
+    except (HesseError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a guard, a shape that has changed, a context of the user's
+        entry.invalidate(first_line(error))
+        return None
+
+
+def _run_primal(
+    point: Point,
+    entry: CachedProgram,
+    direction: Tensor | None,
+    validated: bool,
+    with_gradient: bool,
+) -> ProgramProduct | None:
     partition = entry.partition
     assert partition is not None
     if validated and not with_gradient:
         return ProgramProduct.of(point, entry, run(partition.primal, point.inputs))
     expected = None if validated else point.evaluate()
-    try:
-        results = run(partition.primal_and_gradient, point.inputs)
-    except RuntimeError as error:  # a guard, or a shape that has changed
-        entry.invalidate(str(error).strip().splitlines()[0])
-        return None
+    results = run(partition.primal_and_gradient, point.inputs)
     n = entry.num_outputs
     end = len(results) - len(partition.primal.outputs)
     outputs, gradient = results[:n], results[n:end] if with_gradient else None
@@ -155,24 +169,30 @@ def _verify(point: Point, entry: CachedProgram, direction: Tensor | None) -> lis
 def _trace(
     point: Point,
     entry: CachedProgram,
-    quantity: Quantity,
-    direction: Tensor,
-    outputs: list[Tensor] | None,
+    directions: dict[Vectors, Tensor],
+    outputs: list[Tensor],
+    product: Tensor,
 ) -> TracedProduct | None:
-    """Trace the product here and install the programs; None if that does not work."""
+    """Trace the product here and install the programs; None if that does not work.
+
+    They must repeat the outputs and the product of a graph: under observation torch may take
+    another formula.
+    """
     options, validator = entry.options, entry.validator
     validator.num_traces += 1
-    directions = _directions(point, {quantity.direction: direction}, seed=0)
     try:
         new = trace_product(point, directions, options)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except Exception as error:
         if isinstance(error, HesseError) and options.mode != "auto":
             raise
-        entry.disable(str(error).strip().splitlines()[0])
+        entry.disable(first_line(error))
         return None
-    if outputs is not None and not agree(outputs, new.outputs, new.eps):
+    if not agree([product], [new.result], new.eps):
+        entry.disable("torch computes another product while it traces")
+        return None
+    if not agree(outputs, new.outputs, new.eps):
         for one, two in zip(new.outputs, point.evaluate(), strict=True):
             check_same(one, two)
     if new.needs_check:  # outside of the trace, which must not see it

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from hesse.ad.definition import Quantity
@@ -92,7 +93,12 @@ class ProgramProduct:
         program = block_program(self.entry, self.residuals, block)
         if program is None:
             return None
-        return self._run(program, [*self.residuals, block])[0]
+        try:
+            return self._run(program, [*self.residuals, block])[0]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # one by one they say why, or work
+            return None
 
     def _run(self, program: Callable[..., list[Tensor]], tensors: list[Tensor]) -> list[Tensor]:
         if self.entry.options.precision == "highest":

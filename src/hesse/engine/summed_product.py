@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from hesse.ad.definition import PRODUCT, Quantity, Vectors
@@ -23,7 +24,7 @@ from hesse.engine.prepare import Prepared, prepare, prepare_gradient
 from hesse.engine.program_cache import CachedProgram, ProgramCache
 from hesse.engine.program_product import ProgramProduct
 from hesse.engine.quadratic_product import QuadraticProduct
-from hesse.errors import DataError
+from hesse.errors import DataError, HesseError, first_line
 from hesse.vectors.rows import empty_rows
 
 PreparedMode = Literal["auto", "compiled-split", "traced-split", "retained-graph"]
@@ -126,11 +127,21 @@ class SummedProduct:
         for index, coefficient, ready in self._sweep(PRODUCT, block[0]):
             rows, done = assembly.take(block, index), 0
             while done < len(rows):
-                part = _some_products(ready.product, rows[done:])
+                part = self._some_products(index, ready.product, rows[done:])
                 stop = done + len(part)
                 assembly.store(total[done:stop], index, part, coefficient, first=index == 0)
                 done = stop
         return total
+
+    def _some_products(self, index: int, product: Product, rows: Tensor) -> Tensor:
+        """The products of one summand with the first rows, as many at once as pay."""
+        if isinstance(product, ProgramProduct):
+            # Powers of two, so that few sizes are ever traced.
+            k = 1 << (min(block_size(product.entry), len(rows)).bit_length() - 1)
+            together = product.apply_block(rows[:k]) if k > 1 else None
+            if together is not None:
+                return together
+        return self._apply(index, product, PRODUCT, rows[0])[None]
 
     def _stored(
         self, total: Tensor | None, vectors: Vectors, index: int, part: Tensor, coefficient: float
@@ -153,8 +164,12 @@ class SummedProduct:
     def _apply(self, index: int, product: Product, quantity: Quantity, direction: Tensor) -> Tensor:
         try:
             return product.apply(quantity, direction)
-        except RuntimeError as error:
-            if _WRITTEN_TO not in str(error) or not isinstance(product, GraphProduct):
+        except (HesseError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if isinstance(product, ProgramProduct):  # in a context of the user's, say
+                product.entry.invalidate(first_line(error))
+            elif isinstance(product, QuadraticProduct) or _WRITTEN_TO not in str(error):
                 raise
         again = GraphProduct(product.point, self._entries[index])  # f closed over that tensor
         self._kept.replace(index, again)
@@ -314,17 +329,6 @@ class SummedProduct:
 def _is_settled(product: Product) -> bool:
     """Whether it would not be taken another way now."""
     return product.is_current and not product.is_outdated
-
-
-def _some_products(product: Product, rows: Tensor) -> Tensor:
-    """The products of one summand with the first rows, as many at once as pay."""
-    if isinstance(product, ProgramProduct):
-        # Powers of two, so that few sizes are ever traced.
-        k = 1 << (min(block_size(product.entry), len(rows)).bit_length() - 1)
-        together = product.apply_block(rows[:k]) if k > 1 else None
-        if together is not None:
-            return together
-    return product.apply(PRODUCT, rows[0])[None]
 
 
 def _other_order(index: int) -> DataError:

@@ -15,6 +15,7 @@ from hesse.errors import OperatorError, ShapeError, StructureError
 from hesse.operators.algebra import LinearOperator, diagonal_of
 from hesse.operators.dense_inverse import dense_inverse
 from hesse.operators.from_scipy import from_scipy
+from hesse.surroundings import users_contexts
 from hesse.vectors.arrays import as_tensor
 from hesse.vectors.space import Space
 
@@ -75,11 +76,14 @@ class FunctionOperator(LinearOperator):
         self._function, self._adjoint = matvec, rmatvec
 
     def _matvec(self, v: Tensor) -> Tensor:
-        return self.codomain.check_vector(self._function(v), what="matvec(v)")
+        with users_contexts():
+            product = self._function(v)
+        return self.codomain.check_vector(product, what="matvec(v)")
 
     def _rmatvec(self, u: Tensor) -> Tensor:
         if self._adjoint is not None:
-            return self._adjoint(u)
+            with users_contexts():
+                return self._adjoint(u)
         return super()._rmatvec(u)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hesse.data.trees import tensors
+from hesse.surroundings import users_contexts
 from hesse.vectors.space import Tree
 
 
@@ -38,6 +39,10 @@ class ModelCall:
 
     def __call__(self, params: Tree, inputs: Any) -> Any:
         """The outputs of the model."""
+        with users_contexts():
+            return self._outputs(params, inputs)
+
+    def _outputs(self, params: Tree, inputs: Any) -> Any:
         model = self.model
         if not isinstance(model, nn.Module):
             return model(params, inputs)

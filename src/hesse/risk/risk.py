@@ -41,6 +41,7 @@ from hesse.risk.checks import (
     reduction_of,
     try_call,
 )
+from hesse.surroundings import users_contexts
 from hesse.vectors.space import Tree
 
 # The number of shapes of data whose programs are kept; more if one sweep meets more.
@@ -204,7 +205,8 @@ class Risk:
         return self._loss_of(outputs, batch.targets)
 
     def _loss_of(self, outputs: Any, targets: Any) -> Tensor:
-        return check_scalar(self.loss(outputs, targets), "loss(outputs, targets)")
+        with users_contexts():
+            return check_scalar(self.loss(outputs, targets), "loss(outputs, targets)")
 
     # -- Checks of the model and the loss ----------------------------------------------------------
 

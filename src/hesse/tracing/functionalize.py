@@ -24,6 +24,7 @@ from hesse.tracing.graph import (
 )
 from hesse.tracing.operations import is_view, writes
 from hesse.tracing.tracer import Tracer
+from hesse.tracing.transforms import NoNestedForwardMode
 
 _aten = torch.ops.aten
 
@@ -59,7 +60,7 @@ def trace(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) ->
     """
     if len({id(tensor) for tensor in inputs}) != len(inputs):
         raise UntraceableError("the same tensor is given twice")
-    with Tracer(inputs) as tracer:
+    with Tracer(inputs) as tracer, NoNestedForwardMode():
         outputs = function()
     graph = tracer.graph(outputs)
     del outputs  # they are as large as what is traced next

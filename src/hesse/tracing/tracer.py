@@ -23,6 +23,10 @@ from hesse.tracing.operations import compares_layouts, has_dynamic_shape, is_ope
 
 _ATTRIBUTE = "_hesse_traced_value"
 
+# While operations are observed, torch differentiates the determinant by a singular value
+# decomposition, which loses all digits where singular values are equal (torch 2.13).
+_OTHER_DERIVATIVES = {torch.ops.aten._linalg_det.default}
+
 
 class Tracer(Watch):
     """Within it, every operation on tensors becomes a node."""
@@ -45,6 +49,8 @@ class Tracer(Watch):
             raise UntraceableError(f"the higher-order operation {function}")
         if is_random(function):
             raise UntraceableError(f"{function} draws random numbers")
+        if function in _OTHER_DERIVATIVES:
+            raise UntraceableError(f"torch takes another derivative of {function} while it traces")
         if compares_layouts(function):
             return  # a graph is for tensors of one layout: the answer never changes
         args, kwargs = self._values(args), {key: self._values(a) for key, a in kwargs.items()}
