@@ -60,7 +60,7 @@ class HutchPP:
 
     def estimate_trace(self, run: EstimatorRun) -> Estimate:
         """Deflate, then sample the rest."""
-        run.limits.require(4, "", "method='hutch++' takes")  # a direction, and a sample of the rest
+        run.limits.require(4, "method='hutch++' takes")  # a direction, and a sample of the rest
         return _DeflatedTrace(run, always=True).estimate()
 
 
