@@ -18,6 +18,7 @@ subclass overrides one where it knows better. All may be called by any algorithm
 | `_split_shift()` | (G, c) with A = G + c I | (A, 0) |
 | `_times(B)` | A B | the lazy product |
 | `_in_space(space)` | this operator on another space of its dimension | itself |
+| `_expression()` | a name or formula, for `repr` | the name of the class |
 | `is_diagonal` | whether `_diagonal()` is all of A | False |
 | `announce(products)` | nothing: that many products follow | passed on to the operators in A |
 
