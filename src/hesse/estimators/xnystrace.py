@@ -25,6 +25,7 @@ from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.leave_out import mean_and_error
 from hesse.estimators.probes import on_the_sphere
 from hesse.estimators.sketch import Sketch, grow_until_met, grown_gram, no_entries
+from hesse.methods import Hyperparameters
 from hesse.operators.checks import check_symmetric
 
 _SHIFT = 10.0  # in rounding errors of a product
@@ -40,8 +41,8 @@ class _NystromSketch(Sketch):
     """Omega'Omega."""
 
 
-@dataclass(frozen=True)
-class XNysTrace:
+@dataclass(frozen=True, repr=False)
+class XNysTrace(Hyperparameters):
     """XNysTrace: `XTrace` from one product a probe, for positive semidefinite A.
 
     Of `trace`. The standard error is as of `XTrace`.

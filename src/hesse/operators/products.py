@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import html
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -14,6 +13,7 @@ from hesse.boundary import public
 from hesse.operators.checks import check_square
 from hesse.operators.protocol import OperatorProtocol
 from hesse.operators.to_scipy import as_scipy, not_an_array
+from hesse.result import html_table
 from hesse.vectors.arrays import as_array, as_tensor
 from hesse.vectors.space import Tree
 
@@ -164,6 +164,4 @@ class Products(OperatorProtocol):
             "symmetric": str(self.symmetric),
             "vectors": "flat" if self.domain.is_flat else self.domain.describe(),
         }
-        cells = (f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
-        caption = html.escape(self._expression())
-        return f"<table><caption>{caption}</caption>{''.join(cells)}</table>"
+        return html_table(self._expression(), rows.items())

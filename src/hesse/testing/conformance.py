@@ -14,14 +14,15 @@ from torch import Tensor
 from hesse.boundary import public
 from hesse.errors import OperatorError
 from hesse.operators import LinearOperator, aslinearoperator
+from hesse.result import Result
 from hesse.vectors.space import Space
 
 DENSE_LIMIT = 32
 """Operators of at most so many columns are compared with their dense matrix."""
 
 
-@dataclass(frozen=True)
-class Conformance:
+@dataclass(frozen=True, repr=False)
+class Conformance(Result):
     """The measured defects, relative to the size of the products.
 
     All are at most `tolerance`; rounding gives a few units of 1e-16 in float64, of 1e-7 in float32.

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hesse.boundary import public
 from hesse.errors import ArgumentError, StructureError
+from hesse.result import OneLine
 from hesse.vectors import checks
 from hesse.vectors.aliasing import unshared as unshared
 from hesse.vectors.arrays import as_array, as_tensor
@@ -27,8 +28,8 @@ from hesse.vectors.trees import Tree, fill, is_of_arrays, map_leaves, match, sub
 from hesse.vectors.whole_vectors import WholeVectors
 
 
-@dataclass(frozen=True)
-class Space(WholeVectors):
+@dataclass(frozen=True, repr=False)
+class Space(OneLine, WholeVectors):
     """The vector space of all trees that are shaped like one tree: R^n with names.
 
     Made by `Space.of(tree)` or `Space.flat(n)`. A flat vector is a contiguous tensor (n,) that
@@ -46,6 +47,8 @@ class Space(WholeVectors):
     >>> space = Space.of({"w": torch.zeros(2, 3), "b": torch.zeros(3)})
     >>> space.n, space.names
     (9, ('w', 'b'))
+    >>> space
+    Space(w: (2, 3), b: (3,); n = 9, torch.float32, cpu)
     >>> space.flatten({"b": torch.ones(3), "w": torch.zeros(2, 3)})
     tensor([0., 0., 0., 0., 0., 0., 1., 1., 1.])
     """
@@ -104,6 +107,9 @@ class Space(WholeVectors):
         """
         dtype = dtype or torch.get_default_dtype()
         return Space(None, ("",), (torch.Size((n,)),), (dtype,), dtype, torch.device(device))
+
+    def __repr__(self) -> str:
+        return f"Space({self.describe()}; n = {self.n}, {self.dtype}, {self.device})"
 
     @cached_property
     def sizes(self) -> list[int]:
