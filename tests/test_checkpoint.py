@@ -174,7 +174,7 @@ def test_another_question_or_operator_is_refused(tmp_path):
         eigsh(matrix(1), 3, generator=seeded(), checkpoint=path)
     with pytest.raises(ArgumentError, match="dtype"):
         eigsh(M.float(), 3, generator=seeded(), checkpoint=path)
-    with pytest.raises(ArgumentError, match="call = solve"):
+    with pytest.raises(ArgumentError, match="function = solve"):
         solve(M, torch.ones(N, dtype=DOUBLE), "cg", checkpoint=path)
     other = tmp_path / "other"
     other.write_bytes(b"not a checkpoint")
@@ -191,7 +191,7 @@ def test_nothing_is_ever_half_written(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("hesse.checkpoint.save_file", disk_full)
-    checkpoint = Checkpoint(path, A, call="eigsh")
+    checkpoint = Checkpoint(path, A, function="eigsh")
     with pytest.raises(OSError, match="no space"):
         checkpoint.save(seeded(), now=True)
     assert path.read_bytes() == before

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors: one family, four parts to a message, and each mistake met with the right one."""
 
+import ast
 import inspect
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,6 +78,26 @@ def test_an_error_is_caught_by_the_built_in_one_as_well():
     builtin = (TypeError, ValueError, RuntimeError, ArithmeticError, ImportError)
     assert all(issubclass(kind, builtin) for kind in FAMILY if kind is not HesseError)
     assert issubclass(errors.FallbackWarning, UserWarning)
+
+
+def test_every_error_says_what_was_expected_what_came_and_what_to_do():
+    """And none says the call, which the boundary adds; the command line names itself."""
+    kinds, folder = {kind.__name__ for kind in FAMILY}, Path(errors.__file__).parent
+    paths = [path for path in folder.rglob("*.py") if path.name != "cli.py"]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    raised = [node for node in calls if getattr(node.func, "id", "") in kinds]
+    assert len(raised) > 50
+    for node in raised:
+        assert not node.args, ast.unparse(node)
+        assert {word.arg for word in node.keywords} == {"expected", "got", "remedy"}
+
+
+def test_warnings_point_to_the_line_of_the_user():
+    """Only `hesse.boundary.warn` warns."""
+    folder = Path(errors.__file__).parent
+    sources = {path.name: path.read_text(encoding="utf-8") for path in folder.rglob("*.py")}
+    assert [name for name, text in sources.items() if "warnings.warn(" in text] == ["boundary.py"]
 
 
 def test_every_status_is_a_sentence():

@@ -59,13 +59,13 @@ def gradient_peak(risk):
 
 
 def direction(risk):
-    return Space.of(risk.params, call="test").gaussian(torch.Generator().manual_seed(0))
+    return Space.of(risk.params).gaussian(torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_product_in_low_memory_is_the_same(name):
     problem = PROBLEMS[name]
-    space = Space.of(problem.x, call="test")
+    space = Space.of(problem.x)
     unlimited = float("inf"), float("inf")
     options = ProductOptions("traced-split", kept_bytes=unlimited, low_memory=True)
     H = CurvatureOperator(HessianDefinition(), problem.f, problem.x, options)

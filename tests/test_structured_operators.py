@@ -189,7 +189,7 @@ def test_an_inverse_is_the_inverse_and_conforms(kind, dtype):
     inverse = A._inverse()
     assert inverse is not None
     assert inverse.symmetric == A.symmetric
-    assert inverse.domain.common(A.codomain, "test").names == inverse.domain.names
+    assert inverse.domain.common(A.codomain).names == inverse.domain.names
     exact = torch.linalg.inv(A.to_dense().double())
     # Condition numbers stay below 1e3 ("gram"), and so does what they make of eps.
     error = (inverse.to_dense().double() - exact).norm() / exact.norm()

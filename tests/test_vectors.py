@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from hesse.errors import (
     ArgumentError,
@@ -115,6 +116,36 @@ def test_a_scalar_leaf_takes_a_scalar_or_a_vector_of_length_one():
         flat, leave = space.enter(v)
         assert flat.shape == (1,)
         assert leave(flat).shape == shape
+
+
+def test_a_result_has_the_form_of_the_direction_and_the_dtype_of_the_point():
+    half, tree = Space.of(torch.ones(2, dtype=torch.bfloat16)), Space.of({"w": torch.ones(1, 2)})
+    vector = torch.tensor([1.0, 2.0])
+    flat, leave = half.enter(vector)
+    assert (flat.dtype, leave(flat).dtype) == (torch.float32, torch.bfloat16)
+    flat, leave = Space.flat(2).enter(vector, codomain=tree)  # a point, and a result like outputs
+    assert leave(flat)["w"].tolist() == [[1.0, 2.0]]
+    flat, leave = tree.enter(vector, codomain=Space.of(torch.ones(2, 1)))
+    assert leave(flat).tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "v", [nn.Parameter(torch.ones(2)), torch.ones(4)[::2], torch.ones(2, requires_grad=True) * 1]
+)
+def test_a_vector_enters_without_its_graph(v):
+    for space in (Space.flat(2), Space.of({"w": torch.ones(1, 2)})):
+        flat, leave = space.enter(v)
+        assert torch.equal(flat, torch.ones(2))
+        assert not flat.requires_grad
+        assert torch.equal(leave(flat), flat)
+
+
+@pytest.mark.parametrize("space", [Space.flat(2), Space.of({"w": torch.ones(1, 2)})])
+def test_a_vector_of_another_kind_is_refused(space):
+    with pytest.raises(StructureError, match=r"inside torch\.vmap"):
+        torch.vmap(lambda v: space.enter(v)[0])(torch.ones(3, 2))
+    with pytest.raises(StructureError, match=r"(?s)a dense tensor.*sparse_coo.*to_dense"):
+        space.enter(torch.ones(2).to_sparse())
 
 
 def test_half_precision_leaves_make_a_float32_vector_and_come_back_as_they_were():

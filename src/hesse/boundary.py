@@ -71,23 +71,6 @@ def public(call: str, *, nested: bool = True) -> Callable[[Callable[P, T]], Call
     return decorate
 
 
-def accepts_call(function: Callable[..., T]) -> Callable[..., T]:
-    """Let a function take `call=`, the name of the call for its errors.
-
-    For callers that are not marked `@public` themselves.
-    """
-
-    @wraps(function)
-    def named(*args: Any, call: str = "", **kwargs: Any) -> T:
-        try:
-            return function(*args, **kwargs)
-        except HesseError as error:
-            error.call = error.call or call
-            raise
-
-    return named
-
-
 def _is_ours(frame: FrameType) -> bool:
     """Whether this frame runs code of the library."""
     return frame.f_code.co_filename.startswith(_PACKAGE)
@@ -97,7 +80,6 @@ def _filled(call: str, function: Callable, args: tuple, kwargs: dict[str, Any]) 
     """The call with its arguments in the place of their names."""
     if "{" not in call:
         return call
-    kwargs.pop("call", None)  # of `accepts_call`
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     return call.format_map({name: _brief(value) for name, value in bound.arguments.items()})

@@ -55,9 +55,9 @@ class Checkpoint:
     >>> A = diagonal_operator(torch.ones(2))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = folder + "/run.safetensors"
-    ...     Checkpoint(path, A, call="sum").save(Sum(1 / 3))
+    ...     Checkpoint(path, A, function="sum").save(Sum(1 / 3))
     ...     state = Sum()
-    ...     Checkpoint(path, A, call="sum").resume(state), state
+    ...     Checkpoint(path, A, function="sum").resume(state), state
     (True, Sum(total=0.3333333333333333))
     """
 

@@ -100,7 +100,7 @@ class FallbackWarning(UserWarning):
     """A requested or preferred method failed and another one is used; given once."""
 
 
-def check_choice(name: str, value: str, choices: Sequence[str], call: str = "") -> None:
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise unless the argument `name` has one of these values; the first is the default.
 
     >>> check_choice("mode", "auto", ["auto", "fast"])
@@ -112,7 +112,6 @@ def check_choice(name: str, value: str, choices: Sequence[str], call: str = "") 
     """
     if not isinstance(value, str) or value not in choices:
         raise ArgumentError(
-            call,
             expected=f"{name} to be one of {', '.join(map(repr, choices))}",
             got=repr(value),
             remedy=_nearest(value, choices) or f"Leave it out for {choices[0]!r}.",
@@ -125,7 +124,7 @@ def _nearest(value: Any, choices: Sequence[str]) -> str | None:
     return f"Did you mean {close[0]!r}?" if close else None
 
 
-def check_count(name: str, value: Any, least: int, call: str = "") -> int:
+def check_count(name: str, value: Any, least: int) -> int:
     """The argument `name` as an int; raises unless it is an integer of at least `least`.
 
     Integers of NumPy and PyTorch are integers; 2.0, "2" and True are not.
@@ -141,34 +140,33 @@ def check_count(name: str, value: Any, least: int, call: str = "") -> int:
     if count >= least and not is_bool:
         return count
     raise ArgumentError(
-        call,
         expected=f"{name} to be an integer, {name} >= {least}",
         got=repr(value),
         remedy="Give an int, or leave it out for the default.",
     )
 
 
-def check_tolerances(call: str = "", **tolerances: float) -> None:
+def check_tolerances(**tolerances: float) -> None:
     """Raise unless each of these named numbers is at least 0.
 
     >>> check_tolerances(rtol=1e-3, atol=0.0)
     """
     for name, value in tolerances.items():
         if not (is_number(value) and value >= 0.0):
-            raise _not_a_number(call, f"{name} >= 0", value)
+            raise _not_a_number(f"{name} >= 0", value)
 
 
-def check_positive(call: str = "", **numbers: float) -> None:
+def check_positive(**numbers: float) -> None:
     """Raise unless each of these named numbers is above 0.
 
     >>> check_positive(radius=2.0)
     """
     for name, value in numbers.items():
         if not (is_number(value) and value > 0.0):
-            raise _not_a_number(call, f"{name} > 0", value)
+            raise _not_a_number(f"{name} > 0", value)
 
 
-def check_callable(call: str = "", **functions: Any) -> None:
+def check_callable(**functions: Any) -> None:
     """Raise unless each of these named arguments, if given, can be called.
 
     >>> check_callable(callback=print)
@@ -176,30 +174,26 @@ def check_callable(call: str = "", **functions: Any) -> None:
     for name, value in functions.items():
         if value is not None and not callable(value):
             raise ArgumentError(
-                call,
                 expected=f"{name} to be a function",
                 got=repr(value),
                 remedy="Give a function, or leave it out.",
             )
 
 
-def check_not_empty(shape: tuple[int, int] | str, call: tuple[int, int] | str = "") -> None:
+def check_not_empty(shape: tuple[int, int]) -> None:
     """Raise unless an operator of this shape has rows and columns.
 
     >>> check_not_empty((1, 2))
     """
-    if isinstance(shape, str):  # some callers still give the call first
-        shape, call = call, shape
-    if 0 in tuple(shape):
+    if 0 in shape:
         raise ShapeError(
-            str(call),
             expected="an operator with at least one row and one column",
             got=f"shape {shape}",
             remedy="Leave out the empty operator.",
         )
 
 
-def check_flags(call: str = "", **flags: bool) -> None:
+def check_flags(**flags: bool) -> None:
     """Raise unless each of these named arguments is True or False.
 
     >>> check_flags(progress=True)
@@ -207,7 +201,6 @@ def check_flags(call: str = "", **flags: bool) -> None:
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise ArgumentError(
-                call,
                 expected=f"{name} to be True or False",
                 got=repr(value),
                 remedy="Leave it out for the default.",
@@ -223,9 +216,8 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _not_a_number(call: str, expected: str, value: Any) -> ArgumentError:
+def _not_a_number(expected: str, value: Any) -> ArgumentError:
     return ArgumentError(
-        call,
         expected=f"a number, {expected}",
         got=repr(value),
         remedy="Leave it out for the default; of a tensor give .item().",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hesse.boundary import public
 from hesse.errors import ArgumentError, check_choice
+from hesse.result import OneLine
 
 MethodT = TypeVar("MethodT")
 
@@ -32,7 +33,7 @@ def find_method(method: Any, defaults: Mapping[str, MethodT], required: str) -> 
 
 
 @dataclass(frozen=True, repr=False)
-class Hyperparameters:
+class Hyperparameters(OneLine):
     """The base of a method object: a frozen dataclass whose options are checked when it is made.
 
     It prints the options that are not the default. A checkpoint knows a method by this text.

@@ -126,11 +126,11 @@ class Run:
         if self.max_products == math.inf:
             self.max_products = products
 
-    def require(self, count: int, *what: str) -> None:
-        """Raise unless `count` products remain; `what`, the last argument, says for what."""
+    def require(self, count: int, what: str) -> None:
+        """Raise unless `count` products remain; `what` says for what."""
         if self.left() < count:
             raise ArgumentError(
-                expected=f"max_products >= {self.before + count}, which {what[-1]}",
+                expected=f"max_products >= {self.before + count}, which {what}",
                 got=str(self.max_products),
                 remedy="Raise it, or leave it out.",
             )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Result`: the base of all results, which print on one screen and index as SciPy's do."""
+"""How objects print, and `Result`: the base of all results, which index as SciPy's do."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -54,15 +54,30 @@ class Result:
         return "\n".join([type(self).__name__, *(f"  {n:{width}}  {text}" for n, text in rows)])
 
     def _repr_html_(self) -> str:
-        rows = (
-            f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>"
-            for name, text in self._rows()
-        )
-        return f"<table><caption>{type(self).__name__}</caption>{''.join(rows)}</table>"
+        return html_table(type(self).__name__, self._rows())
 
     def _rows(self) -> list[tuple[str, str]]:
         values = [(name, getattr(self, name)) for name in self.keys()]
         return [(name, summary(value)) for name, value in values if value is not None]
+
+
+class OneLine:
+    """The base of what prints in one line, in a notebook as well."""
+
+    def _repr_html_(self) -> str:
+        return f"<code>{html.escape(repr(self))}</code>"
+
+
+def html_table(caption: str, rows: Iterable[tuple[str, str]]) -> str:
+    """A table of names and texts for notebooks.
+
+    >>> html_table("x", [("size", "< 3")])
+    '<table><caption>x</caption><tr><th>size</th><td>&lt; 3</td></tr></table>'
+    """
+    cells = (
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows
+    )
+    return f"<table><caption>{html.escape(caption)}</caption>{''.join(cells)}</table>"
 
 
 def summary(value: Any) -> str:

@@ -20,15 +20,21 @@ from hesse.engine.assembly import Assembly, Shared
 from hesse.engine.fallback import PointProduct
 from hesse.engine.one_shot_sum import OneShotSum
 from hesse.errors import check_choice
+from hesse.result import Result
 from hesse.vectors.space import Space, Tree
 
 
-class HVP(NamedTuple):
-    """A product with the point it was taken at: (product, gradient, value)."""
-
+class _HVP(NamedTuple):
     product: Tree
+    """H v, in the structure of v."""
     gradient: Tree
+    """grad f(x), a tree like x."""
     value: Tensor
+    """f(x), a scalar tensor."""
+
+
+class HVP(Result, _HVP):
+    """A product with the point it was taken at: (product, gradient, value)."""
 
 
 @public("hesse.hvp(f, x, v, mode={mode})")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 from hesse.engine.compiler import block_size
 from hesse.engine.program_cache import CachedProgram
 from hesse.memory.sizes import format_bytes
+from hesse.result import html_table
 
 
 class Held(NamedTuple):
@@ -24,7 +24,7 @@ class Held(NamedTuple):
 _NONE = Held()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """How the products of an operator are taken.
 
@@ -47,12 +47,11 @@ class Plan:
     held: Held = _NONE
     notes: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(f"{label:10} {text}" for label, text in self._rows())
 
     def _repr_html_(self) -> str:
-        cells = (f"<tr><th>{label}</th><td>{html.escape(t)}</td></tr>" for label, t in self._rows())
-        return f"<table><caption>Plan</caption>{''.join(cells)}</table>"
+        return html_table("Plan", self._rows())
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [("mode", f"{self.mode}: {self.reason}")]

@@ -18,6 +18,7 @@ from hesse.estimators.spectral_sum import spectral_sum
 from hesse.estimators.tolerance import Tolerance
 from hesse.estimators.vector_budget import Budget
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.checks import check_symmetric
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
 
@@ -84,7 +85,7 @@ def count_eigenvalues(
     1.0
     """
     A = aslinearoperator(A)
-    A._check_symmetric("")
+    check_symmetric(A)
     if not (is_number(low) and is_number(high) and low <= high):
         raise ArgumentError(
             expected="two numbers, low <= high",

@@ -18,6 +18,7 @@ from hesse.estimators.estimate import Estimate
 from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.orthonormal import project_out
 from hesse.estimators.probes import products
+from hesse.methods import Hyperparameters
 
 
 class _DeflatedDiagonal(Deflation):
@@ -37,8 +38,8 @@ class _DeflatedDiagonal(Deflation):
         return list(probes * project_out(self.space, self.state.basis, images))
 
 
-@dataclass(frozen=True)
-class AutoDiagonal:
+@dataclass(frozen=True, repr=False)
+class AutoDiagonal(Hyperparameters):
     """Deflate only where ten plain probes show that this saves products."""
 
     name: ClassVar[str] = "auto"

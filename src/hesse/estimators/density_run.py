@@ -26,7 +26,7 @@ class DensityCriterion:
     def __post_init__(self) -> None:
         object.__setattr__(self, "probes", check_count("probes", self.probes, 1))
         if self.rtol is not None:
-            check_tolerances("", rtol=self.rtol)
+            check_tolerances(rtol=self.rtol)
 
     def is_met(self, density: SpectralDensity) -> bool:
         """Whether the density is accurate enough."""
@@ -82,7 +82,7 @@ class DensitySampler(ABC):
             purpose = f"one probe of {self.steps} steps"
             budget = self.run.max_vectors
             raise_too_small(self.A, self.held, budget, purpose, "take fewer steps")
-        self.run.limits.require(self.cost, "", "one probe takes")
+        self.run.limits.require(self.cost, "one probe takes")
         return self.run.sample(self, self._step)
 
     @property

@@ -19,6 +19,7 @@ from hesse.estimators.vector_budget import Budget
 from hesse.estimators.xdiag import XDiag
 from hesse.methods import find_method
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.checks import check_square
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
 
@@ -100,7 +101,7 @@ def diagonal(
     tensor([1., 3.])
     """
     A = aslinearoperator(A)
-    A._check_square("diagonal")
+    check_square(A)
     chosen = find_method(method, _METHODS, "estimate_diagonal")
     limits = Run(
         "diagonal",

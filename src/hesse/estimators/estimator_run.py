@@ -101,7 +101,7 @@ class EstimatorRun(Generic[CriterionT]):
         **run_key: Any,
     ) -> EstimatorRun[CriterionT]:
         """A run with the arguments of a public function, which are checked here."""
-        check_not_empty("", A.shape)
+        check_not_empty(A.shape)
         vectors = vectors_in(A, memory_budget)
         block = min(choose_block_size(A, block_size), vectors // 2)
         return EstimatorRun(
@@ -124,7 +124,7 @@ class EstimatorRun(Generic[CriterionT]):
     def room(self, state: EstimatorState, cost: int = 1) -> int:
         """How many more samples of this cost the limit of products allows; the first must fit."""
         if state.products == 0:
-            self.limits.require(cost, "", "a first sample takes")
+            self.limits.require(cost, "a first sample takes")
         return int(min(self.limits.left(state.products), _UNLIMITED)) // cost
 
     def next_samples(self, state: RunningEstimate, cost: int = 1, least: int = 1) -> int:

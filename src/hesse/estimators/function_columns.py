@@ -21,6 +21,7 @@ from hesse.estimators.vector_budget import (
 )
 from hesse.krylov.lanczos_process import LanczosProcess
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.checks import check_symmetric
 from hesse.progress import Callback, Run
 from hesse.vectors.rows import empty_rows
 
@@ -64,12 +65,12 @@ class FunctionColumns:
     """f(A) b for several b, of which so many advance together until the last of them has ended."""
 
     def __init__(self, f: RitzFunction, A: LinearOperator, options: FunctionOptions) -> None:
-        A._check_symmetric("")
-        check_not_empty("", A.shape)
+        check_symmetric(A)
+        check_not_empty(A.shape)
         self.f, self.A, self.options = f, A, options
         self.steps = min(check_count("basis_size", options.basis_size, 1), A.domain.n)
         self.rtol = torch.finfo(A.dtype).eps ** 0.5 if options.rtol is None else options.rtol
-        check_tolerances("", rtol=self.rtol)
+        check_tolerances(rtol=self.rtol)
         self.together = self._columns_together()
         self.max_products = self.steps
         """Of a column."""

@@ -15,10 +15,11 @@ from typing import ClassVar
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.estimator_run import EstimatorRun, RunningEstimate
 from hesse.estimators.probes import products, quadratic_forms, signs
+from hesse.methods import Hyperparameters
 
 
-@dataclass(frozen=True)
-class Hutchinson:
+@dataclass(frozen=True, repr=False)
+class Hutchinson(Hyperparameters):
     """The mean over random signs z of z'A z, or of z * A z: a method of `trace` and `diagonal`.
 
     For symmetric A a sample of the trace has the variance 2 (|A|_F^2 - sum_i a_ii^2), and one of

@@ -19,6 +19,7 @@ from hesse.estimators.estimate import Estimate
 from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.orthonormal import project_out
 from hesse.estimators.probes import quadratic_forms
+from hesse.methods import Hyperparameters
 
 
 class _DeflatedTrace(Deflation):
@@ -37,8 +38,8 @@ class _DeflatedTrace(Deflation):
         return quadratic_forms(self.A, tested, self.run.block_size)
 
 
-@dataclass(frozen=True)
-class HutchPP:
+@dataclass(frozen=True, repr=False)
+class HutchPP(Hyperparameters):
     """Hutch++: Q is the range of A Z for random signs Z, as many as save products.
 
     Unbiased. Q grows by ten directions at a time, as long as that saves more products than it
@@ -60,12 +61,12 @@ class HutchPP:
 
     def estimate_trace(self, run: EstimatorRun) -> Estimate:
         """Deflate, then sample the rest."""
-        run.limits.require(4, "", "method='hutch++' takes")  # a direction, and a sample of the rest
+        run.limits.require(4, "method='hutch++' takes")  # a direction, and a sample of the rest
         return _DeflatedTrace(run, always=True).estimate()
 
 
-@dataclass(frozen=True)
-class AutoTrace:
+@dataclass(frozen=True, repr=False)
+class AutoTrace(Hyperparameters):
     """Deflate only where ten plain probes show that this saves products."""
 
     name: ClassVar[str] = "auto"

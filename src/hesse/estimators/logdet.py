@@ -16,6 +16,7 @@ from hesse.estimators.spectral_sum import spectral_sum
 from hesse.estimators.tolerance import Tolerance
 from hesse.estimators.vector_budget import Budget
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.checks import check_symmetric
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
 
@@ -73,7 +74,7 @@ def logdet(
     2.0794
     """
     A = aslinearoperator(A)
-    A._check_symmetric("")
+    check_symmetric(A)
     limits = Run(
         "logdet",
         max_products=max_products,

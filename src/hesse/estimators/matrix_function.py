@@ -17,7 +17,7 @@ from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
 from hesse.vectors.rows import transposed
-from hesse.vectors.space import Tree, check_finite
+from hesse.vectors.space import Tree
 
 
 @public("hesse.matrix_function({fun}, {A}, b)")
@@ -93,11 +93,11 @@ def matrix_function(
     )
     columns = FunctionColumns(f, A, options)
     if isinstance(b, Tensor) and b.ndim == 2 and not A.domain.is_point(b):
-        block = A.domain.check_vector(b, call="", what="b", ndim=2).detach()
-        check_finite("b", block, "")
+        block = A.domain.check_vector(b, what="b", ndim=2).detach()
+        A.domain.check_finite(block, "b")
         found = columns.approximate(transposed(block))
         return Estimate(found.values.T, found.errors, found.products, found.status, 1.0)
-    flat, leave = A.domain.enter(b, call="", what="b")
-    found = columns.approximate(check_finite("b", flat, "")[None])
+    flat, leave = A.domain.enter(b, what="b")
+    found = columns.approximate(A.domain.check_finite(flat, "b")[None])
     value, error = leave(found.values[0]), float(found.errors[0])
     return Estimate(value, error, found.products, found.status, 1.0)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.checks import check_finite_products
 from hesse.vectors.rows import stacked
 from hesse.vectors.space import Space, unshared
 
@@ -32,16 +33,16 @@ def on_the_sphere(space: Space, k: int, generator: torch.Generator | None) -> Te
 def products(A: LinearOperator, rows: Tensor, block_size: int) -> Tensor:
     """A v for every row v, as rows in memory of their own, `block_size` products at once."""
     if len(rows) <= block_size:
-        return A._check_finite(unshared(A._matmat(rows.T).T, rows), "")
+        return check_finite_products(A, unshared(A._matmat(rows.T).T, rows))
     blocks = (A._matmat(block.T).T for block in rows.split(block_size))
-    return A._check_finite(stacked(len(rows), chain.from_iterable(blocks)), "")
+    return check_finite_products(A, stacked(len(rows), chain.from_iterable(blocks)))
 
 
 def quadratic_forms(A: LinearOperator, rows: Tensor, block_size: int) -> list[float]:
     """v'A v for every row v; one by one where the operator may compute it without A v."""
     if block_size == 1:
         values = [A._curvature(row) for row in rows]
-        A._check_finite(torch.tensor(values), "")
+        check_finite_products(A, torch.tensor(values))
         return values
     images = products(A, rows, block_size)
     return A.domain.inner_pairs(*zip(rows, images, strict=True))

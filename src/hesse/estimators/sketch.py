@@ -110,7 +110,7 @@ def grow_until_met(
         purpose = f"a sketch of {MIN_PROBES} probes"
         alternative = "take method='hutchinson', which needs two vectors"
         raise_too_small(A, held * MIN_PROBES, run.max_vectors, purpose, alternative)
-    run.limits.require(cost * min(MIN_PROBES, n), "", "a first sketch takes")
+    run.limits.require(cost * min(MIN_PROBES, n), "a first sketch takes")
 
     def step() -> bool:
         aim = min(next_check(state.size), n)

@@ -20,6 +20,7 @@ from hesse.estimators.lanczos_density import LanczosDensity
 from hesse.estimators.vector_budget import Budget
 from hesse.methods import find_method
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.checks import check_symmetric
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
 
@@ -111,7 +112,7 @@ def spectral_density(
     (1.0, 3.6667)
     """
     A = aslinearoperator(A)
-    A._check_symmetric("")
+    check_symmetric(A)
     chosen = find_method(method, _METHODS, "estimate_density")
     criterion = DensityCriterion(probes, rtol)
     points = check_count("points", points, 2)

@@ -55,7 +55,7 @@ class Tolerance:
     norm: Callable[[Any], float] = abs
 
     def __post_init__(self) -> None:
-        check_tolerances("", rtol=self.rtol, atol=self.atol)
+        check_tolerances(rtol=self.rtol, atol=self.atol)
 
     def at(self, value: Any) -> float:
         """The largest admissible standard error of this value."""

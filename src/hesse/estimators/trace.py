@@ -19,6 +19,7 @@ from hesse.estimators.xnystrace import XNysTrace
 from hesse.estimators.xtrace import XTrace
 from hesse.methods import find_method
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.checks import check_square
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
 
@@ -99,7 +100,7 @@ def trace(
     Estimate(value=6.0, standard_error=0.0, products=3)
     """
     A = aslinearoperator(A)
-    A._check_square("trace")
+    check_square(A)
     chosen = find_method(method, _METHODS, "estimate_trace")
     limits = Run(
         "trace",

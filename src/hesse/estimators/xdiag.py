@@ -26,13 +26,14 @@ from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.leave_out import are_apart
 from hesse.estimators.probes import signs
 from hesse.estimators.sketch import Sketch, grow_until_met
+from hesse.methods import Hyperparameters
 from hesse.vectors.rows import columns
 
 _WIDTH = 1 << 9  # entries at a time, whose intermediate results stay in the cache
 
 
-@dataclass(frozen=True)
-class XDiag:
+@dataclass(frozen=True, repr=False)
+class XDiag(Hyperparameters):
     """XDiag: each probe tests the sketch of all others. A method of `diagonal`.
 
     The most accurate method where the singular values decay fast.

@@ -25,6 +25,8 @@ from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.leave_out import mean_and_error
 from hesse.estimators.probes import on_the_sphere
 from hesse.estimators.sketch import Sketch, grow_until_met, grown_gram, no_entries
+from hesse.methods import Hyperparameters
+from hesse.operators.checks import check_symmetric
 
 _SHIFT = 10.0  # in rounding errors of a product
 
@@ -39,8 +41,8 @@ class _NystromSketch(Sketch):
     """Omega'Omega."""
 
 
-@dataclass(frozen=True)
-class XNysTrace:
+@dataclass(frozen=True, repr=False)
+class XNysTrace(Hyperparameters):
     """XNysTrace: `XTrace` from one product a probe, for positive semidefinite A.
 
     Of `trace`. The standard error is as of `XTrace`.
@@ -63,7 +65,7 @@ class XNysTrace:
     def estimate_trace(self, run: EstimatorRun) -> Estimate:
         """The trace from a sketch that grows."""
         A, space = run.A, run.A.domain
-        A._check_symmetric("")
+        check_symmetric(A)
         state = _NystromSketch(space.n, run.generator)
 
         def add_probes(count: int) -> None:

@@ -23,6 +23,7 @@ from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.leave_out import are_apart, mean_and_error
 from hesse.estimators.probes import on_the_sphere
 from hesse.estimators.sketch import Sketch, grow_until_met, grown_gram, no_entries
+from hesse.methods import Hyperparameters
 
 
 @dataclass
@@ -37,8 +38,8 @@ class _TraceSketch(Sketch):
     """Q'A'Omega, which is R for symmetric A."""
 
 
-@dataclass(frozen=True)
-class XTrace:
+@dataclass(frozen=True, repr=False)
+class XTrace(Hyperparameters):
     """XTrace: each probe tests the sketch of all others. A method of `trace`.
 
     Among the most accurate methods where the spectrum decays fast. The standard error allows for

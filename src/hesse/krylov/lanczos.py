@@ -99,4 +99,4 @@ class Lanczos(EigenMethod):
         run_key = {"k": problem.k, "which": problem.which, "rtol": rtol, **sizes}
         run_key["search"] = self.search_missed
         run_key["v0"] = problem.given if problem.given.shape[1] else None
-        return Checkpoint(problem.run.checkpoint, problem.A, call="eigsh", **run_key)
+        return Checkpoint(problem.run.checkpoint, problem.A, function="eigsh", **run_key)

@@ -128,7 +128,7 @@ def solve(
     M = as_preconditioner(preconditioner, A, generator, run.left())
     run.before = built = 0 if M is None else M.products
     run_key = {"method": repr(chosen), "rtol": rtol, "atol": atol, "b": flat, "x0": start}
-    file = Checkpoint(run.checkpoint, A, call="solve", **run_key, preconditioner=M)
+    file = Checkpoint(run.checkpoint, A, function="solve", **run_key, preconditioner=M)
     system = System(A, flat, start, M, rtol, atol, max_iterations, run, file)
     A.announce(min(A.domain.n, _FEW_PRODUCTS, system.limit))
     solution = chosen.solve_system(system)

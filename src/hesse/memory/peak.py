@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from hesse.dispatch import Watch
+from hesse.memory.sizes import format_bytes
+from hesse.result import OneLine
 
 
-class PeakMemory(Watch):
+class PeakMemory(OneLine, Watch):
     """The most memory that tensors made inside a `with` block held at one time, in bytes.
 
     Unlike the size of the process it is the same on every machine and in every run. It counts the
@@ -31,6 +33,9 @@ class PeakMemory(Watch):
         super().__init__()
         self.current = self.peak = 0
         self._alive: dict[int, weakref.ref] = {}
+
+    def __repr__(self) -> str:
+        return f"PeakMemory(peak {format_bytes(self.peak)})"
 
     def observe(self, function: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
         """Count the storages that an operation made."""

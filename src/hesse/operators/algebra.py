@@ -58,14 +58,8 @@ class LinearOperator(Products):
         """The adjoint A', shape (n, m); a symmetric operator itself. No product."""
         return self if self.symmetric else _Transposed(self)
 
-    @public("{self} @ {other}", nested=False)
-    def __matmul__(self, other: Any) -> Any:
-        """A @ B for an operator, A @ v for a vector or tree, A @ V for a block (n, k)."""
-        if isinstance(other, LinearOperator):
-            return _Product(self, other._in_space(self.domain))
-        if getattr(other, "ndim", 0) == 2 and not self.domain.is_point(other):
-            return self.matmat(other)
-        return self.matvec(other)
+    def _times(self, B: LinearOperator) -> LinearOperator:
+        return _Product(self, B._in_space(self.domain))
 
     @public("{self} + {other}", nested=False)
     def __add__(self, other: Any) -> LinearOperator:

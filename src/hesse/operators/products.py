@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-import html
 from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
 from torch import Tensor
 
-from hesse.boundary import accepts_call, public
-from hesse.operators.checks import check_finite_products, check_square, check_symmetric
+from hesse.boundary import public
+from hesse.operators.checks import check_square
 from hesse.operators.protocol import OperatorProtocol
 from hesse.operators.to_scipy import as_scipy, not_an_array
+from hesse.result import html_table
 from hesse.vectors.arrays import as_array, as_tensor
 from hesse.vectors.space import Tree
 
@@ -27,6 +27,15 @@ class Products(OperatorProtocol):
     """The products and conversions of an operator, from its `_matvec`."""
 
     __array_ufunc__ = None  # NumPy leaves c * A to the operator
+
+    @public("{self} @ {other}", nested=False)
+    def __matmul__(self, other: Any) -> Any:
+        """A @ B for an operator, A @ v for a vector or tree, A @ V for a block (n, k)."""
+        if isinstance(other, OperatorProtocol):
+            return self._times(other)
+        if getattr(other, "ndim", 0) == 2 and not self.domain.is_point(other):
+            return self.matmat(other)
+        return self.matvec(other)
 
     @public("{self} @ v", nested=False)
     def matvec(self, v: Tree) -> Any:
@@ -155,19 +164,4 @@ class Products(OperatorProtocol):
             "symmetric": str(self.symmetric),
             "vectors": "flat" if self.domain.is_flat else self.domain.describe(),
         }
-        cells = (f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
-        caption = html.escape(self._expression())
-        return f"<table><caption>{caption}</caption>{''.join(cells)}</table>"
-
-    # -- For callers that do not use hesse.operators.checks yet ------------------------------------
-
-    def _check_square(self, what: str = "") -> None:
-        accepts_call(check_square)(self, call=f"{self}.{what}" if what else "")
-
-    def _check_symmetric(
-        self, call: str = "", remedy: str = "Pass symmetric=True if A = A'."
-    ) -> None:
-        accepts_call(check_symmetric)(self, remedy, call=call)
-
-    def _check_finite(self, products: Tensor, call: str = "") -> Tensor:
-        return accepts_call(check_finite_products)(self, products, call=call)
+        return html_table(self._expression(), rows.items())

@@ -16,7 +16,9 @@ subclass overrides one where it knows better. All may be called by any algorithm
 | `_diagonal()` | the exact diagonal where it takes no product | None |
 | `_plus_diagonal(D)` | A + D as one operator of the structure of A | None |
 | `_split_shift()` | (G, c) with A = G + c I | (A, 0) |
+| `_times(B)` | A B | the lazy product |
 | `_in_space(space)` | this operator on another space of its dimension | itself |
+| `_expression()` | a name or formula, for `repr` | the name of the class |
 | `is_diagonal` | whether `_diagonal()` is all of A | False |
 | `announce(products)` | nothing: that many products follow | passed on to the operators in A |
 
@@ -133,6 +135,10 @@ class OperatorProtocol(ABC):
     def _in_space(self, space: Space) -> Any:
         """This operator, on `space` if it is one that fits every space of its dimension."""
         return self
+
+    @abstractmethod
+    def _times(self, B: Any) -> Any:
+        """The product A B of two operators, as one; `LinearOperator` implements it."""
 
     @property
     def is_diagonal(self) -> bool:

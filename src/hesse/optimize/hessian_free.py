@@ -90,7 +90,7 @@ class HessianFree(torch.optim.Optimizer):
     ) -> None:
         model = _model_of(risk)
         check_choice("preconditioner", preconditioner, ("kronecker", "none"))
-        check_positive("", lr=lr)
+        check_positive(lr=lr)
         _check_damping(damping, damping_bounds)
         _check_decay(cg_decay)
         check_count("max_cg_iterations", max_cg_iterations, 1)
@@ -109,7 +109,7 @@ class HessianFree(torch.optim.Optimizer):
         super().__init__([{"params": [p for _, p in named]}], defaults)
         self.risk = risk
         self._names = [name for name, _ in named]
-        self._space = Space.of(self._tree(), call="", what="params")
+        self._space = Space.of(self._tree(), what="params")
         self._kronecker = (
             KroneckerPreconditioner(risk, self._space) if preconditioner == "kronecker" else None
         )
@@ -229,7 +229,7 @@ def _model_of(risk: Any) -> nn.Module:
 
 def _check_damping(damping: float, bounds: tuple[float, float]) -> None:
     lower, upper = bounds
-    check_positive("", damping=damping)
+    check_positive(damping=damping)
     if not 0.0 < lower <= damping <= upper:
         raise ArgumentError(
             expected="0 < damping_bounds[0] <= damping <= damping_bounds[1]",

@@ -86,7 +86,7 @@ def minimize(
         objective = Objective(hessian_operator(f, x0, mode=mode))
     else:
         objective = Objective(ggn_operator(f, x0))
-    start = objective.start(objective.space.flatten(x0, call="", what="x0").clone())
+    start = objective.start(objective.space.flatten(x0, what="x0").clone())
     if start.value == float("inf"):
         raise NonFiniteError(
             expected="a finite f(x0)",

@@ -32,6 +32,7 @@ from hesse.data.slicing import Microbatches, first_microbatches
 from hesse.data.trees import tensors
 from hesse.engine.program_cache import ProgramCache
 from hesse.errors import ArgumentError
+from hesse.result import OneLine
 from hesse.risk.call import ModelCall, device_of
 from hesse.risk.checks import (
     ParameterNames,
@@ -48,7 +49,7 @@ from hesse.vectors.space import Tree
 _SHAPES = 16
 
 
-class Risk:
+class Risk(OneLine):
     r"""The mean loss of a model over data, plus weight decay, as a function of the parameters.
 
     Args:
@@ -83,6 +84,8 @@ class Risk:
     >>> model = nn.Linear(1, 1, bias=False).double()
     >>> x = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
     >>> risk = Risk(model, nn.MSELoss(), [(x[:2], 0 * x[:2]), (x[2:], 0 * x[2:])])   # 2 + 1
+    >>> risk
+    Risk(Linear, MSELoss, 2 batches, weight_decay=0)
     >>> risk({"weight": torch.tensor([[3.0]], dtype=torch.float64)})   # 9 * (1 + 4 + 9) / 3
     tensor(42., dtype=torch.float64)
     """
@@ -121,6 +124,11 @@ class Risk:
         self._checked_modes = _train_modes(model)
         self._unchecked: list[Batch] = []
         self._check_on([self.data.first])
+
+    def __repr__(self) -> str:
+        model, loss = (getattr(f, "__name__", type(f).__name__) for f in (self.model, self.loss))
+        batches = f"{self.num_summands} batch{'es' if self.num_summands > 1 else ''}"
+        return f"Risk({model}, {loss}, {batches}, weight_decay={self.weight_decay:g})"
 
     @property
     @public("hesse.Risk.params")

@@ -17,11 +17,13 @@ from torch import Tensor
 from torch.autograd import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hesse.boundary import public
 from hesse.errors import DtypeError
 from hesse.vectors.inner_products import norm
 from hesse.vectors.space import Space, Tree
 
 
+@public("hesse.testing.dense_gradient(f, x)", nested=False)
 def dense_gradient(f: Callable[[Any], Tensor], x: Tree) -> Tensor:
     """The gradient of a scalar f at x, shape (n,).
 
@@ -31,6 +33,7 @@ def dense_gradient(f: Callable[[Any], Tensor], x: Tree) -> Tensor:
     return dense_jacobian(f, x).reshape(-1)
 
 
+@public("hesse.testing.dense_hessian(f, x)", nested=False)
 def dense_hessian(f: Callable[[Any], Tensor], x: Tree) -> Tensor:
     """The Hessian of a scalar f at x, shape (n, n). Cost: a gradient with its graph, n products.
 
@@ -45,6 +48,7 @@ def dense_hessian(f: Callable[[Any], Tensor], x: Tree) -> Tensor:
     return hessian.detach()
 
 
+@public("hesse.testing.dense_jacobian(g, x)", nested=False)
 def dense_jacobian(g: Callable[[Any], Any], x: Tree) -> Tensor:
     """The Jacobian of g at x, shape (m, n), for outputs that are a tensor or a tree of tensors.
 
@@ -58,6 +62,7 @@ def dense_jacobian(g: Callable[[Any], Any], x: Tree) -> Tensor:
     return jacobian.detach()
 
 
+@public("hesse.testing.dense_ggn(outputs, loss, x)", nested=False)
 def dense_ggn(outputs: Callable[[Any], Any], loss: Callable[[Any], Tensor], x: Tree) -> Tensor:
     """The generalised Gauss-Newton matrix J' H_L J of loss(outputs(x)) at x, shape (n, n).
 
@@ -73,6 +78,7 @@ def dense_ggn(outputs: Callable[[Any], Any], loss: Callable[[Any], Tensor], x: T
     return jacobian.T @ dense_hessian(loss, z) @ jacobian
 
 
+@public("hesse.testing.finite_difference_bilinear(f, x, u, v)", nested=False)
 def finite_difference_bilinear(f: Callable[[Any], Tensor], x: Tree, u: Tensor, v: Tensor) -> float:
     r"""u' H v for flat u and v, from eight values of f and no derivative.
 
@@ -103,6 +109,7 @@ def finite_difference_bilinear(f: Callable[[Any], Tensor], x: Tree, u: Tensor, v
     return scale * (4 * difference(h) - difference(2 * h)) / 3
 
 
+@public("hesse.testing.finite_difference_hessian(f, x)", nested=False)
 def finite_difference_hessian(f: Callable[[Any], Tensor], x: Tree) -> Tensor:
     """The Hessian from values of f alone, shape (n, n). Cost: 4 n (n + 1) evaluations.
 
@@ -122,11 +129,10 @@ def finite_difference_hessian(f: Callable[[Any], Tensor], x: Tree) -> Tensor:
 
 def _flat(f: Callable, x: Tree) -> tuple[Callable[[Tensor], Tensor], Tensor, Space]:
     """f as a function of a flat vector, and x as that vector."""
-    space = Space.of(x, call="hesse.testing oracle")
+    space = Space.of(x)
     for name, dtype in zip(space.names, space.dtypes, strict=True):
         if dtype != torch.float64:
             raise DtypeError(
-                "hesse.testing oracle",
                 expected="a point in float64: an oracle must be better than what it judges",
                 got=f"{dtype} for '{name or 'x'}'",
                 remedy="Convert x, and the constants of f, with .double().",

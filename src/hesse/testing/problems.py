@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hesse.result import OneLine
 from hesse.vectors.space import Space, Tree
 
 HessianProduct = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Problem:
+@dataclass(frozen=True, repr=False)
+class Problem(OneLine):
     """A scalar function with a point in its domain.
 
     >>> problem = polynomial_sine()
@@ -50,6 +51,9 @@ class Problem:
     def direction(self, seed: int) -> Tensor:
         """A Gaussian flat vector."""
         return self.space.gaussian(torch.Generator().manual_seed(seed))
+
+    def __repr__(self) -> str:
+        return f"Problem({self.name!r}, n = {self.space.n})"
 
     def __str__(self) -> str:
         return self.name

@@ -11,10 +11,13 @@ from torch import Tensor
 
 from hesse.errors import DeviceError, DtypeError, NonFiniteError, ShapeError, StructureError
 
+# Whether a tensor stands for the batch of tensors of a `torch.vmap` around.
+is_batched = torch._C._functorch.is_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
+
 
 def check_leaf(label: str, leaf: Tensor, device: torch.device) -> None:
     """Raise unless the leaf is a plain real floating-point tensor on this device."""
-    if torch._C._functorch.is_batchedtensor(leaf):  # pyright: ignore[reportAttributeAccessIssue]
+    if is_batched(leaf):
         raise StructureError(
             expected=f"{label} to be a plain tensor, whose entries can be read",
             got="a batched tensor inside torch.vmap",
@@ -27,6 +30,12 @@ def check_leaf(label: str, leaf: Tensor, device: torch.device) -> None:
             got="a DTensor (torch.distributed.tensor)",
             remedy="Give leaf.full_tensor(), or leaf.to_local() for the part of this process; "
             "sharded vectors are not supported yet.",
+        )
+    if leaf.layout != torch.strided:
+        raise StructureError(
+            expected=f"{label} to be a dense tensor",
+            got=f"one of layout {leaf.layout}",
+            remedy="Give leaf.to_dense(); a function of x may make sparse tensors from it.",
         )
     if not leaf.dtype.is_floating_point:
         raise DtypeError(

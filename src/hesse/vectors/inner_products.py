@@ -90,12 +90,3 @@ def _norm_by_rows(v: Tensor) -> float:
     """The norm, from the norms of short pieces in the vector's own precision."""
     norms = [torch.linalg.vector_norm(rows, dim=1) for rows in _rows(v)]
     return float(torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64))
-
-
-def all_finite(v: Tensor) -> bool:
-    """Whether there is no NaN or Inf. One sum tells, unless it overflows.
-
-    >>> all_finite(torch.ones(2)), all_finite(torch.tensor([1.0, math.nan]))
-    (True, False)
-    """
-    return math.isfinite(float(v.sum())) or bool(torch.isfinite(v).all())

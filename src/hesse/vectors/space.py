@@ -17,19 +17,19 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.boundary import accepts_call, public
+from hesse.boundary import public
 from hesse.errors import ArgumentError, StructureError
+from hesse.result import OneLine
 from hesse.vectors import checks
 from hesse.vectors.aliasing import unshared as unshared
 from hesse.vectors.arrays import as_array, as_tensor
-from hesse.vectors.inner_products import all_finite
 from hesse.vectors.rows import joined
 from hesse.vectors.trees import Tree, fill, is_of_arrays, map_leaves, match, subscript, walk
 from hesse.vectors.whole_vectors import WholeVectors
 
 
-@dataclass(frozen=True)
-class Space(WholeVectors):
+@dataclass(frozen=True, repr=False)
+class Space(OneLine, WholeVectors):
     """The vector space of all trees that are shaped like one tree: R^n with names.
 
     Made by `Space.of(tree)` or `Space.flat(n)`. A flat vector is a contiguous tensor (n,) that
@@ -47,6 +47,8 @@ class Space(WholeVectors):
     >>> space = Space.of({"w": torch.zeros(2, 3), "b": torch.zeros(3)})
     >>> space.n, space.names
     (9, ('w', 'b'))
+    >>> space
+    Space(w: (2, 3), b: (3,); n = 9, torch.float32, cpu)
     >>> space.flatten({"b": torch.ones(3), "w": torch.zeros(2, 3)})
     tensor([0., 0., 0., 0., 0., 0., 1., 1., 1.])
     """
@@ -60,7 +62,6 @@ class Space(WholeVectors):
 
     @staticmethod
     @public("hesse.Space.of({tree})", nested=False)
-    @accepts_call
     def of(tree: Tree, *, what: str = "x") -> Space:
         """The space of the trees like this one; NumPy arrays may stand for tensors.
 
@@ -107,20 +108,27 @@ class Space(WholeVectors):
         dtype = dtype or torch.get_default_dtype()
         return Space(None, ("",), (torch.Size((n,)),), (dtype,), dtype, torch.device(device))
 
+    def __repr__(self) -> str:
+        return f"Space({self.describe()}; n = {self.n}, {self.dtype}, {self.device})"
+
     @cached_property
     def sizes(self) -> list[int]:
         """Number of entries of each leaf, in order."""
         return [math.prod(shape) for shape in self.shapes]
 
-    @property
+    @cached_property
     def is_flat(self) -> bool:
         """Whether the user's vectors are plain 1-D tensors."""
         return self.template is None and len(self.shapes[0]) == 1
 
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether the user's vectors are plain 1-D tensors of the dtype of flat vectors."""
+        return self.is_flat and self.dtypes == (self.dtype,)
+
     # -- Trees and flat vectors --------------------------------------------------------------------
 
     @public("space.leaves({tree})", nested=False)
-    @accepts_call
     def leaves(self, tree: Tree, *, what: str = "v") -> list[Tensor]:
         """The leaves of a tree in the order of this space; raises HesseError if it does not fit."""
         leaves = list(match(self.template, tree, what, self.device))
@@ -137,7 +145,6 @@ class Space(WholeVectors):
         return leaves
 
     @public("space.flatten({tree})", nested=False)
-    @accepts_call
     def flatten(self, tree: Tree, *, what: str = "v") -> Tensor:
         """The flat vector (n,) of a tree. It may share memory with the tree.
 
@@ -157,7 +164,6 @@ class Space(WholeVectors):
         return self.build(self.split(vector))
 
     @public("space.enter({v})", nested=False)
-    @accepts_call
     def enter(
         self, v: Tree, *, what: str = "v", codomain: Space | None = None
     ) -> tuple[Tensor, Callable[[Tensor], Tree]]:
@@ -173,15 +179,35 @@ class Space(WholeVectors):
         >>> flat, leave(2 * flat)["w"].shape
         (tensor([1., 1.]), torch.Size([2, 1]))
         """
+        results = self if codomain is None else codomain
+        if self.is_vector(v):
+            as_given = not self.is_flat or results.is_plain
+            return v.detach(), _unchanged if as_given else results.unflatten
         given = as_tensor(v, self.device)
         if isinstance(given, Tensor) and given.ndim == 1 and not self.is_point(given):
             flat, leave = self.check_vector(given.detach(), what=what), _unchanged
         else:
             flat = self.flatten(given, what=what)
-            leave = (self if codomain is None else codomain).unflatten
+            leave = results.unflatten
         if not is_of_arrays(v):
             return flat, leave
         return flat, lambda result: map_leaves(as_array, leave(result))
+
+    def is_vector(self, v: Tree) -> bool:
+        """Whether v is a flat vector of this space, an ordinary tensor of its dtype and device.
+
+        Then no check has anything to say; of anything else `check_vector` and `leaves` say what is
+        wrong with it, if something is.
+        """
+        return (
+            type(v) is Tensor
+            and v.ndim == 1
+            and len(v) == self.size
+            and v.dtype == self.dtype
+            and v.device == self.device
+            and v.layout == torch.strided
+            and not checks.is_batched(v)
+        )
 
     def is_point(self, v: Tensor) -> bool:
         """Whether v has the shape of x itself, where x is a single tensor."""
@@ -215,7 +241,6 @@ class Space(WholeVectors):
         return fill(self.template, iter(leaves))
 
     @public("space.check_vector({vector})", nested=False)
-    @accepts_call
     def check_vector(self, vector: Tensor, *, what: str = "v", ndim: int = 1) -> Tensor:
         """`vector` itself if it is a flat vector of this space or, with ndim=2, a block (n, k)."""
         tree = "" if ndim == 2 or self.is_flat else f", or a tree like x ({self.describe()})"
@@ -227,7 +252,6 @@ class Space(WholeVectors):
     # -- Several spaces ----------------------------------------------------------------------------
 
     @public("space.subspace({name})", nested=False)
-    @accepts_call
     def subspace(self, name: str) -> tuple[Space, slice]:
         """The space of the leaves named `name` or below it, and where they lie in a flat vector.
 
@@ -254,7 +278,7 @@ class Space(WholeVectors):
         start = sum(self.sizes[:first])
         return space, slice(start, start + space.size)
 
-    def common(self, other: Space, call: str = "") -> Space:
+    def common(self, other: Space) -> Space:
         """Of two spaces, which must agree in dimension, dtype and device, the one with a tree."""
         checks.check_same((self.n, other.n), (self.dtype, other.dtype), (self.device, other.device))
         return other if self.is_flat else self
@@ -262,7 +286,7 @@ class Space(WholeVectors):
     def first_bad_name(self, vector: Tensor) -> str | None:
         """Name of the first leaf of a flat vector that holds NaN or Inf, or None."""
         for name, part in zip(self.names, vector.split(self.sizes), strict=True):
-            if not all_finite(part):
+            if not self.all_finite(part):
                 return name or "x"
         return None
 
@@ -274,12 +298,6 @@ class Space(WholeVectors):
         ]
         more = len(self.names) - limit
         return ", ".join(words) + (f", and {more} more" if more > 0 else "")
-
-
-def check_finite(name: str, v: Tensor, call: str = "") -> Tensor:
-    """The argument of that name, or an error for NaN and Inf in it; see `Space.check_finite`."""
-    checks.check_finite(name, all_finite(v))
-    return v
 
 
 def _unchanged(vector: Tensor) -> Tensor:

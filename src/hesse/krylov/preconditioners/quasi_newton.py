@@ -19,10 +19,11 @@ from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.krylov.rounding import unit_roundoff
 from hesse.krylov.system import SolverState
 from hesse.operators.algebra import LinearOperator
+from hesse.result import OneLine
 from hesse.vectors.space import Space, Tree
 
 
-class Pairs(list[tuple[Tensor, Tensor]]):
+class Pairs(OneLine, list[tuple[Tensor, Tensor]]):
     """Pairs (s, y = A s) of a run of conjugate gradients, whose callback this is.
 
     At most `most` are held, spread evenly over the run: when there are more, every other one is
@@ -42,6 +43,9 @@ class Pairs(list[tuple[Tensor, Tensor]]):
         most = check_count("most", most, 1)
         self.most, self._steps, self._stride = most, 0, 1
         self._x, self._residual = torch.zeros(0), torch.zeros(0)
+
+    def __repr__(self) -> str:
+        return f"Pairs({len(self)} of at most {self.most})"
 
     def __call__(self, state: SolverState) -> None:
         """Take in the step that led to this state."""

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How objects print: each on one screen, with a representation of its own and one for notebooks."""
+
+from __future__ import annotations
+
+import html
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from enum import Enum
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+import hesse
+from hesse.engine.plan import Plan
+from hesse.krylov.preconditioners import Pairs, jacobi
+from hesse.operators import LinearOperator
+from hesse.result import Result
+from hesse.testing import CountingOperator, PeakMemory, all_problems, check_operator
+
+FOLDER = Path(hesse.__file__).parent
+MOST_ARGUMENTS = 14
+
+
+def modules() -> Iterator[ModuleType]:
+    yield hesse
+    for module in pkgutil.walk_packages(hesse.__path__, "hesse."):
+        if module.name != "hesse.__main__":
+            yield import_module(module.name)
+
+
+def public_objects() -> set:
+    return {getattr(m, name) for m in modules() for name in getattr(m, "__all__", ())}
+
+
+def classes() -> list[type]:
+    """The public classes and those of all results, operators and plans.
+
+    Errors and choices print as in every library, and an optimiser as those of torch do.
+    """
+    bases = (Result, LinearOperator, Plan)
+    every = {v for m in modules() for v in vars(m).values() if inspect.isclass(v)}
+    chosen = {v for v in every if issubclass(v, bases)} | set(
+        filter(inspect.isclass, public_objects())
+    )
+    elsewhere = (BaseException, Enum, torch.optim.Optimizer)
+    ours = [v for v in chosen if v.__module__.startswith("hesse.") and not issubclass(v, elsewhere)]
+    return sorted(ours, key=lambda v: f"{v.__module__}.{v.__qualname__}")
+
+
+@pytest.mark.parametrize("cls", classes(), ids=lambda cls: f"{cls.__module__}.{cls.__qualname__}")
+def test_a_class_prints_by_code_of_its_own(cls):
+    written = inspect.unwrap(cls.__repr__)  # a data class would wrap a generated function
+    code = getattr(written, "__code__", None)
+    assert code is not None, "only the repr of a base class of Python's"
+    assert Path(code.co_filename).is_relative_to(FOLDER), "a generated repr: pass repr=False"
+    assert callable(getattr(cls, "_repr_html_", None)), "no _repr_html_ for notebooks"
+
+
+def shown() -> list:
+    """One object of every kind, large where the kind can be."""
+    torch.manual_seed(0)
+    n = 400
+    spectrum = torch.linspace(1.0, 2.0, n)
+    A = hesse.diagonal_operator(spectrum)
+    net = nn.Sequential(*[nn.Linear(3, 3) for _ in range(40)])
+    data = [(torch.randn(4, 3), torch.randn(4, 3)) for _ in range(2)]
+    risk = hesse.Risk(net, nn.MSELoss(), data)
+    x = torch.ones(n)
+    H = hesse.hessian_operator(lambda x: (x**4).sum(), x)
+    _ = H @ x
+    return [
+        *(A, 2.0 * A + H, H, H.plan, risk, hesse.Space.of(risk.params), CountingOperator(A)),
+        *(hesse.GMRES(restart=3), hesse.XTrace(), hesse.Lanczos(), Pairs(), PeakMemory()),
+        *(hesse.solve(A, x), hesse.eigsh(A, 3), hesse.svds(A, 3), jacobi(A)),
+        *(hesse.trace(A), hesse.diagonal(A), hesse.spectral_density(A), check_operator(A)),
+        hesse.minimize(lambda x: (x**4).sum(), x),
+        hesse.hvp(lambda x: (x**4).sum(), x, x, value_and_gradient=True),
+        all_problems()[0],
+    ]
+
+
+def test_everything_prints_on_one_screen():
+    for value in shown():
+        lines = repr(value).splitlines()
+        assert 1 <= len(lines) <= 24, value
+        assert max(map(len, lines)) <= 200, value
+        markup = value._repr_html_()
+        assert markup.startswith(("<table>", "<code>")), type(value)
+        assert len(markup) <= 8000
+        assert html.escape(type(value).__name__.split(".")[-1]) in markup or "<caption>" in markup
+
+
+def test_no_public_function_has_more_than_a_handful_of_arguments():
+    functions = {v for v in public_objects() if inspect.isfunction(v)}
+    for cls in filter(inspect.isclass, public_objects()):
+        if cls.__module__.startswith("hesse.") and not issubclass(cls, Result):
+            functions |= {v for n, v in vars(cls).items() if inspect.isfunction(v) and n[0] != "_"}
+            functions |= {vars(cls)["__init__"]} if "__init__" in vars(cls) else set()
+    counts = {f.__qualname__: len(inspect.signature(f).parameters) for f in functions}
+    assert len(counts) > 50
+    assert {name: n for name, n in counts.items() if n > MOST_ARGUMENTS} == {}
