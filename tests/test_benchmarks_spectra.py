@@ -33,8 +33,8 @@ def dense_hessian(problem):
 
 
 def test_the_exact_answers_are_those_of_the_dense_hessian():
-    from benchmarks.spectra.exact import Exact
     from benchmarks.models.classifier import classifier
+    from benchmarks.spectra.exact import Exact
 
     problem = classifier(quick=True)
     exact, H = Exact(problem), dense_hessian(problem)
