@@ -1,7 +1,7 @@
-"""A process of `compare`, which imports one of the two sources: a JSON request a line on stdin.
+"""A process of `compare`, which imports one of the two sources: `compare_worker CLOCK`.
 
-It answers each request by one line of JSON on stdout. It uses only what both sources have: public
-names with arguments of the same meaning.
+It answers each request, a line of JSON on stdin, by one line of JSON on stdout. It uses only what
+both sources have: public names with arguments of the same meaning.
 """
 
 from __future__ import annotations
@@ -29,9 +29,14 @@ TOTAL = 20
 
 DAMPING = 0.1
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
 
 class Worker:
     """A model and an operator, kept from request to request."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
 
     def load(self, model: str) -> dict[str, Any]:
         """Make a model; `name:count` takes its data in so many batches."""
@@ -50,8 +55,13 @@ class Worker:
 
     def product(self, count: int) -> dict[str, Any]:
         """The seconds of a product of the kept operator, on average over so many."""
-        seconds = _timed(lambda: [self.operator @ self.v for _ in range(count)])[1]
-        return {"seconds": seconds / count, "products": 1, "mode": self.operator.mode}
+        seconds = self._timed(lambda: [self.operator @ self.v for _ in range(count)])[1]
+        return {"seconds": seconds / count, "products": 1}
+
+    def mode(self) -> dict[str, Any]:
+        """How the kept operator takes products now; which kernels, it measures by a clock."""
+        onednn = any("by oneDNN" in note for note in self.operator.plan.notes)
+        return {"mode": self.operator.mode + (" by oneDNN" if onednn else "")}
 
     def total(self) -> dict[str, Any]:
         """An operator and its first products."""
@@ -62,11 +72,11 @@ class Worker:
                 _ = A @ self.v
 
         gc.collect()
-        return {"seconds": _timed(run)[1], "products": TOTAL}
+        return {"seconds": self._timed(run)[1], "products": TOTAL}
 
     def trace(self) -> dict[str, Any]:
         """An operator and an estimate of its trace."""
-        return _counted(
+        return self._counted(
             lambda: hesse.trace(
                 self._operator(), rtol=0.0, max_products=TOTAL, generator=_generator()
             )
@@ -76,7 +86,7 @@ class Worker:
         """An operator and some steps towards a solution of a damped system."""
         method = "minres" if self.quantity == "hessian" else "cg"
         identity = hesse.identity_operator(self.problem.n)
-        return _counted(
+        return self._counted(
             lambda: hesse.solve(
                 *(self._operator() + DAMPING * identity, self.v, method),
                 rtol=1e-9,
@@ -86,11 +96,13 @@ class Worker:
 
     def eigsh(self) -> dict[str, Any]:
         """Three eigenvalues of the kept operator, by the method of Lanczos."""
-        return _counted(lambda: hesse.eigsh(self.operator, 3, rtol=1e-2, generator=_generator()))
+        return self._counted(
+            lambda: hesse.eigsh(self.operator, 3, rtol=1e-2, generator=_generator())
+        )
 
     def density(self) -> dict[str, Any]:
         """The density of the eigenvalues of the kept operator, from two probes of 64 steps."""
-        return _counted(
+        return self._counted(
             lambda: hesse.spectral_density(self.operator, probes=2, generator=_generator())
         )
 
@@ -108,29 +120,27 @@ class Worker:
         make = hesse.hessian_operator if self.quantity == "hessian" else hesse.ggn_operator
         return make(risk, params, mode=self.chosen)
 
+    def _timed(self, run: Callable[[], Any]) -> tuple[Any, float]:
+        start = self._clock()
+        result = run()
+        return result, self._clock() - start
+
+    def _counted(self, run: Callable[[], Any]) -> dict[str, Any]:
+        """The seconds of a run, and the products that its result says it took."""
+        gc.collect()
+        result, seconds = self._timed(run)
+        return {"seconds": seconds, "products": result.products}
+
 
 def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
-    start = time.perf_counter()
-    result = run()
-    return result, time.perf_counter() - start
-
-
-def _counted(run: Callable[[], Any]) -> dict[str, Any]:
-    """The seconds of a run, and the products that its result says it took."""
-    gc.collect()
-    result, seconds = _timed(run)
-    return {"seconds": seconds, "products": result.products}
-
-
-def main() -> None:
+def main(clock: str) -> None:
     """Answer requests until stdin ends."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    worker = Worker()
+    worker = Worker(CLOCKS[clock])
     print(json.dumps({"source": hesse.__file__}), flush=True)
     for line in sys.stdin:
         name, *arguments = json.loads(line)
@@ -142,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])
