@@ -107,18 +107,11 @@ class Worker:
         )
 
     def _operator(self) -> Any:
-        parts, params = self.problem.parts, self.problem.params
-        if parts is None:
-            return hesse.hessian_operator(self.problem.f, params, mode=self.chosen)
-        batches = zip(
-            parts.inputs.tensor_split(self.batches),
-            parts.targets.tensor_split(self.batches),
-            strict=True,
-        )
-        data = next(batches) if self.batches == 1 else list(batches)
-        risk = hesse.Risk(parts.model, parts.loss, data)
+        problem = self.problem
+        if problem.parts is None:
+            return hesse.hessian_operator(problem.f, problem.params, mode=self.chosen)
         make = hesse.hessian_operator if self.quantity == "hessian" else hesse.ggn_operator
-        return make(risk, params, mode=self.chosen)
+        return make(problem.risk(self.batches), problem.params, mode=self.chosen)
 
     def _timed(self, run: Callable[[], Any]) -> tuple[Any, float]:
         start = self._clock()

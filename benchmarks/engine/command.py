@@ -14,6 +14,7 @@ import torch
 
 import hesse
 from benchmarks.engine import (
+    batches,
     blocks,
     budgets,
     compiling,
@@ -37,6 +38,7 @@ STUDIES = {
     "layer-norm": layer_norm.STUDY,
     "libraries": libraries.STUDY,
     "blocks": blocks.STUDY,
+    "batches": batches.STUDY,
     "memory": peaks.STUDY,
     "compiling": compiling.STUDY,
 }
