@@ -1,9 +1,18 @@
-"""Two versions of Hesse beside each other: `python -m benchmarks.compare OLD_SRC NEW_SRC`.
+"""Two versions of Hesse beside each other: `python -m benchmarks compare OLD_SRC NEW_SRC`.
 
-Each source is imported by a process of its own, with one thread; the two take turns, round by
+Each source is imported by a process of its own, with one thread. The two take turns, round by
 round, in an order that alternates, so that a machine that slows down slows both. A ratio is the
-median over rounds of new / old. Measured are a prepared product, an operator with 20 products from
-scratch, and three eigenvalues.
+median over rounds of new / old. The columns, for Hessian and Gauss-Newton matrices, on one batch
+(`MODEL`) and on several (`MODEL:8`):
+
+- product: one more product of an operator that has taken some;
+- total, trace, solve: from a new operator, 20 products, an estimate of the trace from as many, and
+  as many steps of minres or cg;
+- eigsh, density: three eigenvalues and a spectral density, of an operator that has taken products.
+
+A column is left out (-) where its rounds do not fit into the seconds of a row. Both processes keep
+the memory that they free: whether the C library returns it to the system, and pays for it again at
+the next product, is an accident of the addresses, which makes up to a third of a product.
 """
 
 from __future__ import annotations
@@ -18,28 +27,37 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.models import MODELS
+from benchmarks.compare_worker import CLOCKS, PROBLEMS
 
-QUICK = ["small-autoencoder", "small-autoencoder:8", "logistic-regression"]
-ALL = [*MODELS, "small-autoencoder:8", "deep-autoencoder:8"]
-COUNT = 20
-"""Products of a total."""
-EIGSH = 40
-"""About the products of an eigsh, which is left out where they would take too long."""
-COLUMNS = ["product", f"total of {COUNT}", "eigsh"]
+BATCHED = ["small-autoencoder:8", "deep-autoencoder:8", "gpt:8", "convnet:8", "classifier:8"]
+ALL = [*PROBLEMS, *BATCHED]
+QUICK = ["small-autoencoder", "small-autoencoder:8", "classifier", "classifier:8", "gpt", "convnet"]
+QUICK += ["convnet:8", "lstm", "pinn", "rosenbrock", "logistic-regression"]
+SECONDS, QUICK_SECONDS = 40.0, 12.0
+"""For a row, about."""
+
+COLUMNS = {"product": 1, "total": 20, "trace": 20, "solve": 20, "eigsh": 40, "density": 128}
+"""About the products that a turn takes; the first columns are the last to be left out."""
+FEWEST, MOST = 2, 50
+"""Rounds of a column."""
+MODES = ["auto", "retained-graph", "traced-split"]
+SLOW = 1.1
+
+
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
+"""For the GNU C library; the largest threshold that it takes, and more than is ever free."""
 
 
 class Side:
     """The process of one source."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, clock: str) -> None:
         path = Path(source).resolve()
-        environment = os.environ | {"PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | KEEP_MEMORY | {"PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.compare_worker"],
+            [sys.executable, "-m", "benchmarks.compare_worker", clock],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
             env=environment,
             text=True,
         )
@@ -71,110 +89,152 @@ class Side:
         self._process.wait()
 
 
+Sides = tuple[Side, Side]
+
+
 class Failed(Exception):
     """What a worker could not do."""
 
 
 @dataclass
 class Cell:
-    """Seconds of the two sides, and the ratio of new to old; no ratio if it was left out."""
+    """The seconds of the two sides, their products, and the ratio of new to old."""
 
     old: float
     new: float
-    ratio: float | None
+    ratio: float
+    rounds: int
+    products: tuple[int, int]
 
     def __str__(self) -> str:
-        if self.ratio is None:
-            return "-"
-        return f"{self.ratio:.2f} ({_seconds(self.old)} -> {_seconds(self.new)})"
+        counts = "" if self.products[0] == self.products[1] else ", products {} -> {}"
+        times = f"{_seconds(self.old)} -> {_seconds(self.new)} x{self.rounds}"
+        return f"{self.ratio:.2f} ({times}{counts.format(*self.products)})"
 
 
-SKIPPED = Cell(0.0, 0.0, None)
+Row = dict[str, Cell | str]
+"""By column: a cell, or why there is none."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Print a row a model as it is measured, then means and worst."""
-    parser = argparse.ArgumentParser("benchmarks.compare", description=__doc__.splitlines()[0])
-    parser.add_argument("old", help="a folder that holds the package hesse")
-    parser.add_argument("new", help="another one")
-    parser.add_argument("--models", nargs="+", default=ALL, metavar="MODEL", help="MODEL[:BATCHES]")
-    parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
-    parser.add_argument("--seconds", type=float, default=12.0, help="for a model and kind, about")
-    options = parser.parse_args(arguments)
-    sides = Side(options.old), Side(options.new)
-    rows: dict[str, list[Cell]] = {}
-    print(f"| model | {' | '.join(COLUMNS)} | modes |\n|---|{'---|' * (len(COLUMNS) + 1)}")
-    for model in QUICK if options.quick else options.models:
-        answers = [side.ask("load", model) for side in sides]
-        for kind in answers[0]["kinds"]:
-            name = f"{model}, {kind}"
-            try:
-                rows[name], modes = compare(sides, kind, options.seconds)
-                print(f"| {name} | {' | '.join(map(str, rows[name]))} | {modes} |", flush=True)
-            except Failed as reason:
-                print(f"| {name} | failed: {reason} |", flush=True)
+    options = _parser().parse_args(arguments or [])
+    models = options.models or (QUICK if options.quick else ALL)
+    seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS)
+    sides = Side(options.old, options.clock), Side(options.new, options.clock)
+    rows: dict[str, Row] = {}
+    print(f"| model | {' | '.join(options.columns)} | modes |")
+    print(f"|---|{'---|' * (len(options.columns) + 1)}")
+    for model in models:
+        try:
+            answers = [side.ask("load", model) for side in sides]
+        except Failed as reason:
+            print(f"| {model} | left out: {reason} |", flush=True)
+            continue
+        for quantity in answers[0]["quantities"]:
+            name = f"{model}, {quantity}"
+            rows[name], modes = compare(sides, quantity, options.mode, options.columns, seconds)
+            print(f"| {name} | {' | '.join(map(str, rows[name].values()))} | {modes} |", flush=True)
     for side in sides:
         side.close()
-    print(summary(rows))
+    print(summary(rows, options.columns))
 
 
-def compare(sides: tuple[Side, Side], kind: str, budget: float) -> tuple[list[Cell], str]:
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("old", help="a folder that holds the package hesse")
+    parser.add_argument("new", help="another one")
+    parser.add_argument("--models", nargs="+", metavar="MODEL", help="MODEL[:BATCHES]")
+    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS))
+    parser.add_argument("--mode", choices=MODES, default="auto", help="of all operators")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: on a machine that does other work"
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer models: about six minutes")
+    parser.add_argument("--seconds", type=float, help="for a model and matrix, about")
+    return parser
+
+
+def compare(
+    sides: Sides, quantity: str, mode: str, columns: list[str], budget: float
+) -> tuple[Row, str]:
     """A cell for every column, within about so many seconds; and the modes of both."""
-    for side in sides:
-        side.ask("prepare", kind)
-    single = max(_warm(side, budget / 8) for side in sides)
-    count = max(1, int(0.05 / single))
-    requests: list[tuple[tuple, int]] = [
-        (("products", count), count),
-        (("total", COUNT), COUNT),
-        (("eigsh",), EIGSH),
-    ]
-    cells = [
-        # Two rounds of two sides at least, which may take a little more than their share.
-        _alternate(sides, request, budget / 3) if 4 * products * single < budget else SKIPPED
-        for request, products in requests
-    ]
-    modes = [side.ask("products", 1)["mode"] for side in sides]
-    return cells, modes[0] if modes[0] == modes[1] else " -> ".join(modes)
+    try:
+        single = _warm_up(sides, quantity, mode, budget / 8)
+    except Failed as reason:
+        return dict.fromkeys(columns, "failed"), str(reason)
+    row: Row = dict.fromkeys(columns, "-")
+    left = budget
+    for place, column in enumerate(columns):
+        start = time.perf_counter()
+        count = max(1, int(0.05 / single)) if column == "product" else COLUMNS[column]
+        if FEWEST * 2 * count * single <= left:
+            request = (column, count) if column == "product" else (column,)
+            row[column] = _alternate(sides, request, left / (len(columns) - place))
+        left -= time.perf_counter() - start
+    modes = [side.ask("mode")["mode"] for side in sides]
+    return row, modes[0] if modes[0] == modes[1] else " -> ".join(modes)
 
 
-def _warm(side: Side, budget: float) -> float:
+def _warm_up(sides: Sides, quantity: str, mode: str, budget: float) -> float:
     """Take products until the programs are traced and validated; the seconds of the last one."""
-    start, seconds = time.perf_counter(), 0.0
-    for _ in range(10):
-        seconds = side.ask("products", 1)["seconds"]
-        if time.perf_counter() - start > budget:
-            break
-    return seconds
+    singles = []
+    for side in sides:
+        side.ask("prepare", quantity, mode)
+        start, seconds = time.perf_counter(), 0.0
+        for _ in range(10):
+            seconds = side.ask("product", 1)["seconds"]
+            if time.perf_counter() - start > budget:
+                break
+        singles.append(seconds)
+    return max(singles)
 
 
-def _alternate(sides: tuple[Side, Side], request: tuple, budget: float) -> Cell:
-    """Rounds in which each side takes its turn: two at least, fifty at most."""
-    rounds: list[tuple[float, float]] = []
+def _alternate(sides: Sides, request: tuple, budget: float) -> Cell | str:
+    """Rounds in which each side takes its turn, for about so many seconds."""
+    rounds: list[tuple[dict, dict]] = []
     start = time.perf_counter()
-    while len(rounds) < 2 or (len(rounds) < 50 and time.perf_counter() - start < budget):
-        order = (0, 1) if len(rounds) % 2 == 0 else (1, 0)
-        seconds = {i: sides[i].ask(*request)["seconds"] for i in order}
-        rounds.append((seconds[0], seconds[1]))
-    old, new = (statistics.median(column) for column in zip(*rounds, strict=True))
-    return Cell(old, new, statistics.median(b / a for a, b in rounds))
+    try:
+        while len(rounds) < FEWEST or (len(rounds) < MOST and time.perf_counter() - start < budget):
+            order = (0, 1) if len(rounds) % 2 == 0 else (1, 0)
+            answers = {i: sides[i].ask(*request) for i in order}
+            rounds.append((answers[0], answers[1]))
+    except Failed as reason:
+        return f"failed: {reason}"
+    old, new = (
+        statistics.median(a["seconds"] for a in column) for column in zip(*rounds, strict=True)
+    )
+    ratio = statistics.median(b["seconds"] / a["seconds"] for a, b in rounds)
+    return Cell(old, new, ratio, len(rounds), tuple(a["products"] for a in rounds[0]))
 
 
-def summary(rows: dict[str, list[Cell]]) -> str:
-    """The geometric mean and the worst ratio of every column, for each kind."""
-    lines = ["", f"| new / old | {' | '.join(COLUMNS)} |", f"|---|{'---|' * len(COLUMNS)}"]
-    for kind in ("hessian", "ggn"):
-        chosen = {name: cells for name, cells in rows.items() if name.endswith(kind)}
-        means, worst = [], []
-        for column in range(len(COLUMNS)):
-            ratios = {name: cells[column].ratio for name, cells in chosen.items()}
-            known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
-            means.append(f"{statistics.geometric_mean(known.values()):.3f}" if known else "-")
-            name = max(known, key=known.__getitem__, default="")
-            worst.append(f"{known[name]:.2f} ({name.partition(',')[0]})" if known else "-")
-        lines.append(f"| {kind}: geometric mean | {' | '.join(means)} |")
-        lines.append(f"| {kind}: worst | {' | '.join(worst)} |")
-    return "\n".join(lines)
+def summary(rows: dict[str, Row], columns: list[str]) -> str:
+    """The geometric mean and the worst ratio of every column, and all that are slower."""
+    lines = ["", f"| new / old | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    ratios: dict[str, dict[str, float]] = {
+        column: {
+            name: cell.ratio for name, row in rows.items() if isinstance(cell := row[column], Cell)
+        }
+        for column in columns
+    }
+    for what, ends in (("hessian", "hessian"), ("ggn", "ggn"), ("all", "")):
+        known = [[r for n, r in ratios[c].items() if n.endswith(ends)] for c in columns]
+        means = [f"{statistics.geometric_mean(r):.3f} of {len(r)}" if r else "-" for r in known]
+        lines.append(f"| {what}: geometric mean | {' | '.join(means)} |")
+    worst = [max(ratios[c], key=ratios[c].__getitem__, default="") for c in columns]
+    cells = [f"{ratios[c][w]:.2f} ({w})" if w else "-" for c, w in zip(columns, worst, strict=True)]
+    lines.append(f"| worst | {' | '.join(cells)} |")
+    slow = [
+        f"- {name}, {column}: {ratio:.2f}"
+        for column in columns
+        for name, ratio in ratios[column].items()
+        if ratio > SLOW
+    ]
+    return "\n".join([*lines, "", f"Above {SLOW}: {len(slow)}", *slow])
 
 
 def _seconds(seconds: float) -> str:
@@ -182,4 +242,4 @@ def _seconds(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

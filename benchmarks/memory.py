@@ -26,7 +26,7 @@ LIMIT = 180.0
 """Seconds for all subjects of a model; those that come later are missing."""
 
 FIRST = 2
-"""Products that belong to the preparation: Hesse records some of its programs on the second."""
+"""Products that belong to the preparation: Hesse traces some of its programs at the second."""
 
 
 def peaks(model: str, subjects: list[Subject]) -> dict[str, tuple[int, int]]:

@@ -34,6 +34,11 @@ class ModelAndLoss:
         """What the model gives with these parameters."""
         return torch.func.functional_call(self.model, params, (self.inputs,))
 
+    def batches(self, count: int) -> list[tuple[Tensor, Tensor]]:
+        """The data in so many batches."""
+        inputs, targets = self.inputs.tensor_split(count), self.targets.tensor_split(count)
+        return list(zip(inputs, targets, strict=True))
+
     def double(self) -> ModelAndLoss:
         """The same in float64."""
         model = copy.deepcopy(self.model).double()
@@ -72,11 +77,12 @@ class Problem:
         """The number of parameters."""
         return sum(leaf.numel() for leaf in self.params.values())
 
-    def risk(self) -> hesse.Risk:
-        """The model and the loss as Hesse takes them; anew, since it keeps what it prepares."""
+    def risk(self, batches: int = 1) -> hesse.Risk:
+        """A new Risk of the model and the loss, which keeps the programs that are traced for it."""
         assert self.parts is not None
         parts = self.parts
-        return hesse.Risk(parts.model, parts.loss, (parts.inputs, parts.targets))
+        data = parts.batches(batches) if batches > 1 else (parts.inputs, parts.targets)
+        return hesse.Risk(parts.model, parts.loss, data)
 
     @property
     def transformable(self) -> Callable[[Params], Tensor]:

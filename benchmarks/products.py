@@ -1,4 +1,4 @@
-"""Hessian and Gauss-Newton products: Hesse's rungs and its peers on networks and functions.
+"""Hessian and Gauss-Newton products: Hesse's modes and its peers on networks and functions.
 
 What is measured, and how: `measure` (interleaved times), `oracle` (errors), `memory` (peaks),
 `summary` (who is fastest), `report` (how to read the tables).

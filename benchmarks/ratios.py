@@ -1,4 +1,4 @@
-"""Ratios of prepared products: a block's time over single products', memory over the gradient's."""
+"""Ratios of repeated products: a block's time over single ones', memory over the gradient's."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ Times are medians with quartiles, interleaved in one process (JAX takes its turn
 preparation, tracing and compiling; `first MiB` is the peak of the tensors of preparation and the
 first products, `MiB` that of a later one, what was prepared for it included.
 The first subject that compiles also pays for torch's imports; `totals` has fresh processes.
-`hesse/*/auto` starts with one rung and goes on with another: see `totals` for what that costs.
+`hesse/*/auto` starts in one mode and goes on in another: `totals` says what that costs.
 Peers get the math kernels of attention and of recurrent layers, without which they have no second
 derivatives; Hesse chooses for itself."""
 
@@ -54,7 +54,7 @@ def markdown(machine: dict, options: dict, measurements: list[Measurement]) -> s
 def summary_table(comparisons: list[Comparison]) -> str:
     """Geometric means over the models."""
     rows = [
-        "Time of Hesse's fastest rung over a rival's: geometric mean over the models (range).",
+        "Time of Hesse's fastest mode over a rival's: geometric mean over the models (range).",
         "",
         f"| product | {' | '.join(RIVALS.values())} |",
         f"|---|{'---|' * len(RIVALS)}",

@@ -1,6 +1,6 @@
-"""The fastest of Hesse's rungs against the fastest peer, and against curvlinops.
+"""The fastest of Hesse's modes against the fastest peer, and against curvlinops.
 
-A wrong product takes no part, nor does `auto`, which is one of the rungs, later another. A block of
+A wrong product takes no part, nor does `auto`, which changes from one mode to another. A block of
 vectors may also be multiplied one by one, so that the fastest way for eight vectors may be eight
 times the fastest for one. curvlinops takes part in its own column even where its product is wrong:
 its work is the same.

@@ -1,7 +1,7 @@
 """Seconds for 1, 10, 100 and 1000 products in a fresh process, everything included.
 
-Default settings (`auto`) against each of Hesse's rungs: what a default costs is what it decides
-before it knows how many products will follow. The clock runs from the call that makes the operator,
+The default mode (`auto`) against each other mode: the default decides before it knows how many
+products will follow. The clock runs from the call that makes the operator,
 after one gradient has warmed torch up.
 """
 
@@ -114,7 +114,7 @@ def summary(records: dict[str, Records]) -> str:
 
 
 def regret(records: Records, count: int) -> float | None:
-    """The default's total over the best rung's; None if it or they failed."""
+    """The default's total over that of the best mode; None if it or they failed."""
     best, default = _best(records, count), records.get(DEFAULT, {})
     if best is None or "seconds" not in default:
         return None
@@ -122,7 +122,7 @@ def regret(records: Records, count: int) -> float | None:
 
 
 def _regrets(records: Records) -> list[str]:
-    """A cell for every count: the ratio and the best rung."""
+    """A cell for every count: the ratio and the best mode."""
     cells = []
     for count in COUNTS:
         ratio, best = regret(records, count), _best(records, count)
@@ -136,13 +136,13 @@ def _regrets(records: Records) -> list[str]:
 
 
 def _best(records: Records, count: int) -> dict | None:
-    """The record of the fastest of Hesse's fixed rungs."""
-    rungs = [
+    """The record of the fastest of Hesse's fixed modes."""
+    modes = [
         record
         for name, record in records.items()
         if name.startswith("hesse/") and name != DEFAULT and "seconds" in record
     ]
-    return min(rungs, key=lambda record: record["seconds"][str(count)], default=None)
+    return min(modes, key=lambda record: record["seconds"][str(count)], default=None)
 
 
 def _mark(records: list[dict], count: int) -> str:

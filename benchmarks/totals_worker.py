@@ -24,7 +24,7 @@ LATEST = 10
 """Products whose median extrapolates the rest."""
 
 FEWEST = 6
-"""Products that are taken even beyond the limit: the first ones record and compile."""
+"""Products that are taken even beyond the limit: the first ones trace and compile."""
 
 
 def main(model: str, subject: str, limit: str, threads: str, *counts: str) -> None:

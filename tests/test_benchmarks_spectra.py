@@ -33,8 +33,8 @@ def dense_hessian(problem):
 
 
 def test_the_exact_answers_are_those_of_the_dense_hessian():
+    from benchmarks.models.classifier import classifier
     from benchmarks.spectra.exact import Exact
-    from benchmarks.spectra.network import classifier
 
     problem = classifier(quick=True)
     exact, H = Exact(problem), dense_hessian(problem)
@@ -44,7 +44,7 @@ def test_the_exact_answers_are_those_of_the_dense_hessian():
 
 
 def test_the_ten_largest_are_so_in_magnitude_too():
-    from benchmarks.spectra.network import classifier
+    from benchmarks.models.classifier import classifier
 
     values = torch.linalg.eigvalsh(dense_hessian(classifier(quick=True)))
     assert values[-10] > -values[0]

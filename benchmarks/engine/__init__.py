@@ -1,4 +1,4 @@
-"""What the prepared products of Hesse cost to make and to keep: the figures that its texts quote.
+"""What products by the engine cost in time and memory: the figures that the documentation quotes.
 
 `command` runs the studies, one file each; `study` is what they have in common, `table` the report.
 """

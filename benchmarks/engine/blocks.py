@@ -1,4 +1,4 @@
-"""Eight directions at once by each rung: what one of them costs, against one alone."""
+"""Eight directions at once by each mode: what one of them costs, against one alone."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from benchmarks.engine.study import Cell, Settings, Study
 from benchmarks.measure import Measurement, measure
 from benchmarks.models import MODELS
 from benchmarks.subjects import SUBJECTS
-from benchmarks.subjects.rungs import REPEATED
+from benchmarks.subjects.hesse_modes import REPEATED
 
 
 def rows(model: str, settings: Settings) -> list[list[Cell]]:
-    """One row for every rung."""
-    rungs = [rung for rung in REPEATED if settings.compiled or rung != "compiled-split"]
-    names = [f"hesse/{quantity}/{rung}" for rung in rungs for quantity in ("hessian", "ggn")]
+    """One row for every mode."""
+    modes = [mode for mode in REPEATED if settings.compiled or mode != "compiled-split"]
+    names = [f"hesse/{quantity}/{mode}" for mode in modes for quantity in ("hessian", "ggn")]
     subjects = [SUBJECTS[name + suffix] for name in names for suffix in ("", f"/{BLOCK}")]
     case = Case.of(MODELS[model]())
     measured = measure(case, subjects, settings.repeats, settings.seconds)
     times = {m.subject.name: m for m in measured}
     return [
-        [model, rung, *_pair(times, f"hesse/hessian/{rung}"), *_pair(times, f"hesse/ggn/{rung}")]
-        for rung in rungs
+        [model, mode, *_pair(times, f"hesse/hessian/{mode}"), *_pair(times, f"hesse/ggn/{mode}")]
+        for mode in modes
     ]
 
 
@@ -35,7 +35,7 @@ def _pair(times: dict[str, Measurement], name: str) -> tuple[Cell, Cell]:
 STUDY = Study(
     "Blocks",
     f"Milliseconds of a single product, and the time of a direction among {BLOCK} over it.",
-    ("model", "rung", "H v ms", f"H V / {BLOCK} H v", "G v ms", f"G V / {BLOCK} G v"),
+    ("model", "mode", "H v ms", f"H V / {BLOCK} H v", "G v ms", f"G V / {BLOCK} G v"),
     tuple(MODELS),
     rows,
 )

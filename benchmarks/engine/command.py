@@ -14,6 +14,7 @@ import torch
 
 import hesse
 from benchmarks.engine import (
+    batches,
     blocks,
     budgets,
     compiling,
@@ -21,9 +22,9 @@ from benchmarks.engine import (
     libraries,
     peaks,
     precision,
-    recording,
     table,
     tracer,
+    tracing,
 )
 from benchmarks.engine.study import Cell, Settings, Study
 from benchmarks.machine import describe_machine
@@ -32,11 +33,12 @@ from benchmarks.models import MODELS
 STUDIES = {
     "budgets": budgets.STUDY,
     "precision": precision.STUDY,
-    "recording": recording.STUDY,
+    "tracing": tracing.STUDY,
     "tracer": tracer.STUDY,
     "layer-norm": layer_norm.STUDY,
     "libraries": libraries.STUDY,
     "blocks": blocks.STUDY,
+    "batches": batches.STUDY,
     "memory": peaks.STUDY,
     "compiling": compiling.STUDY,
 }
@@ -62,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    what = "The prepared products of Hesse: what they cost to make and to keep."
+    what = "What products by the engine of Hesse cost in time and memory."
     parser = argparse.ArgumentParser("python -m benchmarks engine", description=what)
     parser.add_argument("--only", type=_names, metavar="STUDY,...", help=f"of {', '.join(STUDIES)}")
     parser.add_argument(
@@ -103,6 +105,6 @@ def _rows(name: str, study: Study, models: Sequence[str], settings: Settings) ->
 
 
 def _warm_up() -> None:
-    """The first recording of a process imports and starts much of torch."""
+    """The first trace of a process imports and starts much of torch."""
     x = torch.ones(10)
     hesse.hessian_operator(lambda x: (x**4).sum(), x, mode="traced-split").matvec(x)

@@ -24,12 +24,12 @@ LIMIT = 600.0
 
 
 def rows(model: str, settings: Settings) -> list[list[Cell]]:
-    """One row; the seconds of compiling are those of the first product beyond the recording."""
+    """One row; the seconds of compiling are those of the first product beyond tracing."""
     with tempfile.TemporaryDirectory(prefix="hesse-bench-") as folder:
-        recording = _first(model, TRACED, folder)
-        products = [_less(_first(model, PRODUCT, f"{folder}/p"), recording) for _ in range(2)]
+        tracing = _first(model, TRACED, folder)
+        products = [_less(_first(model, PRODUCT, f"{folder}/p"), tracing) for _ in range(2)]
         gradients = [_first(model, GRADIENT, f"{folder}/g") for _ in range(2)]
-    return [[model, recording, *products, *gradients]]
+    return [[model, tracing, *products, *gradients]]
 
 
 def _first(model: str, subject: str, cache: str) -> float | None:
@@ -47,16 +47,16 @@ def _first(model: str, subject: str, cache: str) -> float | None:
     return json.loads(done.stdout.splitlines()[-1]).get("seconds", {}).get("1")
 
 
-def _less(seconds: float | None, recording: float | None) -> float | None:
-    return None if seconds is None or recording is None else seconds - recording
+def _less(seconds: float | None, tracing: float | None) -> float | None:
+    return None if seconds is None or tracing is None else seconds - tracing
 
 
 STUDY = Study(
     "Compiling",
-    "Seconds in a fresh process: recording; compiling the direction program beyond that, with an "
+    "Seconds in a fresh process: tracing; compiling the tangent program beyond that, with an "
     "empty cache on disk and with one that knows it; `torch.compile` of the gradient (`torch.func."
     "grad`), its first call included, likewise.",
-    ("model", "recording", "product", "cached", "gradient", "cached "),
+    ("model", "tracing", "product", "cached", "gradient", "cached "),
     THREE,
     rows,
 )

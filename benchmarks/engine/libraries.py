@@ -1,4 +1,4 @@
-"""Prepared products with torch's own choice of kernels, and with those that Hesse chooses."""
+"""Traced products with torch's own choice of kernels, and with those that Hesse chooses."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from unittest.mock import patch
 from benchmarks.case import Case
 from benchmarks.engine.study import Cell, Settings, Study, ratio
 from benchmarks.models import MODELS
-from benchmarks.subjects.rungs import prepare_hessian
+from benchmarks.subjects.hesse_modes import prepare_hessian
 from benchmarks.subjects.subject import Run
-from hesse.engine import trace_product as recording
+from hesse.engine import trace_product
 from hesse.tracing.backends import onednn
 
 
@@ -29,12 +29,12 @@ def rows(model: str, settings: Settings) -> list[list[Cell]]:
 
 
 def _run(case: Case, *, matrices: bool, convolutions: bool) -> Run:
-    """A recorded product; which kernels it takes is settled with the first one."""
+    """A traced product; its kernels are chosen at the first one."""
     with ExitStack() as stack:
         if not matrices:
             stack.enter_context(patch.object(onednn, "is_faster_here", lambda: False))
         if not convolutions:
-            off = patch.object(recording, "rewrite_weight_gradients", lambda _: None)
+            off = patch.object(trace_product, "rewrite_weight_gradients", lambda _: None)
             stack.enter_context(off)
         run = prepare_hessian(case, "traced-split")
         for _ in range(2):
@@ -44,7 +44,7 @@ def _run(case: Case, *, matrices: bool, convolutions: bool) -> Run:
 
 STUDY = Study(
     "Libraries",
-    "A recorded product by the kernels that torch would choose, in milliseconds; the share of that "
+    "A traced product by the kernels that torch would choose, in milliseconds; the share of that "
     "with large matrix products by oneDNN where that is faster here, and with the gradients of "
     "convolutions' weights in another form as well; relative errors of the first and the last.",
     ("model", "torch's ms", "matrices", "and convolutions", "error before", "error after"),

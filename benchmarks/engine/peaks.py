@@ -26,15 +26,15 @@ def rows(model: str, settings: Settings) -> list[list[Cell]]:
     gradient = found[REFERENCE][1]
     over = {name: later / gradient for name, (_, later) in found.items()}
     first = found.get(COLUMNS["H traced-split"])
-    recording = first[0] / gradient if first else None
-    return [[model, gradient / 1e6, recording, *(over.get(name) for name in COLUMNS.values())]]
+    tracing = first[0] / gradient if first else None
+    return [[model, gradient / 1e6, tracing, *(over.get(name) for name in COLUMNS.values())]]
 
 
 STUDY = Study(
     "Memory",
-    "Peaks over the gradient's: of the first products by `traced-split`, the recording included; "
+    "Peaks over the gradient's: of the first products by `traced-split`, tracing included; "
     "of later ones, with what is kept for them; of one-shot products.",
-    ("model", "gradient MB", "H recording", *COLUMNS),
+    ("model", "gradient MB", "H tracing", *COLUMNS),
     tuple(MODELS),
     rows,
 )

@@ -25,9 +25,12 @@ class Settings:
     seconds: float
     compiled: bool
 
-    def measure(self, case: Case, runs: dict[str, Run]) -> dict[str, Measurement]:
-        """Interleaved times and errors of runs that are prepared already, by name."""
-        subjects = [_ready(name, run) for name, run in runs.items()]
+    def measure(
+        self, case: Case, runs: dict[str, Run], quantities: dict[str, str] | None = None
+    ) -> dict[str, Measurement]:
+        """Interleaved times and errors of runs, by name; products with the Hessian by default."""
+        known = quantities or {}
+        subjects = [_ready(known.get(n, "hessian"), n, run) for n, run in runs.items()]
         found = measure(case, subjects, self.repeats, self.seconds)
         return {m.subject.method: m for m in found}
 
@@ -57,5 +60,5 @@ def ratio(ours: Measurement, other: Measurement) -> float | None:
     return ours.median / other.median if ours.seconds and other.seconds else None
 
 
-def _ready(name: str, run: Run) -> Subject:
-    return Subject("hesse", "hessian", name, lambda _: run)
+def _ready(quantity: str, name: str, run: Run) -> Subject:
+    return Subject("hesse", quantity, name, lambda _: run)

@@ -1,8 +1,8 @@
 """Hesse's Krylov methods and estimators beside their peers, on one Hessian.
 
-`network` is what is looked at, `exact` the answers by routes of their own, `jobs` the list of what
-is asked; a file for each of them says who answers and how. `peers` counts the products of others,
-`tuning` finds their settings, `rounds` measures, `table` is the report.
+`exact` computes the answers by other methods. `job` is a question with those who answer it; each
+question has a file. `peers` counts the products of other libraries, `tuning` finds their settings,
+`rounds` measures, `table` is the report.
 """
 
 from benchmarks.spectra.command import main

@@ -15,11 +15,11 @@ from threadpoolctl import threadpool_limits
 
 import hesse
 from benchmarks.machine import describe_machine
+from benchmarks.models.classifier import classifier
 from benchmarks.problem import Problem
 from benchmarks.spectra import densities, diagonals, eigenvalues, systems, table, traces
 from benchmarks.spectra.exact import Exact
 from benchmarks.spectra.job import Job
-from benchmarks.spectra.network import classifier
 from benchmarks.spectra.rounds import measure
 
 JOBS: dict[str, Callable[[Problem, Exact], Job]] = {

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from benchmarks.subjects import (
+    hesse_modes,
     peers_backward,
     peers_compiled,
     peers_curvlinops,
     peers_jax,
     peers_transforms,
-    rungs,
 )
 from benchmarks.subjects.subject import Subject
 
 SUBJECTS: dict[str, Subject] = {
     subject.name: subject
     for module in (
-        rungs,
+        hesse_modes,
         peers_backward,
         peers_transforms,
         peers_compiled,

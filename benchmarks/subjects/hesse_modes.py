@@ -1,4 +1,4 @@
-"""Hesse's rungs: every mode of its Hessian and Gauss-Newton operators.
+"""Hesse's subjects: every mode of its Hessian and Gauss-Newton operators.
 
 A product is `H @ v` on a flat vector, `H.matmat(V)` on a block, with all that comes with it: checks
 that the arguments fit and that the result is finite.

@@ -1,8 +1,9 @@
-"""The network whose Hessian is looked at: a classifier of three layers, trained a little.
+"""A classifier of three layers, trained a little, for the spectra.
 
-Its units are piecewise linear, so that the exact diagonal of its Hessian is cheap (see `exact`). A
-few steps separate the spectrum into outliers, about one for each class, and a bulk on both sides
-of zero; a fifth of the labels is random, so that training does not make all of it vanish.
+Its units are piecewise linear, so that the exact diagonal of its Hessian is cheap (see
+`benchmarks.spectra.exact`). A few steps separate the spectrum into outliers, about one for each
+class, and a bulk on both sides of zero; a fifth of the labels is random, so that training does not
+make all of it vanish.
 """
 
 from __future__ import annotations
