@@ -122,6 +122,18 @@ def test_every_decision_is_listed():
         assert f"| [{number}]({Path(page).name}) | {title} |" in index
 
 
+def test_the_page_of_the_engine_names_what_is_there():
+    text = (DOCS / "engine.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`(\w+/[\w/]*(?:\.py)?)`", text):
+        assert (ROOT / "src" / "hesse" / path).exists(), path
+    table = re.findall(r"^\| `(\w+)` \| `(.*?)\.py` \|", text, re.MULTILINE)
+    assert len(table) == 8
+    for name, path in table:
+        assert inspect.isclass(
+            getattr(importlib.import_module(f"hesse.{path.replace('/', '.')}"), name)
+        )
+
+
 def test_links_of_the_readme_lead_somewhere():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!http)([^)#]+)", text):
