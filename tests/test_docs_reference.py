@@ -144,7 +144,7 @@ def test_the_page_of_the_engine_names_what_is_there():
     text = (DOCS / "engine.md").read_text(encoding="utf-8")
     for path in re.findall(r"`(\w+/[\w/]*(?:\.py)?)`", text):
         assert (ROOT / "src" / "hesse" / path).exists(), path
-    table = re.findall(r"^\| `(\w+)` \| `(.*?)\.py` \|", text, re.MULTILINE)
+    table = re.findall(r"^\| `(\w+)`<br>`(.*?)\.py` \|", text, re.MULTILINE)
     assert len(table) == 8
     for name, path in table:
         assert inspect.isclass(
