@@ -21,6 +21,7 @@ docs = _module(ROOT / "docs" / "hooks" / "examples.py")
 PAGES = [
     "getting-started",
     "how-to-extend",
+    "engine",
     pytest.param("how-to-choose", marks=pytest.mark.slow),
     pytest.param("products", marks=pytest.mark.slow),
     pytest.param("solving-and-measuring", marks=pytest.mark.slow),

@@ -26,8 +26,8 @@ def _hook(name):
 reference = _hook("reference")
 navigation = _hook("navigation")
 PUBLIC = [(package, name) for package in reference.PACKAGES for name in reference.names_of(package)]
-ROOTS = ["errors", "vectors", "operators", "krylov", "estimators"]
-ROOTS += ["risk", "curvature", "optimize", "testing"]
+ROOTS = ["errors", "result", "methods", "vectors", "operators", "krylov", "estimators"]
+ROOTS += ["ad", "risk", "curvature", "optimize", "testing"]
 
 
 def _public_members(value):
@@ -67,11 +67,29 @@ def test_every_public_name_of_the_root_is_a_name_of_a_package():
     assert set(hesse.__all__) - names <= {"testing"}
 
 
+def test_every_package_with_public_names_is_shown():
+    for path in sorted((ROOT / "src" / "hesse").rglob("__init__.py")):
+        name = ".".join(path.relative_to(ROOT / "src").parent.parts)
+        if name != "hesse" and hasattr(importlib.import_module(name), "__all__"):
+            assert name in reference.PACKAGES
+
+
+def test_what_a_user_makes_or_gets_is_shown_with_its_base():
+    shown = {reference.title(*entry) for entry in PUBLIC}
+    names = "CG BlockCG MultiShiftCG MINRES LSMR GMRES Direct Lanczos LOBPCG Hutchinson HutchPP "
+    names += "XTrace XNysTrace XDiag LanczosDensity KernelPolynomial CurvatureOperator "
+    names += "jacobian_operator hessian_operator ggn_operator deterministic Solution Eigenpairs"
+    assert {f"hesse.{name}" for name in names.split()} <= shown
+    assert {"hesse.result.Result", "hesse.krylov.method.Method"} <= shown
+    assert "[`hesse.result.Result`]" in reference.entries("hesse.krylov")
+    assert "[`hesse.LinearOperator`]" in reference.entries("hesse.curvature")
+
+
 @pytest.mark.parametrize("package", reference.PACKAGES)
 def test_every_public_name_has_an_entry(package):
     text = reference.entries(package)
     index = reference.index()
-    for name in importlib.import_module(package).__all__:
+    for name in reference.names_of(package):
         assert re.search(rf"heading: \"{re.escape(reference.title(package, name))}\"", text)
         assert f"[`{reference.title(package, name)}`]" in index
 
@@ -120,6 +138,18 @@ def test_every_decision_is_listed():
     for page in pages:
         number, title = re.match(r"# (\d+)\. (.*)", (DOCS / page).read_text("utf-8")).groups()
         assert f"| [{number}]({Path(page).name}) | {title} |" in index
+
+
+def test_the_page_of_the_engine_names_what_is_there():
+    text = (DOCS / "engine.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`(\w+/[\w/]*(?:\.py)?)`", text):
+        assert (ROOT / "src" / "hesse" / path).exists(), path
+    table = re.findall(r"^\| `(\w+)`<br>`(.*?)\.py` \|", text, re.MULTILINE)
+    assert len(table) == 8
+    for name, path in table:
+        assert inspect.isclass(
+            getattr(importlib.import_module(f"hesse.{path.replace('/', '.')}"), name)
+        )
 
 
 def test_links_of_the_readme_lead_somewhere():

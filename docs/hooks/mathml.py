@@ -25,7 +25,7 @@ def on_page_content(html, page, **_):
 
 def mathml(latex, display):
     """The <math> element of a LaTeX formula; raises an error if it is not well-formed XML."""
-    text = convert(latex, display=display)
+    text = convert(re.sub(r"\\arg\b", r"\\operatorname{arg}", latex), display=display)
     ElementTree.fromstring(text)
     if "\\" in text:
         raise ValueError("a command of LaTeX that is not known")

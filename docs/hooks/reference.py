@@ -16,16 +16,22 @@ from types import ModuleType
 
 import hesse
 
-# Every package that users import from, in the order in which they build on one another.
+# Every package that users import from, in the order in which they build on one another, and the
+# modules whose classes are the bases of results and of what a user adds.
 PACKAGES = [
     "hesse.errors",
+    "hesse.result",
+    "hesse.methods",
     "hesse.vectors",
     "hesse.operators",
     "hesse.krylov",
     "hesse.krylov.preconditioners",
+    "hesse.krylov.method",
     "hesse.estimators",
+    "hesse.ad.definition",
     "hesse.risk",
     "hesse.curvature",
+    "hesse.engine.plan",
     "hesse.optimize",
     "hesse.testing",
 ]
@@ -48,16 +54,19 @@ def on_page_markdown(markdown, page, **_):
 
 
 def names_of(package_name):
-    """The public names of a package; of `hesse.errors`, every class of error too."""
+    """The public names of a package, and the public classes that are defined in a module."""
     package = importlib.import_module(package_name)
-    errors = [
+    classes = [
         name
         for name, value in vars(package).items()
-        if inspect.isclass(value)
-        and issubclass(value, BaseException)
-        and value.__module__ == package_name
+        if inspect.isclass(value) and value.__module__ == package_name and not name.startswith("_")
     ]
-    return list(dict.fromkeys([*package.__all__, *errors]))
+    return list(dict.fromkeys([*getattr(package, "__all__", []), *classes]))
+
+
+def page_of(package_name):
+    """The page that shows a package, such as `krylov` for hesse.krylov.method."""
+    return "curvature" if package_name == "hesse.engine.plan" else package_name.split(".")[1]
 
 
 def title(package_name, name):
@@ -89,7 +98,7 @@ def index():
     """A table of every public name with the first line of its docstring, by package."""
     lines = []
     for package_name in PACKAGES:
-        page = package_name.split(".")[1]
+        page = page_of(package_name)
         lines += [f"\n## [{package_name}]({page}.md)\n", "| name | what it is |", "|---|---|"]
         package = importlib.import_module(package_name)
         for name in names_of(package_name):
@@ -123,7 +132,7 @@ def _home(package_name, name, value):
 def _class_options(value):
     """What to show of a class: also what it inherits from a base that no entry shows."""
     documented = [base for base in _documented() if base is not value]
-    shown = {base for parent in documented if issubclass(value, parent) for base in parent.__mro__}
+    shown = {base for parent in documented if parent in value.__mro__ for base in parent.__mro__}
     bases = [base for base in value.__mro__[1:] if base.__module__.startswith("hesse.")]
     hidden = [base for base in bases if base not in shown]
     unwanted = _HIDDEN_OF_OPERATOR if value is hesse.LinearOperator else _HIDDEN
