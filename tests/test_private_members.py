@@ -26,8 +26,14 @@ FOREIGN = {
     "dispatch.py": {"torch.utils._python_dispatch"},
     "engine/data_version.py": {"t._version"},
     "operators/protocol.py": {"sys._getframe"},
+    "surroundings.py": {
+        "torch._C",
+        "torch._C._is_any_autocast_enabled",
+        "torch._C._len_torch_function_stack",
+    },
     "tracing/backends/inductor.py": {"torch._inductor"},
     "tracing/operations.py": {"function._op", "function._overloadname", "function._schema"},
+    "tracing/transforms.py": {"torch._C", "torch._C._functorch"},
     "tracing/vmap.py": {
         "torch._C",
         "torch._C._functorch",

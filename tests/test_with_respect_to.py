@@ -90,3 +90,23 @@ def test_inputs_that_are_integers_are_refused():
     risk = Risk(model, nn.CrossEntropyLoss(), (torch.randint(0, 5, (4, 2)), torch.arange(4) % 2))
     with pytest.raises(DtypeError, match="inputs of a real floating-point dtype"):
         hessian_operator(risk, risk.params, with_respect_to="inputs")
+
+
+@pytest.mark.parametrize("name", ["inputs", "0.weight"])
+@pytest.mark.parametrize(("budget", "kept"), [("none", 0), ("1 GB", 3)])
+def test_the_memory_budget_holds(name, budget, kept):
+    _, _, risk = setting(8, 8, 3)
+    H, free = (
+        hessian_operator(risk, risk.params, with_respect_to=name, memory_budget=b)
+        for b in (budget, None)
+    )
+    v = H.domain.gaussian()
+    for _ in range(3):
+        torch.testing.assert_close(H @ v, free @ v)
+    assert H.plan.held.kept == kept
+
+
+def test_a_budget_that_is_too_small_is_refused():
+    _, _, risk = setting(8, 8)
+    with pytest.raises(ArgumentError, match="a memory budget of at least"):
+        hessian_operator(risk, risk.params, with_respect_to="inputs", memory_budget=100)

@@ -13,14 +13,17 @@ from hesse.vectors.trees import Tree, walk
 
 @dataclass(frozen=True)
 class Quadratic:
-    """f(x) = (c / 2) |x|^2 over all leaves of a tree: gradient c x, Hessian c I.
+    """f(x) = (c / 2) (|x|^2 + |y|^2) over all leaves of trees x and y: gradient c x, Hessian c I.
 
     >>> Quadratic(2.0)({"a": torch.tensor([1.0, 2.0])})
     tensor(5.)
     """
 
     curvature: float
+    fixed: Tree = ()
+    """y, which is held fixed."""
 
     def __call__(self, x: Tree) -> Tensor:
-        squares = [(leaf * leaf).sum() for _, leaf in walk(x, "x")]
+        leaves = [leaf for tree in (x, self.fixed) for _, leaf in walk(tree, "x")]
+        squares = [(leaf * leaf).sum() for leaf in leaves]
         return 0.5 * self.curvature * torch.stack(squares).sum()

@@ -101,7 +101,7 @@ def hessian_operator(
     check_choice("mode", mode, ["auto", *PREPARED_MODES, *ONE_SHOT_MODES])
     check_precision(precision, mode)
     definition, options = HessianDefinition(), ProductOptions(mode, precision)
-    if with_respect_to is not None:
-        f, x, layouts = restrict(f, x, with_respect_to)
-        return CurvatureOperator(definition, f, x, options, layouts)
-    return within_budget(definition, f, x, options, memory_budget)
+    if with_respect_to is None:
+        return within_budget(definition, f, x, options, memory_budget)
+    f, part, layouts = restrict(f, x, with_respect_to)
+    return within_budget(definition, f, part, options, memory_budget, layouts=layouts)

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
-from hesse.ad.definition import Definition
+from hesse.ad.definition import Definition, Vectors
 from hesse.ad.summands import as_sum, check_at
 from hesse.boundary import warn
 from hesse.curvature.operator import CurvatureOperator
@@ -27,6 +27,7 @@ from hesse.data.batches import Batches
 from hesse.data.slicing import num_examples, slice_batch
 from hesse.engine.options import ProductOptions
 from hesse.engine.program_cache import ProgramCache
+from hesse.engine.row_layout import RowLayout
 from hesse.errors import ArgumentError, DerivativeError, FallbackWarning, HesseError
 from hesse.memory.peak import PeakMemory
 from hesse.memory.sizes import parse_bytes
@@ -49,13 +50,17 @@ def within_budget(
     options: ProductOptions,
     budget: MemoryBudget,
     what: str = "x",
+    layouts: Mapping[Vectors, RowLayout] | None = None,
 ) -> CurvatureOperator:
-    """The operator whose products take no more memory than the budget; `what` names x."""
+    """The operator whose products take no more memory than the budget; `what` names x.
+
+    `layouts`: as of `CurvatureOperator`; the batches of such a function are not cut.
+    """
     Space.of(x, what=what)
 
     def make(f: Any, options: ProductOptions) -> CurvatureOperator:
         check_at(f, x)
-        return CurvatureOperator(definition, f, x, options)
+        return CurvatureOperator(definition, f, x, options, layouts)
 
     if budget is None:
         return make(f, options)

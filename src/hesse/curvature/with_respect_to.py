@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from hesse.ad.definition import Vectors
+from hesse.ad.quadratic import Quadratic
 from hesse.ad.summands import Summand, as_sum
 from hesse.data.batches import Batch, flatten_batch
 from hesse.engine.row_layout import RowLayout
@@ -103,6 +104,9 @@ class LeavesOf:
         leaves = dict(zip(space.names, space.leaves(self.x, what="x"), strict=True))
         fixed = {name: leaf.detach() for name, leaf in leaves.items() if name not in self.names}
         for summand in as_sum(self.f).summands():
+            if isinstance(summand.function, Quadratic):
+                yield replace(summand, function=replace(summand.function, fixed=fixed))
+                continue
             key = None if summand.key is None else ("leaves", self.names, summand.key)
             yield replace(
                 summand,

@@ -5,7 +5,7 @@ One operation on a block of k small tensors takes little longer than on one of t
 tensors nothing is gained, and memory is lost: how many directions go together depends on how many
 bytes a node of the program writes.
 
-The only file that uses `torch._C._functorch`, which is private to torch; tried on torch 2.13 and
+The only file that sets this switch of functorch, which is private to torch; tried on torch 2.13 and
 2.15. A torch without that setting warns on stderr where vmap has no rule for an operation.
 """
 
