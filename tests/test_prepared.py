@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hesse.curvature import ggn_operator, hessian_operator, hvp
 from hesse.engine.cost_model import Usage
-from hesse.errors import DerivativeError, FallbackWarning
+from hesse.errors import DerivativeError, FallbackWarning, RandomnessError
 from hesse.risk.risk import Risk
 from hesse.testing import all_problems
 from hesse.vectors.inner_products import norm
@@ -168,9 +168,9 @@ def test_data_changed_in_place_count_at_the_next_point():
     assert_close(H.at(X2) @ X1, 12 * X2 * X1, 1e-13)
 
 
-def test_a_random_function_is_not_recorded():
+def test_a_random_function_is_not_traced():
     H = split(lambda x: (nn.functional.dropout(x) ** 2).sum(), X1)
-    with pytest.raises(DerivativeError, match="draws random numbers"):
+    with pytest.raises(RandomnessError, match="set dropout to 0"):
         H @ X1
 
 

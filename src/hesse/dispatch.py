@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+_stack = getattr(_python_dispatch, "_get_current_dispatch_mode_stack", list)
+
+
+def is_watched() -> bool:
+    """Whether operations are observed now, by Hesse or by somebody else."""
+    return bool(_stack())
 
 
 class Watch(TorchDispatchMode):

@@ -28,11 +28,11 @@ from hesse.vectors.inner_products import dot
 
 
 def central_difference(
-    f: LeafFunction, x: Leaves, v: Leaves, with_gradient: bool = False
+    f: LeafFunction, x: Leaves, v: Leaves, with_gradient: bool = False, *, stretch: float = 1.0
 ) -> Product:
-    """(g(x + h v) - g(x - h v)) / 2h."""
+    """(g(x + h v) - g(x - h v)) / 2h; `stretch` makes the step longer."""
     value, gradient = value_and_gradient(f, x) if with_gradient else (None, None)
-    h = step_size(x, v, power=1 / 3)
+    h = stretch * step_size(x, v, power=1 / 3)
     if h == 0.0:
         return _zero_product(f, x)
     above, ahead = value_and_gradient(f, _moved(x, v, h))

@@ -8,16 +8,21 @@ an operation of f, saying so once. A definition without one-shot modes has nothi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from hesse.ad.definition import PRODUCT, Quantity
 from hesse.ad.determinism import run_deterministic
+from hesse.ad.finite_differences import central_difference
 from hesse.ad.graph_nodes import UndifferentiableError
 from hesse.ad.hessian import value_and_gradient
+from hesse.ad.kinks import Kinks
+from hesse.ad.suspects import Suspects
 from hesse.boundary import warn
 from hesse.engine.one_shot_sum import OneShotSum
 from hesse.engine.plan import Plan, plan_of
@@ -54,7 +59,7 @@ class PointProduct:
         self._failures: list[str] = []
         self._value: Tensor | None = None
         self._gradient: Tensor | None = None
-        self._is_deterministic = False
+        self._is_tested = False
         self._custom_function_is_right = False
 
     @property
@@ -93,8 +98,7 @@ class PointProduct:
         self, v: Tensor, quantity: Quantity = PRODUCT, *, with_gradient: bool = False
     ) -> Tensor:
         """A quantity in the direction of a flat v; its entries are finite."""
-        result = self._first_that_works(lambda: self._product(v, quantity, with_gradient))
-        return result if quantity.result is None else self._check(result, "product")
+        return self._first_that_works(lambda: self._product(v, quantity, with_gradient))
 
     def products(self, block: Tensor) -> Tensor:
         """The products with the rows of a block, shape (k, n)."""
@@ -104,9 +108,12 @@ class PointProduct:
         done = [self.product(v) for v in block[:singles]]  # which may step down
         if self._prepared is None:
             return stacked(len(block), chain(done, map(self.product, block[singles:])))
-        products = self._prepared.products(block[singles:])
-        for row in products:
-            self._check(row, "product")
+        try:
+            products = self._prepared.products(block[singles:])
+            for row in products:
+                self._check(row, "product")
+        except NonFiniteError:  # one by one another mode may be found
+            return stacked(len(block), chain(done, map(self.product, block[singles:])))
         return stacked(len(block), chain(done, products)) if done else products
 
     # -- Modes -------------------------------------------------------------------------------------
@@ -116,16 +123,64 @@ class PointProduct:
         return gradient
 
     def _product(self, v: Tensor, quantity: Quantity, with_gradient: bool) -> Tensor:
-        if self._prepared is not None or self._is_deterministic or not self._repeated:
+        if self._is_tested:
             result = self._run(v, quantity, with_gradient)
         else:
-            result = run_deterministic(lambda: self._run(v, quantity, with_gradient))
-            self._is_deterministic = True
+            result = self._first_product(v, quantity, with_gradient)
+            self._is_tested = True
         name = self._custom_function
         if name is not None and self._one_shot.modes and not self._custom_function_is_right:
             self._check_custom_function(name, v, result)
             self._custom_function_is_right = True
+        return result if quantity.result is None else self._check(result, "product")
+
+    def _first_product(self, v: Tensor, quantity: Quantity, with_gradient: bool) -> Tensor:
+        """The product, after tests that f is deterministic and its Hessian symmetric."""
+
+        def run() -> Tensor:
+            return self._run(v, quantity, with_gradient)
+
+        is_prepared = self._prepared is not None
+        with Suspects() as suspects, Kinks() as kinks:
+            result = run_deterministic(run) if self._repeated and not is_prepared else run()
+        if quantity == PRODUCT:
+            if suspects.found and self._repeated:
+                self._check_symmetric(v, self._check(result, "product"), suspects.found)
+            if kinks.found and "finite-difference" in self._one_shot.modes:
+                self._check_smooth(v, self._check(result, "product"), sorted(kinks.found))
         return result
+
+    def _check_smooth(self, v: Tensor, product: Tensor, kinks: Sequence[str]) -> None:
+        """Raise if differences show that f is smooth where operations have kinks.
+
+        Differences over steps of two lengths agree for a smooth f only.
+        """
+        if self.mode in _DIFFERENCES:
+            return
+        norm = self._space.norm
+        central = self._one_shot.product("finite-difference", v)[0]
+        wide = self._one_shot.product(partial(central_difference, stretch=4.0), v)[0]
+        if norm(central - wide) < _ALIKE * norm(central) < norm(product - central):
+            raise UndifferentiableError(
+                f"f is smooth here, but {' and '.join(kinks)} in it have a kink, where torch's "
+                "derivative is another"
+            )
+
+    def _check_symmetric(self, v: Tensor, product: Tensor, suspects: Mapping[str, str]) -> None:
+        """Raise unless u'Hv = v'Hu for a random u."""
+        space, u = self._space, self._space.gaussian(torch.Generator().manual_seed(0))
+        other = self._run(u, PRODUCT)
+        defect = abs(space.inner(u, product) - space.inner(v, other))
+        size = space.norm(u) * space.norm(product) + space.norm(v) * space.norm(other)
+        eps = max(torch.finfo(dtype).eps for dtype in space.dtypes)
+        if defect > eps ** (1 / 3 if self.mode in _DIFFERENCES else 1 / 2) * size:
+            raise DerivativeError(
+                expected="a backward pass that is the derivative of f, so that products are those "
+                "of a symmetric matrix",
+                got=f"u'Hv and v'Hu that differ by {defect / size:.1e} of |u||Hv| + |v||Hu|, "
+                f"probably through {' or '.join(suspects)}",
+                remedy=" ".join(suspects.values()),
+            )
 
     def _run(self, v: Tensor, quantity: Quantity, with_gradient: bool = False) -> Tensor:
         if self._prepared is not None:
@@ -156,29 +211,41 @@ class PointProduct:
             )
 
     def _first_that_works(self, run: Callable[[], Tensor]) -> Tensor:
-        """run() by the first mode for which torch has the derivatives."""
-        failures: list[tuple[str, RuntimeError]] = []
+        """run() by the first mode for which torch has the derivatives, and they are finite."""
+        failures: list[tuple[str, RuntimeError | NonFiniteError]] = []
         before = self._modes, self._prepared
         while True:
             try:
                 result = run()
+            except NonFiniteError as error:
+                # Another formula may be finite, as of a norm at zero or of equal eigenvalues.
+                failures.append((self.mode, error))
             except (HesseError, torch.OutOfMemoryError):
                 raise
             except RuntimeError as error:
                 failures.append((self.mode, error))
-                self._failures.append(f"{self.mode} failed: {first_line(error)}")
-                if len(self._modes) == 1:  # f may work the next time
-                    self._modes, self._prepared = before
-                    raise self._explain(failures[0][1]) from failures[0][1]
-                # Where the backward pass is no differentiable program, only differences are left.
-                self._modes = self._modes[-1 if isinstance(error, UndifferentiableError) else 1 :]
-                self._prepared = None
-                continue
-            if failures and {failures[0][0], self.mode} != _SAME_DIFFERENTIATION:
-                self._warn(failures)
-            return result
+            else:
+                if failures and {failures[0][0], self.mode} != _SAME_DIFFERENTIATION:
+                    self._warn(failures)
+                return result
+            if len(self._modes) == 1:  # f may work the next time
+                self._modes, self._prepared = before
+                self._raise(failures[0][1])
+            self._step_down(*failures[-1])
 
-    def _explain(self, error: RuntimeError) -> Exception:
+    def _step_down(self, mode: str, error: Exception) -> None:
+        self._failures.append(f"{mode} failed: {_reason(error)}")
+        # Where the backward pass is no differentiable program, only differences are left.
+        self._modes = self._modes[-1 if isinstance(error, UndifferentiableError) else 1 :]
+        self._prepared = None
+
+    def _raise(self, error: Exception) -> NoReturn:
+        explained = error if isinstance(error, HesseError) else self._explain(error)
+        if explained is error:
+            raise error
+        raise explained from error
+
+    def _explain(self, error: Exception) -> Exception:
         """A DerivativeError if the gradient of f exists and only its derivative does not."""
         if not self._one_shot.modes:
             return error
@@ -194,8 +261,8 @@ class PointProduct:
             "replace the operation that torch names.",
         )
 
-    def _warn(self, failures: list[tuple[str, RuntimeError]]) -> None:
-        tried = "; ".join(f"{mode}: {first_line(error)}" for mode, error in failures)
+    def _warn(self, failures: Sequence[tuple[str, Exception]]) -> None:
+        tried = "; ".join(f"{mode}: {_reason(error)}" for mode, error in failures)
         warn(f"using {self.mode!r} because {tried}", FallbackWarning)
 
     def _check(self, vector: Tensor, what: str) -> Tensor:
@@ -211,8 +278,17 @@ class PointProduct:
         )
 
 
+_DIFFERENCES = {"finite-difference", "forward-difference"}
+
+# Two differences of a smooth function are as close, in relative terms.
+_ALIKE = 0.02
+
 # A retained graph and reverse over reverse are the same differentiation.
 _SAME_DIFFERENTIATION = {"retained-graph", "reverse-over-reverse"}
+
+
+def _reason(error: Exception) -> str:
+    return error.got if isinstance(error, HesseError) else first_line(error)
 
 
 def _check_finite_value(value: Tensor) -> Tensor:

@@ -29,10 +29,13 @@ class OneShotSum:
     custom_function: str | None = field(default=None, init=False)
 
     def product(
-        self, mode: str, v: Tensor, with_gradient: bool = False
+        self, mode: str | Mode, v: Tensor, with_gradient: bool = False
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """H v, and the value and the gradient where they are free or asked for."""
-        assembly, one_shot = self._assembly, self.modes[mode]
+        """H v, and the value and the gradient where they are free or asked for.
+
+        `mode`: the name of one of `modes`, or another way to take a product.
+        """
+        assembly, one_shot = self._assembly, self.modes[mode] if isinstance(mode, str) else mode
         total, values, gradient = assembly.space.empty(), [], None
         for index, (summand, point) in enumerate(self.points()):
             direction = point.variables.split(assembly.take(v, index))

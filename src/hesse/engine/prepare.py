@@ -38,6 +38,7 @@ def prepare(
     direction: Tensor,
     *,
     graph: GraphProduct | None = None,
+    outputs: list[Tensor] | None = None,
     validated: bool = False,
     with_gradient: bool = False,
 ) -> Prepared:
@@ -47,13 +48,19 @@ def prepare(
         point, entry: where, and the programs for points of this shape.
         quantity, direction: what will be taken first.
         graph: the graph at this point, if there is one already.
+        outputs: those of f here, if they have been evaluated.
         validated: whether the programs were found right for this point and these data before.
         with_gradient: whether to hold on to the gradient that comes along.
     """
     for _ in range(MAX_TRACES):
         if entry.partition is not None:
             product = run_primal(
-                point, entry, direction, validated=validated, with_gradient=with_gradient
+                point,
+                entry,
+                direction,
+                outputs=outputs,
+                validated=validated,
+                with_gradient=with_gradient,
             )
             if product is not None:
                 return Prepared(product)
@@ -75,17 +82,21 @@ def prepare(
     return Prepared(graph or GraphProduct(point, entry))
 
 
-def prepare_gradient(point: Point, entry: CachedProgram, held: Product | None) -> Product:
+def prepare_gradient(
+    point: Point, entry: CachedProgram, held: Product | None, outputs: list[Tensor] | None
+) -> Product:
     """A product at a point that has the gradient of f as well: the one that is held, or a new one.
 
     Args:
         held: the product at this point, if there is one already.
+        outputs: those of f here, if they have been evaluated.
     """
     if held is not None and (not isinstance(held, ProgramProduct) or held.gradient is not None):
         return held
     product = None
     if entry.partition is not None:
-        product = run_primal(point, entry, validated=held is not None, with_gradient=True)
+        validated = held is not None
+        product = run_primal(point, entry, outputs=outputs, validated=validated, with_gradient=True)
     return product or GraphProduct(point, entry)
 
 
@@ -94,12 +105,18 @@ def run_primal(
     entry: CachedProgram,
     direction: Tensor | None = None,
     *,
+    outputs: list[Tensor] | None = None,
     validated: bool = False,
     with_gradient: bool = False,
 ) -> ProgramProduct | None:
-    """The product by the known programs; None if they are not right here, and were thrown away."""
+    """The product by the known programs; None if they are not right here, and were thrown away.
+
+    The arguments are those of `prepare`.
+    """
     try:
-        return _run_primal(point, entry, direction, validated, with_gradient)
+        if not validated:
+            outputs = outputs or point.evaluate()
+        return _run_primal(point, entry, direction, None if validated else outputs, with_gradient)
     except (HesseError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a guard, a shape that has changed, a context of the user's
@@ -111,14 +128,13 @@ def _run_primal(
     point: Point,
     entry: CachedProgram,
     direction: Tensor | None,
-    validated: bool,
+    expected: list[Tensor] | None,
     with_gradient: bool,
 ) -> ProgramProduct | None:
     partition = entry.partition
     assert partition is not None
-    if validated and not with_gradient:
+    if expected is None and not with_gradient:
         return ProgramProduct.of(point, entry, run(partition.primal, point.inputs))
-    expected = None if validated else point.evaluate()
     results = run(partition.primal_and_gradient, point.inputs)
     n = entry.num_outputs
     end = len(results) - len(partition.primal.outputs)
@@ -190,6 +206,7 @@ def _trace(
         entry.disable(first_line(error))
         return None
     if not agree([product], [new.result], new.eps):
+        check_same(product, GraphProduct(point, entry).product(directions))
         entry.disable("torch computes another product while it traces")
         return None
     if not agree(outputs, new.outputs, new.eps):

@@ -70,6 +70,8 @@ class SummedProduct:
         self._entries: dict[int, CachedProgram] = {}
         self._unshared: dict[int, CachedProgram] = {}
         self._settled: list[Settled] = []
+        # Of a single summand: the outputs that the value was, which validate a program.
+        self._evaluated: dict[int, list[Tensor]] = {}
         self.custom_function: str | None = None
         """An operation in a summand because of which products must be compared with differences."""
 
@@ -238,6 +240,7 @@ class SummedProduct:
             quantity,
             self._take(quantity, direction, index),
             graph=graph,
+            outputs=self._evaluated.pop(index, None),
             validated=validated,
             with_gradient=self._kept.keeps_all and self._num_products == 0,
         )
@@ -301,8 +304,11 @@ class SummedProduct:
         if outputs is not None:
             return outputs[0]
         entry = self._entry(index, summand, point)
-        if not self._kept.keeps_all or entry.partition is not None:
+        if not self._kept.keeps_all:
             return point.evaluate()[0]
+        if entry.partition is not None:
+            self._evaluated[index] = outputs = point.evaluate()
+            return outputs[0]
         graph = GraphProduct(point, entry)
         self._kept.keep(index, summand, graph, None)
         return graph.outputs[0]
@@ -316,7 +322,8 @@ class SummedProduct:
         if not self._kept.keeps_all:
             return point.definition.value_and_gradient(point.function, point.variables.x)
         held = self._held(index)
-        product = prepare_gradient(point, self._entry(index, summand, point), held)
+        entry, outputs = self._entry(index, summand, point), self._evaluated.pop(index, None)
+        product = prepare_gradient(point, entry, held, outputs)
         if product is not held:
             self._settled = []
             light = product.without_gradient() if isinstance(product, ProgramProduct) else product

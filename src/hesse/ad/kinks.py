@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations that are evaluated exactly at a kink.
+
+f may be smooth where an operation in it is not: |x|^2 spelt as `x.abs() ** 2`, or a distance that
+is squared. Automatic differentiation then gives a finite number that is wrong: torch takes the
+derivative of |x| at zero for the constant 0. Which operations met their kink is noted, so that the
+product can be compared with differences.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from hesse.dispatch import is_watched
+
+_AT_ZERO = frozenset(
+    [
+        *("abs", "absolute", "__abs__", "abs_", "sgn", "sign", "sinc", "copysign", "angle"),
+        *(
+            "relu",
+            "relu_",
+            "leaky_relu",
+            "leaky_relu_",
+            "rrelu",
+            "prelu",
+            "threshold",
+            "softshrink",
+        ),
+        *("clamp_min", "clamp_max"),
+    ]
+)
+_OF_ZERO = frozenset(
+    [
+        *("norm", "vector_norm", "matrix_norm", "cdist", "pdist", "pairwise_distance", "hypot"),
+        *("std", "sqrt", "sqrt_", "dist", "normalize", "cosine_similarity"),
+    ]
+)
+_AT_TIES = frozenset(
+    ["maximum", "minimum", "fmax", "fmin", "max", "min", "clamp", "clamp_", "clip"]
+)
+
+
+class Kinks(TorchFunctionMode):
+    """Within it, the names of operations that are evaluated at a kink are noted in `found`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call `func`."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "").removeprefix("linalg_")
+        result = func(*args, **kwargs)
+        if name not in self.found and not is_watched():  # a trace would note the look as well
+            if name in _AT_ZERO and args:
+                self._note(name, _is_differentiated(args[0]) and _has_zero(args[0]))
+            elif name in _OF_ZERO:
+                self._note(name, _is_differentiated(result) and _has_zero(result))
+            elif name in _AT_TIES:
+                self._note(name, _is_tied(args, kwargs))
+        return result
+
+    def _note(self, name: str, is_kink: bool) -> None:
+        if is_kink:
+            self.found.add(name)
+
+
+def _is_differentiated(argument: Any) -> bool:
+    return isinstance(argument, Tensor) and argument.requires_grad
+
+
+def _has_zero(tensor: Tensor) -> bool:
+    with torch.no_grad():
+        return int(torch.count_nonzero(tensor.detach())) < tensor.numel()
+
+
+def _is_tied(args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a tensor meets the other one, or a bound."""
+    tensor, *others = args
+    others += [kwargs[name] for name in ("other", "min", "max") if kwargs.get(name) is not None]
+    bounds = [bound for bound in others if isinstance(bound, Tensor | float)]  # not a dimension
+    if not any(map(_is_differentiated, [tensor, *bounds])):
+        return False
+    with torch.no_grad():
+        return any(bool((tensor == bound).any()) for bound in bounds)

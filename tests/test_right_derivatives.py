@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Products where torch's derivative is another than that of f: mended, refused or said."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from hesse import Risk, ggn_operator, hessian_operator, hvp
+from hesse.errors import DerivativeError, FallbackWarning, HesseError
+
+DOUBLE = torch.float64
+ZERO, V = torch.zeros(3, dtype=DOUBLE), torch.tensor([1.0, 2.0, -1.0], dtype=DOUBLE)
+
+SQUARES = {  # each is sum x^2, spelt with an operation that has a kink at zero
+    "abs": lambda x: (x.abs() ** 2).sum(),
+    "builtin abs": lambda x: (abs(x) ** 2).sum(),
+    "complex abs": lambda x: (torch.complex(x, 0 * x).abs() ** 2).sum(),
+    "relu": lambda x: (torch.relu(x) ** 2 + nn.functional.relu(-x) ** 2).sum(),
+    "maximum": lambda x: (torch.maximum(x, -x) ** 2).sum(),
+    "clamp": lambda x: (x.clamp(min=0.0) ** 2 + x.clamp(max=0.0) ** 2).sum(),
+    "norm": lambda x: x.norm() ** 2,
+    "linalg.norm": lambda x: torch.linalg.norm(x) ** 2,
+    "sqrt": lambda x: ((x * x).sqrt() ** 2).sum(),
+}
+
+
+@pytest.mark.parametrize("f", SQUARES.values(), ids=SQUARES)
+def test_a_smooth_function_has_its_curvature_at_a_kink_of_an_operation(f):
+    with pytest.warns(FallbackWarning, match="finite-difference"):
+        torch.testing.assert_close(hvp(f, ZERO, V), 2 * V, rtol=1e-4, atol=1e-4)
+    H = hessian_operator(f, ZERO)
+    with pytest.warns(FallbackWarning, match="finite-difference"):
+        product = H @ V
+    torch.testing.assert_close(product, 2 * V, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(H @ (3 * V), 6 * V, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["forward-over-reverse", "reverse-over-reverse", "retained-graph"])
+@pytest.mark.parametrize("f", SQUARES.values(), ids=SQUARES)
+def test_a_named_mode_refuses_to_give_another_number(f, mode):
+    with pytest.raises(HesseError):
+        hessian_operator(f, ZERO, mode=mode) @ V
+
+
+def test_a_true_kink_is_left_to_torch_without_a_word():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        product = hvp(lambda x: (x.abs() + x**2).sum(), ZERO, V)
+    torch.testing.assert_close(product, 2 * V)
+
+
+def test_another_formula_is_taken_where_one_gives_nan():
+    x = torch.arange(9.0, dtype=DOUBLE).reshape(3, 3).sin()
+    others = ~torch.eye(3, dtype=torch.bool)
+
+    def pair(x):  # all distances, those to itself masked
+        r = (x[:, None] - x).norm(dim=-1)
+        return torch.where(others, r, 1.0).pow(-6)[others].sum()
+
+    def plain(x):
+        i, j = others.nonzero(as_tuple=True)
+        return (x[i] - x[j]).square().sum(-1).pow(-3).sum()
+
+    with pytest.warns(FallbackWarning, match="NaN or Inf"):
+        torch.testing.assert_close(hvp(pair, x, x), hvp(plain, x, x))
+
+
+def test_a_function_that_is_nan_is_refused_with_its_parameter():
+    with pytest.raises(HesseError, match="NaN or Inf"):
+        hvp(lambda x: torch.sqrt(-x.abs() - 1).sum(), V, V)
+
+
+def symmetric_or_refused(A, name):
+    try:
+        dense = A.to_dense()
+    except DerivativeError as error:
+        refusal = str(error)
+        dense = torch.eye(1)
+    else:
+        refusal = name
+    assert name in refusal
+    torch.testing.assert_close(dense, dense.T)
+
+
+def embedding_risk(**options):
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(6, 4, **options), nn.Linear(4, 3)
+            nn.init.normal_(self.embedding.weight)
+
+        def forward(self, i):
+            return self.head(torch.tanh(self.embedding(i)).mean(1))
+
+    i = torch.tensor([[0, 1, 2], [3, 4, 0], [5, 0, 0], [1, 1, 1]])
+    return Risk(Net().double(), nn.MSELoss(), (i, torch.randn(4, 3, dtype=DOUBLE)))
+
+
+@pytest.mark.parametrize("operator", [hessian_operator, ggn_operator])
+@pytest.mark.parametrize("options", [{"padding_idx": 0}, {"scale_grad_by_freq": True}])
+@pytest.mark.parametrize("mode", ["auto", "traced-split", "retained-graph"])
+def test_products_are_those_of_a_symmetric_matrix_or_refused(operator, options, mode):
+    risk = embedding_risk(**options)
+    symmetric_or_refused(operator(risk, risk.params, mode=mode), "nn.Embedding")
+
+
+@pytest.mark.parametrize("mode", ["auto", "traced-split", "forward-over-reverse"])
+def test_hooks_and_raw_matrices_are_named(mode):
+    def hooked(x):
+        y = x * 1.0
+        if y.requires_grad:
+            y.register_hook(lambda g: torch.stack([g[1], 2 * g[0], g[2]]))
+        return (y**3).sum()
+
+    def raw(x):
+        A = torch.stack([x + 4, 0 * x + 1, x.flip(0)]) + 5 * torch.eye(3, dtype=DOUBLE)
+        return torch.linalg.cholesky(A).pow(3).sum()
+
+    for f, name in ((hooked, "hook"), (raw, "cholesky")):
+        symmetric_or_refused(hessian_operator(f, V, mode=mode), name)
