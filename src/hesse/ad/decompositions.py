@@ -6,6 +6,7 @@
   variance for constants; its second has no forward mode. Composed, it takes no more operations.
 - `lstm`: oneDNN's fused cells have no forward mode, and hand on tensors that Python never sees.
   Without them it takes more operations, which can be recorded.
+- `embedding_bag`, `segment_reduce`, `cdist`, `pdist`, `ctc_loss`: no second derivative.
 
 Seen with torch 2.13; issues 175754 and 186256 of PyTorch.
 """
@@ -17,6 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from hesse.ad.ctc_loss import ctc_loss
+from hesse.ad.distances import cdist, pdist
+from hesse.ad.segments import embedding_bag, native_embedding_bag, segment_reduce
 
 
 class Composed(TorchFunctionMode):
@@ -72,4 +77,12 @@ _STAND_INS = {
     torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
     torch.layer_norm: _layer_norm,
     torch.nn.functional.layer_norm: _layer_norm,
+    torch.embedding_bag: native_embedding_bag,
+    torch.nn.functional.embedding_bag: embedding_bag,
+    torch.segment_reduce: segment_reduce,
+    torch.cdist: cdist,
+    torch.pdist: pdist,
+    torch.nn.functional.pdist: pdist,
+    torch.ctc_loss: ctc_loss,
+    torch.nn.functional.ctc_loss: ctc_loss,
 }
