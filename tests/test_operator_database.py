@@ -114,7 +114,7 @@ def cases(operation, samples=SAMPLES):
     """The cases of an operation, with what they are called."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        inputs = [s for s in operation.sample_inputs("cpu", DOUBLE, requires_grad=True)]
+        inputs = list(operation.sample_inputs("cpu", DOUBLE, requires_grad=True))
     inputs = [s for s in inputs if varying_of(s) and weight_of(s) <= 1000]
     inputs = inputs[:: max(1, len(inputs) // samples)]
     for number, sample in enumerate(inputs):

@@ -6,7 +6,9 @@
   variance for constants; its second has no forward mode. Composed, it takes no more operations.
 - `lstm`: oneDNN's fused cells have no forward mode, and hand on tensors that Python never sees.
   Without them it takes more operations, which can be recorded.
-- `embedding_bag`, `segment_reduce`, `cdist`, `pdist`, `ctc_loss`: no second derivative.
+- `embedding_bag`, `segment_reduce`, `cdist`, `pdist`, `ctc_loss`, `hardsigmoid`, and the margin
+  losses of several classes: no second derivative.
+- `max_unpool`: its derivative counts an entry twice where two windows chose it.
 
 Seen with torch 2.13; issues 175754 and 186256 of PyTorch.
 """
@@ -21,6 +23,12 @@ from torch.overrides import TorchFunctionMode
 
 from hesse.ad.ctc_loss import ctc_loss
 from hesse.ad.distances import cdist, pdist
+from hesse.ad.piecewise_linear import (
+    hardsigmoid,
+    max_unpool,
+    multi_margin_loss,
+    multilabel_margin_loss,
+)
 from hesse.ad.segments import embedding_bag, native_embedding_bag, segment_reduce
 
 
@@ -85,4 +93,10 @@ _STAND_INS = {
     torch.nn.functional.pdist: pdist,
     torch.ctc_loss: ctc_loss,
     torch.nn.functional.ctc_loss: ctc_loss,
+    torch.nn.functional.hardsigmoid: hardsigmoid,
+    torch.nn.functional.multi_margin_loss: multi_margin_loss,
+    torch.nn.functional.multilabel_margin_loss: multilabel_margin_loss,
+    torch.nn.functional.max_unpool1d: max_unpool(torch.nn.functional.max_unpool1d),
+    torch.nn.functional.max_unpool2d: max_unpool(torch.nn.functional.max_unpool2d),
+    torch.nn.functional.max_unpool3d: max_unpool(torch.nn.functional.max_unpool3d),
 }
