@@ -34,14 +34,17 @@ def ctc_loss(
     """`torch.nn.functional.ctc_loss`, and `torch.ctc_loss` with a number for the reduction."""
     if isinstance(reduction, int):
         reduction = _REDUCTIONS[reduction]
-    nothing = torch.zeros(log_probs.shape, dtype=log_probs.dtype, device=log_probs.device)
-    torch.nn.functional.ctc_loss(nothing, targets, input_lengths, target_lengths, blank)  # or raise
     batched = log_probs.ndim == 3
     log_p = log_probs if batched else log_probs.unsqueeze(1)
     frames, labels = (
         torch.as_tensor(lengths, device=log_p.device).reshape(-1).long()
         for lengths in (input_lengths, target_lengths)
     )
+    n = log_p.shape[1] if log_p.ndim == 3 else 0
+    if not len(frames) == len(labels) == n > 0 or bool((frames > len(log_p)).any()):
+        return torch.nn.functional.ctc_loss(  # which tells what is wrong
+            log_probs, targets, input_lengths, target_lengths, blank, reduction, zero_infinity
+        )
     losses = _losses(log_p, _padded(targets, labels, batched), frames, labels, blank)
     impossible = losses > -0.1 * _NONE
     losses = losses.masked_fill(impossible, 0.0 if zero_infinity else torch.inf)
@@ -57,7 +60,7 @@ def _padded(targets: Tensor, labels: Tensor, batched: bool) -> Tensor:
     targets = targets.long()
     if targets.ndim == 2 or not batched:
         return targets.reshape(len(labels), -1)
-    width = int(labels.max()) if len(labels) else 0
+    width = int(labels.max())
     at = (labels.cumsum(0) - labels).unsqueeze(-1) + torch.arange(width, device=labels.device)
     return targets[at.clamp(max=max(len(targets) - 1, 0))] if len(targets) else at
 
