@@ -22,8 +22,8 @@ from hesse.errors import HesseError
 pytestmark = [pytest.mark.slow, pytest.mark.no_cover, pytest.mark.filterwarnings("ignore")]
 
 DOUBLE = torch.float64
-SHARDS = 24
-SAMPLES = 3
+SHARDS = 16
+SAMPLES = 2
 MODES = ("reverse-over-reverse", "forward-over-reverse", "reverse-over-forward")
 
 EXCLUDED = {
@@ -37,6 +37,7 @@ NOT_BATCHED = {  # torch reads beyond the memory of arguments whose shapes do no
     *("_batch_norm_with_update", "as_strided_scatter", "scatter_reduce"),
 }
 RULES = {  # of `WRONG_FORWARD_RULES`: the operations of the database that show it
+    "BatchNormWithUpdate": ["_batch_norm_with_update"],
     "CholeskyInverse": ["cholesky_inverse"],
     "CholeskySolve": ["cholesky_solve"],
     "LinalgDet": ["linalg.det"],
@@ -45,6 +46,7 @@ RULES = {  # of `WRONG_FORWARD_RULES`: the operations of the database that show 
     "LinalgSolveEx": ["linalg.solve", "linalg.solve_ex", "linalg.tensorsolve"],
     "Logcumsumexp": ["logcumsumexp"],
     "NativeBatchNorm": ["nn.functional.batch_norm", "nn.functional.instance_norm"],
+    "NativeBatchNormLegit": ["_native_batch_norm_legit"],
     "NativeLayerNorm": ["native_layer_norm"],
     "ScatterReduce": ["scatter_reduce"],
     "TriangularSolve": ["triangular_solve"],
@@ -255,17 +257,14 @@ def test_products_are_those_of_differences_or_refused(shard):
 def test_a_rule_that_is_refused_is_wrong(node, monkeypatch):
     rule = WRONG_FORWARD_RULES[node]
     monkeypatch.setattr(forward_mode, "WRONG_FORWARD_RULES", {})
-    found = set()
     for operation in database():
         if operation.name in RULES[node]:
             for _, case in cases(operation, samples=24):
-                if shows(case, node, rule) and rule.modes != found:
-                    found.update(wrong(case, set(rule.modes) - found) or {})
-                if found == set(rule.modes):
+                if shows(case, node, rule) and set(wrong(case, rule.modes) or {}) & set(rule.modes):
                     return
     closed = f"torch {torch.__version__} has mended the rule of {rule.operation} in {rule.modes}"
     if torch.__version__.startswith("2.13"):
-        pytest.fail(f"{closed} but for {found}")
+        pytest.fail(closed)
     pytest.skip(closed)
 
 

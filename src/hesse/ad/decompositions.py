@@ -8,7 +8,7 @@
   Without them it takes more operations, which can be recorded.
 - `embedding_bag`, `segment_reduce`, `cdist`, `pdist`, `ctc_loss`, `hardsigmoid`, and the margin
   losses of several classes: no second derivative.
-- `max_unpool`: its derivative counts an entry twice where two windows chose it.
+- `max_unpool`, `as_strided_scatter`: wrong where places overlap.
 
 Seen with torch 2.13; issues 175754 and 186256 of PyTorch.
 """
@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from hesse.ad.ctc_loss import ctc_loss
 from hesse.ad.distances import cdist, pdist
 from hesse.ad.piecewise_linear import (
+    as_strided_scatter,
     hardsigmoid,
     max_unpool,
     multi_margin_loss,
@@ -93,6 +94,7 @@ _STAND_INS = {
     torch.nn.functional.pdist: pdist,
     torch.ctc_loss: ctc_loss,
     torch.nn.functional.ctc_loss: ctc_loss,
+    torch.as_strided_scatter: as_strided_scatter,
     torch.nn.functional.hardsigmoid: hardsigmoid,
     torch.nn.functional.multi_margin_loss: multi_margin_loss,
     torch.nn.functional.multilabel_margin_loss: multilabel_margin_loss,

@@ -44,6 +44,7 @@ def _in_evaluation(node: Any) -> bool:
 _BOTH = (FORWARD_OVER_REVERSE, REVERSE_OVER_FORWARD)
 
 WRONG_FORWARD_RULES = {
+    "BatchNormWithUpdate": WrongRule("_batch_norm_with_update"),
     "CholeskyInverse": WrongRule("cholesky_inverse", _BOTH),
     "CholeskySolve": WrongRule("cholesky_solve", _BOTH),
     "LinalgDet": WrongRule("det"),
@@ -52,11 +53,12 @@ WRONG_FORWARD_RULES = {
     "LinalgSolveEx": WrongRule("solve"),
     "Logcumsumexp": WrongRule("logcumsumexp", _BOTH),  # of entries that are hundreds apart
     "NativeBatchNorm": WrongRule("batch_norm", is_right=_in_evaluation),
+    "NativeBatchNormLegit": WrongRule("_native_batch_norm_legit", is_right=_in_evaluation),
     "NativeLayerNorm": WrongRule("native_layer_norm"),
     "ScatterReduce": WrongRule(
         "scatter_reduce", _BOTH, lambda node: node._saved_reduce not in ("prod", "multiply")
     ),
-    "TriangularSolve": WrongRule("triangular_solve", (FORWARD_OVER_REVERSE,)),
+    "TriangularSolve": WrongRule("triangular_solve", _BOTH),
 }
 """By the name of the node in the graph of autograd. Found with torch 2.13 by a sweep through the
 database of operations that torch is tested with, which the tests repeat."""

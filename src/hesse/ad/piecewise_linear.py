@@ -2,7 +2,8 @@
 """Piecewise linear functions, composed of operations that can be differentiated twice.
 
 torch has the first derivative of these only, though the second of what they are composed with needs
-no more than that. Its derivative of `max_unpool` counts an entry twice where windows overlap.
+no more than that. Its derivatives of `max_unpool` and `as_strided_scatter` are wrong where places
+overlap.
 """
 
 from __future__ import annotations
@@ -79,7 +80,26 @@ def max_unpool(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         with torch.no_grad():
             count = torch.arange(1, input.numel() + 1, dtype=torch.float64, device=input.device)
             chosen = function(count.reshape(input.shape), indices, *args, **kwargs).long()
-        entries = torch.cat([input.new_zeros(1), input.reshape(-1)])
-        return entries.index_select(0, chosen.reshape(-1)).reshape(chosen.shape)
+        return _choose([input.new_zeros(1), input], chosen)
 
     return unpool
+
+
+def as_strided_scatter(
+    input: Tensor, src: Tensor, size: Any, stride: Any, storage_offset: int | None = None
+) -> Tensor:
+    """The input with the entries of src at places in memory, as a choice of entries of both."""
+    if not input.is_contiguous() or input.storage_offset() or input.numel() == 0:
+        return torch.as_strided_scatter(input, src, size, stride, storage_offset)
+    with torch.no_grad():
+        count = torch.arange(input.numel() + src.numel(), dtype=torch.float64, device=input.device)
+        old, new = count.tensor_split([input.numel()])
+        chosen = torch.as_strided_scatter(
+            old.clone().reshape(input.shape), new.reshape(src.shape), size, stride, storage_offset
+        )
+    return _choose([input, src], chosen.long())
+
+
+def _choose(parts: list[Tensor], chosen: Tensor) -> Tensor:
+    entries = torch.cat([part.reshape(-1) for part in parts])
+    return entries.index_select(0, chosen.reshape(-1)).reshape(chosen.shape)
