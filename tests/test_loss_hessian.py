@@ -48,12 +48,14 @@ class Bag(nn.Module):
         self.bag = nn.EmbeddingBag(5, 3, dtype=DOUBLE)
 
     def forward(self, x):
-        return self.bag(x).tanh()
+        offsets = torch.arange(0, x.numel(), x.shape[1])
+        indices, weight = x.flatten(), self.bag.weight
+        return torch.ops.aten.embedding_bag(weight, indices, offsets, False, 1)[0].tanh()
 
 
 def without_second_derivative(name):
     if name == "multi_margin_loss":
-        return risk_of(nn.MultiMarginLoss(), torch.arange(6) % 3)
+        return risk_of(torch.ops.aten.multi_margin_loss, torch.arange(6) % 3)
     return Risk(Bag(), nn.MSELoss(), (torch.arange(12).view(6, 2) % 5, draw(6, 3)))
 
 

@@ -309,3 +309,20 @@ def test_a_direction_may_be_strided_or_an_inference_tensor(mode):
     with torch.inference_mode():
         assert torch.equal(H @ v.clone(), expected)
         assert_close(H.matmat(torch.stack([v, 2 * v], dim=1))[:, 1], 2 * expected, 1e-2)
+
+
+def test_a_view_of_a_removed_copy_keeps_its_place():
+    def function(x):
+        first, second = (1.0 * part for part in x.split(2))
+        return torch.cat([first.detach().view(-1), second.detach().view(-1)]) / 0.3
+
+    x = draw(4)
+    assert_close(run(program_of(function, x), [x])[0], function(x))
+
+
+def test_a_copy_of_a_conjugate_stays():
+    def function(x):
+        return torch.view_as_real(torch.complex(x, 2 * x).conj().resolve_conj())
+
+    x = draw(4)
+    assert_close(run(program_of(function, x), [x])[0], function(x))

@@ -6,6 +6,9 @@
   variance for constants; its second has no forward mode. Composed, it takes no more operations.
 - `lstm`: oneDNN's fused cells have no forward mode, and hand on tensors that Python never sees.
   Without them it takes more operations, which can be recorded.
+- `embedding_bag`, `segment_reduce`, `cdist`, `pdist`, `ctc_loss`, `hardsigmoid`, and the margin
+  losses of several classes: no second derivative.
+- `max_unpool`, `as_strided_scatter`: wrong where places overlap.
 
 Seen with torch 2.13; issues 175754 and 186256 of PyTorch.
 """
@@ -17,6 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from hesse.ad.ctc_loss import ctc_loss
+from hesse.ad.distances import cdist, pdist
+from hesse.ad.piecewise_linear import (
+    as_strided_scatter,
+    hardsigmoid,
+    max_unpool,
+    multi_margin_loss,
+    multilabel_margin_loss,
+)
+from hesse.ad.segments import embedding_bag, native_embedding_bag, segment_reduce
 
 
 class Composed(TorchFunctionMode):
@@ -72,4 +86,19 @@ _STAND_INS = {
     torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
     torch.layer_norm: _layer_norm,
     torch.nn.functional.layer_norm: _layer_norm,
+    torch.embedding_bag: native_embedding_bag,
+    torch.nn.functional.embedding_bag: embedding_bag,
+    torch.segment_reduce: segment_reduce,
+    torch.cdist: cdist,
+    torch.pdist: pdist,
+    torch.nn.functional.pdist: pdist,
+    torch.ctc_loss: ctc_loss,
+    torch.nn.functional.ctc_loss: ctc_loss,
+    torch.as_strided_scatter: as_strided_scatter,
+    torch.nn.functional.hardsigmoid: hardsigmoid,
+    torch.nn.functional.multi_margin_loss: multi_margin_loss,
+    torch.nn.functional.multilabel_margin_loss: multilabel_margin_loss,
+    torch.nn.functional.max_unpool1d: max_unpool(torch.nn.functional.max_unpool1d),
+    torch.nn.functional.max_unpool2d: max_unpool(torch.nn.functional.max_unpool2d),
+    torch.nn.functional.max_unpool3d: max_unpool(torch.nn.functional.max_unpool3d),
 }

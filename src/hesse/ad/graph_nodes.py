@@ -28,6 +28,8 @@ def graph_nodes(value: Tensor) -> Iterator[Any]:
 
 # torch's second derivative of these drops terms, without an error (torch 2.13).
 _WRONG_TWICE = {
+    "AsStridedScatter": "torch.as_strided_scatter",
+    "NativeLayerNorm": "torch.native_layer_norm",  # where the bias alone varies
     "SparseCooTensor": "torch.sparse_coo_tensor",
     "SparseCompressedTensor": "torch.sparse_compressed_tensor",
 }

@@ -17,7 +17,12 @@ from torch import Tensor
 
 from hesse.ad.double_backward import check_depends, twice_differentiable
 from hesse.ad.finite_differences import central_difference, forward_difference
-from hesse.ad.forward_mode import ForwardMode
+from hesse.ad.forward_mode import (
+    FORWARD_OVER_REVERSE,
+    REVERSE_OVER_FORWARD,
+    ForwardMode,
+    check_rules,
+)
 from hesse.ad.hessian import HessianGraph, value_and_gradient
 from hesse.ad.product import Mode, Product
 from hesse.ad.variables import LeafFunction, Leaves
@@ -31,6 +36,7 @@ def forward_over_reverse(
     def checked(leaves: Leaves) -> Tensor:
         value = f(leaves)
         check_depends(value)
+        check_rules(value, FORWARD_OVER_REVERSE)
         return value
 
     with twice_differentiable(), ForwardMode():
@@ -47,9 +53,10 @@ def reverse_over_forward(
 
     def slope_and_value(leaves: Leaves) -> tuple[Tensor, Tensor]:
         value, slope = torch.func.jvp(f, (leaves,), (tuple(v),))[:2]
+        check_rules(value, REVERSE_OVER_FORWARD)
         return slope, value
 
-    with twice_differentiable(), ForwardMode(differentiated=True):
+    with twice_differentiable(), ForwardMode():
         product, (_, value) = torch.func.grad_and_value(slope_and_value, has_aux=True)(tuple(x))
     product = list(product)
     gradient = None

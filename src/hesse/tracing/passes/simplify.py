@@ -49,13 +49,14 @@ class _Simplifier:
     """Visits the nodes in order; `_name` maps a removed result to the value in its place."""
 
     def __init__(self, graph: Graph) -> None:
-        self._graph, self._metas = graph, graph.metas
+        self._graph, self._metas = graph, dict(graph.metas)
         self._name: dict[int, int] = {}
         # A view is its root, offset, shape and strides; two that agree in these are one.
         self._root: dict[int, int] = {}
         self._views: dict[tuple[int, TensorMeta], int] = {}
+        self._lazy: set[int] = set()
         self._first: dict[Any, Node] = {}
-        self._filled = FilledTensors(graph.metas)
+        self._filled = FilledTensors(self._metas)
 
     def run(self) -> Graph:
         """The graph without the nodes that compute nothing new."""
@@ -63,11 +64,13 @@ class _Simplifier:
         visited = map(self._visit, eliminate_dead_code(graph.nodes, graph.outputs))
         nodes = [node for node in visited if node is not None]
         outputs = [self._name.get(number, number) for number in graph.outputs]
-        return replace(graph, nodes=eliminate_dead_code(nodes, outputs), outputs=outputs)
+        nodes = eliminate_dead_code(nodes, outputs)
+        return replace(graph, nodes=nodes, outputs=outputs, metas=self._metas)
 
     def _visit(self, node: Node) -> Node | None:
         """The node as it stays, on the values in their new names; None if it is removed."""
-        node = rename(node, lambda number: self._name.get(number, number))
+        before, node = node, rename(node, lambda number: self._name.get(number, number))
+        self._move_view(before, node)
         if node.guard is None and node.single:
             self._filled.visit(node)
             node = self._scaled(node)
@@ -83,6 +86,16 @@ class _Simplifier:
             if ours is not None and theirs is not None:
                 self._name[ours] = theirs
         return None
+
+    def _move_view(self, before: Node, after: Node) -> None:
+        """Correct the offset of a view whose argument now lies elsewhere in its memory."""
+        if not is_view(after.function):
+            return
+        traced = self._graph.metas
+        offset = self._metas[after.args[0].index].offset - traced[before.args[0].index].offset
+        for result in after.results:
+            if result is not None and offset:
+                self._metas[result] = replace(traced[result], offset=traced[result].offset + offset)
 
     def _scaled(self, node: Node) -> Node:
         """x u as x c for a tensor u filled with c, which then need not be read."""
@@ -100,6 +113,10 @@ class _Simplifier:
         source = node.args[0].index if node.args and isinstance(node.args[0], Value) else None
         if result is None or source is None:
             return None
+        if node.function in LAZY_VIEWS or (source in self._lazy and is_view(node.function)):
+            self._lazy.add(result)
+        elif source in self._lazy:
+            return None  # a copy has the entries in memory, as some operations need them
         if node.function in _NEUTRAL:
             return self._without_neutral_operand(node)
         if node.function in _IDENTITIES:

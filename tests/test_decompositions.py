@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations that torch differentiates once have exact products in every mode, and programs."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hesse.curvature import hessian_operator, hvp
+from hesse.errors import NonFiniteError
+from hesse.vectors.inner_products import norm
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch's forward mode
+
+DOUBLE = torch.float64
+MODES = ("reverse-over-reverse", "forward-over-reverse", "reverse-over-forward", "traced-split")
+
+
+def draw(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=DOUBLE, generator=generator)
+
+
+X, Y, W = draw(6, 3), draw(5, 3, seed=1), draw(7, 3, seed=2)
+INDICES, OFFSETS = torch.tensor([1, 2, 4, 5, 4, 3, 2, 6, 0]), torch.tensor([0, 4, 4, 7])
+LENGTHS = torch.tensor([2, 0, 4])
+SCORES = draw(12, 3, 6)
+WORDS = torch.tensor([[1, 2, 2], [3, 1, 0], [5, 5, 4]])
+FRAMES, LETTERS = torch.tensor([12, 10, 11]), torch.tensor([3, 2, 3])
+LABELS = torch.tensor([[0, 2, -1], [1, -1, 0], [2, 1, 0], [-1, 0, 0], [2, -1, -1], [0, 1, -1]])
+
+
+def bag(w, **options):
+    return F.embedding_bag(INDICES, w, OFFSETS, **options).pow(3).sum()
+
+
+def ctc(z, *lengths, words=WORDS, **options):
+    return F.ctc_loss(z, words, *lengths, **options).square().sum()
+
+
+def unpooled(x):
+    image = x.reshape(1, 1, 6, 3)
+    largest, indices = F.max_pool2d(image, 2, stride=1, return_indices=True)
+    return F.max_unpool2d(largest, indices, 2, stride=1).pow(3).sum()
+
+
+CASES = {
+    **{f"cdist {p}": (lambda x, p=p: torch.cdist(x, Y, p).pow(3).sum(), X)
+       for p in (1.0, 1.5, 2.0, 3.0, math.inf)},
+    **{f"cdist of a matrix with itself {p}":
+       (lambda x, p=p: (torch.cdist(x, x, p).pow(3) + torch.cdist(x, x, p)).sum(), X)
+       for p in (1.0, 2.0, 3.0, math.inf)},
+    **{f"pdist {p}": (lambda x, p=p: F.pdist(x, p).pow(3).sum(), X)
+       for p in (1.0, 2.0, 3.0, math.inf)},
+    "cdist in batches": (lambda x: torch.cdist(x.view(2, 3, 3), x.tanh()[:4]).pow(3).sum(), X),
+    **{f"embedding_bag {mode} {padding}":
+       (lambda w, m=mode, p=padding: bag(w, mode=m, padding_idx=p), W)
+       for mode in ("sum", "mean", "max") for padding in (None, 2, -1)},
+    "embedding_bag with weights": (
+        lambda w: F.embedding_bag(
+            INDICES.view(3, 3), w, mode="sum", per_sample_weights=w[:3].sin()
+        ).pow(3).sum(), W),
+    "embedding_bag sparse": (lambda w: bag(w, mode="sum", sparse=True), W),
+    "embedding_bag by frequency": (lambda w: bag(w, scale_grad_by_freq=True), W),
+    "embedding_bag last offset": (lambda w: bag(w, include_last_offset=True), W),
+    **{f"segment_reduce {reduce}":
+       (lambda x, r=reduce: torch.segment_reduce(x, r, lengths=LENGTHS, initial=1.0).pow(3).sum(),
+        X.abs() + 1.0)
+       for reduce in ("sum", "mean", "prod", "max")},
+    **{f"segment_reduce {reduce} of columns":
+       (lambda x, r=reduce: torch.segment_reduce(
+           x.mT.contiguous(), r, offsets=torch.tensor([[0, 2, 6]] * 3), axis=1).pow(3).sum(), X)
+       for reduce in ("sum", "mean", "prod", "max", "min")},
+    **{f"ctc_loss {reduction}":
+       (lambda z, r=reduction: ctc(z.log_softmax(-1), FRAMES, LETTERS, reduction=r), SCORES)
+       for reduction in ("none", "mean", "sum")},
+    "ctc_loss of scores": (
+        lambda z: ctc(z, (12, 10, 11), (3, 0, 2), words=torch.tensor([1, 2, 2, 3, 5])), SCORES),
+    "ctc_loss of one": (
+        lambda z: ctc(z[:, 0].log_softmax(-1), FRAMES[0], LETTERS[0], words=WORDS[0]), SCORES),
+    "ctc_loss impossible": (
+        lambda z: ctc(z.log_softmax(-1), torch.tensor([2, 10, 11]), LETTERS, zero_infinity=True),
+        SCORES),
+    "multi_margin_loss": (
+        lambda x: F.multi_margin_loss(x.sin(), torch.arange(6) % 3, 2, 0.7, Y[0].abs()), X),
+    "multilabel_margin_loss": (
+        lambda x: F.multilabel_margin_loss(x.sin(), LABELS, reduction="none").pow(2).sum(), X),
+    "hardsigmoid": (lambda x: F.hardsigmoid(3 * x).pow(3).sum(), X),
+    "max_unpool of overlapping windows": (unpooled, X),
+    "logcumsumexp": (lambda x: (torch.logcumsumexp(50 * x, 0) * X).sum(), X / 50),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_products_and_gradients_are_those_of_differences(name):
+    f, x = CASES[name]
+    v, h = draw(*x.shape, seed=9), 1e-4
+    points = [hvp(f, x + t * h * v, v, value_and_gradient=True) for t in (-2, -1, 1, 2)]
+    far, behind, ahead, farther = (point.gradient for point in points)
+    expected = (8 * (ahead - behind) - (farther - far)) / (12 * h)
+    slope = float(points[2].value - points[1].value) / (2 * h)
+    gradient = hvp(f, x, v, value_and_gradient=True).gradient
+    assert abs(float((gradient * v).sum()) - slope) <= 1e-5 * (
+        abs(slope) + norm(gradient.flatten())
+    )
+    for mode in MODES:
+        if mode == "traced-split":
+            H = hessian_operator(f, x, mode=mode)
+            products = [H @ v, H @ v]
+        elif name == "logcumsumexp" and "forward" in mode:
+            continue
+        else:
+            products = [hvp(f, x, v, mode)]
+        for product in products:
+            error = norm((product - expected).flatten())
+            assert error <= 1e-8 * norm(expected.flatten()), mode
+
+
+@pytest.mark.parametrize("name", ["cdist 2.0", "embedding_bag mean None", "ctc_loss mean"])
+def test_values_are_those_of_torch(name):
+    f, x = CASES[name]
+    value = hvp(f, x, x, value_and_gradient=True).value
+    assert abs(float(value - f(x))) <= 1e-13 * abs(float(value))
+
+
+def test_the_distance_of_points_that_coincide_has_no_second_derivative():
+    def squares(x):
+        return torch.cdist(x, Y[:2]).square().diagonal().sum()
+
+    x = Y[:2].clone()
+    with pytest.raises(NonFiniteError):  # 0 would be wrong
+        hvp(squares, x, x, "reverse-over-reverse")
+    product = hvp(squares, x, x, "finite-difference")
+    assert norm((product - 2 * x).flatten()) <= 1e-8 * norm(x.flatten())
+
+
+def test_a_module_is_composed_too():
+    bags = nn.EmbeddingBag(7, 3, dtype=DOUBLE)
+
+    def f(w):
+        return torch.func.functional_call(bags, {"weight": w}, (INDICES, OFFSETS)).pow(3).sum()
+
+    v = draw(7, 3)
+    expected = hvp(lambda w: bag(w, mode="mean"), W, v)
+    assert torch.equal(hvp(f, W, v), expected)
