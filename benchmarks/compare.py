@@ -10,11 +10,11 @@ median over rounds of new / old. The columns, for Hessian and Gauss-Newton matri
   as many steps of minres or cg;
 - eigsh, density: three eigenvalues and a spectral density, of an operator that has taken products.
 
-A cell names products and modes where those of the two sides differ: `auto` mode traces when measured
-seconds show that it pays. A column is left out (-) where its rounds do not fit into the seconds of a
-row. Both processes keep the memory that they free: whether the C library returns it to the system,
-and pays for it again at the next product, is an accident of addresses that takes up to a third of a
-product.
+A cell names products and modes where those of the two sides differ: `auto` mode traces when
+measured seconds show that it pays. A column is left out (-) where its rounds do not fit into the
+seconds of a row. Both processes keep the memory that they free: whether the C library returns it to
+the system, and pays for it again at the next product, is an accident of addresses that takes up to
+a third of a product.
 """
 
 from __future__ import annotations
