@@ -31,7 +31,9 @@ def prepare_hesse(case: Case, quantity: str, mode: str) -> Run:
     J = hesse.jacobian_operator(problem.risk(), problem.params, mode=mode)
     if quantity == "jacobian":
         return InProcess(lambda: J @ case.v, flat)
-    return InProcess(lambda: J.T @ u, flat)
+    # Where the outputs are a vector, u has their form, and so has J'u that of the parameters.
+    tree = case.cotangent.ndim == 1
+    return InProcess(lambda: J.T @ u, (lambda r: flat_leaves(r.values())) if tree else flat)
 
 
 def prepare_jvp(case: Case) -> Run:
