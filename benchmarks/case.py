@@ -50,6 +50,14 @@ class Case:
         """The block, one tensor a parameter, the vectors along the last axis."""
         return [leaf.movedim(0, -1).contiguous() for leaf in self.leading_block.values()]
 
+    @cached_property
+    def cotangent(self) -> Tensor:
+        """u: standard normal, of the shape of the model's outputs."""
+        parts = self.problem.parts
+        assert parts is not None
+        shape = parts.outputs(self.problem.params).shape  # not in no_grad: f may differentiate
+        return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
     def _tree(self, vector: Tensor) -> dict[str, Tensor]:
         params = self.problem.params
         parts = vector.split([leaf.numel() for leaf in params.values()])

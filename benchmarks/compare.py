@@ -10,9 +10,11 @@ median over rounds of new / old. The columns, for Hessian and Gauss-Newton matri
   as many steps of minres or cg;
 - eigsh, density: three eigenvalues and a spectral density, of an operator that has taken products.
 
-A column is left out (-) where its rounds do not fit into the seconds of a row. Both processes keep
-the memory that they free: whether the C library returns it to the system, and pays for it again at
-the next product, is an accident of the addresses, which makes up to a third of a product.
+A cell names products and modes where those of the two sides differ: `auto` mode traces when
+measured seconds show that it pays. A column is left out (-) where its rounds do not fit into the
+seconds of a row. Both processes keep the memory that they free: whether the C library returns it to
+the system, and pays for it again at the next product, is an accident of addresses that takes up to
+a third of a product.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.compare_worker import CLOCKS, PROBLEMS
 
@@ -40,6 +44,7 @@ COLUMNS = {"product": 1, "total": 20, "trace": 20, "solve": 20, "eigsh": 40, "de
 """About the products that a turn takes; the first columns are the last to be left out."""
 FEWEST, MOST = 2, 50
 """Rounds of a column."""
+KEYS = ("products", "mode")
 MODES = ["auto", "retained-graph", "traced-split"]
 SLOW = 1.1
 
@@ -98,18 +103,20 @@ class Failed(Exception):
 
 @dataclass
 class Cell:
-    """The seconds of the two sides, their products, and the ratio of new to old."""
+    """The seconds of the two sides, their products and modes, and the ratio of new to old."""
 
     old: float
     new: float
     ratio: float
     rounds: int
-    products: tuple[int, int]
+    products: str
+    modes: str
 
     def __str__(self) -> str:
-        counts = "" if self.products[0] == self.products[1] else ", products {} -> {}"
-        times = f"{_seconds(self.old)} -> {_seconds(self.new)} x{self.rounds}"
-        return f"{self.ratio:.2f} ({times}{counts.format(*self.products)})"
+        notes = [f"{_seconds(self.old)} -> {_seconds(self.new)} x{self.rounds}"]
+        notes += [f"{self.products} products"] if "->" in self.products else []
+        notes += [self.modes] if "->" in self.modes else []
+        return f"{self.ratio:.2f} ({', '.join(notes)})"
 
 
 Row = dict[str, Cell | str]
@@ -123,8 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS)
     sides = Side(options.old, options.clock), Side(options.new, options.clock)
     rows: dict[str, Row] = {}
-    print(f"| model | {' | '.join(options.columns)} | modes |")
-    print(f"|---|{'---|' * (len(options.columns) + 1)}")
+    print(f"| model | {' | '.join(options.columns)} |\n|---|{'---|' * len(options.columns)}")
     for model in models:
         try:
             answers = [side.ask("load", model) for side in sides]
@@ -133,8 +139,8 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         for quantity in answers[0]["quantities"]:
             name = f"{model}, {quantity}"
-            rows[name], modes = compare(sides, quantity, options.mode, options.columns, seconds)
-            print(f"| {name} | {' | '.join(map(str, rows[name].values()))} | {modes} |", flush=True)
+            rows[name] = row = compare(sides, quantity, options.mode, options.columns, seconds)
+            print(f"| {name} | {' | '.join(map(str, row.values()))} |", flush=True)
     for side in sides:
         side.close()
     print(summary(rows, options.columns))
@@ -159,14 +165,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def compare(
-    sides: Sides, quantity: str, mode: str, columns: list[str], budget: float
-) -> tuple[Row, str]:
-    """A cell for every column, within about so many seconds; and the modes of both."""
+def compare(sides: Sides, quantity: str, mode: str, columns: list[str], budget: float) -> Row:
+    """A cell for every column, within about so many seconds."""
     try:
         single = _warm_up(sides, quantity, mode, budget / 8)
     except Failed as reason:
-        return dict.fromkeys(columns, "failed"), str(reason)
+        return dict.fromkeys(columns, f"failed: {reason}")
     row: Row = dict.fromkeys(columns, "-")
     left = budget
     for place, column in enumerate(columns):
@@ -176,8 +180,7 @@ def compare(
             request = (column, count) if column == "product" else (column,)
             row[column] = _alternate(sides, request, left / (len(columns) - place))
         left -= time.perf_counter() - start
-    modes = [side.ask("mode")["mode"] for side in sides]
-    return row, modes[0] if modes[0] == modes[1] else " -> ".join(modes)
+    return row
 
 
 def _warm_up(sides: Sides, quantity: str, mode: str, budget: float) -> float:
@@ -209,7 +212,14 @@ def _alternate(sides: Sides, request: tuple, budget: float) -> Cell | str:
         statistics.median(a["seconds"] for a in column) for column in zip(*rounds, strict=True)
     )
     ratio = statistics.median(b["seconds"] / a["seconds"] for a, b in rounds)
-    return Cell(old, new, ratio, len(rounds), tuple(a["products"] for a in rounds[0]))
+    products, modes = (_changes([turn[0][k], turn[1][k]] for turn in rounds) for k in KEYS)
+    return Cell(old, new, ratio, len(rounds), products, modes)
+
+
+def _changes(pairs: Iterable[list[Any]]) -> str:
+    """What most rounds of a side have, of one if it is the same for both."""
+    old, new = (statistics.mode(column) for column in zip(*pairs, strict=True))
+    return f"{old}" if old == new else f"{old} -> {new}"
 
 
 def summary(rows: dict[str, Row], columns: list[str]) -> str:

@@ -26,6 +26,8 @@ PROBLEMS = MODELS | {"classifier": classifier}
 
 TOTAL = 20
 """Products of a total, a trace and a solution."""
+MANY = 1000
+"""Products that are announced for an operator that is kept."""
 
 DAMPING = 0.1
 
@@ -51,59 +53,53 @@ class Worker:
         self.quantity, self.chosen, self.operator = quantity, mode, None
         gc.collect()
         self.operator = self._operator()
+        # So that auto mode traces at once: when it would by itself depends on the clock.
+        announce = getattr(self.operator, "announce", None) or self.operator.expect
+        announce(MANY)
         return {}
 
     def product(self, count: int) -> dict[str, Any]:
         """The seconds of a product of the kept operator, on average over so many."""
-        seconds = self._timed(lambda: [self.operator @ self.v for _ in range(count)])[1]
-        return {"seconds": seconds / count, "products": 1}
-
-    def mode(self) -> dict[str, Any]:
-        """How the kept operator takes products now; which kernels, it measures by a clock."""
-        onednn = any("by oneDNN" in note for note in self.operator.plan.notes)
-        return {"mode": self.operator.mode + (" by oneDNN" if onednn else "")}
+        start = self._clock()
+        for _ in range(count):
+            _ = self.operator @ self.v
+        seconds = self._clock() - start
+        return {"seconds": seconds / count, "products": 1, "mode": _mode(self.operator)}
 
     def total(self) -> dict[str, Any]:
         """An operator and its first products."""
 
-        def run() -> None:
-            A = self._operator()
+        def run(A: Any) -> None:
             for _ in range(TOTAL):
                 _ = A @ self.v
 
-        gc.collect()
-        return {"seconds": self._timed(run)[1], "products": TOTAL}
+        return self._timed(run)
 
     def trace(self) -> dict[str, Any]:
         """An operator and an estimate of its trace."""
-        return self._counted(
-            lambda: hesse.trace(
-                self._operator(), rtol=0.0, max_products=TOTAL, generator=_generator()
-            )
+        return self._timed(
+            lambda A: hesse.trace(A, rtol=0.0, max_products=TOTAL, generator=_generator())
         )
 
     def solve(self) -> dict[str, Any]:
         """An operator and some steps towards a solution of a damped system."""
         method = "minres" if self.quantity == "hessian" else "cg"
-        identity = hesse.identity_operator(self.problem.n)
-        return self._counted(
-            lambda: hesse.solve(
-                *(self._operator() + DAMPING * identity, self.v, method),
-                rtol=1e-9,
-                max_iterations=TOTAL - 1,  # and the product that recomputes the residual
-            )
+        damping = DAMPING * hesse.identity_operator(self.problem.n)
+        steps = TOTAL - 1  # the last product recomputes the residual
+        return self._timed(
+            lambda A: hesse.solve(A + damping, self.v, method, rtol=1e-9, max_iterations=steps)
         )
 
     def eigsh(self) -> dict[str, Any]:
         """Three eigenvalues of the kept operator, by the method of Lanczos."""
-        return self._counted(
-            lambda: hesse.eigsh(self.operator, 3, rtol=1e-2, generator=_generator())
+        return self._timed(
+            lambda A: hesse.eigsh(A, 3, rtol=1e-2, generator=_generator()), self.operator
         )
 
     def density(self) -> dict[str, Any]:
         """The density of the eigenvalues of the kept operator, from two probes of 64 steps."""
-        return self._counted(
-            lambda: hesse.spectral_density(self.operator, probes=2, generator=_generator())
+        return self._timed(
+            lambda A: hesse.spectral_density(A, probes=2, generator=_generator()), self.operator
         )
 
     def _operator(self) -> Any:
@@ -113,16 +109,21 @@ class Worker:
         make = hesse.hessian_operator if self.quantity == "hessian" else hesse.ggn_operator
         return make(problem.risk(self.batches), problem.params, mode=self.chosen)
 
-    def _timed(self, run: Callable[[], Any]) -> tuple[Any, float]:
-        start = self._clock()
-        result = run()
-        return result, self._clock() - start
-
-    def _counted(self, run: Callable[[], Any]) -> dict[str, Any]:
-        """The seconds of a run, and the products that its result says it took."""
+    def _timed(self, run: Callable[[Any], Any], operator: Any = None) -> dict[str, Any]:
+        """A run on an operator, or on a new one: seconds, products, and how they are taken now."""
         gc.collect()
-        result, seconds = self._timed(run)
-        return {"seconds": seconds, "products": result.products}
+        start = self._clock()
+        A = operator or self._operator()
+        result = run(A)
+        seconds = self._clock() - start
+        products = getattr(result, "products", TOTAL)
+        return {"seconds": seconds, "products": products, "mode": _mode(A)}
+
+
+def _mode(A: Any) -> str:
+    """The mode, and oneDNN where it takes the large matrix products, which is measured."""
+    onednn = any("by oneDNN" in note for note in A.plan.notes)
+    return A.mode + (" by oneDNN" if onednn else "")
 
 
 def _generator() -> torch.Generator:

@@ -20,13 +20,13 @@ COLUMNS = (0, -1)
 
 @dataclass(frozen=True)
 class Oracle:
-    """Exact products by quantity: the columns 1 and 8 of the block, or the one gradient."""
+    """Exact products by quantity: the columns 1 and 8 of the block, or one column."""
 
     exact: dict[str, Tensor]
 
     @staticmethod
     def of(case: Case) -> Oracle:
-        """The gradient, and both products of two directions."""
+        """The gradient, products of two directions, and J v and J'u."""
         double, directions = case.problem.double(), case.block[:, COLUMNS].double().T
         with sdpa_kernel(SDPBackend.MATH), AllDouble():
             gradient, product = hessian(double)
@@ -37,6 +37,9 @@ class Oracle:
             if double.parts is not None:
                 product = gauss_newton(double)
                 exact["ggn"] = torch.stack([product(v) for v in directions], dim=1)
+                push, pull = jacobian(double)
+                exact["jacobian"] = push(directions[0]).reshape(-1, 1)
+                exact["adjoint"] = pull(case.cotangent.double()).unsqueeze(1)
         return Oracle({quantity: columns.detach() for quantity, columns in exact.items()})
 
     def error(self, quantity: str, result: Tensor) -> float:
@@ -71,20 +74,26 @@ def hessian(problem: Problem) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
 
 
 def gauss_newton(problem: Problem) -> Callable[[Tensor], Tensor]:
-    """v -> J' H_L J v, for flat vectors; J v is the derivative of J'u in u."""
+    """v -> J' H_L J v, for flat vectors."""
+    parts = problem.parts
+    assert parts is not None
+    free = parts.outputs(problem.params).detach().requires_grad_()
+    slope = torch.autograd.grad(parts.loss(free, parts.targets), free, create_graph=True)[0]
+    push, pull = jacobian(problem)
+    return lambda v: pull(_pull_back(slope, [free], push(v))[0])
+
+
+def jacobian(problem: Problem) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """v -> J v of the outputs' shape, and back u -> J'u; J v is the derivative of J'u in u."""
     parts, leaves = problem.parts, _leaves(problem)
     assert parts is not None
     z = parts.outputs(dict(zip(problem.params, leaves, strict=True)))
-    free = z.detach().requires_grad_()
-    slope = torch.autograd.grad(parts.loss(free, parts.targets), free, create_graph=True)[0]
     u = torch.ones_like(z, requires_grad=True)
     transposed = _flat(torch.autograd.grad(z, leaves, u, create_graph=True))
-
-    def product(v: Tensor) -> Tensor:
-        pushed = _pull_back(transposed, [u], v)[0]
-        return _flat(_pull_back(z, leaves, _pull_back(slope, [free], pushed)[0]))
-
-    return product
+    return (
+        lambda v: _pull_back(transposed, [u], v)[0],
+        lambda u: _flat(_pull_back(z, leaves, u)),
+    )
 
 
 def _leaves(problem: Problem) -> list[Tensor]:

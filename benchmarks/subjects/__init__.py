@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.subjects import (
     hesse_modes,
+    jacobians,
     peers_backward,
     peers_compiled,
     peers_curvlinops,
@@ -16,6 +17,7 @@ SUBJECTS: dict[str, Subject] = {
     subject.name: subject
     for module in (
         hesse_modes,
+        jacobians,
         peers_backward,
         peers_transforms,
         peers_compiled,

@@ -26,7 +26,7 @@ class Run(Protocol):
         ...
 
     def result(self) -> Tensor:
-        """The last product, shape (n,) or (n, 8)."""
+        """The last product, a flat vector or shape (n, 8)."""
         ...
 
 
@@ -61,7 +61,7 @@ class Subject:
     """How to prepare a product at the point of a case.
 
     Attributes:
-        quantity: "gradient", "hessian" or "ggn".
+        quantity: "gradient", "hessian", "ggn", "jacobian" (J v) or "adjoint" (J'u).
         prepare: everything that is done once at a point; what it costs is part of the first call.
         check: raises `Unavailable`; untimed.
         vectors: how many are multiplied at a time.
