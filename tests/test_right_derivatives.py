@@ -109,6 +109,18 @@ def test_products_are_those_of_a_symmetric_matrix_or_refused(operator, options, 
 
 
 @pytest.mark.parametrize("mode", ["auto", "traced-split", "forward-over-reverse"])
+def test_the_padding_row_counts_as_frozen_and_nothing_is_scaled(mode):
+    padded, scaled = embedding_risk(padding_idx=0), embedding_risk(scale_grad_by_freq=True)
+    plain = embedding_risk()
+    params = plain.params
+    right = hessian_operator(plain, params, mode="retained-graph").to_dense()
+    found = hessian_operator(scaled, params, mode=mode).to_dense()
+    torch.testing.assert_close(found, right)
+    right[:4] = right[:, :4] = 0.0  # the first row of the table
+    torch.testing.assert_close(hessian_operator(padded, params, mode=mode).to_dense(), right)
+
+
+@pytest.mark.parametrize("mode", ["auto", "traced-split", "forward-over-reverse"])
 def test_hooks_and_raw_matrices_are_named(mode):
     def hooked(x):
         y = x * 1.0

@@ -8,6 +8,7 @@
   Without them it takes more operations, which can be recorded.
 - `embedding_bag`, `segment_reduce`, `cdist`, `pdist`, `ctc_loss`, `hardsigmoid`, and the margin
   losses of several classes: no second derivative.
+- `embedding`: with `padding_idx` or `scale_grad_by_freq` its backward pass is no derivative.
 - `max_unpool`, `as_strided_scatter`: wrong where places overlap.
 
 Seen with torch 2.13; issues 175754 and 186256 of PyTorch.
@@ -23,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from hesse.ad.ctc_loss import ctc_loss
 from hesse.ad.distances import cdist, pdist
+from hesse.ad.embedding import embedding, native_embedding
 from hesse.ad.piecewise_linear import (
     as_strided_scatter,
     hardsigmoid,
@@ -86,6 +88,8 @@ _STAND_INS = {
     torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
     torch.layer_norm: _layer_norm,
     torch.nn.functional.layer_norm: _layer_norm,
+    torch.embedding: native_embedding,
+    torch.nn.functional.embedding: embedding,
     torch.embedding_bag: native_embedding_bag,
     torch.nn.functional.embedding_bag: embedding_bag,
     torch.segment_reduce: segment_reduce,
