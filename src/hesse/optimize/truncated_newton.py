@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor
 
+from hesse.errors import Status
 from hesse.krylov.cg import CG
 from hesse.krylov.stopping import EisenstatWalker, ForcingTerm
 from hesse.krylov.system import System
 from hesse.operators.algebra import LinearOperator
 from hesse.optimize.point import Point
 from hesse.optimize.proposal import Candidate, Proposal
+from hesse.progress import Run
 
 
 class TruncatedNewton:
@@ -22,6 +25,13 @@ class TruncatedNewton:
     minimisation needs. On a direction of negative curvature the step is the iterate before it,
     or, when there is none, the direction itself (Nocedal & Wright 2006, algorithm 7.1); within a
     radius it goes on to the boundary (algorithm 7.2).
+
+    Args:
+        gradient_tolerance: that of the minimisation.
+        max_iterations: of one solve.
+        preconditioner: an approximation of the inverse of H.
+        limits: the limits of a solve that begins now.
+        forcing: the last forcing term, where the minimisation continues.
     """
 
     def __init__(
@@ -30,12 +40,14 @@ class TruncatedNewton:
         gradient_tolerance: float = 0.0,
         max_iterations: int = 500,
         preconditioner: LinearOperator | None = None,
+        limits: Callable[[], Run] = lambda: Run("solve"),
+        forcing: ForcingTerm | None = None,
     ) -> None:
         self.gradient_tolerance = gradient_tolerance
         self.max_iterations = max_iterations
         self.preconditioner = preconditioner
+        self.forcing, self._limits = forcing, limits
         self._rule = EisenstatWalker()
-        self._forcing: ForcingTerm | None = None
 
     def propose(self, point: Point, scalar: float) -> Proposal:
         """A step from `point` within the radius `scalar`."""
@@ -45,8 +57,11 @@ class TruncatedNewton:
             preconditioner=self.preconditioner,
             rtol=self._tolerance(point.gradient_norm),
             max_iterations=self.max_iterations,
+            run=self._limits(),
         )
         solution = CG(radius=scalar, verify=False).solve_system(system)
+        if solution.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
         if solution.iterations == 0 and solution.direction is not None:
             candidate = _along_negative_curvature(point, solution.direction)
         else:
@@ -58,8 +73,8 @@ class TruncatedNewton:
         """No state to drop."""
 
     def _tolerance(self, gradient_norm: float) -> float:
-        self._forcing = self._rule(gradient_norm, self._forcing)
-        return min(0.5, max(self._forcing.eta, 0.5 * self.gradient_tolerance / gradient_norm))
+        self.forcing = self._rule(gradient_norm, self.forcing)
+        return min(0.5, max(self.forcing.eta, 0.5 * self.gradient_tolerance / gradient_norm))
 
 
 def _along_negative_curvature(point: Point, p: Tensor) -> Candidate:
