@@ -33,8 +33,10 @@ _LEAST, _FRACTION = 10, 0.1
 # The entries that its basis may take, unless it has no more than _LEAST rows.
 _ENTRIES = 1 << 27
 # Trial lengths along a direction, relative to max(1, |x|): where curvature is negative each is a
-# quarter of the last, and where it is zero these two.
-_LONGEST, _NUM_LENGTHS, _FLAT_LENGTHS = 0.1, 12, (0.1, 1e-3)
+# quarter of the last; where it is zero these two, and where it is small this one.
+_LONGEST, _NUM_LENGTHS, _FLAT_LENGTHS, _SOFT_LENGTH = 0.1, 12, (0.1, 1e-3), 1e-2
+# Curvature is small if along _LONGEST it changes f by less than this part of what f has changed.
+_SOFT = 1e-3
 # The model's decrease is known well enough when a solve has reduced its residual to this.
 _DECREMENT_RTOL = 0.1
 
@@ -107,6 +109,10 @@ class Certificate:
                 return Verdict(Status.SADDLE_POINT, smallest)
         if point.gradient_norm > self.criterion.atol and not self._is_at_bottom(point, ritz):
             return Verdict(Status.UNFINISHED, smallest)
+        if ritz is not None and ritz.is_positive and self._is_soft(point, ritz):
+            lower = self._lower(point, ritz)
+            if lower is not None:
+                return Verdict(Status.UNFINISHED, smallest, lower)
         return Verdict(Status.CONVERGED, smallest)
 
     def is_zero_to_rounding(self, point: Point, *, by_value: bool = True) -> bool:
@@ -139,7 +145,8 @@ class Certificate:
         return _attempt(lambda: self._lanczos(self.hessian(point), self._budget()))
 
     def _lanczos(self, hessian: LinearOperator, steps: int) -> _Ritz:
-        generator = torch.Generator().manual_seed(0)
+        # Another start each time: the point may lie along the vector that the last one found.
+        generator = torch.Generator().manual_seed(self.objective.counts.nhev)
         start = hessian.domain.gaussian(generator)
         lanczos = LanczosProcess(hessian, steps, start, generator)
         rest = self.limits.rest(0)
@@ -181,6 +188,12 @@ class Certificate:
             return math.inf
         return -solution.model_value
 
+    def _is_soft(self, point: Point, ritz: _Ritz) -> bool:
+        """Whether the curvature has fallen so far that x may be a point of inflection."""
+        length = _LONGEST * max(1.0, point.space.norm(point.x))
+        change = max(abs(point.value), self.criterion.start_value - point.value)
+        return 0.5 * ritz.smallest * length**2 < _SOFT * change
+
     # -- Values around a point ---------------------------------------------------------------------
 
     def _lower(self, point: Point, ritz: _Ritz) -> Point | None:
@@ -191,7 +204,11 @@ class Certificate:
         scale = max(1.0, point.space.norm(point.x))
         lengths = [_LONGEST * 0.25**k for k in range(_NUM_LENGTHS)]
         downhill = -1.0 if point.space.inner(point.gradient, ritz.direction) > 0.0 else 1.0
-        for length in _FLAT_LENGTHS if ritz.is_flat else lengths:
+        if ritz.is_positive:
+            lengths = [_SOFT_LENGTH]
+        elif ritz.is_flat:
+            lengths = list(_FLAT_LENGTHS)
+        for length in lengths:
             for sign in (downhill, -downhill):
                 trial = self.objective.point(point.x + sign * length * scale * ritz.direction)
                 if trial.value < point.value - decrease and trial.is_usable:

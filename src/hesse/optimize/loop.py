@@ -19,8 +19,10 @@ from hesse.optimize.proposal import Search, take_step
 from hesse.optimize.truncated_newton import TruncatedNewton
 from hesse.progress import Run
 
-# Steps without progress before stopping: a trust radius is then divided by 4 twelve times.
+# Steps without progress before stopping, if the trust radius is small by then.
 _MAX_FAILURES = 12
+# The same for proposals that a line search rejects: Newton's step, and one along the gradient.
+_MAX_REJECTIONS = 2
 # After so many, and at the end, the gradient is compared with rounding errors.
 _FEW_FAILURES = 3
 # What an iteration may take at least: a product of CG, and one along negative curvature.
@@ -61,6 +63,9 @@ class MinimizeState:
     """Of x."""
     number: int = 0
     failures: int = 0
+    """Iterations since the best point."""
+    rejections: int = 0
+    """Proposals since the last step."""
     scalar: float = 0.0
     """Of the search."""
     forcing: list[float] = field(default_factory=list)
@@ -167,12 +172,11 @@ class Minimisation:
 
     def _advance(self) -> None:
         """A step, or the move to a lower point that the certificate found."""
-        state, lower, self._lower = self.state, self._lower, None
+        state, before, lower, self._lower = self.state, self.point, self._lower, None
         if lower is not None:
-            length = self.objective.space.norm(lower.x - self.best.x)
-            self.search.scalar = max(self.search.scalar, length)
-            self.point = lower
+            self._move_to(lower)
         else:
+            self.descent.along_gradient = self._has_no_scalar and state.rejections == 1
             try:
                 self.point, _ = take_step(self.objective, self.point, self.descent, self.search)
             except Exception as error:
@@ -182,11 +186,28 @@ class Minimisation:
                 self._is_undefined = True
                 return
         state.number += 1
+        state.rejections = state.rejections + 1 if self.point is before else 0
         if _is_better(self.point, self.best):
             self.best, state.failures, state.is_judged = self.point, 0, False
             state.min_curvature = math.nan
         else:
             state.failures += 1
+
+    def _move_to(self, lower: Point) -> None:
+        """Go on from a point that is no neighbour: its gradient is that of a new start."""
+        state, space = self.state, self.objective.space
+        self.search.scalar = max(self.search.scalar, space.norm(lower.x - self.best.x))
+        self.point = lower
+        if lower.gradient_norm > state.start_gradient_norm:
+            state.start_gradient_norm = lower.gradient_norm
+            criterion = replace(self.criterion, start_gradient_norm=lower.gradient_norm)
+            self.certificate.criterion = criterion
+            self.descent.gradient_tolerance = criterion.tolerance
+
+    @property
+    def _has_no_scalar(self) -> bool:
+        """Whether the search keeps no radius, so that a rejected proposal would come again."""
+        return math.isinf(self.search.scalar)
 
     # -- Why it ends -------------------------------------------------------------------------------
 
@@ -195,10 +216,10 @@ class Minimisation:
         if status is not Status.UNFINISHED:
             return status
         if self._is_undefined:
-            return Status.NOT_FINITE
+            return self._or_unbounded(Status.NOT_FINITE)
         if self._is_unbounded():
             return Status.UNBOUNDED
-        if self.state.failures >= _MAX_FAILURES and self._lower is None:
+        if self._is_exhausted and self._lower is None:
             return self._or_unbounded(Status.STAGNATED)
         if self.state.number >= self.max_iterations:
             return self._or_unbounded(Status.MAX_ITERATIONS)
@@ -223,11 +244,29 @@ class Minimisation:
         if not criterion.accepts_rounding or state.rounding_at == state.number:
             return False
         state.rounding_at = state.number
-        if state.failures in (_FEW_FAILURES, _MAX_FAILURES):
-            by_value = state.failures == _MAX_FAILURES
-            return self.certificate.is_zero_to_rounding(best, by_value=by_value)
-        is_small = state.failures == 0 and best.gradient_norm <= criterion.level
-        return is_small and self.certificate.is_zero_to_rounding(best, by_value=False)
+        if self._is_exhausted:
+            return self.certificate.is_zero_to_rounding(best)
+        if best.gradient_norm > criterion.level and state.failures != _FEW_FAILURES:
+            return False
+        return self._is_slow and self.certificate.is_zero_to_rounding(best, by_value=False)
+
+    @property
+    def _is_exhausted(self) -> bool:
+        """Whether another iteration would bring nothing."""
+        state, x = self.state, self.best.x
+        if self._has_no_scalar and state.rejections >= _MAX_REJECTIONS:
+            return True
+        if state.failures < _MAX_FAILURES:
+            return False
+        shortest = torch.finfo(x.dtype).eps ** 0.5 * max(1.0, self.objective.space.norm(x))
+        is_short = self._has_no_scalar or self.search.scalar <= shortest
+        return is_short or state.rejections < state.failures
+
+    @property
+    def _is_slow(self) -> bool:
+        """Whether the last iteration did not halve the gradient, or there was none."""
+        history = self.state.history
+        return len(history) < 2 or history[-1][1] > 0.5 * history[-2][1]
 
     def _is_unbounded(self) -> bool:
         """Whether f or x has left the range of what a minimum could have."""

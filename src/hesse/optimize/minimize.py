@@ -118,7 +118,7 @@ def minimize(
     check_choice("curvature", curvature, ("hessian", "ggn"))
     check_count("max_iterations", max_iterations, 0)
     check_count("max_cg_iterations", max_cg_iterations, 1)
-    check_tolerances(atol=atol, **({} if rtol is None else {"rtol": rtol}))
+    check_tolerances(rtol=0.0 if rtol is None else rtol, atol=atol)
     limits = Run(
         "minimize",
         max_products=max_products,
@@ -247,7 +247,7 @@ def _run(minimisation: Minimisation, limits: Run) -> OptimizeResult:
         njev=state.counts.njev,
         nhev=state.counts.nhev,
         min_curvature=state.min_curvature,
-        history=[tuple(entry) for entry in state.history],
+        history=[(value, norm) for value, norm in state.history],
     )
 
 

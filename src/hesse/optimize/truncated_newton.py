@@ -17,6 +17,9 @@ from hesse.optimize.point import Point
 from hesse.optimize.proposal import Candidate, Proposal
 from hesse.progress import Run
 
+LONGEST = 1e8
+"""Of a step, relative to max(1, |x|): a line search of 40 halvings then reaches 1e-4."""
+
 
 class TruncatedNewton:
     r"""p with |H p + g| <= eta |g| by conjugate gradients, within a radius if there is one.
@@ -24,7 +27,8 @@ class TruncatedNewton:
     The forcing term eta is that of `EisenstatWalker`, but no tighter than the tolerance of the
     minimisation needs. On a direction of negative curvature the step is the iterate before it,
     or, when there is none, the direction itself (Nocedal & Wright 2006, algorithm 7.1); within a
-    radius it goes on to the boundary (algorithm 7.2).
+    radius it goes on to the boundary (algorithm 7.2). Steps longer than LONGEST max(1, |x|), as
+    where f is flat to rounding, are cut.
 
     Args:
         gradient_tolerance: that of the minimisation.
@@ -48,12 +52,17 @@ class TruncatedNewton:
         self.preconditioner = preconditioner
         self.forcing, self._limits = forcing, limits
         self._rule = EisenstatWalker()
+        self.along_gradient = False
+        """Whether the next proposal is along the gradient: the last was lower at no length."""
 
     def propose(self, point: Point, scalar: float) -> Proposal:
         """A step from `point` within the radius `scalar`."""
+        if self.along_gradient:
+            return Proposal(_along_gradient(point))
+        unit = _unit(point.gradient_norm)
         system = System(
-            point.curvature,
-            -point.gradient,
+            point.curvature if unit == 1.0 else unit * point.curvature,
+            -unit * point.gradient,
             preconditioner=self.preconditioner,
             rtol=self._tolerance(point.gradient_norm),
             max_iterations=self.max_iterations,
@@ -65,7 +74,7 @@ class TruncatedNewton:
         if solution.iterations == 0 and solution.direction is not None:
             candidate = _along_negative_curvature(point, solution.direction)
         else:
-            candidate = Candidate(solution.x, solution.model_value)
+            candidate = _shortened(point, Candidate(solution.x, solution.model_value / unit))
         inside = math.isinf(scalar) or point.space.norm(candidate.step) < 0.99 * scalar
         return Proposal(candidate, status=solution.status, on_boundary=not inside)
 
@@ -75,6 +84,27 @@ class TruncatedNewton:
     def _tolerance(self, gradient_norm: float) -> float:
         self.forcing = self._rule(gradient_norm, self.forcing)
         return min(0.5, max(self.forcing.eta, 0.5 * self.gradient_tolerance / gradient_norm))
+
+
+def _unit(gradient_norm: float) -> float:
+    """What the system is multiplied by where squares might under- or overflow."""
+    return 1.0 if 1e-100 < gradient_norm < 1e100 else 1.0 / gradient_norm
+
+
+def _shortened(point: Point, candidate: Candidate) -> Candidate:
+    """The step, cut where it is longer than a search would go back over."""
+    length = point.space.norm(candidate.step)
+    longest = LONGEST * max(1.0, point.space.norm(point.x))
+    if not length > longest:
+        return candidate
+    t, slope = longest / length, point.space.inner(point.gradient, candidate.step)
+    return Candidate(t * candidate.step, t * slope * (1 - t / 2))  # p'Hp = -g'p of an iterate
+
+
+def _along_gradient(point: Point) -> Candidate:
+    """A step along the gradient, as long as x."""
+    t = max(1.0, point.space.norm(point.x)) / point.gradient_norm
+    return Candidate(-t * point.gradient, -t * point.gradient_norm**2)
 
 
 def _along_negative_curvature(point: Point, p: Tensor) -> Candidate:

@@ -7,6 +7,7 @@ import math
 
 from hesse.optimize.point import Objective, Point
 from hesse.optimize.proposal import Candidate, Proposal
+from hesse.optimize.truncated_newton import LONGEST
 
 
 def gain_ratio(point: Point, trial: Point, candidate: Candidate) -> float:
@@ -56,8 +57,11 @@ class TrustRadius:
 
 
 def _first_radius(point: Point) -> float:
-    default = 0.1 * max(1.0, point.space.norm(point.x))
+    scale = max(1.0, point.space.norm(point.x))
+    default = 0.1 * scale
     if point.gradient_norm == 0.0:
         return default
     along = point.curvature._curvature(point.gradient / point.gradient_norm)
-    return point.gradient_norm / along if 0.0 < along < math.inf else default
+    if not 0.0 < along < math.inf:
+        return default
+    return min(point.gradient_norm / along, LONGEST * scale)
