@@ -105,7 +105,7 @@ class Certificate:
             lower = self._lower(point, ritz)
             if lower is not None:
                 return Verdict(Status.UNFINISHED, smallest, lower)
-            if ritz.is_clearly_negative:
+            if ritz.is_clearly_negative and self._matters(point, ritz):
                 return Verdict(Status.SADDLE_POINT, smallest)
         if point.gradient_norm > self.criterion.atol and not self._is_at_bottom(point, ritz):
             return Verdict(Status.UNFINISHED, smallest)
@@ -188,6 +188,16 @@ class Certificate:
             return math.inf
         return -solution.model_value
 
+    def _matters(self, point: Point, ritz: _Ritz) -> bool:
+        """Whether curvature changes f beyond doubt along the longest trial step."""
+        length = _LONGEST * max(1.0, point.space.norm(point.x))
+        return 0.5 * abs(ritz.smallest) * length**2 > 100 * self._rounding(point)
+
+    def _rounding(self, point: Point) -> float:
+        """The rounding error of f here, and of what it has fallen by."""
+        eps = torch.finfo(point.x.dtype).eps
+        return max(point.rounding_error, 10 * eps * (self.criterion.start_value - point.value))
+
     def _is_soft(self, point: Point, ritz: _Ritz) -> bool:
         """Whether the curvature has fallen so far that x may be a point of inflection."""
         length = _LONGEST * max(1.0, point.space.norm(point.x))
@@ -198,7 +208,7 @@ class Certificate:
 
     def _lower(self, point: Point, ritz: _Ritz) -> Point | None:
         """The first point along the Ritz vector, either way, whose value is lower."""
-        decrease = point.rounding_error
+        decrease = self._rounding(point)
         if not ritz.is_clearly_negative or self.criterion.is_loose:
             decrease = max(decrease, self.criterion.negligible(point))
         scale = max(1.0, point.space.norm(point.x))

@@ -20,16 +20,21 @@ def in_fixed_mode(
 ) -> tuple[CurvatureOperator, str]:
     """An operator in the first of these modes in which products can be taken, and that mode.
 
-    Cost: one product, if there is a choice. Whatever is traced for it is there for all later
-    operators of the function, so that none of them takes its first products in another way.
+    Args:
+        make: mode -> the operator in that mode.
+        modes: at least one; what the last of them raises is raised.
+
+    Cost: a product. What is traced for it serves all later operators of the function, so that none
+    of them takes its first products in another way.
     """
-    for mode in modes[:-1]:
+    for index, mode in enumerate(modes):
         with deterministic():
             operator = make(mode)
         try:
             operator._matvec(operator.domain.gaussian(torch.Generator().manual_seed(0)))
-        except (DerivativeError, NotImplementedError):
+        except DerivativeError:
+            if index == len(modes) - 1:
+                raise
             continue
         return operator, mode
-    with deterministic():
-        return make(modes[-1]), modes[-1]
+    raise ValueError("no mode")
