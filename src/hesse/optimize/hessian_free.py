@@ -42,8 +42,8 @@ from hesse.vectors.space import Space
 
 # The modes that "auto" takes one of.
 _MODES = ["traced-split", "retained-graph"]
-# What a step may take at least: the products of CG's start and of one iteration.
-_LEAST_PRODUCTS = 2
+# What a step may take at least: CG's start, one iteration, and what CG reserves.
+_LEAST_PRODUCTS = 3
 
 
 class HessianFree(torch.optim.Optimizer):

@@ -148,7 +148,7 @@ def minimize(
         gradient_tolerance=criterion.tolerance,
         max_iterations=max_cg_iterations,
         preconditioner=preconditioner,
-        limits=lambda: limits.rest(objective.counts.nhev + 1),
+        limits=lambda: limits.rest(objective.counts.nhev),
         forcing=ForcingTerm(*state.forcing) if state.forcing else None,
     )
     exact = None if curvature == "hessian" else f
