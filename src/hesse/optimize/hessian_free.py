@@ -223,7 +223,7 @@ class HessianFree(torch.optim.Optimizer):
         value = torch.tensor(point.value, dtype=point.x.dtype)
         taken = Products(self.counts.nhev)
         if not (self._limits.goes_on(taken) and self._limits.allows(taken, _LEAST_PRODUCTS)):
-            self.status = self._limits.status
+            self.status, self._point = self._limits.status, (risk, objective, point)
             return value
         descent = DampedGaussNewton(
             preconditioner=self._preconditioner(risk, group),

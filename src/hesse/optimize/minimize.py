@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -198,9 +199,10 @@ def _start(objective: Objective, x0: Tree, file: Checkpoint) -> tuple[MinimizeSt
             vars(state.counts).update(counts)
         return state, point, best
     start = objective.start(x)
-    if not start.is_usable:
+    is_finite = start.value < math.inf
+    if not (is_finite and math.isfinite(start.gradient_norm)):  # NaN in the gradient raises
         raise NonFiniteError(
-            expected="a finite f(x0)" if start.value == float("inf") else "a finite |grad f(x0)|",
+            expected=f"a finite {'|grad f(x0)|' if is_finite else 'f(x0)'}",
             got="NaN or Inf",
             remedy="Start at a point where f is finite.",
         )
