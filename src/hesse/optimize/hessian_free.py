@@ -98,6 +98,7 @@ class HessianFree(torch.optim.Optimizer):
     References: Martens 2010 (ICML, "Deep learning via Hessian-free optimization"); Martens & Grosse
         2015, arXiv:1503.05671; George et al. 2018, arXiv:1806.03884.
 
+    >>> from torch import nn
     >>> x = torch.linspace(-1, 1, 50)[:, None]
     >>> model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
     >>> optimizer = HessianFree(Risk(model, nn.MSELoss(), (x, x**2)))

@@ -111,6 +111,7 @@ def minimize(
     References: Nocedal & Wright 2006, algorithms 7.1 and 7.2; Eisenstat & Walker 1996,
         doi:10.1137/0917003.
 
+    >>> import torch
     >>> result = minimize(lambda x: ((x - 1.0) ** 4).sum(), torch.zeros(2, dtype=torch.float64))
     >>> result.success, bool((result.x - 1.0).abs().max() < 1e-2)
     (True, True)
