@@ -40,7 +40,7 @@ class KernelPolynomial(Hyperparameters):
         degree: N, of the polynomials. Mid-spectrum it smooths with the standard deviation
             pi (high - low) / (2 N), where [low, high] is the range of the spectrum.
 
-    Cost: N / 2 products a probe, and 20 in all that bound the spectrum; six vectors for each probe
+    Cost: N / 2 products a probe, and 20 in all that bound the spectrum; five vectors for each probe
         that advances (for n < 4096, where vectors are short, up to 23 for the bound).
 
     Raises:
@@ -102,7 +102,7 @@ class _MomentSampler(DensitySampler):
 
     @property
     def held(self) -> int:
-        moments = 6  # the probe, its last two polynomials, and what the next is computed from
+        moments = 5  # the last two polynomials, and what the next is computed from
         return moments if self.half else max(moments, vectors_held(self.A.domain.n, _BOUND_STEPS))
 
     @property

@@ -16,6 +16,7 @@ from hesse.estimators.density import SpectralDensity, mean_and_error
 from hesse.estimators.density_run import DensityCriterion, DensitySampler
 from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.quadrature import Quadratures, pack, unpack, vectors_held
+from hesse.krylov.lanczos_process import LONG
 from hesse.methods import Hyperparameters
 from hesse.progress import uninterrupted
 
@@ -35,7 +36,7 @@ class LanczosDensity(Hyperparameters):
             step's fraction of it: the quadrature does not resolve anything narrower, and the band
             of uncertainty would not show that.
 
-    Cost: steps products a probe; 5 vectors for each probe that advances, 4 for a single one (for
+    Cost: steps products a probe; 4 vectors for each probe that advances, 3 for a single one (for
         n < 4096, where vectors are short, as many more as there are steps).
 
     References: Lin, Saad & Yang 2016, doi:10.1137/130934283; Ghorbani, Krishnan & Xiao 2019,
@@ -101,7 +102,8 @@ class _LanczosSampler(DensitySampler):
 
     @property
     def held(self) -> int:
-        return vectors_held(self.A.domain.n, self.steps)
+        n = self.A.domain.n
+        return 4 if n >= LONG else vectors_held(n, self.steps)  # the probe is not kept
 
     @property
     def block(self) -> list[list[Any]]:
