@@ -295,7 +295,7 @@ def test_a_density_prints_on_one_screen():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("vectors", [6, 20])
+@pytest.mark.parametrize("vectors", [5, 6, 20])
 def test_a_budget_is_kept(method, vectors):
     n = 50_000
     A, budget = diagonal_operator(torch.linspace(0.1, 1, n, dtype=torch.float64)), vectors * n * 8

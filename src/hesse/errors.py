@@ -265,6 +265,15 @@ class Status(Enum):
         "A product or a value became NaN or infinite; the last finite iterate is returned. Check "
         "the operator with hesse.testing.check_operator."
     )
+    SADDLE_POINT = (
+        "The gradient vanishes, but the curvature is negative in some direction: the point is a "
+        "saddle point or a maximum, and no lower value was found along that direction. Start "
+        "elsewhere."
+    )
+    UNBOUNDED = (
+        "The function seems to have no minimum: it falls without end, or to minus infinity. The "
+        "best point so far is returned. Check its sign, or add a penalty or weight decay."
+    )
     STOPPED = "Stopped by the callback; the best result so far is returned."
     INTERRUPTED = "Interrupted from the keyboard; the best result so far is returned."
     UNFINISHED = "The iteration has not ended yet."

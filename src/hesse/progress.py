@@ -32,6 +32,15 @@ FilePath = str | os.PathLike | None
 """Where to save the state of a run; None saves nothing."""
 
 
+class _Active(threading.local):
+    """The innermost run that is a context now, in this thread."""
+
+    run: Run | None = None
+
+
+_active = _Active()
+
+
 class State(Protocol):
     """What a `Run` reads after every step."""
 
@@ -46,7 +55,9 @@ class Run:
 
     All long computations of the library take the arguments `max_products` to `checkpoint`; they are
     documented here. A computation that is stopped returns its best result so far, whose status says
-    what stopped it. Used as a context, a run turns Ctrl-C into the status INTERRUPTED.
+    what stopped it. Used as a context, a run turns Ctrl-C into the status INTERRUPTED, unless it is
+    part of another run, such as a solve for a product with an inverse: Ctrl-C then ends the outer
+    run, which has a result to return.
 
     Args:
         title: the title of the progress bar.
@@ -98,15 +109,18 @@ class Run:
         self._total = max_products if total is None else total
         self._began = time.monotonic()
         self._bar: tqdm | None = None
+        self._outer: Run | None = None
 
     def __enter__(self) -> Run:
+        self._outer, _active.run = _active.run, self
         self._bar = tqdm(total=self._total, desc=self.title, disable=not self._enabled, leave=False)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> bool:
+        outer, _active.run = self._outer, self._outer
         if self._bar is not None:
             self._bar.close()
-        if kind is None or not issubclass(kind, KeyboardInterrupt):
+        if kind is None or not issubclass(kind, KeyboardInterrupt) or outer is not None:
             return False
         self.status = Status.INTERRUPTED
         return True
@@ -120,6 +134,15 @@ class Run:
     def left(self, taken: int = 0) -> float:
         """How many products remain after `taken` in this stage of the computation."""
         return self.max_products - self.before - taken
+
+    def rest(self, taken: int) -> Run:
+        """What these limits leave after `taken` products, at least one, for a part of the run."""
+        left, seconds = self.left(taken), self.max_seconds - (time.monotonic() - self._began)
+        return Run(
+            self.title,
+            max_products=None if left == math.inf else max(int(left), 1),
+            max_seconds=None if seconds == math.inf else max(seconds, 1e-9),
+        )
 
     def set_default_limit(self, products: int) -> None:
         """Limit the number of products, if the caller did not."""

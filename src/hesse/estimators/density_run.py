@@ -14,6 +14,7 @@ from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.probes import signs
 from hesse.estimators.tolerance import is_check, next_check
 from hesse.estimators.vector_budget import raise_too_small
+from hesse.progress import uninterrupted
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class DensityCriterion:
 
 class DensitySampler(ABC):
     """The samples of the probes so far, in the attributes that `saved` names for a checkpoint.
+
+    A block of probes advances together, a product of each at a time: after every one the state is
+    whole, so that it can be saved, and a limit can end the run, within a block.
 
     Args:
         run: what it works with; its criterion is checked after m, 3m/2, ... probes, where m is the
@@ -63,13 +67,22 @@ class DensitySampler(ABC):
     def held(self) -> int:
         """The number of vectors that a probe takes."""
 
+    @property
     @abstractmethod
-    def add(self, probes: Tensor) -> None:
-        """Take the samples of more probes."""
+    def is_begun(self) -> bool:
+        """Whether there is a block whose samples are not complete."""
+
+    @abstractmethod
+    def begin(self, probes: Tensor) -> None:
+        """Begin with a block of probes; takes no product."""
+
+    @abstractmethod
+    def advance(self) -> bool:
+        """Take a product of every probe of the block; False once its samples are complete."""
 
     @abstractmethod
     def estimate(self, status: Status = Status.UNFINISHED) -> SpectralDensity | None:
-        """The density from the probes so far, if there are any."""
+        """The density from the complete probes; without any, from the block so far."""
 
     @property
     def is_due(self) -> bool:
@@ -83,7 +96,7 @@ class DensitySampler(ABC):
             budget = self.run.max_vectors
             raise_too_small(self.A, self.held, budget, purpose, "take fewer steps")
         self.run.limits.require(self.cost, "one probe takes")
-        return self.run.sample(self, self._step)
+        return self.run.sample(self, self._step, is_always_whole=True)
 
     @property
     def _together(self) -> int:
@@ -92,9 +105,13 @@ class DensitySampler(ABC):
 
     def _step(self) -> bool:
         run = self.run
-        missing = next_check(self.count, run.criterion.probes) - self.count
-        k = min(run.block_size, self._together, missing, run.room(self, self.cost))
-        if k < 1:
-            return False
-        self.add(signs(self.A.domain, k, self.generator))
+        if not self.is_begun:
+            missing = next_check(self.count, run.criterion.probes) - self.count
+            k = min(run.block_size, self._together, missing, run.room(self, self.cost))
+            if k < 1:
+                return False
+            with uninterrupted():  # the generator and the block go together
+                self.begin(signs(self.A.domain, k, self.generator))
+        while self.advance() and run.goes_on_within(self):
+            pass
         return True

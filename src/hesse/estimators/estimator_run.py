@@ -88,6 +88,7 @@ class EstimatorRun(Generic[CriterionT]):
     """The number of vectors that fit into the memory budget."""
     run_key: Mapping[str, Any]
     """What must be equal for a run to resume from the checkpoint."""
+    checkpoint: Checkpoint | None = field(default=None, init=False)
 
     @staticmethod
     def of(
@@ -132,9 +133,25 @@ class EstimatorRun(Generic[CriterionT]):
         count, size = state.samples.count, max(self.block_size, least)
         return min(size, next_check(count) - count, self.room(state, cost))
 
-    def sample(self, state: EstimatorState[Result], step: Callable[[], bool]) -> Result:
-        """Repeat `step` until the criterion is met, the run ends, or a step returns False."""
+    def goes_on_within(self, state: EstimatorState) -> bool:
+        """Whether a step of many products goes on; saves the state, which is whole now."""
+        if self.checkpoint is not None:
+            self.checkpoint.save(state)
+        return self.limits.goes_on(state)
+
+    def sample(
+        self,
+        state: EstimatorState[Result],
+        step: Callable[[], bool],
+        *,
+        is_always_whole: bool = False,
+    ) -> Result:
+        """Repeat `step` until the criterion is met, the run ends, or a step returns False.
+
+        `is_always_whole`: Ctrl-C in a step leaves a state from which the run can continue.
+        """
         checkpoint = Checkpoint(self.limits.checkpoint, self.A, **self.run_key)
+        self.checkpoint = checkpoint
         checkpoint.resume(state)
         with self.limits as limits:
             result = state.estimate()
@@ -146,7 +163,8 @@ class EstimatorRun(Generic[CriterionT]):
                 result = state.estimate()
                 if result is not None:
                     limits.after_step(result)
-        if self.limits.status is not Status.INTERRUPTED:  # it may be in the middle of a step
+        # After Ctrl-C it may be in the middle of a step.
+        if is_always_whole or self.limits.status is not Status.INTERRUPTED:
             checkpoint.save(state, now=True)
         return self._result(state)
 

@@ -27,6 +27,7 @@ from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.probes import products
 from hesse.estimators.quadrature import Quadratures, vectors_held
 from hesse.methods import Hyperparameters
+from hesse.progress import uninterrupted
 
 _BOUND_STEPS = 20
 
@@ -39,7 +40,7 @@ class KernelPolynomial(Hyperparameters):
         degree: N, of the polynomials. Mid-spectrum it smooths with the standard deviation
             pi (high - low) / (2 N), where [low, high] is the range of the spectrum.
 
-    Cost: N / 2 products a probe, and 20 in all that bound the spectrum; six vectors for each probe
+    Cost: N / 2 products a probe, and 20 in all that bound the spectrum; five vectors for each probe
         that advances (for n < 4096, where vectors are short, up to 23 for the bound).
 
     Raises:
@@ -77,7 +78,7 @@ class KernelPolynomial(Hyperparameters):
 class _MomentSampler(DensitySampler):
     """The moments of the probes so far, one row each; the first also bounds the spectrum."""
 
-    saved = ("generator", "products", "centre", "half", "moments")
+    saved = ("generator", "products", "centre", "half", "moments", "before", "now", "part")
 
     def __init__(
         self, run: EstimatorRun[DensityCriterion], degree: int, steps: int, points: int
@@ -86,6 +87,10 @@ class _MomentSampler(DensitySampler):
         self.degree = degree
         self.centre = self.half = 0.0
         self.moments = torch.empty(0, degree + 1, dtype=torch.float64)
+        # Of the block: the last two polynomials of every probe, and the moments so far, as rows.
+        self.before: Tensor | None = None
+        self.now: Tensor | None = None
+        self.part = torch.empty(0, 0, dtype=torch.float64)
 
     @property
     def count(self) -> int:
@@ -97,14 +102,54 @@ class _MomentSampler(DensitySampler):
 
     @property
     def held(self) -> int:
-        moments = 6  # the probe, its last two polynomials, and what the next is computed from
+        moments = 5  # the last two polynomials, and what the next is computed from
         return moments if self.half else max(moments, vectors_held(self.A.domain.n, _BOUND_STEPS))
 
-    def add(self, probes: Tensor) -> None:
+    @property
+    def is_begun(self) -> bool:
+        return self.before is not None
+
+    def begin(self, probes: Tensor) -> None:
+        self.before, self.now = probes, None
+        self.part = torch.empty(len(probes), 0, dtype=torch.float64)
+
+    def advance(self) -> bool:
+        """Two more moments, by T_{2j} = 2 T_j^2 - 1 and T_{2j+1} = 2 T_{j+1} T_j - t."""
+        before, now = self.before, self.now
+        assert before is not None
         if self.half == 0.0:
-            self._bound_spectrum(probes[:1])
-        self.moments = torch.cat([self.moments, self._chebyshev(probes)])
-        self.products += self.steps * len(probes)
+            self._bound_spectrum(before[:1])
+            return True
+        if now is None:
+            following = self._scaled(before)
+            columns = [self._inner(before, before), self._inner(before, following)]
+        else:
+            before, following = now, 2 * self._scaled(now) - before
+            even = 2 * self._inner(before, before) - self.part[:, 0]
+            columns = [even, 2 * self._inner(following, before) - self.part[:, 1]]
+        part = torch.cat([self.part, torch.stack(columns, dim=1)], dim=1)
+        with uninterrupted():
+            self.before, self.now, self.part = before, following, part
+            self.products += len(before)
+        if self.part.shape[1] < 2 * self.steps:
+            return True
+        self._complete(following)
+        return False
+
+    def _complete(self, now: Tensor) -> None:
+        """The moments of the block, with the last one, which takes no product."""
+        last = 2 * self._inner(now, now) - self.part[:, 0]
+        part = torch.cat([self.part, last[:, None]], dim=1)
+        moments = self._checked(part[:, : self.degree + 1] / self.A.domain.n)
+        with uninterrupted():
+            self.moments = torch.cat([self.moments, moments])
+            self.before = self.now = None
+
+    def _checked(self, moments: Tensor) -> Tensor:
+        """These moments; raises if they grow, as outside of [-1, 1]."""
+        if float(moments.abs().max()) > 1.01 * float(moments[:, 0].max()):
+            raise self._outside_bound()
+        return moments
 
     def _bound_spectrum(self, probe: Tensor) -> None:
         """Ritz values and the last off-diagonal entry bound the spectrum (Zhou & Li 2011)."""
@@ -113,24 +158,11 @@ class _MomentSampler(DensitySampler):
         nodes, _ = lanczos.rule(0)
         margin = lanczos.recurrence(0)[1][-1]
         low, high = float(nodes[0]) - margin, float(nodes[-1]) + margin
-        self.centre = 0.5 * (low + high)
-        # One per cent of room for rounding, and some for a multiple of the identity.
-        self.half = max(0.505 * (high - low), 1e-3 * abs(self.centre), 1e-30)
-        self.products += lanczos.products
-
-    def _chebyshev(self, probes: Tensor) -> Tensor:
-        """z'T_j z / n for j = 0, ..., N, as rows."""
-        before, now = probes, self._scaled(probes)
-        moments = [self._inner(before, before), self._inner(before, now)]
-        for _ in range(1, self.steps):
-            moments.append(2 * self._inner(now, now) - moments[0])
-            before, now = now, 2 * self._scaled(now) - before
-            moments.append(2 * self._inner(now, before) - moments[1])
-        moments.append(2 * self._inner(now, now) - moments[0])
-        result = torch.stack(moments[: self.degree + 1], dim=1) / self.A.domain.n
-        if float(result.abs().max()) > 1.01 * float(result[:, 0].max()):
-            raise self._outside_bound()
-        return result
+        with uninterrupted():
+            self.centre = 0.5 * (low + high)
+            # One per cent of room for rounding, and some for a multiple of the identity.
+            self.half = max(0.505 * (high - low), 1e-3 * abs(self.centre), 1e-30)
+            self.products += lanczos.products
 
     def _scaled(self, rows: Tensor) -> Tensor:
         image = products(self.A, rows, self.run.block_size)
@@ -149,10 +181,13 @@ class _MomentSampler(DensitySampler):
         )
 
     def estimate(self, status: Status = Status.UNFINISHED) -> SpectralDensity | None:
+        moments = self.moments
         if self.count == 0:
-            return None
-        degree = self.degree
-        moments = self.moments * _jackson(degree)
+            if self.part.shape[1] < 2:
+                return None
+            moments = self.part / self.A.domain.n
+        degree = moments.shape[1] - 1
+        moments = moments * _jackson(degree)
         moments[:, 1:] *= 2
         angles = torch.linspace(0.5, 2 * degree - 0.5, 2 * degree, dtype=torch.float64)
         angles = (math.pi * angles / (2 * degree)).flip(0)

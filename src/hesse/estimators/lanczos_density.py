@@ -15,8 +15,10 @@ from hesse.errors import Status, check_count, check_positive
 from hesse.estimators.density import SpectralDensity, mean_and_error
 from hesse.estimators.density_run import DensityCriterion, DensitySampler
 from hesse.estimators.estimator_run import EstimatorRun
-from hesse.estimators.quadrature import Quadratures, vectors_held
+from hesse.estimators.quadrature import Quadratures, pack, unpack, vectors_held
+from hesse.krylov.lanczos_process import LONG
 from hesse.methods import Hyperparameters
+from hesse.progress import uninterrupted
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,7 +36,7 @@ class LanczosDensity(Hyperparameters):
             step's fraction of it: the quadrature does not resolve anything narrower, and the band
             of uncertainty would not show that.
 
-    Cost: steps products a probe; 5 vectors for each probe that advances, 4 for a single one (for
+    Cost: steps products a probe; 4 vectors for each probe that advances, 3 for a single one (for
         n < 4096, where vectors are short, as many more as there are steps).
 
     References: Lin, Saad & Yang 2016, doi:10.1137/130934283; Ghorbani, Krishnan & Xiao 2019,
@@ -71,9 +73,12 @@ class LanczosDensity(Hyperparameters):
 
 
 class _LanczosSampler(DensitySampler):
-    """The quadrature rules of the probes so far, `rules`, (probes, 2, steps): nodes and weights."""
+    """The quadrature rules of the probes so far, `rules`, (probes, 2, steps): nodes and weights.
 
-    saved = ("generator", "products", "rules")
+    `block` holds the Lanczos processes of the probes that are not complete.
+    """
+
+    saved = ("generator", "products", "rules", "block")
 
     def __init__(
         self,
@@ -85,6 +90,7 @@ class _LanczosSampler(DensitySampler):
         super().__init__(run, min(steps, run.A.domain.n), points)
         self.bandwidth = bandwidth
         self.rules = torch.empty(0, 2, self.steps, dtype=torch.float64)
+        self._quadratures: Quadratures | None = None
 
     @property
     def count(self) -> int:
@@ -96,14 +102,46 @@ class _LanczosSampler(DensitySampler):
 
     @property
     def held(self) -> int:
-        return vectors_held(self.A.domain.n, self.steps)
+        n = self.A.domain.n
+        return 4 if n >= LONG else vectors_held(n, self.steps)  # the probe is not kept
 
-    def add(self, probes: Tensor) -> None:
-        quadratures = Quadratures(self.A, probes, self.run.block_size)
-        quadratures.extend(self.steps)
-        rules = [self._padded(*quadratures.rule(i)) for i in range(len(probes))]
-        self.rules = torch.cat([self.rules, torch.stack(rules)])
-        self.products += quadratures.products
+    @property
+    def block(self) -> list[list[Any]]:
+        """The processes of the block, as a checkpoint saves them."""
+        quadratures = self._quadratures
+        return [] if quadratures is None else [pack(process) for process in quadratures.processes]
+
+    @block.setter
+    def block(self, states: list[list[Any]]) -> None:
+        self._quadratures = None
+        if states:
+            self._quadratures = Quadratures(self.A, [], self.run.block_size)
+            self._quadratures.processes = [unpack(self.A, state) for state in states]
+
+    @property
+    def is_begun(self) -> bool:
+        return self._quadratures is not None
+
+    def begin(self, probes: Tensor) -> None:
+        self._quadratures = Quadratures(self.A, probes, self.run.block_size)
+        self._quadratures.make_room(self.steps)
+
+    def advance(self) -> bool:
+        quadratures = self._quadratures
+        assert quadratures is not None
+        before = quadratures.products
+        try:
+            if quadratures.step(self.steps):
+                return True
+        finally:
+            self.products += quadratures.products - before
+        with uninterrupted():
+            self.rules, self._quadratures = torch.cat([self.rules, self._rules(quadratures)]), None
+        return False
+
+    def _rules(self, quadratures: Quadratures) -> Tensor:
+        rules = [quadratures.rule(i) for i in range(len(quadratures.processes))]
+        return torch.stack([self._padded(*rule) for rule in rules])
 
     def _padded(self, nodes: Tensor, weights: Tensor) -> Tensor:
         """The rule, with nodes of weight zero where its process has ended early."""
@@ -112,13 +150,16 @@ class _LanczosSampler(DensitySampler):
         return torch.stack([nodes, torch.cat([weights, weights.new_zeros(missing)])])
 
     def estimate(self, status: Status = Status.UNFINISHED) -> SpectralDensity | None:
+        rules, block = self.rules, self._quadratures
         if self.count == 0:
-            return None
-        nodes, weights = self.rules.unbind(dim=1)
+            if block is None or min(process.size for process in block.processes) == 0:
+                return None
+            rules = self._rules(block)
+        nodes, weights = rules.unbind(dim=1)
         sigma = self._width(nodes)
         low, high = float(nodes.min()) - 4 * sigma, float(nodes.max()) + 4 * sigma
         grid = torch.linspace(low, high, self.points, dtype=torch.float64)
-        curves = torch.stack([_curve(rule, grid, sigma) for rule in self.rules])
+        curves = torch.stack([_curve(rule, grid, sigma) for rule in rules])
         mean, error = mean_and_error(curves)
         return SpectralDensity(grid, mean, error, nodes, weights, sigma, self.products, status)
 

@@ -13,6 +13,7 @@ from hesse.estimators.probes import products
 from hesse.krylov.lanczos_process import LanczosProcess
 from hesse.krylov.recurrence import Recurrence
 from hesse.operators.algebra import LinearOperator
+from hesse.progress import uninterrupted
 from hesse.vectors.rows import stacked, transposed
 
 Process = LanczosProcess | Recurrence
@@ -23,8 +24,9 @@ def step_together(A: LinearOperator, processes: Sequence[Process], block_size: i
     following = [process.following for process in processes]
     rows = stacked(len(following), following) if len(following) > 1 else following[0][None]
     images = transposed(products(A, rows, block_size).T)
-    for process, image in zip(processes, images, strict=True):
-        process.take_in(image)
+    with uninterrupted():  # all processes take the step, or none
+        for process, image in zip(processes, images, strict=True):
+            process.take_in(image)
 
 
 def has_ended(process: Process) -> bool:

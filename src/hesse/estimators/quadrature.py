@@ -11,6 +11,9 @@ References: Golub & Meurant 2010, Matrices, Moments and Quadrature with Applicat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,19 +31,32 @@ class Quadratures:
     the memory.
     """
 
-    def __init__(self, A: LinearOperator, starts: Tensor, block_size: int) -> None:
+    def __init__(
+        self, A: LinearOperator, starts: Tensor | Sequence[Tensor], block_size: int
+    ) -> None:
         self.A, self.block_size = A, block_size
         self.products = 0
         self.processes: list[Process] = [_process(A, start) for start in starts]
 
     def extend(self, depth: int) -> None:
         """Take all processes to this depth."""
+        self.make_room(depth)
+        while self.step(depth):
+            pass
+
+    def make_room(self, depth: int) -> None:
+        """Let the bases become as large as this depth needs."""
         for process in self.processes:
             if isinstance(process, LanczosProcess):
                 process.make_room(depth)
-        while alive := [p for p in self.processes if p.size < depth and not has_ended(p)]:
+
+    def step(self, depth: int) -> int:
+        """A step of every process that is above this depth and has not ended; how many are."""
+        alive = [p for p in self.processes if p.size < depth and not has_ended(p)]
+        if alive:
             step_together(self.A, alive, self.block_size)
             self.products += len(alive)
+        return len(alive)
 
     def ended(self, i: int) -> bool:
         """Whether the rule of process i is exact."""
@@ -54,6 +70,29 @@ class Quadratures:
         """Nodes and weights of process i, of the first `depth` steps only if given."""
         alpha, beta = self.recurrence(i)
         return gauss(alpha[:depth], beta[:depth])
+
+
+def pack(process: Process) -> list[Any]:
+    """The state of a process as a checkpoint holds it: tensors, numbers, lists of numbers."""
+    if isinstance(process, Recurrence):
+        names = ("following", "before", "alpha", "beta", "largest")
+    else:
+        names = ("used", "T", "size", "rows", "products", "largest", "due")
+    return [getattr(process, name) for name in names]
+
+
+def unpack(A: LinearOperator, state: list[Any]) -> Process:
+    """The process of a packed state."""
+    if A.domain.n >= LONG:
+        recurrence = Recurrence(A, state[0])
+        recurrence.following, recurrence.before, recurrence.alpha, recurrence.beta = state[:4]
+        recurrence.largest = state[4]
+        return recurrence
+    used, T, *counts = state
+    lanczos = LanczosProcess(A, len(T) - 1, used[0], torch.Generator())
+    lanczos.used, lanczos.T = used, T
+    lanczos.size, lanczos.rows, lanczos.products, lanczos.largest, lanczos.due = counts
+    return lanczos
 
 
 def vectors_held(n: int, depth: int) -> int:

@@ -84,19 +84,20 @@ def spectral_density(
         points: size of the grid, which spans the spectrum.
         rtol: draw probes until the integral of the standard error is at most this (the integral of
             the density is 1), checked at m, 3m/2, ... probes.
-        max_products, max_seconds: stop in any case; with an rtol the former is by default what
-            100 m probes take.
+        max_products, max_seconds: stop in any case, the seconds within a block of probes too; with
+            an rtol the former is by default what 100 m probes take.
         generator: of the signs.
         callback: called with the running `SpectralDensity`; a true result stops.
         progress: show a bar.
-        checkpoint: a file to save the state in; a killed run resumes from it to the same bits. The
-            grid and the bandwidth may then differ, as the samples do not depend on them.
+        checkpoint: a file to save the state in, within a block of probes too; a killed run resumes
+            from it to the same bits, if those of the products are the same. The grid and the
+            bandwidth may then differ, as the samples do not depend on them.
         block_size: how many probes advance together; default 8, or 1 for n > 2^16.
         memory_budget: bytes, or a text such as "1GB", for the vectors: fewer probes at a time.
 
     Returns:
-        SpectralDensity, with a pointwise 95% band `interval`, a `status`, and `plot()`. Ctrl-C
-        returns what the probes so far give.
+        SpectralDensity, with a pointwise 95% band `interval`, a `status`, and `plot()`. Ctrl-C and
+        the limits return what the complete probes give, or, before there are any, the steps so far.
 
     Cost: `steps` products a probe, or `degree` / 2; see the methods. A checkpoint takes one more
         product.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hesse.boundary import public
-from hesse.errors import OperatorError, check_not_empty
+from hesse.errors import OperatorError, Status, check_not_empty
 from hesse.krylov.auto import Auto
 from hesse.krylov.direct import Direct
 from hesse.krylov.method import Method
@@ -62,6 +62,8 @@ class SolvingOperator(LinearOperator):
         self.products += solution.products
         if solution.converged:
             return solution.x
+        if solution.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
         raise OperatorError(
             expected=f"a solution of A x = v with |v - A x| <= {self.rtol:.1g} |v|",
             got=f"|v - A x| = {solution.residual_norm:.3g}. {solution.status.value}",

@@ -58,17 +58,19 @@ class ArmijoSearch:
         for _ in range(self.max_trials):
             known = full if t == 1.0 else None
             trial = known or objective.point(point.x + t * step)
-            if trial.value <= point.value + self.c * t * slope + point.rounding_error:
+            bound = point.value + self.c * t * slope + point.rounding_error
+            if trial.value <= bound and trial.is_usable:
                 return trial
             t *= self.factor
         return None
 
 
 def _lengthened(objective: Objective, point: Point, step: Tensor, accepted: Point) -> Point:
-    """Double the step as long as the value falls."""
+    """Double the step as long as the value falls; of these points the last with a gradient."""
+    falling = [accepted]
     for doubling in range(1, 20):
         trial = objective.point(point.x + 2.0**doubling * step)
-        if not trial.value < accepted.value:
-            return accepted
-        accepted = trial
-    return accepted
+        if not trial.value < falling[-1].value:
+            break
+        falling.append(trial)
+    return next(trial for trial in reversed(falling) if trial.is_usable)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from hesse.errors import Status
 from hesse.krylov.cg import CG
 from hesse.krylov.stopping import geometric_grid, relative_progress
 from hesse.krylov.system import System
@@ -14,6 +15,7 @@ from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import IdentityOperator
 from hesse.optimize.point import Point
 from hesse.optimize.proposal import Candidate, Proposal
+from hesse.progress import Run
 
 
 class DampedGaussNewton:
@@ -28,6 +30,7 @@ class DampedGaussNewton:
         max_iterations: of CG.
         decay: the fraction of the last solution to start from.
         start: the last solution, if there is one.
+        limits: what limits leave for the solve.
     """
 
     def __init__(
@@ -37,9 +40,11 @@ class DampedGaussNewton:
         max_iterations: int,
         decay: float = 0.95,
         start: Tensor | None = None,
+        limits: Run | None = None,
     ) -> None:
         self.preconditioner = preconditioner
         self.max_iterations, self.decay, self.start = max_iterations, decay, start
+        self._limits = limits
 
     def propose(self, point: Point, scalar: float) -> Proposal:
         """The CG iterates for the damping `scalar`; the best is the last."""
@@ -52,9 +57,12 @@ class DampedGaussNewton:
             preconditioner=self.preconditioner(damping) if self.preconditioner else None,
             rtol=0.0,
             max_iterations=self.max_iterations,
+            run=self._limits or Run("solve"),
         )
         method = CG(stop=relative_progress(), keep=geometric_grid(), verify=False)
         solution = method.solve_system(system)
+        if solution.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
         self.start = solution.x
 
         def candidate(x: Tensor, model_value: float) -> Candidate:

@@ -4,29 +4,46 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hesse.boundary import public
+from hesse.checkpoint import Checkpoint
 from hesse.curvature.gauss_newton import ggn_operator
+from hesse.curvature.operator import CurvatureOperator
+from hesse.engine.cost_model import deterministic
+from hesse.engine.summed_product import PREPARED_MODES, PreparedMode
 from hesse.errors import (
     ArgumentError,
+    DerivativeError,
     NonFiniteError,
     Status,
     check_choice,
     check_count,
     check_positive,
 )
+from hesse.operators.diagonal import IdentityOperator
 from hesse.optimize.armijo import ArmijoSearch
 from hesse.optimize.damped_gauss_newton import DampedGaussNewton
+from hesse.optimize.fixed_mode import in_fixed_mode
+from hesse.optimize.hessian_free_arguments import check_damping, check_decay, model_of
+from hesse.optimize.hessian_free_state import HessianFreeState, Products, shapes_of
 from hesse.optimize.kronecker_preconditioner import Factors, KroneckerPreconditioner
 from hesse.optimize.levenberg_marquardt import LevenbergMarquardt
 from hesse.optimize.point import Counts, Objective, Point
 from hesse.optimize.proposal import take_step
+from hesse.progress import FilePath, Run, uninterrupted
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Space
+
+# The modes that "auto" takes one of.
+_MODES = ["traced-split", "retained-graph"]
+# What a step may take at least: CG's start, one iteration, and what CG reserves.
+_LEAST_PRODUCTS = 3
 
 
 class HessianFree(torch.optim.Optimizer):
@@ -52,13 +69,28 @@ class HessianFree(torch.optim.Optimizer):
             elsewhere), or "none".
         refresh_every: steps between two estimates of the factors.
         seed: of the random vectors by which the factors are estimated.
+        mode: how products are taken, the same way in all steps: "traced-split", "compiled-split" or
+            "retained-graph", see `hessian_operator`. "auto" takes the first of "traced-split" and
+            "retained-graph" that works; the state says which.
+        max_products, max_seconds: limits of all steps together, kept within a step; the seconds
+            count from the construction. Later steps leave the parameters as they are, and `status`
+            says so.
+        checkpoint: path of a file to which parameters and state are saved after a step. Constructed
+            again with the same arguments after it was killed, the optimiser continues from the
+            file: it sets the parameters of the model (see `hesse.checkpoint`).
 
-    A run that is resumed from `state_dict` continues bit for bit. `counts` holds the evaluations so
-    far, `status` how the last CG solve ended.
+    A run that is resumed from the checkpoint, or from `state_dict` and the model's own, continues
+    bit for bit on the same machine with as many threads. `counts` holds the evaluations so far,
+    `status` how the last CG solve ended, or which limit was met.
+
+    Ctrl-C ends a step within a product: the model keeps the parameters from before the step, the
+    best so far, `status` is INTERRUPTED, and KeyboardInterrupt goes on to the caller, whose loop it
+    is. The next step is then the one that was interrupted.
 
     Cost: a step takes one gradient, max_cg_iterations Gauss-Newton products (1.33 gradients each),
         a few values, and every `refresh_every` steps one more gradient and the eigenvectors of the
-        factors. Memory: about 12 vectors, the stored iterates of CG among them, and two graphs.
+        factors; one product more for every new shape of data. Memory: about 12 vectors, the stored
+        iterates of CG among them, and two graphs.
 
     Raises:
         HesseError: as `Risk` and `ggn_operator`; NonFiniteError where the risk is not finite.
@@ -66,6 +98,7 @@ class HessianFree(torch.optim.Optimizer):
     References: Martens 2010 (ICML, "Deep learning via Hessian-free optimization"); Martens & Grosse
         2015, arXiv:1503.05671; George et al. 2018, arXiv:1806.03884.
 
+    >>> from torch import nn
     >>> x = torch.linspace(-1, 1, 50)[:, None]
     >>> model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
     >>> optimizer = HessianFree(Risk(model, nn.MSELoss(), (x, x**2)))
@@ -87,14 +120,25 @@ class HessianFree(torch.optim.Optimizer):
         preconditioner: Literal["kronecker", "none"] = "kronecker",
         refresh_every: int = 1,
         seed: int = 0,
+        mode: PreparedMode = "auto",
+        max_products: int | None = None,
+        max_seconds: float | None = None,
+        checkpoint: FilePath = None,
     ) -> None:
-        model = _model_of(risk)
+        model = model_of(risk)
         check_choice("preconditioner", preconditioner, ("kronecker", "none"))
         check_positive(lr=lr)
-        _check_damping(damping, damping_bounds)
-        _check_decay(cg_decay)
+        check_damping(damping, damping_bounds)
+        check_decay(cg_decay)
+        check_choice("mode", mode, ["auto", *PREPARED_MODES])
         check_count("max_cg_iterations", max_cg_iterations, 1)
         check_count("refresh_every", refresh_every, 1)
+        self._limits = Run(
+            "HessianFree",
+            max_products=max_products,
+            max_seconds=max_seconds,
+            checkpoint=checkpoint,
+        )
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         defaults = {
             "lr": lr,
@@ -104,6 +148,7 @@ class HessianFree(torch.optim.Optimizer):
             "cg_decay": cg_decay,
             "refresh_every": refresh_every,
             "seed": seed,
+            "mode": mode,
             "steps": 0,
         }
         super().__init__([{"params": [p for _, p in named]}], defaults)
@@ -116,6 +161,18 @@ class HessianFree(torch.optim.Optimizer):
         self._point: tuple[Risk, Objective, Point] | None = None
         self.counts = Counts()
         self.status = Status.UNFINISHED
+        self._is_auto, self._traced = mode == "auto", set[Hashable]()
+        self._checkpoint = Checkpoint(
+            self._limits.checkpoint,
+            IdentityOperator(self._space),
+            function="HessianFree",
+            parameters=self._space.describe(len(self._names)),
+            preconditioner=preconditioner,
+            **defaults,
+        )
+        saved = self._saved()
+        if self._checkpoint.resume(saved):
+            self._resume(saved)
 
     @public("hesse.HessianFree.step()")
     @torch.no_grad()
@@ -132,8 +189,31 @@ class HessianFree(torch.optim.Optimizer):
                 got=f"a {type(closure).__name__}",
                 remedy="The risk given at construction is evaluated; or step(data=batch).",
             )
-        group = self.param_groups[0]
         risk = self.risk if data is None else self.risk.on(data)
+        try:
+            return self._whole_step(risk)
+        except DerivativeError:  # the programs are no longer those of the model
+            group = self.param_groups[0]
+            if not self._is_auto or group["mode"] == _MODES[-1]:
+                raise
+            group["mode"], self._point = _MODES[-1], None
+            return self._whole_step(risk)
+
+    def _whole_step(self, risk: Risk) -> Tensor:
+        """A step, or nothing: an error or Ctrl-C leaves all as it was."""
+        factors = self._factors
+        try:
+            return self._step(risk)
+        except BaseException as error:
+            if self._kronecker is not None and factors is not None:
+                self._kronecker.restore(*factors)
+            if isinstance(error, KeyboardInterrupt):
+                self.status = Status.INTERRUPTED
+                self._checkpoint.save(self._saved(), now=True)
+            raise
+
+    def _step(self, risk: Risk) -> Tensor:
+        group = self.param_groups[0]
         objective, point = self._current(risk)
         if not math.isfinite(point.value):
             raise NonFiniteError(
@@ -141,21 +221,30 @@ class HessianFree(torch.optim.Optimizer):
                 got="NaN or Inf",
                 remedy="Check the data and the parameters; the model has not been changed.",
             )
+        value = torch.tensor(point.value, dtype=point.x.dtype)
+        taken = Products(self.counts.nhev)
+        if not (self._limits.goes_on(taken) and self._limits.allows(taken, _LEAST_PRODUCTS)):
+            self.status, self._point = self._limits.status, (risk, objective, point)
+            return value
         descent = DampedGaussNewton(
             preconditioner=self._preconditioner(risk, group),
             max_iterations=group["max_cg_iterations"],
             decay=group["cg_decay"],
             start=self._load_start(),
+            limits=self._limits.rest(self.counts.nhev),
         )
         armijo = ArmijoSearch(c=1e-2, factor=0.8, max_trials=60, start=group["lr"])
         search = LevenbergMarquardt(group["damping"], bounds=group["damping_bounds"], armijo=armijo)
         new, proposal = take_step(objective, point, descent, search)
-        self.status = proposal.status
-        group["damping"], group["steps"] = search.scalar, group["steps"] + 1
-        self._store_start(descent.start)
-        self._write(new.x)
-        self._point = risk, objective, new
-        return torch.tensor(point.value, dtype=point.x.dtype)
+        with uninterrupted():
+            self.status = proposal.status
+            group["damping"], group["steps"] = search.scalar, group["steps"] + 1
+            self._store_start(descent.start)
+            self._store_factors()
+            self._write(new.x)
+            self._point = risk, objective, new
+        self._checkpoint.save(self._saved())
+        return value
 
     @public("hesse.HessianFree.load_state_dict(state_dict)")
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -177,8 +266,26 @@ class HessianFree(torch.optim.Optimizer):
             last_risk, objective, point = self._point
             if last_risk is risk and not self._space.any(point.x != x):
                 return objective, point
-        objective = Objective(ggn_operator(risk, self._tree()), self.counts)
+        objective = Objective(self._operator(risk), self.counts)
         return objective, objective.start(x)
+
+    def _operator(self, risk: Risk) -> CurvatureOperator:
+        """The Gauss-Newton matrix at the model's parameters, in the mode of all steps."""
+        group, tree = self.param_groups[0], self._tree()
+
+        def make(mode: str) -> CurvatureOperator:
+            return ggn_operator(risk, tree, mode=mode)  # type: ignore[arg-type]
+
+        shapes = shapes_of(risk)
+        if shapes not in self._traced:
+            modes = (
+                ["traced-split", "retained-graph"] if group["mode"] == "auto" else [group["mode"]]
+            )
+            with suppress(NonFiniteError):  # of the risk, which the step tells better
+                group["mode"] = in_fixed_mode(make, modes)[1]
+                self._traced.add(shapes)
+        with deterministic():
+            return make(group["mode"])
 
     def _write(self, x: Tensor) -> None:
         for parameter, leaf in zip(
@@ -194,11 +301,19 @@ class HessianFree(torch.optim.Optimizer):
         if kronecker is not None and (steps % every == 0 or not kronecker.factors):
             past = min(1 - 1 / (steps // every + 1), 0.95)
             kronecker.refresh(risk, self._tree(), group["seed"] + steps, past)
-            for layer in kronecker.layers:
-                if layer.name in kronecker.factors:
-                    factors = kronecker.factors[layer.name]
-                    self.state[layer.module.weight].update(A=factors.A, S=factors.S, d=factors.d)
         return kronecker
+
+    @property
+    def _factors(self) -> tuple[dict[str, Factors], dict[str, tuple[Tensor, Tensor]]] | None:
+        kronecker = self._kronecker
+        return None if kronecker is None else (kronecker.factors, kronecker.bases)
+
+    def _store_factors(self) -> None:
+        kronecker = self._kronecker
+        for layer in [] if kronecker is None else kronecker.layers:
+            if kronecker is not None and layer.name in kronecker.factors:
+                factors = kronecker.factors[layer.name]
+                self.state[layer.module.weight].update(A=factors.A, S=factors.S, d=factors.d)
 
     def _stored_factors(self) -> dict[str, Factors]:
         assert self._kronecker is not None
@@ -215,33 +330,32 @@ class HessianFree(torch.optim.Optimizer):
         for parameter, part in zip(parameters, parts, strict=True):
             self.state[parameter]["cg_start"] = part
 
+    # -- The checkpoint ----------------------------------------------------------------------------
 
-def _model_of(risk: Any) -> nn.Module:
-    if isinstance(risk, Risk) and isinstance(risk.model, nn.Module):
-        return risk.model
-    raise ArgumentError(
-        expected="a hesse.Risk of an nn.Module, whose parameters are to be trained",
-        got=f"a {type(risk).__name__}" + (" of a plain callable" if isinstance(risk, Risk) else ""),
-        remedy="HessianFree(hesse.Risk(model, loss, data)); to minimise a function of tensors use "
-        "hesse.minimize.",
-    )
-
-
-def _check_damping(damping: float, bounds: tuple[float, float]) -> None:
-    lower, upper = bounds
-    check_positive(damping=damping)
-    if not 0.0 < lower <= damping <= upper:
-        raise ArgumentError(
-            expected="0 < damping_bounds[0] <= damping <= damping_bounds[1]",
-            got=f"damping={damping!r}, damping_bounds={bounds!r}",
-            remedy="Choose bounds around the damping, or leave both out for the defaults.",
+    def _saved(self) -> HessianFreeState:
+        """The state as a checkpoint saves it."""
+        group, factors = (
+            self.param_groups[0],
+            {} if self._kronecker is None else self._stored_factors(),
+        )
+        return HessianFreeState(
+            x=self._space.flatten(self._tree()).clone(),
+            cg_start=self._load_start(),
+            factors=[[name, f.A, f.S, f.d] for name, f in factors.items()],
+            counts=self.counts,
+            status=self.status,
+            **{name: group[name] for name in ("lr", "damping", "steps", "mode")},
         )
 
-
-def _check_decay(cg_decay: float) -> None:
-    if not 0.0 <= cg_decay <= 1.0:
-        raise ArgumentError(
-            expected="a number 0 <= cg_decay <= 1",
-            got=repr(cg_decay),
-            remedy="Leave it out for the default; 0 starts every solve from zero.",
-        )
+    @torch.no_grad()
+    def _resume(self, saved: HessianFreeState) -> None:
+        """Continue from a saved state."""
+        group = self.param_groups[0]
+        for name in ("lr", "damping", "steps", "mode"):
+            group[name] = getattr(saved, name)
+        self.status = saved.status
+        self._write(saved.x)
+        self._store_start(saved.cg_start)
+        if self._kronecker is not None:
+            self._kronecker.load({name: Factors(A, S, d) for name, A, S, d in saved.factors})
+            self._store_factors()

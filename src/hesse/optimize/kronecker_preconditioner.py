@@ -90,6 +90,10 @@ class KroneckerPreconditioner:
         factors = {name: Factors(A, S, diagonals[name]) for name, (A, S) in moments.items()}
         self._use(factors, bases)
 
+    def restore(self, factors: dict[str, Factors], bases: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Use factors and bases that it had before."""
+        self._use(factors, bases)
+
     def load(self, factors: dict[str, Factors]) -> None:
         """Use these factors."""
         bases = {name: (_eigenvectors(f.A), _eigenvectors(f.S)) for name, f in factors.items()}

@@ -3,26 +3,38 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from hesse.boundary import public
+from hesse.checkpoint import Checkpoint
 from hesse.curvature.gauss_newton import ggn_operator
 from hesse.curvature.hessian import HessianMode, hessian_operator
-from hesse.errors import NonFiniteError, Status, check_choice
+from hesse.curvature.operator import CurvatureOperator
+from hesse.errors import (
+    NonFiniteError,
+    Status,
+    check_choice,
+    check_count,
+    check_tolerances,
+)
+from hesse.krylov.stopping import ForcingTerm
 from hesse.operators.algebra import LinearOperator
 from hesse.optimize.armijo import ArmijoSearch
-from hesse.optimize.loop import Iteration, iterate
-from hesse.optimize.point import Objective
+from hesse.optimize.certificate import Certificate
+from hesse.optimize.criterion import Criterion
+from hesse.optimize.fixed_mode import in_fixed_mode
+from hesse.optimize.loop import Minimisation, MinimizeState
+from hesse.optimize.point import Counts, Objective, Point
 from hesse.optimize.proposal import Search
 from hesse.optimize.result import OptimizeResult
 from hesse.optimize.truncated_newton import TruncatedNewton
 from hesse.optimize.trust_radius import TrustRadius
-from hesse.progress import Callback, asks_to_stop, progress_bar
+from hesse.progress import Callback, FilePath, Run
 from hesse.vectors.space import Tree
 
 
@@ -37,10 +49,13 @@ def minimize(
     atol: float = 0.0,
     max_iterations: int = 1000,
     max_cg_iterations: int = 500,
+    max_products: int | None = None,
+    max_seconds: float | None = None,
     preconditioner: LinearOperator | None = None,
     mode: HessianMode = "auto",
     callback: Callback | None = None,
     progress: bool = False,
+    checkpoint: FilePath = None,
 ) -> OptimizeResult:
     r"""Minimise a smooth function by a Newton method with conjugate gradients inside.
 
@@ -52,95 +67,195 @@ def minimize(
         method: "newton-cg", truncated Newton steps with a line search; or "trust-cg", within a
             trust radius (Steihaug), which is more robust where the Hessian is indefinite.
         curvature: "hessian", or "ggn" for the Gauss-Newton matrix of a `Risk`.
-        rtol, atol: success when |grad f| <= max(rtol |grad f(x0)|, atol); rtol defaults to 1e-8 in
-            float64, 1e-4 in float32.
+        rtol, atol: the gradient is small when |grad f| <= max(rtol |grad f(x0)|, atol). rtol also
+            bounds |grad f| itself, by max(rtol, 1e-8) (1e-4 in float32), so that a large gradient
+            at a bad x0 does not loosen the test. Default: rtol 1e-8 in float64 and 1e-4 in
+            float32; a gradient that is zero up to rounding is then small too.
         max_iterations: of the outer iteration.
         max_cg_iterations: of each inner solve.
+        max_products, max_seconds: limits of the whole minimisation, kept within the inner solves.
         preconditioner: symmetric positive definite approximation of the inverse curvature.
         mode: how Hessian products are computed, see `hessian_operator`.
-        callback: called with an `Iteration` (number, value, gradient_norm, point) after every step;
-            a true result stops the minimisation.
+        callback: called with an `Iteration` (number, value, gradient_norm, point, products) after
+            every step; a true result stops the minimisation.
         progress: show a bar.
+        checkpoint: path of a file to which the state is saved after a step, and from which the same
+            call continues, to the same bits, after it was killed (see `hesse.checkpoint`; one
+            or two products more to recognise f). "auto" then stands for one mode throughout:
+            "retained-graph", or the next one that works. Steps are the same only if f is.
+
+    A point with a small gradient is a minimum only if no negative curvature is found there. A
+    Lanczos process looks for some: n products if that is at most 10 or a tenth of those so far,
+    else as many as that, which finds curvature down to about -2 / products^2 of the largest. Where
+    it is negative, or zero up to rounding, and f is lower to either side, the minimisation goes on
+    from there. With rtol the model's decrease must be negligible as well, see `Criterion`.
+
+    A trial point at which f is not finite, or raises an ArithmeticError, ValueError or RuntimeError
+    (as for a matrix that is not positive definite), is rejected; `message` tells how many raised.
 
     Returns:
-        OptimizeResult. No error is raised without convergence: look at `success` and `message`.
-        Ctrl-C returns the best point so far, with status INTERRUPTED.
+        OptimizeResult with the best point. No error is raised without convergence: look at
+        `success` and `message`. The status is CONVERGED, SADDLE_POINT (negative curvature, and no
+        lower value along it), UNBOUNDED (f falls without end), STAGNATED, NOT_FINITE (at the best
+        point a product is not), a limit, STOPPED, or INTERRUPTED by Ctrl-C.
 
     Cost: an iteration takes one value and one gradient, a value for each backtracking, and one
-        product for each step of CG; two gradients each. Memory: about ten vectors and the graph of
-        the gradient. Convergence near a minimum with positive definite Hessian is superlinear.
+        product for each step of CG; two gradients each. The certificate at the end takes a tenth of
+        the products so far, or 10. Memory: about ten vectors, a vector for each product of the
+        certificate (1 GB of them at most, or 10), and the graph of the gradient. Convergence near a
+        minimum with positive definite Hessian is superlinear.
 
     Raises:
-        HesseError: f is not finite at x0, or as in `hessian_operator`.
+        HesseError: f is not finite at x0, or as in `hessian_operator`. What f raises at x0.
 
     References: Nocedal & Wright 2006, algorithms 7.1 and 7.2; Eisenstat & Walker 1996,
         doi:10.1137/0917003.
 
+    >>> import torch
     >>> result = minimize(lambda x: ((x - 1.0) ** 4).sum(), torch.zeros(2, dtype=torch.float64))
     >>> result.success, bool((result.x - 1.0).abs().max() < 1e-2)
     (True, True)
     """
     check_choice("method", method, ("newton-cg", "trust-cg"))
     check_choice("curvature", curvature, ("hessian", "ggn"))
-    if curvature == "hessian":
-        objective = Objective(hessian_operator(f, x0, mode=mode))
-    else:
-        objective = Objective(ggn_operator(f, x0))
-    start = objective.start(objective.space.flatten(x0, what="x0").clone())
-    if start.value == float("inf"):
+    check_count("max_iterations", max_iterations, 0)
+    check_count("max_cg_iterations", max_cg_iterations, 1)
+    check_tolerances(rtol=0.0 if rtol is None else rtol, atol=atol)
+    limits = Run(
+        "minimize",
+        max_products=max_products,
+        max_seconds=max_seconds,
+        callback=callback,
+        progress=progress,
+        checkpoint=checkpoint,
+    )
+    start = _operator(f, x0, curvature, mode, is_fixed=checkpoint is not None)
+    run_key = {
+        "method": method,
+        "curvature": curvature,
+        "rtol": rtol,
+        "atol": atol,
+        "max_cg_iterations": max_cg_iterations,
+        "x0": start.domain.flatten(x0, what="x0"),
+    }
+    file = Checkpoint(
+        limits.checkpoint, start, function="minimize", **run_key, preconditioner=preconditioner
+    )
+    objective = Objective(start if checkpoint is None else start.at(x0))
+    state, point, best = _start(objective, x0, file)
+    criterion = Criterion(
+        rtol, atol, objective.space.dtype, state.start_value, state.start_gradient_norm
+    )
+    descent = TruncatedNewton(
+        gradient_tolerance=criterion.tolerance,
+        max_iterations=max_cg_iterations,
+        preconditioner=preconditioner,
+        limits=lambda: limits.rest(objective.counts.nhev),
+        forcing=ForcingTerm(*state.forcing) if state.forcing else None,
+    )
+    exact = None if curvature == "hessian" else f
+    minimisation = Minimisation(
+        objective,
+        state,
+        point,
+        best,
+        descent=descent,
+        search=_search(method, point, state),
+        certificate=Certificate(objective, criterion, partial(_hessian, exact), limits),
+        limits=limits,
+        max_iterations=max_iterations,
+        checkpoint=file,
+    )
+    return _run(minimisation, limits)
+
+
+# The modes that one of a fixed kind is taken from, the first that works.
+_FIXED = {
+    "hessian": ["retained-graph", "forward-over-reverse", "finite-difference"],
+    "ggn": ["retained-graph"],
+}
+
+
+def _operator(
+    f: Any, x0: Tree, curvature: str, mode: HessianMode, *, is_fixed: bool
+) -> CurvatureOperator:
+    """The curvature at x0; in one mode throughout, for a run that resumes to the same bits."""
+    make: Any = hessian_operator if curvature == "hessian" else ggn_operator
+    if not is_fixed:
+        return make(f, x0, mode=mode)
+    modes = _FIXED[curvature] if mode == "auto" else [mode]
+    return in_fixed_mode(lambda fixed: make(f, x0, mode=fixed), modes)[0]
+
+
+def _start(objective: Objective, x0: Tree, file: Checkpoint) -> tuple[MinimizeState, Point, Point]:
+    """The state at x0 or that of the file, with its present and its best point."""
+    space = objective.space
+    x = space.flatten(x0, what="x0").clone()
+    state = MinimizeState(x, x, objective.counts)
+    if file.resume(state):
+        counts = dict(vars(state.counts))
+        best = objective.point(state.best_x)
+        point = best if not space.any(state.x != state.best_x) else objective.point(state.x)
+        if best.is_usable and point.is_usable:  # which computes their values and gradients
+            vars(state.counts).update(counts)
+        return state, point, best
+    start = objective.start(x)
+    is_finite = start.value < math.inf
+    if not (is_finite and math.isfinite(start.gradient_norm)):  # NaN in the gradient raises
         raise NonFiniteError(
-            expected="a finite f(x0)",
+            expected=f"a finite {'|grad f(x0)|' if is_finite else 'f(x0)'}",
             got="NaN or Inf",
             remedy="Start at a point where f is finite.",
         )
-    if rtol is None:
-        rtol = 1e-8 if objective.space.dtype == torch.float64 else 1e-4
-    tolerance = max(rtol * start.gradient_norm, atol)
-    descent = TruncatedNewton(
-        gradient_tolerance=tolerance,
-        max_iterations=max_cg_iterations,
-        preconditioner=preconditioner,
-    )
-    search: Search = ArmijoSearch() if method == "newton-cg" else TrustRadius(start)
-    states = iterate(
-        objective, start, descent, search, tolerance=tolerance, max_iterations=max_iterations
-    )
-    return _follow(states, objective, callback, progress, method)
+    state.start_value, state.start_gradient_norm = start.value, start.gradient_norm
+    state.start_norm = space.norm(x)
+    return state, start, start
 
 
-def _follow(
-    states: Iterator[Iteration],
-    objective: Objective,
-    callback: Callback | None,
-    progress: bool,
-    title: str,
-) -> OptimizeResult:
-    """Run the loop to its end, with callback and progress bar."""
-    history: list[tuple[float, float]] = []
-    first = state = next(states)
+def _search(method: str, point: Point, state: MinimizeState) -> Search:
+    if method == "newton-cg":
+        return ArmijoSearch()
+    return TrustRadius(point, radius=state.scalar or None)
+
+
+def _hessian(f: Any, point: Point) -> LinearOperator:
+    """The Hessian at a point: its own curvature, unless that is another matrix of f."""
+    if f is None:
+        return point.curvature
+    return point.counted(hessian_operator(f, point.space.unflatten(point.x)))
+
+
+def _run(minimisation: Minimisation, limits: Run) -> OptimizeResult:
+    """Run the loop to its end."""
     status = Status.UNFINISHED
-    with progress_bar(progress, title) as bar:
-        try:
-            for state in itertools.chain([first], states):
-                history.append((state.value, state.gradient_norm))
-                bar.set_postfix_str(f"f {state.value:.6g}, |g| {state.gradient_norm:.2e}")
-                bar.update(state.number > 0)
-                status = state.status
-                if status is Status.UNFINISHED and asks_to_stop(callback, state):
-                    status = Status.STOPPED
-                    break
-        except KeyboardInterrupt:
-            status = Status.INTERRUPTED
+    with limits:
+        for iteration in minimisation.iterations():
+            status = iteration.status
+            if status is Status.UNFINISHED and not limits.after_step(iteration):
+                status = limits.status
+                break
+    if limits.status is Status.INTERRUPTED:
+        status = limits.status
+    minimisation.save(now=True)
+    state, best, space = minimisation.state, minimisation.best, minimisation.objective.space
     return OptimizeResult(
-        x=objective.space.unflatten(state.point.x),
+        x=space.unflatten(best.x),
         success=status is Status.CONVERGED,
         status=status,
-        message=status.value,
-        fun=state.value,
-        jac=objective.space.unflatten(state.point.gradient),
+        message=_message(status, state.counts),
+        fun=best.value,
+        jac=space.unflatten(best.gradient),
         nit=state.number,
-        nfev=objective.counts.nfev,
-        njev=objective.counts.njev,
-        nhev=objective.counts.nhev,
-        history=history,
+        nfev=state.counts.nfev,
+        njev=state.counts.njev,
+        nhev=state.counts.nhev,
+        min_curvature=state.min_curvature,
+        history=[(value, norm) for value, norm in state.history],
     )
+
+
+def _message(status: Status, counts: Counts) -> str:
+    """The status as a sentence, and what f raised."""
+    if not counts.nraised:
+        return status.value
+    return f"{status.value} f raised at {counts.nraised} trial points; last: {counts.last_error}"

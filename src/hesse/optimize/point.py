@@ -1,21 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A point of a minimisation: value, gradient and curvature, computed once and counted."""
+"""A point of a minimisation: value, gradient and curvature, computed once and counted.
+
+A trial point at which f cannot be evaluated (a matrix that is not positive definite, an argument
+out of the support of a distribution, NaN, overflow) has an infinite value: a search rejects it.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from hesse.curvature.operator import CurvatureOperator
-from hesse.errors import NonFiniteError
+from hesse.errors import HesseError, NonFiniteError, OperatorError
 from hesse.operators.algebra import LinearOperator
 from hesse.vectors.space import Space
 
-Curvature = CurvatureOperator
+T = TypeVar("T")
+
+# What a function raises where it is not defined. NumPy's and torch's LinAlgError are among them.
+_OUTSIDE_DOMAIN = (ArithmeticError, ValueError, RuntimeError)
+# What it raises because of a fault in it, or of the machine, which no other point would mend.
+_FAULTS: tuple[type[BaseException], ...] = (
+    NotImplementedError,
+    RecursionError,
+    torch.OutOfMemoryError,
+    getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
+)
+
+
+def is_outside_domain(error: Exception) -> bool:
+    """Whether an error says that f is not defined at a point, and is no fault of f.
+
+    >>> is_outside_domain(ValueError("rate must be positive")), is_outside_domain(KeyError("a"))
+    (True, False)
+    """
+    if isinstance(error, HesseError):
+        return isinstance(error, (NonFiniteError, OperatorError))
+    return isinstance(error, _OUTSIDE_DOMAIN) and not isinstance(error, _FAULTS)
 
 
 @dataclass
@@ -25,6 +52,21 @@ class Counts:
     nfev: int = 0
     njev: int = 0
     nhev: int = 0
+    nraised: int = 0
+    """Trial points at which f raised an error."""
+    last_error: str = ""
+    """The last such error."""
+    is_unbounded: bool = False
+    """Whether f was minus infinity at a trial point."""
+
+    def note(self, error: Exception) -> None:
+        """Record why a trial point is not usable."""
+        if isinstance(error, NonFiniteError):
+            self.is_unbounded = self.is_unbounded or error.got == "-inf"
+        else:
+            self.nraised += 1
+            first = (str(error).strip().splitlines() or [""])[0]
+            self.last_error = f"{type(error).__name__}: {first}"[:200]
 
 
 class Point:
@@ -32,10 +74,19 @@ class Point:
 
     The curvature operator keeps the graph of f at x: the gradient at a trial point whose value is
     known needs no second forward pass.
+
+    Args:
+        x: flat.
+        curvature: the operator at x.
+        counts: where evaluations are counted.
+        is_trial: whether a search may reject it: an error of f is then an infinite value.
     """
 
-    def __init__(self, x: Tensor, curvature: Curvature, counts: Counts) -> None:
+    def __init__(
+        self, x: Tensor, curvature: CurvatureOperator, counts: Counts, *, is_trial: bool = True
+    ) -> None:
         self.x, self._curvature, self._counts = x, curvature, counts
+        self._is_trial = is_trial
 
     @property
     def space(self) -> Space:
@@ -44,12 +95,17 @@ class Point:
 
     @cached_property
     def value(self) -> float:
-        """f(x); infinite where f is not finite, so that a search rejects it."""
+        """f(x); infinite where f is not finite or raises, so that a search rejects it."""
         self._counts.nfev += 1
-        try:
-            return float(self._curvature.value)
-        except NonFiniteError:
-            return math.inf
+        value = self._attempt(lambda: float(self._curvature.value))
+        return math.inf if value is None else value
+
+    @cached_property
+    def is_usable(self) -> bool:
+        """Whether f and its gradient are finite here, so that a search may move here."""
+        if not self.value < math.inf:
+            return False
+        return self._attempt(lambda: math.isfinite(self.gradient_norm)) or False
 
     @property
     def rounding_error(self) -> float:
@@ -70,7 +126,24 @@ class Point:
     @cached_property
     def curvature(self) -> LinearOperator:
         """The curvature as an operator that counts its products."""
-        return _CountingOperator(self._curvature, self._counts)
+        return self.counted(self._curvature)
+
+    def counted(self, operator: LinearOperator) -> LinearOperator:
+        """Another operator at this point, whose products are counted with those of `curvature`."""
+        return _CountingOperator(operator, self._counts)
+
+    def _attempt(self, compute: Callable[[], T]) -> T | None:
+        """The result; None if this is a trial point outside of the domain of f."""
+        try:
+            return compute()
+        except NonFiniteError as error:
+            self._counts.note(error)
+            return None
+        except Exception as error:
+            if not (self._is_trial and is_outside_domain(error)):
+                raise
+            self._counts.note(error)
+            return None
 
 
 class Objective:
@@ -81,14 +154,14 @@ class Objective:
         counts: where evaluations are counted; default: new counts.
     """
 
-    def __init__(self, curvature: Curvature, counts: Counts | None = None) -> None:
+    def __init__(self, curvature: CurvatureOperator, counts: Counts | None = None) -> None:
         self._start = curvature
         self.space: Space = curvature.domain
         self.counts = counts or Counts()
 
     def start(self, x: Tensor) -> Point:
-        """The point of the given curvature operator."""
-        return Point(x, self._start, self.counts)
+        """The point of the given curvature operator; an error of f there is the caller's."""
+        return Point(x, self._start, self.counts, is_trial=False)
 
     def point(self, x: Tensor) -> Point:
         """Another point; nothing is computed before it is asked for."""

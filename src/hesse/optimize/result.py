@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from hesse.errors import Status
@@ -20,7 +21,7 @@ class OptimizeResult(Result):
     x: Tree
     """The best point, in the form of x0."""
     success: bool
-    """Whether the gradient meets the tolerance."""
+    """Whether the gradient meets the tolerance and no negative curvature was found."""
     status: Status
     """Why the minimisation ended."""
     message: str
@@ -36,6 +37,9 @@ class OptimizeResult(Result):
     njev: int
     """Evaluations of its gradient."""
     nhev: int
-    """Products with its curvature."""
+    """Products with its curvature, those of the certificate included."""
+    min_curvature: float = math.nan
+    """The smallest Ritz value of the Hessian at x, an upper bound on its smallest eigenvalue; NaN
+    where the gradient is not small."""
     history: list[tuple[float, float]] = field(default_factory=list)
     """(f, |grad f|) at the start and after every iteration."""

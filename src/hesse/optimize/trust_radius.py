@@ -7,6 +7,7 @@ import math
 
 from hesse.optimize.point import Objective, Point
 from hesse.optimize.proposal import Candidate, Proposal
+from hesse.optimize.truncated_newton import LONGEST
 
 
 def gain_ratio(point: Point, trial: Point, candidate: Candidate) -> float:
@@ -31,7 +32,9 @@ class TrustRadius:
     Source: Nocedal & Wright 2006, algorithm 4.1.
     """
 
-    def __init__(self, point: Point, *, radius: float | None = None, largest: float = 1e10) -> None:
+    def __init__(
+        self, point: Point, *, radius: float | None = None, largest: float = 1e100
+    ) -> None:
         self.scalar = _first_radius(point) if radius is None else radius
         self.largest = largest
 
@@ -47,12 +50,18 @@ class TrustRadius:
             self.scalar = 0.25 * point.space.norm(candidate.step)
         elif rho > 0.75 and proposal.on_boundary:
             self.scalar = min(2.0 * self.scalar, self.largest)
-        return trial if rho > 1e-4 else None
+        if rho > 1e-4 and trial.is_usable:
+            return trial
+        self.scalar = min(self.scalar, 0.25 * point.space.norm(candidate.step))
+        return None
 
 
 def _first_radius(point: Point) -> float:
-    g, space = point.gradient, point.space
-    gHg, gg = point.curvature._curvature(g), space.inner(g, g)
-    if gHg > 0.0:
-        return math.sqrt(gg) * gg / gHg
-    return 0.1 * max(1.0, space.norm(point.x))
+    scale = max(1.0, point.space.norm(point.x))
+    default = 0.1 * scale
+    if point.gradient_norm == 0.0:
+        return default
+    along = point.curvature._curvature(point.gradient / point.gradient_norm)
+    if not 0.0 < along < math.inf:
+        return default
+    return min(point.gradient_norm / along, LONGEST * scale)
