@@ -9,13 +9,14 @@ loss sees all of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hesse.data.forms import as_batches, inputs_and_targets
 from hesse.data.same_every_sweep import SweepChecksum
 from hesse.data.trees import flatten, map_tensors, tensors
 from hesse.errors import DataError
@@ -66,7 +67,7 @@ class Batches:
 
     def __init__(self, data: Any, weight: Weight | None = None, *, is_cut: bool = False) -> None:
         self.weight, self.is_cut = weight, is_cut
-        self._batches = _as_iterable(data)
+        self._batches = as_batches(data)
         # A list holds its tensors; a loader may give others in every sweep.
         may_change = not is_cut and not isinstance(self._batches, (list, tuple))
         self._checksum = SweepChecksum() if may_change else None
@@ -123,7 +124,7 @@ class Batches:
 
     def _sweep(self) -> Iterator[Batch]:
         for batch in self._batches:
-            inputs, targets = _inputs_and_targets(batch)
+            inputs, targets = inputs_and_targets(batch)
             yield Batch(inputs, targets, self.weigh(inputs, targets))
 
 
@@ -145,49 +146,6 @@ def _check_same(checksum: SweepChecksum, first: SweepChecksum) -> None:
         )
 
 
-def _as_iterable(data: Any) -> Iterable[Any]:
-    """The batches, as something that can be iterated over many times."""
-    if _is_pair(data) or isinstance(data, Mapping):
-        return [data]
-    if isinstance(data, Tensor) or not isinstance(data, Iterable):
-        raise _unknown_form(data, "data")
-    _check_loader(data)
-    return list(data) if isinstance(data, Iterator) else data
-
-
-def _check_loader(data: Any) -> None:
-    shuffles = isinstance(getattr(data, "sampler", None), torch.utils.data.RandomSampler)
-    if getattr(data, "drop_last", False) and shuffles:
-        raise DataError(
-            expected="the same data at every sweep",
-            got="a DataLoader with shuffle=True and drop_last=True, which leaves out other "
-            "examples each time",
-            remedy="Use drop_last=False (ragged batches are weighted), or do not shuffle.",
-        )
-
-
-def _inputs_and_targets(batch: Any) -> tuple[Any, Any]:
-    if isinstance(batch, Mapping):
-        return batch, batch
-    if _is_pair(batch):
-        inputs, targets = batch
-        return inputs, targets
-    raise _unknown_form(batch, "a batch")
-
-
-def _is_pair(data: Any) -> bool:
-    """Whether this is (inputs, targets), not a list or tuple of two batches."""
-    if not isinstance(data, (list, tuple)) or len(data) != 2:
-        return False
-    inputs, targets = data
-    if isinstance(inputs, Mapping) and isinstance(targets, Mapping):
-        # Ambiguous: a list of two mappings is read as two batches, a tuple as (inputs, targets).
-        return isinstance(data, tuple)
-    if isinstance(inputs, (Tensor, Mapping)):
-        return True
-    return isinstance(targets, Tensor) and isinstance(inputs, (list, tuple))
-
-
 def _count(inputs: Any) -> int:
     """The size of the first dimension of the first tensor that has one."""
     for tensor in tensors(inputs):
@@ -197,14 +155,4 @@ def _count(inputs: Any) -> int:
         expected="inputs whose first dimension counts the examples",
         got="inputs without such a tensor",
         remedy="Say how much a batch weighs: weight=lambda inputs, targets: ...",
-    )
-
-
-def _unknown_form(data: Any, what: str) -> DataError:
-    size = f" of {len(data)} entries" if isinstance(data, (list, tuple)) else ""
-    return DataError(
-        expected=f"{what} as a pair (inputs, targets), a mapping, or an iterable of these",
-        got=f"a {type(data).__name__}{size}",
-        remedy="For several inputs give ((x1, x2), targets); for none but inputs, as in an "
-        "autoencoder, (inputs, inputs).",
     )
