@@ -26,6 +26,14 @@ def graph_nodes(value: Tensor) -> Iterator[Any]:
         nodes.extend(below for below, _ in node.next_functions)
 
 
+def graph_leaves(value: Tensor) -> dict[int, Tensor]:
+    """The leaves that require a gradient in the graph of `value`, by their ids."""
+    if value.requires_grad and value.is_leaf:
+        return {id(value): value}
+    leaves = (getattr(node, "variable", None) for node in graph_nodes(value))
+    return {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}
+
+
 # torch's second derivative of these drops terms, without an error (torch 2.13).
 _WRONG_TWICE = {
     "SparseCooTensor": "torch.sparse_coo_tensor",

@@ -76,7 +76,7 @@ class InputLoss:
 
     def __call__(self, inputs: Tree) -> Tensor:
         batch = replace(self.batch, inputs=inputs)
-        return self.risk.batch_loss(self.risk.outputs(self.params, batch), batch)
+        return self.risk.loss_of_batch(self.params, batch)
 
 
 @dataclass(frozen=True)
