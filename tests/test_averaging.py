@@ -23,7 +23,9 @@ def batch_mean(z, y):
     return ((z - z.mean(0)) ** 2).sum(1).mean()
 
 
-LOSSES = pytest.mark.parametrize("loss", [class_weighted, batch_mean], ids=["class weights", "coupled"])
+LOSSES = pytest.mark.parametrize(
+    "loss", [class_weighted, batch_mean], ids=["class weights", "coupled"]
+)
 
 
 def net():

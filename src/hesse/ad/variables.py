@@ -131,6 +131,11 @@ class BoundFunction:
     def __call__(self, varying: Leaves) -> Tensor:
         return check_scalar(self.function(self.variables.tree(varying)))
 
+    @property
+    def knows_its_leaves(self) -> bool:
+        """Whether the function itself checks that it reaches x by its argument only."""
+        return getattr(self.function, "knows_its_leaves", False)
+
     def outputs(self, varying: Leaves) -> Any:
         """What the loss is a function of; of a plain function its own result."""
         outputs = getattr(self.function, "outputs", self.function)

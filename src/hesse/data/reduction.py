@@ -160,9 +160,10 @@ def _union_loss(
     loss: Callable[[Any, Any], Tensor], one: EvaluatedBatch, two: EvaluatedBatch
 ) -> float | None:
     """The loss of two batches together; None where they cannot be concatenated."""
-    sizes = num_examples(one.batch), num_examples(two.batch)
-    if sizes[0] is None or sizes[1] is None:
+    size, other_size = num_examples(one.batch), num_examples(two.batch)
+    if size is None or other_size is None:
         return None
+    sizes = size, other_size
     try:
         outputs = concatenated(one.outputs, two.outputs, sizes)
         targets = concatenated(one.batch.targets, two.batch.targets, sizes)

@@ -102,7 +102,7 @@ def _total(parts: list[Tensor]) -> Tensor:
 
 
 def _sums(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """(s_1, s_2, <w_1, 1>, <w_2, 1>, sum |x|) of the rows of a tensor, and a feature of each row."""
+    """(s_1, s_2, <w_1, 1>, <w_2, 1>, sum |x|) of the rows of a tensor, and a feature of each."""
     rows = tensor.detach()
     rows = rows.cpu() if rows.device.type == "mps" else rows  # mps has no float64
     rows = torch.view_as_real(rows) if rows.is_complex() else rows

@@ -85,8 +85,10 @@ def concatenated(one: Any, two: Any, sizes: tuple[int, int]) -> Any:
 
 def _concatenated_tensors(one: Tensor, two: Tensor, sizes: tuple[int, int]) -> Tensor:
     if one.ndim and two.ndim and one.shape[1:] == two.shape[1:]:
-        counts, rests = zip(*(divmod(t.shape[0], n) for t, n in zip((one, two), sizes, strict=True)))
-        if not any(rests) and counts[0] == counts[1]:
+        (count, rest), (other_count, other_rest) = (
+            divmod(tensor.shape[0], size) for tensor, size in zip((one, two), sizes, strict=True)
+        )
+        if count == other_count and rest == other_rest == 0:
             return torch.cat([one, two])
     if not torch.equal(one, two):
         raise ValueError("two tensors that do not count examples and differ")

@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -34,15 +33,15 @@ from hesse.data.slicing import Microbatches, first_microbatches
 from hesse.data.trees import tensors
 from hesse.engine.program_cache import ProgramCache
 from hesse.errors import ArgumentError, FunctionError
-from hesse.risk.call import ModelCall, device_of
 from hesse.risk.arguments import (
     check_model_and_loss,
     check_weight_decay,
     explaining,
     reduction_of,
 )
+from hesse.risk.call import ModelCall, device_of
 from hesse.risk.checks import ParameterNames, check_eval_mode
-from hesse.risk.trial import Trial, try_model
+from hesse.risk.trial import try_model
 from hesse.vectors.space import Tree
 
 # The number of shapes of data whose programs are kept; more if one sweep meets more.
@@ -237,10 +236,9 @@ class Risk:
             check_eval_mode(self.model)
             self._unchecked = self._unchecked or [self.data.first]
         with twice_differentiable():  # a model may differentiate itself in its inputs
-            for batch in self._unchecked:
-                trial = self._check_batch(params, batch)
-            if self._unchecked and self.num_summands > 1 and not self._weight_is_known:
-                self._check_batches(params, trial)
+            tolerances = [self._check_batch(params, batch) for batch in self._unchecked]
+            if tolerances and self.num_summands > 1 and not self._weight_is_known:
+                self._check_batches(params, max(tolerances))
         self._unchecked, self._checked_modes = [], modes
 
     @property
@@ -253,8 +251,8 @@ class Risk:
         if next(tensors(self._params), None) is not None:  # not all frozen
             self.check_at(self._params)
 
-    def _check_batch(self, params: Tree, batch: Batch) -> Trial:
-        """Test model and loss on a batch, and that its slices combine to the whole."""
+    def _check_batch(self, params: Tree, batch: Batch) -> float:
+        """Test model and loss on a batch, and its slices against it; the tolerance for that."""
         trial = try_model(self.model, self.loss, self._loss_of, params, batch)
         self._call_model = trial.call
         if self.num_summands > 1:
@@ -262,9 +260,9 @@ class Risk:
                 lambda part: self._batch_loss(part)(params).detach(),
                 trial.value, batch, self.data, mean=self._averages, rtol=trial.rtol,
             )  # fmt: skip
-        return trial
+        return trial.rtol
 
-    def _check_batches(self, params: Tree, trial: Trial) -> None:
+    def _check_batches(self, params: Tree, rtol: float) -> None:
         """Test on all batches that a loss averages over what the weights count."""
 
         @torch.no_grad()
@@ -279,9 +277,8 @@ class Risk:
             with self._call_model.substitution(params):
                 return self._loss_of(outputs, targets)
 
-        check_batches(
-            evaluate, loss, self.data, self.data, mean=self._averages, rtol=trial.rtol
-        )  # fmt: skip
+        mean = self._averages
+        check_batches(evaluate, loss, self.data, self.data, mean=mean, rtol=rtol)
 
 
 def _one(inputs: Any, targets: Any) -> float:
@@ -301,6 +298,8 @@ class BatchLoss:
     loss_of: Callable[[Any, Any], Tensor]
     """(outputs, targets) -> a scalar."""
     batch: Batch
+
+    knows_its_leaves = True  # tested at the first evaluation
 
     def __call__(self, params: Tree) -> Tensor:
         return self.outputs_and_loss(params)[1]

@@ -92,31 +92,6 @@ def check_own_leaves(
             )
 
 
-def check_same_leaves(leaves: Iterable[Tensor], given: Mapping[str, Tensor]) -> None:
-    """Raise if the loss of a plain callable reaches what seems to be a leaf of params itself."""
-    for leaf in leaves:
-        for name, tensor in given.items():
-            if _is_same(leaf, tensor):
-                raise FunctionError(
-                    expected="a model and a loss that take their parameters from params alone",
-                    got=f"params[{name!r}] reached by another way, as through model.parameters() "
-                    "in the loss or a closure, where it would count as a constant",
-                    remedy="Compute it from params, give the module itself as model=, or, for a "
-                    "constant, use its .detach().",
-                )
-
-
-def _is_same(leaf: Tensor, other: Tensor) -> bool:
-    if leaf.shape != other.shape or leaf.dtype != other.dtype or leaf.device != other.device:
-        return False
-    if leaf.numel() == 0:
-        return False
-    if leaf.data_ptr() == other.data_ptr():
-        return True
-    with torch.no_grad():  # zeros and ones are in many a place
-        return bool((leaf != leaf.flatten()[0]).any()) and torch.equal(leaf, other)
-
-
 def _foreign(leaf: Tensor, model: nn.Module, loss: Any) -> FunctionError:
     name = _name(leaf, model, loss) or f"a tensor of shape {tuple(leaf.shape)}"
     return FunctionError(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hesse.ad.determinism import run_deterministic
 from hesse.ad.double_backward import noting_recomputation
 from hesse.ad.graph_nodes import graph_leaves
+from hesse.ad.other_leaves import check_other_leaves
 from hesse.ad.variables import detached
 from hesse.data.batches import Batch
 from hesse.data.reduction import agree, rounding_tolerance
@@ -25,11 +26,7 @@ from hesse.errors import RandomnessError
 from hesse.risk.arguments import explaining
 from hesse.risk.buffers import restoring_buffers
 from hesse.risk.call import ModelCall, device_of
-from hesse.risk.substitution import (
-    Substitution,
-    check_own_leaves,
-    check_same_leaves,
-)
+from hesse.risk.substitution import Substitution, check_own_leaves
 from hesse.vectors.space import Space, Tree
 
 
@@ -100,7 +97,7 @@ def try_model(
     if isinstance(call.model, nn.Module):
         check_own_leaves(shared, call.model, loss, call.given(constants))
     else:
-        check_same_leaves(shared, dict(zip(space.names, leaves, strict=True)))
+        check_other_leaves(shared, leaves, [f"params[{name!r}]" for name in space.names])
     call = replace(
         call,
         substitutes=bool(run.in_model | run.in_loss),
@@ -114,9 +111,9 @@ def _evaluate(
 ) -> tuple[Tensor, _Run]:
     """The loss of a batch at parameters that require no gradient."""
     moved = batch.to(device_of(params))
-    is_module = isinstance(call.model, nn.Module)
-    given: Mapping[str, Tensor] = call.given(params) if is_module else {}
-    with Substitution(call.model if is_module else None, given) as substitution:
+    module = call.model if isinstance(call.model, nn.Module) else None
+    given: Mapping[str, Tensor] = {} if module is None else call.given(params)
+    with Substitution(module, given) as substitution:
         outputs = call(params, moved.inputs)
         in_model, substitution.reached = substitution.reached, set()
         value = loss_of(outputs, moved.targets)
