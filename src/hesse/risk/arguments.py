@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hesse.data.batches import Batch
 from hesse.data.known_weights import reduction_option
@@ -133,8 +133,10 @@ def check_weight_decay(weight_decay: Any) -> float:
 _EXPLAINED = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)
 _ABOUT_DTYPES = re.compile(
     r"dtype|scalar type|not implemented for '|[Ii]nput type|can't be cast|[Ee]xpected \w+ type"
-    r"|must be .*(Long|Float|Int)"
+    r"|must be .*(Long|Float|Int|Double)|torch\.\w*(Float|Double|Long|Byte|Int)Tensor"
 )
+# Of the matrix products and convolutions of a model.
+_IN_MODEL = re.compile(r"mat1|mat2|\bm1\b|[Ii]nput type")
 _ABOUT_ARGUMENTS = re.compile(r"positional argument|keyword argument|required .*argument")
 
 
@@ -153,9 +155,7 @@ def explaining(params: Tree, batch: Batch) -> Iterator[None]:
 def _explained(error: Exception, params: Tree, batch: Batch) -> HesseError | None:
     message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if _ABOUT_DTYPES.search(message):
-        found = _wrong_dtype(params, batch)
-        if found is not None:
-            return found
+        return _wrong_dtype(message, params, batch)
     data = f"inputs: {_described(batch.inputs)}; targets: {_described(batch.targets)}"
     if isinstance(error, TypeError) and _ABOUT_ARGUMENTS.search(message):
         return FunctionError(
@@ -173,28 +173,26 @@ def _explained(error: Exception, params: Tree, batch: Batch) -> HesseError | Non
     )
 
 
-def _wrong_dtype(params: Tree, batch: Batch) -> HesseError | None:
+def _wrong_dtype(message: str, params: Tree, batch: Batch) -> HesseError:
     of_params = next(tensors(params)).dtype
     name = str(of_params).removeprefix("torch.")
-
-    def is_wrong(tensor: Tensor) -> bool:
-        dtype = tensor.dtype
-        return dtype is torch.uint8 or (dtype.is_floating_point and dtype != of_params)
-
     for what, tree in (("inputs", batch.inputs), ("targets", batch.targets)):
-        wrong = next(filter(is_wrong, tensors(tree)), None)
-        if wrong is not None:
-            return DtypeError(
-                expected=f"{what} of {name}, as the parameters of the model are",
-                got=f"{what} of {str(wrong.dtype).removeprefix('torch.')}",
-                remedy=f"Convert them, with {what}.to(torch.{name}), or the model.",
-            )
-    wrong = next((t for t in tensors(batch.targets) if not t.dtype.is_floating_point), None)
-    if wrong is None:
-        return None
+        for tensor in tensors(tree):
+            is_other = tensor.dtype.is_floating_point and tensor.dtype != of_params
+            is_integer = what == "inputs" and not tensor.dtype.is_floating_point
+            if (
+                is_other
+                or tensor.dtype is torch.uint8
+                or (is_integer and _IN_MODEL.search(message))
+            ):
+                return DtypeError(
+                    expected=f"{what} of {name}, as the parameters of the model are",
+                    got=f"{what} of {str(tensor.dtype).removeprefix('torch.')} ({message})",
+                    remedy=f"Convert them, with {what}.to(torch.{name}), or the model.",
+                )
     return DtypeError(
-        expected="targets of the dtype that the loss takes",
-        got=f"targets of {str(wrong.dtype).removeprefix('torch.')}",
+        expected="inputs and targets of the dtypes that the model and the loss take",
+        got=f"inputs: {_described(batch.inputs)}; targets: {_described(batch.targets)} ({message})",
         remedy="Convert them: targets.long() for class indices, targets.float() for values.",
     )
 

@@ -41,7 +41,7 @@ from hesse.risk.arguments import (
 )
 from hesse.risk.call import ModelCall, device_of
 from hesse.risk.checks import ParameterNames, check_eval_mode
-from hesse.risk.trial import try_model
+from hesse.risk.trial import constants, try_model
 from hesse.vectors.space import Tree
 
 # The number of shapes of data whose programs are kept; more if one sweep meets more.
@@ -235,6 +235,7 @@ class Risk:
         if self._checked_modes != modes:
             check_eval_mode(self.model)
             self._unchecked = self._unchecked or [self.data.first]
+        params = constants(params) if self._unchecked else params
         with twice_differentiable():  # a model may differentiate itself in its inputs
             tolerances = [self._check_batch(params, batch) for batch in self._unchecked]
             if tolerances and self.num_summands > 1 and not self._weight_is_known:
@@ -265,17 +266,15 @@ class Risk:
     def _check_batches(self, params: Tree, rtol: float) -> None:
         """Test on all batches that a loss averages over what the weights count."""
 
-        @torch.no_grad()
         def evaluate(batch: Batch) -> EvaluatedBatch:
             with explaining(params, batch):
                 moved = batch.to(device_of(params))
                 outputs, value = self._batch_loss(moved).outputs_and_loss(params)
-            return EvaluatedBatch(moved, outputs, float(value))
+            return EvaluatedBatch(moved, map_outputs(Tensor.detach, outputs), float(value))
 
-        @torch.no_grad()
         def loss(outputs: Any, targets: Any) -> Tensor:
             with self._call_model.substitution(params):
-                return self._loss_of(outputs, targets)
+                return self._loss_of(outputs, targets).detach()
 
         mean = self._averages
         check_batches(evaluate, loss, self.data, self.data, mean=mean, rtol=rtol)

@@ -50,22 +50,27 @@ class _Run:
     leaves: dict[int, Tensor]
 
 
+def constants(params: Tree) -> Tree:
+    """The parameters, which share their memory, as tensors that require no gradient."""
+    space = Space.of(params, what="params")
+    return space.build([detached(leaf) for leaf in space.leaves(params, what="params")])
+
+
 def try_model(
     model: Any, loss: Any, loss_of: Callable[[Any, Any], Tensor], params: Tree, batch: Batch
 ) -> Trial:
-    """Evaluate the loss of a batch two or three times.
+    """Evaluate the loss of a batch two or three times, at `constants`.
 
     Raises RandomnessError if it is not deterministic or changes from call to call, FunctionError if
     it reaches parameters that cannot be replaced.
     """
     space = Space.of(params, what="params")
-    leaves = [detached(leaf) for leaf in space.leaves(params, what="params")]
-    constants = space.build(leaves)
+    leaves = space.leaves(params, what="params")
     call = ModelCall.of(model)
     runs: list[_Run] = []
 
     def value(call: ModelCall) -> Tensor:
-        value, run = _evaluate(call, loss_of, constants, batch)
+        value, run = _evaluate(call, loss_of, params, batch)
         runs.append(run)
         return value
 
@@ -95,7 +100,7 @@ def try_model(
     # A leaf in one graph only was made by the model, as one that differentiates itself does.
     shared = [leaf for key, leaf in run.leaves.items() if key in before.leaves]
     if isinstance(call.model, nn.Module):
-        check_own_leaves(shared, call.model, loss, call.given(constants))
+        check_own_leaves(shared, call.model, loss, call.given(params))
     else:
         check_other_leaves(shared, leaves, [f"params[{name!r}]" for name in space.names])
     call = replace(
