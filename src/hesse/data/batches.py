@@ -63,7 +63,7 @@ class Batches:
             number of examples.
         is_cut: whether the data are microbatches of other `Batches`, which check every sweep.
 
-    Batches of weight zero, of which a known loss sees nothing, are left out.
+    Batches of weight zero, of which the loss sees nothing, are left out.
 
     >>> batches = Batches((torch.zeros(5, 2), torch.zeros(5)))
     >>> batches.count, batches.total_weight
@@ -143,7 +143,7 @@ class Batches:
             weight = self._weight_of(number, inputs, targets)
             if weight > 0.0:
                 yield Batch(inputs, targets, weight)
-            elif not self.is_cut and (self.weight is not None or _count(inputs) == 0):
+            elif self.weight is None and _count(inputs) == 0:
                 raise _not_positive(weight)
 
     def _weight_of(self, number: int, inputs: Any, targets: Any) -> float:

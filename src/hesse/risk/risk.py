@@ -270,7 +270,7 @@ class Risk:
             with explaining(params, batch):
                 moved = batch.to(device_of(params))
                 outputs, value = self._batch_loss(moved).outputs_and_loss(params)
-            return EvaluatedBatch(moved, map_outputs(Tensor.detach, outputs), float(value))
+            return EvaluatedBatch(moved, map_outputs(Tensor.detach, outputs), float(value.detach()))
 
         def loss(outputs: Any, targets: Any) -> Tensor:
             with self._call_model.substitution(params):
