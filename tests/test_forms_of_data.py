@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every form of data that a DataLoader collates is taken; mistakes are refused where they are made."""
+"""Every form of data that a DataLoader collates is taken; mistakes are refused with a remedy."""
 
 from collections import namedtuple
 from dataclasses import dataclass

@@ -138,7 +138,10 @@ class Doubled(torch.autograd.Function):
 
 def test_a_parameter_that_torch_does_not_show_is_named():
     model = net()
-    loss = lambda z, y: MSE(z, y) + Doubled.apply(model[0].weight).square().sum()
+
+    def loss(z, y):
+        return MSE(z, y) + Doubled.apply(model[0].weight).square().sum()
+
     with pytest.raises(FunctionError, match=r"own parameter '0.weight'"):
         Risk(model, loss, (X, Y))
 
@@ -216,7 +219,10 @@ def test_a_plain_function_that_reaches_x_through_the_module_is_refused(copied):
         hvp(plain_with_penalty(model), x, x)
     with pytest.raises(FunctionError, match="another way"):
         hessian_operator(plain_with_penalty(model), x) @ torch.ones(43).double()
-    plain = lambda params, inputs: torch.func.functional_call(model, params, (inputs,))
+
+    def plain(params, inputs):
+        return torch.func.functional_call(model, params, (inputs,))
+
     with pytest.raises(FunctionError, match="another way"):
         Risk(plain, with_penalty(model), (X, Y), params=x)
 

@@ -55,14 +55,17 @@ class Risk:
         model: an `nn.Module`, or a callable (params, inputs) -> outputs.
         loss: (outputs, targets) -> a scalar, such as `nn.CrossEntropyLoss()`.
         data: a pair (inputs, targets), an iterable of such batches (of any sizes), or a DataLoader.
-            Tuples as inputs are positional, mappings keyword arguments of the model; a batch that
-            is a mapping is the model's keyword arguments and the loss's second argument. Tensors
-            are moved to the device of the parameters.
+            Either may be several tensors, as in ((x1, x2), (y1, y2)). Tuples as inputs are
+            positional, mappings keyword arguments of the model; a batch that is a mapping is the
+            model's keyword arguments and the loss's second argument. Where two pairs could be two
+            batches, a tuple is one batch and a list is two. Tensors are moved to the device of the
+            parameters.
         weight_decay: lambda in (lambda / 2) |theta|^2 over all parameters given, so that lambda
             theta is added to the gradient, as in `torch.optim`.
         weight: (inputs, targets) -> weight of a batch where its number of examples is not what its
             loss averages over, such as a count of tokens; needed for batches that cannot be cut
-            along their first dimension, such as graphs.
+            along their first dimension, such as graphs. The losses of torch that average over
+            targets (cross entropy with class weights or padding) or elements say it themselves.
         reduction: whether the loss averages ("mean") or adds up ("sum") over a batch; default:
             `loss.reduction` if there is one, else "mean". Sums are added up over the batches.
         params: the tree for `risk.params` when the model is a plain callable.
@@ -70,15 +73,18 @@ class Risk:
     Calling it, `risk(params)`, gives the scalar, differentiable in params. `params` is any tree
     that the model takes; for a module, a mapping from names to tensors, of all its parameters or
     some (the others stay as they are in the module). Tied weights appear once. Buffers are
-    constants: a forward pass that writes to one writes to a copy.
+    constants: a forward pass that writes to one writes to a copy. Parameters that the loss or the
+    model reaches by another way, such as a penalty over `model.parameters()`, are replaced too.
 
     Raises:
         HesseError: no data, data of unknown form, or data that change from sweep to sweep; a loss
             that is not a scalar; a model in train mode with dropout or BatchNorm, one that draws
             random numbers, or one that changes with every call; a loss whose batches do not average
-            to the whole (tested on two slices of the first of several batches, and on batches that
-            a memory budget cuts). The model and the loss are tested at construction; those of a
-            plain callable without `params`, or of frozen parameters, at the first evaluation.
+            to the whole (tested on two slices of the first of several batches, on it together with
+            each other one for losses that are not torch's, and on batches that a memory budget
+            cuts); a trainable tensor that is no parameter of the module. The model and the loss are
+            tested at construction; those of a plain callable without `params`, or of frozen
+            parameters, at the first evaluation.
 
     >>> model = nn.Linear(1, 1, bias=False).double()
     >>> x = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
