@@ -49,7 +49,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_several_inputs_and_targets_are_one_batch(form):
     model, w = Both(), torch.randn(8, 3)
-    expected = float(loss(model(X, X + 1), (Y, w)))
+    expected = float(loss(model(X, X + 1), (Y, w)).detach())
     whole = Risk(model, loss, form(X, X + 1, Y, w))
     cuts = [slice(0, 3), slice(3, 8)]
     batches = Risk(model, loss, [form(*(t[cut] for t in (X, X + 1, Y, w))) for cut in cuts])
