@@ -397,3 +397,16 @@ def test_a_small_fault_in_double_precision_is_found():
     batches = [(X[:100], X[:100, :3]), (X[100:], X[100:, :3])]
     with pytest.raises(DataError, match="combine"):
         Risk(nn.Linear(4, 3).double(), slightly_coupled, batches)
+
+
+def test_batches_of_two_tasks_may_have_a_loss_each():
+    def loss(z, y):
+        if bool((y == 0).all()):
+            return (z**2).mean()
+        return (z**4).mean()
+
+    model = nn.Linear(4, 1).double()
+    tasks = [(X[:8], torch.zeros(8, 1)), (X[8:16], torch.ones(8, 1)), (X[16:24], torch.ones(8, 1))]
+    risk = Risk(model, loss, tasks)
+    parts = [float(loss(model(x), y).detach()) for x, y in tasks]
+    assert float(risk(risk.params)) == pytest.approx(sum(parts) / 3, rel=1e-12)

@@ -108,10 +108,12 @@ def _require_weight(data: Batches, got: str, cause: Exception | None = None) -> 
 
 
 class EvaluatedBatch(NamedTuple):
-    """A batch on the device of the parameters, the outputs of the model for it, and its loss."""
+    """A batch, or several together, with the outputs of the model and the loss."""
 
-    batch: Batch
+    targets: Any
     outputs: Any
+    size: int | None
+    weight: float
     loss: float
 
 
@@ -137,18 +139,19 @@ def check_batches(
             first = evaluate(batch)
             continue
         other = evaluate(batch)
-        union = _union_loss(loss, first, other)
-        if union is None:
-            check_average(
-                lambda part: torch.tensor(evaluate(part).loss, dtype=torch.float64),
-                other.loss, batch, data, mean=mean, rtol=rtol,
-            )  # fmt: skip
+        union = _together(loss, first, other)
+        weights, values = [first.weight, other.weight], [first.loss, other.loss]
+        combined = _combined(weights, values, mean=mean)
+        if union is not None and agree(combined, union.loss, rtol):
             continue
-        weights = [first.batch.weight, batch.weight]
-        combined = _combined(weights, [first.loss, other.loss], mean=mean)
-        if not agree(combined, union, rtol):
+        if mean and union is not None and _is_mean(loss, first, other, union, rtol):
             which = f"batches 1 and {number}"
-            raise _does_not_combine(combined, union, which, batch, mean=mean)
+            raise _does_not_combine(combined, union.loss, which, batch, mean=mean)
+        # They do not go together, such as batches of two tasks with a loss of its own each.
+        check_average(
+            lambda part: torch.tensor(evaluate(part).loss, dtype=torch.float64),
+            other.loss, batch, data, mean=mean, rtol=rtol,
+        )  # fmt: skip
 
 
 def _has_additive_weight(batch: Batch, data: Batches) -> bool:
@@ -156,22 +159,43 @@ def _has_additive_weight(batch: Batch, data: Batches) -> bool:
     return data.weight is None if slices is None else _adds_up(slices, batch)
 
 
-def _union_loss(
+def _together(
     loss: Callable[[Any, Any], Tensor], one: EvaluatedBatch, two: EvaluatedBatch
-) -> float | None:
-    """The loss of two batches together; None where they cannot be concatenated."""
-    size, other_size = num_examples(one.batch), num_examples(two.batch)
-    if size is None or other_size is None:
+) -> EvaluatedBatch | None:
+    """Two batches as one; None where they cannot be concatenated."""
+    if one.size is None or two.size is None:
         return None
-    sizes = size, other_size
+    sizes = one.size, two.size
     try:
         outputs = concatenated(one.outputs, two.outputs, sizes)
-        targets = concatenated(one.batch.targets, two.batch.targets, sizes)
-        return float(loss(outputs, targets))
+        targets = concatenated(one.targets, two.targets, sizes)
+        value = float(loss(outputs, targets))
     except (HesseError, torch.OutOfMemoryError):
         raise
     except Exception:  # whatever the loss says to sizes that it does not expect
         return None
+    return EvaluatedBatch(targets, outputs, sum(sizes), one.weight + two.weight, value)
+
+
+def _is_mean(
+    loss: Callable[[Any, Any], Tensor],
+    one: EvaluatedBatch,
+    two: EvaluatedBatch,
+    union: EvaluatedBatch,
+    rtol: float,
+) -> bool:
+    """Whether the loss of the union is a mean with some weights: the same ones for 1, 2 and 2."""
+    if not math.isfinite(union.loss):
+        return False
+    if not (math.isfinite(one.loss) and math.isfinite(two.loss)):
+        return True  # one of weight zero: 0 / 0
+    if agree(union.loss, one.loss, rtol) or agree(union.loss, two.loss, rtol):
+        return not agree(one.loss, two.loss, rtol)
+    ratio = (one.loss - union.loss) / (union.loss - two.loss)
+    twice = _together(loss, union, two)
+    if ratio < 0.0 or twice is None:
+        return False
+    return agree(twice.loss, _combined([1.0, 2.0 * ratio], [one.loss, two.loss], mean=True), rtol)
 
 
 def _does_not_combine(

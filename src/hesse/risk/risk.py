@@ -29,7 +29,7 @@ from hesse.boundary import public
 from hesse.data.batches import Batch, Batches, Weight, flatten_batch
 from hesse.data.known_weights import known_weight
 from hesse.data.reduction import EvaluatedBatch, check_average, check_batches
-from hesse.data.slicing import Microbatches, first_microbatches
+from hesse.data.slicing import Microbatches, first_microbatches, num_examples
 from hesse.data.trees import tensors
 from hesse.engine.program_cache import ProgramCache
 from hesse.errors import ArgumentError, FunctionError
@@ -276,7 +276,8 @@ class Risk:
             with explaining(params, batch):
                 moved = batch.to(device_of(params))
                 outputs, value = self._batch_loss(moved).outputs_and_loss(params)
-            return EvaluatedBatch(moved, map_outputs(Tensor.detach, outputs), float(value.detach()))
+            outputs, value = map_outputs(Tensor.detach, outputs), float(value.detach())
+            return EvaluatedBatch(moved.targets, outputs, num_examples(batch), batch.weight, value)
 
         def loss(outputs: Any, targets: Any) -> Tensor:
             with self._call_model.substitution(params):
