@@ -148,3 +148,72 @@ def test_sums_that_cancel_are_compared_relative_to_their_terms():
     two.add(x.flip(0)[:4])
     two.add(x.flip(0)[4:])
     assert one.difference(two) is None
+
+
+# --------------------------------------------------------------------------------------------------
+# Which examples go together
+
+
+class Paired:
+    """Batches of the same inputs and targets, put together anew in every sweep."""
+
+    def __init__(self, pair):
+        self.pair, self.sweeps = pair, 0
+
+    def __iter__(self):
+        self.sweeps += 1
+        inputs, targets = self.pair(self.sweeps)
+        order = torch.randperm(EXAMPLES)  # which may differ
+        for chosen in order.split(5):
+            yield tuple(x[chosen] for x in inputs), targets[chosen]
+
+
+OTHER = torch.randn(EXAMPLES, 2, 3).double()
+PAIRINGS = {
+    "rolled targets": lambda sweep: ((X, OTHER), Y.roll(sweep, 0)),
+    "rolled integers": lambda sweep: ((X, OTHER), Y.sign().roll(sweep, 0)),
+    "two targets exchanged": lambda sweep: (
+        (X, OTHER), Y if sweep < 3 else Y[[1, 0, *range(2, EXAMPLES)]],
+    ),
+    "other second inputs": lambda sweep: ((X, OTHER.roll(sweep, 0)), Y),
+    "large offset": lambda sweep: ((1e4 + X, OTHER), Y.roll(sweep, 0)),
+}  # fmt: skip
+
+
+class Sum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = model()
+
+    def forward(self, x, other):
+        return self.model(torch.sin(x) + other)
+
+
+@pytest.mark.parametrize("make", [hessian_operator, ggn_operator])
+@pytest.mark.parametrize("pair", PAIRINGS.values(), ids=PAIRINGS)
+def test_examples_that_go_together_with_others_are_noticed(pair, make):
+    def products():
+        risk = Risk(Sum(), nn.MSELoss(), Paired(pair))
+        G = make(risk, risk.params)
+        for _ in range(3):
+            G @ torch.ones(G.shape[0]).double()
+
+    with pytest.raises(DataError, match=r"(?s)meet other batch\['targets'\].*list\(loader\)"):
+        products()
+
+
+def test_the_same_pairs_in_any_order_are_the_same():
+    risk = Risk(Sum(), nn.MSELoss(), Paired(lambda _: ((X, OTHER), Y)))
+    H = hessian_operator(risk, risk.params)
+    v = torch.ones(H.shape[0]).double()
+    assert norm(H @ v - H @ v) <= 1e-12 * norm(H @ v)
+
+
+def test_padded_sequences_with_labels_are_the_same_in_any_order():
+    def collate(examples):
+        return padded([sequence for sequence, _ in examples]), torch.stack([y for _, y in examples])
+
+    examples = list(zip(SEQUENCES, Y, strict=True))
+    loader = DataLoader(examples, batch_size=4, shuffle=True, collate_fn=collate)
+    sweeps = [swept(loader) for _ in range(6)]
+    assert not any(sweep.difference(sweeps[0]) for sweep in sweeps)

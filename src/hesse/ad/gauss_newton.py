@@ -30,6 +30,7 @@ class GaussNewtonGraph:
         with twice_differentiable():
             leaves = tracked(x)
             self._loss = LossHessian(f.outputs(leaves), f.loss)
+            self._loss.check_reads_outputs_only(leaves)
         self._jacobian = JacobianGraph(self._loss.tensors, leaves)
 
     @property

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,19 @@ def graph_nodes(value: Tensor) -> Iterator[Any]:
         nodes.extend(below for below, _ in node.next_functions)
 
 
+def graph_leaves(value: Tensor) -> dict[int, Tensor]:
+    """The leaves that require a gradient in the graph of `value`, by their ids."""
+    if value.requires_grad and value.is_leaf:
+        return {id(value): value}
+    return leaves_of(graph_nodes(value))
+
+
+def leaves_of(nodes: Iterable[Any]) -> dict[int, Tensor]:
+    """The leaves among the nodes of a graph, by their ids."""
+    leaves = (getattr(node, "variable", None) for node in nodes)
+    return {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}
+
+
 # torch's second derivative of these drops terms, without an error (torch 2.13).
 _WRONG_TWICE = {
     "AsStridedScatter": "torch.as_strided_scatter",
@@ -35,16 +48,17 @@ _WRONG_TWICE = {
 }
 
 
-def custom_function(value: Tensor) -> str | None:
+def custom_function(value: Tensor, nodes: Iterable[Any] | None = None) -> str | None:
     """The name of an operation in the graph of `value` because of which a product must be checked.
 
     A user's `autograd.Function`: what its backward pass computes outside torch, in a kernel of its
     own, counts as constant when the gradient is differentiated, and the product is then wrong
     without an error. A pass that is marked `once_differentiable` says so itself, but torch raises
     only if what comes into it has a graph; here it raises always. A few operations of torch
-    are no better.
+    are no better. `nodes`: those of the graph, where they are known.
     """
-    return next(filter(None, map(_checked_name, graph_nodes(value))), None)
+    nodes = graph_nodes(value) if nodes is None else nodes
+    return next(filter(None, map(_checked_name, nodes)), None)
 
 
 def _checked_name(node: Any) -> str | None:

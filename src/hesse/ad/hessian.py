@@ -22,7 +22,8 @@ from hesse.ad.double_backward import (
     noting_recomputation,
     twice_differentiable,
 )
-from hesse.ad.graph_nodes import custom_function, graph_nodes
+from hesse.ad.graph_nodes import custom_function, graph_nodes, leaves_of
+from hesse.ad.other_leaves import check_other_leaves
 from hesse.ad.slope_check import check_slope
 from hesse.ad.variables import LeafFunction, Leaves, number, tracked
 
@@ -75,7 +76,14 @@ class HessianGraph:
 
     @cached_property
     def _custom_function(self) -> str | None:  # a walk through the graph
-        return custom_function(self._value)
+        nodes = list(graph_nodes(self._value))
+        others = leaves_of(nodes)
+        for leaf in self._x:
+            others.pop(id(leaf), None)
+        if others and not getattr(self._f, "knows_its_leaves", False):
+            names = [f"a leaf of x, of shape {tuple(leaf.shape)}," for leaf in self._x]
+            check_other_leaves(others.values(), self._x, names)
+        return custom_function(self._value, nodes)
 
     @property
     def node_names(self) -> list[str]:

@@ -8,6 +8,8 @@ flat or linear just here (the absolute error, a hinge) is not, but it is said.
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
 import re
 from collections.abc import Callable, MutableMapping
 from functools import cached_property
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from hesse.ad.double_backward import check_depends, derivative, twice_differentiable
 from hesse.ad.finite_differences import central_difference
-from hesse.ad.graph_nodes import custom_function, graph_nodes
+from hesse.ad.graph_nodes import custom_function, graph_leaves, graph_nodes
 from hesse.ad.jacobian import explained, random_like, undifferentiable
 from hesse.ad.variables import Leaves, check_scalar, number, tracked
 from hesse.boundary import warn
@@ -45,6 +47,8 @@ class LossHessian:
         value = self._evaluate(self._free)
         check_depends(value)
         self.custom_function = custom_function(value)
+        own = {id(leaf) for leaf in self._free}
+        self._other = {key: leaf for key, leaf in graph_leaves(value).items() if key not in own}
         self._slope = derivative(value, self._free, create_graph=True)
         _check_curved(self._slope)
         self.value = number(value)
@@ -90,6 +94,18 @@ class LossHessian:
             raise undifferentiable("a loss", reason)
         return True
 
+    def check_reads_outputs_only(self, x: Leaves) -> None:
+        """Raise if the loss depends on x by another way than the outputs."""
+        if any(id(leaf) in self._other for leaf in x):
+            raise FunctionError(
+                expected="a loss of the outputs and the targets alone, as a Gauss-Newton matrix "
+                "needs it",
+                got="a loss that depends on the parameters by another way too, such as an "
+                "attribute that forward sets",
+                remedy="Return all that the loss needs from the model, in a tuple or a dict; or "
+                "use hesse.hessian_operator.",
+            )
+
     def check_flat(self) -> None:
         """Warn if H_L is zero here."""
         if not any(bool(part.any()) for part in self.product(random_like(self._free))):
@@ -123,33 +139,61 @@ def _check_curved(slope: Leaves) -> None:
 
 def _output_tensors(z: Any) -> tuple[list[Tensor], Callable[[Leaves], Any]]:
     """The tensors of z that depend on x, and the way to put others in their place."""
-    found: list[Tensor] = []
-    _replace(z, lambda tensor: found.append(tensor) or tensor)
+    found: dict[int, Tensor] = {}  # a tensor in two places is one output
+    map_outputs(lambda t: found.setdefault(id(t), t) if t.requires_grad else t, z)
     if not found:
         raise FunctionError(
             expected="outputs that depend on the parameters",
             got=f"a {type(z).__name__} without a tensor that does",
-            remedy="Compute the outputs from the parameters given, without .detach() or no_grad.",
+            remedy="Compute the outputs from the parameters given, without .detach() or no_grad, "
+            "and return them in a tensor, dict, list, tuple, dataclass or distribution.",
         )
 
     def rebuild(tensors: Leaves) -> Any:
-        rest = iter(tensors)
-        return _replace(z, lambda _: next(rest))
+        given = dict(zip(found, tensors, strict=True))
+        return map_outputs(lambda tensor: given.get(id(tensor), tensor), z)
 
-    return found, rebuild
+    return list(found.values()), rebuild
 
 
-def _replace(z: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """z with `function` applied to its differentiable tensors; all else is kept as it is."""
+def map_outputs(function: Callable[[Tensor], Tensor], z: Any) -> Any:
+    """z with `function` applied to its tensors; all else is kept as it is.
+
+    Outputs may be any nesting of dicts, lists, tuples and objects with attributes, such as
+    dataclasses and `torch.distributions`.
+    """
+    return _map_outputs(function, z, set())
+
+
+def _map_outputs(function: Callable[[Tensor], Tensor], z: Any, within: set[int]) -> Any:
     if isinstance(z, Tensor):
-        return function(z) if z.requires_grad else z
+        return function(z)
+    if id(z) in within:  # an object that refers to itself
+        return z
+    inner = {*within, id(z)}
     if isinstance(z, MutableMapping):  # dicts, and the dict-like outputs of transformers
         result = copy.copy(z)
         for key in z:
-            result[key] = _replace(z[key], function)
+            result[key] = _map_outputs(function, z[key], inner)
         return result
     if isinstance(z, tuple) and hasattr(z, "_fields"):
-        return type(z)(*(_replace(part, function) for part in z))
+        return type(z)(*(_map_outputs(function, part, inner) for part in z))
     if isinstance(z, (list, tuple)):
-        return type(z)(_replace(part, function) for part in z)
-    return z
+        return type(z)(_map_outputs(function, part, inner) for part in z)
+    attributes = _attributes(z)
+    replaced = {name: _map_outputs(function, part, inner) for name, part in attributes.items()}
+    if all(replaced[name] is part for name, part in attributes.items()):
+        return z
+    result = copy.copy(z)
+    for name, part in replaced.items():
+        object.__setattr__(result, name, part)
+    return result
+
+
+def _attributes(z: Any) -> dict[str, Any]:
+    """The attributes of an object in which a model may return tensors."""
+    if isinstance(z, (type, torch.nn.Module)) or inspect.isroutine(z):
+        return {}
+    if dataclasses.is_dataclass(z):
+        return {field.name: getattr(z, field.name) for field in dataclasses.fields(z)}
+    return dict(getattr(z, "__dict__", {}))

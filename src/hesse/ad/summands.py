@@ -8,13 +8,14 @@ such a function, with one summand for each batch and a quadratic one for its wei
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hesse.ad.quadratic import Quadratic
+from hesse.errors import FunctionError
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,21 @@ def check_at(f: Any, x: Any) -> None:
     """Let f, if it is more than a function, say at its first point what is wrong with it."""
     if hasattr(f, "check_at"):
         f.check_at(x)
+    elif isinstance(f, nn.Module) and isinstance(x, Mapping):
+        if x.keys() & dict(f.named_parameters()).keys():
+            raise FunctionError(
+                expected="f to be a scalar function of x",
+                got=f"the module {type(f).__name__}, with its parameters as x",
+                remedy="Give hesse.Risk(model, loss, data), or a function of the parameters that "
+                "calls torch.func.functional_call(model, params, inputs).",
+            )
+    elif isinstance(f, type) or not callable(f):
+        raise FunctionError(
+            expected="f to be a scalar function of x",
+            got=f"the class {f.__name__}" if isinstance(f, type) else f"a {type(f).__name__}",
+            remedy="Give a function, or an instance of the class; the order of arguments is (f, "
+            "x).",
+        )
 
 
 def weighted_sum(parts: Iterable[tuple[float, tuple[Tensor | None, ...]]]) -> list[Tensor | None]:

@@ -134,6 +134,11 @@ class BoundFunction:
         with users_contexts():
             return check_scalar(self.function(x))
 
+    @property
+    def knows_its_leaves(self) -> bool:
+        """Whether the function itself checks that it reaches x by its argument only."""
+        return getattr(self.function, "knows_its_leaves", False)
+
     def outputs(self, varying: Leaves) -> Any:
         """What the loss is a function of; of a plain function its own result."""
         outputs, x = getattr(self.function, "outputs", self.function), self.variables.tree(varying)

@@ -75,9 +75,11 @@ class InputLoss:
     params: Tree
     batch: Batch
 
+    knows_its_leaves = True  # the parameters are constants
+
     def __call__(self, inputs: Tree) -> Tensor:
         batch = replace(self.batch, inputs=inputs)
-        return self.risk.batch_loss(self.risk.outputs(self.params, batch), batch)
+        return self.risk.loss_of_batch(self.params, batch)
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,10 @@ class _WithFixed:
     space: Space
     names: tuple[str, ...]
     fixed: dict[str, Tensor]
+
+    @property
+    def knows_its_leaves(self) -> bool:
+        return getattr(self.function, "knows_its_leaves", False)
 
     def __call__(self, part: Tree) -> Tensor:
         given = Space.of(part).leaves(part)

@@ -9,18 +9,21 @@ loss sees all of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hesse.data.same_every_sweep import SweepChecksum
+from hesse.data.forms import as_batches, inputs_and_targets
+from hesse.data.same_every_sweep import PAIRS, SweepChecksum
 from hesse.data.trees import flatten, map_tensors, tensors
+from hesse.engine.data_version import versions
 from hesse.errors import DataError
 
 Weight = Callable[[Any, Any], float]
+KnownWeight = Callable[[Any, Any, float], float]
 
 
 @dataclass(frozen=True)
@@ -56,17 +59,30 @@ class Batches:
     Args:
         data: a pair, an iterable of batches or a DataLoader. An iterator that can be read only once
             is read now, into a list.
-        weight: (inputs, targets) -> the weight of a batch; None: its number of examples.
+        weight: (inputs, targets) -> the weight of a batch, as the user says; None if he does not.
+        known: (inputs, targets, number of examples) -> the weight, as the loss says; default: the
+            number of examples.
         is_cut: whether the data are microbatches of other `Batches`, which check every sweep.
+
+    Batches of weight zero, of which the loss sees nothing, are left out.
 
     >>> batches = Batches((torch.zeros(5, 2), torch.zeros(5)))
     >>> batches.count, batches.total_weight
     (1, 5.0)
     """
 
-    def __init__(self, data: Any, weight: Weight | None = None, *, is_cut: bool = False) -> None:
-        self.weight, self.is_cut = weight, is_cut
-        self._batches = _as_iterable(data)
+    def __init__(
+        self,
+        data: Any,
+        weight: Weight | None = None,
+        *,
+        known: KnownWeight | None = None,
+        is_cut: bool = False,
+    ) -> None:
+        self.weight, self.known, self.is_cut = weight, known, is_cut
+        self.reads_targets = weight is None and getattr(known, "reads_targets", False)
+        self._batches = as_batches(data)
+        self._known_weights: dict[int, tuple[Any, Hashable, float]] = {}
         # A list holds its tensors; a loader may give others in every sweep.
         may_change = not is_cut and not isinstance(self._batches, (list, tuple))
         self._checksum = SweepChecksum() if may_change else None
@@ -79,7 +95,8 @@ class Batches:
             raise DataError(
                 expected="at least one batch",
                 got="none",
-                remedy="Give data that are not empty (an iterator may have been used up already).",
+                remedy="Give data that are not empty (an iterator may have been used up already, "
+                "or every target is one that the loss ignores).",
             )
         self.count, self.total_weight = len(weights), sum(weights)
 
@@ -110,21 +127,44 @@ class Batches:
         return next(self._sweep())
 
     def weigh(self, inputs: Any, targets: Any) -> float:
-        """The weight of a batch."""
-        weight = _count(inputs) if self.weight is None else self.weight(inputs, targets)
-        weight = float(weight)
-        if not weight > 0.0 or weight == float("inf"):
-            raise DataError(
-                expected="batches of positive weight (by default the number of examples)",
-                got=f"a batch of weight {weight:g}",
-                remedy="Leave out empty batches; let weight(inputs, targets) be a positive number.",
-            )
+        """The weight of a batch, at least zero."""
+        if self.weight is not None:
+            weight = float(self.weight(inputs, targets))
+        elif self.known is not None:
+            weight = self.known(inputs, targets, _count(inputs))
+        else:
+            weight = float(_count(inputs))
+        if not 0.0 <= weight < float("inf"):
+            raise _not_positive(weight)
         return weight
 
     def _sweep(self) -> Iterator[Batch]:
-        for batch in self._batches:
-            inputs, targets = _inputs_and_targets(batch)
-            yield Batch(inputs, targets, self.weigh(inputs, targets))
+        for number, batch in enumerate(self._batches):
+            inputs, targets = inputs_and_targets(batch)
+            weight = self._weight_of(number, inputs, targets)
+            if weight > 0.0:
+                yield Batch(inputs, targets, weight)
+            elif self.weight is None and _count(inputs) == 0:
+                raise _not_positive(weight)
+
+    def _weight_of(self, number: int, inputs: Any, targets: Any) -> float:
+        """As `weigh`; that of a known loss, which reads the targets, is kept while they stay."""
+        content = self._content(targets) if self.reads_targets and self.are_held else None
+        if content is None:
+            return self.weigh(inputs, targets)
+        known = self._known_weights.get(number)
+        if known is None or known[1] != content:
+            # The targets are held so that their memory is not given to others.
+            known = targets, content, self.weigh(inputs, targets)
+            self._known_weights[number] = known
+        return known[2]
+
+    @staticmethod
+    def _content(targets: Any) -> Hashable:
+        """What changes when the targets do; None where that cannot be told."""
+        if not isinstance(targets, Tensor) or targets.is_inference():
+            return None
+        return versions([targets]), targets.shape, targets.dtype
 
 
 def _named(batch: Batch) -> dict[str, Any]:
@@ -133,59 +173,33 @@ def _named(batch: Batch) -> dict[str, Any]:
     return {"inputs": batch.inputs} | ({} if same else {"targets": batch.targets})
 
 
+def _difference(name: str) -> str:
+    if name == PAIRS:
+        return (
+            "batch['inputs'] that meet other batch['targets'], or other inputs, than at the first "
+            "sweep"
+        )
+    return f"other numbers in batch{name} than at the first sweep"
+
+
 def _check_same(checksum: SweepChecksum, first: SweepChecksum) -> None:
     name = checksum.difference(first)
     if name is not None:
         raise DataError(
             expected="the same data at every sweep, in any order",
-            got=f"other numbers in batch{name} than at the first sweep",
+            got=_difference(name),
             remedy="Give a list of batches, as list(loader) does; or switch augmentation, "
             "noise and sampling with replacement off, or seed them again for every sweep. "
             "Where batches number their elements, as batched graphs do, set shuffle=False.",
         )
 
 
-def _as_iterable(data: Any) -> Iterable[Any]:
-    """The batches, as something that can be iterated over many times."""
-    if _is_pair(data) or isinstance(data, Mapping):
-        return [data]
-    if isinstance(data, Tensor) or not isinstance(data, Iterable):
-        raise _unknown_form(data, "data")
-    _check_loader(data)
-    return list(data) if isinstance(data, Iterator) else data
-
-
-def _check_loader(data: Any) -> None:
-    shuffles = isinstance(getattr(data, "sampler", None), torch.utils.data.RandomSampler)
-    if getattr(data, "drop_last", False) and shuffles:
-        raise DataError(
-            expected="the same data at every sweep",
-            got="a DataLoader with shuffle=True and drop_last=True, which leaves out other "
-            "examples each time",
-            remedy="Use drop_last=False (ragged batches are weighted), or do not shuffle.",
-        )
-
-
-def _inputs_and_targets(batch: Any) -> tuple[Any, Any]:
-    if isinstance(batch, Mapping):
-        return batch, batch
-    if _is_pair(batch):
-        inputs, targets = batch
-        return inputs, targets
-    raise _unknown_form(batch, "a batch")
-
-
-def _is_pair(data: Any) -> bool:
-    """Whether this is (inputs, targets), not a list or tuple of two batches."""
-    if not isinstance(data, (list, tuple)) or len(data) != 2:
-        return False
-    inputs, targets = data
-    if isinstance(inputs, Mapping) and isinstance(targets, Mapping):
-        # Ambiguous: a list of two mappings is read as two batches, a tuple as (inputs, targets).
-        return isinstance(data, tuple)
-    if isinstance(inputs, (Tensor, Mapping)):
-        return True
-    return isinstance(targets, Tensor) and isinstance(inputs, (list, tuple))
+def _not_positive(weight: float) -> DataError:
+    return DataError(
+        expected="batches of positive weight (by default the number of examples)",
+        got=f"a batch of weight {weight:g}",
+        remedy="Leave out empty batches; let weight(inputs, targets) be a positive number.",
+    )
 
 
 def _count(inputs: Any) -> int:
@@ -197,14 +211,4 @@ def _count(inputs: Any) -> int:
         expected="inputs whose first dimension counts the examples",
         got="inputs without such a tensor",
         remedy="Say how much a batch weighs: weight=lambda inputs, targets: ...",
-    )
-
-
-def _unknown_form(data: Any, what: str) -> DataError:
-    size = f" of {len(data)} entries" if isinstance(data, (list, tuple)) else ""
-    return DataError(
-        expected=f"{what} as a pair (inputs, targets), a mapping, or an iterable of these",
-        got=f"a {type(data).__name__}{size}",
-        remedy="For several inputs give ((x1, x2), targets); for none but inputs, as in an "
-        "autoencoder, (inputs, inputs).",
     )

@@ -22,6 +22,11 @@ def num_examples(batch: Batch) -> int | None:
 
 def slice_batch(batch: Batch, bounds: Sequence[int], weigh: Weight) -> list[Batch]:
     """The examples from each bound to the next, as batches; the last bound is the batch's size."""
+    return [Batch(*part, weigh(*part)) for part in _slices(batch, bounds)]
+
+
+def _slices(batch: Batch, bounds: Sequence[int]) -> Iterator[tuple[Any, Any]]:
+    """(inputs, targets) of the examples from each bound to the next."""
     size = bounds[-1]
 
     def cut(tree: Any, low: int, high: int) -> Any:
@@ -30,13 +35,10 @@ def slice_batch(batch: Batch, bounds: Sequence[int], weigh: Weight) -> list[Batc
 
         return map_tensors(cut_tensor, tree)
 
-    slices = []
     for low, high in pairwise(bounds):
         inputs = cut(batch.inputs, low, high)
         same = batch.targets is batch.inputs
-        targets = inputs if same else cut(batch.targets, low, high)
-        slices.append(Batch(inputs, targets, weigh(inputs, targets)))
-    return slices
+        yield inputs, inputs if same else cut(batch.targets, low, high)
 
 
 def split_batch(batch: Batch, weigh: Weight) -> list[Batch] | None:
@@ -69,8 +71,7 @@ class Microbatches:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._batches:
-            for microbatch in slice_batch(batch, self._bounds(batch), self._batches.weigh):
-                inputs, targets = microbatch.inputs, microbatch.targets
+            for inputs, targets in _slices(batch, self._bounds(batch)):
                 is_mapping = inputs is targets and isinstance(inputs, Mapping)
                 yield inputs if is_mapping else (inputs, targets)
 

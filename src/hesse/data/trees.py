@@ -6,9 +6,12 @@ Unlike the trees of `hesse.vectors` they may hold strings, numbers and other obj
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+import copy
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -44,6 +47,52 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
         children = [map_tensors(function, child) for child in tree]
         return type(tree)(*children) if hasattr(tree, "_fields") else type(tree)(children)
     return tree
+
+
+def concatenated(one: Any, two: Any, sizes: tuple[int, int]) -> Any:
+    """Two trees of some examples each as one tree of all; raises ValueError if they do not fit.
+
+    Tensors without a first dimension that counts the examples must be equal in both.
+
+    >>> import torch
+    >>> concatenated({"x": torch.zeros(1, 2), "n": 3}, {"x": torch.ones(2, 2), "n": 3}, (1, 2))
+    {'x': tensor([[0., 0.],
+            [1., 1.],
+            [1., 1.]]), 'n': 3}
+    """
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        return _concatenated_tensors(one, two, sizes)
+    if type(one) is not type(two):
+        raise ValueError("two trees of different types")
+    if isinstance(one, MutableMapping):
+        result = copy.copy(one)  # of its own type, whose entries may be attributes too
+        for key in one:
+            result[key] = concatenated(one[key], two[key], sizes)
+        return result
+    if isinstance(one, (list, tuple)):
+        children = [concatenated(a, b, sizes) for a, b in zip(one, two, strict=True)]
+        return type(one)(*children) if hasattr(one, "_fields") else type(one)(children)
+    if dataclasses.is_dataclass(one):
+        result = copy.copy(one)
+        for field in dataclasses.fields(one):
+            children = getattr(one, field.name), getattr(two, field.name)
+            object.__setattr__(result, field.name, concatenated(*children, sizes))
+        return result
+    if not one == two:
+        raise ValueError("two leaves that differ")
+    return one
+
+
+def _concatenated_tensors(one: Tensor, two: Tensor, sizes: tuple[int, int]) -> Tensor:
+    if one.ndim and two.ndim and one.shape[1:] == two.shape[1:]:
+        (count, rest), (other_count, other_rest) = (
+            divmod(tensor.shape[0], size) for tensor, size in zip((one, two), sizes, strict=True)
+        )
+        if count == other_count and rest == other_rest == 0:
+            return torch.cat([one, two])
+    if not torch.equal(one, two):
+        raise ValueError("two tensors that do not count examples and differ")
+    return one
 
 
 def flatten(tree: Any) -> tuple[tuple[Tensor, ...], Hashable]:

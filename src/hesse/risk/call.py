@@ -3,13 +3,15 @@
 
 `torch.func.functional_call` puts parameters into a module for the time of the forward pass. A
 module that runs again in its backward pass (`torch.utils.checkpoint`) would then see its own
-parameters: it is copied with the given ones instead.
+parameters: it is copied with the given ones instead. What reaches parameters by another way than
+attributes of the module is called within a `Substitution`.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from hesse.data.trees import tensors
+from hesse.risk.substitution import Substitution
 from hesse.surroundings import users_contexts
 from hesse.vectors.space import Tree
+
+# Wrappers that do the work of another module, and the attribute where they have it.
+_WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+}
 
 
 @dataclass(frozen=True)
@@ -32,10 +42,29 @@ class ModelCall:
 
     model: nn.Module | Callable[[Any, Any], Any]
     """A module, or a function (params, inputs) -> outputs."""
+    prefix: str = ""
+    """What the names of parameters begin with that are given for a wrapper of the module."""
     written_buffers: tuple[str, ...] = ()
     """Buffers that the forward pass writes to; every call gets copies of them."""
     recomputes: bool = False
     """Whether the backward pass runs the module again."""
+    substitutes: bool = False
+    """Whether the model or the loss reaches parameters by another way than attributes."""
+    read_by_loss: tuple[str, ...] = ()
+    """The parameters that the loss reaches so."""
+
+    @staticmethod
+    def of(model: Any) -> ModelCall:
+        """The call of a model, or of the module in a wrapper such as `nn.DataParallel`.
+
+        >>> ModelCall.of(nn.DataParallel(nn.Linear(1, 1))).prefix
+        'module.'
+        """
+        prefix = ""
+        while isinstance(model, nn.Module) and type(model).__name__ in _WRAPPERS:
+            attribute = _WRAPPERS[type(model).__name__]
+            prefix, model = f"{prefix}{attribute}.", getattr(model, attribute)
+        return ModelCall(model, prefix)
 
     def __call__(self, params: Tree, inputs: Any) -> Any:
         """The outputs of the model."""
@@ -48,9 +77,22 @@ class ModelCall:
             return model(params, inputs)
         buffers = {name: model.get_buffer(name).clone() for name in self.written_buffers}
         args, kwargs = _arguments(inputs)
+        replaced = {**self.given(params), **buffers}
         if self.recomputes:
-            return _copy_with(model, {**params, **buffers})(*args, **kwargs)
-        return torch.func.functional_call(model, {**params, **buffers}, args, kwargs)
+            return _copy_with(model, replaced)(*args, **kwargs)
+        return torch.func.functional_call(model, replaced, args, kwargs)
+
+    def given(self, params: Any) -> Mapping[str, Tensor]:
+        """The parameters by their names in the module itself."""
+        if not self.prefix:
+            return params
+        return {name.removeprefix(self.prefix): tensor for name, tensor in params.items()}
+
+    def substitution(self, params: Tree) -> AbstractContextManager[Any]:
+        """Within it, model and loss see these parameters by whatever way."""
+        if self.substitutes and isinstance(self.model, nn.Module):
+            return Substitution(self.model, self.given(params))
+        return nullcontext()
 
 
 def device_of(params: Tree) -> torch.device:

@@ -15,33 +15,34 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from hesse.ad.double_backward import twice_differentiable
+from hesse.ad.loss import map_outputs
 from hesse.ad.quadratic import Quadratic
 from hesse.ad.summands import Summand
 from hesse.ad.variables import check_scalar
 from hesse.boundary import public
 from hesse.data.batches import Batch, Batches, Weight, flatten_batch
-from hesse.data.reduction import check_average
-from hesse.data.slicing import Microbatches, first_microbatches
+from hesse.data.known_weights import known_weight
+from hesse.data.reduction import EvaluatedBatch, check_average, check_batches
+from hesse.data.slicing import Microbatches, first_microbatches, num_examples
 from hesse.data.trees import tensors
 from hesse.engine.program_cache import ProgramCache
-from hesse.errors import ArgumentError
+from hesse.errors import ArgumentError, FunctionError
 from hesse.result import OneLine
-from hesse.risk.call import ModelCall, device_of
-from hesse.risk.checks import (
-    ParameterNames,
-    check_eval_mode,
-    check_model,
+from hesse.risk.arguments import (
+    check_model_and_loss,
     check_weight_decay,
+    explaining,
     reduction_of,
-    try_call,
 )
+from hesse.risk.call import ModelCall, device_of
+from hesse.risk.checks import ParameterNames, check_eval_mode
+from hesse.risk.trial import constants, try_model
 from hesse.surroundings import users_contexts
 from hesse.vectors.space import Tree
 
@@ -56,14 +57,17 @@ class Risk(OneLine):
         model: an `nn.Module`, or a callable (params, inputs) -> outputs.
         loss: (outputs, targets) -> a scalar, such as `nn.CrossEntropyLoss()`.
         data: a pair (inputs, targets), an iterable of such batches (of any sizes), or a DataLoader.
-            Tuples as inputs are positional, mappings keyword arguments of the model; a batch that
-            is a mapping is the model's keyword arguments and the loss's second argument. Tensors
-            are moved to the device of the parameters.
+            Either may be several tensors, as in ((x1, x2), (y1, y2)). Tuples as inputs are
+            positional, mappings keyword arguments of the model; a batch that is a mapping is the
+            model's keyword arguments and the loss's second argument. Where two pairs could be two
+            batches, a tuple is one batch and a list is two. Tensors are moved to the device of the
+            parameters.
         weight_decay: lambda in (lambda / 2) |theta|^2 over all parameters given, so that lambda
             theta is added to the gradient, as in `torch.optim`.
         weight: (inputs, targets) -> weight of a batch where its number of examples is not what its
             loss averages over, such as a count of tokens; needed for batches that cannot be cut
-            along their first dimension, such as graphs.
+            along their first dimension, such as graphs. The losses of torch that average over
+            targets (cross entropy with class weights or padding) or elements say it themselves.
         reduction: whether the loss averages ("mean") or adds up ("sum") over a batch; default:
             `loss.reduction` if there is one, else "mean". Sums are added up over the batches.
         params: the tree for `risk.params` when the model is a plain callable.
@@ -71,15 +75,18 @@ class Risk(OneLine):
     Calling it, `risk(params)`, gives the scalar, differentiable in params. `params` is any tree
     that the model takes; for a module, a mapping from names to tensors, of all its parameters or
     some (the others stay as they are in the module). Tied weights appear once. Buffers are
-    constants: a forward pass that writes to one writes to a copy.
+    constants: a forward pass that writes to one writes to a copy. Parameters that the loss or the
+    model reaches by another way, such as a penalty over `model.parameters()`, are replaced too.
 
     Raises:
         HesseError: no data, data of unknown form, or data that change from sweep to sweep; a loss
             that is not a scalar; a model in train mode with dropout or BatchNorm, one that draws
             random numbers, or one that changes with every call; a loss whose batches do not average
-            to the whole (tested on two slices of the first of several batches, and on batches that
-            a memory budget cuts). The model and the loss are tested at construction; those of a
-            plain callable without `params`, or of frozen parameters, at the first evaluation.
+            to the whole (tested on two slices of the first of several batches, on it together with
+            each other one for losses that are not torch's, and on batches that a memory budget
+            cuts); a trainable tensor that is no parameter of the module. The model and the loss are
+            tested at construction; those of a plain callable without `params`, or of frozen
+            parameters, at the first evaluation.
 
     >>> model = nn.Linear(1, 1, bias=False).double()
     >>> x = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
@@ -102,12 +109,13 @@ class Risk(OneLine):
         reduction: Literal["mean", "sum"] | None = None,
         params: Tree | None = None,
     ) -> None:
-        check_model(model)
+        check_model_and_loss(model, loss, data, params)
         self._averages = reduction_of(loss, reduction) == "mean"
         self.model, self.loss = model, loss
         self.weight_decay = check_weight_decay(weight_decay)
         check_eval_mode(model)
-        self.data = Batches(data, weight)
+        self._known_weight = known_weight(loss) if self._averages else None
+        self.data = self._batches(data, weight)
         self._params = params
         self._names: ParameterNames | None = None
         # Programs of products, for every shape of batch; `on` shares them.
@@ -120,7 +128,7 @@ class Risk(OneLine):
                     for name, parameter in model.named_parameters()
                     if parameter.requires_grad
                 }
-        self._call_model = ModelCall(model)
+        self._call_model = ModelCall.of(model)
         self._checked_modes = _train_modes(model)
         self._unchecked: list[Batch] = []
         self._check_on([self.data.first])
@@ -160,14 +168,21 @@ class Risk(OneLine):
 
     def unchecked_on(self, data: Any, weight: Weight | None = None) -> Risk:
         """As `on`, without the test that the losses of batches average."""
-        return self._with(Batches(data, weight or self.data.weight))
+        return self._with(self._batches(data, weight or self.data.weight))
 
     def in_microbatches(self, most: int) -> Risk:
         """The same risk in microbatches of at most `most` examples; the programs are shared."""
-        small = self._with(Batches(Microbatches(self.data, most), self.data.weight, is_cut=True))
+        small = self._with(
+            self._batches(Microbatches(self.data, most), self.data.weight, is_cut=True)
+        )
         # At least two examples each, so that they can be cut; several, which need not be alike.
         small._check_on(first_microbatches(self.data.first, max(2, most), self.data.weigh))
         return small
+
+    def _batches(self, data: Any, weight: Weight | None, *, is_cut: bool = False) -> Batches:
+        if not self._averages and weight is not None:  # a sum has no weights
+            weight = _one
+        return Batches(data, weight, known=self._known_weight, is_cut=is_cut)
 
     def _with(self, data: Batches) -> Risk:
         other = copy.copy(self)
@@ -186,7 +201,7 @@ class Risk(OneLine):
         """R = sum_b c_b loss_b + (lambda / 2) |params|^2, one summand for each batch."""
         for coefficient, batch in self.batches():
             data, key = flatten_batch(batch)
-            yield Summand(coefficient, BatchLoss(self._call_model, self._loss_of, batch), data, key)
+            yield Summand(coefficient, self._batch_loss(batch), data, key)
         if self.weight_decay:
             yield Summand(1.0, Quadratic(self.weight_decay), key="weight decay")
 
@@ -206,11 +221,20 @@ class Risk(OneLine):
         """The outputs of the model for the inputs of a batch."""
         if self._names is not None:
             self._names.check(params)
-        return self._call_model(params, batch.inputs)
+        return self._batch_loss(batch).outputs(params)
 
     def batch_loss(self, outputs: Any, batch: Batch) -> Tensor:
         """The scalar loss of a batch, given the outputs of the model."""
-        return self._loss_of(outputs, batch.targets)
+        return self._batch_loss(batch).loss(outputs)
+
+    def loss_of_batch(self, params: Tree, batch: Batch) -> Tensor:
+        """The scalar loss of a batch at these parameters."""
+        if self._names is not None:
+            self._names.check(params)
+        return self._batch_loss(batch)(params)
+
+    def _batch_loss(self, batch: Batch) -> BatchLoss:
+        return BatchLoss(self._call_model, self._loss_of, batch)
 
     def _loss_of(self, outputs: Any, targets: Any) -> Tensor:
         with users_contexts():
@@ -227,10 +251,16 @@ class Risk(OneLine):
         if self._checked_modes != modes:
             check_eval_mode(self.model)
             self._unchecked = self._unchecked or [self.data.first]
+        params = constants(params) if self._unchecked else params
         with twice_differentiable():  # a model may differentiate itself in its inputs
-            for batch in self._unchecked:
-                self._check_batch(params, batch)
+            tolerances = [self._check_batch(params, batch) for batch in self._unchecked]
+            if tolerances and self.num_summands > 1 and not self._weight_is_known:
+                self._check_batches(params, max(tolerances))
         self._unchecked, self._checked_modes = [], modes
+
+    @property
+    def _weight_is_known(self) -> bool:
+        return self._known_weight is not None and self.data.weight is None
 
     def _check_on(self, batches: list[Batch]) -> None:
         """Test model and loss on these batches: now if the parameters are known, or later."""
@@ -238,15 +268,37 @@ class Risk(OneLine):
         if next(tensors(self._params), None) is not None:  # not all frozen
             self.check_at(self._params)
 
-    def _check_batch(self, params: Tree, batch: Batch) -> None:
-        loss = partial(self._loss_by, params)
-        self._call_model, whole = try_call(self.model, lambda call: loss(call, batch))
+    def _check_batch(self, params: Tree, batch: Batch) -> float:
+        """Test model and loss on a batch, and its slices against it; the tolerance for that."""
+        trial = try_model(self.model, self.loss, self._loss_of, params, batch)
+        self._call_model = trial.call
         if self.num_summands > 1:
-            mean = self._averages
-            check_average(partial(loss, self._call_model), whole, batch, self.data, mean=mean)
+            check_average(
+                lambda part: self._batch_loss(part)(params).detach(),
+                trial.value, batch, self.data, mean=self._averages, rtol=trial.rtol,
+            )  # fmt: skip
+        return trial.rtol
 
-    def _loss_by(self, params: Tree, call: ModelCall, batch: Batch) -> Tensor:
-        return BatchLoss(call, self._loss_of, batch)(params).detach()
+    def _check_batches(self, params: Tree, rtol: float) -> None:
+        """Test on all batches that a loss averages over what the weights count."""
+
+        def evaluate(batch: Batch) -> EvaluatedBatch:
+            with explaining(params, batch):
+                moved = batch.to(device_of(params))
+                outputs, value = self._batch_loss(moved).outputs_and_loss(params)
+            outputs, value = map_outputs(Tensor.detach, outputs), float(value.detach())
+            return EvaluatedBatch(moved.targets, outputs, num_examples(batch), batch.weight, value)
+
+        def loss(outputs: Any, targets: Any) -> Tensor:
+            with self._call_model.substitution(params):
+                return self._loss_of(outputs, targets).detach()
+
+        mean = self._averages
+        check_batches(evaluate, loss, self.data, self.data, mean=mean, rtol=rtol)
+
+
+def _one(inputs: Any, targets: Any) -> float:
+    return 1.0
 
 
 def _train_modes(model: Any) -> list[bool]:
@@ -263,15 +315,38 @@ class BatchLoss:
     """(outputs, targets) -> a scalar."""
     batch: Batch
 
+    knows_its_leaves = True  # tested at the first evaluation
+
     def __call__(self, params: Tree) -> Tensor:
+        return self.outputs_and_loss(params)[1]
+
+    def outputs_and_loss(self, params: Tree) -> tuple[Any, Tensor]:
+        """The outputs of the model, and the scalar loss."""
         batch = self.batch.to(device_of(params))
-        return self.loss_of(self.call(params, batch.inputs), batch.targets)
+        with self.call.substitution(params):
+            outputs = self.call(params, batch.inputs)
+            return outputs, self.loss_of(outputs, batch.targets)
 
     def outputs(self, params: Tree) -> Any:
         """The outputs of the model for the inputs of the batch."""
-        return self.call(params, self.batch.to(device_of(params)).inputs)
+        with self.call.substitution(params):
+            return self.call(params, self.batch.to(device_of(params)).inputs)
 
     def loss(self, outputs: Any) -> Tensor:
-        """The scalar loss, given the outputs of the model."""
-        device = next(tensors(outputs)).device
+        """The scalar loss as a function of the outputs alone."""
+        if self.call.read_by_loss:
+            raise _reads_parameters(self.call.read_by_loss)
+        found: list[Tensor] = []
+        map_outputs(lambda tensor: found.append(tensor) or tensor, outputs)
+        device = found[0].device
         return self.loss_of(outputs, self.batch.to(device).targets)
+
+
+def _reads_parameters(names: tuple[str, ...]) -> FunctionError:
+    return FunctionError(
+        expected="a loss of the outputs and the targets alone, as a Gauss-Newton matrix needs it",
+        got=f"a loss that also reads the parameters {', '.join(map(repr, names[:3]))}"
+        + (", ..." if len(names) > 3 else ""),
+        remedy="Give an L2 penalty as weight_decay=; of any other, the Hessian is what there is: "
+        "hesse.hessian_operator(risk, params).",
+    )

@@ -41,8 +41,11 @@ def check_leaf(label: str, leaf: Tensor, device: torch.device) -> None:
         raise DtypeError(
             expected=f"{label} of a real floating-point dtype",
             got=str(leaf.dtype),
-            remedy="Convert it with .float() or .double(); leave integer tensors out of x and "
-            "close over them instead.",
+            remedy="Take its real and imaginary parts as x, torch.view_as_real(x), and compute "
+            "torch.view_as_complex(x) in f."
+            if leaf.is_complex()
+            else "Convert it with .float() or .double(); leave integer tensors out of x and close "
+            "over them instead.",
         )
     if leaf.device != device:
         raise DeviceError(

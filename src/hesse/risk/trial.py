@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`try_model`: the first evaluations of a model and a loss, from which it is learnt how to call it.
+
+Which buffers does it write to, does it run again in its backward pass, does it reach parameters by
+another way than attributes, is it deterministic, in which precision does it compute?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hesse.ad.determinism import run_deterministic
+from hesse.ad.double_backward import noting_recomputation
+from hesse.ad.graph_nodes import graph_leaves
+from hesse.ad.other_leaves import check_other_leaves
+from hesse.ad.variables import detached
+from hesse.data.batches import Batch
+from hesse.data.reduction import agree, rounding_tolerance
+from hesse.data.trees import tensors
+from hesse.errors import RandomnessError
+from hesse.risk.arguments import explaining
+from hesse.risk.buffers import restoring_buffers
+from hesse.risk.call import ModelCall, device_of
+from hesse.risk.substitution import Substitution, check_own_leaves
+from hesse.vectors.space import Space, Tree
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How the model is to be called, and what it gave for one batch."""
+
+    call: ModelCall
+    value: float
+    rtol: float
+    """The relative rounding error of two values of the loss."""
+
+
+@dataclass
+class _Run:
+    """What one evaluation showed."""
+
+    in_model: set[str]
+    in_loss: set[str]
+    dtypes: set[torch.dtype]
+    leaves: dict[int, Tensor]
+
+
+def constants(params: Tree) -> Tree:
+    """The parameters, which share their memory, as tensors that require no gradient."""
+    space = Space.of(params, what="params")
+    return space.build([detached(leaf) for leaf in space.leaves(params, what="params")])
+
+
+def try_model(
+    model: Any, loss: Any, loss_of: Callable[[Any, Any], Tensor], params: Tree, batch: Batch
+) -> Trial:
+    """Evaluate the loss of a batch two or three times, at `constants`.
+
+    Raises RandomnessError if it is not deterministic or changes from call to call, FunctionError if
+    it reaches parameters that cannot be replaced.
+    """
+    space = Space.of(params, what="params")
+    leaves = space.leaves(params, what="params")
+    call = ModelCall.of(model)
+    runs: list[_Run] = []
+
+    def value(call: ModelCall) -> Tensor:
+        value, run = _evaluate(call, loss_of, params, batch)
+        runs.append(run)
+        return value
+
+    with explaining(params, batch):
+        if isinstance(call.model, nn.Module):
+            with restoring_buffers(call.model) as written:
+                first, recomputes = noting_recomputation(
+                    lambda: run_deterministic(lambda: value(call))
+                )
+            call = replace(call, written_buffers=tuple(written), recomputes=recomputes)
+            first = run_deterministic(lambda: value(call)) if written else first
+        else:
+            first = run_deterministic(lambda: value(call))
+        before, second = runs[-1], value(call)
+    run = runs[-1]
+    rtol = max(
+        rounding_tolerance(dtype)
+        for dtype in {first.dtype, *run.dtypes, *(leaf.dtype for leaf in leaves)}
+    )
+    if not agree(float(first), float(second), rtol):
+        raise RandomnessError(
+            expected="a model that gives the same loss for the same batch",
+            got=f"{float(first):.6g}, then {float(second):.6g}",
+            remedy="Call model.eval(); seed or switch off noise; let forward change nothing "
+            "that the next call depends on.",
+        )
+    # A leaf in one graph only was made by the model, as one that differentiates itself does.
+    shared = [leaf for key, leaf in run.leaves.items() if key in before.leaves]
+    if isinstance(call.model, nn.Module):
+        check_own_leaves(shared, call.model, loss, call.given(params))
+    else:
+        check_other_leaves(shared, leaves, [f"params[{name!r}]" for name in space.names])
+    call = replace(
+        call,
+        substitutes=bool(run.in_model | run.in_loss),
+        read_by_loss=tuple(sorted(run.in_loss)),
+    )
+    return Trial(call, float(second), rtol)
+
+
+def _evaluate(
+    call: ModelCall, loss_of: Callable[[Any, Any], Tensor], params: Tree, batch: Batch
+) -> tuple[Tensor, _Run]:
+    """The loss of a batch at parameters that require no gradient."""
+    moved = batch.to(device_of(params))
+    module = call.model if isinstance(call.model, nn.Module) else None
+    given: Mapping[str, Tensor] = {} if module is None else call.given(params)
+    with Substitution(module, given) as substitution:
+        outputs = call(params, moved.inputs)
+        in_model, substitution.reached = substitution.reached, set()
+        value = loss_of(outputs, moved.targets)
+    leaves = graph_leaves(value)
+    for tensor in tensors([batch.inputs, batch.targets, moved.inputs, moved.targets]):
+        leaves.pop(id(tensor), None)
+    return value.detach(), _Run(in_model, substitution.reached, substitution.dtypes, leaves)
