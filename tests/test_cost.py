@@ -133,14 +133,15 @@ def test_gradient_before_product_is_one_gradient_on_several_batches(autoencoder)
 
 
 # Measured: 9, 19, 16, 8 and 8 vectors, of which f itself makes six; one more is allowed.
+# One of them is a copy of x, to which f may write.
 @pytest.mark.parametrize(
     ("mode", "vectors"),
     [
-        ("reverse-over-reverse", 10),
-        ("forward-over-reverse", 20),
-        ("reverse-over-forward", 17),
-        ("finite-difference", 9),
-        ("forward-difference", 9),
+        ("reverse-over-reverse", 11),
+        ("forward-over-reverse", 21),
+        ("reverse-over-forward", 18),
+        ("finite-difference", 10),
+        ("forward-difference", 10),
     ],
 )
 def test_the_memory_of_a_product_is_a_few_vectors(mode, vectors):
@@ -171,7 +172,7 @@ def test_ten_million_variables():
     v = problem.direction(0)
     with PeakMemory() as memory:
         product = hvp(problem.f, problem.x, v)
-    assert memory.peak <= 10 * v.nbytes
+    assert memory.peak <= 11 * v.nbytes
     exact = problem.hessian_product(problem.x, v)
     assert norm(product - exact) <= 1e-14 * norm(exact)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import hesse
 from hesse.estimators import logdet, matrix_function, norm, spectral_density, trace
 from hesse.estimators.probes import products
 from hesse.krylov import eigsh, solve
@@ -65,3 +66,35 @@ def test_the_probes_stay_as_they_are():
     rows = torch.ones(3, N, dtype=torch.float64)
     products(Same(), rows, 8).mul_(2.0)
     assert torch.equal(rows, torch.ones(3, N, dtype=torch.float64))
+
+
+def renormalised(w):
+    """torch writes the rows that it looks up, scaled to length one at most."""
+    places = torch.tensor([[0, 1], [2, 0]])
+    return (torch.nn.functional.embedding(places, w, max_norm=1.0) ** 3).sum()
+
+
+def test_a_function_that_writes_to_its_argument_does_not_reach_the_tensors_of_the_caller():
+    w = 3 * torch.randn(3, 4, dtype=torch.float64)
+    before = w.clone()
+    for call in (
+        lambda: hesse.hvp(renormalised, w, w),
+        lambda: hesse.hessian_operator(renormalised, w) @ w,
+        lambda: hesse.jacobian_operator(renormalised, w) @ w,
+        lambda: hesse.minimize(renormalised, w, max_iterations=1),
+    ):
+        call()
+        assert torch.equal(w, before)
+
+
+def test_a_model_that_writes_to_its_weight_does_not_reach_params():
+    model = torch.nn.Sequential(torch.nn.Embedding(3, 4, max_norm=1.0), torch.nn.Linear(4, 1))
+    with torch.no_grad():
+        model[0].weight.mul_(10.0)
+    before = model[0].weight.detach().clone()
+    data = torch.tensor([0, 1, 2, 0]), torch.zeros(4, 1)
+    risk = hesse.Risk(model, torch.nn.MSELoss(), data)
+    risk(risk.params)
+    _ = hesse.hessian_operator(risk, risk.params).value
+    assert torch.equal(risk.params["0.weight"], before)
+    assert torch.equal(model[0].weight, before)

@@ -93,7 +93,7 @@ def check_at(f: Any, x: Any) -> None:
                 remedy="Give hesse.Risk(model, loss, data), or a function of the parameters that "
                 "calls torch.func.functional_call(model, params, inputs).",
             )
-    elif isinstance(f, type) or not callable(f):
+    elif isinstance(f, type) or not (callable(f) or hasattr(f, "summands")):
         raise FunctionError(
             expected="f to be a scalar function of x",
             got=f"the class {f.__name__}" if isinstance(f, type) else f"a {type(f).__name__}",

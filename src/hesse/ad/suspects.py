@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from hesse.dispatch import is_watched
+
 _EMBEDDINGS = {
     torch.nn.functional.embedding: (2, 5),  # where padding_idx and scale_grad_by_freq are
     torch.embedding: (2, 3),
@@ -41,7 +43,7 @@ class Suspects(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _EMBEDDINGS:
             self._note_embedding(func, args, kwargs)
-        elif func is torch.Tensor.register_hook:
+        elif func is torch.Tensor.register_hook and not is_watched():  # not of FlopCounterMode
             self.found["a hook on a tensor"] = "Remove the hook while curvature is computed."
         elif func in _OF_SYMMETRIC:
             self.found[f"torch.{func.__name__.replace('linalg_', 'linalg.')}"] = (

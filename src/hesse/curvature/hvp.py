@@ -88,7 +88,8 @@ def hvp(
     space = Space.of(x)
     direction, leave = space.enter(v)
     check_at(f, x)
-    definition, variables = HessianDefinition(), Variables.of(x, space)
+    definition = HessianDefinition()
+    variables = Variables.of(space.copy(x), space)  # f may write to its argument
     points = partial(summand_points, definition, as_sum(f), variables)
     assemblies: dict[Vectors, Assembly] = {"variables": Shared(variables)}
     modes = fallback_modes(definition) if mode == "auto" else [mode]

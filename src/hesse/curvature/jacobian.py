@@ -123,7 +123,7 @@ def jacobian_operator(
     check_precision(precision, mode)
     check_at(g, x)
     definition, space = JacobianDefinition(), Space.of(x)
-    layout = RowLayout.of(_output_spaces(definition, g, Variables.of(x, space)))
+    layout = RowLayout.of(_output_spaces(definition, g, Variables.of(space.copy(x), space)))
     layouts: dict[Vectors, RowLayout] = {"outputs": layout}
     return CurvatureOperator(definition, g, x, ProductOptions(mode, precision), layouts)
 

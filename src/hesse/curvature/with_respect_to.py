@@ -27,6 +27,7 @@ def restrict(f: Any, x: Tree, name: str) -> tuple[Any, Tree, Mapping[Vectors, Ro
         spaces = [Space.of(batch.inputs, what="inputs") for _, batch in of_inputs.batches()]
         return of_inputs, x, {"variables": RowLayout.of(spaces)}
     space = Space.of(x)
+    x = space.copy(x)  # f may write to it
     part, _ = space.subspace(name)
     leaves = dict(zip(space.names, space.leaves(x, what="x"), strict=True))
     chosen = [leaves[leaf] for leaf in part.names]

@@ -30,7 +30,7 @@ from hesse.data.batches import Batch, Batches, Weight, flatten_batch
 from hesse.data.known_weights import known_weight
 from hesse.data.reduction import EvaluatedBatch, check_average, check_batches
 from hesse.data.slicing import Microbatches, first_microbatches, num_examples
-from hesse.data.trees import tensors
+from hesse.data.trees import map_tensors, tensors
 from hesse.engine.program_cache import ProgramCache
 from hesse.errors import ArgumentError, FunctionError
 from hesse.result import OneLine
@@ -194,6 +194,7 @@ class Risk(OneLine):
     def __call__(self, params: Tree) -> Tensor:
         """R(params), shape (). Its graph spans all batches; products go batch by batch instead."""
         self.check_at(params)
+        params = map_tensors(torch.clone, params)  # a model may write to them
         parts = [s.coefficient * s.function(params) for s in self.summands()]
         return torch.stack(parts).sum()
 

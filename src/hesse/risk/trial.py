@@ -51,9 +51,9 @@ class _Run:
 
 
 def constants(params: Tree) -> Tree:
-    """The parameters, which share their memory, as tensors that require no gradient."""
+    """Copies of the parameters, to which a model may write, that require no gradient."""
     space = Space.of(params, what="params")
-    return space.build([detached(leaf) for leaf in space.leaves(params, what="params")])
+    return space.build([detached(leaf).clone() for leaf in space.leaves(params, what="params")])
 
 
 def try_model(
