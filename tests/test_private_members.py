@@ -21,7 +21,12 @@ PROTOCOL = set(re.findall(r"^\| `(_\w+)\(", protocol.__doc__ or "", re.MULTILINE
 # Private names of torch and Python for which there is no public one, and the files that use them.
 FOREIGN = {
     "ad/decompositions.py": {"torch._VF", "torch._weight_norm"},
-    "ad/forward_mode.py": {"node._saved_reduce", "node._saved_training"},
+    "ad/forward_mode.py": {
+        "node._saved_input2",
+        "node._saved_reduce",
+        "node._saved_self",
+        "node._saved_training",
+    },
     "ad/graph_nodes.py": {"node._forward_cls"},
     "boundary.py": {"sys._getframe"},
     "dispatch.py": {

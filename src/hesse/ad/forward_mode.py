@@ -41,12 +41,16 @@ def _in_evaluation(node: Any) -> bool:
     return not node._saved_training  # with running statistics it is affine
 
 
+def _in_one_batch(node: Any) -> bool:
+    return node._saved_self.shape[:-2] == node._saved_input2.shape[:-2]
+
+
 _BOTH = (FORWARD_OVER_REVERSE, REVERSE_OVER_FORWARD)
 
 WRONG_FORWARD_RULES = {
     "BatchNormWithUpdate": WrongRule("_batch_norm_with_update"),
     "CholeskyInverse": WrongRule("cholesky_inverse", _BOTH),
-    "CholeskySolve": WrongRule("cholesky_solve", _BOTH),
+    "CholeskySolve": WrongRule("cholesky_solve", _BOTH, _in_one_batch),
     "LinalgDet": WrongRule("det"),
     "LinalgHouseholderProduct": WrongRule("householder_product"),
     "LinalgSlogdet": WrongRule("slogdet"),

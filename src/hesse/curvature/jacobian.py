@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from hesse.ad.definition import Definition, Quantity, Vectors
@@ -136,6 +135,6 @@ def _output_spaces(definition: JacobianDefinition, g: Any, variables: Variables)
     """The spaces of the outputs of all batches."""
     spaces = []
     for _, point in summand_points(definition, as_sum(g), variables):
-        with torch.no_grad():
+        with twice_differentiable():  # g may differentiate a network inside
             spaces.append(Space.of(point.function.outputs(variables.x), what="g(x)"))
     return spaces

@@ -12,6 +12,7 @@ from torch import Tensor
 from hesse.vectors.inner_products import norm
 
 _PIECE = 1 << 18
+_FEW = 1 << 13
 
 
 def agree(ours: list[Tensor], theirs: list[Tensor], eps: float) -> bool:
@@ -39,7 +40,7 @@ def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
     """
     error = size = 0.0
     for a, b in _pieces(ours, theirs):
-        if not bool(torch.isfinite(b).all()):
+        if not _is_finite(b):
             if not bool((torch.isfinite(a) == torch.isfinite(b)).all()):
                 return math.inf
             continue
@@ -47,6 +48,41 @@ def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
         size += norm(b) ** 2
     error = math.sqrt(error / size) if size else error
     return math.inf if math.isnan(error) else error
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all entries are, without a tensor of their size."""
+    total = float(tensor.sum(dtype=torch.float64))
+    return math.isfinite(total) or bool(torch.isfinite(tensor).all())
+
+
+def fingerprint(result: Tensor) -> list[float]:
+    """The norm of a result and three projections, by which another one is told from it.
+
+    A difference changes a projection by about its norm.
+
+    >>> one = torch.ones(1000)
+    >>> same_fingerprint(fingerprint(one), fingerprint(one + 1e-5), 1e-7)
+    True
+    >>> same_fingerprint(fingerprint(one), fingerprint(1.1 * one), 1e-7)
+    False
+    """
+    squares, projections = 0.0, torch.zeros(3, dtype=torch.float64, device=result.device)
+    generator = torch.Generator().manual_seed(0)
+    for piece in result.detach().reshape(-1).split(_FEW):
+        signs = torch.randint(0, 2, (3, len(piece)), dtype=torch.int8, generator=generator)
+        exact = piece.to(torch.float64)
+        projections += (2.0 * signs.to(piece.device) - 1.0).to(torch.float64) @ exact
+        squares += float(exact @ exact)
+    return [math.sqrt(squares), *projections.tolist()]
+
+
+def same_fingerprint(ours: list[float], theirs: list[float], eps: float) -> bool:
+    """Whether two results are the same up to rounding, as `agree` says of the results."""
+    if not all(map(math.isfinite, [*ours, *theirs])):
+        return math.isfinite(ours[0]) == math.isfinite(theirs[0])
+    tolerance = 3.0 * eps**0.5 * max(ours[0], theirs[0])
+    return all(abs(a - b) <= tolerance for a, b in zip(ours, theirs, strict=True))
 
 
 def _pieces(ours: list[Tensor], theirs: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -60,6 +60,7 @@ class PointProduct:
         self._value: Tensor | None = None
         self._gradient: Tensor | None = None
         self._is_tested = False
+        self._not_finite: NonFiniteError | None = None
         self._custom_function_is_right = False
 
     @property
@@ -132,6 +133,10 @@ class PointProduct:
         if name is not None and self._one_shot.modes and not self._custom_function_is_right:
             self._check_custom_function(name, v, result)
             self._custom_function_is_right = True
+        if self._not_finite is not None and self.mode in _DIFFERENCES:
+            if not self._is_smooth(v, result):
+                raise self._not_finite
+            self._not_finite = None
         return result if quantity.result is None else self._check(result, "product")
 
     def _first_product(self, v: Tensor, quantity: Quantity, with_gradient: bool) -> Tensor:
@@ -159,12 +164,16 @@ class PointProduct:
             return
         norm = self._space.norm
         central = self._one_shot.product("finite-difference", v)[0]
-        wide = self._one_shot.product(partial(central_difference, stretch=4.0), v)[0]
-        if norm(central - wide) < _ALIKE * norm(central) < norm(product - central):
+        if norm(product - central) > _ALIKE * norm(central) and self._is_smooth(v, central):
             raise UndifferentiableError(
                 f"f is smooth here, but {' and '.join(kinks)} in it have a kink, where torch's "
                 "derivative is another"
             )
+
+    def _is_smooth(self, v: Tensor, central: Tensor) -> bool:
+        """Whether a central difference is that over a longer step."""
+        wide = self._one_shot.product(partial(central_difference, stretch=4.0), v)[0]
+        return self._space.norm(central - wide) <= _ALIKE * self._space.norm(central)
 
     def _check_symmetric(self, v: Tensor, product: Tensor, suspects: Mapping[str, str]) -> None:
         """Raise unless u'Hv = v'Hu for a random u."""
@@ -235,6 +244,8 @@ class PointProduct:
 
     def _step_down(self, mode: str, error: Exception) -> None:
         self._failures.append(f"{mode} failed: {_reason(error)}")
+        if isinstance(error, NonFiniteError):
+            self._not_finite = self._not_finite or error
         # Where the backward pass is no differentiable program, only differences are left.
         self._modes = self._modes[-1 if isinstance(error, UndifferentiableError) else 1 :]
         self._prepared = None
