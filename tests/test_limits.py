@@ -79,7 +79,7 @@ WAYS = {
     "block-cg": {"method": "block-cg"},
     "minres": {"method": "minres"},
     "lsmr": {"method": "lsmr"},
-    "lsmr, damped": {"method": LSMR(damping=0.1)},
+    "lsmr, penalised": {"method": LSMR(tikhonov=0.1)},
     "gmres": {"method": "gmres"},
     "gmres(2)": {"method": GMRES(restart=2)},
     "multi-shift-cg": {"method": MultiShiftCG([0.0, 0.1, 1.0])},
@@ -117,17 +117,17 @@ def test_solve_keeps_the_limit(matrix, way, form, start):
             continue
         assert solution.products == A.products <= limit
         assert not solution.converged
-        if "multi" not in way and "damped" not in way:
+        if "multi" not in way and "penalised" not in way:
             assert_honest(solution, M, b)
         if "radius" not in way and matrix == "definite":
             assert solution.status is Status.MAX_PRODUCTS
 
 
-@pytest.mark.parametrize("damping", [0.0, 1.0])
-def test_least_squares_keep_the_limit(damping):
+@pytest.mark.parametrize("tikhonov", [0.0, 1.0])
+def test_least_squares_keep_the_limit(tikhonov):
     for limit in range(1, 40):
         A, b = counting(TALL, symmetric=False), normal(N)
-        solution = solve(A, b, LSMR(damping=damping), max_products=limit)
+        solution = solve(A, b, LSMR(tikhonov=tikhonov), max_products=limit)
         assert solution.products == A.products <= limit
         assert solution.converged == (solution.status is Status.LEAST_SQUARES)
         assert solution.converged or solution.status is Status.MAX_PRODUCTS

@@ -1,4 +1,4 @@
-"""LSMR: compatible systems, least squares and damping, with the counts and what it says of them."""
+"""LSMR: compatible systems, least squares and the penalty, with the counts and what it says."""
 
 import math
 
@@ -18,8 +18,8 @@ from hesse.testing import CountingOperator, PeakMemory
 DOUBLE = torch.float64
 
 
-def lsmr(system, damping=0.0):
-    return LSMR(damping).solve_system(system)
+def lsmr(system, tikhonov=0.0):
+    return LSMR(tikhonov).solve_system(system)
 
 
 def matrix(values, m, n, seed=0):
@@ -36,25 +36,25 @@ def vector(n, seed=1):
     return torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
 
 
-def minimiser(M, b, damping, x0):
+def minimiser(M, b, tikhonov, x0):
     """The one nearest to x0 by the singular values."""
-    if damping > 0.0:
-        return torch.linalg.solve(M.T @ M + damping * torch.eye(M.shape[1], dtype=DOUBLE), M.T @ b)
+    if tikhonov > 0.0:
+        return torch.linalg.solve(M.T @ M + tikhonov * torch.eye(M.shape[1], dtype=DOUBLE), M.T @ b)
     return x0 + torch.linalg.pinv(M, rtol=1e-10) @ (b - M @ x0)
 
 
 @pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.parametrize(
-    ("m", "n", "damping", "to_verify"),
+    ("m", "n", "tikhonov", "to_verify"),
     [(40, 20, 0.0, 2), (40, 20, 0.5, 2), (20, 40, 0.0, 1), (20, 40, 0.5, 2), (20, 20, 0.0, 1)],
 )
-def test_two_products_an_iteration(m, n, damping, to_verify, warm):
+def test_two_products_an_iteration(m, n, tikhonov, to_verify, warm):
     M = matrix(torch.linspace(1, 3, 20), m, n)
     A = CountingOperator(dense_operator(M))
-    solution = lsmr(System(A, vector(m), vector(n, 2) if warm else None, rtol=1e-8), damping)
+    solution = lsmr(System(A, vector(m), vector(n, 2) if warm else None, rtol=1e-8), tikhonov)
     assert solution.converged
     assert A.products == solution.products == 2 * solution.iterations + 1 + to_verify + warm
-    compatible = damping == 0.0 and m <= n
+    compatible = tikhonov == 0.0 and m <= n
     assert solution.status is (Status.CONVERGED if compatible else Status.LEAST_SQUARES)
 
 
@@ -67,12 +67,12 @@ def test_two_products_an_iteration(m, n, damping, to_verify, warm):
     st.integers(0, 10**6),
     st.booleans(),
 )
-def test_agrees_with_the_singular_values(m, n, log_condition, damping, seed, warm):
+def test_agrees_with_the_singular_values(m, n, log_condition, tikhonov, seed, warm):
     M = matrix(torch.logspace(0, log_condition, min(m, n)), m, n, seed)
     b, x0 = vector(m, seed + 1), vector(n, seed + 2) if warm else None
-    solution = lsmr(System(dense_operator(M), b, x0, rtol=1e-11, max_iterations=50 * n), damping)
+    solution = lsmr(System(dense_operator(M), b, x0, rtol=1e-11, max_iterations=50 * n), tikhonov)
     start = torch.zeros(n, dtype=DOUBLE) if x0 is None else x0
-    expected = minimiser(M, b, damping, start)
+    expected = minimiser(M, b, tikhonov, start)
     assert solution.converged
     # |error| <= |gradient| / smallest square of a singular value, which is 1; |A| <= 100
     scale = float(b.norm() + (M @ start).norm() + start.norm())
@@ -80,22 +80,22 @@ def test_agrees_with_the_singular_values(m, n, log_condition, damping, seed, war
     assert solution.residual_norm == pytest.approx(float((b - M @ solution.x).norm()), abs=1e-11)
 
 
-def test_damping_is_not_squared():
+def test_tikhonov_is_not_squared():
     A = diagonal_operator(torch.tensor([1.0, 2.0], dtype=DOUBLE))
-    solution = lsmr(System(A, torch.ones(2, dtype=DOUBLE), rtol=1e-12), damping=4.0)
+    solution = lsmr(System(A, torch.ones(2, dtype=DOUBLE), rtol=1e-12), tikhonov=4.0)
     torch.testing.assert_close(solution.x, torch.tensor([1 / 5, 2 / 8], dtype=DOUBLE))
 
 
-@pytest.mark.parametrize("damping", [0.0, 0.3])
-def test_has_the_iterates_of_scipy(damping):
+@pytest.mark.parametrize("tikhonov", [0.0, 0.3])
+def test_has_the_iterates_of_scipy(tikhonov):
     linalg = pytest.importorskip("scipy.sparse.linalg")
     M, b = matrix(torch.linspace(1, 5, 20), 40, 20), vector(40)
     for k in (1, 4, 9):
         theirs = linalg.lsmr(
-            M.numpy(), b.numpy(), damp=math.sqrt(damping), maxiter=k, atol=0.0, btol=0.0, conlim=0.0
+            *(M.numpy(), b.numpy(), math.sqrt(tikhonov)), maxiter=k, atol=0.0, btol=0.0, conlim=0.0
         )
         system = System(dense_operator(M), b, rtol=1e-12, max_iterations=k)
-        solution = lsmr(system, damping)
+        solution = lsmr(system, tikhonov)
         assert solution.status is Status.MAX_ITERATIONS
         expected = torch.from_numpy(theirs[0])
         torch.testing.assert_close(solution.x, expected, rtol=0.0, atol=1e-10)
@@ -142,13 +142,13 @@ def test_as_many_iterations_as_distinct_singular_values():
 def test_never_a_wrong_converged(seed):
     M = matrix(10 ** vector(10, seed), 15, 10, seed)
     b = vector(15, seed + 100)
-    for damping in (0.0, 1e-3):
+    for tikhonov in (0.0, 1e-3):
         system = System(dense_operator(M), b, rtol=1e-9, max_iterations=25)
-        solution = lsmr(system, damping)
+        solution = lsmr(system, tikhonov)
         r = b - M @ solution.x
-        root = math.sqrt(float(r @ r) + damping * float(solution.x @ solution.x))
-        gradient = float((M.T @ r - damping * solution.x).norm())
-        largest = math.hypot(float(torch.linalg.matrix_norm(M, 2)), math.sqrt(damping))
+        root = math.sqrt(float(r @ r) + tikhonov * float(solution.x @ solution.x))
+        gradient = float((M.T @ r - tikhonov * solution.x).norm())
+        largest = math.hypot(float(torch.linalg.matrix_norm(M, 2)), math.sqrt(tikhonov))
         if solution.converged:
             assert gradient <= 1e-9 * largest * root
         else:
@@ -207,23 +207,23 @@ def test_it_can_be_stopped_in_every_way():
         assert solution.iterations == iterations
 
 
-@pytest.mark.parametrize("damping", [0.0, 2.0])
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, damping):
+@pytest.mark.parametrize("tikhonov", [0.0, 2.0])
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, tikhonov):
     monkeypatch.setattr("hesse.checkpoint._PAUSE", 0)
 
     def kill(state):
         if state.iteration == 20:
             raise RuntimeError("killed")
 
-    whole = lsmr(long_system(), damping)
+    whole = lsmr(long_system(), tikhonov)
     system = long_system(callback=kill)
     system.checkpoint = Checkpoint(tmp_path / "run", system.A, method="lsmr")
     with pytest.raises(RuntimeError, match="killed"):
-        lsmr(system, damping)
+        lsmr(system, tikhonov)
     seen = []
     again = long_system(callback=lambda state: seen.append(state.iteration))
     again.checkpoint = system.checkpoint
-    resumed = lsmr(again, damping)
+    resumed = lsmr(again, tikhonov)
     assert seen[0] == 20  # 19 steps were saved
     assert torch.equal(resumed.x, whole.x)
     assert (resumed.products, resumed.history) == (whole.products, whole.history)
@@ -243,7 +243,7 @@ def test_what_it_cannot_solve_is_refused():
     A, b = dense_operator(torch.eye(2)), torch.ones(2)
     with pytest.raises(ArgumentError, match="preconditioner"):
         lsmr(System(A, b, preconditioner=A))
-    with pytest.raises(ArgumentError, match="damping"):
-        lsmr(System(A, b), damping=-1.0)
+    with pytest.raises(ArgumentError, match="tikhonov"):
+        lsmr(System(A, b), tikhonov=-1.0)
     with pytest.raises(OperatorError, match="adjoint"):
         lsmr(System(function_operator(lambda v: v, 2), b))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operators: algebra against dense matrices, every kind against the promises of an operator."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,8 @@ from hesse.errors import (
     ShapeError,
     StructureError,
 )
+from hesse.estimators import norm as norm_of
+from hesse.krylov import eigsh, svds
 from hesse.operators import (
     LinearOperator,
     aslinearoperator,
@@ -24,6 +28,7 @@ from hesse.operators import (
     diagonal_operator,
     function_operator,
     identity_operator,
+    low_rank_operator,
 )
 from hesse.risk.risk import Risk
 from hesse.testing import (
@@ -57,6 +62,12 @@ def close(a, b, rtol=1e-13):
 # Algebra: an expression of operators is the same expression of matrices
 
 
+def low_rank(seed):
+    return low_rank_operator(matrix(seed, N, 2), matrix(seed + 1)[0, :2])
+
+
+SHARED = dense_operator(matrix(10))
+
 LEAVES = st.one_of(
     st.integers(0, 9).map(lambda seed: (dense_operator(matrix(seed)), matrix(seed))),
     st.integers(0, 9).map(lambda seed: (dense_operator(symmetric(seed)), symmetric(seed))),
@@ -64,8 +75,13 @@ LEAVES = st.one_of(
         lambda seed: (diagonal_operator(matrix(seed)[0]), torch.diag(matrix(seed)[0]))
     ),
     st.just((identity_operator(N, torch.float64), torch.eye(N, dtype=torch.float64))),
+    st.integers(0, 9).map(lambda seed: (low_rank(seed), low_rank(seed).to_dense())),
+    st.just((SHARED, SHARED.matrix)),  # one object, so that expressions meet it again
 )
-SCALARS = st.sampled_from([-2.0, -1, 0, 0.5, 3])
+SCALARS = st.sampled_from([-2.0, -1, 0, 0.5, 3, torch.tensor(3), torch.tensor(0.5).bfloat16()])
+DIVISORS = st.sampled_from(
+    [4, -3.0, torch.tensor(3), torch.tensor(7.0), np.float32(3), Fraction(3)]
+)
 
 
 def combine(children):
@@ -76,7 +92,9 @@ def combine(children):
         pairs.map(lambda p: (p[0][0] @ p[1][0], p[0][1] @ p[1][1])),
         st.tuples(SCALARS, children).map(lambda p: (p[0] * p[1][0], p[0] * p[1][1])),
         children.map(lambda c: (c[0].T, c[1].T)),
-        children.map(lambda c: (c[0] / 4, c[1] / 4)),
+        st.tuples(children, DIVISORS).map(lambda p: (p[0][0] / p[1], p[0][1] / float(p[1]))),
+        children.map(lambda c: (c[0].T @ c[0], c[1].T @ c[1])),
+        children.map(lambda c: (c[0] + c[0].T, c[1] + c[1].T)),
         children.map(lambda c: (-c[0], -c[1])),
     )
 
@@ -113,6 +131,126 @@ def test_a_gram_operator_knows_that_it_is_symmetric():
     assert (A.T @ A).symmetric
     assert (A @ A.T).symmetric
     assert not (A @ dense_operator(matrix(1, 4, 3))).symmetric
+
+
+def symmetric_expressions():
+    """Forms that are symmetric whatever the matrices; R is not, H and D are."""
+    R, H, D = (
+        dense_operator(matrix(0)),
+        dense_operator(symmetric(1)),
+        diagonal_operator(matrix(2)[0]),
+    )
+    eye, S = identity_operator(N), dense_operator(matrix(3))
+    A, F = H + 0.1 * eye, function_operator(lambda v: v * 2, N, symmetric=True, dtype=torch.float64)
+    return {
+        "A A": A @ A,
+        "(2 R)'(2 R)": (2 * R).T @ (2 * R),
+        "-R R'": -(R @ R.T),
+        "(R + S)'(R + S)": (R + S).T @ (R + S),
+        "(R S)'(R S)": (R @ S).T @ (R @ S),
+        "R' H R": R.T @ H @ R,
+        "R' (H R)": R.T @ (H @ R),
+        "D H D": D @ H @ D,
+        "F H D H F": F @ (H @ D @ H) @ F,
+        "R + R'": R + R.T,
+        "(R + R') / 2 - c I": (R + R.T) / 2 - 3 * eye,
+        "R S + S' R'": R @ S + S.T @ R.T,
+        "H (H + c I)": H @ (H + 2 * eye),
+        "D D2": D @ diagonal_operator(matrix(4)[0]),
+        "I R' R": eye @ R.T @ R,
+        "another operator of the same matrix": dense_operator(R.matrix.T)
+        @ dense_operator(R.matrix),
+    }
+
+
+@pytest.mark.parametrize("name", symmetric_expressions())
+def test_expressions_know_that_they_are_symmetric(name):
+    A = symmetric_expressions()[name]
+    assert A.symmetric
+    assert A.T is A
+    assert (2 * A / 3 - A).symmetric
+    check_operator(A)
+
+
+def test_expressions_that_only_look_symmetric_are_not():
+    R, S, H = dense_operator(matrix(0)), dense_operator(matrix(1)), dense_operator(symmetric(2))
+    for A in (R @ R, R.T @ S, R.T @ H @ S, H @ dense_operator(symmetric(3)), R - R.T, R + 2 * R.T):
+        assert not A.symmetric
+    assert not (dense_operator(R.matrix.T.contiguous()) @ R).symmetric  # other memory
+    assert not (R + S - S).symmetric  # the rounding errors of S stay
+
+
+def test_a_long_expression_is_one_factor():
+    parts = [dense_operator(matrix(seed)) for seed in range(70)]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    assert not total.symmetric
+    assert (total.T @ total).symmetric
+    assert ((2 * total).T @ parts[0].T @ parts[0] @ (2 * total)).symmetric
+
+
+@pytest.mark.parametrize("name", ["D H D", "A A", "(R S)'(R S)"])
+def test_the_inverse_of_a_symmetric_product_is_symmetric(name):
+    A = symmetric_expressions()[name]
+    inverse = A._inverse()
+    assert inverse.symmetric
+    assert close(inverse.to_dense() @ A.to_dense(), torch.eye(N).double(), 1e-9)
+
+
+def test_a_block_of_a_symmetric_expression_is_symmetric():
+    tree = {"a": torch.ones(2).double(), "b": torch.ones(3).double()}
+    space = Space.of(tree)
+    M = matrix(0)
+    R = function_operator(lambda v: M @ v, space, rmatvec=lambda u: M.T @ u)
+    block = (R + R.T).block("a")
+    assert block.symmetric
+    assert (R.block("b").T @ R.block("b")).symmetric
+    assert close(block.to_dense(), (M + M.T)[:2, :2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "c",
+    [3, 3.0, Fraction(3), np.float32(3), np.array(3), np.int64(3)]
+    + [torch.tensor(3, dtype=t) for t in (torch.int32, torch.int64, torch.bfloat16, torch.half)]
+    + [torch.tensor(3.0), torch.tensor(3.0, requires_grad=True)],
+)
+def test_a_scalar_of_any_kind_costs_no_digits(c, dtype):
+    one = dense_operator(torch.eye(2, dtype=dtype))
+    third, triple = (one / c).to_dense(), (c * one).to_dense()
+    assert third.dtype == triple.dtype == dtype
+    assert float(abs(third[0, 0] - torch.ones((), dtype=dtype) / 3)) == 0.0
+    assert float(triple[0, 0]) == 3.0
+
+
+def test_what_is_no_number_does_not_scale():
+    A = dense_operator(matrix(0))
+    for wrong in (torch.ones(2), 1j, torch.tensor(1j), "2", None, np.ones(2)):
+        with pytest.raises(OperatorError, match="a number"):
+            A * wrong
+        with pytest.raises(OperatorError, match="a number"):
+            A / wrong
+    for zero in (0, 0.0, torch.tensor(0)):
+        with pytest.raises(ArgumentError, match="other than 0"):
+            A / zero
+    with pytest.raises(ArgumentError, match="range"):
+        A * 10**400
+
+
+def test_singular_values_and_norms_of_expressions():
+    for A in (-dense_operator(symmetric(0)), 2 * SHARED, SHARED + SHARED, SHARED @ SHARED.T):
+        exact = float(torch.linalg.matrix_norm(A.to_dense(), 2))
+        assert float(svds(A, 2).S[0]) == pytest.approx(exact, rel=1e-8)
+        assert norm_of(A, 2, rtol=1e-8).value == pytest.approx(exact, rel=1e-8)
+
+
+def test_a_congruence_has_eigenvalues_and_what_is_not_known_says_what_to_do():
+    M, H = diagonal_operator(matrix(0)[0].abs()), dense_operator(symmetric(1))
+    exact = torch.linalg.eigvalsh((M @ H @ M).to_dense())[-1]
+    assert close(eigsh(M @ H @ M, 1).values[0], exact, 1e-10)
+    with pytest.raises(OperatorError, match=r"becomes hesse\.function_operator"):
+        eigsh(M @ H, 1)
 
 
 def test_an_identity_without_a_dtype_adapts_to_what_it_meets():

@@ -392,3 +392,38 @@ def test_a_gauss_newton_matrix_that_would_be_zero_is_refused():
         ggn_operator(forgetful, forgetful.params) @ torch.ones(2).double()
     with pytest.raises(FunctionError, match=r"hesse\.Risk"):
         ggn_operator(lambda p: (p**2).sum(), x)
+
+
+# --------------------------------------------------------------------------------------------------
+# The point
+
+
+@pytest.mark.parametrize("operator", [hessian_operator, ggn_operator])
+def test_without_a_point_an_operator_is_that_of_the_model_as_it_is_now(operator):
+    net, loss, x, y = regression()
+    risk = Risk(net, loss, (x, y))
+    at_construction = operator(risk, risk.params).to_dense()
+    torch.testing.assert_close(operator(risk).to_dense(), at_construction)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1.5)
+    now = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    A = operator(risk)
+    torch.testing.assert_close(A.to_dense(), operator(risk, now).to_dense())
+    assert float((A.to_dense() - at_construction).norm()) > 1e-3
+    with torch.no_grad():
+        next(net.parameters()).zero_()
+    torch.testing.assert_close(A.to_dense(), operator(risk, now).to_dense())  # the point is copied
+
+
+def test_without_a_point_only_some_parameters_or_those_of_a_callable():
+    net, loss, x, y = regression()
+    params = {"2.bias": torch.zeros(2).double()}
+    assert hessian_operator(Risk(net, loss, (x, y), params=params)).shape == (2, 2)
+    w = torch.ones(3).double()
+    risk = Risk(lambda w, x: x @ w, loss, (x, y[:, 0]), params=w)
+    torch.testing.assert_close(hessian_operator(risk).to_dense(), 2 * x.T @ x / EXAMPLES)
+    with pytest.raises(ArgumentError, match="params=params"):
+        hessian_operator(Risk(lambda w, x: x @ w, loss, (x, y[:, 0])))
+    with pytest.raises(ArgumentError, match="x, the point"):
+        hessian_operator(lambda x: (x**2).sum())

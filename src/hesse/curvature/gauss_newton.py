@@ -11,6 +11,7 @@ from hesse.ad.gauss_newton import GaussNewtonGraph
 from hesse.boundary import public
 from hesse.curvature.memory_budget import MemoryBudget, within_budget
 from hesse.curvature.operator import CurvatureOperator
+from hesse.curvature.point import point_of
 from hesse.engine.options import ProductOptions
 from hesse.engine.summed_product import PREPARED_MODES, PreparedMode
 from hesse.errors import FunctionError, check_choice
@@ -30,7 +31,7 @@ class GaussNewtonDefinition(Definition):
 @public("hesse.ggn_operator(risk, params)")
 def ggn_operator(
     risk: Risk | Any,
-    params: Tree,
+    params: Tree | None = None,
     *,
     mode: PreparedMode = "auto",
     memory_budget: MemoryBudget = None,
@@ -47,7 +48,8 @@ def ggn_operator(
     Args:
         risk: a `Risk`; the model's outputs must be what the loss is curved in (logits,
             predictions).
-        params: the point, `risk.params` or another tree of the same names; it is copied.
+        params: the point, a tree of the names of `risk.params`; it is copied. Without one it is the
+            model as it is now (`risk.params` are the parameters at construction).
         mode, memory_budget, precision: as in `hessian_operator`; there are no one-shot modes.
 
     Cost: 1.33 gradients a product where residuals are kept, 2.33 where a batch is taken anew.
@@ -71,6 +73,7 @@ def ggn_operator(
             remedy="Build hesse.Risk(model, loss, data). A plain function has no Gauss-Newton "
             "matrix.",
         )
+    params = point_of(risk, params, "params")
     check_choice("mode", mode, ["auto", *PREPARED_MODES])
     check_precision(precision, mode)
     options = ProductOptions(mode, precision)

@@ -16,6 +16,7 @@ from hesse.ad.product import Mode
 from hesse.boundary import public
 from hesse.curvature.memory_budget import MemoryBudget, within_budget
 from hesse.curvature.operator import CurvatureOperator
+from hesse.curvature.point import point_of
 from hesse.curvature.with_respect_to import restrict
 from hesse.engine.options import ProductOptions
 from hesse.engine.summed_product import PREPARED_MODES
@@ -47,7 +48,7 @@ class HessianDefinition(Definition):
 @public("hesse.hessian_operator(f, x)")
 def hessian_operator(
     f: Callable[[Any], Tensor],
-    x: Tree,
+    x: Tree | None = None,
     *,
     mode: HessianMode = "auto",
     with_respect_to: str | None = None,
@@ -60,7 +61,8 @@ def hessian_operator(
 
     Args:
         f: scalar function of one argument; a `Risk` is one.
-        x: the point, as in `hvp`; it is copied.
+        x: the point, as in `hvp`; it is copied. Of a `Risk` it may be left out: it is then the
+            model as it is now (`risk.params` are the parameters at construction).
         mode: "auto", a mode of `hvp`, or one of three that prepare at x what all products share.
             "retained-graph" keeps the graph of the gradient: nothing to set up. "traced-split"
             traces once, for all points and all data of these shapes, a program of the product and
@@ -100,6 +102,7 @@ def hessian_operator(
     """
     check_choice("mode", mode, ["auto", *PREPARED_MODES, *ONE_SHOT_MODES])
     check_precision(precision, mode)
+    x = point_of(f, x)
     definition, options = HessianDefinition(), ProductOptions(mode, precision)
     if with_respect_to is None:
         return within_budget(definition, f, x, options, memory_budget)

@@ -19,7 +19,7 @@ from hesse.krylov.starting_block import given_block
 from hesse.memory.sizes import parse_bytes
 from hesse.methods import find_method
 from hesse.operators.algebra import LinearOperator
-from hesse.operators.checks import check_symmetric
+from hesse.operators.checks import PROMISE, check_symmetric
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
 from hesse.vectors.space import Tree
@@ -94,7 +94,7 @@ def eigsh(
     """
     A = aslinearoperator(A)
     k = check_count("k", k, 1)
-    check_symmetric(A, "Pass symmetric=True if A = A'; for singular values use hesse.svds.")
+    check_symmetric(A, f"{PROMISE} For singular values use hesse.svds.")
     check_choice("which", which, ["LA", "SA", "LM", "BE"])
     if k > A.domain.n:
         raise ArgumentError(

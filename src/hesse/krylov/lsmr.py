@@ -2,8 +2,8 @@
 """LSMR: least squares with a rectangular operator, by products with A and with A'.
 
 It is MINRES for A'A x = A'b without ever forming A'A: the Golub-Kahan process makes A bidiagonal,
-two rotations a step make that triangular, and |A'r| falls monotonically. Damping adds rows below A;
-the iteration itself does not change.
+two rotations a step make that triangular, and |A'r| falls monotonically. A penalty adds rows below
+A; the iteration itself does not change.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ResidualNorm:
 
 @dataclass
 class LSMRState(SolverState):
-    """The iteration after a step. With damping, `residual` is (b - A x, -sqrt(damping) x)."""
+    """The iteration after a step; with a penalty `residual` is (b - A x, -sqrt(tikhonov) x)."""
 
     u: Tensor | None = None
     v: Tensor | None = None
@@ -75,52 +75,54 @@ class LSMRState(SolverState):
 
 @dataclass(frozen=True, repr=False)
 class LSMR(Method):
-    r"""Least squares for any A, of shape (m, n): minimises |b - A x|^2 + damping |x|^2.
+    r"""Least squares for any A, of shape (m, n): minimises |b - A x|^2 + tikhonov |x|^2.
 
     $$ A V_k = U_{k+1} B_k, \qquad x_k = \arg\min_{x \in \mathcal{K}_k(A^T A, A^T b)}
        \lVert A^T (b - A x) - \lambda x \rVert $$
 
-    Of several minimisers it finds the one nearest to x0. CONVERGED when |b - A x| (with damping,
+    Of several minimisers it finds the one nearest to x0. CONVERGED when |b - A x| (with a penalty,
     the root of what is minimised) meets the tolerance; LEAST_SQUARES, converged as well, when
-    |A'r - lambda x| <= rtol |A| |r|, with A and r of the damped problem, |A| estimated from below.
-    Both are recomputed. `residual_norm` is |b - A x|.
+    |A'r - lambda x| <= rtol |A| |r|, with A and r of the penalised problem, |A| estimated from
+    below. Both are recomputed. `residual_norm` is |b - A x|.
 
     Args:
-        damping: lambda >= 0 in lambda |x|^2; it is not squared.
+        tikhonov: lambda >= 0 in the penalty lambda |x|^2; it is not squared. The solution is that
+            of (A'A + lambda I) x = A'b; for (A + c I) x = b give `solve` damping=c.
 
     Cost: two products an iteration, with A and A', and one to begin; one more for a nonzero x0; to
         verify one, or two of a minimiser. None if b = 0. Vectors: x, v, h, h_bar and two more of
-        length n; r, u and one more of length m, or m + n (and b as well) with damping.
+        length n; r, u and one more of length m, or m + n (and b as well) with a penalty.
 
     Raises:
-        HesseError: a preconditioner; damping < 0; A without an adjoint.
+        HesseError: a preconditioner; tikhonov < 0; A without an adjoint.
 
     References:
         Fong & Saunders 2011, doi:10.1137/10079687X.
 
     >>> from hesse.krylov import solve
-    >>> solution = solve(torch.ones(2, 1), torch.tensor([1.0, 3.0]), LSMR(damping=2.0))
+    >>> solution = solve(torch.ones(2, 1), torch.tensor([1.0, 3.0]), LSMR(tikhonov=2.0))
     >>> solution.x, solution.status.name, solution.residual_norm
     (tensor([1.]), 'LEAST_SQUARES', 2.0)
     """
 
     name: ClassVar[str] = "lsmr"
-    damping: float = 0.0
+    tikhonov: float = 0.0
 
     def _check(self) -> None:
-        if not (is_number(self.damping) and math.isfinite(self.damping) and self.damping >= 0.0):
+        penalty = self.tikhonov
+        if not (is_number(penalty) and math.isfinite(penalty) and penalty >= 0.0):
             raise ArgumentError(
-                expected="a finite damping >= 0",
-                got=repr(self.damping),
+                expected="a finite tikhonov >= 0",
+                got=repr(penalty),
                 remedy="Leave it out for none.",
             )
 
     def _solve(self, system: System) -> Solution:
         _check_no_preconditioner(system)
         codomain = system.A.codomain
-        if self.damping > 0.0:
+        if self.tikhonov > 0.0:
             below = system.A.domain.zeros()
-            A, b = Damped(system.A, self.damping), torch.cat([system.b, below])
+            A, b = Penalised(system.A, self.tikhonov), torch.cat([system.b, below])
             system = replace(system, A=A, b=b)
         state = system.start(LSMRState)
         iterate(system, state, lambda: _descend(system, state))
@@ -129,20 +131,20 @@ class LSMR(Method):
         return replace(solution_of(state, self.name), converged=converged, residual_norm=size)
 
 
-class Damped(LinearOperator):
-    """A above sqrt(damping) I: its least squares without damping are those of A with damping.
+class Penalised(LinearOperator):
+    """A above sqrt(tikhonov) I: its least squares are those of A with the penalty.
 
     >>> from hesse.operators import dense_operator
-    >>> Damped(dense_operator(torch.ones(1, 2)), 4.0).to_dense()
+    >>> Penalised(dense_operator(torch.ones(1, 2)), 4.0).to_dense()
     tensor([[1., 1.],
             [2., 0.],
             [0., 2.]])
     """
 
-    def __init__(self, A: LinearOperator, damping: float) -> None:
+    def __init__(self, A: LinearOperator, tikhonov: float) -> None:
         size = A.codomain.size + A.domain.size
         super().__init__(A.domain, Space.flat(size, A.dtype, A.device))
-        self.A, self.root = A, math.sqrt(damping)
+        self.A, self.root = A, math.sqrt(tikhonov)
 
     def _matvec(self, v: Tensor) -> Tensor:
         return torch.cat([self.A._matvec(v), self.root * v])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from hesse.boundary import public
 from hesse.checkpoint import Checkpoint, FilePath
-from hesse.errors import ArgumentError, ShapeError, check_not_empty
+from hesse.errors import ArgumentError, ShapeError, check_not_empty, is_number
 from hesse.krylov.auto import Auto
 from hesse.krylov.block_cg import BlockCG
 from hesse.krylov.cg import CG
@@ -28,6 +29,7 @@ from hesse.krylov.system import System
 from hesse.methods import find_method
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
+from hesse.operators.diagonal import IdentityOperator
 from hesse.progress import Callback, Run
 from hesse.vectors.arrays import as_array, as_tensor
 from hesse.vectors.space import Tree
@@ -48,6 +50,7 @@ def solve(
     method: Name | Method | Auto = "auto",
     preconditioner: LinearOperator | Tensor | str | None = None,
     *,
+    damping: float = 0.0,
     x0: Tree | None = None,
     rtol: float = 1e-5,
     atol: float = 0.0,
@@ -59,7 +62,7 @@ def solve(
     progress: bool = False,
     checkpoint: FilePath = None,
 ) -> Solution:
-    r"""Solve A x = b, or minimise |b - A x| where there is no solution.
+    r"""Solve A x = b or (A + c I) x = b, or minimise |b - A x| where there is no solution.
 
     | method | for | by |
     |---|---|---|
@@ -67,7 +70,7 @@ def solve(
     | "block-cg", `BlockCG()` | the same, b a block | one block of products an iteration |
     | `MultiShiftCG(shifts)` | (A + s I) x = b for many s | conjugate gradients, once for all s |
     | "minres", `MINRES()` | symmetric, indefinite or singular A | the least residual |
-    | "lsmr", `LSMR(damping)` | rectangular A, damped or not | products with A and A' |
+    | "lsmr", `LSMR(tikhonov)` | rectangular A, penalised or not | products with A and A' |
     | "gmres", `GMRES(restart)` | square A that is not symmetric | the least residual, restarted |
     | "direct", `Direct()` | dense, diagonal, low-rank + diagonal, ... A | its exact inverse |
 
@@ -84,6 +87,8 @@ def solve(
         preconditioner: symmetric positive definite approximation of the inverse of A (for gmres any
             approximation), or the name of a way to make one: "jacobi", "block-jacobi", "nystrom",
             "pivoted-cholesky" (see `hesse.krylov.preconditioners`).
+        damping: c >= 0, to solve (A + c I) x = b with a square A: the same as `A + c * I`. (The
+            least squares of |b - A x|^2 + c |x|^2 are those of the method `LSMR(tikhonov=c)`.)
         x0: where to start, in the form of x; default 0.
         rtol, atol: converged when |b - A x| <= max(rtol |b|, atol), for every column of a block.
         max_iterations, max_products, max_seconds: limits; default 10 n iterations. The products for
@@ -104,7 +109,8 @@ def solve(
         residual of a column, one more for a nonzero x0; those for a named preconditioner.
 
     Raises:
-        HesseError: shapes, dtypes or devices that do not match; a method that A is not for.
+        HesseError: shapes, dtypes or devices that do not match; a method that A is not for; damping
+            of an A that is not square.
 
     >>> import torch
     >>> solve(torch.tensor([[2.0, 0.0], [0.0, 4.0]]), torch.tensor([2.0, 2.0])).x
@@ -112,6 +118,7 @@ def solve(
     """
     A = aslinearoperator(A)
     check_not_empty(A.shape)
+    A = _damped(A, damping)
     chosen = as_method(method)
     flat, leave = _enter(A, b)
     start = None if x0 is None else _enter_x0(A, x0, flat)
@@ -150,6 +157,28 @@ def as_method(method: Name | Method | Auto) -> Method | Auto:
             remedy="Give method=MultiShiftCG([s1, s2, ...]).",
         )
     return find_method(method, _METHODS, "solve_system")
+
+
+def _damped(A: LinearOperator, damping: float) -> LinearOperator:
+    """A + damping I; A itself without damping."""
+    if not (is_number(damping) and math.isfinite(damping) and damping >= 0.0):
+        raise ArgumentError(
+            expected="damping, the c >= 0 of (A + c I) x = b",
+            got=repr(damping),
+            remedy="Leave it out for none; for a shift of any sign pass A + c * I with "
+            "I = hesse.identity_operator(n).",
+        )
+    if damping == 0.0:
+        return A
+    rows, columns = A.shape
+    if rows != columns:
+        raise ShapeError(
+            expected="a square operator, for (A + damping I) x = b",
+            got=f"shape {A.shape}",
+            remedy="For the least squares of |b - A x|^2 + c |x|^2 leave out damping, and give "
+            "method=hesse.LSMR(tikhonov=c).",
+        )
+    return A + damping * IdentityOperator(A.domain)
 
 
 def _enter(A: LinearOperator, b: Tree) -> tuple[Tensor, Callable[[Tensor], Any]]:

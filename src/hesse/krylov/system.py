@@ -26,7 +26,7 @@ from hesse.errors import (
 from hesse.krylov.rounding import unit_roundoff
 from hesse.krylov.solution import Solution
 from hesse.operators.algebra import LinearOperator
-from hesse.operators.checks import check_symmetric
+from hesse.operators.checks import PROMISE, check_symmetric
 from hesse.progress import Run
 from hesse.vectors.space import Space
 
@@ -84,9 +84,7 @@ class System:
 
     def check_symmetric(self) -> None:
         """Raise unless A is known to be symmetric."""
-        check_symmetric(
-            self.A, "Pass symmetric=True if A = A'; use method='gmres', or 'lsmr', otherwise."
-        )
+        check_symmetric(self.A, f"{PROMISE} Use method='gmres', or 'lsmr', otherwise.")
 
     def precondition(self, r: Tensor) -> Tensor:
         """z = M r; r itself without a preconditioner."""

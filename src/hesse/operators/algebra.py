@@ -8,15 +8,16 @@ documents what a subclass implements, products.py what a user calls.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
 from hesse.boundary import public
-from hesse.errors import OperatorError
+from hesse.operators import terms
 from hesse.operators.checks import check_square
+from hesse.operators.operands import divisor, not_an_operator, number
 from hesse.operators.products import Products
+from hesse.operators.terms import Terms
 from hesse.vectors.space import Space
 
 
@@ -65,33 +66,27 @@ class LinearOperator(Products):
     def __add__(self, other: Any) -> LinearOperator:
         """A + B."""
         if not isinstance(other, LinearOperator):
-            raise _not_an_operator(other)
+            raise not_an_operator(other)
         return _Sum(self._in_space(other.domain), other._in_space(self.domain))
 
     @public("{self} - {other}", nested=False)
     def __sub__(self, other: Any) -> LinearOperator:
         """A - B."""
         if not isinstance(other, LinearOperator):
-            raise _not_an_operator(other)
+            raise not_an_operator(other)
         return self + -1.0 * other
 
     @public("{self} * {scalar}", nested=False)
     def __mul__(self, scalar: Any) -> LinearOperator:
         """c A for a number c."""
-        if isinstance(scalar, Tensor) and scalar.ndim == 0:
-            scalar = float(scalar)
-        if not isinstance(scalar, Real):
-            raise _not_a_number(scalar)
-        return _Scaled(float(scalar), self)
+        return _Scaled(number(scalar), self)
 
     __rmul__ = __mul__
 
     @public("{self} / {scalar}", nested=False)
     def __truediv__(self, scalar: Any) -> LinearOperator:
-        """A / c for a number c."""
-        if not isinstance(scalar, (Real, Tensor)):
-            raise _not_a_number(scalar)
-        return self * (1.0 / scalar)
+        """A / c for a number c, as (1 / c) A with 1 / c in float64."""
+        return _Scaled(1.0 / divisor(scalar), self)
 
     def __neg__(self) -> LinearOperator:
         """-A."""
@@ -133,23 +128,6 @@ def _first(operators: Iterable[LinearOperator | None]) -> LinearOperator | None:
     return next((A for A in operators if A is not None), None)
 
 
-def _not_an_operator(other: Any) -> OperatorError:
-    return OperatorError(
-        expected="another operator",
-        got=f"a {type(other).__name__}",
-        remedy="For a multiple c of the identity write A + c * hesse.identity_operator(n); for a "
-        "matrix hesse.dense_operator(M).",
-    )
-
-
-def _not_a_number(other: Any) -> OperatorError:
-    return OperatorError(
-        expected="a number to scale by",
-        got=f"a {type(other).__name__}",
-        remedy="Use A @ v for a product with a vector, A @ B for one with an operator.",
-    )
-
-
 # --------------------------------------------------------------------------------------------------
 # The algebra: one small class for each expression
 
@@ -161,6 +139,7 @@ class _Sum(LinearOperator):
         domain, codomain = a.domain.common(b.domain), a.codomain.common(b.codomain)
         super().__init__(domain, codomain, symmetric=a.symmetric and b.symmetric)
         self.a, self.b = a, b
+        self.symmetric = self.symmetric or terms.are_symmetric(self._expand())
 
     def _expression(self) -> str:
         return f"({self.a._expression()} + {self.b._expression()})"
@@ -180,8 +159,12 @@ class _Sum(LinearOperator):
     def _curvature(self, v: Tensor) -> float:
         return self.a._curvature(v) + self.b._curvature(v)
 
+    def _expand(self) -> Terms | None:
+        return terms.added(self.a._terms(), self.b._terms())
+
     def _in_space(self, space: Space) -> LinearOperator:
-        return _Sum(self.a._in_space(space), self.b._in_space(space))
+        a, b = self.a._in_space(space), self.b._in_space(space)
+        return self if a is self.a and b is self.b else _Sum(a, b)
 
     def block(self, name: str) -> LinearOperator:
         if self.a.domain != self.b.domain:  # only one of the two knows the names
@@ -242,8 +225,12 @@ class _Scaled(LinearOperator):
     def _curvature(self, v: Tensor) -> float:
         return self.scalar * self.a._curvature(v)
 
+    def _expand(self) -> Terms | None:
+        return terms.scaled(self.scalar, self.a._terms())
+
     def _in_space(self, space: Space) -> LinearOperator:
-        return _Scaled(self.scalar, self.a._in_space(space))
+        a = self.a._in_space(space)
+        return self if a is self.a else _Scaled(self.scalar, a)
 
     def block(self, name: str) -> LinearOperator:
         return self.scalar * self.a.block(name)
@@ -266,13 +253,14 @@ class _Scaled(LinearOperator):
 
 
 class _Product(LinearOperator):
-    """A B."""
+    """A B; `symmetric` where that is known of it as a whole."""
 
-    def __init__(self, a: LinearOperator, b: LinearOperator) -> None:
+    def __init__(self, a: LinearOperator, b: LinearOperator, *, symmetric: bool = False) -> None:
         a = a._in_space(b.codomain)
         a.domain.common(b.codomain)
-        super().__init__(b.domain, a.codomain, symmetric=a.T is b or b.T is a)  # A'A, A A', A A
+        super().__init__(b.domain, a.codomain, symmetric=symmetric)
         self.a, self.b = a, b
+        self.symmetric = symmetric or self.is_diagonal or terms.are_symmetric(self._expand())
 
     def _expression(self) -> str:
         return f"{self.a._expression()} @ {self.b._expression()}"
@@ -289,13 +277,21 @@ class _Product(LinearOperator):
     def _rmatmat(self, block: Tensor) -> Tensor:
         return self.b._rmatmat(self.a._rmatmat(block))
 
+    def _expand(self) -> Terms | None:
+        return terms.multiplied(self.a._terms(), self.b._terms())
+
+    def _in_space(self, space: Space) -> LinearOperator:
+        b = self.b._in_space(space)
+        return self if b is self.b else _Product(self.a, b, symmetric=self.symmetric)
+
     def _inverse(self) -> LinearOperator | None:
         right = self.a._inverse()
         if right is None:
             return None
-        # B' B = A B: one inverse serves both sides, and the product knows that it is symmetric.
-        left = right.T if self.symmetric else self.b._inverse()
-        return None if left is None else left @ right
+        # In B'B one inverse serves both sides.
+        mirrored = terms.adjoint(self.b._terms()) == self.a._terms()
+        left = right.T if mirrored else self.b._inverse()
+        return None if left is None else _Product(left, right, symmetric=self.symmetric)
 
     def _diagonal(self) -> Tensor | None:
         if not (self.a.is_diagonal or self.b.is_diagonal):
@@ -334,6 +330,16 @@ class _Transposed(LinearOperator):
     def T(self) -> LinearOperator:
         return self.a
 
+    def block(self, name: str) -> LinearOperator:
+        return self.a.block(name).T
+
+    def _expand(self) -> Terms | None:
+        return terms.adjoint(self.a._terms())
+
+    def _in_space(self, space: Space) -> LinearOperator:
+        a = self.a._in_space(space)
+        return self if a is self.a else _Transposed(a)
+
     def _inverse(self) -> LinearOperator | None:
         inverse = self.a._inverse()
         return None if inverse is None else inverse.T
@@ -354,6 +360,10 @@ class _Block(LinearOperator):
         space, self._range = a.domain.subspace(name)
         super().__init__(space, symmetric=a.symmetric)
         self.a, self.name = a, name
+
+    def _expand(self) -> Terms | None:
+        whole = tuple(self.a._terms().items())
+        return terms.factor((self.name, whole), symmetric=self.symmetric)
 
     def _expression(self) -> str:
         return f"{self.a._expression()}.block({self.name!r})"

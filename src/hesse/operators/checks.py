@@ -20,7 +20,14 @@ def check_square(A: OperatorProtocol) -> None:
         )
 
 
-def check_symmetric(A: OperatorProtocol, remedy: str = "Pass symmetric=True if A = A'.") -> None:
+PROMISE = (
+    "If A = A', say symmetric=True where A is made; a sum or product of operators, which takes no "
+    "such argument, becomes hesse.function_operator(lambda v: A @ v, A.domain, symmetric=True)."
+)
+"""What to do about an operator that is symmetric and not known to be."""
+
+
+def check_symmetric(A: OperatorProtocol, remedy: str = PROMISE) -> None:
     """Raise unless A is known to be symmetric."""
     if not A.symmetric:
         raise OperatorError(

@@ -15,6 +15,7 @@ from hesse.errors import OperatorError, ShapeError, StructureError
 from hesse.operators.algebra import LinearOperator, diagonal_of
 from hesse.operators.dense_inverse import dense_inverse
 from hesse.operators.from_scipy import from_scipy
+from hesse.operators.terms import Terms, of_matrix
 from hesse.surroundings import users_contexts
 from hesse.vectors.arrays import as_tensor
 from hesse.vectors.space import Space
@@ -42,6 +43,9 @@ class DenseOperator(LinearOperator):
 
     def _rmatmat(self, block: Tensor) -> Tensor:
         return self.matrix.T @ block
+
+    def _expand(self) -> Terms | None:
+        return of_matrix(self.matrix, symmetric=self.symmetric)
 
     def to_dense(self) -> Tensor:
         """The matrix itself, as a copy."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from hesse.boundary import public
 from hesse.errors import ArgumentError
 from hesse.operators.algebra import LinearOperator, diagonal_of
+from hesse.operators.terms import Terms
 from hesse.vectors.space import Space, Tree
 
 
@@ -74,6 +75,9 @@ class IdentityOperator(LinearOperator):
     @property
     def is_diagonal(self) -> bool:
         return True
+
+    def _expand(self) -> Terms | None:
+        return {(): 1.0}
 
     def _in_space(self, space: Space) -> LinearOperator:
         fits = self._adaptable and space.n == self.domain.n

@@ -17,6 +17,8 @@ subclass overrides one where it knows better. All may be called by any algorithm
 | `_plus_diagonal(D)` | A + D as one operator of the structure of A | None |
 | `_split_shift()` | (G, c) with A = G + c I | (A, 0) |
 | `_times(B)` | A B | the lazy product |
+| `_expand()` | A as a sum of products of operators (see terms.py) | None |
+| `_terms()` | the same, of one factor where A is no such sum | from `_expand` |
 | `_in_space(space)` | this operator on another space of its dimension | itself |
 | `_expression()` | a name or formula, for `repr` | the name of the class |
 | `is_diagonal` | whether `_diagonal()` is all of A | False |
@@ -35,6 +37,7 @@ import torch
 from torch import Tensor
 
 from hesse.errors import OperatorError
+from hesse.operators.terms import Terms, are_symmetric, factor
 from hesse.operators.to_scipy import check_not_asked_by_scipy
 from hesse.vectors.rows import stacked, transposed
 from hesse.vectors.space import Space
@@ -131,6 +134,17 @@ class OperatorProtocol(ABC):
     def _split_shift(self) -> tuple[Any, float]:
         """(G, c) where A is known to be G + c I; (A, 0) elsewhere."""
         return self, 0.0
+
+    def _expand(self) -> Terms | None:
+        """This operator as a sum of products of others; None where it is none."""
+        return None
+
+    def _terms(self) -> Terms:
+        """As `_expand`; one factor where A is no expression, or is too long."""
+        expanded = self._expand()
+        if expanded is None or (self.symmetric and not are_symmetric(expanded)):
+            return factor(id(self), symmetric=self.symmetric)
+        return expanded
 
     def _in_space(self, space: Space) -> Any:
         """This operator, on `space` if it is one that fits every space of its dimension."""
