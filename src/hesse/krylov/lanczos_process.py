@@ -56,8 +56,8 @@ class LanczosProcess:
     """
 
     saved = (
-        "used", "T", "size", "rows", "products", "largest", "hidden", "drops", "explored",
-        "asymmetry", "generator", "orthogonality", "due",
+        "used", "T", "size", "rows", "products", "largest", "hidden", "drops", "restarts",
+        "explored", "asymmetry", "generator", "orthogonality", "due",
     )  # fmt: skip
 
     def __init__(
@@ -76,7 +76,8 @@ class LanczosProcess:
         self.orthogonality = Orthogonality(m + self.b if self.predicts else 0, self.basis.eps)
         self.hidden = torch.zeros(0, 0, dtype=torch.float64)
         self.asymmetry = torch.zeros(2, dtype=torch.float64)  # the sum of squares, and of how many
-        self.drops, self.explored = 0, False
+        self.drops = self.restarts = 0
+        self.explored = False
         self.size = self.rows = self.products = 0
         self.due = FIRST * self.b
         self.largest = 0.0
@@ -317,6 +318,7 @@ class LanczosProcess:
         The best come first: a component of a row along a better one is lost orthogonality.
         """
         p, outside = len(values), self.T[self.size : self.rows, : self.size] @ coordinates
+        self.restarts += 1
         self.hidden = self.hidden @ coordinates[: self.hidden.shape[1]]
         self.basis.rotate(coordinates, slice(self.size, self.rows))
         self.size, self.rows = p, p + len(outside)

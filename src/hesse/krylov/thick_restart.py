@@ -104,7 +104,8 @@ class ThickRestart:
         best_first = state.residuals.argsort()
         vectors = lanczos.combine(state.coordinates)
         orthonormalise(lanczos.A, vectors, rank=best_first)
-        ritz = Ritz(state.values, vectors, state.residuals, state.largest)
+        rounding = (16 + lanczos.restarts) * self.selection.eps * state.largest
+        ritz = Ritz(state.values, vectors, state.residuals, state.largest, rounding)
         known = lanczos.basis.is_exact
         found = verify(lanczos.A, ritz, self.selection, at_once, most, known=known)
         order = found.values.argsort()
