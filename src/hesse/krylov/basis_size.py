@@ -8,9 +8,9 @@ import torch
 from hesse.errors import ArgumentError
 from hesse.operators.algebra import LinearOperator
 
-# A basis of the whole space is kept where it takes little memory (8 MB in float64): then nothing is
-# lost by restarts, and n products give the exact answer.
-_WHOLE = 1024
+# A basis of the whole space is kept where it takes little memory (32 MB in float64): then nothing
+# is lost by restarts, and n products give the exact answer.
+_WHOLE = 2048
 
 
 def choose_basis_size(

@@ -90,8 +90,8 @@ class Selection:
     def tolerance(self, values: Tensor, largest: float, noise: float = 0.0) -> Tensor:
         """The largest residual that counts as converged: relative, or at the rounding level.
 
-        That is 16 eps times the largest value, or four times the error of the products where that is
-        known, but not more than the root of eps.
+        That is 16 eps times the largest value, or four times the error of the products where that
+        is known, but not more than the root of eps.
         """
         level = max(16 * self.eps * largest, min(4 * noise, self.eps**0.5 * largest))
         return torch.clamp(self.rtol * values.abs(), min=level)

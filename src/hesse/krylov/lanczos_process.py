@@ -245,9 +245,9 @@ class LanczosProcess:
     def _append(self, w: Tensor, removed: float = 0.0) -> tuple[Tensor, float | None]:
         """Orthogonalise w (in place) and append it; its components, and the norm of the rest.
 
-        Nothing is appended to a basis of the whole space. If w vanishes a random direction takes its
-        place, unless the process has explored and another row waits. `removed` is the norm of the
-        components that were removed from w before.
+        Nothing is appended to a basis of the whole space. If w vanishes a random direction takes
+        its place, unless the process has explored and another row waits. `removed` is the norm of
+        the components that were removed from w before.
         """
         h, rest = self._orthogonalise(w)
         if self.rows == self.A.domain.n:
