@@ -287,7 +287,10 @@ class LanczosProcess:
         return w / rest
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Ritz values (ascending), coordinates (columns), and residual norms."""
+        """Ritz values (ascending), coordinates (columns), and residual norms.
+
+        They are without what is hidden after a `drop`.
+        """
         if not bool(torch.isfinite(self.T).all()):
             raise NonFiniteError(
                 expected="finite products",
@@ -296,10 +299,7 @@ class LanczosProcess:
             )
         j = self.size
         values, coordinates = torch.linalg.eigh(self.T[:j, :j])
-        outside = (self.T[j : self.rows, :j] @ coordinates).norm(dim=0)
-        if not self.is_whole:
-            outside += self._bounds(self.hidden @ coordinates[: self.hidden.shape[1]])
-        return values, coordinates, outside
+        return values, coordinates, (self.T[j : self.rows, :j] @ coordinates).norm(dim=0)
 
     def _bounds(self, hidden: Tensor) -> Tensor:
         """Bounds of the norms of what was dropped, from coefficients of all the dropped rows.

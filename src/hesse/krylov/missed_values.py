@@ -43,6 +43,7 @@ class MissedValues:
         """Continue from random directions, for some steps."""
         lanczos, least = state.lanczos, self._shortest(state.lanczos)
         if not self._has_room(lanczos):
+            state.restart(self.selection, self.selection.k)
             lanczos.drop()
         room = self.m - least - lanczos.waiting
         if lanczos.size > room and self.m < lanczos.A.domain.n:

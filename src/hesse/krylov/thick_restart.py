@@ -56,7 +56,7 @@ class ThickRestart:
         orthonormalise(lanczos.A, vectors, rank=best_first)
         rounding = (16 + lanczos.restarts) * self.selection.eps * state.largest
         ritz = Ritz(state.values, vectors, state.residuals, state.largest, rounding)
-        known = lanczos.basis.is_exact
+        known = lanczos.basis.is_exact and not lanczos.drops
         found = verify(lanczos.A, ritz, self.selection, at_once, most, known=known)
         order = found.values.argsort()
         permute(vectors, order)
@@ -84,7 +84,7 @@ class ThickRestart:
                 break
             with uninterrupted():
                 self._make_room(state, converged)
-            if lanczos.drops:  # the residuals are bounds now: each pair may need a product
+            if lanczos.drops:  # part of the residuals is hidden: each pair needs a product
                 run.reserved = lanczos.b + self.selection.k
             checkpoint.save(state)
         return run.status
