@@ -57,6 +57,12 @@ class Basis:
         else:
             self.rows[i] = v / length
 
+    def swap(self, i: int, j: int) -> None:
+        """Exchange two rows."""
+        row = self.rows[i].clone()
+        self.rows[i] = self.rows[j]
+        self.rows[j] = row
+
     def block(self, start: int, stop: int) -> Tensor:
         """Some rows as the columns of a block, shape (n, k)."""
         return self.rows[start:stop].to(self.A.device, self.A.dtype).T

@@ -8,6 +8,10 @@ import torch
 from hesse.errors import ArgumentError
 from hesse.operators.algebra import LinearOperator
 
+# A basis of the whole space is kept where it takes little memory (32 MB in float64): then nothing
+# is lost by restarts, and n products give the exact answer.
+_WHOLE = 2048
+
 
 def choose_basis_size(
     A: LinearOperator,
@@ -19,7 +23,9 @@ def choose_basis_size(
 ) -> int:
     """Vectors that are kept, at most n, within `room` bytes."""
     n, entries = A.domain.n, A.domain.size
-    m = max(2 * k + 10, 30) + 2 * (b - 1) if size is None else size
+    is_free = size is None and room is None
+    default = n if is_free and n <= _WHOLE else max(2 * k + 10, 30) + 2 * (b - 1)
+    m = default if size is None else size
     if room is not None:
         work = max(k + b + 4, 2 * b) * entries * A.dtype.itemsize
         row = entries * (A.dtype if dtype is None else dtype).itemsize

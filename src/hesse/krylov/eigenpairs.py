@@ -87,18 +87,26 @@ class Selection:
             return values.abs().min() - others.abs()
         return (others[:, None] - values).abs().amin(dim=1)
 
-    def tolerance(self, values: Tensor, largest: float) -> Tensor:
-        """The largest residual that counts as converged: relative, or at the rounding level."""
-        return torch.clamp(self.rtol * values.abs(), min=16 * self.eps * largest)
+    def tolerance(self, values: Tensor, largest: float, noise: float = 0.0) -> Tensor:
+        """The largest residual that counts as converged: relative, or at the rounding level.
+
+        That is 16 eps times the largest value, or four times the error of the products where that
+        is known, but not more than the root of eps.
+        """
+        level = max(16 * self.eps * largest, min(4 * noise, self.eps**0.5 * largest))
+        return torch.clamp(self.rtol * values.abs(), min=level)
 
 
 class Ritz(NamedTuple):
-    """Ritz pairs of a Lanczos process, and the largest Ritz value in magnitude."""
+    """Ritz pairs of a Lanczos process."""
 
     values: Tensor
     rows: Tensor
     residuals: Tensor
     largest: float
+    """The largest Ritz value in magnitude."""
+    rounding: float
+    """What rounding may add to a residual."""
 
 
 @dataclass
@@ -116,34 +124,51 @@ def verify(
 ) -> Verified:
     """The residuals of Ritz pairs, tested by one product if they are `known`.
 
-    For random signs c_i the residual of sum_i c_i u_i has the mean square sum_i r_i^2. If it is
-    larger than that of the known residuals, they are wrong, and every residual is recomputed. Those
-    for which no product is left within `most` are infinite.
+    For random signs s_i the residual of sum_i s_i w_i u_i has the mean square sum_i (w_i r_i)^2.
+    The weights w_i make all terms alike. If it is larger than that of the known residuals, they are
+    wrong, and every residual is recomputed. Those for which no product is left within `most` are
+    infinite.
     """
     k, generator = len(found.values), torch.Generator().manual_seed(0)
     signs = 1.0 - 2.0 * torch.randint(2, (k,), generator=generator).double()
-    mixed, expected = torch.stack([signs, signs * found.values]).to(found.rows) @ found.rows
-    residual = A.domain.norm(expected.sub_(A._matvec(mixed)))
-    rounding = 16 * selection.eps * found.largest
-    if known and residual <= 2 * float(found.residuals.norm()) + rounding * k**0.5:
+    bounds = found.residuals + found.rounding
+    weights = signs * (float(bounds.min()) / bounds if float(bounds.min()) > 0.0 else 1.0)
+    mixed, expected = torch.stack([weights, weights * found.values]).to(found.rows) @ found.rows
+    residual = expected.sub_(A._matvec(mixed))
+    rounding, size = found.rounding * float(weights.norm()), A.domain.norm(residual)
+    if known and size <= 2 * float((weights * found.residuals).norm()) + rounding:
         converged = found.residuals <= selection.tolerance(found.values, found.largest)
-        return Verified(found.values, found.residuals + rounding, converged, 1)
-    return _recomputed(A, found, selection, at_once, max(0, int(min(most - 1, k))))
+        return Verified(found.values, bounds, converged, 1)
+    count = max(0, int(min(most - 1, k)))
+    return _recomputed(A, found, selection, at_once, count, weights, residual)
 
 
 def _recomputed(
-    A: LinearOperator, found: Ritz, selection: Selection, at_once: int, count: int
+    A: LinearOperator,
+    found: Ritz,
+    selection: Selection,
+    at_once: int,
+    count: int,
+    weights: Tensor,
+    residual: Tensor,
 ) -> Verified:
-    """Rayleigh quotients and residuals from a product for each of the first rows."""
+    """Rayleigh quotients and residuals from a product for each of the first rows.
+
+    `residual`, in place, becomes the difference of sum_i w_i A u_i and A sum_i w_i u_i: the error
+    of the products, below which no residual can be.
+    """
     pairs = []
     for start in range(0, count, at_once):
         rows = found.rows[start : min(start + at_once, count)]
         products = A._matmat(rows.T).T if len(rows) > 1 else A._matvec(rows[0])[None]
-        for u, Au in zip(rows, products, strict=True):
-            theta = A.domain.inner(u, Au)
+        for i, (u, Au) in enumerate(zip(rows, products, strict=True), start):
+            theta, weight = A.domain.inner(u, Au), float(weights[i])
+            residual.add_(Au, alpha=weight).sub_(u, alpha=weight * float(found.values[i]))
             pairs.append((theta, A.domain.norm(Au - theta * u)))
+    noise = 0.0
+    if count == len(found.values):
+        noise = A.domain.norm(residual) / (2.0**0.5 * float(weights.norm()))
     pairs += [(theta, math.inf) for theta in found.values[count:].tolist()]
     values, residuals = torch.tensor(pairs, dtype=torch.float64).T
-    converged = residuals <= selection.tolerance(values, found.largest)
-    rounding = 16 * selection.eps * found.largest
-    return Verified(values, residuals + rounding, converged, 1 + count)
+    converged = residuals <= selection.tolerance(values, found.largest, noise)
+    return Verified(values, residuals + max(found.rounding, noise), converged, 1 + count)

@@ -15,6 +15,7 @@ from hesse.krylov.basis_size import check_home, choose_basis_size
 from hesse.krylov.eigen_problem import EigenMethod, EigenProblem
 from hesse.krylov.eigenpairs import Eigenpairs
 from hesse.krylov.lanczos_process import LanczosProcess
+from hesse.krylov.missed_values import MissedValues
 from hesse.krylov.thick_restart import ThickRestart
 
 
@@ -83,13 +84,9 @@ class Lanczos(EigenMethod):
         run.set_default_limit(100 * m + run.reserved)
         selection = problem.selection(k, basis.eps)
         file = self._checkpoint(problem, selection.rtol, m=m, block=b)
-        search = ThickRestart(
-            selection,
-            m,
-            keep=min(k + (m - k) // 2, m - 1) if m < A.domain.n else m,
-            search=self.search_missed,
-            is_given=problem.given.shape[1] > 0,
-        )
+        keep = min(k + (m - k) // 2, m - 1) if m < A.domain.n else m
+        missed = MissedValues(selection, m, keep, is_given=problem.given.shape[1] > 0)
+        search = ThickRestart(selection, keep, missed if self.search_missed else None)
         process = LanczosProcess(A, m, start, problem.generator, basis)
         del start  # the basis has a copy
         problem.release_given()

@@ -14,12 +14,14 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hesse.errors import NonFiniteError, OperatorError
 from hesse.krylov.basis import Basis, orthonormalise
 from hesse.krylov.gram_schmidt import twice_if_needed
 from hesse.krylov.orthogonality import Orthogonality
 from hesse.krylov.rounding import rounding_level
+from hesse.krylov.starting_block import random_start
 from hesse.operators.algebra import LinearOperator
 from hesse.progress import uninterrupted
 from hesse.vectors.space import unshared
@@ -40,10 +42,10 @@ LONG = 1 << 12
 class LanczosProcess:
     """A basis V (rows), orthonormal to sqrt(eps), with A V_j' = V' T_j for the first j = `size`.
 
-    The products of `size` rows were taken; `rows` - `size` more rows, at most b, follow them. The
-    entries of T that couple the two are the components of A V_j' outside of V_j'. When the process
-    restarts elsewhere (`explore`, `lock`), the rows that followed are dropped: `dropped` holds the
-    norm of their components in each product.
+    The products of `size` rows were taken; `rows` - `size` more rows wait for theirs: b at first,
+    and b more after every `explore`. The entries of T that couple the two are the components of
+    A V_j' outside of V_j'. Where there is no memory for so many, `drop` gives up the rows that
+    wait; the columns of `hidden` then have the norms of what the products have along them.
 
     Args:
         A: symmetric operator.
@@ -54,8 +56,8 @@ class LanczosProcess:
     """
 
     saved = (
-        "used", "T", "size", "rows", "products", "largest", "dropped", "generator",
-        "orthogonality", "due",
+        "used", "T", "size", "rows", "products", "largest", "hidden", "drops", "restarts",
+        "explored", "asymmetry", "generator", "orthogonality", "due",
     )  # fmt: skip
 
     def __init__(
@@ -72,7 +74,10 @@ class LanczosProcess:
         self.T = torch.zeros(m + self.b, m + self.b, dtype=torch.float64)
         self.predicts = self.basis.is_exact and A.domain.n >= LONG
         self.orthogonality = Orthogonality(m + self.b if self.predicts else 0, self.basis.eps)
-        self.dropped = torch.zeros(0, dtype=torch.float64)
+        self.hidden = torch.zeros(0, 0, dtype=torch.float64)
+        self.asymmetry = torch.zeros(2, dtype=torch.float64)  # the sum of squares, and of how many
+        self.drops = self.restarts = 0
+        self.explored = False
         self.size = self.rows = self.products = 0
         self.due = FIRST * self.b
         self.largest = 0.0
@@ -106,7 +111,28 @@ class LanczosProcess:
     @property
     def is_invariant(self) -> bool:
         """Whether the products taken lie in the span of their rows."""
-        return not bool(self.T[self.size : self.rows, : self.size].any()) and not len(self.dropped)
+        return not bool(self.T[self.size : self.rows, : self.size].any()) and not self.drops
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the products of a basis of the whole space were taken."""
+        return self.size == self.A.domain.n
+
+    @property
+    def waiting(self) -> int:
+        """How many rows wait for their products."""
+        return self.rows - self.size
+
+    @property
+    def free(self) -> int:
+        """For how many more rows there is memory."""
+        return len(self.basis.rows) - self.rows
+
+    @property
+    def value_noise(self) -> float:
+        """How far rounding in the products may move a Ritz value: v'A w - w'A v shows it."""
+        squares, count = self.asymmetry.tolist()
+        return 4.0 * math.sqrt(squares / max(count, 1.0) * max(self.size, 1))
 
     def make_room(self, m: int) -> None:
         """Let the basis become as large as m."""
@@ -149,11 +175,12 @@ class LanczosProcess:
         left = self._predicted(j, h)
         if left is None or self._needs_pass(left, rest):
             found, beta = self._append(w, scale)
-            self._check_symmetry(found[:j])
             if left is None:
                 h += found
+                self._check_symmetry(h[:j] - self.T[:j, j])
             else:  # along earlier rows that is lost orthogonality, and no entry of T
                 h[j:] += found[j:]
+                self._check_symmetry(found[:j])
                 self.orthogonality.learn(left[:, :j], found[:j], self.largest)
         else:
             self._add_row(w, rest, left / rest)
@@ -165,8 +192,8 @@ class LanczosProcess:
 
     @property
     def passes_always(self) -> bool:
-        """Whether overlaps are not predicted: the rows are rounded, dropped, or short."""
-        return not self.predicts or len(self.dropped) > 0
+        """Whether overlaps are not predicted: rows are rounded, short, or in another order."""
+        return not self.predicts or self.explored
 
     def _predicted(self, j: int, h: Tensor) -> Tensor | None:
         """Possible components along the rows of A v_j without its components h."""
@@ -186,10 +213,18 @@ class LanczosProcess:
         return now
 
     def _check_symmetry(self, unexpected: Tensor) -> None:
-        """Raise if the last product has components along earlier rows that are not in T."""
-        if len(unexpected):
-            worst, hidden = float(unexpected.abs().max()), float(self.dropped.sum())
-            check_symmetry(self.A, worst, self.largest, self.basis.eps, hidden)
+        """Raise if the last product has components along earlier rows that are not in T.
+
+        What was dropped explains as much as the product of that row had along it.
+        """
+        if len(unexpected) == 0:
+            return
+        beyond = unexpected.abs()
+        beyond[: self.hidden.shape[1]] -= self._bounds(self.hidden)
+        check_symmetry(self.A, float(beyond.max()), self.largest, self.basis.eps)
+        if not self.drops:
+            squares = float(unexpected.square().sum())
+            self.asymmetry += torch.tensor([squares, len(unexpected)], dtype=torch.float64)
 
     def _remove_known(self, w: Tensor, j: int) -> Tensor:
         """Remove from w = A v_j the components that T gives, and those along v_j and later rows.
@@ -210,14 +245,17 @@ class LanczosProcess:
     def _append(self, w: Tensor, removed: float = 0.0) -> tuple[Tensor, float | None]:
         """Orthogonalise w (in place) and append it; its components, and the norm of the rest.
 
-        Nothing is appended to a basis of the whole space. `removed` is the norm of the components
-        that were removed from w before.
+        Nothing is appended to a basis of the whole space. If w vanishes a random direction takes
+        its place, unless the process has explored and another row waits. `removed` is the norm of
+        the components that were removed from w before.
         """
         h, rest = self._orthogonalise(w)
         if self.rows == self.A.domain.n:
             return h, None
         size = math.hypot(removed, float(h.norm()), rest)
         if rest <= rounding_level(self.basis.eps, max(size, self.largest)):
+            if self.explored and self.waiting > 1:
+                return h, None
             self._add_row(self._new_direction(), 1.0)
             return h, 0.0
         self._add_row(w, rest)
@@ -243,13 +281,16 @@ class LanczosProcess:
 
     def _new_direction(self) -> Tensor:
         """A random direction outside an invariant subspace."""
-        w = self.A.domain.gaussian(self.generator)
+        w = random_start(self.A, self.generator)
         w /= self.A.domain.norm(w)
         _, rest = self._orthogonalise(w)
         return w / rest
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Ritz values (ascending), coordinates (columns), and residual norms."""
+        """Ritz values (ascending), coordinates (columns), and residual norms.
+
+        They are without what is hidden after a `drop`.
+        """
         if not bool(torch.isfinite(self.T).all()):
             raise NonFiniteError(
                 expected="finite products",
@@ -258,21 +299,27 @@ class LanczosProcess:
             )
         j = self.size
         values, coordinates = torch.linalg.eigh(self.T[:j, :j])
-        outside = (self.T[j : self.rows, :j] @ coordinates).norm(dim=0)
-        known = len(self.dropped)
-        return values, coordinates, outside + self.dropped @ coordinates[:known].abs()
+        return values, coordinates, (self.T[j : self.rows, :j] @ coordinates).norm(dim=0)
+
+    def _bounds(self, hidden: Tensor) -> Tensor:
+        """Bounds of the norms of what was dropped, from coefficients of all the dropped rows.
+
+        The rows of one drop are orthonormal; those of several need not be orthogonal.
+        """
+        return self.drops**0.5 * hidden.norm(dim=0)
 
     def combine(self, coordinates: Tensor) -> Tensor:
         """V' coordinates, as rows."""
         return self.basis.combine(coordinates)
 
     def restart(self, coordinates: Tensor, values: Tensor) -> None:
-        """Keep the Ritz vectors of these coordinates and values, and the rows that follow.
+        """Keep the Ritz vectors of these coordinates and values, and the rows that wait.
 
         The best come first: a component of a row along a better one is lost orthogonality.
         """
         p, outside = len(values), self.T[self.size : self.rows, : self.size] @ coordinates
-        self.dropped = self.dropped @ coordinates[: len(self.dropped)].abs()
+        self.restarts += 1
+        self.hidden = self.hidden @ coordinates[: self.hidden.shape[1]]
         self.basis.rotate(coordinates, slice(self.size, self.rows))
         self.size, self.rows = p, p + len(outside)
         if self.predicts:
@@ -283,37 +330,57 @@ class LanczosProcess:
         self.T[p : self.rows, :p] = outside
         self.T[:p, p : self.rows] = outside.T
 
-    def lock(self, coordinates: Tensor, values: Tensor, start: Tensor) -> None:
-        """After `explore`: keep these Ritz vectors, and restart from the rows `start`.
+    def compress(self, coordinates: Tensor) -> None:
+        """As `restart` for orthonormal coordinates that are not those of Ritz vectors.
 
-        Rows beyond those of the coordinates, found by exploring, are dropped.
+        What the products have along the directions that are given up is hidden.
         """
-        self.size = self.rows = len(coordinates)
-        self.dropped = self.dropped[: self.size]
-        self.restart(coordinates, values)
-        for v in start[: self.A.domain.n - self.rows]:
-            self._append(v.clone())
+        T = self.T[: self.size, : self.size]
+        projected = coordinates.T @ T @ coordinates
+        lost = T @ coordinates - coordinates @ projected
+        self.restart(coordinates, projected.diagonal())
+        self.T[: len(projected), : len(projected)] = projected
+        if float(lost.abs().max()) > rounding_level(self.basis.eps, self.largest):
+            self._hide(lost)
 
     def explore(self) -> None:
-        """Continue from random directions that are independent of the rows so far.
-
-        The rows that follow are dropped; the norm of their components in each product is kept.
-        """
-        p = self.size
-        outside = self.T[p : self.rows, :p].norm(dim=0)
-        outside[: len(self.dropped)] += self.dropped
-        self.dropped = outside
-        self.T[p:] = self.T[:, p:] = 0.0
-        self.rows = p
+        """Add random directions outside of all rows, as many as a block has."""
+        self.explored = True
         for _ in range(min(self.b, self.A.domain.n - self.rows)):
             self._add_row(self._new_direction(), 1.0)
 
+    def bring_forward(self, chosen: list[int]) -> None:
+        """Let these rows, numbered among those that wait, ascending, be the next ones."""
+        for i, j in enumerate(chosen):
+            if i != j:
+                first, second = self.size + i, self.size + j
+                self.basis.swap(first, second)
+                self.T[[first, second]] = self.T[[second, first]]
+                self.T[:, [first, second]] = self.T[:, [second, first]]
 
-def check_symmetry(
-    A: LinearOperator, difference: float, largest: float, eps: float, hidden: float = 0.0
-) -> None:
-    """Raise if v'A w and w'A v differ by more than rounding and the `hidden` components explain."""
-    if difference > max(_ASYMMETRY, _ROUNDINGS * eps) * largest + hidden:
+    def drop(self) -> None:
+        """Give up the rows that wait; what the products have along them is hidden."""
+        self._hide(self.T[self.size : self.rows, : self.size])
+        self.T[self.size :] = self.T[:, self.size :] = 0.0
+        self.rows = self.size
+
+    def _hide(self, lost: Tensor) -> None:
+        """The products have these components along orthonormal directions that are given up."""
+        before = pad(self.hidden, (0, self.size - self.hidden.shape[1]))
+        self.hidden = torch.linalg.qr(torch.cat([before, lost]), mode="r").R
+        self.drops += 1
+
+    def lock(self, coordinates: Tensor, start: Tensor) -> None:
+        """Keep these vectors, drop the rows that wait, and continue from the rows `start`."""
+        self.compress(coordinates)
+        self.drop()
+        for v in start[: self.A.domain.n - self.rows]:
+            self._append(v.clone())
+
+
+def check_symmetry(A: LinearOperator, difference: float, largest: float, eps: float) -> None:
+    """Raise if v'A w and w'A v differ by more than rounding explains."""
+    if difference > max(_ASYMMETRY, _ROUNDINGS * eps) * largest:
         raise OperatorError(
             expected="a symmetric operator, as symmetric=True says",
             got=f"v'A w and w'A v that differ by {difference:.3g}, for products of size "

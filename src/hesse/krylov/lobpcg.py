@@ -18,6 +18,7 @@ from hesse.errors import OperatorError, Status, check_choice, check_count
 from hesse.krylov.eigen_problem import EigenMethod, EigenProblem
 from hesse.krylov.eigenpairs import Eigenpairs, Selection
 from hesse.krylov.preconditioners import as_preconditioner
+from hesse.krylov.starting_block import random_start
 from hesse.krylov.trial_space import TrialSpace
 from hesse.operators.algebra import LinearOperator
 from hesse.progress import Run, uninterrupted
@@ -107,7 +108,7 @@ class _Iteration:
         q = _block_size(selection.k, start.shape[1], space.n)
         self.space = TrialSpace(problem.A, problem.B, q, selection.eps)
         given = (v for v in start.T if space.any(v))
-        more = (space.gaussian(problem.generator) for _ in range(q))
+        more = (random_start(problem.A, problem.generator) for _ in range(q))
         self.space.put(itertools.islice(itertools.chain(given, more), q))
 
     def solve(self, run: Run) -> Eigenpairs:

@@ -12,6 +12,18 @@ from hesse.vectors.arrays import as_tensor
 from hesse.vectors.space import Tree
 
 
+def random_start(A: LinearOperator, generator: torch.Generator | None) -> Tensor:
+    """A random vector to start from, (n,).
+
+    Every second entry of `Space.gaussian` has the other sign. Data that were drawn from a generator
+    of the same seed have its vectors as their rows: X[0] has no component in the kernel of X'X, and
+    as a start it would find none of the zero eigenvalues.
+    """
+    v = A.domain.gaussian(generator)
+    v[1::2].neg_()
+    return v
+
+
 def given_block(A: LinearOperator, v0: Tree | None) -> Tensor:
     """v0 as a block (n, j)."""
     if v0 is None:
@@ -38,6 +50,6 @@ def starting_block(
             remedy="Leave it out for a block like v0, or for a single vector.",
         )
     if b == 1 and given.shape[1] == 0:
-        return A.domain.gaussian(generator)[:, None]
-    more = [A.domain.gaussian(generator) for _ in range(b - given.shape[1])]
+        return random_start(A, generator)[:, None]
+    more = [random_start(A, generator) for _ in range(b - given.shape[1])]
     return torch.stack([*given.T, *more], dim=1)
