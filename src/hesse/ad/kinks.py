@@ -13,9 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-
-from hesse.dispatch import is_watched
 
 _AT_ZERO = frozenset(
     [
@@ -44,30 +41,13 @@ _AT_TIES = frozenset(
 )
 
 
-class Kinks(TorchFunctionMode):
-    """Within it, the names of operations that are evaluated at a kink are noted in `found`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[str] = set()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call `func`."""
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "").removeprefix("linalg_")
-        result = func(*args, **kwargs)
-        if name not in self.found and not is_watched():  # a trace would note the look as well
-            if name in _AT_ZERO and args:
-                self._note(name, _is_differentiated(args[0]) and _has_zero(args[0]))
-            elif name in _OF_ZERO:
-                self._note(name, _is_differentiated(result) and _has_zero(result))
-            elif name in _AT_TIES:
-                self._note(name, _is_tied(args, kwargs))
-        return result
-
-    def _note(self, name: str, is_kink: bool) -> None:
-        if is_kink:
-            self.found.add(name)
+def kink(name: str, args: Any, kwargs: dict[str, Any], result: Any) -> bool:
+    """Whether a call of this operation was exactly at its kink."""
+    if name in _AT_ZERO:
+        return bool(args) and _is_differentiated(args[0]) and _has_zero(args[0])
+    if name in _OF_ZERO:
+        return _is_differentiated(result) and _has_zero(result)
+    return name in _AT_TIES and _is_tied(args, kwargs)
 
 
 def _is_differentiated(argument: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hesse.ad.first_look import seen
 from hesse.errors import FunctionError
 from hesse.surroundings import users_contexts
 from hesse.vectors.rows import joined
@@ -131,7 +132,7 @@ class BoundFunction:
 
     def __call__(self, varying: Leaves) -> Tensor:
         x = self.variables.tree(varying)
-        with users_contexts():
+        with users_contexts(), seen():
             return check_scalar(self.function(x))
 
     @property
@@ -142,12 +143,12 @@ class BoundFunction:
     def outputs(self, varying: Leaves) -> Any:
         """What the loss is a function of; of a plain function its own result."""
         outputs, x = getattr(self.function, "outputs", self.function), self.variables.tree(varying)
-        with users_contexts():
+        with users_contexts(), seen():
             return outputs(x)
 
     def loss(self, outputs: Any) -> Tensor:
         """The scalar loss of outputs."""
-        with users_contexts():
+        with users_contexts(), seen():
             return check_scalar(self.function.loss(outputs))
 
 

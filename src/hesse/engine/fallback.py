@@ -19,10 +19,9 @@ from torch import Tensor
 from hesse.ad.definition import PRODUCT, Quantity
 from hesse.ad.determinism import run_deterministic
 from hesse.ad.finite_differences import central_difference
+from hesse.ad.first_look import first_look
 from hesse.ad.graph_nodes import UndifferentiableError
 from hesse.ad.hessian import value_and_gradient
-from hesse.ad.kinks import Kinks
-from hesse.ad.suspects import Suspects
 from hesse.boundary import warn
 from hesse.engine.one_shot_sum import OneShotSum
 from hesse.engine.plan import Plan, plan_of
@@ -146,13 +145,13 @@ class PointProduct:
             return self._run(v, quantity, with_gradient)
 
         is_prepared = self._prepared is not None
-        with Suspects() as suspects, Kinks() as kinks:
+        with first_look() as look:
             result = run_deterministic(run) if self._repeated and not is_prepared else run()
         if quantity == PRODUCT:
-            if suspects.found and self._repeated:
-                self._check_symmetric(v, self._check(result, "product"), suspects.found)
-            if kinks.found and "finite-difference" in self._one_shot.modes:
-                self._check_smooth(v, self._check(result, "product"), sorted(kinks.found))
+            if look.suspects and self._repeated:
+                self._check_symmetric(v, self._check(result, "product"), look.suspects)
+            if look.kinks and "finite-difference" in self._one_shot.modes:
+                self._check_smooth(v, self._check(result, "product"), sorted(look.kinks))
         return result
 
     def _check_smooth(self, v: Tensor, product: Tensor, kinks: Sequence[str]) -> None:
