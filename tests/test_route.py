@@ -12,7 +12,7 @@ import torch
 from hesse.operators import diagonal_operator
 
 TOOL = Path(__file__).parents[1] / "tools" / "trace_product.py"
-LIMITS = ["--limit-files=12", "--limit-functions=50", "--limit-first-files=29"]
+LIMITS = ["--limit-files=12", "--limit-functions=50", "--limit-first-files=27"]
 
 pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="a source distribution has no tools/")
 

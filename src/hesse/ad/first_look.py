@@ -17,8 +17,8 @@ from typing import Any
 
 from torch.overrides import TorchFunctionMode
 
-from hesse.ad.kinks import kink
-from hesse.ad.suspects import suspect
+from hesse.ad.kinks import KINKED, kink
+from hesse.ad.suspects import SUSPECTS, suspect
 from hesse.dispatch import is_watched
 
 
@@ -35,12 +35,17 @@ class FirstLook(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "").removeprefix("linalg_")
-        if name in self.kinks or is_watched():  # a trace would note the look as well
-            return result
-        if kink(name, args, kwargs, result):
-            self.kinks.add(name)
-        self.suspects.update(suspect(func, args, kwargs))
+        if name in KINKED or func in SUSPECTS:
+            self._look_at(func, name, args, kwargs, result)
         return result
+
+    def _look_at(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        if name in self.kinks or is_watched():  # a trace would note the look as well
+            return
+        if name in KINKED and kink(name, args, kwargs, result):
+            self.kinks.add(name)
+        if func in SUSPECTS:
+            self.suspects.update(suspect(func, args, kwargs))
 
 
 _look: ContextVar[FirstLook | None] = ContextVar("hesse_first_look", default=None)

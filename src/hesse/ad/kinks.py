@@ -39,6 +39,8 @@ _OF_ZERO = frozenset(
 _AT_TIES = frozenset(
     ["maximum", "minimum", "fmax", "fmin", "max", "min", "clamp", "clamp_", "clip"]
 )
+KINKED = _AT_ZERO | _OF_ZERO | _AT_TIES
+"""What to call `kink` for."""
 
 
 def kink(name: str, args: Any, kwargs: dict[str, Any], result: Any) -> bool:

@@ -21,6 +21,8 @@ _OF_SYMMETRIC = {
     *(torch.linalg.eigh, torch.linalg.eigvalsh, torch.linalg.cholesky, torch.linalg.cholesky_ex),
     *(torch.linalg.ldl_factor, torch.linalg.ldl_factor_ex, torch.cholesky, torch.lobpcg),
 }
+SUSPECTS = {*_PADDED, *_OF_SYMMETRIC, torch.Tensor.register_hook}
+"""What to call `suspect` for."""
 
 
 def suspect(func: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, str]:
