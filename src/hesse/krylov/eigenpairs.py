@@ -24,7 +24,8 @@ class _Pairs(NamedTuple):
     """Orthonormal eigenvectors, shape (n, k): column i belongs to values[i]."""
     residuals: Tensor
     """An eigenvalue of A lies within this of values[i], shape (k,): |A u - theta u|, verified, plus
-    the rounding of a product."""
+    the rounding of a product. With a B it is |A u - theta B u| for u'B u = 1, and the bound is that
+    times |B^-1|^(1/2)."""
     converged: Tensor
     """Whether each pair met its tolerance, shape (k,), bool."""
     products: int

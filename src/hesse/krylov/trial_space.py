@@ -9,17 +9,28 @@ B-orthonormal, so that the projected problem is an ordinary one and stays well c
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hesse.errors import OperatorError
+from hesse.krylov.rounding import rounding_level
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.checks import check_finite_products
 from hesse.vectors.rows import empty_rows, transform
 
 # A step is dropped if its part outside of the new X is shorter than this.
 _VANISHED = 1e-8
+
+
+class Residuals(NamedTuple):
+    """Of every u of X: theta = u'A u, |A u - theta B u|, |B u|, and the rounding of a residual."""
+
+    values: Tensor
+    norms: Tensor
+    image_norms: Tensor
+    rounding: Tensor
 
 
 class TrialSpace:
@@ -35,6 +46,7 @@ class TrialSpace:
     def __init__(self, A: LinearOperator, B: LinearOperator | None, q: int, eps: float) -> None:
         self.A, self.B, self.q, self.eps = A, B, q, eps
         self.x = self.p = self.w = self.products = 0
+        self.A_norm = self.B_norm = 0.0  # from below
         self.V, self.AV = self._room(), self._room()
         self.BV = self.V if B is None else self._room()
 
@@ -65,16 +77,19 @@ class TrialSpace:
             self.w += 1
             del row  # before the next one comes
 
-    def write_residuals(self) -> tuple[Tensor, Tensor, Tensor]:
-        """W becomes A u - theta B u for every u of X: theta, the norms, and those of B u."""
+    def write_residuals(self) -> Residuals:
+        """W becomes A u - theta B u for every u of X."""
         self.w, space = self.x, self.A.domain
         found = []
         for u, Au, Bu, r in zip(self.V[: self.x], self.AV, self.BV, self.new, strict=False):
-            theta = space.inner(u, Au)
+            theta, length = space.inner(u, Au), space.norm(u)
             torch.add(Au, Bu, alpha=-theta, out=r)
-            found.append((theta, space.norm(r), space.norm(Bu)))
-        values, norms, lengths = torch.tensor(found, dtype=torch.float64).reshape(-1, 3).T
-        return values, norms, lengths
+            self.A_norm = max(self.A_norm, space.norm(Au) / length)
+            self.B_norm = max(self.B_norm, space.norm(Bu) / length)
+            found.append((theta, space.norm(r), space.norm(Bu), length))
+        values, norms, image_norms, lengths = torch.tensor(found, dtype=torch.float64).T
+        scale = self.A_norm + values.abs() * self.B_norm
+        return Residuals(values, norms, image_norms, 16 * self.eps * scale * lengths)
 
     def keep(self, chosen: Tensor) -> None:
         """Keep these rows of W."""
@@ -98,24 +113,29 @@ class TrialSpace:
 
     def _orthonormalise(self) -> None:
         """B-orthonormal rows of the span of W; directions that vanish are dropped."""
-        if self.w == 0:
-            return
+        space = self.A.domain
         for row in self.new:
-            row /= self.A.domain.norm(row) or 1.0
+            size = float(row.abs().max()) or 1.0  # its square might over- or underflow
+            row /= size
+            row /= space.norm(row) or 1.0
+        if self.w:
+            values, vectors = torch.linalg.eigh(space.gram(self.new, self.new))
+            good = values > 100 * self.eps * float(values.abs().max())
+            transform(self.new, (vectors[:, good] / values[good].sqrt()).T)
+            self.w = int(good.sum())
+        if self.B is None or self.w == 0:
+            return
         images = self.BV[self.known : self.size]
         self._multiply_by_mass(self.new, images)
-        values, vectors = torch.linalg.eigh(self.A.domain.gram(self.new, images))
-        rounding = 100 * self.eps * float(values.abs().max())
-        self._check_positive(float(values[0]), rounding)
-        good = values > rounding
-        S = (vectors[:, good] / values[good].sqrt()).T
-        for rows in self._each(self.new, images):
-            transform(rows, S)
-        self.w = len(S)
+        values, vectors = torch.linalg.eigh(space.gram(self.new, images))
+        self.B_norm = max(self.B_norm, float(values.abs().max()))
+        check_positive(float(values[0]), self.B_norm, self.eps)
+        for rows in (self.new, images):
+            transform(rows, (vectors / values.sqrt()).T)
 
     def _multiply_by_mass(self, rows: Tensor, images: Tensor) -> None:
         if self.B is not None and len(rows):
-            images.copy_(self.B._matmat(rows.T).T)
+            images.copy_(check_finite_products(self.B, self.B._matmat(rows.T)).T)
 
     def _take_products(self, chosen: slice) -> None:
         rows = self.V[chosen]
@@ -161,10 +181,14 @@ class TrialSpace:
         """V and the images that have memory of their own."""
         return [V, *(rows for rows in images if rows.data_ptr() != V.data_ptr())]
 
-    def _check_positive(self, least: float, rounding: float) -> None:
-        if least < -rounding:
-            raise OperatorError(
-                expected="a positive definite B",
-                got=f"u'B u = {least:.3g} for some u with |u| <= 1",
-                remedy="Shift B by a multiple of the identity, or exchange A and B.",
-            )
+
+def check_positive(least: float, largest: float, eps: float) -> None:
+    """Raise unless the least u'B u for |u| = 1 is positive by more than rounding of |B|."""
+    if least > rounding_level(eps, largest):
+        return
+    raise OperatorError(
+        expected="a positive definite B",
+        got=f"u'B u = {least:.3g} for some u with |u| = 1, beside |B| >= {largest:.3g}",
+        remedy="Shift B by a multiple of the identity. Or, if A is positive definite, exchange A "
+        "and B: the eigenvalues are then the inverse ones.",
+    )
