@@ -59,6 +59,12 @@ class Eigenpairs(Result, _Pairs):
         """The names of the fields."""
         return [*self._fields, "status"]
 
+    def scaled(self, factor: float, more: int) -> Eigenpairs:
+        """The pairs of a multiple of A, after so many products more."""
+        values, residuals = factor * self.values, factor * self.residuals
+        count = self.products + more
+        return Eigenpairs(values, self.vectors, residuals, self.converged, count, self.status)
+
 
 @dataclass(frozen=True)
 class Selection:

@@ -10,9 +10,16 @@ from torch import Tensor
 
 from hesse.boundary import public
 from hesse.checkpoint import FilePath, generator_for
-from hesse.errors import ArgumentError, check_choice, check_count, check_tolerances
+from hesse.errors import (
+    ArgumentError,
+    check_choice,
+    check_count,
+    check_not_empty,
+    check_tolerances,
+)
 from hesse.krylov.eigen_problem import EigenMethod, EigenProblem
 from hesse.krylov.eigenpairs import Eigenpairs, Which
+from hesse.krylov.extreme import with_usual_products
 from hesse.krylov.lanczos import Lanczos
 from hesse.krylov.lobpcg import LOBPCG
 from hesse.krylov.starting_block import given_block
@@ -93,6 +100,7 @@ def eigsh(
     tensor([2.0000, 4.0000], dtype=torch.float64)
     """
     A = aslinearoperator(A)
+    check_not_empty(A.shape)
     k = check_count("k", k, 1)
     check_symmetric(A, "Pass symmetric=True if A = A'; for singular values use hesse.svds.")
     check_choice("which", which, ["LA", "SA", "LM", "BE"])
@@ -114,15 +122,17 @@ def eigsh(
         progress=progress,
         checkpoint=checkpoint,
     )
-    problem = EigenProblem(
-        A=A,
-        k=k,
-        which=which,
-        rtol=rtol,
-        B=None if B is None else aslinearoperator(B)._in_space(A.domain),
-        given=A.domain.check_finite(given_block(A, v0), "v0"),
-        generator=generator_for(generator, checkpoint),
-        memory_budget=None if memory_budget is None else parse_bytes(memory_budget),
-        run=run,
-    )
-    return chosen.find_pairs(problem)
+    mass = None if B is None else aslinearoperator(B)._in_space(A.domain)
+    budget = None if memory_budget is None else parse_bytes(memory_budget)
+    generator = generator_for(generator, checkpoint)
+    A.domain.check_finite(given_block(A, v0), "v0")
+
+    def find(scaled: LinearOperator, scale: float, lost: int) -> Eigenpairs:
+        run.max_products -= lost
+        given = given_block(A, v0)
+        problem = EigenProblem(scaled, k, which, rtol, mass, given, generator, budget, run)
+        del given  # the method may release it
+        pairs = chosen.find_pairs(problem)
+        return pairs if scale == 1.0 else pairs.scaled(1.0 / scale, lost)
+
+    return with_usual_products(A, find)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hesse.boundary import public
 from hesse.checkpoint import FilePath
-from hesse.errors import ArgumentError, Status, check_count, check_tolerances
+from hesse.errors import ArgumentError, Status, check_count, check_not_empty, check_tolerances
 from hesse.krylov.eigsh import eigsh
 from hesse.krylov.gram_schmidt import orthogonalise
 from hesse.krylov.lanczos import Lanczos
@@ -94,6 +94,7 @@ def svds(
     tensor([4.0000, 3.0000], dtype=torch.float64)
     """
     A = aslinearoperator(A)
+    check_not_empty(A.shape)
     sides = _Sides(A, A.T) if A.codomain.n >= A.domain.n else _Sides(A.T, A)
     k, smaller = check_count("k", k, 1), sides.A.domain.n
     accuracy = unit_roundoff(A) ** 0.5 if rtol is None else rtol
