@@ -16,17 +16,16 @@ import torch
 from torch import Tensor
 
 from hesse.operators.algebra import LinearOperator
-from hesse.vectors.space import Space
 
 ResultT = TypeVar("ResultT")
 
 
 class ExtremeProducts(Exception):
-    """The first product was extreme; `scale` is the power of two to multiply the operator by."""
+    """The first product with A was extreme; `scale` is the power of two to multiply A by."""
 
-    def __init__(self, scale: float) -> None:
-        super().__init__(scale)
-        self.scale = scale
+    def __init__(self, A: LinearOperator, scale: float) -> None:
+        super().__init__(A, scale)
+        self.A, self.scale = A, scale
         half = round(math.log2(scale)) // 2
         self.first, self.second = 2.0**half, scale / 2.0**half
 
@@ -37,7 +36,7 @@ def usual_scale(size: float, dtype: torch.dtype) -> float:
     >>> usual_scale(8.0, torch.float32), usual_scale(2.0**90, torch.float32) == 2.0**-90
     (1.0, True)
     """
-    limit = torch.finfo(dtype).tiny ** (1 / 3)
+    limit = torch.finfo(dtype).tiny ** 0.45
     if limit <= size <= 1 / limit or size == 0.0 or not math.isfinite(size):
         return 1.0
     exponent = -round(math.log2(size))
@@ -51,6 +50,8 @@ def with_usual_products(
     try:
         return compute(_Watched(A), 1.0, 0)
     except ExtremeProducts as extreme:
+        if extreme.A is not A:
+            raise
         return compute(_Scaled(A, extreme.scale), extreme.scale, 1)
 
 
@@ -108,7 +109,7 @@ class _Watched(_Wrapped):
             self.is_seen = found > 0.0
             scale = usual_scale(found / given, self.domain.dtype) if given else 1.0
             if scale != 1.0:
-                raise ExtremeProducts(scale)
+                raise ExtremeProducts(self.A, scale)
         return w
 
     def _matvec(self, v: Tensor) -> Tensor:
@@ -137,9 +138,6 @@ class _Watched(_Wrapped):
 
     def _split_shift(self) -> tuple[Any, float]:
         return self.A._split_shift()
-
-    def _in_space(self, space: Space) -> Any:
-        return self.A._in_space(space)
 
     @property
     def is_diagonal(self) -> bool:

@@ -86,7 +86,9 @@ class Lanczos(EigenMethod):
         file = self._checkpoint(problem, selection.rtol, m=m, block=b)
         keep = min(k + (m - k) // 2, m - 1) if m < A.domain.n else m
         missed = MissedValues(selection, m, keep, is_given=problem.given.shape[1] > 0)
-        search = ThickRestart(selection, keep, missed if self.search_missed else None)
+        search = ThickRestart(
+            selection, keep, m == A.domain.n, missed if self.search_missed else None
+        )
         process = LanczosProcess(A, m, start, problem.generator, basis)
         del start  # the basis has a copy
         problem.release_given()

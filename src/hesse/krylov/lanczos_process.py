@@ -129,6 +129,15 @@ class LanczosProcess:
         return len(self.basis.rows) - self.rows
 
     @property
+    def roundings(self) -> int:
+        """How many roundings of the largest product may add up in a residual.
+
+        Each restart adds one, and each row that is not orthogonal to rounding the square of its
+        overlaps.
+        """
+        return 16 + self.restarts + (8 * self.size if self.predicts else 0)
+
+    @property
     def value_noise(self) -> float:
         """How far rounding in the products may move a Ritz value: v'A w - w'A v shows it."""
         squares, count = self.asymmetry.tolist()

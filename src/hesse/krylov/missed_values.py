@@ -27,6 +27,8 @@ _SETTLED = 0.3
 # A missed eigenvalue is found after about as many steps as its neighbours were. A search ends after
 # twice as many, or after so many where convergence took few; a given start does not tell how many.
 _LONGEST, _LEAST, _GIVEN = 2, 12, 40
+# With so few steps to go it ends with the whole space.
+_NEARLY = 8
 
 
 @dataclass
@@ -77,6 +79,9 @@ class MissedValues:
         or nothing but rounding: then it equals one of them.
         """
         lanczos, selection = state.lanczos, self.selection
+        missing = lanczos.A.domain.n - lanczos.size
+        if self.m >= lanczos.A.domain.n and missing <= _NEARLY * lanczos.b:
+            return False
         if state.products >= state.search_until:
             return True
         values, coordinates, residuals = lanczos.ritz()

@@ -26,6 +26,8 @@ class ThickRestart:
 
     selection: Selection
     keep: int
+    is_whole: bool
+    """Whether the basis may become that of the whole space."""
     missed: MissedValues | None
     """The search for others; None for none."""
 
@@ -54,7 +56,7 @@ class ThickRestart:
         best_first = state.residuals.argsort()
         vectors = lanczos.combine(state.coordinates)
         orthonormalise(lanczos.A, vectors, rank=best_first)
-        rounding = (16 + lanczos.restarts) * self.selection.eps * state.largest
+        rounding = lanczos.roundings * self.selection.eps * state.largest
         ritz = Ritz(state.values, vectors, state.residuals, state.largest, rounding)
         known = lanczos.basis.is_exact and not lanczos.drops
         found = verify(lanczos.A, ritz, self.selection, at_once, most, known=known)
@@ -82,10 +84,13 @@ class ThickRestart:
                 return Status.STAGNATED
             if not run.after_step(state):
                 break
+            if converged and not state.search_until and not self.is_whole:
+                # It may drop rows, which hides part of the residuals: each pair needs a product.
+                run.reserved = lanczos.b + self.selection.k
+                if not run.goes_on(state):
+                    break
             with uninterrupted():
                 self._make_room(state, converged)
-            if lanczos.drops:  # part of the residuals is hidden: each pair needs a product
-                run.reserved = lanczos.b + self.selection.k
             checkpoint.save(state)
         return run.status
 
