@@ -14,11 +14,11 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from hesse.errors import NonFiniteError, OperatorError
 from hesse.krylov.basis import Basis, orthonormalise
 from hesse.krylov.gram_schmidt import twice_if_needed
+from hesse.krylov.hidden import Hidden
 from hesse.krylov.orthogonality import Orthogonality
 from hesse.krylov.rounding import rounding_level
 from hesse.krylov.starting_block import random_start
@@ -45,7 +45,8 @@ class LanczosProcess:
     The products of `size` rows were taken; `rows` - `size` more rows wait for theirs: b at first,
     and b more after every `explore`. The entries of T that couple the two are the components of
     A V_j' outside of V_j'. Where there is no memory for so many, `drop` gives up the rows that
-    wait; the columns of `hidden` then have the norms of what the products have along them.
+    wait; `hidden` is what the products have along them. `lost` is what a pass over the basis has
+    removed from each product, the columns, along earlier rows.
 
     Args:
         A: symmetric operator.
@@ -56,8 +57,8 @@ class LanczosProcess:
     """
 
     saved = (
-        "used", "T", "size", "rows", "products", "largest", "hidden", "drops", "restarts",
-        "explored", "asymmetry", "generator", "orthogonality", "due",
+        "used", "T", "size", "rows", "products", "largest", "hidden", "lost", "lost_before",
+        "restarts", "explored", "asymmetry", "generator", "orthogonality", "due",
     )  # fmt: skip
 
     def __init__(
@@ -74,10 +75,10 @@ class LanczosProcess:
         self.T = torch.zeros(m + self.b, m + self.b, dtype=torch.float64)
         self.predicts = self.basis.is_exact and A.domain.n >= LONG
         self.orthogonality = Orthogonality(m + self.b if self.predicts else 0, self.basis.eps)
-        self.hidden = torch.zeros(0, 0, dtype=torch.float64)
+        self.hidden, self.lost_before = Hidden(), Hidden()
+        self.lost = torch.zeros_like(self.T)
         self.asymmetry = torch.zeros(2, dtype=torch.float64)  # the sum of squares, and of how many
-        self.drops = self.restarts = 0
-        self.explored = False
+        self.restarts, self.explored = 0, False
         self.size = self.rows = self.products = 0
         self.due = FIRST * self.b
         self.largest = 0.0
@@ -111,7 +112,7 @@ class LanczosProcess:
     @property
     def is_invariant(self) -> bool:
         """Whether the products taken lie in the span of their rows."""
-        return not bool(self.T[self.size : self.rows, : self.size].any()) and not self.drops
+        return not bool(self.T[self.size : self.rows, : self.size].any()) and not self.hidden.count
 
     @property
     def is_whole(self) -> bool:
@@ -132,10 +133,9 @@ class LanczosProcess:
     def roundings(self) -> int:
         """How many roundings of the largest product may add up in a residual.
 
-        Each restart adds one, and each row that is not orthogonal to rounding the square of its
-        overlaps.
+        Each restart adds one, and each row that is not orthogonal to rounding some.
         """
-        return 16 + self.restarts + (8 * self.size if self.predicts else 0)
+        return 16 + self.restarts + (self.size if self.predicts else 0)
 
     @property
     def value_noise(self) -> float:
@@ -152,7 +152,9 @@ class LanczosProcess:
         grown.rows[: self.rows] = self.used
         T = torch.zeros(size, size, dtype=torch.float64)
         T[: len(self.T), : len(self.T)] = self.T
-        self.basis, self.T = grown, T
+        self.basis, self.T, lost = grown, T, self.lost
+        self.lost = torch.zeros_like(T)
+        self.lost[: len(lost), : len(lost)] = lost
         if self.predicts:
             self.orthogonality.make_room(size)
 
@@ -189,6 +191,7 @@ class LanczosProcess:
                 self._check_symmetry(h[:j] - self.T[:j, j])
             else:  # along earlier rows that is lost orthogonality, and no entry of T
                 h[j:] += found[j:]
+                self.lost[:j, j] = found[:j]
                 self._check_symmetry(found[:j])
                 self.orthogonality.learn(left[:, :j], found[:j], self.largest)
         else:
@@ -228,10 +231,10 @@ class LanczosProcess:
         """
         if len(unexpected) == 0:
             return
-        beyond = unexpected.abs()
-        beyond[: self.hidden.shape[1]] -= self._bounds(self.hidden)
+        rows = torch.eye(len(unexpected), dtype=torch.float64)
+        beyond = unexpected.abs() - self.hidden.bounds(rows)
         check_symmetry(self.A, float(beyond.max()), self.largest, self.basis.eps)
-        if not self.drops:
+        if not self.hidden.count:
             squares = float(unexpected.square().sum())
             self.asymmetry += torch.tensor([squares, len(unexpected)], dtype=torch.float64)
 
@@ -310,12 +313,10 @@ class LanczosProcess:
         values, coordinates = torch.linalg.eigh(self.T[:j, :j])
         return values, coordinates, (self.T[j : self.rows, :j] @ coordinates).norm(dim=0)
 
-    def _bounds(self, hidden: Tensor) -> Tensor:
-        """Bounds of the norms of what was dropped, from coefficients of all the dropped rows.
-
-        The rows of one drop are orthonormal; those of several need not be orthogonal.
-        """
-        return self.drops**0.5 * hidden.norm(dim=0)
+    def lost_orthogonality(self, coordinates: Tensor) -> Tensor:
+        """What lost orthogonality may add to the residuals of Ritz vectors of these coordinates."""
+        lost = (self.lost[:, : len(coordinates)] @ coordinates).norm(dim=0)
+        return lost + self.lost_before.bounds(coordinates)
 
     def combine(self, coordinates: Tensor) -> Tensor:
         """V' coordinates, as rows."""
@@ -328,7 +329,11 @@ class LanczosProcess:
         """
         p, outside = len(values), self.T[self.size : self.rows, : self.size] @ coordinates
         self.restarts += 1
-        self.hidden = self.hidden @ coordinates[: self.hidden.shape[1]]
+        self.hidden.rotate(coordinates)
+        self.lost_before.rotate(coordinates)
+        if bool(self.lost.any()):
+            self.lost_before.add(self.lost[:, : self.size] @ coordinates)
+            self.lost.zero_()
         self.basis.rotate(coordinates, slice(self.size, self.rows))
         self.size, self.rows = p, p + len(outside)
         if self.predicts:
@@ -350,7 +355,7 @@ class LanczosProcess:
         self.restart(coordinates, projected.diagonal())
         self.T[: len(projected), : len(projected)] = projected
         if float(lost.abs().max()) > rounding_level(self.basis.eps, self.largest):
-            self._hide(lost)
+            self.hidden.add(lost)
 
     def explore(self) -> None:
         """Add random directions outside of all rows, as many as a block has."""
@@ -369,15 +374,9 @@ class LanczosProcess:
 
     def drop(self) -> None:
         """Give up the rows that wait; what the products have along them is hidden."""
-        self._hide(self.T[self.size : self.rows, : self.size])
+        self.hidden.add(self.T[self.size : self.rows, : self.size])
         self.T[self.size :] = self.T[:, self.size :] = 0.0
         self.rows = self.size
-
-    def _hide(self, lost: Tensor) -> None:
-        """The products have these components along orthonormal directions that are given up."""
-        before = pad(self.hidden, (0, self.size - self.hidden.shape[1]))
-        self.hidden = torch.linalg.qr(torch.cat([before, lost]), mode="r").R
-        self.drops += 1
 
     def lock(self, coordinates: Tensor, start: Tensor) -> None:
         """Keep these vectors, drop the rows that wait, and continue from the rows `start`."""

@@ -13,7 +13,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from hesse.krylov.auto import Auto
-from hesse.krylov.extreme import usual_scale, with_usual_products
+from hesse.krylov.extreme import largest_entry, usual_scale, with_usual_products
 from hesse.krylov.method import Method
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import System
@@ -29,7 +29,7 @@ def solve_scaled(method: Method | Auto, system: System) -> Solution:
     """
     if not method.is_homogeneous:
         return method.solve_system(system)
-    t = usual_scale(float(system.b.abs().max()), system.A.dtype)
+    t = usual_scale(largest_entry(system.b), system.A.dtype)
     before = system.run.before
 
     def solve(A: LinearOperator, s: float, lost: int) -> Solution:

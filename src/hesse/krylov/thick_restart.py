@@ -53,12 +53,13 @@ class ThickRestart:
     def _pairs(self, state: LanczosState, at_once: int, most: float) -> Eigenpairs:
         """The wanted Ritz pairs, verified by so many products at most."""
         lanczos, status = state.lanczos, state.status
-        best_first = state.residuals.argsort()
+        lost = lanczos.lost_orthogonality(state.coordinates)
+        best_first = (state.residuals + lost).argsort()
         vectors = lanczos.combine(state.coordinates)
         orthonormalise(lanczos.A, vectors, rank=best_first)
         rounding = lanczos.roundings * self.selection.eps * state.largest
-        ritz = Ritz(state.values, vectors, state.residuals, state.largest, rounding)
-        known = lanczos.basis.is_exact and not lanczos.drops
+        ritz = Ritz(state.values, vectors, state.residuals, state.largest, rounding, lost)
+        known = lanczos.basis.is_exact and not lanczos.hidden.count
         found = verify(lanczos.A, ritz, self.selection, at_once, most, known=known)
         order = found.values.argsort()
         permute(vectors, order)
