@@ -337,8 +337,10 @@ class LanczosProcess:
         self.basis.rotate(coordinates, slice(self.size, self.rows))
         self.size, self.rows = p, p + len(outside)
         if self.predicts:
-            orthonormalise(self.A, self.used)
+            removed = orthonormalise(self.A, self.used)[:, :p]
             self.orthogonality.reset()
+            lost = removed[:p].T * (values - values[:, None]) + removed[p:].T @ outside
+            self.lost_before.add(lost)
         self.T.zero_()
         self.T[:p, :p] = torch.diag(values)
         self.T[p : self.rows, :p] = outside

@@ -56,7 +56,8 @@ class ThickRestart:
         lost = lanczos.lost_orthogonality(state.coordinates)
         best_first = (state.residuals + lost).argsort()
         vectors = lanczos.combine(state.coordinates)
-        orthonormalise(lanczos.A, vectors, rank=best_first)
+        removed = orthonormalise(lanczos.A, vectors, rank=best_first)
+        lost += (removed * (state.values[:, None] - state.values)).norm(dim=1)
         rounding = lanczos.roundings * self.selection.eps * state.largest
         ritz = Ritz(state.values, vectors, state.residuals, state.largest, rounding, lost)
         known = lanczos.basis.is_exact and not lanczos.hidden.count

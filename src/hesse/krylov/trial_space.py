@@ -175,9 +175,16 @@ class TrialSpace:
         return torch.linalg.eigh((H + H.T) / 2)
 
     def recompute_images(self) -> None:
-        """Recompute the images of X, in which rounding errors of the combinations add up."""
+        """Recompute the images of X, in which rounding errors of the combinations add up.
+
+        X is made orthonormal again before.
+        """
+        X, BX = self.V[: self.x], self.BV[: self.x]
+        self._multiply_by_mass(X, BX)
+        S = torch.linalg.inv(torch.linalg.cholesky(self.A.domain.gram(X, BX)))
+        for rows in self._each(X, BX):
+            transform(rows, S)
         self._take_products(slice(0, self.x))
-        self._multiply_by_mass(self.V[: self.x], self.BV[: self.x])
 
     def narrow(self, chosen: Tensor) -> None:
         """Keep these rows of X, ascending, and nothing else."""
