@@ -65,15 +65,18 @@ def eigsh(
         k: how many, 1 <= k <= n.
         which: "LA" largest, "SA" smallest, "LM" largest in magnitude, "BE" both ends (the odd one
             from the high end); lobpcg has the first two.
-        B: symmetric positive definite operator (or matrix); the vectors are then B-orthonormal.
+        B: symmetric positive definite operator (or matrix); the vectors are then B-orthonormal. A
+            B that is singular to rounding, or indefinite, is refused where that shows.
         method: an object with the options of a method, or a name for the default options.
         v0: where to start: a vector, flat or a tree, or a block (n, j), such as the `vectors` of an
             operator close to this one; default random.
         rtol: converged when the residual is at most rtol |theta|, or at the rounding level of the
-            products, 16 eps |A|. Default: the square root of eps, which makes the error of a
-            well-separated eigenvalue, quadratic in the residual, about eps.
-        max_products, max_seconds: limits; default 100 m products. Within too few for k pairs there
-            may be fewer pairs, or some whose residuals could not be verified and are infinite.
+            products: 16 eps |A|, or more where their error shows. Default: the square root of eps,
+            which makes the error of a well-separated eigenvalue, quadratic in the residual, about
+            eps.
+        max_products, max_seconds: limits; default 100 m products, or 200 max(2k + 10, 30) with
+            lobpcg. Within too few for k pairs there may be fewer pairs, or some whose residuals
+            could not be verified and are infinite.
         generator: of the starting vector and of new directions.
         callback: called after every step with a state that has `values`, `residuals` and
             `products`; a true result stops.
@@ -91,7 +94,8 @@ def eigsh(
         that has not converged. Vectors: see `Lanczos` and `LOBPCG`.
 
     Raises:
-        HesseError: A not symmetric; k or m out of range; NaN; a budget too small.
+        HesseError: A not symmetric; B not positive definite; k or m out of range; NaN; a budget
+            too small.
 
     References: see `Lanczos` and `LOBPCG`.
 
