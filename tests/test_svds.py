@@ -69,10 +69,19 @@ def test_limits_and_errors():
 
 
 def test_what_drowns_in_rounding_is_not_called_converged():
-    small = torch.diag(torch.tensor([1.0, *torch.linspace(4e-5, 1e-5, 20).tolist()]))
+    small = torch.diag(torch.tensor([1.0, *torch.linspace(4e-5, 1e-5, 80).tolist()]))
     triplets = svds(small, 2, generator=seeded())
     assert triplets.converged.tolist() == [True, False]
     assert triplets.status is Status.STAGNATED
+
+
+def test_what_drowns_in_squares_is_found_where_the_matrix_is_small():
+    values = torch.tensor([1.0, *torch.linspace(4e-5, 1e-5, 20).tolist()])
+    A = CountingOperator(dense_operator(torch.diag(values)))
+    triplets = svds(A, 2, generator=seeded())
+    assert triplets.status is Status.CONVERGED
+    torch.testing.assert_close(triplets.S, values[:2].double(), rtol=0, atol=1e-7)
+    assert triplets.products == A.products
 
 
 @pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])

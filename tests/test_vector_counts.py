@@ -79,7 +79,11 @@ CASES = {
     ),
     "svds 8": (
         lambda: svds(SEPARATED, 8, method=Lanczos(basis_size=30), generator=seeded()),
-        6 * 8 + 1,
+        30 + 1 + 8 + 4,
+    ),
+    "svds 11": (
+        lambda: svds(SEPARATED, 11, method=Lanczos(basis_size=30), generator=seeded()),
+        5 * 11,
     ),
     "nystrom": (lambda: nystrom(A, rank=10, generator=seeded()), 5 * 10),
     "jacobi": (lambda: jacobi(UNKNOWN, probes=10, generator=seeded()), 3 * 10),

@@ -58,7 +58,7 @@ class FunctionColumn:
         self.f, self.lanczos, self.length = f, lanczos, length
         self.rtol, self.limits, self.state = rtol, limits, FunctionState()
         self.y = torch.zeros(0, dtype=torch.float64)
-        self.steps, self._next_check = len(lanczos.T) - 1, FIRST_CHECK
+        self.steps, self._next_check = len(lanczos.basis.rows) - 1, FIRST_CHECK
         if length == 0.0:
             self.state.errors, limits.status = [0.0], Status.CONVERGED
 

@@ -62,10 +62,10 @@ def norm(
 
     Returns:
         Estimate(value, standard_error, products). Of the spectral norm the standard_error is not
-        statistical: it is the residual, and a singular value lies within it of the value. The value
-        is a lower bound in any case, as Lanczos misses the largest singular value only if the
-        starting vector is orthogonal to its vector. Exact for n <= 10. Ctrl-C returns the estimate
-        so far.
+        statistical: it is the residual, and a singular value lies within it of the value. That need
+        not be the largest: among close ones the value is a lower bound of the norm, within rtol
+        with a probability that grows with the steps, and its `interval` need not contain the norm.
+        Exact for n <= 10. Ctrl-C returns the estimate so far.
 
     Cost: "fro": a product a probe, 2 block_size vectors; the variance of |A z|^2 is
         2 (|A'A|_F^2 - sum_i |a_i|^4), a_i the columns, and the square root halves the relative
@@ -160,5 +160,6 @@ def _spectral_norm(A: LinearOperator, max_products: int, **options: Any) -> Esti
     value, residual = abs(float(pairs.values[0])), float(pairs.residuals[0])
     if squared:
         value = math.sqrt(value)
-        residual = residual / value if value > 0.0 else residual
+        # |sigma^2 - value^2| <= residual, so |sigma - value| is at most either of these.
+        residual = min(residual / value if value > 0.0 else math.inf, math.sqrt(residual))
     return Estimate(value, residual, each * pairs.products, pairs.status, 1.0)

@@ -29,6 +29,7 @@ class Auto:
     """
 
     name: ClassVar[str] = "auto"
+    is_homogeneous: ClassVar[bool] = True
 
     def solve_system(self, system: System) -> Solution:
         """The solution for a vector or a block b."""

@@ -103,19 +103,21 @@ class Basis:
             self.rows[p + i] = self.rows[j]
 
 
-def orthonormalise(A: LinearOperator, rows: Tensor, rank: Tensor | None = None) -> None:
+def orthonormalise(A: LinearOperator, rows: Tensor, rank: Tensor | None = None) -> Tensor:
     """Make rows, which are nearly orthonormal, orthonormal to rounding, in place.
 
     From each row its components along those before it are removed; `rank` is their order, the best
-    first.
+    first. Returns them: entry (i, j) was removed from row i along row j.
     """
     rank = torch.arange(len(rows)) if rank is None else rank
     G = A.domain.gram(rows, rows)
     if float((G - torch.eye(len(G), dtype=G.dtype)).abs().max()) <= 8 * unit_roundoff(A):
-        return
+        return torch.zeros_like(G)
     ranked = torch.linalg.inv(torch.linalg.cholesky(G[rank][:, rank]))
     place = rank.argsort()
-    transform(rows, ranked[place][:, place])
+    S = ranked[place][:, place]
+    transform(rows, S)
+    return torch.diag(S.diagonal()) - S
 
 
 def permute(rows: Tensor, order: Tensor) -> None:

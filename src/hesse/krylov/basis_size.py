@@ -24,7 +24,7 @@ def choose_basis_size(
     """Vectors that are kept, at most n, within `room` bytes."""
     n, entries = A.domain.n, A.domain.size
     is_free = size is None and room is None
-    default = n if is_free and n <= _WHOLE else max(2 * k + 10, 30) + 2 * (b - 1)
+    default = n if is_free and n <= _WHOLE else usual_size(k, b)
     m = default if size is None else size
     if room is not None:
         work = max(k + b + 4, 2 * b) * entries * A.dtype.itemsize
@@ -45,6 +45,11 @@ def choose_basis_size(
             remedy="Leave it out for max(2k + 10, 30).",
         )
     return min(m, n)
+
+
+def usual_size(k: int, b: int) -> int:
+    """Vectors that suffice for k pairs and blocks of b; about as many products mostly do."""
+    return max(2 * k + 10, 30) + 2 * (b - 1)
 
 
 def check_home(dtype: torch.dtype | None, device: torch.device | str | None) -> None:

@@ -93,6 +93,11 @@ class CG(Method):
     replace_every: int | None = None
     verify: bool = True
 
+    @property
+    def is_homogeneous(self) -> bool:
+        """Whether no option is in the units of A, b or x, so that the system may be scaled."""
+        return math.isinf(self.radius)
+
     def _check(self) -> None:
         check_positive(radius=self.radius)
         check_callable(stop=self.stop, keep=self.keep)

@@ -10,9 +10,16 @@ from torch import Tensor
 
 from hesse.boundary import public
 from hesse.checkpoint import FilePath, generator_for
-from hesse.errors import ArgumentError, check_choice, check_count, check_tolerances
+from hesse.errors import (
+    ArgumentError,
+    check_choice,
+    check_count,
+    check_not_empty,
+    check_tolerances,
+)
 from hesse.krylov.eigen_problem import EigenMethod, EigenProblem
 from hesse.krylov.eigenpairs import Eigenpairs, Which
+from hesse.krylov.extreme import with_usual_products
 from hesse.krylov.lanczos import Lanczos
 from hesse.krylov.lobpcg import LOBPCG
 from hesse.krylov.starting_block import given_block
@@ -58,15 +65,18 @@ def eigsh(
         k: how many, 1 <= k <= n.
         which: "LA" largest, "SA" smallest, "LM" largest in magnitude, "BE" both ends (the odd one
             from the high end); lobpcg has the first two.
-        B: symmetric positive definite operator (or matrix); the vectors are then B-orthonormal.
+        B: symmetric positive definite operator (or matrix); the vectors are then B-orthonormal. A
+            B that is singular to rounding, or indefinite, is refused where that shows.
         method: an object with the options of a method, or a name for the default options.
         v0: where to start: a vector, flat or a tree, or a block (n, j), such as the `vectors` of an
             operator close to this one; default random.
         rtol: converged when the residual is at most rtol |theta|, or at the rounding level of the
-            products, 16 eps |A|. Default: the square root of eps, which makes the error of a
-            well-separated eigenvalue, quadratic in the residual, about eps.
-        max_products, max_seconds: limits; default 100 m products. Within too few for k pairs there
-            may be fewer pairs, or some whose residuals could not be verified and are infinite.
+            products: 16 eps |A|, or more where their error shows. Default: the square root of eps,
+            which makes the error of a well-separated eigenvalue, quadratic in the residual, about
+            eps.
+        max_products, max_seconds: limits; default 100 m products, or 200 max(2k + 10, 30) with
+            lobpcg. Within too few for k pairs there may be fewer pairs, or some whose residuals
+            could not be verified and are infinite.
         generator: of the starting vector and of new directions.
         callback: called after every step with a state that has `values`, `residuals` and
             `products`; a true result stops.
@@ -84,7 +94,8 @@ def eigsh(
         that has not converged. Vectors: see `Lanczos` and `LOBPCG`.
 
     Raises:
-        HesseError: A not symmetric; k or m out of range; NaN; a budget too small.
+        HesseError: A not symmetric; B not positive definite; k or m out of range; NaN; a budget
+            too small.
 
     References: see `Lanczos` and `LOBPCG`.
 
@@ -93,6 +104,7 @@ def eigsh(
     tensor([2.0000, 4.0000], dtype=torch.float64)
     """
     A = aslinearoperator(A)
+    check_not_empty(A.shape)
     k = check_count("k", k, 1)
     check_symmetric(A, f"{PROMISE} For singular values use hesse.svds.")
     check_choice("which", which, ["LA", "SA", "LM", "BE"])
@@ -114,15 +126,17 @@ def eigsh(
         progress=progress,
         checkpoint=checkpoint,
     )
-    problem = EigenProblem(
-        A=A,
-        k=k,
-        which=which,
-        rtol=rtol,
-        B=None if B is None else aslinearoperator(B)._in_space(A.domain),
-        given=A.domain.check_finite(given_block(A, v0), "v0"),
-        generator=generator_for(generator, checkpoint),
-        memory_budget=None if memory_budget is None else parse_bytes(memory_budget),
-        run=run,
-    )
-    return chosen.find_pairs(problem)
+    mass = None if B is None else aslinearoperator(B)._in_space(A.domain)
+    budget = None if memory_budget is None else parse_bytes(memory_budget)
+    generator = generator_for(generator, checkpoint)
+    A.domain.check_finite(given_block(A, v0), "v0")
+
+    def find(scaled: LinearOperator, scale: float, lost: int) -> Eigenpairs:
+        run.max_products -= lost
+        given = given_block(A, v0)
+        problem = EigenProblem(scaled, k, which, rtol, mass, given, generator, budget, run)
+        del given  # the method may release it
+        pairs = chosen.find_pairs(problem)
+        return pairs if scale == 1.0 else pairs.scaled(1.0 / scale, lost)
+
+    return with_usual_products(A, find)

@@ -11,7 +11,7 @@ import torch
 from hesse.checkpoint import Checkpoint
 from hesse.errors import check_count, check_flags
 from hesse.krylov.basis import Basis
-from hesse.krylov.basis_size import check_home, choose_basis_size
+from hesse.krylov.basis_size import check_home, choose_basis_size, usual_size
 from hesse.krylov.eigen_problem import EigenMethod, EigenProblem
 from hesse.krylov.eigenpairs import Eigenpairs
 from hesse.krylov.lanczos_process import LanczosProcess
@@ -30,18 +30,21 @@ class Lanczos(EigenMethod):
         block_size: products taken at once; eigenvalues are found with a multiplicity up to it
             without a search. Default 1, or the columns of v0.
         basis_size: vectors kept, m > k; default max(2k + 10, 30), or what the memory budget allows.
+            Up to n = 2048, and without a budget, the default is n: nothing is restarted, and after
+            at most n products the answer is exact.
         search_missed: look for eigenvalues that the start could not see, such as those of a
             multiplicity beyond the block: 4 products more (times the block) where wanted
-            eigenvalues stand out, 8 more while one may yet show, up to as many again as there were
-            where they do not stand out, and up to 40 with v0. Switched off, a multiplicity may be
-            silently too small. Copies that four steps overlook, which is rare and happens for
-            large n, are found by a block of two.
+            eigenvalues stand out, up to twice as many again as there were where they do not. Each
+            copy that is found adds a row to the block. Switched off, a multiplicity may be silently
+            too small. Copies that the search overlooks, in about one of 100 matrices that have
+            some, are found by a block of two.
         basis_dtype, basis_device: where the basis lives, if not with the vectors: the host, or a
             lower precision, which then limits the accuracy.
 
     Cost: one product a step, and one at the end that verifies all residuals at once; m + b vectors
         and max(k + 3, 2b) more, where b is the block. If it does not verify them, or the basis is
-        in lower precision, k products more, and max(2k + 4, 2b) vectors.
+        in lower precision, or had no room for all that a search found, k products more, and
+        max(2k + 4, 2b) vectors.
 
     Raises:
         HesseError: an option out of range; a device that does not exist.
@@ -76,7 +79,7 @@ class Lanczos(EigenMethod):
         start = problem.start(self.block_size)
         b = start.shape[1]
         m = choose_basis_size(A, k, b, self.basis_size, dtype, problem.memory_budget)
-        A.announce(m)
+        A.announce(min(m, usual_size(k, b)))
         run.require(b + 1, "a step and the verification at the end take")
         basis = Basis(A, m + b, dtype, self.basis_device)
         # The products that verify, and all but one of a block.
@@ -86,7 +89,9 @@ class Lanczos(EigenMethod):
         file = self._checkpoint(problem, selection.rtol, m=m, block=b)
         keep = min(k + (m - k) // 2, m - 1) if m < A.domain.n else m
         missed = MissedValues(selection, m, keep, is_given=problem.given.shape[1] > 0)
-        search = ThickRestart(selection, keep, missed if self.search_missed else None)
+        search = ThickRestart(
+            selection, keep, m == A.domain.n, missed if self.search_missed else None
+        )
         process = LanczosProcess(A, m, start, problem.generator, basis)
         del start  # the basis has a copy
         problem.release_given()

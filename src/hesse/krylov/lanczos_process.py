@@ -16,24 +16,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hesse.errors import NonFiniteError, OperatorError
+from hesse.errors import NonFiniteError
 from hesse.krylov.basis import Basis, orthonormalise
 from hesse.krylov.gram_schmidt import twice_if_needed
+from hesse.krylov.hidden import Hidden
 from hesse.krylov.orthogonality import Orthogonality
 from hesse.krylov.rounding import rounding_level
 from hesse.krylov.starting_block import random_start
+from hesse.krylov.symmetry import check_symmetry
 from hesse.operators.algebra import LinearOperator
 from hesse.progress import uninterrupted
 from hesse.vectors.space import unshared
 
-# For a symmetric operator v_i'A v_j = v_j'A v_i. A difference beyond this fraction of the largest
-# product is not explained by rounding, not even in products in bfloat16; for a basis in lower
-# precision it must also exceed so many times its eps.
-_ASYMMETRY, _ROUNDINGS = 0.02, 100
-
 # The first products of each starting vector are always orthogonalised against all rows: that
 # measures the rounding errors, and shows whether the operator is symmetric.
 FIRST = 3
+
+# T has so many rows at first, and grows when it must.
+_FIRST_SIZE = 128
 
 # For shorter vectors a pass over the basis takes less time than the prediction of overlaps.
 LONG = 1 << 12
@@ -45,7 +45,8 @@ class LanczosProcess:
     The products of `size` rows were taken; `rows` - `size` more rows wait for theirs: b at first,
     and b more after every `explore`. The entries of T that couple the two are the components of
     A V_j' outside of V_j'. Where there is no memory for so many, `drop` gives up the rows that
-    wait; the columns of `hidden` then have the norms of what the products have along them.
+    wait; `hidden` is what the products have along them. `lost` is what a pass over the basis has
+    removed from each product, the columns, along earlier rows.
 
     Args:
         A: symmetric operator.
@@ -56,8 +57,8 @@ class LanczosProcess:
     """
 
     saved = (
-        "used", "T", "size", "rows", "products", "largest", "hidden", "drops", "restarts",
-        "explored", "asymmetry", "generator", "orthogonality", "due",
+        "used", "T", "size", "rows", "products", "largest", "hidden", "lost", "lost_before",
+        "restarts", "explored", "asymmetry", "generator", "orthogonality", "due",
     )  # fmt: skip
 
     def __init__(
@@ -71,13 +72,14 @@ class LanczosProcess:
         start = v0[:, None] if v0.ndim == 1 else v0
         self.A, self.generator, self.b = A, generator, start.shape[1]
         self.basis = Basis(A, m + self.b) if basis is None else basis
-        self.T = torch.zeros(m + self.b, m + self.b, dtype=torch.float64)
+        size = min(m + self.b, _FIRST_SIZE)
+        self.T = torch.zeros(size, size, dtype=torch.float64)
         self.predicts = self.basis.is_exact and A.domain.n >= LONG
         self.orthogonality = Orthogonality(m + self.b if self.predicts else 0, self.basis.eps)
-        self.hidden = torch.zeros(0, 0, dtype=torch.float64)
+        self.hidden, self.lost_before = Hidden(), Hidden()
+        self.lost = torch.zeros_like(self.T)
         self.asymmetry = torch.zeros(2, dtype=torch.float64)  # the sum of squares, and of how many
-        self.drops = self.restarts = 0
-        self.explored = False
+        self.restarts, self.explored = 0, False
         self.size = self.rows = self.products = 0
         self.due = FIRST * self.b
         self.largest = 0.0
@@ -111,7 +113,7 @@ class LanczosProcess:
     @property
     def is_invariant(self) -> bool:
         """Whether the products taken lie in the span of their rows."""
-        return not bool(self.T[self.size : self.rows, : self.size].any()) and not self.drops
+        return not bool(self.T[self.size : self.rows, : self.size].any()) and not self.hidden.count
 
     @property
     def is_whole(self) -> bool:
@@ -129,6 +131,14 @@ class LanczosProcess:
         return len(self.basis.rows) - self.rows
 
     @property
+    def roundings(self) -> int:
+        """How many roundings of the largest product may add up in a residual.
+
+        Each restart adds one, and each row that is not orthogonal to rounding some.
+        """
+        return 16 + self.restarts + (self.size if self.predicts else 0)
+
+    @property
     def value_noise(self) -> float:
         """How far rounding in the products may move a Ritz value: v'A w - w'A v shows it."""
         squares, count = self.asymmetry.tolist()
@@ -137,13 +147,11 @@ class LanczosProcess:
     def make_room(self, m: int) -> None:
         """Let the basis become as large as m."""
         size = m + self.b
-        if size <= len(self.T):
+        if size <= len(self.basis.rows):
             return
         grown = Basis(self.A, size, self.basis.rows.dtype, self.basis.rows.device)
         grown.rows[: self.rows] = self.used
-        T = torch.zeros(size, size, dtype=torch.float64)
-        T[: len(self.T), : len(self.T)] = self.T
-        self.basis, self.T = grown, T
+        self.basis = grown
         if self.predicts:
             self.orthogonality.make_room(size)
 
@@ -180,6 +188,7 @@ class LanczosProcess:
                 self._check_symmetry(h[:j] - self.T[:j, j])
             else:  # along earlier rows that is lost orthogonality, and no entry of T
                 h[j:] += found[j:]
+                self.lost[:j, j] = found[:j]
                 self._check_symmetry(found[:j])
                 self.orthogonality.learn(left[:, :j], found[:j], self.largest)
         else:
@@ -219,10 +228,10 @@ class LanczosProcess:
         """
         if len(unexpected) == 0:
             return
-        beyond = unexpected.abs()
-        beyond[: self.hidden.shape[1]] -= self._bounds(self.hidden)
+        rows = torch.eye(len(unexpected), dtype=torch.float64)
+        beyond = unexpected.abs() - self.hidden.bounds(rows)
         check_symmetry(self.A, float(beyond.max()), self.largest, self.basis.eps)
-        if not self.drops:
+        if not self.hidden.count:
             squares = float(unexpected.square().sum())
             self.asymmetry += torch.tensor([squares, len(unexpected)], dtype=torch.float64)
 
@@ -263,6 +272,9 @@ class LanczosProcess:
 
     def _add_row(self, w: Tensor, length: float, overlaps: Tensor | None = None) -> None:
         """w / length becomes a row; without overlaps it is orthogonal to rounding."""
+        if self.rows == len(self.T):
+            more = min(2 * self.rows, len(self.basis.rows)) - self.rows
+            self.T, self.lost = (pad(X, (0, more, 0, more)) for X in (self.T, self.lost))
         self.basis.put(self.rows, w, length)
         if self.predicts:
             self.orthogonality.set(self.rows, overlaps)
@@ -291,7 +303,7 @@ class LanczosProcess:
 
         They are without what is hidden after a `drop`.
         """
-        if not bool(torch.isfinite(self.T).all()):
+        if not bool(torch.isfinite(self.T[: self.rows, : self.rows]).all()):
             raise NonFiniteError(
                 expected="finite products",
                 got="NaN or Inf in a product",
@@ -301,12 +313,10 @@ class LanczosProcess:
         values, coordinates = torch.linalg.eigh(self.T[:j, :j])
         return values, coordinates, (self.T[j : self.rows, :j] @ coordinates).norm(dim=0)
 
-    def _bounds(self, hidden: Tensor) -> Tensor:
-        """Bounds of the norms of what was dropped, from coefficients of all the dropped rows.
-
-        The rows of one drop are orthonormal; those of several need not be orthogonal.
-        """
-        return self.drops**0.5 * hidden.norm(dim=0)
+    def lost_orthogonality(self, coordinates: Tensor) -> Tensor:
+        """What lost orthogonality may add to the residuals of Ritz vectors of these coordinates."""
+        lost = (self.lost[:, : len(coordinates)] @ coordinates).norm(dim=0)
+        return lost + self.lost_before.bounds(coordinates)
 
     def combine(self, coordinates: Tensor) -> Tensor:
         """V' coordinates, as rows."""
@@ -319,12 +329,18 @@ class LanczosProcess:
         """
         p, outside = len(values), self.T[self.size : self.rows, : self.size] @ coordinates
         self.restarts += 1
-        self.hidden = self.hidden @ coordinates[: self.hidden.shape[1]]
+        self.hidden.rotate(coordinates)
+        self.lost_before.rotate(coordinates)
+        if bool(self.lost.any()):
+            self.lost_before.add(self.lost[:, : self.size] @ coordinates)
+            self.lost.zero_()
         self.basis.rotate(coordinates, slice(self.size, self.rows))
         self.size, self.rows = p, p + len(outside)
         if self.predicts:
-            orthonormalise(self.A, self.used)
+            removed = orthonormalise(self.A, self.used)[:, :p]
             self.orthogonality.reset()
+            lost = removed[:p].T * (values - values[:, None]) + removed[p:].T @ outside
+            self.lost_before.add(lost)
         self.T.zero_()
         self.T[:p, :p] = torch.diag(values)
         self.T[p : self.rows, :p] = outside
@@ -341,7 +357,7 @@ class LanczosProcess:
         self.restart(coordinates, projected.diagonal())
         self.T[: len(projected), : len(projected)] = projected
         if float(lost.abs().max()) > rounding_level(self.basis.eps, self.largest):
-            self._hide(lost)
+            self.hidden.add(lost)
 
     def explore(self) -> None:
         """Add random directions outside of all rows, as many as a block has."""
@@ -360,15 +376,9 @@ class LanczosProcess:
 
     def drop(self) -> None:
         """Give up the rows that wait; what the products have along them is hidden."""
-        self._hide(self.T[self.size : self.rows, : self.size])
+        self.hidden.add(self.T[self.size : self.rows, : self.size])
         self.T[self.size :] = self.T[:, self.size :] = 0.0
         self.rows = self.size
-
-    def _hide(self, lost: Tensor) -> None:
-        """The products have these components along orthonormal directions that are given up."""
-        before = pad(self.hidden, (0, self.size - self.hidden.shape[1]))
-        self.hidden = torch.linalg.qr(torch.cat([before, lost]), mode="r").R
-        self.drops += 1
 
     def lock(self, coordinates: Tensor, start: Tensor) -> None:
         """Keep these vectors, drop the rows that wait, and continue from the rows `start`."""
@@ -376,14 +386,3 @@ class LanczosProcess:
         self.drop()
         for v in start[: self.A.domain.n - self.rows]:
             self._append(v.clone())
-
-
-def check_symmetry(A: LinearOperator, difference: float, largest: float, eps: float) -> None:
-    """Raise if v'A w and w'A v differ by more than rounding explains."""
-    if difference > max(_ASYMMETRY, _ROUNDINGS * eps) * largest:
-        raise OperatorError(
-            expected="a symmetric operator, as symmetric=True says",
-            got=f"v'A w and w'A v that differ by {difference:.3g}, for products of size "
-            f"{largest:.3g}",
-            remedy="Check it with hesse.testing.check_operator; leave out symmetric=True.",
-        )

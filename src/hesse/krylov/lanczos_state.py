@@ -98,7 +98,7 @@ class LanczosState:
         lanczos = self.lanczos
         values, coordinates, residuals = lanczos.ritz()
         best, kept = selection.among(values), selection.among(values, self.limited(keep))
-        kept = kept[residuals[kept].argsort()]
+        kept = kept[(residuals + lanczos.lost_orthogonality(coordinates))[kept].argsort()]
         lanczos.restart(coordinates[:, kept], values[kept])
         self.coordinates, self.due = (kept[:, None] == best).double(), 0
         self.aim = self.aim[:0]

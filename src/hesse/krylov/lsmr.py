@@ -108,6 +108,11 @@ class LSMR(Method):
     name: ClassVar[str] = "lsmr"
     tikhonov: float = 0.0
 
+    @property
+    def is_homogeneous(self) -> bool:
+        """Whether no option is in the units of A, b or x, so that the system may be scaled."""
+        return self.damping == 0.0
+
     def _check(self) -> None:
         penalty = self.tikhonov
         if not (is_number(penalty) and math.isfinite(penalty) and penalty >= 0.0):
@@ -242,6 +247,8 @@ def _verified(system: System, state: LSMRState) -> Status:
         return Status.CONVERGED
     gradient = system.A.domain.norm(system.A._rmatvec(state.residual))
     state.products += 1
+    if not math.isfinite(gradient):
+        return Status.NOT_FINITE
     if gradient <= _largest(system, state):
         return Status.LEAST_SQUARES
     if not gradient <= 0.5 * state.verified_gradient:

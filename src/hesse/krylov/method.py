@@ -24,6 +24,11 @@ class Method(Hyperparameters, ABC):
     name: ClassVar[str]
     """What `Solution.method` says."""
 
+    @property
+    def is_homogeneous(self) -> bool:
+        """Whether no option is in the units of A, b or x, so that the system may be scaled."""
+        return True
+
     def solve_system(self, system: System) -> Solution:
         """The solution for a vector b, or for a block b column by column."""
         return solve_columns(self._solve, system)

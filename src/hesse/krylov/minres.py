@@ -194,6 +194,8 @@ def _least_squares(system: System, state: MINRESState) -> Status:
         system.A.domain.norm(Ar),
         _level(system) * state.A_norm * state.residual_norm,
     )
+    if not math.isfinite(gradient):
+        return Status.NOT_FINITE
     _shorten(system, state, Ar)
     if gradient <= largest:
         return Status.LEAST_SQUARES

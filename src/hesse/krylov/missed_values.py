@@ -4,7 +4,7 @@
 From one vector only one vector of each eigenspace can be found, from a given one perhaps none of
 some. So when all wanted pairs have converged, steps from a random direction orthogonal to the basis
 look for others. The rows that waited before the search stay, so that nothing is lost by it, and the
-block has grown by the copies that were found (decision 20).
+block has grown by the copies that were found (decision 23).
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _SETTLED = 0.3
 # A missed eigenvalue is found after about as many steps as its neighbours were. A search ends after
 # twice as many, or after so many where convergence took few; a given start does not tell how many.
 _LONGEST, _LEAST, _GIVEN = 2, 12, 40
+# With so few steps to go it ends with the whole space.
+_NEARLY = 8
 
 
 @dataclass
@@ -77,6 +79,9 @@ class MissedValues:
         or nothing but rounding: then it equals one of them.
         """
         lanczos, selection = state.lanczos, self.selection
+        missing = lanczos.A.domain.n - lanczos.size
+        if self.m >= lanczos.A.domain.n and missing <= _NEARLY * lanczos.b:
+            return False
         if state.products >= state.search_until:
             return True
         values, coordinates, residuals = lanczos.ritz()

@@ -87,6 +87,11 @@ class MultiShiftCG(Method):
     name: ClassVar[str] = "multi-shift-cg"
     shifts: Sequence[float] | Tensor
 
+    @property
+    def is_homogeneous(self) -> bool:
+        """Whether no option is in the units of A, b or x, so that the system may be scaled."""
+        return False
+
     def _check(self) -> None:
         self._set(shifts=_numbers(self.shifts))
 

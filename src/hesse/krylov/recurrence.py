@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hesse.krylov.lanczos_process import FIRST, check_symmetry
+from hesse.krylov.lanczos_process import FIRST
 from hesse.krylov.rounding import rounding_level, unit_roundoff
+from hesse.krylov.symmetry import check_symmetry
 from hesse.operators.algebra import LinearOperator
 
 

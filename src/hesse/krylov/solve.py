@@ -24,6 +24,7 @@ from hesse.krylov.method import Method
 from hesse.krylov.minres import MINRES
 from hesse.krylov.multi_shift_cg import MultiShiftCG
 from hesse.krylov.preconditioners import as_preconditioner
+from hesse.krylov.scaled_system import solve_scaled
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import System
 from hesse.methods import find_method
@@ -138,7 +139,7 @@ def solve(
     file = Checkpoint(run.checkpoint, A, function="solve", **run_key, preconditioner=M)
     system = System(A, flat, start, M, rtol, atol, max_iterations, run, file)
     A.announce(min(A.domain.n, _FEW_PRODUCTS, system.limit))
-    solution = chosen.solve_system(system)
+    solution = solve_scaled(chosen, system)
     direction = solution.direction
     return replace(
         solution,

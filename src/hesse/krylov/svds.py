@@ -11,17 +11,22 @@ from torch import Tensor
 
 from hesse.boundary import public
 from hesse.checkpoint import FilePath
-from hesse.errors import ArgumentError, Status, check_count, check_tolerances
+from hesse.errors import ArgumentError, Status, check_count, check_not_empty, check_tolerances
 from hesse.krylov.eigsh import eigsh
+from hesse.krylov.extreme import with_usual_products
 from hesse.krylov.gram_schmidt import orthogonalise
 from hesse.krylov.lanczos import Lanczos
-from hesse.krylov.rounding import unit_roundoff
+from hesse.krylov.rounding import rounding_level, unit_roundoff
 from hesse.methods import find_method
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
 from hesse.result import Result
+from hesse.vectors.rows import transform
 from hesse.vectors.space import Tree
+
+# Where the smaller side is of this dimension or less, and squares hide a triplet, all are computed.
+_SMALL = 64
 
 
 class _Triplets(NamedTuple):
@@ -71,8 +76,10 @@ def svds(
     $$ A' A v = \sigma^2 v, \qquad u = A v / \sigma, \qquad
        \lVert A' u - \sigma v \rVert \text{ as the error} $$
 
-    by `eigsh` of A'A, or of A A' where that is smaller. A singular value below sqrt(eps) times the
-    largest is lost in rounding and is returned with a residual that says so.
+    by `eigsh` of A'A, or of A A' where that is smaller, and the singular value decomposition of A
+    on the span of the vectors that it finds. Singular values below sqrt(eps) times the largest,
+    which cannot be told apart in A'A, may be returned with a residual that says so; for
+    min(m, n) <= 64 and without a limit of products, all triplets are then computed.
 
     Args:
         A: operator (or matrix), m x n.
@@ -85,7 +92,7 @@ def svds(
         generator, callback, progress, checkpoint, memory_budget: as of `eigsh`.
 
     Cost: two products a step (one with A, one with A'), and 2 k at the end; m + b + k + 4
-        vectors on the smaller side, or 6 k + 1 at the end, of both together for a square A.
+        vectors on the smaller side, or 5 k at the end, of both together for a square A.
 
     References: Golub & Van Loan 2013, section 8.6.
 
@@ -94,8 +101,8 @@ def svds(
     tensor([4.0000, 3.0000], dtype=torch.float64)
     """
     A = aslinearoperator(A)
-    sides = _Sides(A, A.T) if A.codomain.n >= A.domain.n else _Sides(A.T, A)
-    k, smaller = check_count("k", k, 1), sides.A.domain.n
+    check_not_empty(A.shape)
+    k, smaller = check_count("k", k, 1), min(A.shape)
     accuracy = unit_roundoff(A) ** 0.5 if rtol is None else rtol
     check_tolerances(rtol=accuracy)
     if k > smaller:
@@ -105,32 +112,70 @@ def svds(
             remedy="Ask for fewer.",
         )
     lanczos = find_method(method, {"lanczos": Lanczos()}, "find_pairs")
-    few, half = _divide_products(max_products, k, _block_size(sides.A, v0, lanczos))
-    pairs = eigsh(
-        sides.At @ sides.A,
-        few,
-        method=lanczos,
-        v0=v0,
-        rtol=accuracy,
-        max_products=half,
-        max_seconds=max_seconds,
-        generator=generator,
-        callback=callback,
-        progress=progress,
-        checkpoint=checkpoint,
-        memory_budget=memory_budget,
-    )
-    near = pairs.vectors.flip(1)
-    far, S, residuals = sides.other_vectors(near, generator)
-    rounding = 16 * unit_roundoff(A) * float(S.max())
-    triplets = SingularTriplets(*((far, S, near) if sides.A is A else (near, S, far)))
-    triplets.residuals = residuals + rounding
-    triplets.converged = residuals <= torch.clamp(accuracy * S, min=rounding)
-    triplets.products = 2 * pairs.products + 2 * near.shape[1]
-    triplets.status = Status.MAX_PRODUCTS if few < k else pairs.status
-    if triplets.status is Status.CONVERGED and not bool(triplets.converged.all()):
-        triplets.status = Status.STAGNATED
-    return triplets
+
+    def find(scaled: LinearOperator, scale: float, lost: int) -> SingularTriplets:
+        tall = A.codomain.n >= A.domain.n
+        sides = _Sides(scaled, scaled.T) if tall else _Sides(scaled.T, scaled)
+        few, half = _divide_products(max_products, k, _block_size(sides.A, v0, lanczos), lost)
+        pairs = eigsh(
+            _Gram(sides),
+            few,
+            method=lanczos,
+            v0=v0,
+            rtol=accuracy,
+            max_products=half,
+            max_seconds=max_seconds,
+            generator=generator,
+            callback=callback,
+            progress=progress,
+            checkpoint=checkpoint,
+            memory_budget=memory_budget,
+        )
+        near, products, status = pairs.vectors.flip(1), 2 * pairs.products + lost, pairs.status
+        del pairs
+        far, S, residuals = sides.other_vectors(near, generator)
+        products += 2 * few
+        if status in (Status.CONVERGED, Status.STAGNATED):
+            good = residuals <= _tolerance(S, accuracy, A)
+            if not bool(good.all()) and smaller <= _SMALL and max_products is None:
+                near = torch.eye(smaller, dtype=A.dtype, device=A.device)
+                far, S, residuals = sides.other_vectors(near, generator)
+                products += 2 * smaller
+        far, S, near, residuals = far[:, :few], S[:few], near[:, :few], residuals[:few]
+        triplets = SingularTriplets(*((far, S / scale, near) if tall else (near, S / scale, far)))
+        triplets.converged = residuals <= _tolerance(S, accuracy, A)
+        rounding = (16 + 4 * few) * unit_roundoff(A) * float(S.max())
+        triplets.residuals = (residuals + rounding) / scale
+        triplets.products = products
+        triplets.status = Status.MAX_PRODUCTS if few < k else status
+        if triplets.status in (Status.CONVERGED, Status.STAGNATED):
+            is_good = bool(triplets.converged.all())
+            triplets.status = Status.CONVERGED if is_good else Status.STAGNATED
+        return triplets
+
+    return with_usual_products(A, find)
+
+
+def _tolerance(S: Tensor, rtol: float, A: LinearOperator) -> Tensor:
+    """The largest residuals of converged triplets: relative, or at the rounding level."""
+    return torch.clamp(rtol * S, min=16 * unit_roundoff(A) * float(S.max()))
+
+
+class _Gram(LinearOperator):
+    """A'A, which is symmetric whatever is known of A."""
+
+    def __init__(self, sides: _Sides) -> None:
+        super().__init__(sides.A.domain, symmetric=True)
+        self.A, self.At = sides.A, sides.At
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self.At._matvec(self.A._matvec(v))
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        return self.At._matmat(self.A._matmat(block))
+
+    def _expression(self) -> str:
+        return f"{self.At._expression()} @ {self.A._expression()}"
 
 
 @dataclass(frozen=True)
@@ -143,24 +188,32 @@ class _Sides:
     def other_vectors(
         self, near: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Orthonormal u, sigma = |A v|, and the larger of |A v - sigma u| and |A'u - sigma v|."""
+        """Orthonormal u, sigma, and |A'u - sigma v|, for the v in the span of `near`, in place.
+
+        They are the singular triplets of A on that span: A V = Q R, and R is small. There
+        A v = sigma u to rounding, which the squares in A'A hide below the root of eps.
+        """
         space = self.A.codomain
         far = self.A._matmat(near).T.contiguous()
-        S = [space.norm(Av) for Av in far]
-        left = []
-        for i, sigma in enumerate(S):
-            u = far[i].clone()
-            orthogonalise(space, [far[:i]], u)
-            if space.norm(u) <= unit_roundoff(self.A) ** 0.5 * sigma:  # for sigma = 0 any u will do
-                u = space.gaussian(generator)
+        R = torch.zeros(len(far), len(far), dtype=torch.float64)
+        for i, u in enumerate(far):
+            sigma = space.norm(u)
+            R[:i, i], rest = orthogonalise(space, [far[:i]], u), space.norm(u)
+            if rest > rounding_level(unit_roundoff(self.A), sigma):
+                R[i, i] = rest
+            else:  # any direction will do
+                u.copy_(space.gaussian(generator))
                 orthogonalise(space, [far[:i]], u)
+                rest = space.norm(u)
+            u /= rest
+            orthogonalise(space, [far[:i]], u)
             u /= space.norm(u)
-            left.append(space.norm(far[i] - sigma * u))
-            far[i] = u
-        sigmas = torch.tensor(S, dtype=torch.float64)
-        back = self.At._matmat(far.T) - sigmas.to(near) * near
-        right = [self.A.domain.norm(r) for r in back.T.contiguous()]
-        return far.T, sigmas, torch.tensor([left, right], dtype=torch.float64).amax(dim=0)
+        X, S, Yt = torch.linalg.svd(R)
+        transform(far, X.T)
+        transform(near.T, Yt)
+        back = self.At._matmat(far.T) - S.to(near) * near
+        residuals = [self.A.domain.norm(r) for r in back.T.contiguous()]
+        return far.T, S, torch.tensor(residuals, dtype=torch.float64)
 
 
 def _block_size(A: LinearOperator, v0: Tree | None, method: Lanczos) -> int:
@@ -171,10 +224,12 @@ def _block_size(A: LinearOperator, v0: Tree | None, method: Lanczos) -> int:
     return max(1, v0.shape[1]) if isinstance(v0, Tensor) and is_block else 1
 
 
-def _divide_products(max_products: int | None, k: int, block_size: int) -> tuple[int, int | None]:
+def _divide_products(
+    max_products: int | None, k: int, block_size: int, lost: int
+) -> tuple[int, int | None]:
     """How many triplets there are products for, and how many with A'A, less those at the end."""
     if max_products is None:
         return k, None
-    half = check_count("max_products", max_products, 2 * (block_size + 2)) // 2
+    half = (check_count("max_products", max_products, 2 * (block_size + 2)) - lost) // 2
     few = min(k, max(1, (half - block_size) // 2))
     return few, half - few

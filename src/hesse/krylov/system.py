@@ -56,10 +56,12 @@ class System:
             self._finite_norm("x0", self.x0, self.A.domain)
         self.tolerance = max(self.rtol * self.b_norm, self.atol)
         self.limit = 10 * self.A.domain.n if self.max_iterations is None else self.max_iterations
+        columns = 1 if self.b.ndim == 1 else self.b.shape[1]
+        self.most_products = 4 * columns * (self.limit + 10)
 
     def _finite_norm(self, name: str, vector: Tensor, space: Space) -> float:
         size = space.norm(vector.reshape(-1))
-        if math.isfinite(size):
+        if space.all_finite(vector):  # a norm that overflows is for `solve_scaled`
             return size
         raise NonFiniteError(
             expected=f"a finite {name}",
@@ -202,6 +204,8 @@ def repeat(system: System, state: SolverState, step: Descend) -> Status:
         return Status.MAX_ITERATIONS
     status = Status.UNFINISHED
     while status is Status.UNFINISHED:
+        if state.products >= system.most_products:  # restarts that gain little, without a step
+            return Status.MAX_PRODUCTS
         status = step() if system.run.allows(state) else system.run.status
     return status
 

@@ -26,6 +26,8 @@ class ThickRestart:
 
     selection: Selection
     keep: int
+    is_whole: bool
+    """Whether the basis may become that of the whole space."""
     missed: MissedValues | None
     """The search for others; None for none."""
 
@@ -51,12 +53,14 @@ class ThickRestart:
     def _pairs(self, state: LanczosState, at_once: int, most: float) -> Eigenpairs:
         """The wanted Ritz pairs, verified by so many products at most."""
         lanczos, status = state.lanczos, state.status
-        best_first = state.residuals.argsort()
+        lost = lanczos.lost_orthogonality(state.coordinates)
+        best_first = (state.residuals + lost).argsort()
         vectors = lanczos.combine(state.coordinates)
-        orthonormalise(lanczos.A, vectors, rank=best_first)
-        rounding = (16 + lanczos.restarts) * self.selection.eps * state.largest
-        ritz = Ritz(state.values, vectors, state.residuals, state.largest, rounding)
-        known = lanczos.basis.is_exact and not lanczos.drops
+        removed = orthonormalise(lanczos.A, vectors, rank=best_first)
+        lost += (removed * (state.values[:, None] - state.values)).norm(dim=1)
+        rounding = lanczos.roundings * self.selection.eps * state.largest
+        ritz = Ritz(state.values, vectors, state.residuals, state.largest, rounding, lost)
+        known = lanczos.basis.is_exact and not lanczos.hidden.count
         found = verify(lanczos.A, ritz, self.selection, at_once, most, known=known)
         order = found.values.argsort()
         permute(vectors, order)
@@ -82,10 +86,13 @@ class ThickRestart:
                 return Status.STAGNATED
             if not run.after_step(state):
                 break
+            if converged and not state.search_until and not self.is_whole:
+                # It may drop rows, which hides part of the residuals: each pair needs a product.
+                run.reserved = lanczos.b + self.selection.k
+                if not run.goes_on(state):
+                    break
             with uninterrupted():
                 self._make_room(state, converged)
-            if lanczos.drops:  # part of the residuals is hidden: each pair needs a product
-                run.reserved = lanczos.b + self.selection.k
             checkpoint.save(state)
         return run.status
 

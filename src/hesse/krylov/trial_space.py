@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hesse.errors import OperatorError
+from hesse.krylov.extreme import largest_entry
 from hesse.krylov.rounding import rounding_level
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.checks import check_finite_products
@@ -101,7 +102,10 @@ class TrialSpace:
 
     def expand(self) -> None:
         """Make W orthonormal, and orthogonal to X and P, and take its products."""
+        if self.known >= self.A.domain.n:
+            self.w = 0  # what is left outside of the whole space is rounding
         for _ in range(2):  # twice is enough
+            self._normalise()
             self._remove_known()
             self._orthonormalise()
         self._take_products(slice(self.known, self.size))
@@ -110,14 +114,19 @@ class TrialSpace:
         if self.w and self.known:
             along = self.A.domain.gram(self.BV[: self.known], self.new)
             self.new.addmm_(along.T.to(self.V), self.V[: self.known], alpha=-1.0)
+            left = torch.tensor([self.A.domain.norm(row) for row in self.new])
+            self.keep(left > 100 * self.eps)
+
+    def _normalise(self) -> None:
+        """Rows of W of unit length; the squares of their entries might over- or underflow."""
+        for row in self.new:
+            row /= largest_entry(row) or 1.0
+            row /= self.A.domain.norm(row) or 1.0
 
     def _orthonormalise(self) -> None:
         """B-orthonormal rows of the span of W; directions that vanish are dropped."""
         space = self.A.domain
-        for row in self.new:
-            size = float(row.abs().max()) or 1.0  # its square might over- or underflow
-            row /= size
-            row /= space.norm(row) or 1.0
+        self._normalise()
         if self.w:
             values, vectors = torch.linalg.eigh(space.gram(self.new, self.new))
             good = values > 100 * self.eps * float(values.abs().max())
@@ -166,9 +175,16 @@ class TrialSpace:
         return torch.linalg.eigh((H + H.T) / 2)
 
     def recompute_images(self) -> None:
-        """Recompute the images of X, in which rounding errors of the combinations add up."""
+        """Recompute the images of X, in which rounding errors of the combinations add up.
+
+        X is made orthonormal again before.
+        """
+        X, BX = self.V[: self.x], self.BV[: self.x]
+        self._multiply_by_mass(X, BX)
+        S = torch.linalg.inv(torch.linalg.cholesky(self.A.domain.gram(X, BX)))
+        for rows in self._each(X, BX):
+            transform(rows, S)
         self._take_products(slice(0, self.x))
-        self._multiply_by_mass(self.V[: self.x], self.BV[: self.x])
 
     def narrow(self, chosen: Tensor) -> None:
         """Keep these rows of X, ascending, and nothing else."""
