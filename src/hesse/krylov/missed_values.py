@@ -4,7 +4,7 @@
 From one vector only one vector of each eigenspace can be found, from a given one perhaps none of
 some. So when all wanted pairs have converged, steps from a random direction orthogonal to the basis
 look for others. The rows that waited before the search stay, so that nothing is lost by it, and the
-block has grown by the copies that were found (decision 23).
+block has grown by the copies that were found (decision 24).
 """
 
 from __future__ import annotations
