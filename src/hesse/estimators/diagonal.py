@@ -13,8 +13,9 @@ from hesse.checkpoint import FilePath
 from hesse.estimators.deflated_diagonal import AutoDiagonal
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.estimator_run import EstimatorRun
+from hesse.estimators.exact import columns_of, diagonal_of, exact_estimate
 from hesse.estimators.hutchinson import Hutchinson
-from hesse.estimators.tolerance import Tolerance
+from hesse.estimators.tolerance import FIRST_CHECK, Tolerance
 from hesse.estimators.vector_budget import Budget
 from hesse.estimators.xdiag import XDiag
 from hesse.methods import find_method
@@ -118,10 +119,10 @@ def diagonal(
         generator=generator,
         block_size=block_size,
         memory_budget=memory_budget,
+        exact=diagonal_of if chosen.name == AutoDiagonal.name else None,
         method=chosen.name,
     )
-    if run.is_small:
-        value = A.to_dense().diagonal().clone()
-        return Estimate(value, torch.zeros_like(value), A.domain.n)
+    if run.is_small or run.starts_exact(FIRST_CHECK):
+        return exact_estimate(diagonal_of(columns_of(A)), A.domain.n)
     A.announce(run.criterion.min_samples(max_products))
     return chosen.estimate_diagonal(run)

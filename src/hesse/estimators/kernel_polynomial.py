@@ -77,7 +77,7 @@ class KernelPolynomial(Hyperparameters):
 class _MomentSampler(DensitySampler):
     """The moments of the probes so far, one row each; the first also bounds the spectrum."""
 
-    saved = ("generator", "products", "centre", "half", "moments")
+    saved = ("generator", "products", "centre", "half", "moments", "exact")
 
     def __init__(
         self, run: EstimatorRun[DensityCriterion], degree: int, steps: int, points: int
@@ -112,11 +112,13 @@ class _MomentSampler(DensitySampler):
         lanczos.extend(min(_BOUND_STEPS, self.A.domain.n))
         nodes, _ = lanczos.rule(0)
         margin = lanczos.recurrence(0)[1][-1]
-        low, high = float(nodes[0]) - margin, float(nodes[-1]) + margin
+        self._set_range(float(nodes[0]) - margin, float(nodes[-1]) + margin)
+        self.products += lanczos.products
+
+    def _set_range(self, low: float, high: float) -> None:
         self.centre = 0.5 * (low + high)
         # One per cent of room for rounding, and some for a multiple of the identity.
         self.half = max(0.505 * (high - low), 1e-3 * abs(self.centre), 1e-30)
-        self.products += lanczos.products
 
     def _chebyshev(self, probes: Tensor) -> Tensor:
         """z'T_j z / n for j = 0, ..., N, as rows."""
@@ -148,11 +150,20 @@ class _MomentSampler(DensitySampler):
             remedy="Check the symmetry of A, or use method='lanczos'.",
         )
 
+    def _moments_of(self, eigenvalues: Tensor) -> Tensor:
+        """The moments of the whole spectrum, one row."""
+        self._set_range(float(eigenvalues[0]), float(eigenvalues[-1]))
+        angles = torch.acos((eigenvalues - self.centre) / self.half)
+        j = torch.arange(self.degree + 1, dtype=torch.float64)
+        return torch.cos(j[:, None] * angles).mean(dim=1)[None]
+
     def estimate(self, status: Status = Status.UNFINISHED) -> SpectralDensity | None:
-        if self.count == 0:
+        exact = self.exact is not None
+        moments = self._moments_of(self.exact[0]) if exact else self.moments
+        if len(moments) == 0:
             return None
         degree = self.degree
-        moments = self.moments * _jackson(degree)
+        moments = moments * _jackson(degree)
         moments[:, 1:] *= 2
         angles = torch.linspace(0.5, 2 * degree - 0.5, 2 * degree, dtype=torch.float64)
         angles = (math.pi * angles / (2 * degree)).flip(0)
@@ -161,7 +172,7 @@ class _MomentSampler(DensitySampler):
         edge = math.cos(math.pi / (8 * degree))
         t = torch.linspace(-edge, edge, self.points, dtype=torch.float64)
         curves = _series(moments, torch.acos(t)) / (math.pi * self.half * torch.sqrt(1 - t**2))
-        mean, error = mean_and_error(curves)
+        mean, error = mean_and_error(curves, exact=exact)
         return SpectralDensity(
             self.centre + self.half * t,
             mean,

@@ -73,7 +73,7 @@ class LanczosDensity(Hyperparameters):
 class _LanczosSampler(DensitySampler):
     """The quadrature rules of the probes so far, `rules`, (probes, 2, steps): nodes and weights."""
 
-    saved = ("generator", "products", "rules")
+    saved = ("generator", "products", "rules", "exact")
 
     def __init__(
         self,
@@ -112,14 +112,15 @@ class _LanczosSampler(DensitySampler):
         return torch.stack([nodes, torch.cat([weights, weights.new_zeros(missing)])])
 
     def estimate(self, status: Status = Status.UNFINISHED) -> SpectralDensity | None:
-        if self.count == 0:
+        rules = self.rules if self.exact is None else _rule_of(self.exact[0])
+        if len(rules) == 0:
             return None
-        nodes, weights = self.rules.unbind(dim=1)
+        nodes, weights = rules.unbind(dim=1)
         sigma = self._width(nodes)
         low, high = float(nodes.min()) - 4 * sigma, float(nodes.max()) + 4 * sigma
         grid = torch.linspace(low, high, self.points, dtype=torch.float64)
-        curves = torch.stack([_curve(rule, grid, sigma) for rule in self.rules])
-        mean, error = mean_and_error(curves)
+        curves = torch.stack([_curve(rule, grid, sigma) for rule in rules])
+        mean, error = mean_and_error(curves, exact=self.exact is not None)
         return SpectralDensity(grid, mean, error, nodes, weights, sigma, self.products, status)
 
     def _width(self, nodes: Tensor) -> float:
@@ -128,7 +129,18 @@ class _LanczosSampler(DensitySampler):
             return self.bandwidth
         low, high = float(nodes.min()), float(nodes.max())
         scale = max(high - low, 1e-3 * max(abs(low), abs(high)), 1e-30)
-        return max(0.01, 0.0 if self.steps >= self.A.domain.n else 1 / self.steps) * scale
+        return (
+            max(
+                0.01,
+                0.0 if self.steps >= self.A.domain.n or self.exact is not None else 1 / self.steps,
+            )
+            * scale
+        )
+
+
+def _rule_of(eigenvalues: Tensor) -> Tensor:
+    """The one rule of all eigenvalues, shape (1, 2, n)."""
+    return torch.stack([eigenvalues, torch.full_like(eigenvalues, 1 / len(eigenvalues))])[None]
 
 
 def _curve(rule: Tensor, grid: Tensor, sigma: float) -> Tensor:

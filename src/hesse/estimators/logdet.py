@@ -11,8 +11,9 @@ from hesse.checkpoint import FilePath
 from hesse.errors import OperatorError
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.estimator_run import EstimatorRun
+from hesse.estimators.exact import Columns, ExactValue, columns_of, eigenvalues_of, exact_estimate
 from hesse.estimators.quadrature import Quadratures, gauss
-from hesse.estimators.spectral_sum import spectral_sum
+from hesse.estimators.spectral_sum import LEAST_PRODUCTS, spectral_sum
 from hesse.estimators.tolerance import Tolerance
 from hesse.estimators.vector_budget import Budget
 from hesse.operators.algebra import LinearOperator
@@ -90,16 +91,23 @@ def logdet(
         generator=generator,
         block_size=block_size,
         memory_budget=memory_budget,
+        exact=_exact_logdet,
+        needs_matrix=True,
     )
     n = A.domain.n
-    if run.is_small:
-        values = torch.linalg.eigvalsh(A.to_dense().double())
-        return Estimate(_log(values, torch.ones(n, dtype=torch.float64)), 0.0, n)
+    if run.is_small or run.starts_exact(LEAST_PRODUCTS):
+        return exact_estimate(_exact_logdet(columns_of(A)), n)
 
     def evaluate(quadratures: Quadratures, i: int) -> tuple[float, float]:
         return _value_and_bound(quadratures, i, n)
 
     return spectral_sum(run, evaluate)
+
+
+def _exact_logdet(columns: Columns) -> ExactValue:
+    values, rounding = eigenvalues_of(columns)
+    value = _log(values, torch.ones_like(values))
+    return ExactValue(value, 0.0, rounding * float((1 / values).sum()))
 
 
 def _value_and_bound(quadratures: Quadratures, i: int, n: int) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from hesse.errors import check_count
 from hesse.estimators.density import SpectralDensity
 from hesse.estimators.density_run import DensityCriterion
 from hesse.estimators.estimator_run import EstimatorRun
+from hesse.estimators.exact import Columns, ExactValue, eigenvalues_of
 from hesse.estimators.kernel_polynomial import KernelPolynomial
 from hesse.estimators.lanczos_density import LanczosDensity
 from hesse.estimators.vector_budget import Budget
@@ -135,8 +136,14 @@ def spectral_density(
         generator=generator,
         block_size=block_size,
         memory_budget=memory_budget,
+        exact=_eigenvalues,
+        needs_matrix=True,
         probes=criterion.probes,
         **chosen.run_key,
     )
     A.announce(total)
     return chosen.estimate_density(run, points)
+
+
+def _eigenvalues(columns: Columns) -> ExactValue:
+    return ExactValue(*eigenvalues_of(columns))
