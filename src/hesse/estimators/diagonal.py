@@ -80,8 +80,10 @@ def diagonal(
 
     Returns:
         Estimate whose value and standard_error are flat vectors (n,), in the order of
-        `A.domain.names`: `A.domain.unflatten` makes trees of them. Exact for n <= 10. Ctrl-C
-        returns the estimate so far.
+        `A.domain.names`: `A.domain.unflatten` makes trees of them. Exact, with standard error 0,
+        for n <= 10; "auto" is exact for n <= 16, and takes the n products with unit vectors as soon
+        as the spread of the probes shows that the tolerance needs as many. Ctrl-C returns the
+        estimate so far.
 
         95 of 100 entries of `interval` hold the truth, over all entries taken together; those of an
         entry whose row has few neighbours of its size may hold it less often, as its samples are

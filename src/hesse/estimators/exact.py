@@ -19,7 +19,7 @@ MAX_DENSE = 8192
 """The largest dimension of which a dense matrix is factored: 0.5 GB."""
 
 
-_ROUNDINGS = 8.0  # errors of a product, in units of eps times its size
+_ROUNDINGS = 32.0  # errors of a product, in units of eps times its size
 
 
 class ExactValue(NamedTuple):

@@ -65,8 +65,8 @@ def norm(
         Estimate(value, standard_error, products). Of the spectral norm the standard_error is not
         statistical: it is the residual, and a singular value lies within it of the value. The value
         is a lower bound in any case, as Lanczos misses the largest singular value only if the
-        starting vector is orthogonal to its vector. Exact for n <= 10. Ctrl-C returns the estimate
-        so far.
+        starting vector is orthogonal to its vector. Exact for n <= 10; "fro" also as
+        soon as the tolerance needs n products or more. Ctrl-C returns the estimate so far.
 
     Cost: "fro": a product a probe, 2 block_size vectors; the variance of |A z|^2 is
         2 (|A'A|_F^2 - sum_i |a_i|^4), a_i the columns, and the square root halves the relative

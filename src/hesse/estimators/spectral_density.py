@@ -96,7 +96,9 @@ def spectral_density(
         memory_budget: bytes, or a text such as "1GB", for the vectors: fewer probes at a time.
 
     Returns:
-        SpectralDensity, with a pointwise 95% band `interval`, a `status`, and `plot()`. Ctrl-C
+        SpectralDensity, with a pointwise 95% band `interval`, a `status`, and `plot()`. Where the
+        probes take n products or more (n <= 8192) it is that of all eigenvalues, from n products,
+        with standard error 0 (at once if there is no limit of time, callback or checkpoint). Ctrl-C
         returns what the probes so far give.
 
     Cost: `steps` products a probe, or `degree` / 2; see the methods. A checkpoint takes one more

@@ -94,11 +94,15 @@ def _deep_enough(
     evaluate: Evaluate,
 ) -> tuple[list[float], list[float]]:
     """Samples and bounds of their bias, after as many steps as make the bias small enough."""
-    n = run.A.domain.n
+    n, is_first = run.A.domain.n, state.samples.count == 0
     while True:
         quadratures.extend(state.depth)
         pairs = [evaluate(quadratures, i) for i in range(k)]
         samples, bounds = [value for value, _ in pairs], [bound for _, bound in pairs]
+        remaining = _remaining(quadratures, samples, run, state)
+        if is_first and k > 1 and run.takes_exact(remaining):
+            run.is_exact_due = True
+            return samples, bounds
         deeper = min(2 * state.depth, n)
         affordable = run.room(state) - quadratures.products >= k * (deeper - state.depth)
         fits = run.max_vectors >= k * _held(run.A, deeper)

@@ -86,7 +86,9 @@ def trace(
 
     Returns:
         Estimate(value, standard_error, products), with `status` and a 95% `interval`. Exact, with
-        standard error 0, for n <= 10. Ctrl-C returns the estimate so far.
+        standard error 0, for n <= 10; "auto" is exact for n <= 16, and takes the n products with
+        unit vectors as soon as the spread of the probes shows that the tolerance needs as many.
+        Ctrl-C returns the estimate so far.
 
     Cost: see the methods. A checkpoint takes one product, to recognise the operator.
 
