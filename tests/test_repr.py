@@ -24,7 +24,7 @@ from hesse.result import Result
 from hesse.testing import CountingOperator, PeakMemory, all_problems, check_operator
 
 FOLDER = Path(hesse.__file__).parent
-MOST_ARGUMENTS = 14
+MOST_ARGUMENTS = 15
 
 
 def modules() -> Iterator[ModuleType]:

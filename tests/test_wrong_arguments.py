@@ -137,7 +137,7 @@ CASES = {
     "MultiShiftCG": (MultiShiftCG, {}, {
         "shifts": [1.0, "12", [], [None], [math.nan], [math.inf], torch.ones(2, 2), [1j], {}],
     }),
-    "LSMR": (LSMR, {}, {"damping": [*NEGATIVE, None, math.inf]}),
+    "LSMR": (LSMR, {}, {"tikhonov": [*NEGATIVE, None, math.inf]}),
     "GMRES": (GMRES, {}, {"restart": [*NOT_COUNTS, None]}),
     "solve block": (solve, {"A": HIDDEN, "b": torch.ones(N, 2)}, {
         "x0": [torch.ones(N, 3), torch.ones(N), torch.full((N, 2), math.nan), "x0"],

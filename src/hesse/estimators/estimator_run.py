@@ -19,6 +19,7 @@ from hesse.estimators.tolerance import Criterion, is_check, next_check
 from hesse.estimators.vector_budget import Budget, choose_block_size, vectors_in
 from hesse.operators.algebra import LinearOperator
 from hesse.progress import Run, State
+from hesse.vectors.random import check_generator
 
 DENSE = 10
 """Up to this dimension the estimators take all products with unit vectors, and are exact."""
@@ -123,6 +124,7 @@ class EstimatorRun(Generic[CriterionT]):
     ) -> EstimatorRun[CriterionT]:
         """A run with the arguments of a public function, which are checked here."""
         check_not_empty(A.shape)
+        check_generator(generator)
         vectors = vectors_in(A, memory_budget)
         block = min(choose_block_size(A, block_size), vectors // 2)
         return EstimatorRun(

@@ -60,10 +60,10 @@ def logdet(
         Estimate(value, standard_error, products). The steps of a process begin at 16 and double
         until the quadrature error, extrapolated from the values after a quarter, half and all of
         the steps as for geometric convergence, is a fifth of the statistical error; `interval`
-        contains both. Exact, with standard error 0, for n <= 10; for n <= 512 too, unless a limit of time, a
-        callback or a checkpoint is given; and, up to n = 8192, as soon as the spread of the probes
-        shows that the tolerance needs n products or more: all columns, and their eigenvalues (n^2
-        numbers). Ctrl-C returns the estimate so far.
+        contains both. Exact, with standard error 0, for n <= 10; for n <= 512 too, unless a limit
+        of time, a callback or a checkpoint is given; and, up to n = 8192, as soon as the spread of
+        the probes shows that the tolerance needs n products or more: all columns, and their
+        eigenvalues (n^2 numbers). Ctrl-C returns the estimate so far.
 
     Cost: a product a step of every probe; 5 vectors for each of block_size processes, 4 for a
         single one (for n < 4096, where they are short, as many more as there are steps). A
