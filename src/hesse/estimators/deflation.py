@@ -158,7 +158,7 @@ class Deflation(ABC):
             max(FIRST_CHECK, self._needed_probes(value, room, variance))
             for value in (variance, self.variance_factor * after)
         )
-        return self.run.takes_exact(min(plain, self.width + deflated, room))
+        return self.run.takes_exact(min(plain, self.width + deflated, room), self.state.products)
 
     def _saves_products(self, first: bool, variance: float, after: float) -> bool:
         """Whether the directions just found save more products than they cost."""

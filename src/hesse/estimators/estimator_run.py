@@ -139,16 +139,21 @@ class EstimatorRun(Generic[CriterionT]):
             needs_matrix=needs_matrix,
         )
 
-    def takes_exact(self, remaining: float) -> bool:
-        """Whether n products are no more than the `remaining` ones that sampling would take."""
+    def takes_exact(self, remaining: float, taken: int = 0) -> bool:
+        """Whether sampling would take n products or more in all, `remaining` and those `taken`.
+
+        The latter are lost to the exact way, so that they count up to a quarter of n.
+        """
         n = self.A.domain.n
+        if self.limits.left(taken) < n:
+            return False
+        remaining += min(taken, n // 4)
         fits = n <= MAX_DENSE and 4 * n <= self.max_vectors
         return self.exact is not None and n <= remaining and (fits or not self.needs_matrix)
 
     def starts_exact(self, least: int) -> bool:
         """Whether to sample nothing, as that takes `least` products in any case."""
-        enough = self.limits.left() >= self.A.domain.n
-        return enough and self.limits.is_unobserved and self.takes_exact(least)
+        return self.limits.is_unobserved and self.takes_exact(least)
 
     @property
     def is_small(self) -> bool:
@@ -192,9 +197,8 @@ class EstimatorRun(Generic[CriterionT]):
         """Whether the samples that the tolerance needs, judged by their spread, take n products."""
         if self.exact is None or result is None or not state.is_due:
             return False
-        return self.takes_exact(
-            min(self.criterion.excess(result) * state.products, self.room(state))
-        )
+        remaining = min(self.criterion.excess(result) * state.products, self.room(state))
+        return self.takes_exact(remaining, state.products)
 
     def _take_all_columns(self, state: EstimatorState) -> None:
         """The exact answer, unless the run is stopped on the way."""

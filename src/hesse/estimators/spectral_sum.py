@@ -100,7 +100,8 @@ def _deep_enough(
         pairs = [evaluate(quadratures, i) for i in range(k)]
         samples, bounds = [value for value, _ in pairs], [bound for _, bound in pairs]
         remaining = _remaining(quadratures, samples, run, state)
-        if is_first and k > 1 and run.takes_exact(remaining):
+        taken = state.products + quadratures.products
+        if is_first and k > 1 and run.takes_exact(remaining, taken):
             run.is_exact_due = True
             return samples, bounds
         deeper = min(2 * state.depth, n)
@@ -110,7 +111,7 @@ def _deep_enough(
         if enough or deeper == state.depth or not affordable or not fits:
             return samples, bounds
         state.depth = deeper
-        run.is_exact_due = run.takes_exact(_remaining(quadratures, samples, run, state))
+        run.is_exact_due = run.takes_exact(_remaining(quadratures, samples, run, state), taken)
         if run.is_exact_due:
             return samples, bounds
 
