@@ -14,7 +14,10 @@ from hesse.estimators import LanczosDensity, diagonal, logdet, norm, spectral_de
 from hesse.operators import dense_operator
 
 # What they call is measured by quicker tests; thousands of runs are slow enough without that.
-pytestmark = [pytest.mark.slow, pytest.mark.no_cover]
+pytestmark = [
+    *(pytest.mark.slow, pytest.mark.no_cover),
+    pytest.mark.usefixtures("sampled"),  # at this size all answers would be exact
+]
 
 DOUBLE = torch.float64
 N, RUNS = 100, 1000

@@ -62,6 +62,7 @@ def test_a_process_that_ends_has_an_exact_rule():
     assert float(weights.sum()) == pytest.approx(1.0)
 
 
+@pytest.mark.usefixtures("sampled")
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 def test_logdet_meets_its_target_and_counts(dtype):
     A = CountingOperator(dense_operator(moderate().to(dtype)))
@@ -73,6 +74,7 @@ def test_logdet_meets_its_target_and_counts(dtype):
     assert estimate == logdet(A, rtol=0.03, generator=seeded())
 
 
+@pytest.mark.usefixtures("sampled")
 def test_logdet_is_unbiased_to_its_quadrature():
     # At 16 steps, which are enough here, the quadrature is good to a few parts in a thousand.
     M, runs = symmetric_matrix(torch.logspace(-2, 0, 60, dtype=DOUBLE)), 60
@@ -83,6 +85,7 @@ def test_logdet_is_unbiased_to_its_quadrature():
     assert abs(float(errors.mean())) <= 6 * float(errors.std()) / math.sqrt(runs)
 
 
+@pytest.mark.usefixtures("sampled")
 def test_logdet_goes_deeper_where_the_condition_is_worse():
     easy, hard = (
         logdet(symmetric_matrix(values), rtol=0.05, generator=seeded())
@@ -111,6 +114,7 @@ def test_what_is_not_positive_definite_is_named():
         logdet(torch.diag(torch.tensor([1.0, -2.0])))
 
 
+@pytest.mark.usefixtures("sampled")
 @pytest.mark.parametrize("edges", [(-math.inf, 0.0), (0.5, 1.0), (1.0, math.inf)])
 def test_counts_lie_in_their_interval(edges):
     A = CountingOperator(dense_operator(indefinite()))
@@ -123,6 +127,7 @@ def test_counts_lie_in_their_interval(edges):
     assert estimate.standard_error < 0.25 * truth
 
 
+@pytest.mark.usefixtures("sampled")
 def test_a_gap_is_counted_exactly_and_an_eigenvalue_at_the_end_is_in_doubt():
     values = torch.tensor([-1.0] * 7 + [0.0] * 10 + [2.0] * 13, dtype=DOUBLE)
     A = dense_operator(symmetric_matrix(values))
@@ -158,6 +163,7 @@ def test_the_quadrature_bound_holds_for_every_probe():
                 assert abs(float(measure[values < x].sum()) - middle) <= doubt + 1e-12
 
 
+@pytest.mark.usefixtures("sampled")
 def test_ctrl_c_limits_and_budgets():
     def interrupt(estimate):
         raise KeyboardInterrupt
@@ -174,6 +180,7 @@ def test_ctrl_c_limits_and_budgets():
             measure(moderate(), max_products=12)
 
 
+@pytest.mark.usefixtures("sampled")
 def test_a_checkpoint_goes_on(tmp_path):
     M, path = moderate(60), tmp_path / "run"
     whole = logdet(M, rtol=0.05, generator=seeded())

@@ -30,7 +30,8 @@ def test_the_frobenius_norm(shape, dtype):
     assert estimate.status is Status.CONVERGED
     assert estimate.standard_error <= 0.01 * estimate.value
     assert estimate.products == A.products
-    assert abs(estimate.value - float(torch.linalg.matrix_norm(M))) <= 4 * estimate.standard_error
+    error = abs(estimate.value - float(torch.linalg.matrix_norm(M.double())))
+    assert error <= 4 * estimate.standard_error + estimate.rounding
     assert estimate == norm(A, generator=seeded())
 
 

@@ -18,6 +18,7 @@ from hesse.estimators import KernelPolynomial, LanczosDensity, spectral_density,
 from hesse.operators import dense_operator, diagonal_operator, function_operator
 from hesse.testing import CountingOperator, PeakMemory
 
+pytestmark = pytest.mark.usefixtures("sampled")  # test_exact.py has the exact ones
 DOUBLE = torch.float64
 METHODS = [LanczosDensity, KernelPolynomial]
 

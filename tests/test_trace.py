@@ -184,6 +184,7 @@ def test_what_cannot_be_is_refused():
             trace(broken, method=method)
 
 
+@pytest.mark.usefixtures("sampled")
 def test_a_budget_bounds_the_sketch_or_is_refused():
     M = decaying()
     vector = 80 * 8

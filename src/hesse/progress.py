@@ -128,7 +128,12 @@ class Run:
     @property
     def is_unlimited(self) -> bool:
         """Whether neither a limit nor a callback nor a checkpoint was given."""
-        unlimited = self.max_products == math.inf and self.max_seconds == math.inf
+        return self.max_products == math.inf and self.is_unobserved
+
+    @property
+    def is_unobserved(self) -> bool:
+        """Whether neither a limit of time nor a callback nor a checkpoint was given."""
+        unlimited = self.max_seconds == math.inf
         return unlimited and self._callback is None and self.checkpoint is None
 
     def left(self, taken: int = 0) -> float:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,8 +14,9 @@ from hesse.checkpoint import FilePath
 from hesse.errors import ArgumentError, is_number
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.estimator_run import EstimatorRun
+from hesse.estimators.exact import Columns, ExactValue, columns_of, eigenvalues_of, exact_estimate
 from hesse.estimators.quadrature import Quadratures, radau
-from hesse.estimators.spectral_sum import spectral_sum
+from hesse.estimators.spectral_sum import LEAST_PRODUCTS, spectral_sum
 from hesse.estimators.tolerance import Tolerance
 from hesse.estimators.vector_budget import Budget
 from hesse.operators.algebra import LinearOperator
@@ -67,9 +69,12 @@ def count_eigenvalues(
 
     Returns:
         Estimate(value, standard_error, products), not rounded to an integer. `interval` contains
-        the statistical error and the bound of the quadrature error. The steps of a process begin
-        at 16 and double until the latter is a fifth of the former. Exact for n <= 10. Ctrl-C
-        returns the estimate so far.
+        the statistical error and the bound of the quadrature error. The steps of a process begin at
+        16 and double until the latter is a fifth of the former. Exact, with standard error 0, for n
+        <= 10; for n <= 512 too, unless a limit of time, a callback or a checkpoint is given; and,
+        up to n = 8192, as soon as the spread of the probes shows that the tolerance needs n
+        products or more: all columns, and their eigenvalues (n^2 numbers). Ctrl-C returns the
+        estimate so far.
 
     Cost: a product a step of every probe; 5 vectors for each of block_size processes, 4 for a
         single one (for n < 4096, where they are short, as many more as there are steps). A
@@ -107,13 +112,17 @@ def count_eigenvalues(
         generator=generator,
         block_size=block_size,
         memory_budget=memory_budget,
+        exact=partial(_exact_count, A, low, high),
+        needs_matrix=True,
         low=low,
         high=high,
     )
     n = A.domain.n
     if run.is_small:
-        values = torch.linalg.eigvalsh(A.to_dense().double())
+        values, _ = eigenvalues_of(columns_of(A))
         return Estimate(float(((values >= low) & (values <= high)).sum()), 0.0, n)
+    if run.starts_exact(LEAST_PRODUCTS):
+        return exact_estimate(_exact_count(A, low, high, columns_of(A)), n)
 
     def evaluate(quadratures: Quadratures, i: int) -> tuple[float, float]:
         (above, bound), (below, other) = (weight_below(quadratures, i, x) for x in (high, low))
@@ -127,16 +136,30 @@ def weight_below(quadratures: Quadratures, i: int, x: float) -> tuple[float, flo
     if math.isinf(x):
         return float(x > 0), 0.0
     if quadratures.ended(i):
-        return _weight_of_eigenvalues(quadratures, i, x)
+        return _weight_of_eigenvalues(*quadratures.rule(i), quadratures.A.dtype, x)
     nodes, weights = radau(*quadratures.recurrence(i), x)
     at = int((nodes - x).abs().argmin())
     return float(weights[:at].sum() + 0.5 * weights[at]), 0.5 * float(weights[at])
 
 
-def _weight_of_eigenvalues(quadratures: Quadratures, i: int, x: float) -> tuple[float, float]:
+def _exact_count(A: LinearOperator, low: float, high: float, columns: Columns) -> ExactValue:
+    """Half of an eigenvalue at an end, to rounding, is counted, and half is in doubt."""
+    values, _ = eigenvalues_of(columns)
+    ones = torch.ones_like(values)
+    (above, bound), (below, other) = (
+        (len(values) * float(x > 0), 0.0)
+        if math.isinf(x)
+        else _weight_of_eigenvalues(values, ones, A.dtype, x)
+        for x in (high, low)
+    )
+    return ExactValue(above - below, bound + other)
+
+
+def _weight_of_eigenvalues(
+    nodes: Tensor, weights: Tensor, dtype: torch.dtype, x: float
+) -> tuple[float, float]:
     """The same where the nodes are eigenvalues: only one at x itself, to rounding, is uncertain."""
-    nodes, weights = quadratures.rule(i)
-    rounding = 100 * torch.finfo(quadratures.A.dtype).eps * float(nodes.abs().max())
+    rounding = 100 * torch.finfo(dtype).eps * float(nodes.abs().max())
     near = (nodes - x).abs() <= rounding
     half = 0.5 * float(weights[near].sum())
     return float(weights[(nodes < x) & ~near].sum()) + half, half

@@ -50,7 +50,7 @@ class DeflationState(RunningEstimate):
 
     def estimate(self, status: Status = Status.UNFINISHED) -> Estimate | None:
         """The estimate; that of the pilot before the rest has been sampled."""
-        if self.samples.count:
+        if self.samples.count or self.exact is not None:
             return super().estimate(status)
         return RunningEstimate(self.generator, self.pilot, 0.0, self.products).estimate(status)
 
@@ -125,7 +125,9 @@ class Deflation(ABC):
         left, after = float((outside**2).sum()) / k, _mean_square_left_out(outside)
         if not first:
             variance = self.variance_factor * left
-        if self._saves_products(first, variance, after):
+        if self._takes_exact(variance, after):
+            self.run.is_exact_due = True
+        elif self._saves_products(first, variance, after):
             self._deflate(found, left, after)
         else:
             state.growing = False
@@ -148,6 +150,15 @@ class Deflation(ABC):
         state.left = after
         state.gain = 1 - after / left if left > 0.0 else 0.0
         state.growing = self._keeps_growing()
+
+    def _takes_exact(self, variance: float, after: float) -> bool:
+        """Whether neither plain probes nor deflated ones would take fewer than n products."""
+        room = self.run.room(self.state)
+        plain, deflated = (
+            max(FIRST_CHECK, self._needed_probes(value, room, variance))
+            for value in (variance, self.variance_factor * after)
+        )
+        return self.run.takes_exact(min(plain, self.width + deflated, room), self.state.products)
 
     def _saves_products(self, first: bool, variance: float, after: float) -> bool:
         """Whether the directions just found save more products than they cost."""

@@ -15,6 +15,7 @@ from hesse.errors import MissingExtraError, Status, check_choice
 from hesse.estimators.estimate import student
 from hesse.result import Result
 
+_EXACT = 1e-3  # what rounding may change of a density of all eigenvalues
 _SPARSE = 1e-2  # a density is sparse if it is below this fraction of its peak on half of the grid
 _FLOOR = 1e-8  # the lowest density on a logarithmic axis, as a fraction of the peak
 
@@ -31,7 +32,7 @@ class SpectralDensity(Result):
     """Its standard error over the probes, shape (g,)."""
     nodes: Tensor
     """Nodes of the quadrature, (probes, steps): Ritz values, some of them more than once, or
-    Chebyshev points."""
+    Chebyshev points; all eigenvalues, (1, n), where they were computed."""
     weights: Tensor
     """Their weights, (probes, steps); each row sums to 1."""
     bandwidth: float
@@ -51,6 +52,8 @@ class SpectralDensity(Result):
         chi-squared samples of any number of degrees of freedom, from 8 probes on.
         """
         probes = len(self.nodes)
+        if not bool(self.standard_error.any()):
+            return (1 - _EXACT) * self.density, (1 + _EXACT) * self.density
         if probes < 2:
             return torch.zeros_like(self.density), torch.full_like(self.density, math.inf)
         quantile = student(max(1, 3 * (probes - 1) // 4))
@@ -107,9 +110,11 @@ class SpectralDensity(Result):
         return axes
 
 
-def mean_and_error(curves: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard error of curves, one a probe."""
+def mean_and_error(curves: Tensor, *, exact: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean and standard error of curves, one a probe; of an exact one it is 0."""
     m = len(curves)
+    if exact:
+        return curves[0], torch.zeros_like(curves[0])
     error = curves.std(dim=0) / math.sqrt(m) if m > 1 else torch.full_like(curves[0], math.inf)
     return curves.mean(dim=0), error
 

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -34,6 +36,13 @@ class DensityCriterion:
         accurate = self.rtol is None or density.error <= self.rtol
         return len(density.nodes) >= self.probes and accurate
 
+    def excess(self, density: SpectralDensity) -> float:
+        """How many times as many probes more as there are now it needs."""
+        missing = self.probes / len(density.nodes) - 1
+        if self.rtol is None:
+            return missing
+        return max(missing, (density.error / self.rtol) ** 2 - 1 if self.rtol > 0.0 else math.inf)
+
 
 class DensitySampler(ABC):
     """The samples of the probes so far, in the attributes that `saved` names for a checkpoint.
@@ -51,6 +60,7 @@ class DensitySampler(ABC):
     def __init__(self, run: EstimatorRun[DensityCriterion], steps: int, points: int) -> None:
         self.run, self.A, self.generator = run, run.A, run.generator
         self.steps, self.points, self.products = steps, points, 0
+        self.exact: Any = None
 
     @property
     @abstractmethod
@@ -96,6 +106,7 @@ class DensitySampler(ABC):
             budget = self.run.max_vectors
             raise_too_small(self.A, self.held, budget, purpose, "take fewer steps")
         self.run.limits.require(self.cost, "one probe takes")
+        self.run.is_exact_due = self.run.starts_exact(self.run.criterion.probes * self.cost)
         return self.run.sample(self, self._step, is_always_whole=True)
 
     @property

@@ -13,8 +13,9 @@ from hesse.checkpoint import FilePath
 from hesse.estimators.deflated_diagonal import AutoDiagonal
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.estimator_run import EstimatorRun
+from hesse.estimators.exact import columns_of, diagonal_of, exact_estimate
 from hesse.estimators.hutchinson import Hutchinson
-from hesse.estimators.tolerance import Tolerance
+from hesse.estimators.tolerance import FIRST_CHECK, Tolerance
 from hesse.estimators.vector_budget import Budget
 from hesse.estimators.xdiag import XDiag
 from hesse.methods import find_method
@@ -79,8 +80,10 @@ def diagonal(
 
     Returns:
         Estimate whose value and standard_error are flat vectors (n,), in the order of
-        `A.domain.names`: `A.domain.unflatten` makes trees of them. Exact for n <= 10. Ctrl-C
-        returns the estimate so far.
+        `A.domain.names`: `A.domain.unflatten` makes trees of them. Exact, with standard error 0,
+        for n <= 10; "auto" is exact for n <= 16, and takes the n products with unit vectors as soon
+        as the spread of the probes shows that the tolerance needs as many. Ctrl-C returns the
+        estimate so far.
 
         95 of 100 entries of `interval` hold the truth, over all entries taken together; those of an
         entry whose row has few neighbours of its size may hold it less often, as its samples are
@@ -118,10 +121,10 @@ def diagonal(
         generator=generator,
         block_size=block_size,
         memory_budget=memory_budget,
+        exact=diagonal_of if chosen.name == AutoDiagonal.name else None,
         method=chosen.name,
     )
-    if run.is_small:
-        value = A.to_dense().diagonal().clone()
-        return Estimate(value, torch.zeros_like(value), A.domain.n)
+    if run.is_small or run.starts_exact(FIRST_CHECK):
+        return exact_estimate(diagonal_of(columns_of(A)), A.domain.n)
     A.announce(run.criterion.min_samples(max_products))
     return chosen.estimate_diagonal(run)

@@ -38,6 +38,8 @@ class Estimate(Result, _Estimate):
     """Why it ended."""
     quantile: float
     """The 97.5% point of (estimate - truth) / standard_error, Student's."""
+    rounding: Any
+    """The size of the rounding errors of an exact value, of the form of the standard error."""
 
     def __new__(
         cls,
@@ -46,15 +48,16 @@ class Estimate(Result, _Estimate):
         products: int,
         status: Status = Status.CONVERGED,
         quantile: float = 2.0,
+        rounding: Any = 0.0,
     ) -> Estimate:
         estimate = super().__new__(cls, value, standard_error, products)
-        estimate.status, estimate.quantile = status, quantile
+        estimate.status, estimate.quantile, estimate.rounding = status, quantile, rounding
         return estimate
 
     @property
     def interval(self) -> tuple[Any, Any]:
         """(low, high), which holds the truth in 95 of 100 runs (each entry, for a vector)."""
-        width = self.quantile * self.standard_error
+        width = self.quantile * self.standard_error + self.rounding
         return self.value - width, self.value + width
 
     def __float__(self) -> float:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -12,15 +13,23 @@ import torch
 from hesse.checkpoint import Checkpoint, generator_for
 from hesse.errors import ArgumentError, Status, check_not_empty
 from hesse.estimators.estimate import Estimate, RunningMean, quantile_of
+from hesse.estimators.exact import MAX_DENSE, Columns, Exact, ExactValue, exact_estimate
+from hesse.estimators.probes import products
 from hesse.estimators.tolerance import Criterion, is_check, next_check
 from hesse.estimators.vector_budget import Budget, choose_block_size, vectors_in
 from hesse.operators.algebra import LinearOperator
 from hesse.progress import Run, State
+from hesse.vectors.random import check_generator
 
 DENSE = 10
 """Up to this dimension the estimators take all products with unit vectors, and are exact."""
 
 _UNLIMITED = 1 << 62
+
+
+class _Stopped(Exception):
+    """The run was stopped before all columns were taken."""
+
 
 CriterionT = TypeVar("CriterionT", bound=Criterion)
 Result = TypeVar("Result", bound=State)
@@ -31,6 +40,7 @@ class EstimatorState(Protocol[Result_co]):
     """The state of an estimator between two steps, as a checkpoint saves it."""
 
     products: int
+    exact: Any
 
     @property
     def is_due(self) -> bool:
@@ -50,6 +60,8 @@ class RunningEstimate:
     samples: RunningMean = field(default_factory=RunningMean)
     known: Any = 0.0
     products: int = 0
+    exact: ExactValue | None = None
+    """The answer, once it is known without sampling."""
 
     @property
     def is_due(self) -> bool:
@@ -63,7 +75,9 @@ class RunningEstimate:
         self.products += products
 
     def estimate(self, status: Status = Status.UNFINISHED) -> Estimate | None:
-        """The known part plus the mean."""
+        """The exact answer, or the known part plus the mean."""
+        if self.exact is not None:
+            return exact_estimate(ExactValue(*self.exact), self.products, status)
         if self.samples.count == 0:
             return None
         return Estimate(
@@ -89,6 +103,12 @@ class EstimatorRun(Generic[CriterionT]):
     run_key: Mapping[str, Any]
     """What must be equal for a run to resume from the checkpoint."""
     checkpoint: Checkpoint | None = field(default=None, init=False)
+    exact: Exact | None = None
+    """How all columns give the answer; None if it is to be sampled."""
+    needs_matrix: bool = False
+    """Whether that takes all columns at once."""
+    is_exact_due: bool = False
+    """Whether a step found that sampling would take no fewer than n products."""
 
     @staticmethod
     def of(
@@ -99,10 +119,13 @@ class EstimatorRun(Generic[CriterionT]):
         generator: torch.Generator | None,
         block_size: int | None,
         memory_budget: Budget,
+        exact: Exact | None = None,
+        needs_matrix: bool = False,
         **run_key: Any,
     ) -> EstimatorRun[CriterionT]:
         """A run with the arguments of a public function, which are checked here."""
         check_not_empty(A.shape)
+        check_generator(generator)
         vectors = vectors_in(A, memory_budget)
         block = min(choose_block_size(A, block_size), vectors // 2)
         return EstimatorRun(
@@ -113,7 +136,25 @@ class EstimatorRun(Generic[CriterionT]):
             block_size=block,
             max_vectors=vectors,
             run_key={"call": limits.title, **run_key, "block_size": block},
+            exact=exact,
+            needs_matrix=needs_matrix,
         )
+
+    def takes_exact(self, remaining: float, taken: int = 0) -> bool:
+        """Whether sampling would take n products or more in all, `remaining` and those `taken`.
+
+        The latter are lost to the exact way, so that they count up to a quarter of n.
+        """
+        n = self.A.domain.n
+        if self.limits.left(taken) < n:
+            return False
+        remaining += min(taken, n // 4)
+        fits = n <= MAX_DENSE and 4 * n <= self.max_vectors
+        return self.exact is not None and n <= remaining and (fits or not self.needs_matrix)
+
+    def starts_exact(self, least: int) -> bool:
+        """Whether to sample nothing, as that takes `least` products in any case."""
+        return self.limits.is_unobserved and self.takes_exact(least)
 
     @property
     def is_small(self) -> bool:
@@ -156,7 +197,9 @@ class EstimatorRun(Generic[CriterionT]):
         with self.limits as limits:
             result = state.estimate()
             while self._goes_on(state, result):
-                if not step():
+                if self.is_exact_due or self._is_exact_cheaper(state, result):
+                    self._take_all_columns(state)
+                elif not step():
                     limits.status = Status.MAX_PRODUCTS
                     break
                 checkpoint.save(state)
@@ -168,7 +211,36 @@ class EstimatorRun(Generic[CriterionT]):
             checkpoint.save(state, now=True)
         return self._result(state)
 
+    def _is_exact_cheaper(self, state: EstimatorState[Result], result: Any) -> bool:
+        """Whether the samples that the tolerance needs, judged by their spread, take n products."""
+        if self.exact is None or result is None or not state.is_due:
+            return False
+        remaining = min(self.criterion.excess(result) * state.products, self.room(state))
+        return self.takes_exact(remaining, state.products)
+
+    def _take_all_columns(self, state: EstimatorState) -> None:
+        """The exact answer, unless the run is stopped on the way."""
+        assert self.exact is not None
+        with suppress(_Stopped):
+            state.exact = self.exact(self._columns(state))
+
+    def _columns(self, state: EstimatorState) -> Columns:
+        space = self.A.domain
+        for first in range(0, space.n, self.block_size):
+            units = space.zeros().repeat(min(self.block_size, space.n - first), 1)
+            units[:, first:].diagonal().fill_(1.0)
+            images = products(self.A, units, self.block_size)
+            state.products += len(images)
+            yield first, images
+            so_far = state.estimate()
+            last = first + len(images) == space.n
+            if not last and so_far is not None and not self.limits.after_step(so_far):
+                raise _Stopped
+
     def _goes_on(self, state: EstimatorState[Result], result: Result | None) -> bool:
+        if state.exact is not None:
+            self.limits.status = Status.CONVERGED
+            return False
         if self.limits.status is Status.STOPPED:
             return False
         if state.is_due and self._is_met(result):

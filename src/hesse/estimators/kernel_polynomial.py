@@ -78,7 +78,10 @@ class KernelPolynomial(Hyperparameters):
 class _MomentSampler(DensitySampler):
     """The moments of the probes so far, one row each; the first also bounds the spectrum."""
 
-    saved = ("generator", "products", "centre", "half", "moments", "before", "now", "part")
+    saved = (
+        *("generator", "products", "centre", "half", "moments"),
+        *("before", "now", "part", "exact"),
+    )
 
     def __init__(
         self, run: EstimatorRun[DensityCriterion], degree: int, steps: int, points: int
@@ -157,12 +160,14 @@ class _MomentSampler(DensitySampler):
         lanczos.extend(min(_BOUND_STEPS, self.A.domain.n))
         nodes, _ = lanczos.rule(0)
         margin = lanczos.recurrence(0)[1][-1]
-        low, high = float(nodes[0]) - margin, float(nodes[-1]) + margin
         with uninterrupted():
-            self.centre = 0.5 * (low + high)
-            # One per cent of room for rounding, and some for a multiple of the identity.
-            self.half = max(0.505 * (high - low), 1e-3 * abs(self.centre), 1e-30)
+            self._set_range(float(nodes[0]) - margin, float(nodes[-1]) + margin)
             self.products += lanczos.products
+
+    def _set_range(self, low: float, high: float) -> None:
+        self.centre = 0.5 * (low + high)
+        # One per cent of room for rounding, and some for a multiple of the identity.
+        self.half = max(0.505 * (high - low), 1e-3 * abs(self.centre), 1e-30)
 
     def _scaled(self, rows: Tensor) -> Tensor:
         image = products(self.A, rows, self.run.block_size)
@@ -180,12 +185,26 @@ class _MomentSampler(DensitySampler):
             remedy="Check the symmetry of A, or use method='lanczos'.",
         )
 
+    def _moments_of(self, eigenvalues: Tensor) -> Tensor:
+        """The moments of the whole spectrum, one row."""
+        self._set_range(float(eigenvalues[0]), float(eigenvalues[-1]))
+        angles = torch.acos((eigenvalues - self.centre) / self.half)
+        j = torch.arange(self.degree + 1, dtype=torch.float64)
+        return torch.cos(j[:, None] * angles).mean(dim=1)[None]
+
+    @property
+    def _moments_so_far(self) -> Tensor | None:
+        """Those of the spectrum, of the complete probes, or of the block so far; one row each."""
+        if self.exact is not None:
+            return self._moments_of(self.exact[0])
+        if self.count > 0:
+            return self.moments
+        return self.part / self.A.domain.n if self.part.shape[1] >= 2 else None
+
     def estimate(self, status: Status = Status.UNFINISHED) -> SpectralDensity | None:
-        moments = self.moments
-        if self.count == 0:
-            if self.part.shape[1] < 2:
-                return None
-            moments = self.part / self.A.domain.n
+        moments = self._moments_so_far
+        if moments is None:
+            return None
         degree = moments.shape[1] - 1
         moments = moments * _jackson(degree)
         moments[:, 1:] *= 2
@@ -196,7 +215,7 @@ class _MomentSampler(DensitySampler):
         edge = math.cos(math.pi / (8 * degree))
         t = torch.linspace(-edge, edge, self.points, dtype=torch.float64)
         curves = _series(moments, torch.acos(t)) / (math.pi * self.half * torch.sqrt(1 - t**2))
-        mean, error = mean_and_error(curves)
+        mean, error = mean_and_error(curves, exact=self.exact is not None)
         return SpectralDensity(
             self.centre + self.half * t,
             mean,

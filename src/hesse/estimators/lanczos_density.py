@@ -78,7 +78,7 @@ class _LanczosSampler(DensitySampler):
     `block` holds the Lanczos processes of the probes that are not complete.
     """
 
-    saved = ("generator", "products", "rules", "block")
+    saved = ("generator", "products", "rules", "block", "exact")
 
     def __init__(
         self,
@@ -117,6 +117,7 @@ class _LanczosSampler(DensitySampler):
         if states:
             self._quadratures = Quadratures(self.A, [], self.run.block_size)
             self._quadratures.processes = [unpack(self.A, state) for state in states]
+            self._quadratures.make_room(self.steps)
 
     @property
     def is_begun(self) -> bool:
@@ -149,18 +150,26 @@ class _LanczosSampler(DensitySampler):
         nodes = torch.cat([nodes, nodes[-1:].expand(missing)])
         return torch.stack([nodes, torch.cat([weights, weights.new_zeros(missing)])])
 
+    @property
+    def _rules_so_far(self) -> Tensor | None:
+        """The rule of the spectrum, of the complete probes, or of the block so far."""
+        if self.exact is not None:
+            return _rule_of(self.exact[0])
+        block = self._quadratures
+        if self.count > 0 or block is None:
+            return self.rules if self.count > 0 else None
+        return self._rules(block) if min(p.size for p in block.processes) > 0 else None
+
     def estimate(self, status: Status = Status.UNFINISHED) -> SpectralDensity | None:
-        rules, block = self.rules, self._quadratures
-        if self.count == 0:
-            if block is None or min(process.size for process in block.processes) == 0:
-                return None
-            rules = self._rules(block)
+        rules = self._rules_so_far
+        if rules is None:
+            return None
         nodes, weights = rules.unbind(dim=1)
         sigma = self._width(nodes)
         low, high = float(nodes.min()) - 4 * sigma, float(nodes.max()) + 4 * sigma
         grid = torch.linspace(low, high, self.points, dtype=torch.float64)
         curves = torch.stack([_curve(rule, grid, sigma) for rule in rules])
-        mean, error = mean_and_error(curves)
+        mean, error = mean_and_error(curves, exact=self.exact is not None)
         return SpectralDensity(grid, mean, error, nodes, weights, sigma, self.products, status)
 
     def _width(self, nodes: Tensor) -> float:
@@ -169,7 +178,13 @@ class _LanczosSampler(DensitySampler):
             return self.bandwidth
         low, high = float(nodes.min()), float(nodes.max())
         scale = max(high - low, 1e-3 * max(abs(low), abs(high)), 1e-30)
-        return max(0.01, 0.0 if self.steps >= self.A.domain.n else 1 / self.steps) * scale
+        resolves_all = self.steps >= self.A.domain.n or self.exact is not None
+        return max(0.01, 0.0 if resolves_all else 1 / self.steps) * scale
+
+
+def _rule_of(eigenvalues: Tensor) -> Tensor:
+    """The one rule of all eigenvalues, shape (1, 2, n)."""
+    return torch.stack([eigenvalues, torch.full_like(eigenvalues, 1 / len(eigenvalues))])[None]
 
 
 def _curve(rule: Tensor, grid: Tensor, sigma: float) -> Tensor:

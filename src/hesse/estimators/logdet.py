@@ -11,8 +11,9 @@ from hesse.checkpoint import FilePath
 from hesse.errors import OperatorError
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.estimator_run import EstimatorRun
+from hesse.estimators.exact import Columns, ExactValue, columns_of, eigenvalues_of, exact_estimate
 from hesse.estimators.quadrature import Quadratures, gauss
-from hesse.estimators.spectral_sum import spectral_sum
+from hesse.estimators.spectral_sum import LEAST_PRODUCTS, spectral_sum
 from hesse.estimators.tolerance import Tolerance
 from hesse.estimators.vector_budget import Budget
 from hesse.operators.algebra import LinearOperator
@@ -59,7 +60,10 @@ def logdet(
         Estimate(value, standard_error, products). The steps of a process begin at 16 and double
         until the quadrature error, extrapolated from the values after a quarter, half and all of
         the steps as for geometric convergence, is a fifth of the statistical error; `interval`
-        contains both. Exact for n <= 10. Ctrl-C returns the estimate so far.
+        contains both. Exact, with standard error 0, for n <= 10; for n <= 512 too, unless a limit
+        of time, a callback or a checkpoint is given; and, up to n = 8192, as soon as the spread of
+        the probes shows that the tolerance needs n products or more: all columns, and their
+        eigenvalues (n^2 numbers). Ctrl-C returns the estimate so far.
 
     Cost: a product a step of every probe; 5 vectors for each of block_size processes, 4 for a
         single one (for n < 4096, where they are short, as many more as there are steps). A
@@ -90,16 +94,23 @@ def logdet(
         generator=generator,
         block_size=block_size,
         memory_budget=memory_budget,
+        exact=_exact_logdet,
+        needs_matrix=True,
     )
     n = A.domain.n
-    if run.is_small:
-        values = torch.linalg.eigvalsh(A.to_dense().double())
-        return Estimate(_log(values, torch.ones(n, dtype=torch.float64)), 0.0, n)
+    if run.is_small or run.starts_exact(LEAST_PRODUCTS):
+        return exact_estimate(_exact_logdet(columns_of(A)), n)
 
     def evaluate(quadratures: Quadratures, i: int) -> tuple[float, float]:
         return _value_and_bound(quadratures, i, n)
 
     return spectral_sum(run, evaluate)
+
+
+def _exact_logdet(columns: Columns) -> ExactValue:
+    values, rounding = eigenvalues_of(columns)
+    value = _log(values, torch.ones_like(values))
+    return ExactValue(value, 0.0, rounding * float((1 / values).sum()))
 
 
 def _value_and_bound(quadratures: Quadratures, i: int, n: int) -> tuple[float, float]:

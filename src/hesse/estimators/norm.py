@@ -15,8 +15,9 @@ from hesse.checkpoint import FilePath
 from hesse.errors import ArgumentError, Status, check_count, is_number
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.estimator_run import EstimatorRun, RunningEstimate
+from hesse.estimators.exact import columns_of, exact_estimate, frobenius_norm_of, spectral_norm_of
 from hesse.estimators.probes import products, signs
-from hesse.estimators.tolerance import Tolerance
+from hesse.estimators.tolerance import FIRST_CHECK, Tolerance
 from hesse.estimators.vector_budget import Budget
 from hesse.krylov.eigsh import eigsh
 from hesse.krylov.lanczos import Lanczos
@@ -62,10 +63,12 @@ def norm(
 
     Returns:
         Estimate(value, standard_error, products). Of the spectral norm the standard_error is not
+        Estimate(value, standard_error, products). Of the spectral norm the standard_error is not
         statistical: it is the residual, and a singular value lies within it of the value. That need
         not be the largest: among close ones the value is a lower bound of the norm, within rtol
         with a probability that grows with the steps, and its `interval` need not contain the norm.
-        Exact for n <= 10. Ctrl-C returns the estimate so far.
+        Exact for n <= 10; "fro" also as soon as the tolerance needs n products or more. Ctrl-C
+        returns the estimate so far.
 
     Cost: "fro": a product a probe, 2 block_size vectors; the variance of |A z|^2 is
         2 (|A'A|_F^2 - sum_i |a_i|^4), a_i the columns, and the square root halves the relative
@@ -100,10 +103,11 @@ def norm(
         generator=generator,
         block_size=block_size,
         memory_budget=memory_budget,
+        exact=spectral_norm_of if ord == 2 else frobenius_norm_of,
+        needs_matrix=ord == 2,
     )
-    if run.is_small:
-        value = torch.linalg.matrix_norm(A.to_dense().double(), ord)
-        return Estimate(float(value), 0.0, A.domain.n)
+    if run.exact is not None and (run.is_small or run.starts_exact(FIRST_CHECK)):
+        return exact_estimate(run.exact(columns_of(A)), A.domain.n)
     if ord == 2:
         return _spectral_norm(
             A,
@@ -126,8 +130,8 @@ class _SquaredNorm(RunningEstimate):
 
     def estimate(self, status: Status = Status.UNFINISHED) -> Estimate | None:
         square = super().estimate(status)
-        if square is None:
-            return None
+        if square is None or self.exact is not None:
+            return square
         root = math.sqrt(square.value)
         error = square.standard_error / (2 * root) if root > 0.0 else square.standard_error
         return Estimate(root, error, square.products, status, square.quantile)

@@ -90,7 +90,7 @@ def unpack(A: LinearOperator, state: list[Any]) -> Process:
         return recurrence
     used, T, *counts = state
     lanczos = LanczosProcess(A, len(T) - 1, used[0], torch.Generator())
-    lanczos.used, lanczos.T = used, T
+    lanczos.used, lanczos.T, lanczos.lost = used, T, torch.zeros_like(T)
     lanczos.size, lanczos.rows, lanczos.products, lanczos.largest, lanczos.due = counts
     return lanczos
 

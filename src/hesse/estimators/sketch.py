@@ -13,6 +13,7 @@ from hesse.boundary import warn
 from hesse.errors import FallbackWarning, Status
 from hesse.estimators.estimate import Estimate, student
 from hesse.estimators.estimator_run import EstimatorRun
+from hesse.estimators.exact import ExactValue
 from hesse.estimators.orthonormal import extend
 from hesse.estimators.probes import products
 from hesse.estimators.tolerance import is_check, next_check
@@ -45,6 +46,7 @@ class Sketch:
     shift: float = 0.0
     value: Tensor | float = 0.0
     standard_error: Tensor | float = 0.0
+    exact: ExactValue | None = None
 
     @property
     def size(self) -> int:

@@ -15,6 +15,7 @@ from hesse.errors import check_count
 from hesse.estimators.density import SpectralDensity
 from hesse.estimators.density_run import DensityCriterion
 from hesse.estimators.estimator_run import EstimatorRun
+from hesse.estimators.exact import Columns, ExactValue, eigenvalues_of
 from hesse.estimators.kernel_polynomial import KernelPolynomial
 from hesse.estimators.lanczos_density import LanczosDensity
 from hesse.estimators.vector_budget import Budget
@@ -96,8 +97,11 @@ def spectral_density(
         memory_budget: bytes, or a text such as "1GB", for the vectors: fewer probes at a time.
 
     Returns:
-        SpectralDensity, with a pointwise 95% band `interval`, a `status`, and `plot()`. Ctrl-C and
-        the limits return what the complete probes give, or, before there are any, the steps so far.
+        SpectralDensity, with a pointwise 95% band `interval`, a `status`, and `plot()`. Where the
+        probes take n products or more (n <= 8192) it is that of all eigenvalues, from n products,
+        with standard error 0 (at once if there is no limit of time, callback or checkpoint). Ctrl-C
+        and the limits return what the complete probes give, or, before there are any, the steps so
+        far.
 
     Cost: `steps` products a probe, or `degree` / 2; see the methods. A checkpoint takes one more
         product.
@@ -136,8 +140,14 @@ def spectral_density(
         generator=generator,
         block_size=block_size,
         memory_budget=memory_budget,
+        exact=_eigenvalues,
+        needs_matrix=True,
         probes=criterion.probes,
         **chosen.run_key,
     )
     A.announce(total)
     return chosen.estimate_density(run, points)
+
+
+def _eigenvalues(columns: Columns) -> ExactValue:
+    return ExactValue(*eigenvalues_of(columns))

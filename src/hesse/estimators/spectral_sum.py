@@ -23,6 +23,8 @@ from hesse.estimators.vector_budget import raise_too_small
 from hesse.operators.algebra import LinearOperator
 
 FIRST_DEPTH = 16
+LEAST_PRODUCTS = 2 * FIRST_DEPTH * FIRST_CHECK
+"""What a sum takes that goes deeper once, as most do; exact up to this dimension."""
 _FRACTION = 0.2  # of the standard error that the quadrature may add
 
 Evaluate = Callable[[Quadratures, int], tuple[float, float]]
@@ -43,8 +45,8 @@ class SpectralSum(RunningEstimate):
         as squares, which is less where the bound is small.
         """
         count = self.samples.count
-        if count == 0:
-            return None
+        if count == 0 or self.exact is not None:
+            return super().estimate(status)
         quantile, error = quantile_of(count), self.samples.standard_error
         if count > 1:
             bias = self.bias.mean
@@ -68,6 +70,9 @@ def spectral_sum(run: EstimatorRun[Tolerance], evaluate: Evaluate) -> Estimate:
             return False
         quadratures = Quadratures(A, signs(A.domain, k, state.generator), run.block_size)
         samples, bounds = _deep_enough(quadratures, k, run, state, evaluate)
+        if run.is_exact_due:
+            state.products += quadratures.products
+            return True
         for bound in bounds:
             state.bias.add(bound)
         state.add(samples, quadratures.products)
@@ -89,11 +94,16 @@ def _deep_enough(
     evaluate: Evaluate,
 ) -> tuple[list[float], list[float]]:
     """Samples and bounds of their bias, after as many steps as make the bias small enough."""
-    n = run.A.domain.n
+    n, is_first = run.A.domain.n, state.samples.count == 0
     while True:
         quadratures.extend(state.depth)
         pairs = [evaluate(quadratures, i) for i in range(k)]
         samples, bounds = [value for value, _ in pairs], [bound for _, bound in pairs]
+        remaining = _remaining(quadratures, samples, run, state)
+        taken = state.products + quadratures.products
+        if is_first and k > 1 and run.takes_exact(remaining, taken):
+            run.is_exact_due = True
+            return samples, bounds
         deeper = min(2 * state.depth, n)
         affordable = run.room(state) - quadratures.products >= k * (deeper - state.depth)
         fits = run.max_vectors >= k * _held(run.A, deeper)
@@ -101,6 +111,21 @@ def _deep_enough(
         if enough or deeper == state.depth or not affordable or not fits:
             return samples, bounds
         state.depth = deeper
+        run.is_exact_due = run.takes_exact(_remaining(quadratures, samples, run, state), taken)
+        if run.is_exact_due:
+            return samples, bounds
+
+
+def _remaining(
+    quadratures: Quadratures, samples: list[float], run: EstimatorRun[Tolerance], state: SpectralSum
+) -> float:
+    """How many products more this depth takes, for as many samples as the tolerance needs."""
+    values = torch.tensor(samples, dtype=torch.float64)
+    admissible = run.criterion.at(float(values.mean()))
+    spread = float(values.std()) if len(samples) > 1 else 0.0
+    needed = (spread / admissible) ** 2 if admissible > 0.0 else math.inf
+    count = max(FIRST_CHECK, needed) - state.samples.count
+    return min(count * state.depth, run.room(state)) - quadratures.products
 
 
 def _attainable_error(

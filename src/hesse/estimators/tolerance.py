@@ -45,6 +45,10 @@ class Criterion(Protocol):
         """Whether this result is."""
         ...
 
+    def excess(self, result: Any, /) -> float:
+        """How many times as many samples more as there are now it needs."""
+        ...
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -64,6 +68,11 @@ class Tolerance:
     def is_met(self, estimate: Estimate) -> bool:
         """Whether the estimate is accurate enough."""
         return self.norm(estimate.standard_error) <= self.at(estimate.value)
+
+    def excess(self, estimate: Estimate) -> float:
+        """How many times as many samples more as there are now the tolerance needs."""
+        error, admissible = self.norm(estimate.standard_error), self.at(estimate.value)
+        return (error / admissible) ** 2 - 1 if admissible > 0.0 else math.inf
 
     def min_samples(self, max_products: int) -> int:
         """The number of samples that are taken in any case."""

@@ -11,9 +11,10 @@ from hesse.boundary import public
 from hesse.checkpoint import FilePath
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.estimator_run import EstimatorRun
+from hesse.estimators.exact import columns_of, exact_estimate, trace_of
 from hesse.estimators.hutchinson import Hutchinson
 from hesse.estimators.hutchpp import AutoTrace, HutchPP
-from hesse.estimators.tolerance import Tolerance
+from hesse.estimators.tolerance import FIRST_CHECK, Tolerance
 from hesse.estimators.vector_budget import Budget
 from hesse.estimators.xnystrace import XNysTrace
 from hesse.estimators.xtrace import XTrace
@@ -85,7 +86,9 @@ def trace(
 
     Returns:
         Estimate(value, standard_error, products), with `status` and a 95% `interval`. Exact, with
-        standard error 0, for n <= 10. Ctrl-C returns the estimate so far.
+        standard error 0, for n <= 10; "auto" is exact for n <= 16, and takes the n products with
+        unit vectors as soon as the spread of the probes shows that the tolerance needs as many.
+        Ctrl-C returns the estimate so far.
 
     Cost: see the methods. A checkpoint takes one product, to recognise the operator.
 
@@ -117,10 +120,10 @@ def trace(
         generator=generator,
         block_size=block_size,
         memory_budget=memory_budget,
+        exact=trace_of if chosen.name == AutoTrace.name else None,
         method=chosen.name,
     )
-    if run.is_small:
-        value = float(A.to_dense().diagonal().sum(dtype=torch.float64))
-        return Estimate(value, 0.0, A.domain.n)
+    if run.is_small or run.starts_exact(FIRST_CHECK):
+        return exact_estimate(trace_of(columns_of(A)), A.domain.n)
     A.announce(run.criterion.min_samples(max_products))
     return chosen.estimate_trace(run)

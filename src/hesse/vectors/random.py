@@ -31,10 +31,15 @@ def random_signs(
 
 def _source(device: torch.device, generator: torch.Generator | None) -> torch.device:
     """The device to draw on: the generator's, so that a CPU seed means one vector everywhere."""
+    check_generator(generator)
+    return generator.device if generator is not None else device
+
+
+def check_generator(generator: torch.Generator | None) -> None:
+    """Raise unless this is a generator or None."""
     if not isinstance(generator, torch.Generator | None):
         raise ArgumentError(
             expected="generator to be a torch.Generator",
             got=f"a {type(generator).__name__}",
             remedy="Give torch.Generator().manual_seed(0), or leave it out for the global one.",
         )
-    return generator.device if generator is not None else device
