@@ -12,7 +12,7 @@ from torch import Tensor
 from hesse.vectors.inner_products import norm
 
 _PIECE = 1 << 18
-_FEW = 1 << 13
+_ROW = 1 << 12
 
 
 def agree(ours: list[Tensor], theirs: list[Tensor], eps: float) -> bool:
@@ -59,7 +59,8 @@ def _is_finite(tensor: Tensor) -> bool:
 def fingerprint(result: Tensor) -> list[float]:
     """The norm of a result and three projections, by which another one is told from it.
 
-    A difference changes a projection by about its norm.
+    A difference changes a projection by about its norm: entries have random signs within rows, and
+    rows have random weights.
 
     >>> one = torch.ones(1000)
     >>> same_fingerprint(fingerprint(one), fingerprint(one + 1e-5), 1e-7)
@@ -67,14 +68,15 @@ def fingerprint(result: Tensor) -> list[float]:
     >>> same_fingerprint(fingerprint(one), fingerprint(1.1 * one), 1e-7)
     False
     """
-    squares, projections = 0.0, torch.zeros(3, dtype=torch.float64, device=result.device)
     generator = torch.Generator().manual_seed(0)
-    for piece in result.detach().reshape(-1).split(_FEW):
-        signs = torch.randint(0, 2, (3, len(piece)), dtype=torch.int8, generator=generator)
-        exact = piece.to(torch.float64)
-        projections += (2.0 * signs.to(piece.device) - 1.0).to(torch.float64) @ exact
-        squares += float(exact @ exact)
-    return [math.sqrt(squares), *projections.tolist()]
+    flat = result.detach().reshape(-1)
+    whole = len(flat) // _ROW * _ROW
+    projections = torch.zeros(3, dtype=torch.float64)
+    for rows in (flat[:whole].view(-1, _ROW), flat[None, whole:]):
+        signs = torch.randint(0, 2, (rows.shape[1], 3), generator=generator).to(rows) * 2 - 1
+        weights = torch.randn(len(rows), 3, generator=generator, dtype=torch.float64)
+        projections += ((rows @ signs).to("cpu", torch.float64) * weights).sum(dim=0)
+    return [norm(flat), *projections.tolist()]
 
 
 def same_fingerprint(ours: list[float], theirs: list[float], eps: float) -> bool:

@@ -95,26 +95,34 @@ def _check(
 ) -> float | None:
     """Raise unless programs repeat the products; the error of one in reduced precision.
 
-    Twice, from the same residuals: an operation that hides what it shares memory with could have
-    overwritten them. The results of the programs take the place of those that were traced.
+    A program must leave its arguments as they are: an operation that hides what it shares memory
+    with could overwrite residuals. The results of the programs take the place of those that were
+    traced.
     """
     error = None
     for quantity in traced.point.definition.quantities:
         if quantity.result is None:
             traced.results.pop(quantity.name, None)
             continue
-        for _ in range(2):
-            expected = traced.results.pop(quantity.name)
-            with units(options.precision):
-                arguments = [*residuals, directions[quantity.direction]]
-                (ours,) = run(programs.tangents[quantity.name], arguments)
-            if not agree([ours], [expected], eps):
-                raise UntraceableError("the program does not repeat the product that was traced")
-            if reduced and error is None:
-                error = difference([ours], [expected])
-            traced.results[quantity.name] = ours
-            del expected, ours
+        expected = traced.results.pop(quantity.name)
+        arguments = [*residuals, directions[quantity.direction]]
+        before = _sums(arguments)
+        with units(options.precision):
+            (ours,) = run(programs.tangents[quantity.name], arguments)
+        if not agree([ours], [expected], eps):
+            raise UntraceableError("the program does not repeat the product that was traced")
+        if _sums(arguments) != before:
+            raise UntraceableError("the program writes to its residuals")
+        if reduced and error is None:
+            error = difference([ours], [expected])
+        traced.results[quantity.name] = ours
+        del expected, ours
     return error
+
+
+def _sums(tensors: list[Tensor]) -> list[str]:
+    """The sum of each, as text, so that NaN equals itself; changes when one is overwritten."""
+    return [str(tensor.sum().item()) for tensor in tensors]
 
 
 class _Traced:
