@@ -12,7 +12,14 @@ from torch.nn import functional as F
 
 from hesse.ad.hessian import HessianGraph
 from hesse.curvature import hessian_operator
-from hesse.engine.cost_model import CountedCost, MeasuredCost, Usage, deterministic
+from hesse.engine.cost_model import (
+    CountedCost,
+    MeasuredCost,
+    Usage,
+    current_cost_model,
+    deterministic,
+)
+from hesse.engine.machine_speed import slowness
 
 A = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -79,6 +86,19 @@ def test_matrix_products_wait_until_it_pays(f):
     # Four products and the nodes, and a quarter more, or what three tenths of a product save.
     usage.seconds = 1.3 * (4.0 + 1e-3 * usage.num_nodes) / 0.3
     assert MEASURED.should_trace(usage)
+
+
+def test_a_machine_that_is_slower_in_python_traces_later():
+    usage = Usage(num_nodes=100, graph_seconds=1e-3, seconds=0.2)
+    assert MEASURED.should_trace(usage)
+    assert not MeasuredCost(slowness=10.0).should_trace(usage)
+
+
+def test_the_speed_of_the_machine_is_measured_once_a_process(monkeypatch):
+    first = slowness()
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)
+    assert slowness() == first > 0.0
+    assert current_cost_model() == MeasuredCost(slowness=first)
 
 
 def test_a_cost_model_is_a_pure_function_of_the_usage():

@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 pytest.importorskip("jinja2")
 
+from hesse.report.cores import leave_busy_cores
 from hesse.report.demo import QUICK, run_demo
 from hesse.report.digits import digits
 from hesse.report.training import Curve, train_adamw, train_hessian_free, train_lbfgs
@@ -53,6 +54,19 @@ def test_a_curve_gives_the_time_of_an_error_and_the_error_at_a_time():
     assert curve.seconds_to(2.0) == 1.0
     assert curve.seconds_to(0.5) is None
     assert curve.error_at(1.5) == 2.0
+
+
+@pytest.mark.parametrize(("load", "threads"), [(7.5, 1), (0.1, 2)])
+def test_one_thread_is_taken_on_a_busy_machine(monkeypatch, load, threads):
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        leave_busy_cores()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_missing_extra_is_reported_without_a_traceback():

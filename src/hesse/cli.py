@@ -57,8 +57,10 @@ def application():
         progress: bool = typer.Option(True, help="Show progress bars."),
     ) -> None:
         """Train, minimise and look at curvature on real digits; write an HTML report."""
+        from hesse.report.cores import leave_busy_cores
         from hesse.report.demo import QUICK, run_demo
 
+        leave_busy_cores()
         run_demo(Path(output), seed=seed, effort=QUICK if quick else None, progress=progress)
 
     return app

@@ -16,6 +16,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
+from hesse.engine.machine_speed import slowness
+
 _ARITHMETIC = re.compile(r"mm|mv|dot|einsum|linear|conv|attention|lstm|gru|rnn", re.IGNORECASE)
 
 # A vector of so many bytes does not fit into the caches of a core.
@@ -115,8 +117,12 @@ class MeasuredCost:
     matrix, a product is passes over memory, of which a program takes a few: tracing pays at once if
     a vector exceeds the caches, or a product takes longer than the trace. Compiling pays when four
     times what it takes has gone into products.
+
+    Both prices of a node are time in Python, as measured on one machine; they are scaled by the
+    `slowness` of this one.
     """
 
+    slowness: float = 1.0
     seconds_per_node: float = 1e-3
     products_per_trace: float = 4.0
     saved_fraction: float = 0.3
@@ -146,15 +152,15 @@ class MeasuredCost:
 
     def _break_even(self, usage: Usage) -> float:
         """Seconds of products after which tracing pays."""
-        price = self.seconds_per_node * usage.num_nodes
-        price += self.products_per_trace * usage.graph_seconds
+        nodes = self.slowness * usage.num_nodes
+        price = self.seconds_per_node * nodes + self.products_per_trace * usage.graph_seconds
         saved = self.saved_fraction
-        saved += self.saved_per_node * usage.num_nodes / max(usage.graph_seconds, 1e-9)
+        saved += self.saved_per_node * nodes / max(usage.graph_seconds, 1e-9)
         return price * max(self.caution, 1 / saved)
 
     def _is_memory_bound(self, usage: Usage) -> bool:
         """Whether a product is passes over memory that take longer than building the programs."""
-        slow = usage.graph_seconds > self.seconds_per_node * usage.num_nodes
+        slow = usage.graph_seconds > self.seconds_per_node * self.slowness * usage.num_nodes
         return (usage.is_long or slow) and not usage.multiplies
 
 
@@ -183,7 +189,7 @@ _current: ContextVar[CostModel | None] = ContextVar("hesse_cost_model", default=
 
 def current_cost_model() -> CostModel:
     """The cost model of operators that are made now."""
-    return _current.get() or MeasuredCost()
+    return _current.get() or MeasuredCost(slowness=slowness())
 
 
 @contextmanager
