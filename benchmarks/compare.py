@@ -6,8 +6,8 @@ median over rounds of new / old. The columns, for Hessian and Gauss-Newton matri
 (`MODEL`) and on several (`MODEL:8`):
 
 - product: one more product of an operator that has taken some;
-- total, trace, solve: from a new operator, 20 products, an estimate of the trace from as many, and
-  as many steps of minres or cg;
+- first, total, trace, solve: from a new operator, one product, 20 products, an estimate of the
+  trace from as many, and as many steps of minres or cg;
 - eigsh, density: three eigenvalues and a spectral density, of an operator that has taken products.
 
 A cell names products and modes where those of the two sides differ: `auto` mode traces when
@@ -40,7 +40,15 @@ QUICK += ["convnet:8", "lstm", "pinn", "rosenbrock", "logistic-regression"]
 SECONDS, QUICK_SECONDS = 40.0, 12.0
 """For a row, about."""
 
-COLUMNS = {"product": 1, "total": 20, "trace": 20, "solve": 20, "eigsh": 40, "density": 128}
+COLUMNS = {
+    "product": 1,
+    "first": 2,
+    "total": 20,
+    "trace": 20,
+    "solve": 20,
+    "eigsh": 40,
+    "density": 128,
+}
 """About the products that a turn takes; the first columns are the last to be left out."""
 FEWEST, MOST = 2, 50
 """Rounds of a column."""

@@ -66,6 +66,10 @@ class Worker:
         seconds = self._clock() - start
         return {"seconds": seconds / count, "products": 1, "mode": _mode(self.operator)}
 
+    def first(self) -> dict[str, Any]:
+        """An operator and its first product."""
+        return self._timed(lambda A: A @ self.v) | {"products": 1}
+
     def total(self) -> dict[str, Any]:
         """An operator and its first products."""
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ class UndifferentiableError(NotImplementedError):
     """The backward pass of a user's `autograd.Function` is a constant to torch, and is none."""
 
 
-def graph_nodes(value: Tensor) -> Iterator[Any]:
-    """The nodes of the graph of `value`."""
-    seen, nodes = set(), [value.grad_fn]
+def graph_nodes(*values: Tensor) -> Iterator[Any]:
+    """The nodes of the graphs of some tensors, each once."""
+    seen: set[Any] = set()
+    nodes: list[Any] = [value.grad_fn for value in values]
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:
@@ -84,23 +86,28 @@ def saved_bytes(outputs: Sequence[Tensor], known: Sequence[Tensor]) -> int:
     40
     """
     storages: dict[int, int] = {}
-    for output in outputs:
-        for node in graph_nodes(output):
-            for tensor in _saved_tensors(node):
-                storage = tensor.untyped_storage()
-                storages[storage.data_ptr()] = storage.nbytes()
+    for node in graph_nodes(*outputs):
+        for tensor in _saved_tensors(node):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
     for tensor in known:
         storages.pop(tensor.untyped_storage().data_ptr(), None)
     return sum(storages.values())
 
 
 def _saved_tensors(node: Any) -> Iterator[Tensor]:
-    """What a node saved; the attributes of torch's nodes that begin with `_saved_`."""
-    for name in dir(node):
-        if name.startswith("_saved_") or name == "saved_tensors":
-            saved = getattr(node, name)
-            parts = saved if isinstance(saved, (list, tuple)) else [saved]
-            yield from (part for part in parts if isinstance(part, Tensor) and _is_dense(part))
+    """What a node saved."""
+    for name in _saved_names(type(node)):
+        saved = getattr(node, name)
+        parts = saved if isinstance(saved, (list, tuple)) else [saved]
+        yield from (part for part in parts if isinstance(part, Tensor) and _is_dense(part))
+
+
+@cache
+def _saved_names(kind: type) -> list[str]:
+    """The attributes of a kind of node that begin with `_saved_`; those of a user's function."""
+    names = [name for name in dir(kind) if name.startswith("_saved_")]
+    return [*names, "saved_tensors"] if hasattr(kind, "saved_tensors") else names
 
 
 def _is_dense(tensor: Tensor) -> bool:
