@@ -18,6 +18,7 @@ from torch import nn
 
 import hesse
 from hesse.engine.plan import Plan
+from hesse.errors import StructureError
 from hesse.krylov.preconditioners import Pairs, jacobi
 from hesse.operators import LinearOperator
 from hesse.result import Result
@@ -105,3 +106,8 @@ def test_no_public_function_has_more_than_a_handful_of_arguments():
     counts = {f.__qualname__: len(inspect.signature(f).parameters) for f in functions}
     assert len(counts) > 50
     assert {name: n for name, n in counts.items() if n > MOST_ARGUMENTS} == {}
+
+
+def test_a_result_that_is_unpacked_names_its_fields():
+    with pytest.raises(StructureError, match=r"Write result\.x"):
+        _, _ = hesse.solve(torch.eye(2), torch.ones(2))

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hesse.errors import StructureError
+
 _ENTRIES = 6
 _WIDTH = 88
 
@@ -41,7 +43,14 @@ class Result:
             if name in self.keys():
                 return getattr(self, name)
             raise KeyError(name)
-        return super().__getitem__(name)  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(self, tuple):
+            return tuple.__getitem__(self, name)
+        fields = ", ".join(self.keys())
+        raise StructureError(
+            expected=f"a field of {type(self).__name__} by its name: {fields}",
+            got=f"the position {name!r}, as to unpack a tuple",
+            remedy=f"Write result.{self.keys()[0]}.",
+        )
 
     def keys(self) -> Sequence[str]:
         """The names of the fields."""

@@ -17,6 +17,7 @@ from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.exact import Columns, ExactValue, columns_of, eigenvalues_of, exact_estimate
 from hesse.estimators.quadrature import Quadratures, radau
 from hesse.estimators.spectral_sum import LEAST_PRODUCTS, spectral_sum
+from hesse.estimators.structured import known_eigenvalues
 from hesse.estimators.tolerance import Tolerance
 from hesse.estimators.vector_budget import Budget
 from hesse.operators.algebra import LinearOperator
@@ -117,6 +118,9 @@ def count_eigenvalues(
         low=low,
         high=high,
     )
+    known = known_eigenvalues(A)
+    if known is not None:
+        return exact_estimate(_count_of(known, A.dtype, low, high), 0)
     n = A.domain.n
     if run.is_small:
         values, _ = eigenvalues_of(columns_of(A))
@@ -144,12 +148,15 @@ def weight_below(quadratures: Quadratures, i: int, x: float) -> tuple[float, flo
 
 def _exact_count(A: LinearOperator, low: float, high: float, columns: Columns) -> ExactValue:
     """Half of an eigenvalue at an end, to rounding, is counted, and half is in doubt."""
-    values, _ = eigenvalues_of(columns)
+    return _count_of(eigenvalues_of(columns)[0], A.dtype, low, high)
+
+
+def _count_of(values: Tensor, dtype: torch.dtype, low: float, high: float) -> ExactValue:
     ones = torch.ones_like(values)
     (above, bound), (below, other) = (
         (len(values) * float(x > 0), 0.0)
         if math.isinf(x)
-        else _weight_of_eigenvalues(values, ones, A.dtype, x)
+        else _weight_of_eigenvalues(values, ones, dtype, x)
         for x in (high, low)
     )
     return ExactValue(above - below, bound + other)

@@ -13,7 +13,9 @@ from torch import Tensor
 from hesse.errors import Status, check_count, check_tolerances
 from hesse.estimators.density import SpectralDensity
 from hesse.estimators.estimator_run import EstimatorRun
+from hesse.estimators.exact import MAX_DENSE, ExactValue
 from hesse.estimators.probes import signs
+from hesse.estimators.structured import known_eigenvalues
 from hesse.estimators.tolerance import is_check, next_check
 from hesse.estimators.vector_budget import raise_too_small
 from hesse.progress import uninterrupted
@@ -105,6 +107,10 @@ class DensitySampler(ABC):
             purpose = f"one probe of {self.steps} steps"
             budget = self.run.max_vectors
             raise_too_small(self.A, self.held, budget, purpose, "take fewer steps")
+        known = known_eigenvalues(self.A) if self.A.domain.n <= MAX_DENSE else None
+        if known is not None:
+            self.exact = ExactValue(known, 0.0)
+            return self.estimate(Status.CONVERGED)
         self.run.limits.require(self.cost, "one probe takes")
         self.run.is_exact_due = self.run.starts_exact(self.run.criterion.probes * self.cost)
         return self.run.sample(self, self._step, is_always_whole=True)

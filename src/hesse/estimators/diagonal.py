@@ -15,6 +15,7 @@ from hesse.estimators.estimate import Estimate
 from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.exact import columns_of, diagonal_of, exact_estimate
 from hesse.estimators.hutchinson import Hutchinson
+from hesse.estimators.structured import known_diagonal
 from hesse.estimators.tolerance import FIRST_CHECK, Tolerance
 from hesse.estimators.vector_budget import Budget
 from hesse.estimators.xdiag import XDiag
@@ -124,6 +125,9 @@ def diagonal(
         exact=diagonal_of if chosen.name == AutoDiagonal.name else None,
         method=chosen.name,
     )
+    known = known_diagonal(A) if run.exact is not None else None
+    if known is not None:
+        return known
     if run.is_small or run.starts_exact(FIRST_CHECK):
         return exact_estimate(diagonal_of(columns_of(A)), A.domain.n)
     A.announce(run.criterion.min_samples(max_products))

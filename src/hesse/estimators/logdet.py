@@ -14,6 +14,7 @@ from hesse.estimators.estimator_run import EstimatorRun
 from hesse.estimators.exact import Columns, ExactValue, columns_of, eigenvalues_of, exact_estimate
 from hesse.estimators.quadrature import Quadratures, gauss
 from hesse.estimators.spectral_sum import LEAST_PRODUCTS, spectral_sum
+from hesse.estimators.structured import known_logdet
 from hesse.estimators.tolerance import Tolerance
 from hesse.estimators.vector_budget import Budget
 from hesse.operators.algebra import LinearOperator
@@ -97,6 +98,9 @@ def logdet(
         exact=_exact_logdet,
         needs_matrix=True,
     )
+    known = known_logdet(A)
+    if known is not None:
+        return known
     n = A.domain.n
     if run.is_small or run.starts_exact(LEAST_PRODUCTS):
         return exact_estimate(_exact_logdet(columns_of(A)), n)

@@ -17,6 +17,7 @@ from hesse.estimators.estimate import Estimate
 from hesse.estimators.estimator_run import EstimatorRun, RunningEstimate
 from hesse.estimators.exact import columns_of, exact_estimate, frobenius_norm_of, spectral_norm_of
 from hesse.estimators.probes import products, signs
+from hesse.estimators.structured import known_norm
 from hesse.estimators.tolerance import FIRST_CHECK, Tolerance
 from hesse.estimators.vector_budget import Budget
 from hesse.krylov.eigsh import eigsh
@@ -106,6 +107,9 @@ def norm(
         exact=spectral_norm_of if ord == 2 else frobenius_norm_of,
         needs_matrix=ord == 2,
     )
+    known = known_norm(A, ord)
+    if known is not None:
+        return known
     if run.exact is not None and (run.is_small or run.starts_exact(FIRST_CHECK)):
         return exact_estimate(run.exact(columns_of(A)), A.domain.n)
     if ord == 2:

@@ -12,6 +12,7 @@ from torch import Tensor
 from hesse.errors import FunctionError, OperatorError, check_choice
 from hesse.krylov.lanczos_process import LanczosProcess
 from hesse.krylov.rounding import unit_roundoff
+from hesse.operators.algebra import LinearOperator
 
 Name = Literal["sqrt", "inverse-sqrt", "inverse", "exp", "log", "sign"]
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -39,6 +40,15 @@ class RitzFunction:
         rounding = 10 * unit_roundoff(lanczos.A) * float(values.abs().max())
         f = self._at(values, rounding)
         return coordinates @ (f * coordinates[0])
+
+    def of(self, A: LinearOperator) -> LinearOperator | None:
+        """f(A), where the structure of A gives it."""
+
+        def of_eigenvalues(values: Tensor) -> Tensor:
+            rounding = 10 * unit_roundoff(A) * float(values.abs().max())
+            return self._checked(self._at(values, rounding), values)
+
+        return A._function(of_eigenvalues) if A.is_structured and A.symmetric else None
 
     def _at(self, values: Tensor, rounding: float) -> Tensor:
         if not isinstance(self.fun, str):

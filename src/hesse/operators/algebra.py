@@ -7,13 +7,12 @@ documents what a subclass implements, products.py what a user calls.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 
 from hesse.boundary import public
-from hesse.operators import terms
+from hesse.operators import structure, terms
 from hesse.operators.checks import check_square
 from hesse.operators.operands import divisor, not_an_operator, number
 from hesse.operators.products import Products
@@ -117,22 +116,11 @@ class LinearOperator(Products):
         return _Block(self, name)
 
 
-def diagonal_of(D: LinearOperator) -> Tensor:
-    """The entries of an operator whose `is_diagonal` is true, shape (n,)."""
-    d = D._diagonal()
-    assert d is not None
-    return d
-
-
-def _first(operators: Iterable[LinearOperator | None]) -> LinearOperator | None:
-    return next((A for A in operators if A is not None), None)
-
-
 # --------------------------------------------------------------------------------------------------
 # The algebra: one small class for each expression
 
 
-class _Sum(LinearOperator):
+class _Sum(structure.SumStructure, LinearOperator):
     """A + B."""
 
     def __init__(self, a: LinearOperator, b: LinearOperator) -> None:
@@ -171,36 +159,8 @@ class _Sum(LinearOperator):
             return super().block(name)
         return self.a.block(name) + self.b.block(name)
 
-    def _inverse(self) -> LinearOperator | None:
-        whole = _first(term._plus_diagonal(D) for term, D in self._orders())
-        return None if whole is None else whole._inverse()
 
-    def _diagonal(self) -> Tensor | None:
-        a, b = self.a._diagonal(), self.b._diagonal()
-        return None if a is None or b is None else a + b
-
-    def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
-        return _first(term._plus_diagonal(other + D) for term, other in self._orders())
-
-    def _split_shift(self) -> tuple[LinearOperator, float]:
-        for term, D in self._orders():
-            d = diagonal_of(D)
-            if not self.domain.any(d != d[0]):
-                G, c = term._split_shift()
-                return G, c + float(d[0])
-        return self, 0.0
-
-    def _orders(self) -> list[tuple[LinearOperator, LinearOperator]]:
-        """(one term, the other one), where the other one is diagonal."""
-        orders = ((self.a, self.b), (self.b, self.a))
-        return [(term, other) for term, other in orders if other.is_diagonal]
-
-    @property
-    def is_diagonal(self) -> bool:
-        return self.a.is_diagonal and self.b.is_diagonal
-
-
-class _Scaled(LinearOperator):
+class _Scaled(structure.ScaledStructure, LinearOperator):
     """c A."""
 
     def __init__(self, scalar: float, a: LinearOperator) -> None:
@@ -235,24 +195,8 @@ class _Scaled(LinearOperator):
     def block(self, name: str) -> LinearOperator:
         return self.scalar * self.a.block(name)
 
-    def _inverse(self) -> LinearOperator | None:
-        inverse = None if self.scalar == 0.0 else self.a._inverse()
-        return None if inverse is None else inverse / self.scalar
 
-    def _diagonal(self) -> Tensor | None:
-        diagonal = self.a._diagonal()
-        return None if diagonal is None else self.scalar * diagonal
-
-    def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
-        whole = None if self.scalar == 0.0 else self.a._plus_diagonal(D / self.scalar)
-        return None if whole is None else self.scalar * whole
-
-    @property
-    def is_diagonal(self) -> bool:
-        return self.a.is_diagonal
-
-
-class _Product(LinearOperator):
+class _Product(structure.ProductStructure, LinearOperator):
     """A B; `symmetric` where that is known of it as a whole."""
 
     def __init__(self, a: LinearOperator, b: LinearOperator, *, symmetric: bool = False) -> None:
@@ -293,18 +237,8 @@ class _Product(LinearOperator):
         left = right.T if mirrored else self.b._inverse()
         return None if left is None else _Product(left, right, symmetric=self.symmetric)
 
-    def _diagonal(self) -> Tensor | None:
-        if not (self.a.is_diagonal or self.b.is_diagonal):
-            return None
-        a, b = self.a._diagonal(), self.b._diagonal()
-        return None if a is None or b is None else a * b
 
-    @property
-    def is_diagonal(self) -> bool:
-        return self.a.is_diagonal and self.b.is_diagonal
-
-
-class _Transposed(LinearOperator):
+class _Transposed(structure.TransposedStructure, LinearOperator):
     """A'."""
 
     def __init__(self, a: LinearOperator) -> None:
@@ -340,19 +274,8 @@ class _Transposed(LinearOperator):
         a = self.a._in_space(space)
         return self if a is self.a else _Transposed(a)
 
-    def _inverse(self) -> LinearOperator | None:
-        inverse = self.a._inverse()
-        return None if inverse is None else inverse.T
 
-    def _diagonal(self) -> Tensor | None:
-        return self.a._diagonal()
-
-    def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
-        whole = self.a._plus_diagonal(D)
-        return None if whole is None else whole.T
-
-
-class _Block(LinearOperator):
+class _Block(structure.BlockStructure, LinearOperator):
     """The rows and columns of A that belong to the leaves below a name."""
 
     def __init__(self, a: LinearOperator, name: str) -> None:
@@ -378,10 +301,6 @@ class _Block(LinearOperator):
         full = block.new_zeros(self.a.domain.size, block.shape[1])
         full[self._range] = block
         return self.a._matmat(full)[self._range]
-
-    def _diagonal(self) -> Tensor | None:
-        diagonal = self.a._diagonal()
-        return None if diagonal is None else diagonal[self._range]
 
     def _curvature(self, v: Tensor) -> float:
         return self.a._curvature(self._embed(v))

@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from hesse.boundary import public
 from hesse.errors import ArgumentError, DeviceError, DtypeError, HesseError
-from hesse.operators.algebra import LinearOperator, diagonal_of
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.operators.diagonal import DiagonalOperator
+from hesse.operators.structure import diagonal_of
 from hesse.vectors.space import Space
+
+T = TypeVar("T")
 
 
 class BlockDiagonalOperator(LinearOperator):
@@ -45,18 +51,72 @@ class BlockDiagonalOperator(LinearOperator):
         for A in self.blocks:
             A.announce(products)
 
-    def _inverse(self) -> LinearOperator | None:
-        inverses = []
+    def block(self, name: str) -> LinearOperator:
+        """The block of some leaves; of whole blocks it is block-diagonal too."""
+        if self._rows != self._columns:
+            return super().block(name)
+        space, where = self.domain.subspace(name)
+        ends = [0, *accumulate(self._rows)]
+        if where.start not in ends or where.stop not in ends:
+            return super().block(name)
+        inside = self.blocks[ends.index(where.start) : ends.index(where.stop)]
+        return BlockDiagonalOperator(inside, space, space)
+
+    def _of_all(self, ask: Callable[[LinearOperator], T | None]) -> list[T] | None:
+        """The answers of all blocks; None unless each has one."""
+        answers = []
         for A in self.blocks:
-            inverse = A._inverse()
-            if inverse is None:
+            answer = ask(A)
+            if answer is None:
                 return None
-            inverses.append(inverse)
-        return BlockDiagonalOperator(inverses, self.codomain, self.domain)
+            answers.append(answer)
+        return answers
+
+    def _joined(self, blocks: list[LinearOperator] | None) -> LinearOperator | None:
+        """The operator of other blocks in their places."""
+        return None if blocks is None else BlockDiagonalOperator(blocks, self.codomain, self.domain)
+
+    def _inverse(self) -> LinearOperator | None:
+        return self._joined(self._of_all(lambda A: A._inverse()))
 
     def _diagonal(self) -> Tensor | None:
-        parts = [d for A in self.blocks if (d := A._diagonal()) is not None]
-        return torch.cat(parts) if len(parts) == len(self.blocks) else None
+        parts = self._of_all(lambda A: A._diagonal())
+        return None if parts is None else torch.cat(parts)
+
+    def _trace(self) -> float | None:
+        parts = self._of_all(lambda A: A._trace())
+        return None if parts is None else math.fsum(parts)
+
+    def _logdet(self) -> tuple[float, float] | None:
+        parts = self._of_all(lambda A: A._logdet())
+        if parts is None:
+            return None
+        signs, logs = zip(*parts, strict=True)
+        return math.prod(signs), math.fsum(logs)
+
+    def _eigenvalues(self) -> Tensor | None:
+        parts = self._of_all(lambda A: A._eigenvalues())
+        return None if parts is None else torch.cat(parts)
+
+    def _num_negative(self) -> int | None:
+        parts = self._of_all(lambda A: A._num_negative())
+        return None if parts is None else sum(parts)
+
+    def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator | None:
+        return self._joined(self._of_all(lambda A: A._function(f)))
+
+    def _eigen(self) -> tuple[LinearOperator, Tensor] | None:
+        parts = self._of_all(lambda A: A._eigen())
+        if parts is None:
+            return None
+        Q, w = zip(*parts, strict=True)
+        return BlockDiagonalOperator(list(Q), self.domain, self.codomain), torch.cat(w)
+
+    def _squared_entries(self) -> LinearOperator | None:
+        squared = self._of_all(lambda A: A._squared_entries())
+        return (
+            None if squared is None else BlockDiagonalOperator(squared, self.domain, self.codomain)
+        )
 
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
         if self._rows != self._columns:
@@ -67,6 +127,10 @@ class BlockDiagonalOperator(LinearOperator):
             A + DiagonalOperator(A.domain, part) for A, part in zip(self.blocks, parts, strict=True)
         ]
         return BlockDiagonalOperator(sums, space, space)
+
+    @property
+    def is_structured(self) -> bool:
+        return self._rows == self._columns
 
     @property
     def is_diagonal(self) -> bool:
@@ -104,12 +168,12 @@ def block_diagonal_operator(
     names = list(ops) if named else None
     blocks = [aslinearoperator(op) for op in (ops.values() if isinstance(ops, Mapping) else ops)]
     _check_blocks(blocks)
-    domain = _joined([A.domain for A in blocks], names)
-    codomain = _joined([A.codomain for A in blocks], names)
+    domain = _joined_space([A.domain for A in blocks], names)
+    codomain = _joined_space([A.codomain for A in blocks], names)
     return BlockDiagonalOperator(blocks, domain, codomain)
 
 
-def _joined(spaces: list[Space], names: list[str] | None) -> Space:
+def _joined_space(spaces: list[Space], names: list[str] | None) -> Space:
     """The space of a flat vector, or of a dict with one entry for each of the spaces."""
     dtype, device = spaces[0].dtype, spaces[0].device
     if names is None:

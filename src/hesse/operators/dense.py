@@ -12,9 +12,10 @@ from torch import Tensor
 
 from hesse.boundary import public
 from hesse.errors import OperatorError, ShapeError, StructureError
-from hesse.operators.algebra import LinearOperator, diagonal_of
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense_inverse import dense_inverse
 from hesse.operators.from_scipy import from_scipy
+from hesse.operators.structure import diagonal_of
 from hesse.operators.terms import Terms, of_matrix
 from hesse.surroundings import users_contexts
 from hesse.vectors.arrays import as_tensor
@@ -58,6 +59,25 @@ class DenseOperator(LinearOperator):
     def _diagonal(self) -> Tensor | None:
         rows, columns = self.shape
         return self.matrix.diagonal() if rows == columns else None
+
+    def _logdet(self) -> tuple[float, float] | None:
+        if self.shape[0] != self.shape[1]:
+            return None
+        sign, log = torch.linalg.slogdet(self.matrix.double())
+        return float(sign), float(log)
+
+    def _eigen(self) -> tuple[LinearOperator, Tensor] | None:
+        if not self.symmetric:
+            return None
+        w, Q = torch.linalg.eigh(self.matrix)
+        return DenseOperator(Q, symmetric=False, space=self.domain), w.double()
+
+    def _eigenvalues(self) -> Tensor | None:
+        return torch.linalg.eigvalsh(self.matrix).double() if self.symmetric else None
+
+    def _squared_entries(self) -> LinearOperator:
+        space = self.domain if self.domain == self.codomain else None
+        return DenseOperator(self.matrix**2, symmetric=self.symmetric, space=space)
 
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
         space = self.domain.common(D.domain)

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from hesse.boundary import public
 from hesse.errors import ArgumentError
-from hesse.operators.algebra import LinearOperator, diagonal_of
+from hesse.operators.algebra import LinearOperator
+from hesse.operators.structure import diagonal_of, logdet_of
 from hesse.operators.terms import Terms
 from hesse.vectors.space import Space, Tree
 
@@ -38,9 +41,28 @@ class DiagonalOperator(LinearOperator):
     def _diagonal(self) -> Tensor:
         return self.diagonal
 
+    def _logdet(self) -> tuple[float, float]:
+        return logdet_of(self.diagonal)
+
+    def _eigenvalues(self) -> Tensor:
+        return self.diagonal.double()
+
+    def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator:
+        return DiagonalOperator(self.domain, f(self.diagonal.double()).to(self.dtype))
+
+    def _eigen(self) -> tuple[LinearOperator, Tensor]:
+        return IdentityOperator(self.domain), self.diagonal.double()
+
+    def _squared_entries(self) -> LinearOperator:
+        return DiagonalOperator(self.domain, self.diagonal**2)
+
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
         space = self.domain.common(D.domain)
         return DiagonalOperator(space, self.diagonal + diagonal_of(D))
+
+    @property
+    def is_structured(self) -> bool:
+        return True
 
     @property
     def is_diagonal(self) -> bool:
@@ -69,8 +91,30 @@ class IdentityOperator(LinearOperator):
     def _diagonal(self) -> Tensor:
         return torch.ones_like(self.domain.zeros())
 
+    def _as_diagonal(self) -> DiagonalOperator:
+        return DiagonalOperator(self.domain, self._diagonal())
+
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
-        return DiagonalOperator(self.domain, self._diagonal())._plus_diagonal(D)
+        return self._as_diagonal()._plus_diagonal(D)
+
+    def _logdet(self) -> tuple[float, float]:
+        return 1.0, 0.0
+
+    def _eigenvalues(self) -> Tensor:
+        return self._diagonal().double()
+
+    def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator:
+        return self._as_diagonal()._function(f)
+
+    def _eigen(self) -> tuple[LinearOperator, Tensor]:
+        return self, self._eigenvalues()
+
+    def _squared_entries(self) -> LinearOperator:
+        return self
+
+    @property
+    def is_structured(self) -> bool:
+        return True
 
     @property
     def is_diagonal(self) -> bool:

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 from hesse.boundary import public
 from hesse.operators.algebra import LinearOperator
-from hesse.operators.dense import DenseOperator, aslinearoperator
+from hesse.operators.dense import aslinearoperator
 from hesse.operators.rotated_diagonal import RotatedDiagonal
 from hesse.vectors.space import Space
 
@@ -44,19 +47,58 @@ class KroneckerOperator(LinearOperator):
         return None if a is None or b is None else KroneckerOperator(a, b)
 
     def _diagonal(self) -> Tensor | None:
+        if not self._is_square:
+            return None
         a, b = self.a._diagonal(), self.b._diagonal()
         return None if a is None or b is None else torch.kron(a, b)
 
+    @property
+    def _is_square(self) -> bool:
+        return all(rows == columns for rows, columns in (self.a.shape, self.b.shape))
+
+    def _trace(self) -> float | None:
+        if not self._is_square:
+            return None
+        a, b = self.a._trace(), self.b._trace()
+        return None if a is None or b is None else a * b
+
+    def _logdet(self) -> tuple[float, float] | None:
+        """det(A x B) = det(A)^p det(B)^m."""
+        a, b = (self.a._logdet(), self.b._logdet()) if self._is_square else (None, None)
+        if a is None or b is None:
+            return None
+        m, p = self.a.domain.n, self.b.domain.n
+        return a[0] ** p * b[0] ** m, p * a[1] + m * b[1]
+
+    @cached_property
+    def _rotated(self) -> RotatedDiagonal | None:
+        """By the eigenvectors of A x those of B; factorised once."""
+        a, b = (self.a._eigen(), self.b._eigen()) if self.symmetric else (None, None)
+        if a is None or b is None:
+            return None
+        (P, v), (Q, w) = a, b
+        return RotatedDiagonal(self.domain, KroneckerOperator(P, Q), torch.kron(v, w))
+
+    def _eigen(self) -> tuple[LinearOperator, Tensor] | None:
+        return None if self._rotated is None else self._rotated._eigen()
+
+    def _eigenvalues(self) -> Tensor | None:
+        a, b = self.a._eigenvalues(), self.b._eigenvalues()
+        return None if a is None or b is None else torch.kron(a, b)
+
+    def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator | None:
+        return None if self._rotated is None else self._rotated._function(f)
+
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
-        """The eigenvectors of A x B are those of A x those of B, and stay so if c I is added."""
-        if not self.symmetric:
-            return None
-        factors = [f.matrix for f in (self.a, self.b) if isinstance(f, DenseOperator)]
-        if len(factors) < 2:
-            return None
-        (a, P), (b, Q) = (torch.linalg.eigh(matrix) for matrix in factors)
-        vectors = KroneckerOperator(aslinearoperator(P), aslinearoperator(Q))
-        return RotatedDiagonal(self.domain, vectors, torch.kron(a, b))._plus_diagonal(D)
+        return None if self._rotated is None else self._rotated._plus_diagonal(D)
+
+    def _squared_entries(self) -> LinearOperator | None:
+        a, b = self.a._squared_entries(), self.b._squared_entries()
+        return None if a is None or b is None else KroneckerOperator(a, b)
+
+    @property
+    def is_structured(self) -> bool:
+        return self._is_square
 
     @property
     def is_diagonal(self) -> bool:

@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 from hesse.boundary import public
 from hesse.errors import DeviceError, DtypeError, ShapeError, StructureError
-from hesse.operators.algebra import LinearOperator, diagonal_of
+from hesse.operators.algebra import LinearOperator
+from hesse.operators.structure import diagonal_of, logdet_of
 from hesse.vectors.arrays import as_tensor
 from hesse.vectors.space import Space
 
@@ -29,9 +34,50 @@ class LowRankOperator(LinearOperator):
     def _diagonal(self) -> Tensor:
         return self.U**2 @ self.s
 
+    @cached_property
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """Orthonormal V (n, r) and w (r,) with A = V diag(w) V', in float64."""
+        V, R = torch.linalg.qr(self.U.double())
+        w, P = torch.linalg.eigh((R * self.s.double()) @ R.T)
+        return V @ P, w
+
+    def _logdet(self) -> tuple[float, float] | None:
+        return (0.0, -math.inf) if self.U.shape[1] < self.domain.n else None
+
+    def _eigenvalues(self) -> Tensor:
+        _, w = self.spectrum
+        return torch.cat([w, w.new_zeros(self.domain.n - len(w))])
+
+    def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator:
+        """V (f(w) - f(0)) V' + f(0) I."""
+        V, w = self.spectrum
+        values = f(torch.cat([w, w.new_zeros(1)]))
+        changed, rest = values[:-1] - values[-1], values[-1:].expand(self.domain.n)
+        parts = (part.to(self.dtype) for part in (V, changed, rest))
+        return LowRankPlusDiagonal(self.domain, *parts)
+
+    def _updated_inverse(self, inverse: LinearOperator) -> LinearOperator | None:
+        r"""Woodbury 1950, with J = sign(s) and W = U |s|^{1/2}.
+
+        $$ (B + W J W^T)^{-1} = B^{-1} - B^{-1} W K^{-1} W^T B^{-1}, \qquad K = J + W^T B^{-1} W $$
+        """
+        if not inverse.symmetric or inverse.shape[0] != self.domain.n:
+            return None
+        W, signs = _signed_root(self.U, self.s)
+        solved = inverse._matmat(W.to(self.dtype)).double()
+        eigenpairs = _inverted(signs, W, solved, self.dtype)
+        if eigenpairs is None:
+            return None
+        V, k = eigenpairs
+        return inverse + LowRankOperator(self.domain, V.to(self.dtype), (-1.0 / k).to(self.dtype))
+
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
         space = self.domain.common(D.domain)
         return LowRankPlusDiagonal(space, self.U, self.s, diagonal_of(D))
+
+    @property
+    def is_structured(self) -> bool:
+        return True
 
 
 class LowRankPlusDiagonal(LinearOperator):
@@ -61,18 +107,72 @@ class LowRankPlusDiagonal(LinearOperator):
 
         The symmetric K, I plus a semi-definite matrix where A is definite, is diagonalised.
         """
-        inverse_d, U = 1.0 / self.d.double(), self.U.double()
+        inverse_d = 1.0 / self.d.double()
         if not self.domain.all_finite(inverse_d):
             return None
-        s = self.s.double()
-        W = U * s.abs().sqrt()
-        signs = torch.where(s < 0.0, -1.0, 1.0)
-        k, P = torch.linalg.eigh(torch.diag(signs) + W.T @ (inverse_d[:, None] * W))
-        if len(k) and bool(k.abs().min() <= torch.finfo(self.dtype).eps * k.abs().max()):
+        W, signs = _signed_root(self.U, self.s)
+        eigenpairs = _inverted(signs, W, inverse_d[:, None] * W, self.dtype)
+        if eigenpairs is None:
             return None
-        V = inverse_d[:, None] * (W @ P)
+        V, k = eigenpairs
         factors = (V.to(self.dtype), (-1.0 / k).to(self.dtype), inverse_d.to(self.dtype))
         return LowRankPlusDiagonal(self.domain, *factors)
+
+    def _logdet(self) -> tuple[float, float] | None:
+        """det D det J det K."""
+        inverse_d = 1.0 / self.d.double()
+        if not self.domain.all_finite(inverse_d):
+            return None
+        W, signs = _signed_root(self.U, self.s)
+        sign, log = torch.linalg.slogdet(torch.diag(signs) + W.T @ (inverse_d[:, None] * W))
+        sign_d, log_d = logdet_of(self.d)
+        return float(sign * signs.prod()) * sign_d, float(log) + log_d
+
+    def _num_negative(self) -> int | None:
+        """neg(A) = neg(D) + pos(K) - pos(J), as [[D, W], [W', -J]] has two Schur complements."""
+        inverse_d = 1.0 / self.d.double()
+        if not self.domain.all_finite(inverse_d):
+            return None
+        W, signs = _signed_root(self.U, self.s)
+        k = torch.linalg.eigvalsh(torch.diag(signs) + W.T @ (inverse_d[:, None] * W))
+        return int((self.d < 0.0).sum()) + int((k > 0.0).sum()) - int((signs > 0.0).sum())
+
+    @property
+    def _shift(self) -> Tensor | None:
+        """The entry of a diagonal that is a multiple of the identity, shape (1,), float64."""
+        return None if self.domain.any(self.d != self.d[0]) else self.d[:1].double()
+
+    def _low_rank(self) -> LowRankOperator:
+        return LowRankOperator(self.domain, self.U, self.s)
+
+    def _eigenvalues(self) -> Tensor | None:
+        c = self._shift
+        return None if c is None else self._low_rank()._eigenvalues() + c
+
+    def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator | None:
+        c = self._shift
+        return None if c is None else self._low_rank()._function(lambda x: f(x + c))
+
+    @property
+    def is_structured(self) -> bool:
+        return True
+
+
+def _signed_root(U: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """W and J = diag(signs) with U diag(s) U' = W J W', in float64."""
+    exact = s.double()
+    return U.double() * exact.abs().sqrt(), torch.where(exact < 0.0, -1.0, 1.0).double()
+
+
+def _inverted(
+    signs: Tensor, W: Tensor, solved: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor] | None:
+    """Eigenvalues k of K = J + W' B^-1 W and B^-1 W P, from B^-1 W; None for a singular K."""
+    K = torch.diag(signs) + W.T @ solved
+    k, P = torch.linalg.eigh((K + K.T) / 2)
+    if len(k) and bool(k.abs().min() <= torch.finfo(dtype).eps * k.abs().max()):
+        return None
+    return solved @ P, k
 
 
 @public("hesse.low_rank_operator(U, s)", nested=False)

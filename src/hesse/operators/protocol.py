@@ -15,6 +15,15 @@ subclass overrides one where it knows better. All may be called by any algorithm
 | `_inverse()` | the exact inverse where structure makes it cheap | None |
 | `_diagonal()` | the exact diagonal where it takes no product | None |
 | `_plus_diagonal(D)` | A + D as one operator of the structure of A | None |
+| `_trace()` | the exact trace where structure gives it | the sum of `_diagonal` |
+| `_logdet()` | (sign of det A, log of its absolute value), likewise | None |
+| `_eigenvalues()` | all eigenvalues of a symmetric A, in float64, likewise | None |
+| `_num_negative()` | the number of its negative eigenvalues | from `_eigenvalues` |
+| `_function(f)` | f(A) of a symmetric A; f maps eigenvalues in float64 | None |
+| `_eigen()` | (Q, w) with A = Q diag(w) Q' of a symmetric A, likewise | None |
+| `_squared_entries()` | the operator of the squares of the entries, likewise | None |
+| `_updated_inverse(X)` | (B + A)^-1 as an operator, from X = B^-1, where A is of low rank | None |
+| `is_structured` | whether estimators ask these methods before they sample | False |
 | `_split_shift()` | (G, c) with A = G + c I | (A, 0) |
 | `_times(B)` | A B | the lazy product |
 | `_expand()` | A as a sum of products of operators (see terms.py) | None |
@@ -31,6 +40,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -129,6 +139,49 @@ class OperatorProtocol(ABC):
 
         All that a sum A + D needs to be inverted.
         """
+        return None
+
+    @property
+    def is_structured(self) -> bool:
+        """Whether structure answers what estimators ask, so that nothing is sampled.
+
+        False for a dense matrix, although its methods answer: what is done to it is a trial of what
+        will be done to an operator.
+        """
+        return False
+
+    def _trace(self) -> float | None:
+        """The exact trace, where it takes no product; None elsewhere."""
+        diagonal = self._diagonal()
+        return None if diagonal is None else self.domain.inner(torch.ones_like(diagonal), diagonal)
+
+    def _logdet(self) -> tuple[float, float] | None:
+        """The sign of det A and log |det A| where they take no product; None elsewhere."""
+        return None
+
+    def _eigenvalues(self) -> Tensor | None:
+        """All eigenvalues of a symmetric A in any order, (n,), float64; None where not known."""
+        return None
+
+    def _num_negative(self) -> int | None:
+        """How many eigenvalues of a symmetric A are negative; None where that is not known."""
+        values = self._eigenvalues()
+        return None if values is None else int((values < 0.0).sum())
+
+    def _function(self, f: Callable[[Tensor], Tensor]) -> Any:
+        """f(A) of a symmetric A, where f maps float64 eigenvalues; None where not known."""
+        return None
+
+    def _eigen(self) -> tuple[Any, Tensor] | None:
+        """(Q, w) with A = Q diag(w) Q', Q an orthogonal operator; None where not known."""
+        return None
+
+    def _squared_entries(self) -> Any:
+        """The operator of the entries a_ij^2, where it is of the structure of A; None elsewhere."""
+        return None
+
+    def _updated_inverse(self, inverse: Any) -> Any:
+        """The inverse of B + A from that of B, where A is of low rank; None elsewhere."""
         return None
 
     def _split_shift(self) -> tuple[Any, float]:

@@ -3,30 +3,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from hesse.operators.algebra import LinearOperator, diagonal_of
+from hesse.operators.algebra import LinearOperator
+from hesse.operators.structure import diagonal_of, logdet_of
 from hesse.vectors.space import Space
 
 
 class RotatedDiagonal(LinearOperator):
-    """Q diag(w) Q' for an orthogonal operator Q; its inverse, and A + c I, change w alone."""
+    """Q diag(w) Q' for an orthogonal operator Q; its inverse, and A + c I, change w alone.
+
+    Args:
+        w: shape (n,), converted to the dtype of the space for products; best float64.
+    """
 
     def __init__(self, space: Space, Q: LinearOperator, w: Tensor) -> None:
         super().__init__(space, symmetric=True)
         self.Q, self.w = Q, w
+        self._weights = w.to(space.dtype)
 
     def _matvec(self, v: Tensor) -> Tensor:
-        return self.Q._matvec(self.w * self.Q._rmatvec(v))
+        return self.Q._matvec(self._weights * self.Q._rmatvec(v))
 
     def _matmat(self, block: Tensor) -> Tensor:
-        return self.Q._matmat(self.w[:, None] * self.Q._rmatmat(block))
+        return self.Q._matmat(self._weights[:, None] * self.Q._rmatmat(block))
 
     def _inverse(self) -> LinearOperator | None:
         size = self.w.abs()
         singular = bool(size.min() <= torch.finfo(self.dtype).eps * size.max())
         return None if singular else RotatedDiagonal(self.domain, self.Q, 1.0 / self.w)
+
+    def _diagonal(self) -> Tensor | None:
+        """The squares of the entries of Q, times w."""
+        squared = self.Q._squared_entries()
+        return None if squared is None else squared._matvec(self._weights)
+
+    def _trace(self) -> float:
+        return float(self.w.sum(dtype=torch.float64))
+
+    def _logdet(self) -> tuple[float, float]:
+        return logdet_of(self.w)
+
+    def _eigenvalues(self) -> Tensor:
+        return self.w.double()
+
+    def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator:
+        return RotatedDiagonal(self.domain, self.Q, f(self.w.double()))
+
+    def _eigen(self) -> tuple[LinearOperator, Tensor]:
+        return self.Q, self.w.double()
 
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
         d = diagonal_of(D)
@@ -34,3 +62,7 @@ class RotatedDiagonal(LinearOperator):
             return None
         space = self.domain.common(D.domain)
         return RotatedDiagonal(space, self.Q, self.w + d[0])
+
+    @property
+    def is_structured(self) -> bool:
+        return True

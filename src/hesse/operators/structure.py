@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of an expression of operators from what is known of its parts.
+
+One class for each kind of expression, which `algebra` combines with its products. The methods are
+those of the protocol; each returns None where the parts do not answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.operators.protocol import OperatorProtocol
+
+Function = Callable[[Tensor], Tensor]
+
+
+def diagonal_of(D: OperatorProtocol) -> Tensor:
+    """The entries of an operator whose `is_diagonal` is true, shape (n,)."""
+    d = D._diagonal()
+    assert d is not None
+    return d
+
+
+def logdet_of(factors: Tensor) -> tuple[float, float]:
+    """The sign and the logarithm of the absolute value of a product of numbers."""
+    exact = factors.double()
+    return float(exact.sign().prod()), float(exact.abs().log().sum())
+
+
+class SumStructure(OperatorProtocol):
+    """Of A + B: where one is diagonal, what `_plus_diagonal` of the other gives."""
+
+    a: Any
+    b: Any
+
+    @property
+    def is_structured(self) -> bool:
+        return self.a.is_structured and self.b.is_structured
+
+    @property
+    def is_diagonal(self) -> bool:
+        return self.a.is_diagonal and self.b.is_diagonal
+
+    def _orders(self) -> list[tuple[Any, Any]]:
+        return [(self.a, self.b), (self.b, self.a)]
+
+    def _shifted(self) -> list[tuple[Any, Any]]:
+        """(one term, the other one), where the other one is diagonal."""
+        return [(term, other) for term, other in self._orders() if other.is_diagonal]
+
+    def _whole(self) -> Any:
+        """A + B as one operator of the structure of a term."""
+        return _first(term._plus_diagonal(D) for term, D in self._shifted())
+
+    def _inverse(self) -> Any:
+        whole = self._whole()
+        return self._woodbury() if whole is None else whole._inverse()
+
+    def _woodbury(self) -> Any:
+        """The inverse from that of one term, where the other one is of low rank."""
+        for term, other in self._orders():
+            if other.is_structured and (inverse := term._inverse()) is not None:
+                updated = other._updated_inverse(inverse)
+                if updated is not None:
+                    return updated
+        return None
+
+    def _diagonal(self) -> Tensor | None:
+        a, b = self.a._diagonal(), self.b._diagonal()
+        return None if a is None or b is None else a + b
+
+    def _trace(self) -> float | None:
+        a, b = self.a._trace(), self.b._trace()
+        return None if a is None or b is None else a + b
+
+    def _logdet(self) -> tuple[float, float] | None:
+        whole = self._whole()
+        return None if whole is None else whole._logdet()
+
+    def _eigenvalues(self) -> Tensor | None:
+        whole = self._whole()
+        return None if whole is None else whole._eigenvalues()
+
+    def _num_negative(self) -> int | None:
+        whole = self._whole()
+        return None if whole is None else whole._num_negative()
+
+    def _function(self, f: Function) -> Any:
+        whole = self._whole()
+        return None if whole is None else whole._function(f)
+
+    def _eigen(self) -> tuple[Any, Tensor] | None:
+        whole = self._whole()
+        return None if whole is None else whole._eigen()
+
+    def _plus_diagonal(self, D: Any) -> Any:
+        return _first(term._plus_diagonal(other + D) for term, other in self._shifted())
+
+    def _split_shift(self) -> tuple[Any, float]:
+        for term, D in self._shifted():
+            d = diagonal_of(D)
+            if not self.domain.any(d != d[0]):
+                G, c = term._split_shift()
+                return G, c + float(d[0])
+        return self, 0.0
+
+
+class ScaledStructure(OperatorProtocol):
+    """Of c A."""
+
+    scalar: float
+    a: Any
+
+    @property
+    def is_structured(self) -> bool:
+        return self.a.is_structured
+
+    @property
+    def is_diagonal(self) -> bool:
+        return self.a.is_diagonal
+
+    def _inverse(self) -> Any:
+        inverse = None if self.scalar == 0.0 else self.a._inverse()
+        return None if inverse is None else inverse / self.scalar
+
+    def _diagonal(self) -> Tensor | None:
+        diagonal = self.a._diagonal()
+        return None if diagonal is None else self.scalar * diagonal
+
+    def _trace(self) -> float | None:
+        trace = self.a._trace()
+        return None if trace is None else self.scalar * trace
+
+    def _logdet(self) -> tuple[float, float] | None:
+        known = self.a._logdet()
+        if known is None:
+            return None
+        n, (sign, log) = self.domain.n, logdet_of(torch.tensor([self.scalar], dtype=torch.float64))
+        return known[0] * sign**n, known[1] + n * log
+
+    def _eigenvalues(self) -> Tensor | None:
+        values = self.a._eigenvalues()
+        return None if values is None else self.scalar * values
+
+    def _num_negative(self) -> int | None:
+        return self.a._num_negative() if self.scalar > 0.0 else super()._num_negative()
+
+    def _function(self, f: Function) -> Any:
+        return self.a._function(lambda x: f(self.scalar * x))
+
+    def _eigen(self) -> tuple[Any, Tensor] | None:
+        known = self.a._eigen()
+        return None if known is None else (known[0], self.scalar * known[1])
+
+    def _updated_inverse(self, inverse: Any) -> Any:
+        """(B + c A)^-1 = ((B / c + A)^-1) / c, with (B / c)^-1 = c B^-1."""
+        c = self.scalar
+        updated = None if c == 0.0 else self.a._updated_inverse(c * inverse)
+        return None if updated is None else updated / c
+
+    def _plus_diagonal(self, D: Any) -> Any:
+        whole = None if self.scalar == 0.0 else self.a._plus_diagonal(D / self.scalar)
+        return None if whole is None else self.scalar * whole
+
+
+class ProductStructure(OperatorProtocol):
+    """Of A B."""
+
+    a: Any
+    b: Any
+
+    @property
+    def is_structured(self) -> bool:
+        return self.a.is_structured and self.b.is_structured
+
+    @property
+    def is_diagonal(self) -> bool:
+        return self.a.is_diagonal and self.b.is_diagonal
+
+    def _diagonal(self) -> Tensor | None:
+        if not (self.a.is_diagonal or self.b.is_diagonal):
+            return None
+        a, b = self.a._diagonal(), self.b._diagonal()
+        return None if a is None or b is None else a * b
+
+    def _logdet(self) -> tuple[float, float] | None:
+        a, b = self.a._logdet(), self.b._logdet()
+        return None if a is None or b is None else (a[0] * b[0], a[1] + b[1])
+
+    def _eigenvalues(self) -> Tensor | None:
+        return diagonal_of(self).double() if self.is_diagonal else None
+
+
+class TransposedStructure(OperatorProtocol):
+    """Of A'."""
+
+    a: Any
+
+    @property
+    def is_structured(self) -> bool:
+        return self.a.is_structured
+
+    def _inverse(self) -> Any:
+        inverse = self.a._inverse()
+        return None if inverse is None else inverse.T
+
+    def _diagonal(self) -> Tensor | None:
+        return self.a._diagonal()
+
+    def _trace(self) -> float | None:
+        return self.a._trace()
+
+    def _logdet(self) -> tuple[float, float] | None:
+        return self.a._logdet()
+
+    def _squared_entries(self) -> Any:
+        squared = self.a._squared_entries()
+        return None if squared is None else squared.T
+
+    def _plus_diagonal(self, D: Any) -> Any:
+        whole = self.a._plus_diagonal(D)
+        return None if whole is None else whole.T
+
+
+class BlockStructure(OperatorProtocol):
+    """Of a diagonal block of A."""
+
+    a: Any
+    _range: slice
+
+    @property
+    def is_structured(self) -> bool:
+        return self.a.is_structured
+
+    def _diagonal(self) -> Tensor | None:
+        diagonal = self.a._diagonal()
+        return None if diagonal is None else diagonal[self._range]
+
+
+def _first(operators: Iterable[Any]) -> Any:
+    return next((A for A in operators if A is not None), None)
