@@ -265,7 +265,6 @@ def test_a_singular_matrix_has_no_inverse(A):
         function_operator(lambda v: 2 * v, N, symmetric=True, dtype=DOUBLE) + identity(),
         kronecker_operator(definite(0, 2), definite(0, 3)) + diagonal_operator(diagonal(0)),
         kronecker_operator(matrix(0, 2, 2), definite(0, 3)) + identity(),
-        kronecker_operator(identity_operator(2, DOUBLE), definite(0, 3)) + identity(),
         block_diagonal_operator([matrix(0, 2, 3), matrix(0, 4, 3)]) + identity(),
         CountingOperator(dense_operator(definite(0))),
     ],

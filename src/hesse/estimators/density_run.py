@@ -110,7 +110,9 @@ class DensitySampler(ABC):
         known = known_eigenvalues(self.A) if self.A.domain.n <= MAX_DENSE else None
         if known is not None:
             self.exact = ExactValue(known, 0.0)
-            return self.estimate(Status.CONVERGED)
+            density = self.estimate(Status.CONVERGED)
+            assert density is not None
+            return density
         self.run.limits.require(self.cost, "one probe takes")
         self.run.is_exact_due = self.run.starts_exact(self.run.criterion.probes * self.cost)
         return self.run.sample(self, self._step, is_always_whole=True)
