@@ -51,10 +51,17 @@ def _scaled(system: System, A: LinearOperator, s: float, t: float) -> System:
         A=A,
         b=t * system.b,
         x0=None if system.x0 is None else _times(system.x0, t, 1 / s),
-        preconditioner=None if M is None else M / s,
+        preconditioner=None if M is None else _usual(M, t * system.b),
         atol=t * system.atol,
         checkpoint=None if file is None else file.part("scaled"),
     )
+
+
+def _usual(M: LinearOperator, b: Tensor) -> LinearOperator:
+    """c M of the size of the identity: the scale of a preconditioner says nothing."""
+    v = b if b.ndim == 1 else b[:, 0]
+    size = largest_entry(v)
+    return usual_scale(largest_entry(M._matvec(v)) / size, M.dtype) * M if size else M
 
 
 def _unscaled(found: Solution, s: float, t: float) -> Solution:
