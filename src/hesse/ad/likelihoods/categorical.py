@@ -109,6 +109,7 @@ def _categorical(kind: Any, a: Mapping[str, Any], c: Tensor, smoothing: float) -
         smoothed = (1 - smoothing) * chosen + smoothing / classes * w.sum()
         weights = torch.where(kept, smoothed, 0.0)
     omega = over_total(weights, counts) if a["reduction"] == "mean" else weights
+    counts = c if a["reduction"] == "none" else counts
     return kind((z,), (omega * c).unsqueeze(dim), counts.unsqueeze(dim))
 
 

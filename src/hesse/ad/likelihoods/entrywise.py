@@ -257,7 +257,9 @@ def _weights(
     weights = torch.ones_like(z) if weight is None else wide(weight).expand_as(z)
     counts = weights if weighted_mean else torch.ones_like(z)
     omega = weights * factor * c
-    return (over_total(omega, counts) if a["reduction"] == "mean" else omega), counts
+    if a["reduction"] == "mean":
+        return over_total(omega, counts), counts
+    return omega, c.expand_as(z) if a["reduction"] == "none" else counts
 
 
 # -- Inverse distribution functions ----------------------------------------------------------------

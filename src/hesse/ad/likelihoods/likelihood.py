@@ -34,8 +34,8 @@ class Likelihood(ABC):
     Args:
         parameters: z, the tensors that the distribution is given by, as the model computed them.
         omega: the weights of the rows, broadcastable to the first of the parameters.
-        counts: what each row adds to the number by which a mean divides, in the shape of the rows
-            or broadcastable to it: the class weight of the target, or one.
+        counts: what each row adds to the number by which a mean divides, as `omega`: the class
+            weight of the target, one, or what the loss itself multiplies the row by.
     """
 
     parameters: tuple[Tensor, ...]
