@@ -249,7 +249,7 @@ def test_weight_decay_and_frozen_parameters(mode):
     for _ in range(3):
         close(fisher, exact)
     v = fisher.domain.gaussian()
-    torch.testing.assert_close(fisher.curvature(v), float(v @ exact @ v))
+    assert float(fisher.curvature(v)) == pytest.approx(float(v @ exact @ v))
     check_operator(fisher)
     leaf = flat(risk.params).requires_grad_()
     value = risk(unflat(leaf, risk.params))
@@ -370,14 +370,9 @@ def test_empirical_with_class_weights():
     """g_i g_i' of the likelihood with smoothing, times the weight of its Hessian."""
     w = torch.linspace(0.5, 2, V, dtype=DOUBLE)
     risk = build("mlp", sizes=(7,), weight_decay=0.0)
-    risk = Risk(risk.model, nn.CrossEntropyLoss(w, label_smoothing=0.1), risk.data.first_pair) if (
-        hasattr(risk.data, "first_pair")
-    ) else Risk(
-        risk.model,
-        nn.CrossEntropyLoss(w, label_smoothing=0.1),
-        (risk.data.first.inputs, risk.data.first.targets),
-    )  # fmt: skip
     batch = risk.data.first
+    loss = nn.CrossEntropyLoss(w, label_smoothing=0.1)
+    risk = Risk(risk.model, loss, (batch.inputs, batch.targets))
     x, y = flat(risk.params), batch.targets
     exact = torch.zeros(len(x), len(x), dtype=DOUBLE)
     for i in range(7):
@@ -435,9 +430,7 @@ def test_a_shuffling_loader_has_no_draws_of_its_own():
     torch.manual_seed(0)
     loader = DataLoader(TensorDataset(randn(24, 4), labels(24)), 4, shuffle=True)
     risk = Risk(mlp().double(), nn.CrossEntropyLoss(), loader)
-    exact, empirical = (
-        fisher_operator(risk, risk.params, kind) for kind in ("exact", "empirical")
-    )
+    exact, empirical = (fisher_operator(risk, risk.params, kind) for kind in ("exact", "empirical"))
     v = exact.domain.gaussian()
     for A in (exact, empirical):
         first = A @ v
@@ -631,20 +624,9 @@ def test_a_product_costs_what_a_gauss_newton_product_does(name):
 
 def test_bfloat16():
     torch.manual_seed(0)
-    model, x, y = mlp(), torch.randn(32, 4), labels(32)
-    risks = [
-        Risk(model.to(dtype), nn.CrossEntropyLoss(), (x.to(dtype), y))
-        for dtype in (torch.float64, torch.bfloat16)
-    ]
-    for kind in ("exact", "empirical"):
-        exact, ours = (
-            fisher_operator(risk, {k: p.to(d) for k, p in risk.params.items()}, kind)
-            for risk, d in zip(risks[:1], [DOUBLE], strict=True)
-        ), None
+    x, y = torch.randn(32, 4), labels(32)
     half = Risk(mlp().bfloat16(), nn.CrossEntropyLoss(), (x.bfloat16(), y))
-    wide = Risk(
-        mlp().double(), nn.CrossEntropyLoss(), (x.bfloat16().double(), y),
-    )  # fmt: skip
+    wide = Risk(mlp().double(), nn.CrossEntropyLoss(), (x.bfloat16().double(), y))
     at = {name: part.double() for name, part in half.params.items()}
     for kind in ("exact", "empirical"):
         exact = fisher_operator(wide, at, kind).to_dense()
@@ -687,11 +669,9 @@ def test_all_targets_ignored_in_one_batch():
     model, loss = mlp().double(), nn.CrossEntropyLoss(ignore_index=0)
     batches = [(randn(3, 4), torch.zeros(3).long()), (randn(4, 4), labels(4) % (V - 1) + 1)]
     risk, rest = Risk(model, loss, batches), Risk(model, loss, batches[1:])
-    for kind in ("exact", "empirical"):
-        close(fisher_operator(risk, risk.params, kind), dense_ggn(rest)) if kind == "exact" else (
-            close(
-                fisher_operator(risk, risk.params, kind),
-                fisher_operator(rest, rest.params, kind).to_dense(),
-            )
-        )
+    close(fisher_operator(risk, risk.params), dense_ggn(rest))
+    close(
+        fisher_operator(risk, risk.params, "empirical"),
+        fisher_operator(rest, rest.params, "empirical").to_dense(),
+    )
     assert math.isfinite(float(fisher_operator(risk, risk.params).value))
