@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         hessian_operator,
         hvp,
         jacobian_operator,
+        ntk_operator,
     )
     from hesse.errors import HesseError, Status
     from hesse.estimators import (
@@ -131,6 +132,7 @@ __all__ = [
     "matrix_function",
     "minimize",
     "norm",
+    "ntk_operator",
     "sample_normal",
     "solve",
     "spectral_density",

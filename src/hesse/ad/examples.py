@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hesse.ad.likelihoods import Likelihood
+from hesse.ad.likelihoods.likelihood import Likelihood
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from torch import Tensor
 from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.examples import Examples
 from hesse.ad.jacobian import JacobianGraph
-from hesse.ad.likelihoods import Likelihood, LikelihoodCalls, SeenLoss, seen_loss
+from hesse.ad.likelihoods.likelihood import Likelihood
+from hesse.ad.likelihoods.seen import LikelihoodCalls, SeenLoss, seen_loss
 from hesse.ad.variables import BoundFunction, Leaves, tracked
 
 Blocks = Literal["exact", "sampled", "empirical", "gradients"]

@@ -6,6 +6,7 @@ from hesse.curvature.gauss_newton import ggn_operator
 from hesse.curvature.hessian import hessian_operator
 from hesse.curvature.hvp import HVP, hvp
 from hesse.curvature.jacobian import jacobian_operator
+from hesse.curvature.ntk import ntk_operator
 from hesse.curvature.operator import CurvatureOperator
 from hesse.engine.cost_model import deterministic
 
@@ -19,4 +20,5 @@ __all__ = [
     "hessian_operator",
     "hvp",
     "jacobian_operator",
+    "ntk_operator",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.examples import Axis, Examples
 from hesse.ad.fisher import LikelihoodLoss, seen
-from hesse.ad.likelihoods import SeenLoss
+from hesse.ad.likelihoods.seen import SeenLoss
 from hesse.ad.quadratic import Quadratic
 from hesse.ad.summands import Summand
 from hesse.ad.variables import BoundFunction, Variables, tracked

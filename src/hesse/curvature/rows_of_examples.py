@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hesse.ad.examples import Axis
-from hesse.ad.likelihoods import SeenLoss
+from hesse.ad.likelihoods.seen import SeenLoss
 from hesse.curvature.likelihood_sum import seen_at
 from hesse.data.reduction import rounding_tolerance
 from hesse.data.slicing import num_examples, split_batch
