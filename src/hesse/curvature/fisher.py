@@ -173,6 +173,13 @@ def gradient_covariance_operator(
     tensor([[36.]])
     """
     risk, params = _check(risk, params, mode, precision, likelihood)
+    if risk.is_weighted:
+        raise ArgumentError(
+            expected="a risk whose examples weigh what its loss gives them",
+            got="a risk with weights for its examples",
+            remedy="Give risk.subset(indices), in which places may repeat, or use "
+            "hesse.fisher_operator(risk, params, 'empirical').",
+        )
     axes = example_axes(risk, params, needed=True)
     M = within_budget(
         FisherDefinition("gradients", axes),

@@ -21,7 +21,8 @@ from hesse.data.slicing import num_examples
 from hesse.engine.data_version import DataVersion
 from hesse.engine.program_cache import ProgramCache
 from hesse.errors import DataError
-from hesse.risk.risk import BatchLoss, Risk
+from hesse.risk.batch_loss import BatchLoss
+from hesse.risk.risk import Risk
 from hesse.vectors.space import Space, Tree
 
 
