@@ -31,11 +31,6 @@ def check_eval_mode(model: Any) -> None:
             )
 
 
-def train_modes(model: Any) -> list[bool]:
-    """Whether each module of the model is in train mode."""
-    return [m.training for m in model.modules()] if isinstance(model, nn.Module) else []
-
-
 def _is_random_or_coupled(module: nn.Module) -> bool:
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)):
         return True

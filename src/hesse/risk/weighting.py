@@ -28,7 +28,7 @@ from hesse.data.batches import Batch
 from hesse.data.reduction import agree, rounding_tolerance
 from hesse.data.selection import WeightedTargets, count_examples
 from hesse.errors import FunctionError
-from hesse.risk.batch_loss import Around, BatchLoss
+from hesse.risk.call import Around, BatchLoss
 from hesse.risk.slices import axes_of_examples, cannot_be_cut
 from hesse.vectors.space import Space, Tree
 
