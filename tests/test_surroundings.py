@@ -102,10 +102,7 @@ CALLS = {
     "gradient_covariance_operator": lambda: products(
         hesse.gradient_covariance_operator(RISK, RISK.params)
     ),
-    "ntk_operator": lambda: (
-        hesse.ntk_operator(RISK, RISK.params)
-        @ torch.ones(hesse.jacobian_operator(RISK, RISK.params).shape[0])
-    ),
+    "ntk_operator": lambda: hesse.ntk_operator(RISK) @ torch.ones(54, dtype=DOUBLE),
     "jacobian_operator": lambda: hesse.jacobian_operator(torch.tanh, X) @ X,
     "gradient": lambda: hesse.hessian_operator(RISK, RISK.params).flat_gradient,
     "eigsh": lambda: hesse.eigsh(dense(), 3, generator=seeded()).values,
