@@ -8,9 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from hesse import Risk, eigsh, fisher_operator, ggn_operator, identity_operator, solve
+from hesse import (
+    Risk,
+    eigsh,
+    fisher_operator,
+    ggn_operator,
+    gradient_covariance_operator,
+    identity_operator,
+    solve,
+)
 
 DOUBLE = torch.float64
 
@@ -134,3 +143,66 @@ def test_autocast():
         half = fisher_operator(risk, risk.params, "empirical").to_dense()
     error = (half - exact).norm() / exact.norm()
     assert 1e-6 < error < 0.05
+
+
+class Squeezed(nn.Module):
+    """Outputs of shape (N,), and () for a single example."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = network(1)
+
+    def forward(self, x):
+        return self.net(x).squeeze()
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        hidden = torch.tanh(self.body(x))
+        return self.a(hidden), self.b(hidden)
+
+
+def both(z, y):
+    return F.cross_entropy(z[0], y[0]) + 0.3 * F.mse_loss(z[1], y[1])
+
+
+def images():
+    return nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 4, 1))
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "inputs", "targets"),
+    [
+        (Squeezed, nn.BCEWithLogitsLoss(), (6, 3), lambda: (torch.rand(6) > 0.5).double()),
+        (images, nn.CrossEntropyLoss(), (4, 2, 4, 5), lambda: torch.randint(0, 4, (4, 4, 5))),
+        (TwoHeads, both, (5, 3), lambda: (torch.randint(0, 3, (5,)), torch.randn(5, 2).double())),
+    ],
+)
+def test_shapes_of_outputs(model, loss, inputs, targets):
+    torch.manual_seed(0)
+    model, x, y = model().double(), torch.randn(inputs, dtype=DOUBLE), targets()
+    risk = Risk(model, loss, (x, y))
+    exact = fisher_operator(risk, risk.params).to_dense()
+    torch.testing.assert_close(exact, ggn_operator(risk, risk.params).to_dense())
+    gradients = []
+    for n in range(len(x)):
+        single = tuple(t[n : n + 1] for t in y) if isinstance(y, tuple) else y[n : n + 1]
+        model.zero_grad()
+        z = model(x[n : n + 1])
+        loss(z.reshape(1) if isinstance(model, Squeezed) else z, single).backward()
+        gradients.append(torch.cat([p.grad.reshape(-1) for p in model.parameters()]))
+    g = torch.stack(gradients)
+    M = gradient_covariance_operator(risk, risk.params).to_dense()
+    torch.testing.assert_close(M, g.T @ g / len(x))
+    if isinstance(model, Squeezed):
+        for per in ("row", "example"):
+            empirical = fisher_operator(risk, risk.params, "empirical", per=per)
+            torch.testing.assert_close(empirical.to_dense(), M)
+    if not isinstance(model, TwoHeads):
+        pixels = 1 if isinstance(model, Squeezed) else 20
+        empirical = fisher_operator(risk, risk.params, "empirical", per="example")
+        torch.testing.assert_close(empirical.to_dense(), pixels * M)
