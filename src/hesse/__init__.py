@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from hesse.curvature import (
         CurvatureOperator,
         deterministic,
+        fisher_operator,
         ggn_operator,
+        gradient_covariance_operator,
         hessian_operator,
         hvp,
         jacobian_operator,
+        ntk_operator,
     )
     from hesse.errors import HesseError, Status
     from hesse.estimators import (
@@ -114,8 +117,10 @@ __all__ = [
     "diagonal",
     "diagonal_operator",
     "eigsh",
+    "fisher_operator",
     "function_operator",
     "ggn_operator",
+    "gradient_covariance_operator",
     "hessian_operator",
     "hvp",
     "identity_operator",
@@ -127,6 +132,7 @@ __all__ = [
     "matrix_function",
     "minimize",
     "norm",
+    "ntk_operator",
     "sample_normal",
     "solve",
     "spectral_density",

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Curvature matrices as operators: Hessian, generalised Gauss-Newton matrix, Jacobian."""
+"""Curvature matrices as operators: Hessian, Gauss-Newton, Fisher, Jacobian, and others."""
 
+from hesse.curvature.fisher import fisher_operator, gradient_covariance_operator
 from hesse.curvature.gauss_newton import ggn_operator
 from hesse.curvature.hessian import hessian_operator
 from hesse.curvature.hvp import HVP, hvp
 from hesse.curvature.jacobian import jacobian_operator
+from hesse.curvature.ntk import ntk_operator
 from hesse.curvature.operator import CurvatureOperator
 from hesse.engine.cost_model import deterministic
 
@@ -12,8 +14,11 @@ __all__ = [
     "HVP",
     "CurvatureOperator",
     "deterministic",
+    "fisher_operator",
     "ggn_operator",
+    "gradient_covariance_operator",
     "hessian_operator",
     "hvp",
     "jacobian_operator",
+    "ntk_operator",
 ]
