@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         hessian_operator,
         hvp,
         jacobian_operator,
+        sparse_hessian_operator,
     )
     from hesse.errors import HesseError, Status
     from hesse.estimators import (
@@ -129,6 +130,7 @@ __all__ = [
     "norm",
     "sample_normal",
     "solve",
+    "sparse_hessian_operator",
     "spectral_density",
     "svds",
     "testing",
