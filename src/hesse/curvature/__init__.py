@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Curvature matrices as operators: Hessian, generalised Gauss-Newton matrix, Jacobian; sparse Hessians."""
+"""Curvature matrices as operators: Hessian (sparse too), Gauss-Newton matrix, Jacobian."""
 
 from hesse.curvature.gauss_newton import ggn_operator
 from hesse.curvature.hessian import hessian_operator

@@ -42,7 +42,7 @@ class Maker:
         self._structure: Structure | None = None
         self._num_points = 0
 
-    def __reduce__(self):  # patterns are detected again where they are wanted
+    def __reduce__(self) -> Any:  # patterns are detected again where they are wanted
         return Maker, (self._method, self._pattern)
 
     def make(self, H: CurvatureOperator) -> SparseHessian:
@@ -53,13 +53,14 @@ class Maker:
         H.announce(_MANY)
         self._num_points += 1
         is_checked = self._num_points & (self._num_points - 1) == 0
-        v = H.domain.gaussian(torch.Generator().manual_seed(self._num_points))
-        product = H._matvec(v) if is_checked else None
-        structure = self._structure
-        if structure is None or not structure.holds_for(H, v):
-            structure = self._new_structure(H, v)
+        structure, v, product = self._structure, None, None
+        if is_checked or structure is None:
+            v = H.domain.gaussian(torch.Generator().manual_seed(self._num_points))
+            product = H._matvec(v)
+        if structure is None or not structure.holds_for(H):
+            structure = self._new_structure(H, H.domain.zeros() if v is None else v)
         found = _evaluated(H, structure, self)
-        if product is not None and not _agrees(found, v, product, H):
+        if v is not None and product is not None and not _agrees(found, v, product, H):
             raise DerivativeError(
                 expected="entries whose product with a random vector is that of the operator",
                 got="another product: there are entries outside of the pattern",
@@ -127,7 +128,7 @@ class SparseHessian(SparseOperator):
     def announce(self, products: int) -> None:
         """Nothing: the entries are there."""
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return _remade, (self._H, self._maker)
 
     def _expression(self) -> str:
@@ -167,8 +168,11 @@ def _evaluated(H: CurvatureOperator, structure: Structure, maker: Maker) -> Spar
             got="NaN or Inf",
             remedy="Look for a division by zero, log(0), sqrt(0) or an overflow at this point.",
         )
-    parts = (as_array(values), pattern.indices, pattern.indptr)
-    return SparseHessian(H, structure, sp.csr_array(parts, shape=pattern.shape), maker)
+    array = as_array(values)
+    matrix = sp.csr_array(pattern.shape, dtype=array.dtype)
+    # Set one by one, they are not checked again.
+    matrix.data, matrix.indices, matrix.indptr = array, pattern.indices, pattern.indptr
+    return SparseHessian(H, structure, matrix, maker)
 
 
 def _agrees(found: SparseHessian, v: Tensor, product: Tensor, H: CurvatureOperator) -> bool:

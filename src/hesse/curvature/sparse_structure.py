@@ -56,14 +56,14 @@ class Structure:
         """The directions of these products, as columns; shape (n, colours)."""
         return self.compression.seeds(self.dtype, self.device).T
 
-    def holds_for(self, H: CurvatureOperator, v: Tensor) -> bool:
+    def holds_for(self, H: CurvatureOperator) -> bool:
         """Whether the pattern is that of H too, which is taken at another point.
 
         It is if the programs are the same and all indices in them.
         """
         if not self.detections:
             return True
-        pairs = zip(H.summand_products(v), self.detections, strict=True)
+        pairs = zip(H.summand_products(self.seeds.T[0]), self.detections, strict=True)
         return all(_holds_for(product, found) for (_, product), found in pairs)
 
 
@@ -77,7 +77,7 @@ def detected(H: CurvatureOperator, v: Tensor, method: Method) -> Structure:
     """
     n, total, detections = H.domain.n, None, []
     for _, product in H.summand_products(v):
-        found, pattern = _detected(product)
+        found, pattern = _detected(H, product)
         detections.append(found)
         total = pattern if total is None else total + pattern
     assert total is not None
@@ -113,7 +113,7 @@ def _holds_for(product: Any, found: tuple[Partition, Detection] | None) -> bool:
     return product.partition is partition and detection.holds_for(product.residuals)
 
 
-def _detected(product: Any) -> tuple[tuple[Partition, Detection] | None, Any]:
+def _detected(H: CurvatureOperator, product: Any) -> tuple[tuple[Partition, Detection] | None, Any]:
     """What was detected in the product of a summand, and the pattern of the whole vector."""
     varying = np.fromiter(_varying(product.point), dtype=np.int64)
     n = product.point.variables.space.n
@@ -123,7 +123,7 @@ def _detected(product: Any) -> tuple[tuple[Partition, Detection] | None, Any]:
     if not isinstance(product, ProgramProduct):
         raise DerivativeError(
             expected="an f whose products can be traced: the pattern is found in the trace",
-            got="; ".join(product.entry.notes) or "a product that was not traced",
+            got="; ".join(H.plan.notes) or "a product that was not traced",
             remedy="Use hesse.hessian_operator(f, x), which takes another way.",
         )
     partition, num_variables = product.partition, len(product.point.variables.x)

@@ -9,6 +9,7 @@ the order of the variables or in one of small bandwidth, at distance 2 or in sta
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -127,4 +128,4 @@ def _mean_distance(graph: Any, order: Any) -> float:
 def _lists(graph: Any) -> list[list[int]]:
     """The neighbours of every vertex."""
     starts, indices = graph.indptr.tolist(), graph.indices.tolist()
-    return [indices[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+    return [indices[a:b] for a, b in pairwise(starts)]

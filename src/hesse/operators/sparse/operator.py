@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`SparseOperator`: a symmetric sparse matrix, whose structure gives its inverse and determinant."""
+"""`SparseOperator`: a symmetric sparse matrix, which is factorised where its inverse is wanted."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class SparseOperator(LinearOperator):
         """The matrix as a `scipy.sparse.csr_array`, a copy."""
         return self.matrix.copy()
 
-    def __reduce__(self):  # the factors are made again where they are wanted
+    def __reduce__(self) -> Any:  # the factors are made again where they are wanted
         return SparseOperator, (self.domain, self.matrix)
 
     @cached_property

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detect the pattern of a matrix from the program of its products.
 
-A tangent program is linear in the direction v, so that its Jacobian with respect to v is the matrix.
+A tangent program is linear in the direction v: its Jacobian with respect to v is the matrix.
 Starting from the identity, the pattern of v itself, each node gives the patterns of its results
-(`rules`). The numbers in the tensors do not matter, except for indices and for constant matrices
-and kernels: these are the *operands* of a detection. Where they are the same at another point, so
-is the pattern.
+(`rules`). The numbers in the tensors do not matter, except for indices, and for matrices, kernels
+and factors that do not depend on the variables: these are the *operands* of a detection. Where they
+are the same at another point, so is the pattern.
 """
 
 from __future__ import annotations
@@ -81,22 +81,23 @@ def detect(
     nodes = [node for node in program.nodes if not dependent.isdisjoint(node.results)]
     nodes = eliminate_dead_code(nodes, [output])
     read = {number for node in nodes for number in node.reads()}
+    fixed = [node for node in program.nodes if dependent.isdisjoint(node.results)]
+    changing = dependent_values(primal.nodes, primal.inputs[:num_variables])
+    changing = dependent_values(fixed, changing)
     wanted = [
         number
         for number in sorted(read - dependent - program.constants.keys())
-        if is_integer(program.metas[number])
+        if is_integer(program.metas[number]) or number not in changing
     ]
-    values = run(_operand_program(program, dependent, wanted), residuals) if wanted else []
+    values = run(_operand_program(program, fixed, wanted), residuals) if wanted else []
     (n,) = program.metas[direction].shape
     known = program.constants | dict(zip(wanted, values, strict=True))
-    tape = Tape(program.metas, program.constants, known, {direction: identity(n)})
+    tape = Tape(program.metas, known, {direction: identity(n)})
     pattern = _propagate(nodes, output, tape)
     if pattern is None:
         pattern = empty(program.metas[output].shape[0], n)
     used = sorted(tape.looked_at - program.constants.keys())
-    operands = _operand_program(program, dependent, used)
-    changing = dependent_values(primal.nodes, primal.inputs[:num_variables])
-    changing = dependent_values(operands.nodes, changing)
+    operands = _operand_program(program, fixed, used)
     constants = [program.constants[number] for number in tape.looked_at & program.constants.keys()]
     return Detection(
         pattern,
@@ -133,8 +134,7 @@ def _rule_of(node: Node, tape: Tape) -> Collection[Pattern | None]:
     raise UnknownOperationError(f"{name}, which has no rule")
 
 
-def _operand_program(program: Program, dependent: set[int], wanted: list[int]) -> Program:
-    """The nodes of a program that give the wanted values from its residuals."""
-    fixed = [node for node in program.nodes if dependent.isdisjoint(node.results)]
+def _operand_program(program: Program, fixed: list[Node], wanted: list[int]) -> Program:
+    """Those of the fixed nodes that give the wanted values from the residuals."""
     graph = Graph(fixed, program.inputs[:-1], wanted, program.constants, program.metas)
     return Program(graph, eliminate_dead_code(fixed, wanted), graph.inputs, wanted)

@@ -46,7 +46,7 @@ def select(sources: Sequence[Pattern], numbers: Any) -> Pattern:
            [0, 0],
            [0, 1]])
     """
-    source = sources[0] if len(sources) == 1 else sp.vstack(sources, format="csr")
+    source: Any = sources[0] if len(sources) == 1 else sp.vstack(sources, format="csr")
     numbers = numbers.reshape(-1)
     if _are_neighbours(numbers):
         first, last = int(numbers[0]) - 1, int(numbers[-1])
@@ -54,8 +54,8 @@ def select(sources: Sequence[Pattern], numbers: Any) -> Pattern:
     lengths = np.concatenate([[0], np.diff(source.indptr)])
     _check_size(int(lengths[numbers].sum()))
     if numbers.size and numbers.min() == 0:
-        nothing = empty(1, source.shape[1])
-        return sp.vstack([nothing, source], format="csr")[numbers]
+        with_empty: Any = sp.vstack([empty(1, source.shape[1]), source], format="csr")
+        return with_empty[numbers]
     return source[numbers - 1]
 
 

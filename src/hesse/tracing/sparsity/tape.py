@@ -20,19 +20,18 @@ class Tape:
 
     Args:
         metas: of all values.
-        constants: the tensors that are the same at every point, by number.
-        known: these, and all integers and Booleans that do not depend on the direction.
+        known: integers and Booleans that do not depend on the direction, and all values that depend
+            neither on it nor on the variables, by number.
         patterns: of the values that depend on the direction, by number.
     """
 
     def __init__(
         self,
         metas: Mapping[int, TensorMeta],
-        constants: Mapping[int, Tensor],
         known: Mapping[int, Tensor],
         patterns: dict[int, Pattern],
     ) -> None:
-        self._metas, self.constants, self._known = metas, constants, known
+        self._metas, self._known = metas, known
         self.patterns = patterns
         self.looked_at: set[int] = set()
 
@@ -53,9 +52,13 @@ class Tape:
         return [number for number in dict.fromkeys(node.reads()) if number in self.patterns]
 
     def operand(self, number: int) -> Tensor:
-        """The entries of a value that does not depend on the direction."""
+        """The entries of a known value; the detection holds for these."""
         self.looked_at.add(number)
         return self._known[number].cpu()
+
+    def is_known(self, argument: Any) -> bool:
+        """Whether `operand` has the entries of an argument."""
+        return isinstance(argument, Value) and argument.index in self._known
 
     def is_index(self, number: int) -> bool:
         """Whether a value that does not depend on the direction holds integers or Booleans."""

@@ -2,7 +2,7 @@
 """Convolutions of the direction with a kernel that does not depend on it, and their adjoints.
 
 A kernel that is 1 at one place and 0 elsewhere moves entries. The pattern is the union over the
-places of the kernel; places at which a constant kernel is zero are left out.
+places of the kernel; places at which a known kernel is zero are left out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from hesse.tracing.graph import Node
+from hesse.tracing.graph import Node, Value
 from hesse.tracing.sparsity.patterns import Pattern, empty, select, union
 from hesse.tracing.sparsity.tape import Tape, row_numbers
 
@@ -39,32 +39,32 @@ def _convolution(node: Node, tape: Tape) -> Sequence[Pattern | None] | None:
         select(
             [tape.patterns[x.index]], row_numbers(node.function(numbers, kernel, None, *geometry))
         )
-        for kernel in _kernels(_nonzeros(weight.index, tape), 0 if transposed else 1, groups)
+        for kernel in _kernels(_nonzeros(weight, tape), 0 if transposed else 1, groups)
     ]
     (result,) = node.results
     return [union(parts) if parts else _nothing(tape, x.index, result)]
 
 
 def _backward(node: Node, tape: Tape) -> Sequence[Pattern | None] | None:
-    g, x, weight, _, *geometry, mask = node.args
+    g, x, weight, _, *geometry, _ = node.args
     transposed, groups = geometry[3], geometry[5]
     if not tape.moves(g) or tape.moves(x) or tape.moves(weight) or any(node.results[1:]):
         return None
     numbers = tape.numbers(g.index).to(torch.float64)
     images = torch.zeros(tape.shape(x.index), dtype=torch.float64)
     parts = []
-    for kernel in _kernels(_nonzeros(weight.index, tape), 1 if transposed else 0, groups):
+    for kernel in _kernels(_nonzeros(weight, tape), 1 if transposed else 0, groups):
         moved = node.function(numbers, images, kernel, None, *geometry, [True, False, False])[0]
         parts.append(select([tape.patterns[g.index]], row_numbers(moved.round())))
     (result, *_) = node.results
     return [union(parts) if parts else _nothing(tape, g.index, result), None, None]
 
 
-def _nonzeros(weight: int, tape: Tape) -> Tensor:
+def _nonzeros(weight: Value, tape: Tape) -> Tensor:
     """1 where a kernel may differ from zero."""
-    if weight in tape.constants:
-        return (tape.operand(weight) != 0).to(torch.float64)
-    return torch.ones(tape.shape(weight), dtype=torch.float64)
+    if tape.is_known(weight):
+        return (tape.operand(weight.index) != 0).to(torch.float64)
+    return torch.ones(tape.shape(weight.index), dtype=torch.float64)
 
 
 def _kernels(nonzeros: Tensor, summed: int, groups: int) -> Iterator[Tensor]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products with a matrix that does not depend on the direction.
 
-In C = A B an entry of C depends on a row of A or on a column of B. Of a constant matrix only the
+In C = A B an entry of C depends on a row of A or on a column of B. Of a known matrix only the
 entries count that differ from zero.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.tracing.graph import Node
+from hesse.tracing.graph import Node, Value
 from hesse.tracing.sparsity.patterns import Pattern, gather_groups, select, union
 from hesse.tracing.sparsity.tape import Tape, row_numbers
 
@@ -43,15 +43,15 @@ def patterns(node: Node, tape: Tape) -> Sequence[Pattern | None] | None:
     if adds and tape.moves(node.args[0]):
         parts.append(tape.broadcast(node.args[0].index, tape.shape(result)))
     if tape.moves(a):
-        parts.append(_product(a.index, b.index, tape, moving_first=True))
+        parts.append(_product(a, b, tape, moving_first=True))
     elif tape.moves(b):
-        parts.append(_product(a.index, b.index, tape, moving_first=False))
+        parts.append(_product(a, b, tape, moving_first=False))
     return [union(parts)]
 
 
-def _product(a: int, b: int, tape: Tape, *, moving_first: bool) -> Pattern:
+def _product(a: Value, b: Value, tape: Tape, *, moving_first: bool) -> Pattern:
     """The pattern of A B in batches, (t, p, q) times (t, q, r), as that of X Y with X moving."""
-    shape_a, shape_b = _as_batch(tape.shape(a), 0), _as_batch(tape.shape(b), 1)
+    shape_a, shape_b = _as_batch(tape.shape(a.index), 0), _as_batch(tape.shape(b.index), 1)
     (t, p, q), r = shape_a, shape_b[2]
     results = torch.arange(t * p * r).view(t, p, r)
     if moving_first:
@@ -60,10 +60,10 @@ def _product(a: int, b: int, tape: Tape, *, moving_first: bool) -> Pattern:
         x, y, numbers = b, a, torch.arange(t * q * r).view(t, q, r).mT
         results, p, r = results.mT, r, p
     matrix = None
-    if y in tape.constants:
-        matrix = tape.operand(y).reshape(shape_b if moving_first else shape_a) != 0
+    if tape.is_known(y):
+        matrix = tape.operand(y.index).reshape(shape_b if moving_first else shape_a) != 0
         matrix = matrix if moving_first else matrix.mT
-    pattern = tape.patterns[x]
+    pattern = tape.patterns[x.index]
     if matrix is None or bool(matrix.all()):
         return _dense(pattern, numbers, results)
     batch, inner, column = matrix.nonzero(as_tuple=True)

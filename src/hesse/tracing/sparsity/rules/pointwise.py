@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from hesse.tracing.graph import Node, Value
+from hesse.tracing.graph import Node
 from hesse.tracing.operations import is_pointwise
 from hesse.tracing.sparsity.patterns import Pattern, select, union
 from hesse.tracing.sparsity.tape import Tape
@@ -24,7 +24,7 @@ def patterns(node: Node, tape: Tape) -> Sequence[Pattern | None] | None:
     assert result is not None
     shape = tape.shape(result)
     whole = union([tape.broadcast(number, shape) for number in tape.moving(node)])
-    mask = _constant_factor(node, tape)
+    mask = _factor_with_zeros(node, tape)
     if mask is None:
         return [whole]
     rows = np.arange(1, whole.shape[0] + 1)
@@ -32,12 +32,12 @@ def patterns(node: Node, tape: Tape) -> Sequence[Pattern | None] | None:
     return [select([whole], np.where(kept, rows, 0))]
 
 
-def _constant_factor(node: Node, tape: Tape) -> torch.Tensor | None:
-    """The constant tensor of a product that has zeros in it, if there is one."""
+def _factor_with_zeros(node: Node, tape: Tape) -> torch.Tensor | None:
+    """The known tensor of a product that has zeros in it, if there is one."""
     if node.function is not _aten.mul.Tensor:
         return None
     for argument in node.args:
-        if isinstance(argument, Value) and argument.index in tape.constants:
+        if tape.is_known(argument):
             factor = tape.operand(argument.index)
             return factor if bool((factor == 0).any()) else None
     return None

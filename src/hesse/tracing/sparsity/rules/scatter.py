@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.tracing.graph import Node, Value
+from hesse.tracing.graph import Node
 from hesse.tracing.sparsity.patterns import Pattern, gather_groups, union
 from hesse.tracing.sparsity.tape import Tape, row_numbers
 
