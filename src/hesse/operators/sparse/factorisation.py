@@ -92,7 +92,7 @@ def factorise(matrix: Any) -> Factorisation | None:
     (array([1., 1.]), Inertia(positive=1, negative=1))
     """
     matrix = sp.csc_array(matrix, dtype=np.float64)
-    for method in (_qdldl, _symmetric_superlu, _superlu):
+    for method in (qdldl, symmetric_superlu, pivoted_superlu):
         try:
             found = method(matrix)
         except (RuntimeError, ValueError, MemoryError):  # a zero pivot, or no room for the factors
@@ -115,13 +115,13 @@ def _largest(vector: Any) -> float:
     return float(np.abs(vector).max(initial=0.0))
 
 
-def _qdldl(matrix: Any) -> Factorisation | None:
+def qdldl(matrix: Any) -> Factorisation | None:
     """L D L' with approximate minimum degree."""
     try:
-        qdldl: Any = import_module("qdldl")
+        package: Any = import_module("qdldl")
     except ImportError:
         return None
-    solver = qdldl.Solver(sp.csc_matrix(matrix))
+    solver = package.Solver(sp.csc_matrix(matrix))
     lower, d, _ = solver.factors()
 
     def solve(b: Any) -> Any:
@@ -130,7 +130,7 @@ def _qdldl(matrix: Any) -> Factorisation | None:
     return Factorisation(solve, lambda: np.asarray(d), lower.nnz + matrix.shape[0], "QDLDL")
 
 
-def _symmetric_superlu(matrix: Any) -> Factorisation | None:
+def symmetric_superlu(matrix: Any) -> Factorisation | None:
     """L U with pivots from the diagonal, where U = D L'; None if a pivot was none."""
     factors = splu(
         matrix,
@@ -143,7 +143,7 @@ def _symmetric_superlu(matrix: Any) -> Factorisation | None:
     return Factorisation(factors.solve, lambda: factors.U.diagonal(), factors.nnz, "SuperLU")
 
 
-def _superlu(matrix: Any) -> Factorisation:
+def pivoted_superlu(matrix: Any) -> Factorisation:
     """P A Q = L U with exchanges of rows."""
     factors = splu(matrix)
     sign = _parity(factors.perm_r) * _parity(factors.perm_c)
