@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -168,10 +168,8 @@ def _evaluated(H: CurvatureOperator, structure: Structure, maker: Maker) -> Spar
             got="NaN or Inf",
             remedy="Look for a division by zero, log(0), sqrt(0) or an overflow at this point.",
         )
-    array = as_array(values)
-    matrix = sp.csr_array(pattern.shape, dtype=array.dtype)
-    # Set one by one, they are not checked again.
-    matrix.data, matrix.indices, matrix.indptr = array, pattern.indices, pattern.indptr
+    matrix = copy(pattern)  # shares its indices, which are not checked again
+    matrix.data = as_array(values)
     return SparseHessian(H, structure, matrix, maker)
 
 

@@ -83,7 +83,9 @@ class Compression:
         upper = low < high  # each entry beside the diagonal comes twice
         size = self.colouring.count * self.pattern.shape[0]
         counts = np.bincount(np.concatenate([own[upper], mirrored[upper]]), minlength=size)
-        return torch.from_numpy(np.where(counts[own] <= 2, own, mirrored))
+        places = np.where(counts[own] <= 2, own, mirrored)
+        # Half of the memory: a gather waits for its indices as long as for what it gathers.
+        return torch.from_numpy(places.astype(np.int32) if size < 2**31 else places)
 
     @cached_property
     def _substitution(self) -> tuple[Tensor, Any, Any]:
