@@ -67,6 +67,10 @@ def quartic(x):
     return (x**4).sum() / 12 + (x[:-1] * x[1:]).sum() ** 2
 
 
+def chain(x):
+    return ((x[1:] - x[:-1] ** 2) ** 2).sum()
+
+
 def risk():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
@@ -98,6 +102,7 @@ CALLS = {
     "hessian_operator": lambda: products(hesse.hessian_operator(quartic, X)),
     "hessian of a risk": lambda: products(hesse.hessian_operator(RISK, RISK.params)),
     "ggn_operator": lambda: products(hesse.ggn_operator(RISK, RISK.params)),
+    "sparse_hessian_operator": lambda: hesse.sparse_hessian_operator(chain, X).to_dense(),
     "jacobian_operator": lambda: hesse.jacobian_operator(torch.tanh, X) @ X,
     "gradient": lambda: hesse.hessian_operator(RISK, RISK.params).flat_gradient,
     "eigsh": lambda: hesse.eigsh(dense(), 3, generator=seeded()).values,
