@@ -28,6 +28,7 @@ from hesse.tracing.program import Program, run
 from hesse.tracing.sparsity.patterns import Pattern, TooDenseError, empty, identity
 from hesse.tracing.sparsity.rules import RULES
 from hesse.tracing.sparsity.tape import Tape, is_integer
+from hesse.tracing.sparsity.zeros import Zeros
 
 
 class UnknownOperationError(UntraceableError):
@@ -92,18 +93,21 @@ def detect(
     values = run(_operand_program(program, fixed, wanted), residuals) if wanted else []
     (n,) = program.metas[direction].shape
     known = program.constants | dict(zip(wanted, values, strict=True))
-    tape = Tape(program.metas, known, {direction: identity(n)})
+    zeros = Zeros(program.metas, primal.constants | program.constants)
+    zeros.visit([*primal.nodes, *fixed])
+    tape = Tape(program.metas, known, zeros.nonzeros, {direction: identity(n)})
     pattern = _propagate(nodes, output, tape)
     if pattern is None:
         pattern = empty(program.metas[output].shape[0], n)
     used = sorted(tape.looked_at - program.constants.keys())
     operands = _operand_program(program, fixed, used)
-    constants = [program.constants[number] for number in tape.looked_at & program.constants.keys()]
+    constants = primal.constants | program.constants
+    seen = (tape.looked_at | zeros.looked_at) & constants.keys()
     return Detection(
         pattern,
         operands,
         [known[number].clone() for number in used],
-        [(tensor, tensor.clone()) for tensor in constants],
+        [(constants[number], constants[number].clone()) for number in seen],
         not changing.isdisjoint(used),
     )
 

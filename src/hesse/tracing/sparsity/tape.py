@@ -22,6 +22,7 @@ class Tape:
         metas: of all values.
         known: integers and Booleans that do not depend on the direction, and all values that depend
             neither on it nor on the variables, by number.
+        nonzeros: of the values of which entries are zero at every point, True for the others.
         patterns: of the values that depend on the direction, by number.
     """
 
@@ -29,9 +30,10 @@ class Tape:
         self,
         metas: Mapping[int, TensorMeta],
         known: Mapping[int, Tensor],
+        nonzeros: Mapping[int, Tensor],
         patterns: dict[int, Pattern],
     ) -> None:
-        self._metas, self._known = metas, known
+        self._metas, self._known, self._nonzeros = metas, known, nonzeros
         self.patterns = patterns
         self.looked_at: set[int] = set()
 
@@ -59,6 +61,13 @@ class Tape:
     def is_known(self, argument: Any) -> bool:
         """Whether `operand` has the entries of an argument."""
         return isinstance(argument, Value) and argument.index in self._known
+
+    def nonzeros(self, argument: Any) -> Tensor | None:
+        """Where an argument may differ from zero; None if that is everywhere."""
+        if self.is_known(argument):
+            entries = self.operand(argument.index) != 0
+            return None if bool(entries.all()) else entries
+        return self._nonzeros.get(argument.index) if isinstance(argument, Value) else None
 
     def is_index(self, number: int) -> bool:
         """Whether a value that does not depend on the direction holds integers or Booleans."""

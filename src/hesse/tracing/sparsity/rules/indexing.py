@@ -29,7 +29,12 @@ _INDEXING = frozenset(
         *(("roll", "default"), ("rot90", "default"), ("constant_pad_nd", "default")),
         *(("index", "Tensor"), ("_unsafe_index", "Tensor"), ("index_select", "default")),
         *(("gather", "default"), ("take", "default"), ("scatter", "src")),
-        *(("scatter", "value"), ("index_fill", "int_Scalar"), ("masked_scatter", "default")),
+        *(
+            ("scatter", "value"),
+            ("index_fill", "int_Scalar"),
+            ("index_fill", "int_Tensor"),
+            ("masked_scatter", "default"),
+        ),
         *(("masked_select", "default"), ("tril", "default"), ("triu", "default")),
         *(("clone", "default"), ("detach", "default"), ("lift_fresh", "default")),
         *(("contiguous", "default"), ("_to_copy", "default"), ("copy", "default")),
@@ -46,7 +51,7 @@ _INDEXING = frozenset(
 )
 
 # They read the shape of their argument, and none of its entries.
-_FILLS = frozenset(
+FILLS = frozenset(
     getattr(_aten, name).default
     for name in ("new_zeros", "zeros_like", "new_ones", "ones_like", "new_full", "full_like")
 )
@@ -55,14 +60,14 @@ _FILLS = frozenset(
 _FOR_FLOATS = ("im2col", "upsample_", "reflection_pad", "replication_pad")
 
 # Arguments that say how to store a result.
-_STORAGE = frozenset(["dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking"])
+STORAGE = frozenset(["dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking"])
 
 
 def patterns(node: Node, tape: Tape) -> Sequence[Pattern | None] | None:
     """The patterns of what moves entries."""
-    if node.function in _FILLS:
+    if node.function in FILLS:
         return [None]
-    if not (is_view(node.function) or node.function in _INDEXING or _replaces(node)):
+    if not moves_entries(node):
         return None
     values, sources, first = {}, [], 1
     dtype = torch.float64 if _needs_floats(node) else torch.int64
@@ -78,11 +83,16 @@ def patterns(node: Node, tape: Tape) -> Sequence[Pattern | None] | None:
     kwargs = {
         key: substitute(argument, values.__getitem__)
         for key, argument in node.kwargs.items()
-        if key not in _STORAGE
+        if key not in STORAGE
     }
     result = node.function(*substitute(node.args, values.__getitem__), **kwargs)
     parts = [result] if node.single else result
     return [select(sources, row_numbers(part)) for part in parts]
+
+
+def moves_entries(node: Node) -> bool:
+    """Whether entries of the result are entries of an argument, or zero."""
+    return is_view(node.function) or node.function in _INDEXING or _replaces(node)
 
 
 def _replaces(node: Node) -> bool:

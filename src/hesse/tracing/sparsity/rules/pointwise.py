@@ -28,16 +28,13 @@ def patterns(node: Node, tape: Tape) -> Sequence[Pattern | None] | None:
     if mask is None:
         return [whole]
     rows = np.arange(1, whole.shape[0] + 1)
-    kept = np.broadcast_to(mask.numpy() != 0, shape).reshape(-1)
+    kept = np.broadcast_to(mask.numpy(), shape).reshape(-1)
     return [select([whole], np.where(kept, rows, 0))]
 
 
 def _factor_with_zeros(node: Node, tape: Tape) -> torch.Tensor | None:
-    """The known tensor of a product that has zeros in it, if there is one."""
+    """Where the factor of a product may differ from zero, if it has zeros."""
     if node.function is not _aten.mul.Tensor:
         return None
-    for argument in node.args:
-        if tape.is_known(argument):
-            factor = tape.operand(argument.index)
-            return factor if bool((factor == 0).any()) else None
-    return None
+    fixed = (argument for argument in node.args if not tape.moves(argument))
+    return next((mask for a in fixed if (mask := tape.nonzeros(a)) is not None), None)
