@@ -150,8 +150,10 @@ def test_the_operator_of_a_matrix(dtype):
     check_operator(S)
     check_operator(S._inverse())
     np.testing.assert_array_equal(S.to_dense().numpy(), A.toarray())
-    block = S.block("a").to_dense()
-    np.testing.assert_array_equal(block.numpy(), A.toarray()[:6, :6])
+    block = S.block("a")
+    np.testing.assert_array_equal(block.to_dense().numpy(), A.toarray()[:6, :6])
+    check_operator(block)
+    assert block._inverse() is not None
 
 
 def test_a_picture_of_every_size():

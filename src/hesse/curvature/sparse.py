@@ -4,77 +4,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
 from hesse.boundary import public
 from hesse.curvature.operator import CurvatureOperator
-from hesse.curvature.sparse_structure import Structure, detected, given
-from hesse.engine.closeness import agree
-from hesse.errors import DerivativeError, NonFiniteError
-from hesse.operators.sparse.colouring import Method
+from hesse.curvature.sparse_structure import Structure
 from hesse.operators.sparse.operator import SparseOperator
 from hesse.operators.sparse.picture import picture
 from hesse.result import html_table
-from hesse.vectors.arrays import as_array
 from hesse.vectors.space import Tree
 
-MakeStructure = Callable[[CurvatureOperator, Tensor], Structure]
+__all__ = ["SparseHessian"]
 
-# So many products will follow: a trace pays.
-_MANY = 1000
-
-
-class Maker:
-    """Makes the sparse Hessians of one function at all its points.
-
-    Args:
-        method: of the colouring.
-        pattern: that the user gave, or None.
-    """
-
-    def __init__(self, method: Method, pattern: Any) -> None:
-        self._method: Method = method
-        self._pattern = pattern
-        self._structure: Structure | None = None
-        self._num_points = 0
-
-    def __reduce__(self) -> Any:  # patterns are detected again where they are wanted
-        return Maker, (self._method, self._pattern)
-
-    def make(self, H: CurvatureOperator) -> SparseHessian:
-        """The entries of H, by the structure of the last point if that holds for this one.
-
-        At the 1st, 2nd, 4th, 8th ... point a product is compared.
-        """
-        H.announce(_MANY)
-        self._num_points += 1
-        is_checked = self._num_points & (self._num_points - 1) == 0
-        structure, v, product = self._structure, None, None
-        if is_checked or structure is None:
-            v = H.domain.gaussian(torch.Generator().manual_seed(self._num_points))
-            product = H._matvec(v)
-        if structure is None or not structure.holds_for(H):
-            structure = self._new_structure(H, H.domain.zeros() if v is None else v)
-        found = _evaluated(H, structure, self)
-        if v is not None and product is not None and not _agrees(found, v, product, H):
-            raise DerivativeError(
-                expected="entries whose product with a random vector is that of the operator",
-                got="another product: there are entries outside of the pattern",
-                remedy="Leave out pattern=."
-                if self._pattern is not None
-                else "Use hesse.hessian_operator(f, x), and please report this function.",
-            )
-        self._structure = structure
-        return found
-
-    def _new_structure(self, H: CurvatureOperator, v: Tensor) -> Structure:
-        if self._pattern is not None:
-            return given(H, self._pattern, self._method)
-        return detected(H, v, self._method)
+Make: TypeAlias = Callable[[CurvatureOperator], "SparseHessian"]
+"""The sparse Hessian of an operator at another point."""
 
 
 class SparseHessian(SparseOperator):
@@ -84,11 +29,9 @@ class SparseHessian(SparseOperator):
         structure: the pattern and the colouring.
     """
 
-    def __init__(
-        self, H: CurvatureOperator, structure: Structure, matrix: Any, maker: Maker
-    ) -> None:
+    def __init__(self, H: CurvatureOperator, structure: Structure, matrix: Any, make: Make) -> None:
         super().__init__(H.domain, matrix)
-        self._H, self.structure, self._maker = H, structure, maker
+        self._H, self.structure, self._make = H, structure, make
 
     @property
     def value(self) -> Tensor:
@@ -123,13 +66,13 @@ class SparseHessian(SparseOperator):
 
         Cost: `num_products` products.
         """
-        return self._maker.make(self._H.at(x))
+        return self._make(self._H.at(x))
 
     def announce(self, products: int) -> None:
         """Nothing: the entries are there."""
 
     def __reduce__(self) -> Any:
-        return _remade, (self._H, self._maker)
+        return self._make, (self._H,)
 
     def _expression(self) -> str:
         return "SparseHessian"
@@ -155,28 +98,3 @@ class SparseHessian(SparseOperator):
 
     def _picture(self) -> list[str]:
         return picture(self.structure.compression.pattern)
-
-
-def _evaluated(H: CurvatureOperator, structure: Structure, maker: Maker) -> SparseHessian:
-    """The entries from one block of products."""
-    pattern = structure.compression.pattern
-    products = H._matmat(structure.seeds).T
-    values = structure.compression.entries(products)
-    if not H.domain.all_finite(values):
-        raise NonFiniteError(
-            expected="finite entries",
-            got="NaN or Inf",
-            remedy="Look for a division by zero, log(0), sqrt(0) or an overflow at this point.",
-        )
-    matrix = copy(pattern)  # shares its indices, which are not checked again
-    matrix.data = as_array(values)
-    return SparseHessian(H, structure, matrix, maker)
-
-
-def _agrees(found: SparseHessian, v: Tensor, product: Tensor, H: CurvatureOperator) -> bool:
-    eps = max(torch.finfo(dtype).eps for dtype in H.domain.dtypes)
-    return agree([found._matvec(v)], [product], eps)
-
-
-def _remade(H: CurvatureOperator, maker: Maker) -> SparseHessian:
-    return maker.make(H)

@@ -92,7 +92,7 @@ def sparse_hessian_operator(
     check_choice("colouring", colouring, _COLOURINGS)
     check_choice("mode", mode, _MODES)
     try:
-        from hesse.curvature.sparse import Maker
+        from hesse.curvature.sparse_maker import Maker
     except ImportError as error:
         raise MissingExtraError(
             expected="SciPy, whose sparse matrices hold the pattern and the entries",

@@ -51,6 +51,11 @@ class SparseOperator(LinearOperator):
         space, d = self.domain.common(D.domain), as_array(diagonal_of(D).cpu())
         return SparseOperator(space, (self.matrix + sp.diags_array(d)).tocsr())
 
+    def block(self, name: str) -> LinearOperator:
+        """The diagonal block of the leaves below a name, a sparse matrix too."""
+        space, where = self.domain.subspace(name)
+        return SparseOperator(space, self.matrix[where][:, where])
+
     def _inverse(self) -> LinearOperator | None:
         return self._exact_inverse
 

@@ -74,7 +74,9 @@ class Zeros:
         function, args = node.function, node.args
         if function in _ZEROS:
             (result,) = node.results
-            return None if result is None else torch.zeros(self._metas[result].shape, dtype=bool)
+            return (
+                None if result is None else torch.zeros(self._metas[result].shape, dtype=torch.bool)
+            )
         if function in _PADDING:
             return self._moved(node)
         if self.nonzeros.keys().isdisjoint(node.reads()):
