@@ -1,8 +1,7 @@
 """Sparse Hessians: set-up, colours and evaluations, beside asdex, and Newton's method on Bratu.
 
 Seconds are those of the processor, of all threads: on a busy machine they vary less than the
-clock's. An evaluation gives the value, the gradient and all entries at a point; those of Hesse and
-of asdex take turns.
+clock's. An evaluation gives all entries at a point; those of Hesse and of asdex take turns.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ def _row(name: str, options: argparse.Namespace) -> str:
         S = S.at(x)
     H, v = hesse.hessian_operator(f, x, mode="traced-split"), torch.ones_like(x)
     runs: dict[str, Callable[[], Any]] = {
-        "ours": lambda: S.at(x).flat_gradient,
+        "ours": lambda: S.at(x),
         "product": lambda: H @ v,
     }
     peer = None if options.without_peer else _peer(name, len(x), x)

@@ -137,6 +137,7 @@ class SummedProduct:
 
     def summand_products(self, direction: Tensor) -> Iterator[tuple[float, Product]]:
         """c_i and the product of summand i, ready for a flat direction, one after the other."""
+        self._num_products += 1  # as for products: the gradient is made for who asks for it
         for _, coefficient, ready in self._sweep(PRODUCT, _plain(direction)):
             yield coefficient, ready.product
 

@@ -77,6 +77,15 @@ class Partition:
     residual_bytes: int
     """Of the residuals that are no inputs, constants, or views of one another."""
 
+    def without_gradient(self, num_outputs: int) -> Program:
+        """inputs -> the first primal outputs, residuals: what no other output needs is left out."""
+        whole = self.primal_and_gradient
+        outputs = [*whole.outputs[:num_outputs], *self.primal.outputs]
+        graph = Graph(whole.nodes, whole.inputs, outputs, whole.constants, whole.metas)
+        nodes = eliminate_dead_code(whole.nodes, outputs)
+        measured = whole.measured_kernels
+        return Program(graph, nodes, whole.inputs, outputs, measured_kernels=measured)
+
     @cached_property
     def constants(self) -> list[Tensor]:
         """The tensors that the programs close over, each once."""
