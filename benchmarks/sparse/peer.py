@@ -18,13 +18,13 @@ class Peer:
 
         jax.config.update("jax_enable_x64", True)
         f, self._x = _functions(n)[name], jax.numpy.array(x.numpy())
-        start = time.perf_counter()
+        start = time.process_time()
         hessian = asdex.hessian(f, self._x)
-        self.set_up = time.perf_counter() - start
+        self.set_up = time.process_time() - start
         self._hessian = jax.jit(hessian)
-        start = time.perf_counter()
+        start = time.process_time()
         self.evaluate()
-        self.first_call = time.perf_counter() - start
+        self.first_call = time.process_time() - start
 
     def evaluate(self) -> Any:
         """The entries."""
