@@ -9,6 +9,7 @@ BENCHMARKS = {
     "products": "Hesse's modes and its peers: times, errors, memory (see --help)",
     "totals": "seconds for 1 to 1000 products in a fresh process (see --help)",
     "spectra": "eigenvalues, trace, density, diagonal, systems: Hesse and its peers (see --help)",
+    "sparse": "sparse Hessians: set-up, colours, evaluations, asdex, Newton (see --help)",
     "engine": "budgets, precision, tracing, blocks, batches, memory (see --help)",
     "compare": "two versions of Hesse beside each other: OLD_SRC NEW_SRC (see --help)",
     "optimizers": "HessianFree, AdamW and L-BFGS on the digits autoencoder",

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hesse.ad.one_shot import ONE_SHOT_MODES as ONE_SHOT
-from hesse.curvature import ggn_operator, hessian_operator, hvp
+from hesse.curvature import ggn_operator, hessian_operator, hvp, sparse_hessian_operator
 from hesse.risk.risk import Risk
 from hesse.vectors.inner_products import norm
 
@@ -85,3 +85,17 @@ def test_the_allocator_agrees_that_nothing_is_left(reference):
     for _ in range(5):
         H @ v
     assert torch.cuda.memory_allocated() <= held
+
+
+def test_a_sparse_hessian():
+    pytest.importorskip("scipy")
+
+    def f(x):
+        return ((x[1:] - x[:-1] ** 2) ** 2).sum()
+
+    x = torch.linspace(0.5, 1.5, 100, dtype=torch.float64)
+    v = torch.cos(x)
+    S, H = sparse_hessian_operator(f, x.cuda()), hessian_operator(f, x)
+    assert_close(S @ v.cuda(), H @ v, 1e-12)
+    assert_close(S.at(x.cuda() + 1) @ v.cuda(), H.at(x + 1) @ v, 1e-12)
+    assert_close(S._inverse() @ (S @ v.cuda()), v, 1e-8)

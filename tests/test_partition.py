@@ -66,6 +66,26 @@ def test_products_with_a_jacobian_and_its_adjoint(jacobian, low_memory):
         assert torch.equal(torch.stack(run(programs.primal, [w])[:1]), torch.stack(residuals[:1]))
 
 
+def test_a_primal_program_without_a_gradient():
+    """J'u stands for a gradient: it is left out with the nodes that it alone needs."""
+    w, fixed = draw(4, 4), draw(50, 4, seed=3)
+
+    def outputs():
+        value, vjp = torch.func.vjp(layer, w)
+        return [value, *vjp(fixed), torch.func.jvp(layer, (w,), (direction,))[1]]
+
+    direction = draw(4, 4, seed=2)
+    graph = simplify(trace(outputs, [w, direction]))
+    value, gradient, product = graph.outputs
+    tangents = {"product": Tangent([graph.inputs[1]], [product])}
+    programs = partition(graph, [value, gradient], tangents)
+    light = programs.without_gradient(1)
+    assert len(light) < len(programs.primal_and_gradient)
+    value, _, *residuals = run(programs.primal_and_gradient, [w])
+    for ours, theirs in zip(run(light, [w]), [value, *residuals], strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_peak_memory_counts_the_larger_of_two_directions(jacobian):
     programs = jacobian_partition(jacobian)
     peaks = [program.peak_bytes() for program in programs.tangents.values()]

@@ -67,6 +67,10 @@ def quartic(x):
     return (x**4).sum() / 12 + (x[:-1] * x[1:]).sum() ** 2
 
 
+def chain(x):
+    return ((x[1:] - x[:-1] ** 2) ** 2).sum()
+
+
 def risk():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
@@ -104,6 +108,7 @@ CALLS = {
         hesse.gradient_covariance_operator(RISK, RISK.params)
     ),
     "ntk_operator": lambda: hesse.ntk_operator(RISK) @ OUTPUTS,
+    "sparse_hessian_operator": lambda: hesse.sparse_hessian_operator(chain, X).to_dense(),
     "jacobian_operator": lambda: hesse.jacobian_operator(torch.tanh, X) @ X,
     "gradient": lambda: hesse.hessian_operator(RISK, RISK.params).flat_gradient,
     "eigsh": lambda: hesse.eigsh(dense(), 3, generator=seeded()).values,

@@ -31,6 +31,7 @@ PACKAGES = [
     "hesse.ad.definition",
     "hesse.risk",
     "hesse.curvature",
+    "hesse.curvature.sparse",
     "hesse.engine.plan",
     "hesse.optimize",
     "hesse.testing",

@@ -85,7 +85,28 @@ def curvature_along_a_direction():
     return _svg(plot)
 
 
+def sparse_hessian():
+    """The entries of the Hessian of an energy on a 6 x 6 grid, in the colours of their columns."""
+
+    def f(u):
+        g = torch.nn.functional.pad(u.view(6, 6), (1, 1, 1, 1))
+        return (g.diff(dim=0) ** 4).sum() + (g.diff(dim=1) ** 4).sum()
+
+    S = hesse.sparse_hessian_operator(f, torch.ones(36, dtype=torch.float64))
+    entries = S.to_scipy().tocoo()
+    colours = S.structure.compression.colouring.colours
+
+    def plot(axes):
+        for colour in range(S.num_products):
+            chosen = colours[entries.col] == colour
+            axes.plot(entries.col[chosen], entries.row[chosen], "s", markersize=3)
+        axes.set(xlabel="column", ylabel="row", aspect="equal", ylim=(36, -1))
+
+    return _svg(plot)
+
+
 PICTURES = {
+    "sparse-hessian": sparse_hessian,
     "spectral-density": spectral_density,
     "convergence": convergence,
     "curvature": curvature_along_a_direction,

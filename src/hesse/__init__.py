@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         hvp,
         jacobian_operator,
         ntk_operator,
+        sparse_hessian_operator,
     )
     from hesse.errors import HesseError, Status
     from hesse.estimators import (
@@ -135,6 +136,7 @@ __all__ = [
     "ntk_operator",
     "sample_normal",
     "solve",
+    "sparse_hessian_operator",
     "spectral_density",
     "svds",
     "testing",

@@ -90,7 +90,7 @@ def _brief(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"Tensor{tuple(value.shape)}"
     if value is None or isinstance(value, (str, Number)) or hasattr(value, "_matvec"):
-        return repr(value)
+        return repr(value).partition("\n")[0]
     return type(value).__name__
 
 

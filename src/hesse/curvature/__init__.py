@@ -8,6 +8,7 @@ from hesse.curvature.hvp import HVP, hvp
 from hesse.curvature.jacobian import jacobian_operator
 from hesse.curvature.ntk import ntk_operator
 from hesse.curvature.operator import CurvatureOperator
+from hesse.curvature.sparse_hessian import sparse_hessian_operator
 from hesse.engine.cost_model import deterministic
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "hvp",
     "jacobian_operator",
     "ntk_operator",
+    "sparse_hessian_operator",
 ]

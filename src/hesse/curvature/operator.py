@@ -17,7 +17,7 @@ from hesse.ad.variables import BoundFunction, Variables
 from hesse.boundary import public
 from hesse.engine.assembly import Assembly, Shared
 from hesse.engine.fallback import PointProduct
-from hesse.engine.kept_products import KeptProducts
+from hesse.engine.kept_products import KeptProducts, Product
 from hesse.engine.one_shot_sum import OneShotSum
 from hesse.engine.options import ProductOptions
 from hesse.engine.plan import Plan
@@ -115,6 +115,10 @@ class CurvatureOperator(LinearOperator):
 
     def announce(self, products: int) -> None:
         self._at.announce(products)
+
+    def summand_products(self, v: Tensor) -> Iterator[tuple[float, Product]]:
+        """c_i and the prepared product of every summand of f, for code that looks into programs."""
+        return self._at.summand_products(v)
 
     def __reduce__(self):  # programs are traced again where they are wanted
         return CurvatureOperator, (

@@ -8,7 +8,7 @@ an operation of f, saying so once. A definition without one-shot modes has nothi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import NoReturn
@@ -23,6 +23,7 @@ from hesse.ad.first_look import first_look
 from hesse.ad.graph_nodes import UndifferentiableError
 from hesse.ad.hessian import value_and_gradient
 from hesse.boundary import warn
+from hesse.engine.kept_products import Product
 from hesse.engine.one_shot_sum import OneShotSum
 from hesse.engine.plan import Plan, plan_of
 from hesse.engine.summed_product import SummedProduct
@@ -115,6 +116,10 @@ class PointProduct:
         except NonFiniteError:  # one by one another mode may be found
             return stacked(len(block), chain(done, map(self.product, block[singles:])))
         return stacked(len(block), chain(done, products)) if done else products
+
+    def summand_products(self, v: Tensor) -> Iterator[tuple[float, Product]]:
+        """c_i and the prepared product of summand i; none where products are not prepared."""
+        return iter(()) if self._prepared is None else self._prepared.summand_products(v)
 
     # -- Modes -------------------------------------------------------------------------------------
 

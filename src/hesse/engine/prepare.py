@@ -135,7 +135,9 @@ def _run_primal(
     assert partition is not None
     if expected is None and not with_gradient:
         return ProgramProduct.of(point, entry, run(partition.primal, point.inputs))
-    results = run(partition.primal_and_gradient, point.inputs)
+    program = partition.primal_and_gradient if with_gradient else entry.primal_and_outputs
+    assert program is not None
+    results = run(program, point.inputs)
     n = entry.num_outputs
     end = len(results) - len(partition.primal.outputs)
     outputs, gradient = results[:n], results[n:end] if with_gradient else None

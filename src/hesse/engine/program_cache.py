@@ -37,6 +37,8 @@ class CachedProgram:
     partition: Partition | None = None
     num_outputs: int = 1
     """Of the outputs of the primal program, those of f; the gradient follows."""
+    primal_and_outputs: Program | None = None
+    """The primal program with the outputs of f, which tell whether it is right, and no gradient."""
     compiled: Callable[..., list[Tensor]] | None = None
     """The tangent program of the product."""
     blocks: dict[int, Program] = field(default_factory=dict)
@@ -67,6 +69,7 @@ class CachedProgram:
     def install(self, partition: Partition, num_outputs: int) -> None:
         """Use these programs from now on."""
         self.partition, self.num_outputs = partition, num_outputs
+        self.primal_and_outputs = partition.without_gradient(num_outputs)
         if "compiling" not in self.failures:
             self.usage.compile_after = self._compile_after(partition.tangents["product"])
 

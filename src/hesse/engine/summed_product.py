@@ -135,6 +135,12 @@ class SummedProduct:
                 done = stop
         return total
 
+    def summand_products(self, direction: Tensor) -> Iterator[tuple[float, Product]]:
+        """c_i and the product of summand i, ready for a flat direction, one after the other."""
+        self._num_products += 1  # as for products: the gradient is made for who asks for it
+        for _, coefficient, ready in self._sweep(PRODUCT, _plain(direction)):
+            yield coefficient, ready.product
+
     def _some_products(self, index: int, product: Product, rows: Tensor) -> Tensor:
         """The products of one summand with the first rows, as many at once as pay."""
         if isinstance(product, ProgramProduct):

@@ -59,7 +59,7 @@ def dense_inverse(matrix: Tensor, space: Space, symmetric: bool) -> LinearOperat
     if inverse is None:
         LU, pivots, _ = torch.linalg.lu_factor_ex(matrix)
         inverse = LUInverse(LU, pivots, space, symmetric=symmetric)
-    condition = float(matrix.abs().sum(dim=0).max()) * _inverse_norm(inverse)
+    condition = float(matrix.abs().sum(dim=0).max()) * inverse_norm(inverse)
     return inverse if condition * torch.finfo(matrix.dtype).eps < 0.1 else None
 
 
@@ -68,7 +68,7 @@ def _cholesky(matrix: Tensor, space: Space) -> LinearOperator | None:
     return CholeskyInverse(L, space) if int(info) == 0 else None
 
 
-def _inverse_norm(inverse: LinearOperator) -> float:
+def inverse_norm(inverse: LinearOperator) -> float:
     """A lower bound, nearly always sharp, of the 1-norm (Hager 1984, doi:10.1137/0905023)."""
     n = inverse.domain.n
     x, norm = torch.full_like(inverse.domain.zeros(), 1 / n), 0.0

@@ -199,6 +199,15 @@ def eliminate_dead_code(nodes: list[Node], outputs: Iterable[int]) -> list[Node]
     return kept[::-1]
 
 
+def dependent_values(nodes: Iterable[Node], sources: Collection[int]) -> set[int]:
+    """The sources, and all values that are computed from them."""
+    found = set(sources)
+    for node in nodes:
+        if not found.isdisjoint(node.reads()):
+            found.update(node.makes())
+    return found
+
+
 def replay_node(node: Node, values: dict[int, Tensor]) -> None:
     """Run a node on the tensors in `values`, and put its results there."""
     kwargs = {key: substitute(a, values.__getitem__) for key, a in node.kwargs.items()}

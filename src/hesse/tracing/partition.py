@@ -20,7 +20,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.tracing.graph import Graph, Node, UntraceableError, eliminate_dead_code
+from hesse.tracing.graph import (
+    Graph,
+    Node,
+    UntraceableError,
+    dependent_values,
+    eliminate_dead_code,
+)
 from hesse.tracing.memory.liveness import Lifetimes
 from hesse.tracing.memory.rematerialise import (
     IsCheap,
@@ -71,6 +77,15 @@ class Partition:
     residual_bytes: int
     """Of the residuals that are no inputs, constants, or views of one another."""
 
+    def without_gradient(self, num_outputs: int) -> Program:
+        """inputs -> the first primal outputs, residuals: what no other output needs is left out."""
+        whole = self.primal_and_gradient
+        outputs = [*whole.outputs[:num_outputs], *self.primal.outputs]
+        graph = Graph(whole.nodes, whole.inputs, outputs, whole.constants, whole.metas)
+        nodes = eliminate_dead_code(whole.nodes, outputs)
+        measured = whole.measured_kernels
+        return Program(graph, nodes, whole.inputs, outputs, measured_kernels=measured)
+
     @cached_property
     def constants(self) -> list[Tensor]:
         """The tensors that the programs close over, each once."""
@@ -111,7 +126,7 @@ def partition(
             Python read depends on a direction.
     """
     if bfloat16:
-        graph = with_bfloat16(graph, _dependent(graph.nodes, _all_directions(tangents)))
+        graph = with_bfloat16(graph, dependent_values(graph.nodes, _all_directions(tangents)))
     parts = _Partitioner(graph, primal_outputs, tangents, measured_kernels)
     goal = max(_SMALL, int(_GOAL * parts.primal_program(primal_outputs).peak_bytes()))
     plain = parts.partition(None, goal)
@@ -138,7 +153,7 @@ class _Partitioner:
         self._measured_kernels = measured_kernels
         self._directions = _all_directions(tangents)
         self._tangent_outputs = [n for tangent in tangents.values() for n in tangent.outputs]
-        dependent = _dependent(graph.nodes, self._directions)
+        dependent = dependent_values(graph.nodes, self._directions)
         self._tangent_nodes = eliminate_dead_code(
             [node for node in graph.nodes if _any_in(node.reads(), dependent)],
             self._tangent_outputs,
@@ -146,7 +161,7 @@ class _Partitioner:
         self._primal_nodes = [n for n in graph.nodes if not _any_in(n.reads(), dependent)]
         self._inputs = [number for number in graph.inputs if number not in self._directions]
         self._foreign = {
-            name: _dependent(graph.nodes, self._directions.difference(tangent.directions))
+            name: dependent_values(graph.nodes, self._directions.difference(tangent.directions))
             for name, tangent in tangents.items()
         }
         self._check_directions()
@@ -234,15 +249,6 @@ def _without_join(nodes: list[Node], outputs: list[int]) -> tuple[list[Node], li
 
 def _all_directions(tangents: Mapping[str, Tangent]) -> set[int]:
     return {number for tangent in tangents.values() for number in tangent.directions}
-
-
-def _dependent(nodes: list[Node], sources: set[int]) -> set[int]:
-    """The sources, and all values that are computed from them."""
-    found = set(sources)
-    for node in nodes:
-        if _any_in(node.reads(), found):
-            found.update(node.makes())
-    return found
 
 
 def _any_in(numbers: Iterable[int], found: Collection[int]) -> bool:

@@ -80,7 +80,7 @@ class Program:
             self._function = compile_python(self)
         return self._function(*tensors)
 
-    @property
+    @cached_property
     def bytes_per_node(self) -> float:
         """How many bytes a node writes, on average."""
         written = [self._written_bytes(node) for node in self.nodes]

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Maker`: from point to point, the entries of the sparse Hessian of one function."""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.curvature.operator import CurvatureOperator
+from hesse.curvature.sparse import Make, SparseHessian
+from hesse.curvature.sparse_structure import Structure, detected, given
+from hesse.engine.closeness import agree
+from hesse.errors import DerivativeError, NonFiniteError
+from hesse.operators.sparse.colouring import Method
+from hesse.vectors.arrays import as_array
+
+# So many products will follow: a trace pays.
+_MANY = 1000
+
+
+class Maker:
+    """Makes the sparse Hessians of one function at all its points.
+
+    Args:
+        method: of the colouring.
+        pattern: that the user gave, or None.
+    """
+
+    def __init__(self, method: Method, pattern: Any) -> None:
+        self._method: Method = method
+        self._pattern = pattern
+        self._structure: Structure | None = None
+        self._num_points = 0
+
+    def __reduce__(self) -> Any:  # patterns are detected again where they are wanted
+        return Maker, (self._method, self._pattern)
+
+    def make(self, H: CurvatureOperator) -> SparseHessian:
+        """The entries of H, by the structure of the last point if that holds for this one.
+
+        A product is compared at the 1st, 2nd, 4th, 8th ... point, and with every new structure.
+        """
+        H.announce(_MANY)
+        self._num_points += 1
+        is_due = self._num_points & (self._num_points - 1) == 0
+        structure, sample = self._structure, _random_product(H) if is_due else None
+        if structure is None or not structure.holds_for(H):
+            sample = sample or _random_product(H)
+            structure = self._new_structure(H, sample[0])
+        found = _evaluated(H, structure, self.make)
+        if sample is not None:
+            self._check(found, *sample)
+        self._structure = structure
+        return found
+
+    def _check(self, found: SparseHessian, v: Tensor, product: Tensor) -> None:
+        """Raise unless the product of the entries with v is that of the operator."""
+        eps = max(torch.finfo(dtype).eps for dtype in found.domain.dtypes)
+        if not agree([found._matvec(v)], [product], eps):
+            raise DerivativeError(
+                expected="entries whose product with a random vector is that of the operator",
+                got="another product: there are entries outside of the pattern",
+                remedy="Leave out pattern=."
+                if self._pattern is not None
+                else "Use hesse.hessian_operator(f, x), and please report this function.",
+            )
+
+    def _new_structure(self, H: CurvatureOperator, v: Tensor) -> Structure:
+        if self._pattern is not None:
+            return given(H, self._pattern, self._method)
+        return detected(H, v, self._method)
+
+
+def _evaluated(H: CurvatureOperator, structure: Structure, make: Make) -> SparseHessian:
+    """The entries from one block of products."""
+    pattern = structure.compression.pattern
+    products = H._matmat(structure.seeds).T
+    values = structure.compression.entries(products)
+    if not H.domain.all_finite(values):
+        raise NonFiniteError(
+            expected="finite entries",
+            got="NaN or Inf",
+            remedy="Look for a division by zero, log(0), sqrt(0) or an overflow at this point.",
+        )
+    matrix = copy(pattern)  # shares its indices, which are not checked again
+    matrix.data = as_array(values)
+    return SparseHessian(H, structure, matrix, make)
+
+
+def _random_product(H: CurvatureOperator) -> tuple[Tensor, Tensor]:
+    """A random vector and its product, which tests H where it is the first one."""
+    v = H.domain.gaussian(torch.Generator().manual_seed(0))
+    return v, H._matvec(v)

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a Hessian can have entries, and the products that give them: the same at many points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from hesse.curvature.operator import CurvatureOperator
+from hesse.engine.point import Point
+from hesse.engine.program_product import ProgramProduct
+from hesse.engine.quadratic_product import QuadraticProduct
+from hesse.errors import DerivativeError, ShapeError
+from hesse.operators.sparse.colouring import Method, colour
+from hesse.operators.sparse.recovery import Compression
+from hesse.tracing.partition import Partition
+from hesse.tracing.sparsity.detect import Detection, UnknownOperationError, detect
+from hesse.tracing.sparsity.patterns import TooDenseError
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A pattern with a colouring, and what they were detected from.
+
+    Args:
+        compression: the pattern and its colouring.
+        detections: of every summand of f its programs, and the pattern of its product; none for a
+            pattern that the user gave.
+        dtype, device: of the products.
+    """
+
+    compression: Compression
+    detections: tuple[tuple[Partition, Detection] | None, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the pattern may be another at another point."""
+        return any(found is not None and found[1].is_local for found in self.detections)
+
+    @property
+    def num_products(self) -> int:
+        """How many products give all entries."""
+        return self.compression.colouring.count
+
+    @cached_property
+    def seeds(self) -> Tensor:
+        """The directions of these products, as columns; shape (n, colours)."""
+        return self.compression.seeds(self.dtype, self.device).T
+
+    def holds_for(self, H: CurvatureOperator) -> bool:
+        """Whether the pattern is that of H too, which is taken at another point.
+
+        It is if the programs are the same and all indices in them.
+        """
+        if not self.detections:
+            return True
+        pairs = zip(H.summand_products(self.seeds.T[0]), self.detections, strict=True)
+        return all(_holds_for(product, found) for (_, product), found in pairs)
+
+
+def detected(H: CurvatureOperator, v: Tensor, method: Method) -> Structure:
+    """The structure of a Hessian at its point.
+
+    Args:
+        H: the operator; it has taken a product, so that its programs are there.
+        v: any direction.
+        method: of the colouring.
+    """
+    n, total, detections = H.domain.n, None, []
+    for _, product in H.summand_products(v):
+        found, pattern = _detected(H, product)
+        detections.append(found)
+        total = pattern if total is None else total + pattern
+    assert total is not None
+    compression = Compression(*_coloured(total, n, method))
+    return Structure(compression, tuple(detections), H.dtype, H.device)
+
+
+def given(H: CurvatureOperator, pattern: Any, method: Method) -> Structure:
+    """The structure with a pattern that the user knows."""
+    n = H.domain.n
+    pattern = sp.csr_array(pattern).astype(bool)
+    if pattern.shape != (n, n):
+        raise ShapeError(
+            expected=f"pattern of shape ({n}, {n}), that of the Hessian",
+            got=f"shape {pattern.shape}",
+            remedy="Give a matrix with a nonzero wherever the Hessian may have one.",
+        )
+    return Structure(Compression(*_coloured(pattern, n, method)), (), H.dtype, H.device)
+
+
+def _coloured(pattern: Any, n: int, method: Method) -> tuple[Any, Any]:
+    """The symmetric pattern with sorted indices, and its colouring."""
+    pattern = (pattern + pattern.T).tocsr()
+    pattern.eliminate_zeros()
+    pattern.sort_indices()
+    return pattern, colour(pattern, method)
+
+
+def _holds_for(product: Any, found: tuple[Partition, Detection] | None) -> bool:
+    if found is None or not isinstance(product, ProgramProduct):
+        return found is None and isinstance(product, QuadraticProduct)
+    partition, detection = found
+    return product.partition is partition and detection.holds_for(product.residuals)
+
+
+def _detected(H: CurvatureOperator, product: Any) -> tuple[tuple[Partition, Detection] | None, Any]:
+    """What was detected in the product of a summand, and the pattern of the whole vector."""
+    varying = np.fromiter(_varying(product.point), dtype=np.int64)
+    n = product.point.variables.space.n
+    if isinstance(product, QuadraticProduct):
+        ones = np.ones(len(varying), dtype=bool)
+        return None, sp.csr_array((ones, (varying, varying)), shape=(n, n))
+    if not isinstance(product, ProgramProduct):
+        raise DerivativeError(
+            expected="an f whose products can be traced: the pattern is found in the trace",
+            got="; ".join(H.plan.notes) or "a product that was not traced",
+            remedy="Use hesse.hessian_operator(f, x), which takes another way.",
+        )
+    partition, num_variables = product.partition, len(product.point.variables.x)
+    try:
+        found = detect(
+            *(partition.tangents["product"], product.residuals, partition.primal, num_variables)
+        )
+    except TooDenseError as error:
+        raise DerivativeError(
+            expected="an f with a sparse Hessian: a sum of terms of few variables each",
+            got=f"an operation of its product, {error}",
+            remedy="Use hesse.hessian_operator(f, x). A function of a sum over all variables, such "
+            "as a norm, has a dense Hessian.",
+        ) from None
+    except UnknownOperationError as error:
+        raise DerivativeError(
+            expected="an f made of operations whose sparsity is known",
+            got=f"the operation {error}",
+            remedy="Give pattern=, a matrix with a nonzero wherever the Hessian may have one; it "
+            "is checked by a product. Or use hesse.hessian_operator(f, x).",
+        ) from None
+    pattern = found.pattern
+    if len(varying) < n:  # a frozen leaf has zero rows
+        place = sp.csr_array((np.ones(len(varying), bool), (varying, np.arange(len(varying)))))
+        place.resize(n, len(varying))
+        pattern = (place @ pattern).tocsr()
+    return (partition, found), pattern
+
+
+def _varying(point: Point) -> Iterator[int]:
+    """The places of the leaves that are not frozen, in a flat vector."""
+    start, variables = 0, point.variables
+    for size, cold in zip(variables.sizes, variables.constants, strict=True):
+        if cold is None:
+            yield from range(start, start + size)
+        start += size
