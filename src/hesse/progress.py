@@ -184,6 +184,11 @@ class Run:
             self._bar.update(self.before + state.products - self._bar.n)
 
 
+def current_run() -> Run | None:
+    """The innermost run in this thread that is a context now."""
+    return _active.run
+
+
 def check_path(path: FilePath) -> Path | None:
     """The path of a checkpoint; raises unless it is the path of a file or None."""
     if isinstance(path, FilePath):
