@@ -31,6 +31,11 @@ class FunctionOperator(LinearOperator):
         self._results, self._adjoint_results = PrivateResults(), PrivateResults()
         self._checks = FunctionChecks(domain, codomain, self._product, symmetric=symmetric)
 
+    def __reduce__(self):  # a copy looks at its products anew
+        return FunctionOperator, (
+            *(self._function, self.domain, self.codomain, self.symmetric, self._adjoint),
+        )
+
     def _matvec(self, v: Tensor) -> Tensor:
         product = self._product(v)
         self._checks.see_product(v, product)

@@ -95,7 +95,7 @@ def _entry(value: Any, name: str, kind: type) -> Any:
 
 def _check_kind(field: str, value: Any, present: Any) -> None:
     """Raise unless a value may take the place of the one that is there."""
-    if present is None or value is None:
+    if present is None:  # it stands for what is to come
         return
     if isinstance(present, Tensor):
         is_alike = isinstance(value, Tensor)
