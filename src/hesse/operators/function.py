@@ -11,7 +11,7 @@ from hesse.errors import OperatorError
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.function_checks import FunctionChecks
 from hesse.surroundings import users_contexts
-from hesse.vectors.aliasing import PrivateResults
+from hesse.vectors.aliasing import PrivateResults, num_writes
 from hesse.vectors.space import Space
 
 
@@ -60,17 +60,13 @@ def _called(
     results: PrivateResults,
 ) -> Tensor:
     """function(v), a vector of this space in memory that the function does not write to again."""
-    version = _version(v)
+    before = num_writes(v)
     with users_contexts():
         result = function(v)
-    if _version(v) != version:
+    if num_writes(v) != before:
         raise OperatorError(
             expected=f"{what} to leave its argument as it is",
             got="one that writes to it",
             remedy="Write to a copy: v.clone().",
         )
     return results.private(space.check_vector(result, what=what).detach(), v)
-
-
-def _version(v: Tensor) -> int:
-    return 0 if v.is_inference() else v._version

@@ -2,7 +2,8 @@
 """A state as JSON and tensors, and back into a state of the same fields and types.
 
 A state is an object whose fields (those of a dataclass, or those it names in `saved`) are tensors,
-generators, numbers, texts, statuses, lists of these, and states.
+generators, numbers, texts, statuses, lists of these, and states. Where counts say how much memory
+is taken later, its property `is_consistent` says whether they fit the tensors.
 """
 
 from __future__ import annotations
@@ -66,8 +67,10 @@ def _restore(state: Any, packed: Any, tensors: dict[str, Tensor], device: torch.
         else:
             target = present.device if isinstance(present, Tensor) else device
             unpacked = _unpacked(value, tensors, target)
-            _check_kind(field, unpacked, present)
+            _check_kind(field, unpacked, present, _annotation(state, field))
             setattr(state, field, unpacked)
+    if not getattr(state, "is_consistent", True):
+        raise DamagedFile("a state whose counts and tensors do not belong together")
 
 
 def _unpacked(value: Any, tensors: dict[str, Tensor], device: torch.device) -> Any:
@@ -93,11 +96,11 @@ def _entry(value: Any, name: str, kind: type) -> Any:
     raise DamagedFile(f"a state in which {name!r} is not where it should be")
 
 
-def _check_kind(field: str, value: Any, present: Any) -> None:
+def _check_kind(field: str, value: Any, present: Any, annotation: str) -> None:
     """Raise unless a value may take the place of the one that is there."""
     if present is None:  # it stands for what is to come
-        return
-    if isinstance(present, Tensor):
+        is_alike = "Tensor" not in annotation or isinstance(value, Tensor | None)
+    elif isinstance(present, Tensor):
         is_alike = isinstance(value, Tensor)
         if is_alike and present.numel() > 0:  # else it stands for one that is to come
             is_alike = (value.dtype, value.ndim) == (present.dtype, present.ndim)
@@ -109,6 +112,12 @@ def _check_kind(field: str, value: Any, present: Any) -> None:
         is_alike = type(value) is type(present)
     if not is_alike:
         raise DamagedFile(f"a state whose {field} is of another kind")
+
+
+def _annotation(state: Any, field: str) -> str:
+    """The type that a dataclass gives a field."""
+    declared = getattr(type(state), "__dataclass_fields__", {}).get(field)
+    return "" if declared is None else str(declared.type)
 
 
 def _fields(state: Any) -> list[str]:

@@ -36,13 +36,23 @@ class PrivateResults:
 
     def private(self, result: Tensor, given: Tensor) -> Tensor:
         """The result, or a copy of it; what it shares with the argument is not looked at."""
-        if result.is_inference() or _address(result) == _address(given):
+        if _address(result) == _address(given):
             return result
         last = None if self._last is None else self._last()
-        if result._version > 0 or (last is not None and _address(last) == _address(result)):
+        if num_writes(result) > 0 or (last is not None and _address(last) == _address(result)):
             return result.clone()
         self._last = weakref.ref(result)
         return result
+
+
+def num_writes(tensor: Tensor) -> int:
+    """How often torch has written to a tensor since it was made; 0 where torch does not count.
+
+    >>> import torch
+    >>> num_writes(torch.zeros(2)), num_writes(torch.zeros(2).add_(1.0))
+    (0, 1)
+    """
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _address(tensor: Tensor) -> int:
