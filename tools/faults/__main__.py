@@ -13,7 +13,8 @@ import time
 
 import torch
 
-from tools.faults import page, scenarios
+from tools.faults import page
+from tools.faults.scenarios import settings
 from tools.faults.fault import FAULTS, Fault, Outcome
 from tools.faults.runner import run
 
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--moments", type=int, default=100, help="at which a process is killed")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # a process with threads must not fork
-    scenarios.moments = options.moments
+    settings.moments = options.moments
     chosen = [f for f in FAULTS if options.only in f.name]
     if options.fast != options.slow:
         chosen = [f for f in chosen if f.slow == options.slow]

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
-from tools.faults.scenarios import products
+from tools.faults.scenarios import products  # isort: skip
+from tools.faults.scenarios import functions, models, memory  # isort: skip
+from tools.faults.scenarios import processes, files, interrupts  # isort: skip
 
-__all__ = ["products"]
+__all__ = ["files", "functions", "interrupts", "memory", "models", "processes", "products"]
