@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hesse.errors import (
+    DataError,
     DerivativeError,
     HesseError,
     NonFiniteError,
@@ -60,7 +61,7 @@ _TELLING = {Status.NOT_FINITE, Status.NEGATIVE_CURVATURE, Status.INTERRUPTED, St
             Status.UNBOUNDED, Status.SADDLE_POINT}  # fmt: skip
 
 # Errors that say what happened in a computation; others say what an argument is.
-_FOUND = (NonFiniteError, OperatorError, RandomnessError, DerivativeError)
+_FOUND = (NonFiniteError, OperatorError, RandomnessError, DerivativeError, DataError)
 
 
 class Injected(Exception):

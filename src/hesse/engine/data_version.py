@@ -116,14 +116,12 @@ class BitSums:
         now = time.perf_counter()
         if self._next is not None and now < self._next:
             return
-        if self._next is None:
-            tensors = [tensor for product in products for tensor in product.tensors]
-            price = sum(_TENSOR + _BYTE * tensor.nbytes for tensor in tensors)
-            self._next = now + price / BITS_PART
-            return
-        self._compare(products)
-        ended = time.perf_counter()
-        self._next = ended + (ended - now) / BITS_PART
+        if self._next is not None:
+            self._compare(products)
+        tensors = [tensor for product in products for tensor in product.tensors]
+        price = sum(_TENSOR + _BYTE * tensor.nbytes for tensor in tensors)
+        took = time.perf_counter() - now  # more than the price on a busy machine
+        self._next = now + took + price / BITS_PART
 
     def _compare(self, products: Sequence[Computed]) -> None:
         before, self._sums = self._sums, {}
@@ -136,8 +134,8 @@ class BitSums:
                     expected="residuals and data with the bits that they had at the first product",
                     got=f"other bits in {count} of {len(sums)} tensors, to which nobody wrote by "
                     "torch",
-                    remedy="Products since then may be wrong. Write to data by torch, not through "
-                    "NumPy; if nobody does, test the memory of this machine.",
+                    remedy="Products since then may be wrong; make a new operator. Write to data by "
+                    "torch, not through NumPy; if nobody does, test the memory of this machine.",
                 )
             self._sums[index] = product, sums
 

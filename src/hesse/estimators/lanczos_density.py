@@ -117,6 +117,7 @@ class _LanczosSampler(DensitySampler):
         if states:
             self._quadratures = Quadratures(self.A, [], self.run.block_size)
             self._quadratures.processes = [unpack(self.A, state) for state in states]
+            self._quadratures.make_room(self.steps)
 
     @property
     def is_begun(self) -> bool:

@@ -34,7 +34,7 @@ def bit_flip(make: Any) -> Seen:
     own[-1].detach().as_strided((16,), (1,)).numpy().view("int64")[7] ^= 1 << 60
     Happened.now()
     error = error_of(lambda: [operator @ v for _ in range(3000)])
-    return Seen(operator @ v, expected, 1e-10, error=error)
+    return Seen(make(risk, risk.params) @ v, expected, 1e-10, error=error)
 
 
 @fault(_GROUP, "a bit that flips during eigsh", "eigsh(H, 3)")

@@ -196,6 +196,7 @@ class _Closed:
         raise BrokenPipeError(32, "Broken pipe")
 
     def flush(self) -> None:
+        Happened.now()
         raise BrokenPipeError(32, "Broken pipe")
 
 
