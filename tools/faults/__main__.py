@@ -23,14 +23,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the faults; 1 if a verdict is bad, or with --check not that of the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare with the page")
-    parser.add_argument("--only", default="", help="faults whose name contains this text")
+    parser.add_argument(
+        "--only", action="append", help="faults whose name contains this text, or another --only"
+    )
     parser.add_argument("--fast", action="store_true", help="without the slow ones")
     parser.add_argument("--slow", action="store_true", help="the slow ones alone")
     parser.add_argument("--moments", type=int, default=100, help="at which a process is killed")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # a process with threads must not fork
     settings.moments = options.moments
-    chosen = [f for f in FAULTS if options.only in f.name]
+    wanted = options.only or [""]
+    chosen = [f for f in FAULTS if any(text in f.name for text in wanted)]
     if options.fast != options.slow:
         chosen = [f for f in chosen if f.slow == options.slow]
     began = time.monotonic()

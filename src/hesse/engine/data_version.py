@@ -120,8 +120,9 @@ class BitSums:
             self._compare(products)
         tensors = [tensor for product in products for tensor in product.tensors]
         price = sum(_TENSOR + _BYTE * tensor.nbytes for tensor in tensors)
-        took = time.perf_counter() - now  # more than the price on a busy machine
-        self._next = now + took + price / BITS_PART
+        took = time.perf_counter() - now
+        # A wait for the processor is no reason to look much later.
+        self._next = now + took + min(max(took, price), 4 * price) / BITS_PART
 
     def _compare(self, products: Sequence[Computed]) -> None:
         before, self._sums = self._sums, {}
