@@ -289,7 +289,8 @@ def ends(call):
     except (AssertionError, MemoryError):
         raise
     except Exception as error:
-        assert not re.search("memory|allocate|recursion", str(error))
+        if re.search("memory|allocate|recursion", str(error)):
+            raise
         return None
     finally:
         signal.alarm(0)
@@ -320,7 +321,8 @@ def test_a_file_with_other_tensors_is_refused_or_harmless(good, tmp_path):
     _, header, tensors = good
     path, header = tmp_path / "run", {k: v for k, v in header.items() if k != "checksum"}
     others = [
-        lambda t: t[:0], lambda t: t[:1], lambda t: t.float() if t.is_floating_point() else t.long(),
+        lambda t: t[:0], lambda t: t[:1],
+        lambda t: t.float() if t.is_floating_point() else t.long(),
         lambda t: t.reshape(-1), lambda t: t[None], lambda t: torch.zeros_like(t),
         lambda t: torch.full_like(t, 255), lambda t: torch.cat([t, t]),
     ]  # fmt: skip
@@ -417,8 +419,8 @@ def test_the_package_neither_pickles_nor_evaluates():
         if re.search(words, line)
     ]
     assert [line for line in found if "would pickle the message" not in line] == [
-        "program_cache.py: A deep copy or a pickle is empty: programs are made again where they are "
-        "wanted.",
+        "program_cache.py: A deep copy or a pickle is empty: programs are made again where they "
+        "are wanted. Who takes",
         'program.py: exec(compile("\\n".join(lines), "<hesse program>", "exec"), names)',
     ]
 

@@ -5,8 +5,8 @@ One safetensors file holds the tensors and, as JSON in its header, everything el
 under another name and renamed, so that at any moment there is either no file or a complete one. Its
 header holds the run key (the arguments that must be the same) and a fingerprint of each operator,
 which costs one product: a run never continues from the state of another one. A checksum tells a
-damaged file. The bits are the same if those of the products are: name the `mode` of a Hessian, since
-"auto" depends on measured times.
+damaged file. The bits are the same if those of the products are: name the `mode` of a Hessian,
+since "auto" depends on measured times.
 
 A file that cannot be written (a full disk) does not end a run: it warns once and tries again later.
 """
@@ -25,7 +25,8 @@ from hesse.boundary import warn
 from hesse.errors import ArgumentError
 from hesse.operators.algebra import LinearOperator
 from hesse.progress import FilePath, check_path
-from hesse.saving import DamagedFile, TensorFile, check_place, pack, restore, write
+from hesse.saving.state import pack, restore
+from hesse.saving.tensor_file import DamagedFile, TensorFile, check_place, write
 
 _PAUSE = 20  # after a save, the next one waits 20 times as long as that took
 _FORMAT = 5

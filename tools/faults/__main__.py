@@ -14,9 +14,9 @@ import time
 import torch
 
 from tools.faults import page
-from tools.faults.scenarios import settings
 from tools.faults.fault import FAULTS, Fault, Outcome
 from tools.faults.runner import run
+from tools.faults.scenarios import settings
 
 
 def main(arguments: list[str] | None = None) -> int:

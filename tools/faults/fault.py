@@ -2,8 +2,8 @@
 """`Fault`: one thing that goes wrong, in one call; `Seen`: what came of it; `judge`: the verdict.
 
 A scenario is a function that makes a fault happen and returns what it saw: the numbers, what they
-should be, and the error or status that came with them. It does not say whether that is good: `judge`
-does, by one rule for all.
+should be, and the error or status that came with them. It does not say whether that is good:
+`judge` does, by one rule for all.
 """
 
 from __future__ import annotations

@@ -24,11 +24,17 @@ process of its own with a time limit. One rule gives the verdict:
 | caught | an error of Hesse, or the status of the result, says what happened |
 | not converged | the status of the result says that it is not the one asked for |
 | survived | the result is the same as without the fault; a warning is quoted |
-| passed on | the error of the user's own code reaches the caller unchanged; the next call is right |
+| passed on | the error of the user's own code reaches the caller; the next call is right |
 
-A fault that goes unnoticed with other numbers is *silent*; the other bad verdicts are *raw error* (an
-error that Hesse does not explain), *crash* and *hang*. `make faults` fails if there is one, and the test
-suite repeats the table.
+A fault that goes unnoticed with other numbers is *silent*; the other bad verdicts are *raw error*
+(one that Hesse does not explain), *crash* and *hang*. `make faults` fails if there is one, and the
+test suite repeats the table.
+
+Some checks see what is plain, not everything. Where a product is linear or symmetric up to 1 %, ask
+`hesse.testing.check_operator`. A bit that flips in a residual, or a write to the data by NumPy, is
+noticed at the next look at the bits, which takes half a percent of the time: a run that ends before
+is not warned. Retained graphs are not looked at. A checksum tells a damaged checkpoint, not a
+forged one; a forged one runs no code and takes no more memory than its bytes.
 """
 
 _COLUMNS = "| fault | in | verdict | what is said |\n|---|---|---|---|\n"

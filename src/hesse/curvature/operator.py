@@ -188,9 +188,7 @@ def point_product(
     domain, codomain = (
         assemblies[side or "variables"].space for side in (product.direction, product.result)
     )
-    return PointProduct(
-        domain, codomain, one_shot, prepared, modes, options.mode, programs.in_use
-    )
+    return PointProduct(domain, codomain, one_shot, prepared, modes, options.mode, programs.in_use)
 
 
 def fallback_modes(definition: Definition) -> list[str]:

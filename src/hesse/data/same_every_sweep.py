@@ -86,7 +86,7 @@ class SweepChecksum:
         return PAIRS if self._pairs_differ(other) else None
 
     def new_dtype(self, other: SweepChecksum) -> tuple[str, torch.dtype] | None:
-        """The name of an entry, and a dtype that it has here and not there; None if there is none."""
+        """The name of an entry and a dtype that it has here and not there; None without one."""
         for name, dtypes in self._dtypes.items():
             for dtype in dtypes - other._dtypes.get(name, dtypes):
                 return name, dtype

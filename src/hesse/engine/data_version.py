@@ -112,7 +112,7 @@ class BitSums:
         self._next: float | None = None
 
     def check(self, products: Sequence[Computed]) -> None:
-        """Raise if a tensor has changed since it was seen first; if that is due by the clock."""
+        """Raise if a tensor has changed since it was seen first; looks when that is due."""
         now = time.perf_counter()
         if self._next is not None and now < self._next:
             return
@@ -135,8 +135,8 @@ class BitSums:
                     expected="residuals and data with the bits that they had at the first product",
                     got=f"other bits in {count} of {len(sums)} tensors, to which nobody wrote by "
                     "torch",
-                    remedy="Products since then may be wrong; make a new operator. Write to data by "
-                    "torch, not through NumPy; if nobody does, test the memory of this machine.",
+                    remedy="Products since then may be wrong; make a new operator. Write to data "
+                    "by torch, not by NumPy; if nobody does, test the memory of this machine.",
                 )
             self._sums[index] = product, sums
 

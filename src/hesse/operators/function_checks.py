@@ -4,8 +4,8 @@ r"""Checks of a user's function: is it linear and deterministic, and is A' its a
 $$ A(v_1 + v_2) = A v_1 + A v_2, \qquad u^T (A v_1) = (A^T u)^T v_1 $$
 
 The first costs one product, at the second. The other compares two inner products, with the first
-vector, at the first 64 products and then at every 8th: a function that has become another one within
-a run, or gave a wrong product, does not pass it.
+vector, at the first 64 products and then at every 8th: a function that has become another one
+within a run, or gave a wrong product, does not pass it.
 """
 
 from __future__ import annotations

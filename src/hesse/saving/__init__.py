@@ -5,8 +5,3 @@ A file may come from a stranger, or be damaged. No code is stored in it or run f
 tensors and JSON, and names in it are those of its tensors alone. What is read has the fields and
 types of the state that it is for, and takes no more memory than the file has bytes.
 """
-
-from hesse.saving.state import pack, restore
-from hesse.saving.tensor_file import DamagedFile, TensorFile, check_place, write
-
-__all__ = ["DamagedFile", "TensorFile", "check_place", "pack", "restore", "write"]

@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,8 @@ def _part(path: Path) -> Path:
 
 
 def _remove(path: Path) -> None:
-    try:
+    with suppress(OSError):
         path.unlink(missing_ok=True)
-    except OSError:
-        pass
 
 
 def _flush(path: Path) -> None:

@@ -103,7 +103,7 @@ def full_disk(run: Callable[..., Any]) -> Seen:
 def folder_removed(run: Callable[..., Any]) -> Seen:
     """As above."""
     checkpoint._PAUSE = 0  # type: ignore[attr-defined]
-    os.mkdir("folder")  # noqa: PTH102
+    os.mkdir("folder")
     replace = os.replace
 
     def removed(*arguments: Any) -> None:

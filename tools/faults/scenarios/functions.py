@@ -269,9 +269,7 @@ def unbounded(method: str) -> Seen:
 def saddle(method: str) -> Seen:
     """The gradient vanishes at the start."""
     Happened.now()
-    result = hesse.minimize(
-        lambda x: (x**4 - x**2).sum(), torch.zeros(6, dtype=DOUBLE), method
-    )
+    result = hesse.minimize(lambda x: (x**4 - x**2).sum(), torch.zeros(6, dtype=DOUBLE), method)
     return Seen(result.fun, -1.5, 1e-6, status=result.status)
 
 

@@ -61,7 +61,7 @@ _LARGE = 400_000_000
 
 def _limited(call: Any) -> BaseException | None:
     """The error of a call with little memory left."""
-    with open("/proc/self/statm") as file:  # noqa: PTH123
+    with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + _LARGE, resource.RLIM_INFINITY))
     try:

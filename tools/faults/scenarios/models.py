@@ -263,7 +263,7 @@ def killed_worker() -> Seen:
 
     class Killed(TensorDataset):
         def __getitem__(self, index: int) -> Any:
-            if index == 40 and os.path.exists("kill"):  # noqa: PTH110
+            if index == 40 and os.path.exists("kill"):
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().__getitem__(index)
 
@@ -272,10 +272,10 @@ def killed_worker() -> Seen:
     H = _hessian(network(), loader)
     v = randn(H.shape[0], seed=5)
     _ = H @ v
-    with open("kill", "w"):  # noqa: PTH123
+    with open("kill", "w"):
         Happened.now()
     error = error_of(lambda: H @ v)
     if error is not None:
         error.injected = True  # type: ignore[attr-defined]
-    os.remove("kill")  # noqa: PTH107
+    os.remove("kill")
     return Seen(H @ v, _expected(), 1e-8, error=error)

@@ -151,9 +151,11 @@ _RUNS: dict[str, Callable[..., Any]] = {
         hesse.trace(A, method="hutchinson", max_products=60, generator=seeded(), **o).value
     ),
     "spectral_density": lambda A, **o: hesse.spectral_density(A, generator=seeded(), **o).density,
-    "minimize": lambda A, **o: hesse.minimize(
-        lambda x: (x**4).sum() + x @ (definite() @ x), torch.ones(120, dtype=DOUBLE), **o
-    ).x,
+    "minimize": lambda A, **o: (
+        hesse.minimize(
+            lambda x: (x**4).sum() + x @ (definite() @ x), torch.ones(120, dtype=DOUBLE), **o
+        ).x
+    ),
 }
 
 

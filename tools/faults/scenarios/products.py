@@ -10,8 +10,17 @@ import torch
 
 import hesse
 from tools.faults.fault import Happened, Injected, Seen, fault
-from tools.faults.scenarios.calls import CALLS, FEW, LONG, Answer, Disturbed
-from tools.faults.scenarios.calls import definite, randn, seeded, then_right, with_fault
+from tools.faults.scenarios.calls import (
+    CALLS,
+    FEW,
+    LONG,
+    Disturbed,
+    definite,
+    randn,
+    seeded,
+    then_right,
+    with_fault,
+)
 
 _GROUP = "Products that are wrong"
 
