@@ -60,6 +60,8 @@ GOOD = {
 _TELLING = {Status.NOT_FINITE, Status.NEGATIVE_CURVATURE, Status.INTERRUPTED, Status.STOPPED,
             Status.UNBOUNDED, Status.SADDLE_POINT}  # fmt: skip
 
+_LONGEST = 200  # characters of what is said, in the table
+
 # Errors that say what happened in a computation; others say what an argument is.
 _FOUND = (NonFiniteError, OperatorError, RandomnessError, DerivativeError, DataError)
 
@@ -176,6 +178,8 @@ def judge(this: Fault) -> Outcome:
             seen = Seen(error=error)
     told = [w for w in caught if issubclass(w.category, UserWarning)]
     outcome = _verdict(seen, told)
+    if len(outcome.says) > _LONGEST:
+        outcome.says = f"{outcome.says[:_LONGEST]}..."
     if outcome.verdict.is_good and not Happened.times:
         return Outcome(Verdict.DID_NOT_HAPPEN, outcome.says)
     return outcome
