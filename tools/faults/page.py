@@ -27,8 +27,8 @@ process of its own with a time limit. One rule gives the verdict:
 | passed on | the error of the user's own code reaches the caller; the next call is right |
 
 A fault that goes unnoticed with other numbers is *silent*; the other bad verdicts are *raw error*
-(one that Hesse does not explain), *crash* and *hang*. `make faults` fails if there is one, and the
-test suite repeats the table.
+(one that Hesse does not explain), *crash* and *hang*. `make faults` fails if there is one; the test
+suite repeats a part of the table.
 
 Some checks see what is plain, not everything. Where a product is linear or symmetric up to 1 %, ask
 `hesse.testing.check_operator`. A bit that flips in a residual, or a write to the data by NumPy, is
