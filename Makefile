@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check install --con
 SOURCES := src tests tools docs/hooks docs/pictures $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs format clean
+.PHONY: help demo test lint bench faults docs format clean
 
 help:     ## list the targets
 	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p' Makefile | expand -t 16
@@ -29,6 +29,9 @@ lint: $(VENV)/.dev  ## check style, types, layers and the length of files
 
 bench: $(VENV)/.bench  ## run the benchmarks
 	$(BIN)/python -m benchmarks
+
+faults: $(VENV)/.dev  ## make some 400 things go wrong and write docs/faults.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.faults
 
 docs: $(VENV)/.docs  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -6,8 +6,9 @@ import torch
 from hesse.errors import Status
 from hesse.krylov import Lanczos, eigsh
 from hesse.krylov.hidden import Hidden
-from hesse.operators import dense_operator, diagonal_operator, function_operator
+from hesse.operators import LinearOperator, dense_operator, diagonal_operator, function_operator
 from hesse.testing import CountingOperator
+from hesse.vectors import Space
 
 DOUBLE = torch.float64
 
@@ -130,12 +131,13 @@ def test_an_asymmetry_is_found_after_a_search_too():
     E = torch.randn(n, n, generator=seeded(), dtype=DOUBLE) / n**0.5
     products = []
 
-    def product(v):
-        products.append(1)
-        wrong = 0.0 if len(products) < 60 else 0.5
-        return values * v + wrong * (E @ v)
+    class Changing(LinearOperator):  # a function that a user gives is tested by itself
+        def _matvec(self, v):
+            products.append(1)
+            wrong = 0.0 if len(products) < 60 else 0.5
+            return values * v + wrong * (E @ v)
 
-    A = function_operator(product, n, symmetric=True, dtype=DOUBLE)
+    A = Changing(Space.flat(n, DOUBLE), symmetric=True)
     with pytest.raises(Exception, match="symmetric=True"):
         eigsh(A, 3, rtol=1e-12, method=Lanczos(basis_size=7), generator=seeded())
 

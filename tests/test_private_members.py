@@ -36,6 +36,7 @@ FOREIGN = {
     },
     "engine/data_version.py": {"t._version"},
     "operators/protocol.py": {"sys._getframe"},
+    "vectors/aliasing.py": {"tensor._version"},
     "surroundings.py": {
         "torch._C",
         "torch._C._is_any_autocast_enabled",

@@ -29,6 +29,7 @@ DECAYING = torch.arange(1, N + 1, dtype=DOUBLE) ** -1.5
 A = diagonal_operator(DECAYING)
 SHIFTED = A + 0.1 * identity_operator(N, dtype=DOUBLE)
 UNKNOWN = function_operator(lambda v: DECAYING * v, N, dtype=DOUBLE, symmetric=True)
+_ = UNKNOWN @ DECAYING, UNKNOWN @ DECAYING  # it keeps two vectors, to test what the function gives
 LEADING = torch.linspace(0, 1, N, dtype=DOUBLE)
 LEADING[:12] = torch.arange(2.0, 14.0)
 SEPARATED = diagonal_operator(LEADING)

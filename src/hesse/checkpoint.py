@@ -4,32 +4,33 @@
 One safetensors file holds the tensors and, as JSON in its header, everything else. It is written
 under another name and renamed, so that at any moment there is either no file or a complete one. Its
 header holds the run key (the arguments that must be the same) and a fingerprint of each operator,
-which costs one product: a run never continues from the state of another one. The bits are the same
-if those of the products are: name the `mode` of a Hessian, since "auto" depends on measured times.
+which costs one product: a run never continues from the state of another one. A checksum tells a
+damaged file. The bits are the same if those of the products are: name the `mode` of a Hessian,
+since "auto" depends on measured times.
+
+A file that cannot be written (a full disk) does not end a run: it warns once and tries again later.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import json
-import os
 import time
-from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from hesse.errors import ArgumentError, Status
+from hesse.boundary import warn
+from hesse.errors import ArgumentError
 from hesse.operators.algebra import LinearOperator
 from hesse.progress import FilePath, check_path
+from hesse.saving.state import pack, restore
+from hesse.saving.tensor_file import DamagedFile, TensorFile, check_place, write
 
 _PAUSE = 20  # after a save, the next one waits 20 times as long as that took
-_FORMAT = 4
+_FORMAT = 5
+_LONGEST = 100  # characters of what a message says of a file
 
 Fingerprint = tuple[float, float, float]
 
@@ -37,8 +38,7 @@ Fingerprint = tuple[float, float, float]
 class Checkpoint:
     """The file of a run; without a path it does nothing.
 
-    A state is an object whose fields (those of a dataclass, or those it names in `saved`) are
-    tensors, generators, numbers, texts, statuses, lists of these, and states.
+    It saves states in the sense of `hesse.saving.state`.
 
     Args:
         path: where; None saves nothing.
@@ -64,11 +64,15 @@ class Checkpoint:
     def __init__(self, path: FilePath, A: LinearOperator, **run_key: Any) -> None:
         self.path = check_path(path)
         self._device = A.device
-        self._next_save = 0.0
+        self._next_save, self._has_warned = 0.0, False
         if self.path is None:
             return
-        if not self.path.absolute().parent.is_dir():
-            raise self._error("a file in a folder that exists", str(self.path.parent))
+        try:
+            check_place(self.path)
+        except OSError as error:
+            raise self._error(
+                "a file that can be written, in a folder that exists", str(error)
+            ) from error
         operators = {k: v for k, v in run_key.items() if isinstance(v, LinearOperator)}
         self._run_key = {
             "format": _FORMAT,
@@ -92,14 +96,11 @@ class Checkpoint:
         if self.path is None or not self.path.exists():
             return False
         try:
-            with safe_open(self.path, framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get("hesse", "null"))
-                # Copies: kernels round differently where memory is aligned differently.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+            file = TensorFile(self.path)
+            self._check_same_run(file.header)
+            restore(state, file.header.get("state"), file.tensors(), self._device)
+        except DamagedFile as error:
             raise self._error("a checkpoint of Hesse", str(error)) from error
-        self._check_same_run(header)
-        _restore(state, header["state"], tensors, self._device)
         return True
 
     def save(self, state: Any, *, now: bool = False) -> None:
@@ -110,34 +111,44 @@ class Checkpoint:
         began = time.monotonic()
         if self.path is None or (began < self._next_save and not now):
             return
-        tensors: dict[str, Tensor] = {}
-        packed = _pack(state, "state", tensors)
-        header = {
-            "run_key": self._run_key,
-            "operator_fingerprints": self._fingerprints,
-            "state": packed,
-        }
-        part = self.path.with_name(self.path.name + ".part")
-        save_file(tensors, part, metadata={"hesse": json.dumps(header)})
-        _flush(part)
-        os.replace(part, self.path)
-        _flush(self.path.parent)
+        try:
+            tensors: dict[str, Tensor] = {}
+            header = {
+                "run_key": self._run_key,
+                "operator_fingerprints": self._fingerprints,
+                "state": pack(state, "state", tensors),
+            }
+            write(self.path, header, tensors)
+        except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+            self._warn_once(error)
         ended = time.monotonic()
         self._next_save = ended + _PAUSE * (ended - began)
 
+    def _warn_once(self, error: Exception) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            warn(
+                f"checkpoint={str(self.path)!r} could not be written ({error}). The run goes on, "
+                "and tries again; the file is that of the last save, if there was one."
+            )
+
     def _check_same_run(self, header: Any) -> None:
         """Raise unless the header of a file is that of a run with this key and these operators."""
-        if header is None or "run_key" not in header:
-            got = "a safetensors file without the header of this version"
-            raise self._error("a checkpoint of this version of Hesse", got)
-        before, key = header["run_key"], self._run_key
+        before, prints = header.get("run_key"), header.get("operator_fingerprints")
+        if not (isinstance(before, dict) and isinstance(prints, dict)):
+            raise DamagedFile("a header without a run key")
+        key = self._run_key
+        if before.get("format") != _FORMAT:
+            raise self._error(
+                f"a checkpoint of this version of Hesse, of format {_FORMAT}",
+                f"one of format {_brief(before.get('format'))}",
+            )
         differing = [name for name in sorted({*before, *key}) if before.get(name) != key.get(name)]
         if differing:
             raise self._error(
                 f"the state of a run with {', '.join(f'{k} = {key.get(k)}' for k in differing)}",
-                ", ".join(f"{name} = {before.get(name)}" for name in differing),
+                ", ".join(f"{name} = {_brief(before.get(name))}" for name in differing),
             )
-        prints = header["operator_fingerprints"]
         for name in sorted({*prints, *self._fingerprints}):
             self._check_same_operator(name, prints.get(name), self._fingerprints.get(name))
 
@@ -146,7 +157,11 @@ class Checkpoint:
     ) -> None:
         """Raise unless two fingerprints agree up to rounding, or both are None: no operator."""
         none = (0.0, 0.0, 0.0)
-        (norm, along, _), (norm_now, along_now, rtol) = before or none, now or none
+        try:
+            norm, along, _ = map(float, before or none)
+        except (TypeError, ValueError) as error:
+            raise DamagedFile("a header whose fingerprints are no numbers") from error
+        norm_now, along_now, rtol = now or none
         difference = max(abs(norm - norm_now), abs(along - along_now))
         if not difference <= rtol * max(norm, norm_now):
             raise self._error(
@@ -187,66 +202,7 @@ def _as_json(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 
-def _fields(state: Any) -> list[str]:
-    """The names of the fields of a state that are saved."""
-    if hasattr(type(state), "saved"):
-        return list(type(state).saved)
-    return [field.name for field in fields(state)]
-
-
-def _is_state(value: Any) -> bool:
-    return hasattr(type(value), "saved") or is_dataclass(value)
-
-
-def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """The value as JSON; a tensor goes into `tensors`, and its name stands for it."""
-    if isinstance(value, torch.Generator):
-        tensors[name] = value.get_state()
-        return {"tensor": name}
-    if isinstance(value, Tensor):
-        tensors[name] = value.detach().cpu().contiguous().clone()
-        return {"tensor": name}
-    if isinstance(value, Status):
-        return {"status": value.name}
-    if isinstance(value, (list, tuple)):
-        return [_pack(item, f"{name}.{i}", tensors) for i, item in enumerate(value)]
-    if _is_state(value):
-        return {
-            "fields": {
-                field: _pack(getattr(value, field), f"{name}.{field}", tensors)
-                for field in _fields(value)
-            }
-        }
-    return value
-
-
-def _restore(state: Any, packed: Any, tensors: dict[str, Tensor], device: torch.device) -> None:
-    """Set the fields of a state, and of the states in it, in place."""
-    for field, value in packed["fields"].items():
-        present = getattr(state, field)
-        if isinstance(present, torch.Generator):
-            present.set_state(tensors[value["tensor"]])
-        elif _is_state(present):
-            _restore(present, value, tensors, device)
-        else:
-            target = present.device if isinstance(present, Tensor) else device
-            setattr(state, field, _unpacked(value, tensors, target))
-
-
-def _unpacked(value: Any, tensors: dict[str, Tensor], device: torch.device) -> Any:
-    if isinstance(value, list):
-        return [_unpacked(item, tensors, device) for item in value]
-    if isinstance(value, dict) and "tensor" in value:
-        return tensors[value["tensor"]].to(device)
-    if isinstance(value, dict) and "status" in value:
-        return Status[value["status"]]
-    return value
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or a folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _brief(value: Any) -> str:
+    """A value of a file in a few words."""
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

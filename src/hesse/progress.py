@@ -50,6 +50,37 @@ class State(Protocol):
         ...
 
 
+class _Bar:
+    """A progress bar on standard error; gone if that is closed, for the result is worth more."""
+
+    def __init__(self, total: int | None, title: str) -> None:
+        self._bar: tqdm | None = None
+        with self._if_open():
+            self._bar = tqdm(total=total, desc=title, leave=False)
+
+    def move_to(self, count: int) -> None:
+        """Show so many products."""
+        with self._if_open():
+            if self._bar is not None:
+                self._bar.update(count - self._bar.n)
+
+    def close(self) -> None:
+        """Take it away."""
+        with self._if_open():
+            if self._bar is not None:
+                self._bar.close()
+
+    @contextmanager
+    def _if_open(self) -> Iterator[None]:
+        """Without the errors of a stream that is closed, or is None."""
+        try:
+            yield
+        except (OSError, ValueError, AttributeError):
+            if self._bar is not None:
+                self._bar.disable = True  # it does not try again when it is deleted
+            self._bar = None
+
+
 class Run:
     """The limits of a long computation, and how its progress is shown.
 
@@ -108,12 +139,12 @@ class Run:
         self._callback, self._enabled = callback, progress
         self._total = max_products if total is None else total
         self._began = time.monotonic()
-        self._bar: tqdm | None = None
+        self._bar: _Bar | None = None
         self._outer: Run | None = None
 
     def __enter__(self) -> Run:
         self._outer, _active.run = _active.run, self
-        self._bar = tqdm(total=self._total, desc=self.title, disable=not self._enabled, leave=False)
+        self._bar = _Bar(self._total, self.title) if self._enabled else None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> bool:
@@ -186,7 +217,12 @@ class Run:
     def show(self, state: State) -> None:
         """Update the bar."""
         if self._bar is not None:
-            self._bar.update(self.before + state.products - self._bar.n)
+            self._bar.move_to(self.before + state.products)
+
+
+def current_run() -> Run | None:
+    """The innermost run in this thread that is a context now."""
+    return _active.run
 
 
 def check_path(path: FilePath) -> Path | None:

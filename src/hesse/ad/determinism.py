@@ -8,7 +8,6 @@ remains unseen are generator objects of Python and NumPy.
 
 from __future__ import annotations
 
-import pickle
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -90,7 +89,7 @@ def generator_states(*, quickly: bool = False) -> dict[str, Any]:
         return states
     states["random"] = random.getstate()
     if "numpy.random" in sys.modules:
-        states["numpy"] = pickle.dumps(sys.modules["numpy.random"].get_state(legacy=False))
+        states["numpy"] = sys.modules["numpy.random"].get_state(legacy=False)
     return states
 
 
@@ -100,4 +99,8 @@ def same_states(before: dict[str, Any], after: dict[str, Any]) -> bool:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
+    if isinstance(a, dict):
+        return all(_equal(a[name], b[name]) for name in a)
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    return bool((a == b).all()) if hasattr(a, "dtype") else a == b

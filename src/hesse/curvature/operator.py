@@ -192,7 +192,7 @@ def point_product(
     domain, codomain = (
         assemblies[side or "variables"].space for side in (product.direction, product.result)
     )
-    return PointProduct(domain, codomain, one_shot, prepared, modes, options.mode)
+    return PointProduct(domain, codomain, one_shot, prepared, modes, options.mode, programs.in_use)
 
 
 def fallback_modes(definition: Definition) -> list[str]:

@@ -104,8 +104,9 @@ class Batches:
         total, checksum = 0.0, None if self._checksum is None else SweepChecksum()
         for batch in self._sweep():
             total += batch.weight
-            if checksum is not None:
+            if checksum is not None and self._checksum is not None:
                 checksum.add(_named(batch))
+                _check_dtypes(checksum, self._checksum)
             yield batch
         if abs(total - self.total_weight) > 1e-9 * self.total_weight:
             raise DataError(
@@ -180,6 +181,17 @@ def _difference(name: str) -> str:
             "sweep"
         )
     return f"other numbers in batch{name} than at the first sweep"
+
+
+def _check_dtypes(checksum: SweepChecksum, first: SweepChecksum) -> None:
+    """Raise where a batch is of a dtype that the first sweep had not, before f sees it."""
+    new = checksum.new_dtype(first)
+    if new is not None:
+        raise DataError(
+            expected="the same dtypes at every sweep",
+            got=f"batch{new[0]} of {new[1]}, other than at the first sweep",
+            remedy="Give a loader whose batches have the same dtypes whenever they are read.",
+        )
 
 
 def _check_same(checksum: SweepChecksum, first: SweepChecksum) -> None:

@@ -59,11 +59,13 @@ class SweepChecksum:
         self._sums: dict[str, list[Tensor]] = {}
         self._products: dict[tuple[int, ...], list[Tensor]] = {}
         self._shapes: dict[int, set[tuple[int, ...]]] = {}
+        self._dtypes: dict[str, set[torch.dtype]] = {}
 
     def add(self, batch: Any) -> None:
         """Add a batch: any nesting of tensors."""
         features: dict[int, Tensor] = {}
         for number, (name, tensor) in enumerate(named_tensors(batch)):
+            self._dtypes.setdefault(name, set()).add(tensor.dtype)
             if tensor.layout is torch.strided and tensor.numel() > 0:
                 sums, features[number] = _sums(tensor)
                 self._sums.setdefault(name, []).append(sums)
@@ -82,6 +84,13 @@ class SweepChecksum:
             if _differ(one, two):
                 return name
         return PAIRS if self._pairs_differ(other) else None
+
+    def new_dtype(self, other: SweepChecksum) -> tuple[str, torch.dtype] | None:
+        """The name of an entry and a dtype that it has here and not there; None without one."""
+        for name, dtypes in self._dtypes.items():
+            for dtype in dtypes - other._dtypes.get(name, dtypes):
+                return name, dtype
+        return None
 
     def _pairs_differ(self, other: SweepChecksum) -> bool:
         for entries in self._products.keys() & other._products.keys():

@@ -3,18 +3,27 @@
 
 What is computed from tensors that are not ours (data, what f closes over) holds for as long as
 nobody writes to them; and what holds for a batch holds for one of the same content, which a loader
-makes anew in every sweep.
+makes anew in every sweep. Torch counts the writes that go through it. A write by NumPy or C, and
+memory that loses a bit, leave no trace: `BitSums` looks for these now and then.
 """
 
 from __future__ import annotations
 
+import time
 import weakref
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from hesse.errors import DataError
+
+# The sums of bits take at most this part of the time; what they take at least, in seconds for a
+# tensor and for a byte.
+BITS_PART, _TENSOR, _BYTE = 0.005, 1e-5, 5e-11
 
 Versions = tuple[tuple[int, int], ...]
 
@@ -78,3 +87,79 @@ def _checksum(tensor: Tensor) -> int:
         plain = plain.to_dense()
     plain = plain.cpu().contiguous().reshape(-1).view(torch.uint8)
     return zlib.crc32(plain.numpy().data)
+
+
+# -- Bits ------------------------------------------------------------------------------------------
+
+
+class Computed(Protocol):
+    """Something that was computed from tensors, or is computed from them at every call."""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """These tensors."""
+        ...
+
+
+class BitSums:
+    """The bits of the tensors behind some products, added up as integers, and when to look again.
+
+    A sum takes one read of the memory, a product several.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[int, tuple[Computed, list[int]]] = {}
+        self._next: float | None = None
+
+    def check(self, products: Sequence[Computed]) -> None:
+        """Raise if a tensor has changed since it was seen first; looks when that is due."""
+        now = time.perf_counter()
+        if self._next is not None and now < self._next:
+            return
+        if self._next is not None:
+            self._compare(products)
+        tensors = [tensor for product in products for tensor in product.tensors]
+        price = sum(_TENSOR + _BYTE * tensor.nbytes for tensor in tensors)
+        took = time.perf_counter() - now
+        # A wait for the processor is no reason to look much later.
+        self._next = now + took + min(max(took, price), 4 * price) / BITS_PART
+
+    def _compare(self, products: Sequence[Computed]) -> None:
+        before, self._sums = self._sums, {}
+        for index, product in enumerate(products):
+            sums = bit_sums(product.tensors)
+            known, expected = before.get(index, (None, []))
+            if known is product and sums != expected:
+                count = sum(a != b for a, b in zip(sums, expected, strict=True))
+                raise DataError(
+                    expected="residuals and data with the bits that they had at the first product",
+                    got=f"other bits in {count} of {len(sums)} tensors, to which nobody wrote by "
+                    "torch",
+                    remedy="Products since then may be wrong; make a new operator. Write to data "
+                    "by torch, not by NumPy; if nobody does, test the memory of this machine.",
+                )
+            self._sums[index] = product, sums
+
+
+def bit_sums(tensors: Iterable[Tensor]) -> list[int]:
+    """The sum of the bits of each tensor, as integers of 64 bits that wrap around.
+
+    >>> x = torch.ones(3)
+    >>> before = bit_sums([x])
+    >>> x.numpy()[0] = 2.0
+    >>> bit_sums([x]) == before
+    False
+    """
+    sums = [_bit_sum(tensor) for tensor in tensors]
+    return torch.stack(sums).tolist() if sums else []
+
+
+def _bit_sum(tensor: Tensor) -> Tensor:
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    if plain.layout != torch.strided:
+        plain = plain.to_dense()
+    data = plain.contiguous().reshape(-1).view(torch.uint8)
+    start = min(-data.storage_offset() % 8, len(data))
+    stop = start + (len(data) - start) // 8 * 8
+    total = data[:start].sum() + data[stop:].sum()
+    return (total + data[start:stop].view(torch.int64).sum() if stop > start else total).cpu()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain
 from typing import NoReturn
@@ -27,7 +28,14 @@ from hesse.engine.kept_products import Product
 from hesse.engine.one_shot_sum import OneShotSum
 from hesse.engine.plan import Plan, plan_of
 from hesse.engine.summed_product import SummedProduct
-from hesse.errors import DerivativeError, FallbackWarning, HesseError, NonFiniteError, first_line
+from hesse.errors import (
+    DerivativeError,
+    FallbackWarning,
+    FunctionError,
+    HesseError,
+    NonFiniteError,
+    first_line,
+)
 from hesse.vectors.rows import stacked
 from hesse.vectors.space import Space
 
@@ -41,6 +49,7 @@ class PointProduct:
         prepared: the sum that prepares what all products share; None for a single product.
         modes: of `one_shot`, in the order to step down; alone, or after `prepared`.
         mode: what was asked for, for messages.
+        lock: what threads wait for: all that share programs take one product at a time.
     """
 
     def __init__(
@@ -51,8 +60,10 @@ class PointProduct:
         prepared: SummedProduct | None,
         modes: Iterable[str],
         mode: str,
+        lock: AbstractContextManager | None = None,
     ) -> None:
         self._space, self._codomain, self._asked = space, codomain, mode
+        self._lock = nullcontext() if lock is None else lock
         self._one_shot, self._prepared = one_shot, prepared
         self._repeated = prepared is not None or mode != "auto"
         self._modes = [*(["prepared"] if prepared is not None else []), *modes]
@@ -78,17 +89,20 @@ class PointProduct:
     @property
     def value(self) -> Tensor:
         """f(x), shape ()."""
-        if self._value is None:
-            value = self._first_that_works(lambda: (self._prepared or self._one_shot).value())
-            self._value = _check_finite_value(value)
-        return self._value
+        with self._lock:
+            if self._value is None:
+                value = self._first_that_works(lambda: (self._prepared or self._one_shot).value())
+                self._value = _check_finite_value(value)
+            return self._value
 
     @property
     def gradient(self) -> Tensor:
         """grad f(x), flat."""
-        if self._gradient is None:
-            self._gradient = self._check(self._first_that_works(self._take_gradient), "gradient")
-        return self._gradient
+        with self._lock:
+            if self._gradient is None:
+                gradient = self._first_that_works(self._take_gradient)
+                self._gradient = self._check(gradient, "gradient")
+            return self._gradient
 
     def announce(self, products: int) -> None:
         """So many products will follow."""
@@ -99,12 +113,15 @@ class PointProduct:
         self, v: Tensor, quantity: Quantity = PRODUCT, *, with_gradient: bool = False
     ) -> Tensor:
         """A quantity in the direction of a flat v; its entries are finite."""
-        return self._first_that_works(lambda: self._product(v, quantity, with_gradient))
+        with self._lock:
+            return self._first_that_works(lambda: self._product(v, quantity, with_gradient))
 
     def products(self, block: Tensor) -> Tensor:
         """The products with the rows of a block, shape (k, n)."""
-        if len(block) == 0:
-            return block
+        with self._lock:
+            return self._products(block) if len(block) else block
+
+    def _products(self, block: Tensor) -> Tensor:
         singles = 0 if self._prepared is not None and self._prepared.takes_blocks else 1
         done = [self.product(v) for v in block[:singles]]  # which may step down
         if self._prepared is None:
@@ -263,12 +280,12 @@ class PointProduct:
     def _explain(self, error: Exception) -> Exception:
         """A DerivativeError if the gradient of f exists and only its derivative does not."""
         if not self._one_shot.modes:
-            return error
+            return _explained(error)
         try:
             _, point = next(self._one_shot.points())
             value_and_gradient(point.function, point.variables.x)
         except (RuntimeError, StopIteration):
-            return error  # f itself fails: its own message says it best
+            return _explained(error)  # f itself fails: its own message says it best
         return DerivativeError(
             expected=f"an f whose derivatives exist in mode {self._asked!r}",
             got=first_line(error),
@@ -304,6 +321,21 @@ _SAME_DIFFERENTIATION = {"retained-graph", "reverse-over-reverse"}
 
 def _reason(error: Exception) -> str:
     return error.got if isinstance(error, HesseError) else first_line(error)
+
+
+# What torch says of an f that writes to x.
+_WRITES = "leaf Variable that requires grad is being used in an in-place operation"
+
+
+def _explained(error: Exception) -> Exception:
+    """An error of f's, which says it best itself, with a few exceptions."""
+    if _WRITES not in str(error):
+        return error
+    return FunctionError(
+        expected="a function that leaves its argument as it is",
+        got="one that writes to it",
+        remedy="Write to a copy: x = x.clone() at the beginning of f.",
+    )
 
 
 def _check_finite_value(value: Tensor) -> Tensor:

@@ -35,6 +35,11 @@ class GraphProduct:
         return self._versions == versions(self.point.data)
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """What the graph was made from; what it saved for its backward passes is torch's."""
+        return list(self.point.data)
+
+    @property
     def is_outdated(self) -> bool:
         """Whether programs had better take its place."""
         return self._entry.partition is not None or self._entry.should_trace

@@ -100,7 +100,8 @@ class CachedProgram:
 class ProgramCache(OrderedDict):
     """At most `limit` entries, of which the least recently used goes first.
 
-    A deep copy or a pickle is empty: programs are made again where they are wanted.
+    A deep copy or a pickle is empty: programs are made again where they are wanted. Who takes
+    products by the programs holds the lock `in_use`: what is learnt from one belongs to all.
 
     >>> cache = ProgramCache(2)
     >>> [cache.setdefault(key, key) for key in "abac"], list(cache)
@@ -111,6 +112,7 @@ class ProgramCache(OrderedDict):
         super().__init__()
         self.limit = limit
         self._lock = threading.Lock()
+        self.in_use = threading.RLock()
 
     def __reduce__(self):
         return type(self), (self.limit,)

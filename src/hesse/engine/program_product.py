@@ -57,6 +57,11 @@ class ProgramProduct:
         return self.versions == versions([*self.point.data, *self.partition.constants])
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """What products are computed from."""
+        return [*self.residuals, *self.point.data, *self.partition.constants]
+
+    @property
     def owns_results(self) -> bool:
         """Whether a product is made of tensors of its own, which may be given away."""
         return self.partition.tangents["product"].makes_outputs

@@ -27,6 +27,11 @@ class QuadraticProduct:
     kept_bytes = 0.0
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """What products are computed from: c alone."""
+        return []
+
+    @property
     def curvature(self) -> float:
         """c."""
         quadratic: Quadratic = self.point.function.function

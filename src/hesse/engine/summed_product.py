@@ -15,6 +15,7 @@ from hesse.ad.summands import Summand, weighted_sum
 from hesse.ad.variables import detached
 from hesse.engine.assembly import Assembly, Shared
 from hesse.engine.compiler import block_size
+from hesse.engine.data_version import BitSums
 from hesse.engine.graph_product import GraphProduct
 from hesse.engine.kept_products import KeptProducts, Product, Settled
 from hesse.engine.options import ProductOptions
@@ -70,6 +71,7 @@ class SummedProduct:
         self._entries: dict[int, CachedProgram] = {}
         self._unshared: dict[int, CachedProgram] = {}
         self._settled: list[Settled] = []
+        self._bits = BitSums()
         # Of a single summand: the outputs that the value was, which validate a program.
         self._evaluated: dict[int, list[Tensor]] = {}
         self.custom_function: str | None = None
@@ -197,6 +199,7 @@ class SummedProduct:
     ) -> Iterator[tuple[int, float, Prepared]]:
         """(i, c_i, the product of summand i), prepared for a quantity in this direction."""
         if self._settled and all(_is_settled(product) for *_, product in self._settled):
+            self._check_bits()
             for index, coefficient, product in self._settled:
                 yield index, coefficient, Prepared(product)
             return
@@ -220,6 +223,16 @@ class SummedProduct:
         self._kept.end_sweep()
         if self._stays and self._num_products > 0 and len(self._kept) == count:
             self._settled = self._kept.products
+
+    def _check_bits(self) -> None:
+        """Raise if what is held was written to behind torch's back; hold it no longer then."""
+        try:
+            self._bits.check([product for *_, product in self._settled])
+        except DataError:
+            for index, *_ in self._settled:
+                self._kept.forget(index)
+            self._settled = []
+            raise
 
     def _prepare(
         self,

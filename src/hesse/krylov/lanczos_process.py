@@ -96,6 +96,12 @@ class LanczosProcess:
         self.basis.rows[: len(rows)] = rows
 
     @property
+    def is_consistent(self) -> bool:
+        """Whether the counts are those of rows and of T: from a file they may be anything."""
+        counts = 0 <= self.size <= self.rows <= min(len(self.T), len(self.basis.rows))
+        return counts and self.T.shape == self.lost.shape == (len(self.T), len(self.T))
+
+    @property
     def following(self) -> Tensor:
         """The row whose product is taken next."""
         return self.basis[self.size]

@@ -15,9 +15,9 @@ from hesse.errors import OperatorError, ShapeError, StructureError
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense_inverse import dense_inverse
 from hesse.operators.from_scipy import from_scipy
+from hesse.operators.function import FunctionOperator
 from hesse.operators.structure import diagonal_of
 from hesse.operators.terms import Terms, of_matrix
-from hesse.surroundings import users_contexts
 from hesse.vectors.arrays import as_tensor
 from hesse.vectors.space import Space
 
@@ -83,32 +83,6 @@ class DenseOperator(LinearOperator):
         space = self.domain.common(D.domain)
         matrix = self.matrix + torch.diag(diagonal_of(D))
         return DenseOperator(matrix, symmetric=self.symmetric, space=space)
-
-
-class FunctionOperator(LinearOperator):
-    """A function v -> A v as an operator."""
-
-    def __init__(
-        self,
-        matvec: Callable[[Tensor], Tensor],
-        domain: Space,
-        codomain: Space,
-        symmetric: bool,
-        rmatvec: Callable[[Tensor], Tensor] | None,
-    ) -> None:
-        super().__init__(domain, codomain, symmetric=symmetric)
-        self._product, self._adjoint = matvec, rmatvec
-
-    def _matvec(self, v: Tensor) -> Tensor:
-        with users_contexts():
-            product = self._product(v)
-        return self.codomain.check_vector(product, what="matvec(v)")
-
-    def _rmatvec(self, u: Tensor) -> Tensor:
-        if self._adjoint is not None:
-            with users_contexts():
-                return self._adjoint(u)
-        return super()._rmatvec(u)
 
 
 @public("hesse.dense_operator(matrix)", nested=False)
@@ -177,10 +151,13 @@ def function_operator(
         rmatvec: the function u -> A' u, for an operator that is not symmetric.
         dtype, device: of the vectors; by default torch's default dtype, on the CPU.
 
-    Cost: one call of the function for each product.
+    Cost: one call of the function for each product, and one more at the second, which tests that it
+        is linear. Memory: two vectors.
 
     Raises:
-        HesseError: at a product, if the function returns anything but a vector of its space.
+        HesseError: at a product, if the function returns anything but a vector of its space, writes
+            to v, or is plainly not linear (by 1 %), not deterministic, or not symmetric although it
+            says so; rmatvec is compared with matvec. Defects of rounding are for `check_operator`.
 
     >>> A = function_operator(lambda v: 3 * v, 2, symmetric=True)
     >>> A @ torch.ones(2)
