@@ -156,10 +156,19 @@ def test_the_argument_itself_is_no_buffer():
     assert results.private(v, v) is v
 
 
-def test_one_call_more_is_taken_and_no_more():
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_one_call_more_is_taken_without_symmetry_and_no_more(symmetric):
     M, calls = matrix(), []
-    A = operator(lambda v: calls.append(1) or M @ v)
-    products = solve(A, randn(N), "cg", rtol=1e-12).products
-    assert len(calls) == products + 1
-    again = solve(A, randn(N, seed=1), "cg", rtol=1e-12).products
-    assert len(calls) == products + again + 1
+    A = operator(lambda v: calls.append(1) or M @ v, symmetric=symmetric)
+    method = "cg" if symmetric else "gmres"
+    products = solve(A, randn(N), method, rtol=1e-12).products
+    again = solve(A, randn(N, seed=1), method, rtol=1e-12).products
+    assert len(calls) == products + again + (0 if symmetric else 1)
+
+
+def test_the_second_product_is_that_of_the_matrix_to_the_bit():
+    M = matrix()
+    A = operator(lambda v: M @ v)
+    for k in range(4):
+        v = randn(N, seed=k)
+        assert torch.equal(A @ v, M @ v)

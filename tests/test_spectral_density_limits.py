@@ -58,9 +58,9 @@ def test_a_run_interrupted_within_a_block_goes_on_to_the_same_bits(n, method, st
         assert torch.equal(getattr(resumed, name), getattr(whole, name))
     assert resumed.products == whole.products
     # What was taken is not taken again, but for the products of one step, the bound of the
-    # spectrum among them, those that recognise the operator, and those that test its linearity.
+    # spectrum among them, and those that recognise the operator.
     bound = 20 if isinstance(method, KernelPolynomial) and stop <= 22 else 0
-    assert broken.taken + rest.taken <= whole.products + 2 + 5 + 2 + bound
+    assert broken.taken + rest.taken <= whole.products + 2 + 5 + bound
 
 
 @pytest.mark.parametrize("n", [SHORT, LONG])
@@ -72,7 +72,7 @@ def test_seconds_end_a_run_within_a_block(n, method):
     assert time.monotonic() - began < 5.0
     assert density.status is Status.MAX_SECONDS
     assert len(density.nodes) == 8
-    assert density.products == product.taken - 1 < 8 * 12  # one tested that it is linear
+    assert density.products == product.taken < 8 * 12
     assert density.moment(1) == pytest.approx(1.0, abs=0.5)
     step = density.grid[1] - density.grid[0]
     assert float(density.density.sum() * step) == pytest.approx(1.0, abs=0.05)

@@ -3,9 +3,12 @@ r"""Checks of a user's function: is it linear and deterministic, and is A' its a
 
 $$ A(v_1 + v_2) = A v_1 + A v_2, \qquad u^T (A v_1) = (A^T u)^T v_1 $$
 
-The first costs one product, at the second. The other compares two inner products, with the first
-vector, at the first 64 products and then at every 8th: a function that has become another one
-within a run, or gave a wrong product, does not pass it.
+The second compares two inner products, with the first vector, at the first 64 products and then at
+every 8th: a function that is affine, nonlinear or random, that has become another one within a run,
+or gave a wrong product, does not pass it. For the sake of functions that depend on |v|, the second
+product is A (2 v) / 2, which is A v to the bit. The first test costs a product. It is taken at the
+second product of a function that is not symmetric, and else only where the inner products differ by
+more than they nearly always do: it then tells what they may differ by.
 """
 
 from __future__ import annotations
@@ -53,14 +56,22 @@ class FunctionChecks:
         self._count, self._allowed = 0, 0.0  # until linearity was tested
         self._first: tuple[Tensor, Tensor, object] | None = None
 
+    @property
+    def stretch(self) -> float:
+        """By which to stretch the next argument, and to shrink the product."""
+        return 2.0 if self._symmetric and self._count == 1 else 1.0
+
     def see_product(self, v: Tensor, product: Tensor) -> None:
         """Raise if this product shows that the function is not what it should be."""
         self._count += 1
         if self._first is None:
             self._remember(v, product)
-        elif not self._allowed:
-            self._test_linearity(v, product, *self._first[:2])
-        elif self._symmetric:
+        elif not self._symmetric:
+            if not self._allowed:
+                self._test_linearity(v, product, *self._first[:2])
+        elif self._allowed or self._is_suspicious(v, product):
+            if not self._allowed:
+                self._test_linearity(v, product, *self._first[:2])
             self._compare(v, product)
 
     def see_adjoint(self, u: Tensor, product: Tensor) -> None:
@@ -93,25 +104,39 @@ class FunctionChecks:
                 remedy=f"Look for an affine term, a clamp or a norm of v. {_REMEDY}",
             )
 
-    def _compare(self, u: Tensor, product: Tensor) -> None:
-        """u'(A v1) against (A'u)'v1 where that is due."""
-        if self._first is None or (self._count > _ALWAYS and self._count % _EVERY):
-            return
+    @property
+    def _is_due(self) -> bool:
+        return self._count <= _ALWAYS or self._count % _EVERY == 0
+
+    def _is_suspicious(self, u: Tensor, product: Tensor) -> bool:
+        """Whether products of vectors that have little to do with each other differ by too much."""
+        part = max(_MOST / self._domain.n**0.5, 64 * torch.finfo(self._domain.dtype).eps)
+        return self._is_due and self._defect(u, product, part) > part
+
+    def _defect(self, u: Tensor, product: Tensor, part: float) -> float:
+        """|u'(A v1) - (A'u)'v1| over the size of its terms, or 0 if it is below a part of them."""
+        assert self._first is not None
         v1, product1, _ = self._first
         domain, codomain = self._domain, self._codomain
         one, two = codomain.inner(u, product1), domain.inner(product, v1)
         difference = abs(one - two)
-        part = self._allowed or _MOST
         if not part * (abs(one) + abs(two)) < difference < math.inf:
-            return  # without the norms, which are larger
+            return 0.0  # without the norms, which are larger
         size = codomain.norm(u) * codomain.norm(product1) + domain.norm(product) * domain.norm(v1)
-        if difference > part * size and self._is_the_same():
+        return difference / size
+
+    def _compare(self, u: Tensor, product: Tensor) -> None:
+        """u'(A v1) against (A'u)'v1 where that is due."""
+        if self._first is None or not self._is_due:
+            return
+        part = self._allowed or _MOST
+        defect = self._defect(u, product, part)
+        if defect > part and self._is_the_same():
             raise OperatorError(
                 expected="a symmetric operator, as symmetric=True says"
                 if self._symmetric
                 else "rmatvec to be the adjoint of matvec",
-                got=f"u'(A v) and (A'u)'v that differ by {difference / size:.2g} of their largest "
-                "size",
+                got=f"u'(A v) and (A'u)'v that differ by {defect:.2g} of their largest size",
                 remedy=f"{_REMEDY} The products may also be nonlinear, or not those of one matrix.",
             )
 
