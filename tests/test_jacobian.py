@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from hesse import Risk, ggn_operator, jacobian_operator
-from hesse.errors import DataError, FunctionError, ShapeError
+from hesse.errors import DataError, FunctionError, HesseError, ShapeError
 from hesse.testing import check_operator
 
 DOUBLE = torch.float64
@@ -162,3 +162,67 @@ def test_what_has_no_jacobian_is_refused():
                    params=torch.ones(4))  # fmt: skip
     with pytest.raises(ShapeError, match="concatenated"):
         jacobian_operator(scalars, scalars.params)
+
+
+class SquaredOnce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grads):
+        return 2 * ctx.saved_tensors[0] * grads[0]
+
+
+@pytest.mark.parametrize("sizes", [(3,), (2, 3)])
+def test_the_adjoint_needs_one_derivative_only(sizes):
+    model, batches = network(4, 3), data(*sizes)
+    risk = Risk(nn.Sequential(model, Apply(SquaredOnce.apply)), nn.MSELoss(), batches)
+    J = jacobian_operator(risk, risk.params)
+    inputs = torch.cat([x for x, _ in batches])
+    squared = nn.Sequential(model, Apply(torch.square))
+    u = torch.randn(J.shape[0], dtype=DOUBLE)
+    torch.testing.assert_close(J.T @ u, dense(squared, inputs, risk.params).T @ u)
+    with pytest.raises(HesseError, match="once_differentiable"):
+        J @ torch.ones(J.shape[1], dtype=DOUBLE)
+
+
+class Apply(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def test_no_grad_around_products_of_several_batches():
+    batches = data(2, 3)
+    risk = Risk(network(4, 3), nn.MSELoss(), batches)
+    expected = dense(risk.model, torch.cat([x for x, _ in batches]), risk.params)
+    u = torch.randn(15, dtype=DOUBLE)
+    with torch.no_grad():
+        torch.testing.assert_close(jacobian_operator(risk, risk.params).T @ u, expected.T @ u)
+
+
+class Residual(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return x + self.layer(x)
+
+
+def test_a_gradient_is_not_written_over_while_it_is_multiplied():
+    """g + g W, the backward pass of x + W x, in one operation that reads g twice."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 3), Residual(nn.Linear(3, 3)), nn.Linear(3, 3)).double()
+    inputs, x = torch.randn(4, 1, dtype=DOUBLE), dict(model.named_parameters())
+    u = torch.randn(12, dtype=DOUBLE)
+    J = jacobian_operator(
+        lambda p: torch.func.functional_call(model, p, (inputs,)), x, mode="traced-split"
+    )
+    torch.testing.assert_close(J.T @ u, dense(model, inputs, x).T @ u)
