@@ -20,7 +20,7 @@ from tools.fuzz.script import script
 from tools.fuzz.shrink import shrink
 from tools.fuzz.worker import rows_of
 
-CHUNK = 400
+CHUNK = 2000
 _EXAMPLES = 12
 
 

@@ -68,6 +68,7 @@ def _block(facts: Facts) -> Expected:
 
 
 def _gradient(facts: Facts) -> Expected:
+    facts.oracle.product(facts.v)  # or it is unclear
     gradient = facts.oracle.gradient(facts.oracle.x)
     value = torch.tensor([facts.oracle.value(facts.oracle.x)], dtype=DOUBLE)
     whole = torch.cat([value, gradient])

@@ -14,7 +14,6 @@ NESTED = (
     "torch.func.jacrev(lambda t: t ** 3)({0}.reshape(-1)[:3])",
     "torch.func.hessian(lambda t: t.pow(3).sum())({0}.reshape(-1)[:2])",
     "torch.utils.checkpoint.checkpoint(lambda t: t.sin() * t, {0}, use_reentrant=False)",
-    "torch.utils.checkpoint.checkpoint(lambda t: t.sin() * t, {0}, use_reentrant=True)",
     "squared({0})",
     "squared_once({0})",
     "{0} * 2 if float({0}.detach().sum()) > 0 else {0} ** 2",

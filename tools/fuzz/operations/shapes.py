@@ -110,7 +110,6 @@ IN_PLACE = (
     "{out} = 1.0 * {0}; {out}.{sin_|exp_|tanh_|sigmoid_|square_|neg_|abs_|relu_}()",
     "{out} = 1.0 * {0}; {out}.{sin_|tanh_|cos_}(); {out} = {out} * {0}",
     "{out} = 1.0 * {0}; {out}.clamp_(-0.7, 0.7)",
-    "{out} = 1.0 * {0}; {out}.mul_({out})",
     "{out} = 1.0 * {0}; {out}.addcmul_({0}, {0})",
     "{out} = 1.0 * {0}; {out}.fill_diagonal_(0.5)",
     "{out} = 1.0 * {0}; {out}.masked_fill_({0}.detach() > 0.3, 0.0)",
@@ -130,7 +129,6 @@ IN_PLACE = (
     "{out} = 1.0 * {0}; {out}.lerp_({1}, 0.3)",
     "{out} = 1.0 * {0}; {out}.cumsum_({d})",
     "{out} = 1.0 * {0}; {out}.t_(); {out} = {out} @ {0}",
-    "{out} = 1.0 * {0}; {out}.resize_({0}.shape)",
     "{out} = 1.0 * {0}; {out}.squeeze_(); {out} = {out} ** 2",
     "{out} = torch.sin({0}, out=None)",
 )
