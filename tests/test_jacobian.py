@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from hesse import Risk, ggn_operator, jacobian_operator
+from hesse import Risk, ggn_operator, hessian_operator, jacobian_operator
 from hesse.errors import DataError, FunctionError, HesseError, ShapeError
 from hesse.testing import check_operator
 
@@ -226,3 +226,28 @@ def test_a_gradient_is_not_written_over_while_it_is_multiplied():
         lambda p: torch.func.functional_call(model, p, (inputs,)), x, mode="traced-split"
     )
     torch.testing.assert_close(J.T @ u, dense(model, inputs, x).T @ u)
+
+
+UNSEEN = [
+    nn.CrossEntropyLoss(ignore_index=1),
+    nn.CrossEntropyLoss(weight=torch.tensor([1.0, 0.0, 2.0], dtype=DOUBLE)),
+]
+
+
+@pytest.mark.parametrize("loss", UNSEEN)
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("form", [list, lambda pairs: DataLoader(pairs, batch_size=None)])
+def test_a_batch_that_the_loss_ignores_has_outputs_and_inputs(loss, order, form):
+    torch.manual_seed(1)
+    model = network(4, 3)
+    batches = [
+        (torch.randn(3, 4, dtype=DOUBLE), torch.tensor([0, 1, 2])),
+        (torch.randn(2, 4, dtype=DOUBLE), torch.tensor([1, 1])),
+    ][::order]
+    risk = Risk(model, loss, form(batches))
+    inputs, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    J = jacobian_operator(risk, risk.params)
+    torch.testing.assert_close(J.to_dense(), dense(model, inputs, risk.params))
+    H = hessian_operator(risk, risk.params, with_respect_to="inputs")
+    expected = torch.func.hessian(lambda x: loss(model(x), targets))(inputs)
+    torch.testing.assert_close(H.to_dense(), expected.reshape(20, 20).detach())

@@ -9,6 +9,7 @@
 - `embedding_bag`, `segment_reduce`, `cdist`, `pdist`, `ctc_loss`, `hardsigmoid`, and the margin
   losses of several classes: no second derivative.
 - `embedding`: with `padding_idx` or `scale_grad_by_freq` its backward pass is no derivative.
+- `binary_cross_entropy`: its second derivative is wrong where the probabilities are near 0 or 1.
 - `max_unpool`, `as_strided_scatter`: wrong where places overlap.
 
 Seen with torch 2.13; issues 175754 and 186256 of PyTorch.
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from hesse.ad.binary_cross_entropy import binary_cross_entropy
 from hesse.ad.ctc_loss import ctc_loss
 from hesse.ad.distances import cdist, pdist
 from hesse.ad.embedding import embedding, native_embedding
@@ -96,6 +98,7 @@ _STAND_INS = {
     torch.cdist: cdist,
     torch.pdist: pdist,
     torch.nn.functional.pdist: pdist,
+    torch.nn.functional.binary_cross_entropy: binary_cross_entropy,
     torch.ctc_loss: ctc_loss,
     torch.nn.functional.ctc_loss: ctc_loss,
     torch.as_strided_scatter: as_strided_scatter,
