@@ -37,11 +37,58 @@ def test_a_smooth_function_has_its_curvature_at_a_kink_of_an_operation(f):
     torch.testing.assert_close(H @ (3 * V), 6 * V, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["forward-over-reverse", "reverse-over-reverse", "retained-graph"])
+@pytest.mark.parametrize(
+    "mode",
+    ["forward-over-reverse", "reverse-over-forward", "reverse-over-reverse", "retained-graph"],
+)
 @pytest.mark.parametrize("f", SQUARES.values(), ids=SQUARES)
 def test_a_named_mode_refuses_to_give_another_number(f, mode):
     with pytest.raises(HesseError):
         hessian_operator(f, ZERO, mode=mode) @ V
+
+
+@pytest.mark.filterwarnings("ignore::hesse.errors.FallbackWarning")
+def test_a_kink_that_the_first_direction_passes_by_is_seen():
+    H = hessian_operator(lambda x: (x.abs() ** 2).sum(), torch.tensor([1.0, 0.0], dtype=DOUBLE))
+    torch.testing.assert_close(H.to_dense(), 2 * torch.eye(2, dtype=DOUBLE), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::hesse.errors.FallbackWarning")
+def test_a_kink_that_is_a_small_part_of_the_product_is_seen():
+    def f(x):
+        return (x.abs() ** 2).sum() + 1e3 * (x.sum() - 2.0) ** 4
+
+    def smooth(x):
+        return (x**2).sum() + 1e3 * (x.sum() - 2.0) ** 4
+
+    torch.testing.assert_close(hvp(f, ZERO, V), hvp(smooth, ZERO, V), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::hesse.errors.FallbackWarning")
+def test_one_sided_curvature_is_left_to_torch():
+    """relu(x)^2 has no second derivative at zero; a difference is the mean of both sides."""
+    assert_close = torch.testing.assert_close
+    assert_close(hvp(lambda x: (torch.relu(x) ** 2 + x**2).sum(), ZERO, V), 2 * V)
+
+
+POWERS = {
+    "**": lambda b, e: b**e,
+    "pow": torch.pow,
+    "float_power": torch.float_power,
+    "in place": lambda b, e: (1.0 * b).pow_(e),
+}
+
+
+@pytest.mark.parametrize("power", POWERS.values(), ids=POWERS)
+@pytest.mark.filterwarnings("ignore::hesse.errors.FallbackWarning")
+def test_an_exponent_of_zero_varies_with_the_base(power):
+    x = [torch.tensor([1.5, 2.0, 0.7], dtype=DOUBLE), torch.tensor([0.0, 1.0, 0.0], dtype=DOUBLE)]
+    v = torch.linspace(-1.0, 1.0, 6, dtype=DOUBLE)
+    right = hvp(lambda x: (x[1] * x[0].log()).exp().sum() ** 2, x, v)
+    torch.testing.assert_close(hvp(lambda x: power(*x).sum() ** 2, x, v), right, rtol=1e-6, atol=1e-6)
+    for mode in ("forward-over-reverse", "reverse-over-forward", "retained-graph"):
+        with pytest.raises(HesseError, match="pow"):
+            hessian_operator(lambda x: power(*x).sum() ** 2, x, mode=mode) @ v
 
 
 def test_a_true_kink_is_left_to_torch_without_a_word():

@@ -148,7 +148,15 @@ class Oracle:
             exact = torch.full_like(by_differences, torch.nan)
         if float((exact - by_differences).norm()) <= 1e-6 * size + 3 * doubt:
             return Expected(length * exact, 0.0, length * size)
+        if not self._is_linear(unit, x, by_differences, 1e-4 * size + 10 * doubt):
+            raise Unclear("differences are not linear in the direction")
         return Expected(length * by_differences, length * (1e-6 * size + 3 * doubt), length * size, True)
+
+    def _is_linear(self, v: Tensor, x: Tensor, product: Tensor, tolerance: float) -> bool:
+        w = torch.randn(self.n, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
+        w = w / w.norm()
+        other, both = self.differences(w, x)[0], self.differences(v + w, x)[0]
+        return float((product + other - both).norm()) <= tolerance
 
     def _gradient_is_right(self, v: Tensor, x: Tensor, gradient: Tensor) -> bool:
         f = self._f

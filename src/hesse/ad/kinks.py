@@ -4,7 +4,8 @@
 f may be smooth where an operation in it is not: |x|^2 spelt as `x.abs() ** 2`, or a distance that
 is squared. Automatic differentiation then gives a finite number that is wrong: torch takes the
 derivative of |x| at zero for the constant 0. Which operations met their kink is noted, so that the
-product can be compared with differences.
+product can be compared with differences. A power is among them: where its exponent is zero, torch
+takes the derivative in the base for the constant 0, whatever the exponent does.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _AT_ZERO = frozenset(
     [
@@ -39,7 +41,8 @@ _OF_ZERO = frozenset(
 _AT_TIES = frozenset(
     ["maximum", "minimum", "fmax", "fmin", "max", "min", "clamp", "clamp_", "clip"]
 )
-KINKED = _AT_ZERO | _OF_ZERO | _AT_TIES
+_POWERS = frozenset(["pow", "pow_", "float_power", "float_power_", "__pow__", "__rpow__"])
+KINKED = _AT_ZERO | _OF_ZERO | _AT_TIES | _POWERS
 """What to call `kink` for."""
 
 
@@ -49,11 +52,16 @@ def kink(name: str, args: Any, kwargs: dict[str, Any], result: Any) -> bool:
         return bool(args) and _is_differentiated(args[0]) and _has_zero(args[0])
     if name in _OF_ZERO:
         return _is_differentiated(result) and _has_zero(result)
+    if name in _POWERS:
+        exponent = args[0] if name == "__rpow__" else kwargs.get("exponent", args[-1])
+        return _is_differentiated(exponent) and _has_zero(exponent)
     return name in _AT_TIES and _is_tied(args, kwargs)
 
 
 def _is_differentiated(argument: Any) -> bool:
-    return isinstance(argument, Tensor) and argument.requires_grad
+    if not isinstance(argument, Tensor):
+        return False
+    return argument.requires_grad or forward_ad.unpack_dual(argument).tangent is not None
 
 
 def _has_zero(tensor: Tensor) -> bool:

@@ -153,6 +153,9 @@ class PointProduct:
                 self._check_symmetric(v, self._check(result, "product"), look.suspects)
             if look.kinks and "finite-difference" in self._one_shot.modes:
                 self._check_smooth(v, self._check(result, "product"), sorted(look.kinks))
+                if self._repeated:  # v may pass by what a later direction meets
+                    u = self._random()
+                    self._check_smooth(u, self._run(u, PRODUCT), sorted(look.kinks))
         return result
 
     def _check_smooth(self, v: Tensor, product: Tensor, kinks: Sequence[str]) -> None:
@@ -189,7 +192,7 @@ class PointProduct:
 
     def _check_symmetric(self, v: Tensor, product: Tensor, suspects: Mapping[str, str]) -> None:
         """Raise unless u'Hv = v'Hu for a random u."""
-        space, u = self._space, self._space.gaussian(torch.Generator().manual_seed(0))
+        space, u = self._space, self._random()
         other = self._run(u, PRODUCT)
         defect = abs(space.inner(u, product) - space.inner(v, other))
         size = space.norm(u) * space.norm(product) + space.norm(v) * space.norm(other)
@@ -202,6 +205,10 @@ class PointProduct:
                 f"probably through {' or '.join(suspects)}",
                 remedy=" ".join(suspects.values()),
             )
+
+    def _random(self) -> Tensor:
+        """A direction that no entry of x is left out of."""
+        return self._space.gaussian(torch.Generator().manual_seed(0))
 
     def _run(self, v: Tensor, quantity: Quantity, with_gradient: bool = False) -> Tensor:
         if self._prepared is not None:
@@ -220,7 +227,7 @@ class PointProduct:
     def _check_custom_function(self, name: str, v: Tensor, product: Tensor) -> None:
         """Compare with a central difference; with many products to come, in a random direction."""
         if self._prepared is not None:
-            v = self._space.gaussian(torch.Generator().manual_seed(0))
+            v = self._random()
             product = self._run(v, PRODUCT)
         difference = self._one_shot.product("finite-difference", v)[0]
         # Its error is some eps^(2/3) of third derivatives; a missing term is larger.
