@@ -85,7 +85,9 @@ def test_an_exponent_of_zero_varies_with_the_base(power):
     x = [torch.tensor([1.5, 2.0, 0.7], dtype=DOUBLE), torch.tensor([0.0, 1.0, 0.0], dtype=DOUBLE)]
     v = torch.linspace(-1.0, 1.0, 6, dtype=DOUBLE)
     right = hvp(lambda x: (x[1] * x[0].log()).exp().sum() ** 2, x, v)
-    torch.testing.assert_close(hvp(lambda x: power(*x).sum() ** 2, x, v), right, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        hvp(lambda x: power(*x).sum() ** 2, x, v), right, rtol=1e-6, atol=1e-6
+    )
     for mode in ("forward-over-reverse", "reverse-over-forward", "retained-graph"):
         with pytest.raises(HesseError, match="pow"):
             hessian_operator(lambda x: power(*x).sum() ** 2, x, mode=mode) @ v

@@ -107,8 +107,13 @@ def save(folder: Path, progress: Progress) -> None:
 
 
 def _chunk(first: int, count: int) -> Iterator[tuple[int, list[list[str]]]]:
-    """(seed, rows) of some cases; a crash is the row of its case, and ends the chunk."""
+    """(seed, rows) of some cases; a crash ends the chunk."""
     command = [sys.executable, "-m", "tools.fuzz.worker", str(first), str(count)]
+    return rows_of_process(command)
+
+
+def rows_of_process(command: list[str]) -> Iterator[tuple[int, list[list[str]]]]:
+    """(seed, rows) of the cases that a process judges; a crash is the row of its case."""
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:

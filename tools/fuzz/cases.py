@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tools.fuzz.trees import build_line, unpack_line
@@ -81,7 +81,9 @@ class FunctionCase:
         lines += ["", f"x = {build_line(self.tree, names)}", "", "", "def outputs(x):"]
         lines += [f"    {line}" for line in body]
         lines += [f"    return [{', '.join(self.sinks)}]", "", "", "def f(x):"]
-        lines += ["    return sum((t if t.ndim == 0 else (t + 0.5 * t**2).sum()) for t in outputs(x))"]
+        lines += [
+            "    return sum((t if t.ndim == 0 else (t + 0.5 * t**2).sum()) for t in outputs(x))"
+        ]
         return "\n".join(lines) + "\n"
 
 

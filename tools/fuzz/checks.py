@@ -169,7 +169,9 @@ def _gauss_newton(facts: Facts) -> Expected:
 def _gauss_newton_curvature(facts: Facts) -> Expected:
     product = _gauss_newton(facts)
     length = float(facts.v.norm())
-    return Expected((facts.v @ product.value).reshape(1), product.error, product.size * length + 1e-9)
+    return Expected(
+        (facts.v @ product.value).reshape(1), product.error, product.size * length + 1e-9
+    )
 
 
 _H = "H = hesse.hessian_operator(target, x{options})\n"
@@ -234,16 +236,25 @@ CHECKS: dict[str, Check] = {
         + "got = H @ v[: H.shape[0]]",
         _part,
     ),
-    "trace": Check(_H.format(options="") + "e = hesse.trace(H)\ngot, slack = torch.as_tensor(e.value), e", _trace),
-    "diagonal": Check(
-        _H.format(options="") + "e = hesse.diagonal(H)\ngot, slack = torch.as_tensor(e.value), e", _diagonal
+    "trace": Check(
+        _H.format(options="") + "e = hesse.trace(H)\ngot, slack = torch.as_tensor(e.value), e",
+        _trace,
     ),
-    "norm": Check(_H.format(options="") + "e = hesse.norm(H)\ngot, slack = torch.as_tensor(e.value), e", _frobenius),
+    "diagonal": Check(
+        _H.format(options="") + "e = hesse.diagonal(H)\ngot, slack = torch.as_tensor(e.value), e",
+        _diagonal,
+    ),
+    "norm": Check(
+        _H.format(options="") + "e = hesse.norm(H)\ngot, slack = torch.as_tensor(e.value), e",
+        _frobenius,
+    ),
     "eigsh": Check(
         _H.format(options="") + "got = hesse.eigsh(H, min(2, n)).values.sort().values", _largest
     ),
     "solve": Check(_SHIFTED + "got = hesse.solve(A, v, rtol=1e-10).x", _solution),
-    "logdet": Check(_SHIFTED + "e = hesse.logdet(A)\ngot, slack = torch.as_tensor(e.value), e", _logdet),
+    "logdet": Check(
+        _SHIFTED + "e = hesse.logdet(A)\ngot, slack = torch.as_tensor(e.value), e", _logdet
+    ),
     **{
         f"jacobian {m}": Check(
             f"J = hesse.jacobian_operator(jacobian_of, x, mode={m!r})\ngot = J @ v", _push_forward
@@ -278,7 +289,9 @@ CHECKS: dict[str, Check] = {
         _gauss_newton,
         "model",
     ),
-    "no memory": Check(_H.format(options=", memory_budget='none'") + "got = H @ v", _product, "model"),
+    "no memory": Check(
+        _H.format(options=", memory_budget='none'") + "got = H @ v", _product, "model"
+    ),
     "risk": Check(
         "x = {name: p.requires_grad_() for name, p in x.items()}\n"
         "with torch.inference_mode(False), torch.enable_grad():\n"

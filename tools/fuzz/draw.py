@@ -22,7 +22,9 @@ def draw(seed: int, extra: Sequence[str] = ()) -> Case:
     options = {
         "seed": seed,
         "context": context,
-        "direction": rng.choice(("unit", "tiny", "huge", "zero")) if rng.random() < 0.15 else "normal",
+        "direction": rng.choice(("unit", "tiny", "huge", "zero"))
+        if rng.random() < 0.15
+        else "normal",
         "dtype": "float32" if rng.random() < 0.1 and context == "none" else "float64",
     }
     checks = _checks(rng, "model" if is_model else "function", options["dtype"])

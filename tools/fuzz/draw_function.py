@@ -119,7 +119,11 @@ def _value(step: Step, values: dict[str, Tensor]) -> Tensor | None:
         warnings.simplefilter("ignore")
         exec(step.source, names)
     value = names[step.out]
-    if not isinstance(value, Tensor) or value.dtype != torch.float64 or value.layout != torch.strided:
+    if (
+        not isinstance(value, Tensor)
+        or value.dtype != torch.float64
+        or value.layout != torch.strided
+    ):
         return None
     if not 0 < value.numel() <= _MOST_ENTRIES or not bool(torch.isfinite(value).all()):
         return None

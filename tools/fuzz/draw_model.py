@@ -23,7 +23,12 @@ def draw_model(rng: random.Random, **options: Any) -> ModelCase:
     elif sizes[0] >= max(sizes) and len(set(sizes[:-1])) == 1 and rng.random() < 0.3:
         form = "data set"
     wrapper = "Named" if form in ("dicts", "keywords") else "nn.Sequential"
-    if wrapper == "nn.Sequential" and family is _dense and rng.random() < 0.15 and form != "data set":
+    if (
+        wrapper == "nn.Sequential"
+        and family is _dense
+        and rng.random() < 0.15
+        and form != "data set"
+    ):
         wrapper, inputs = "Two", f"({inputs}, {inputs}.cos())"
     if form == "tuple" and len(sizes) == 2:
         form = "list"  # a tuple of two pairs is one pair
@@ -57,8 +62,8 @@ def _dense(rng: random.Random) -> tuple[str, list[str], int]:
         layers += [_activation(rng)] if rng.random() < 0.8 else []
         extra = rng.choice((
             f"nn.LayerNorm({width})", f"nn.BatchNorm1d({width})", f"nn.RMSNorm({width})",
-            f"nn.GroupNorm(1, {width})", "nn.Dropout(0.5)", f"Residual(nn.Linear({width}, {width}))",
-            f"Twice(nn.Linear({width}, {width}))", "nn.Identity()", "nn.PReLU()",
+            f"nn.GroupNorm(1, {width})", "nn.Dropout(0.5)",
+            f"Residual(nn.Linear({width}, {width}))", f"Twice(nn.Linear({width}, {width}))", "nn.Identity()", "nn.PReLU()",
             f"nn.Sequential(nn.Linear({width}, {width}), nn.Tanh())",
         ))  # fmt: skip
         layers += [extra] if rng.random() < 0.4 else []
@@ -75,7 +80,9 @@ def _convolution(rng: random.Random) -> tuple[str, list[str], int]:
         shape = (1, 4)
     else:
         layers = [f"nn.Conv2d(1, {channels}, 2)", _activation(rng)]
-        layers += [rng.choice(("nn.AvgPool2d(2)", "nn.MaxPool2d(2)", f"nn.BatchNorm2d({channels})"))]
+        layers += [
+            rng.choice(("nn.AvgPool2d(2)", "nn.MaxPool2d(2)", f"nn.BatchNorm2d({channels})"))
+        ]
         layers += ["nn.AdaptiveAvgPool2d((1, 2))"]
         shape = (1, 3, 3)
     layers += ["nn.AdaptiveAvgPool1d(2)"] if len(shape) == 2 else []
@@ -99,7 +106,11 @@ def _sequence(rng: random.Random) -> tuple[str, list[str], int]:
 def _tokens(rng: random.Random) -> tuple[str, list[str], int]:
     inputs = "torch.arange(TOTAL * 3).reshape(TOTAL, 3) % 5"
     if rng.random() < 0.3:
-        return inputs, [f"nn.EmbeddingBag(5, 2, mode='{rng.choice(('sum', 'mean'))}')", "nn.Tanh()"], 2
+        return (
+            inputs,
+            [f"nn.EmbeddingBag(5, 2, mode='{rng.choice(('sum', 'mean'))}')", "nn.Tanh()"],
+            2,
+        )
     padding = rng.choice(("", "", ", padding_idx=0"))
     layers = [f"nn.Embedding(5, 2{padding})"]
     layers += [rng.choice(("Pool()", "nn.Tanh(), Pool()", "Last(nn.GRU(2, 2, batch_first=True))"))]

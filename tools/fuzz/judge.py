@@ -45,12 +45,16 @@ def namespace(case: Case, dtype: str) -> dict[str, Any]:
     return names
 
 
+def oracle_of(case: Case) -> Oracle:
+    """The oracle of a case, in float64."""
+    exact = namespace(case, "float64")
+    return Oracle(exact["f"], exact["x"], exact["outputs"], exact.get("output_loss"))
+
+
 def judge(case: Case) -> Iterator[Row]:
     """The verdict on each check of a case."""
     torch.manual_seed(case.seed)
-    exact = namespace(case, "float64")
-    oracle = Oracle(exact["f"], exact["x"], exact["outputs"], exact.get("output_loss"))
-    facts = _facts(case, oracle)
+    facts = _facts(case, oracle_of(case))
     for check in case.checks:
         try:
             yield _verdict(case, check, facts)
@@ -93,6 +97,8 @@ def _verdict(case: Case, name: str, facts: Facts) -> Row:
         except hesse.HesseError as error:
             return Row(name, "refused", f"{type(error).__name__}: {error.got[:300]}")
         except Exception as error:
+            if _fails_by_itself(case, names):
+                raise Unclear("f has no gradient in this context, without Hesse") from error
             return Row(name, "raised", f"{type(error).__name__}: {str(error)[:300]}")
     if name != "risk" and _is_damaged(before, pytree.tree_leaves(names["x"])):
         return Row(name, "damaged", "the point of the caller was changed")
@@ -119,32 +125,47 @@ def arguments(case: Case, names: dict[str, Any], facts: Facts) -> dict[str, Any]
     }
 
 
-def code_of(case: Case, name: str, shift: float | None = None) -> str:
+def code_of(case: Case, name: str, facts: Facts | None = None) -> str:
     """The code of a check in the context of a case; its result is `got`."""
     code = "target, jacobian_of = f, outputs\n" + CHECKS[name].code
     if case.kind == "model":
         risk = f"target = jacobian_of = hesse.Risk(model, loss, data, {case.weight_decay})\n"
         code = risk + CHECKS[name].code
     if "shift" in code:
+        shift = shift_of(_facts(case, oracle_of(case)) if facts is None else facts)
         code = code.replace("shift", repr(shift))
     return f"with {CONTEXTS[case.context]}:\n    " + code.replace("\n", "\n    ") + "\n"
 
 
 def _run(case: Case, name: str, names: dict[str, Any], facts: Facts) -> None:
-    shift = None
-    if "shift" in CHECKS[name].code:
-        shift = shift_of(facts)
-    exec(_compiled(code_of(case, name, shift)), names)
+    exec(_compiled(code_of(case, name, facts)), names)
 
 
 def expectation(case: Case, name: str) -> list[float] | None:
     """What is expected of a check; None where the oracles do not say."""
-    exact = namespace(case, "float64")
-    oracle = Oracle(exact["f"], exact["x"], exact["outputs"], exact.get("output_loss"))
     try:
-        return CHECKS[name].expected(_facts(case, oracle)).value.reshape(-1).tolist()
+        return CHECKS[name].expected(_facts(case, oracle_of(case))).value.reshape(-1).tolist()
     except Unclear:
         return None
+
+
+_GRADIENT = """\
+with {context}, torch.inference_mode(False), torch.enable_grad():
+    leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+    torch.autograd.grad(f(torch.utils._pytree.tree_unflatten(leaves, spec)), leaves,
+        allow_unused=True, create_graph=True)
+"""
+
+
+def _fails_by_itself(case: Case, names: dict[str, Any]) -> bool:
+    """Whether torch has no gradient of f in the context of a case."""
+    leaves, spec = pytree.tree_flatten(names["x"])
+    code = _GRADIENT.format(context=CONTEXTS[case.context])
+    try:
+        exec(_compiled(code), {**names, "leaves": leaves, "spec": spec})
+    except Exception:
+        return True
+    return False
 
 
 def _is_damaged(before: list[Tensor], after: list[Tensor]) -> bool:

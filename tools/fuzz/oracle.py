@@ -88,7 +88,9 @@ class Oracle:
             value = self._f(self.tree(x))
             if not value.requires_grad:
                 raise Unclear("f does not depend on x")
-            (gradient,) = torch.autograd.grad(value, x, create_graph=create_graph, allow_unused=True)
+            (gradient,) = torch.autograd.grad(
+                value, x, create_graph=create_graph, allow_unused=True
+            )
         return x, torch.zeros_like(x) if gradient is None else gradient
 
     def double_backward(self, v: Tensor, x: Tensor | None = None) -> Tensor:
@@ -150,7 +152,9 @@ class Oracle:
             return Expected(length * exact, 0.0, length * size)
         if not self._is_linear(unit, x, by_differences, 1e-4 * size + 10 * doubt):
             raise Unclear("differences are not linear in the direction")
-        return Expected(length * by_differences, length * (1e-6 * size + 3 * doubt), length * size, True)
+        return Expected(
+            length * by_differences, length * (1e-6 * size + 3 * doubt), length * size, True
+        )
 
     def _is_linear(self, v: Tensor, x: Tensor, product: Tensor, tolerance: float) -> bool:
         w = torch.randn(self.n, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
@@ -189,7 +193,7 @@ class Oracle:
     def outputs_at(self, x: Tensor) -> Tensor:
         """The outputs, flat, with their history."""
         assert self._outputs is not None
-        leaves = [z for z in pytree.tree_leaves(self._outputs(self.tree(x)))]
+        leaves = pytree.tree_leaves(self._outputs(self.tree(x)))
         return torch.cat([z.reshape(-1) for z in leaves])
 
     @cached_property
@@ -229,7 +233,8 @@ class Oracle:
     @cached_property
     def gauss_newton(self) -> Expected:
         """J' H_L J, without weight decay."""
-        assert self._outputs is not None and self._loss is not None
+        assert self._outputs is not None
+        assert self._loss is not None
         loss = self._loss
         z = self._outputs(self.tree(self.x)).detach()
         inner = Oracle(loss, z)

@@ -28,9 +28,7 @@ def shrink(case: Case, shows: Callable[[Case], bool], most: int = 400) -> Case:
 def _smaller(case: Case) -> Iterator[Case]:
     plain = {"context": "none", "dtype": "float64", "direction": "normal"}
     yield from (
-        replace(case, **{key: value})
-        for key, value in plain.items()
-        if getattr(case, key) != value
+        replace(case, **{key: value}) for key, value in plain.items() if getattr(case, key) != value
     )
     if isinstance(case, ModelCase):
         yield from _smaller_models(case)

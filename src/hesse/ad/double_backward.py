@@ -31,8 +31,8 @@ def twice_differentiable() -> Iterator[None]:
 
     Fused attention has no second derivative, cuDNN's recurrent cells neither: the reference kernels
     are used instead, whatever the model asks for, and a compiled model runs as it was written. A
-    surrounding `no_grad` or `inference_mode` is lifted, since a product is made of derivatives, and hooks on what graphs
-    save are set aside.
+    surrounding `no_grad` or `inference_mode` is lifted, since a product is made of derivatives, and
+    hooks on what graphs save are set aside.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

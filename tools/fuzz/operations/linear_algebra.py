@@ -44,7 +44,7 @@ LINEAR_ALGEBRA = (
     f"torch.linalg.tensorinv({_SQUARE}, ind=1)",
     f"torch.linalg.tensorsolve({_SQUARE}, {{0}}[..., 0])",
     f"torch.linalg.cond({_SEPARATE})",
-    f"torch.linalg.householder_product({{0}}.mT, 0.5 + {{0}}[:, 0] ** 2)",
+    "torch.linalg.householder_product({0}.mT, 0.5 + {0}[:, 0] ** 2)",
     f"torch.lu_solve({{0}}, *torch.linalg.lu_factor({_SQUARE}))",
     f"torch.distributions.MultivariateNormal(torch.zeros({{0}}.shape[-2], dtype={{0}}.dtype), "
     f"{_DEFINITE}).log_prob(torch.ones({{0}}.shape[-2], dtype={{0}}.dtype))",
