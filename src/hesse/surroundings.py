@@ -78,6 +78,7 @@ def without_saved_tensor_hooks() -> Iterator[None]:
         yield
     finally:
         for pair in reversed(aside):
+            assert _push_hooks is not None
             _push_hooks(*pair)
 
 

@@ -63,7 +63,8 @@ def _dense(rng: random.Random) -> tuple[str, list[str], int]:
         extra = rng.choice((
             f"nn.LayerNorm({width})", f"nn.BatchNorm1d({width})", f"nn.RMSNorm({width})",
             f"nn.GroupNorm(1, {width})", "nn.Dropout(0.5)",
-            f"Residual(nn.Linear({width}, {width}))", f"Twice(nn.Linear({width}, {width}))", "nn.Identity()", "nn.PReLU()",
+            f"Residual(nn.Linear({width}, {width}))", f"Twice(nn.Linear({width}, {width}))",
+            "nn.Identity()", "nn.PReLU()",
             f"nn.Sequential(nn.Linear({width}, {width}), nn.Tanh())",
         ))  # fmt: skip
         layers += [extra] if rng.random() < 0.4 else []
