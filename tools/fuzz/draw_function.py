@@ -28,7 +28,7 @@ def draw_function(rng: random.Random, extra: Sequence[str] = (), **options: Any)
     builder = _Builder(rng)
     for _ in range(rng.choice((1, 1, 2, 2, 3))):
         builder.add_leaf([rng.choice((2, 3, 3, 4)) for _ in range(rng.choice((1, 1, 2, 2, 2, 3)))])
-    for _ in range(rng.choice((1, 2, 3, 3, 4, 5, 6, 8))):
+    for _ in range(rng.choice((1, 1, 2, 2, 3, 3, 4, 6))):
         builder.grow(extra)
     leaves = builder.leaves
     trees = TREES if sum(leaf.varies for leaf in leaves) == 1 else TREES[1:]
@@ -54,7 +54,7 @@ class _Builder:
         varies = not self.leaves or (
             rng.random() < 0.85 and size + torch.Size(shape).numel() <= _MOST_VARIABLES
         )
-        kind = rng.choice(_KINDS) if rng.random() < 0.15 else "normal"
+        kind = rng.choice(_KINDS) if rng.random() < 0.25 else "normal"
         leaf = Leaf(name, tuple(shape), rng.randrange(1000), kind, varies)
         self.leaves.append(leaf)
         self.values[name] = prelude.numbers(leaf.seed, *leaf.shape, kind=leaf.kind)

@@ -19,7 +19,7 @@ from tools.fuzz.cases import Case, from_json
 from tools.fuzz.draw import draw
 from tools.fuzz.judge import judge
 
-LONGEST = 90.0
+LONGEST = 240.0
 """Seconds after which a case hangs."""
 
 
