@@ -136,6 +136,10 @@ def output_loss(z):
     return criterion(z, targets)
 
 
+def of_inputs(inputs):
+    return criterion(called(model, x, inputs, {self.form!r}), targets)
+
+
 def f(x):
     decay = sum((p**2).sum() for p in x.values())
     return output_loss(outputs(x)) + 0.5 * {self.weight_decay} * decay

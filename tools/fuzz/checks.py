@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tools.fuzz.oracle import DOUBLE, Expected, Oracle
+from tools.fuzz.oracle import DOUBLE, Expected, Oracle, Unclear
 
 ONE_SHOT = (
     "auto",
@@ -36,6 +36,8 @@ class Facts(NamedTuple):
     w: Tensor
     y: Tensor
     weight_decay: float
+    of_inputs: Oracle | None = None
+    """Of a model: the loss as a function of the inputs."""
 
 
 class Check(NamedTuple):
@@ -157,6 +159,13 @@ def _pull_back(facts: Facts) -> Expected:
     jacobian = facts.oracle.jacobian
     u = torch.linspace(-1.0, 1.0, len(jacobian.value), dtype=DOUBLE)
     return Expected(jacobian.value.T @ u, 0.0, jacobian.size * (float(u.norm()) + 1e-9))
+
+
+def _inputs(facts: Facts) -> Expected:
+    oracle = facts.of_inputs
+    if oracle is None:
+        raise Unclear("inputs that are no real numbers")
+    return oracle.product(torch.linspace(-1.0, 1.0, oracle.n, dtype=DOUBLE))
 
 
 def _gauss_newton(facts: Facts) -> Expected:
@@ -292,6 +301,15 @@ CHECKS: dict[str, Check] = {
     "no memory": Check(
         _H.format(options=", memory_budget='none'") + "got = H @ v", _product, "model"
     ),
+    **{
+        f"inputs {m}": Check(
+            _H.format(options=f", with_respect_to='inputs', mode={m!r}")
+            + "got = H @ torch.linspace(-1, 1, H.shape[0], dtype=torch.float64).to(v.dtype)",
+            _inputs,
+            "model",
+        )
+        for m in ("auto", "traced-split")
+    },
     "risk": Check(
         "x = {name: p.requires_grad_() for name, p in x.items()}\n"
         "with torch.inference_mode(False), torch.enable_grad():\n"

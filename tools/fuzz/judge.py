@@ -45,16 +45,10 @@ def namespace(case: Case, dtype: str) -> dict[str, Any]:
     return names
 
 
-def oracle_of(case: Case) -> Oracle:
-    """The oracle of a case, in float64."""
-    exact = namespace(case, "float64")
-    return Oracle(exact["f"], exact["x"], exact["outputs"], exact.get("output_loss"))
-
-
 def judge(case: Case) -> Iterator[Row]:
     """The verdict on each check of a case."""
     torch.manual_seed(case.seed)
-    facts = _facts(case, oracle_of(case))
+    facts = facts_of(case)
     for check in case.checks:
         try:
             yield _verdict(case, check, facts)
@@ -65,7 +59,10 @@ def judge(case: Case) -> Iterator[Row]:
 _SCALES = {"tiny": 1e-6, "huge": 1e6, "zero": 0.0}
 
 
-def _facts(case: Case, oracle: Oracle) -> Facts:
+def facts_of(case: Case) -> Facts:
+    """The oracle of a case in float64, directions and another point."""
+    exact = namespace(case, "float64")
+    oracle = Oracle(exact["f"], exact["x"], exact["outputs"], exact.get("output_loss"))
     generator = torch.Generator().manual_seed(case.seed)
     v, w, y = (torch.randn(oracle.n, generator=generator).to(DOUBLE) for _ in range(3))
     if case.direction == "unit":
@@ -73,7 +70,11 @@ def _facts(case: Case, oracle: Oracle) -> Facts:
         v[case.seed % oracle.n] = 1.0
     v = (v * _SCALES.get(case.direction, 1.0)).float().double()
     y = (oracle.x + 0.1 * y).float().double()
-    return Facts(oracle, v, w, y, getattr(case, "weight_decay", 0.0))
+    of_inputs, inputs = None, exact.get("inputs")
+    is_real = inputs is not None and pytree.tree_leaves(inputs)[0].is_floating_point()
+    if is_real and getattr(case, "form", "") != "dicts":  # which are inputs with their labels
+        of_inputs = Oracle(exact["of_inputs"], inputs)
+    return Facts(oracle, v, w, y, getattr(case, "weight_decay", 0.0), of_inputs)
 
 
 def _verdict(case: Case, name: str, facts: Facts) -> Row:
@@ -132,7 +133,7 @@ def code_of(case: Case, name: str, facts: Facts | None = None) -> str:
         risk = f"target = jacobian_of = hesse.Risk(model, loss, data, {case.weight_decay})\n"
         code = risk + CHECKS[name].code
     if "shift" in code:
-        shift = shift_of(_facts(case, oracle_of(case)) if facts is None else facts)
+        shift = shift_of(facts_of(case) if facts is None else facts)
         code = code.replace("shift", repr(shift))
     return f"with {CONTEXTS[case.context]}:\n    " + code.replace("\n", "\n    ") + "\n"
 
@@ -144,7 +145,7 @@ def _run(case: Case, name: str, names: dict[str, Any], facts: Facts) -> None:
 def expectation(case: Case, name: str) -> list[float] | None:
     """What is expected of a check; None where the oracles do not say."""
     try:
-        return CHECKS[name].expected(_facts(case, oracle_of(case))).value.reshape(-1).tolist()
+        return CHECKS[name].expected(facts_of(case)).value.reshape(-1).tolist()
     except Unclear:
         return None
 
