@@ -19,6 +19,24 @@ SQUARES = {  # each is sum x^2, spelt with an operation that has a kink at zero
     "complex abs": lambda x: (torch.complex(x, 0 * x).abs() ** 2).sum(),
     "relu": lambda x: (torch.relu(x) ** 2 + nn.functional.relu(-x) ** 2).sum(),
     "maximum": lambda x: (torch.maximum(x, -x) ** 2).sum(),
+    "elu": lambda x: nn.functional.elu(x * x, alpha=0.5).sum(),
+    "celu": lambda x: (nn.functional.selu(x * x) / 1.0507009873554805).sum(),
+    "amax": lambda x: (torch.stack([x, -x]).amax(0) ** 2).sum(),
+    "max": lambda x: sum(torch.stack([y, -y]).max() ** 2 for y in x),
+    "l1_loss": lambda x: nn.functional.l1_loss(x * x, torch.zeros_like(x), reduction="sum"),
+    "integer clamp": lambda x: (x.clamp(min=0) ** 2 + x.clamp(max=0) ** 2).sum(),
+    "clamp_min": lambda x: (torch.clamp_min(x + 2, 2) + torch.clamp_max(x, 0) - 2).square().sum(),
+    "hardtanh": lambda x: (
+        (nn.functional.hardtanh(x + 1) - nn.functional.hardtanh(1 - x)).square().sum()
+    ),
+    "relu6": lambda x: (nn.functional.relu6(x) - nn.functional.relu6(-x)).square().sum(),
+    "softshrink": lambda x: (
+        (nn.functional.softshrink(x + 0.5) + nn.functional.softshrink(-x + 0.5)).square().sum()
+    ),
+    "threshold": lambda x: (
+        nn.functional.threshold(x + 2, 2, 2).sub(2).square()
+        + nn.functional.threshold(2 - x, 2, 2).sub(2).square()
+    ).sum(),
     "clamp": lambda x: (x.clamp(min=0.0) ** 2 + x.clamp(max=0.0) ** 2).sum(),
     "norm": lambda x: x.norm() ** 2,
     "linalg.norm": lambda x: torch.linalg.norm(x) ** 2,
