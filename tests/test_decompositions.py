@@ -179,3 +179,28 @@ def test_binary_cross_entropy_at_zero_and_one_is_that_of_torch():
     )
     with pytest.raises(NonFiniteError):
         hvp(lambda p: F.binary_cross_entropy(p, y), 2.0 * p, p)
+
+
+@pytest.mark.parametrize("mode", ["auto", *MODES])
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])
+def test_sinc_near_zero(mode, dtype):
+    """Six terms of the series of sinc'' are exact below 0.05; torch's has no digit at 1e-8."""
+    x = torch.tensor([0.0, 1e-8, -1e-7, 1e-4, -1e-3, 0.02, 0.05], dtype=dtype)
+    z = (math.pi * x.double()) ** 2
+    terms = [(-1) ** k * (2 * k - 1) * z ** (k - 1) / (math.factorial(2 * k - 1) * (2 * k + 1))
+             for k in range(1, 7)]  # fmt: skip
+    H = hessian_operator(lambda x: torch.sinc(x).sum(), x, mode=mode)
+    product = H @ torch.ones(7, dtype=dtype)
+    expected = (math.pi**2 * sum(terms)).to(dtype)
+    torch.testing.assert_close(product, expected, rtol=50 * torch.finfo(dtype).eps, atol=0.0)
+
+
+@pytest.mark.parametrize("sinc", [torch.sinc, torch.special.sinc, torch.Tensor.sinc])
+def test_sinc_away_from_zero_is_that_of_torch(sinc):
+    x = torch.linspace(-3.0, 3.0, 7, dtype=DOUBLE) + 0.1
+    pi_x = math.pi * x
+    sine, cosine = pi_x.sin(), pi_x.cos()
+    exact = math.pi**2 * (-sine / pi_x - 2 * cosine / pi_x**2 + 2 * sine / pi_x**3)
+    H = hessian_operator(lambda x: sinc(x).sum(), x)
+    torch.testing.assert_close(H @ torch.ones(7, dtype=DOUBLE), exact)
+    torch.testing.assert_close(H.value, torch.sinc(x).sum())

@@ -10,6 +10,7 @@
   losses of several classes: no second derivative.
 - `embedding`: with `padding_idx` or `scale_grad_by_freq` its backward pass is no derivative.
 - `binary_cross_entropy`: its second derivative is wrong where the probabilities are near 0 or 1.
+- `sinc`: its derivatives lose their digits near zero.
 - `max_unpool`, `as_strided_scatter`: wrong where places overlap.
 
 Seen with torch 2.13; issues 175754 and 186256 of PyTorch.
@@ -35,6 +36,7 @@ from hesse.ad.piecewise_linear import (
     multilabel_margin_loss,
 )
 from hesse.ad.segments import embedding_bag, native_embedding_bag, segment_reduce
+from hesse.ad.sinc import sinc
 
 
 class Composed(TorchFunctionMode):
@@ -98,6 +100,9 @@ _STAND_INS = {
     torch.cdist: cdist,
     torch.pdist: pdist,
     torch.nn.functional.pdist: pdist,
+    torch.sinc: sinc,
+    torch.Tensor.sinc: sinc,
+    torch.special.sinc: sinc,
     torch.nn.functional.binary_cross_entropy: binary_cross_entropy,
     torch.ctc_loss: ctc_loss,
     torch.nn.functional.ctc_loss: ctc_loss,

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 _AT_ZERO = frozenset(
     [
-        *("abs", "absolute", "__abs__", "sgn", "sign", "sinc", "copysign", "angle"),
+        *("abs", "absolute", "__abs__", "sgn", "sign", "copysign", "angle"),
         *("relu", "leaky_relu", "rrelu", "prelu", "elu", "celu", "selu"),
     ]
 )
@@ -50,6 +50,8 @@ _EXTREMA = {
 }
 _POWERS = frozenset(["pow", "float_power", "__pow__", "__rpow__", "__ipow__"])
 _NAMES = _AT_ZERO | _OF_ZERO | _AT_BOUNDS | _AT_TIES | _POWERS | {*_CORNERS, *_EXTREMA}
+OF_RESULT = _OF_ZERO | {f"{name}_" for name in _OF_ZERO}
+"""Those of which the result tells; call `kink` for the others before they write in place."""
 KINKED = _NAMES | {f"{name}_" for name in _NAMES if not name.endswith("_")}
 """What to call `kink` for."""
 
@@ -57,9 +59,7 @@ _BOUNDS = ("min", "max", "min_val", "max_val", "lambd", "threshold")
 
 
 def kink(name: str, args: Any, kwargs: dict[str, Any], result: Any) -> bool:
-    """Whether a call of this operation was exactly at its kink.
-
-    Of an operation in place the argument has been written to: it seems to be at a kink too often.
+    """Whether a call of this operation is exactly at its kink.
 
     >>> kink("relu", (torch.zeros(1, requires_grad=True),), {}, None)
     True
