@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hesse import Risk, ggn_operator, hessian_operator, hvp
 from hesse.errors import DerivativeError, FallbackWarning, HesseError
@@ -201,3 +202,10 @@ def test_hooks_and_raw_matrices_are_named(mode):
 
     for f, name in ((hooked, "hook"), (raw, "cholesky")):
         symmetric_or_refused(hessian_operator(f, V, mode=mode), name)
+
+
+@pytest.mark.filterwarnings("ignore::hesse.errors.FallbackWarning")
+def test_kinks_are_seen_while_somebody_counts_operations():
+    with FlopCounterMode(display=False):
+        product = hvp(lambda x: (x.abs() ** 2).sum(), ZERO, V)
+    torch.testing.assert_close(product, 2 * V, rtol=1e-4, atol=1e-4)

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from hesse.ad.kinks import KINKED, OF_RESULT, kink
 from hesse.ad.suspects import SUSPECTS, suspect
-from hesse.dispatch import is_watched
+from hesse.dispatch import is_recorded
 
 
 class FirstLook(TorchFunctionMode):
@@ -40,12 +40,12 @@ class FirstLook(TorchFunctionMode):
         result = func(*args, **kwargs)
         if is_kinked and in_result:
             self._look_for_kink(name, args, kwargs, result)
-        if func in SUSPECTS and not is_watched():
+        if func in SUSPECTS:
             self.suspects.update(suspect(func, args, kwargs))
         return result
 
     def _look_for_kink(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
-        if name in self.kinks or is_watched():  # a trace would note the look as well
+        if name in self.kinks or is_recorded():  # a trace would note the look as well
             return
         if kink(name, args, kwargs, result):
             self.kinks.add(name)
