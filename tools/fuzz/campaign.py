@@ -21,7 +21,8 @@ from tools.fuzz.shrink import shrink
 from tools.fuzz.worker import rows_of
 
 CHUNK = 2000
-_EXAMPLES = 12
+_EXAMPLES = 12  # seeds that are kept of each kind
+_SHRUNK = 3  # faults of each kind that are shrunk
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Progress:
     """For every kind of refusal and fault: how often, and in which cases."""
 
     def add(self, seed: int, rows: list[list[str]]) -> list[tuple[str, str, str]]:
-        """Count a case; the kinds that are faults and new, as (kind, check, verdict)."""
+        """Count a case; the faults to shrink, as (kind, check, verdict)."""
         self.cases, self.next, new = self.cases + 1, seed + 1, []
         for check, verdict, detail in rows:
             self.verdicts[verdict] += 1
@@ -48,7 +49,7 @@ class Progress:
             found["count"] += 1
             if len(found["seeds"]) < _EXAMPLES and seed not in found["seeds"]:
                 found["seeds"].append(seed)
-            if verdict in FAULTS and found["count"] == 1:
+            if verdict in FAULTS and found["count"] <= _SHRUNK:
                 new.append((kind, check, verdict))
         return new
 
