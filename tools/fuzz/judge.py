@@ -217,7 +217,7 @@ def _is_coarse(case: Case, facts: Facts, expected: Expected) -> bool:
 
 
 def _rtol(case: Case, name: str, expected: Expected, used: str) -> float:
-    single = case.dtype == "float32"
+    single = case.dtype == "float32" or ".float()" in case.source()
     by_differences = mode_of(name) in DIFFERENCES or "using 'finite-difference'" in used
     if by_differences:
         rough = mode_of(name) == "forward-difference"

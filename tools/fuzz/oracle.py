@@ -148,7 +148,8 @@ class Oracle:
             exact = self.double_backward(unit, x)
         except RuntimeError:
             exact = torch.full_like(by_differences, torch.nan)
-        if float((exact - by_differences).norm()) <= 1e-6 * size + 3 * doubt:
+        # `doubt` is the error of one difference, which the extrapolation of both takes away.
+        if float((exact - by_differences).norm()) <= 3e-8 * size + 0.03 * doubt:
             return Expected(length * exact, 0.0, length * size)
         if not self._is_linear(unit, x, by_differences, 1e-4 * size + 10 * doubt):
             raise Unclear("differences are not linear in the direction")
