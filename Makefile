@@ -8,7 +8,13 @@ PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check install --con
 SOURCES := src tests tools docs/hooks docs/pictures $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench faults docs format clean
+.PHONY: help demo test lint bench faults fuzz docs format clean
+
+# Of `make fuzz`: how long, how many cases at most, and the first one. The folder hesse-fuzz/ has the
+# progress, with which the next call goes on, and the faults as scripts.
+SECONDS ?= 600
+CASES   ?= inf
+SEED    ?= 0
 
 help:     ## list the targets
 	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p' Makefile | expand -t 16
@@ -33,6 +39,9 @@ bench: $(VENV)/.bench  ## run the benchmarks
 faults: $(VENV)/.dev  ## make some 400 things go wrong and write docs/faults.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.faults
 
+fuzz: $(VENV)/.dev  ## try random functions and models, SECONDS= CASES= SEED=
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.fuzz --seconds $(SECONDS) --cases $(CASES) --seed $(SEED)
+
 docs: $(VENV)/.docs  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
@@ -41,7 +50,7 @@ format: $(VENV)/.dev  ## format the code and apply the safe fixes
 	$(BIN)/ruff format $(SOURCES)
 
 clean:    ## remove .venv and everything built
-	rm -rf $(VENV) build dist site hesse-demo htmlcov .coverage .hypothesis \
+	rm -rf $(VENV) build dist site hesse-demo hesse-fuzz htmlcov .coverage .hypothesis \
 	  .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

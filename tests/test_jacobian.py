@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from hesse import Risk, ggn_operator, jacobian_operator
-from hesse.errors import DataError, FunctionError, ShapeError
+from hesse import Risk, ggn_operator, hessian_operator, jacobian_operator
+from hesse.errors import DataError, FunctionError, HesseError, ShapeError
 from hesse.testing import check_operator
 
 DOUBLE = torch.float64
@@ -162,3 +162,92 @@ def test_what_has_no_jacobian_is_refused():
                    params=torch.ones(4))  # fmt: skip
     with pytest.raises(ShapeError, match="concatenated"):
         jacobian_operator(scalars, scalars.params)
+
+
+class SquaredOnce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grads):
+        return 2 * ctx.saved_tensors[0] * grads[0]
+
+
+@pytest.mark.parametrize("sizes", [(3,), (2, 3)])
+def test_the_adjoint_needs_one_derivative_only(sizes):
+    model, batches = network(4, 3), data(*sizes)
+    risk = Risk(nn.Sequential(model, Apply(SquaredOnce.apply)), nn.MSELoss(), batches)
+    J = jacobian_operator(risk, risk.params)
+    inputs = torch.cat([x for x, _ in batches])
+    squared = nn.Sequential(model, Apply(torch.square))
+    u = torch.randn(J.shape[0], dtype=DOUBLE)
+    torch.testing.assert_close(J.T @ u, dense(squared, inputs, risk.params).T @ u)
+    with pytest.raises(HesseError, match="once_differentiable"):
+        J @ torch.ones(J.shape[1], dtype=DOUBLE)
+
+
+class Apply(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def test_no_grad_around_products_of_several_batches():
+    batches = data(2, 3)
+    risk = Risk(network(4, 3), nn.MSELoss(), batches)
+    expected = dense(risk.model, torch.cat([x for x, _ in batches]), risk.params)
+    u = torch.randn(15, dtype=DOUBLE)
+    with torch.no_grad():
+        torch.testing.assert_close(jacobian_operator(risk, risk.params).T @ u, expected.T @ u)
+
+
+class Residual(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return x + self.layer(x)
+
+
+def test_a_gradient_is_not_written_over_while_it_is_multiplied():
+    """g + g W, the backward pass of x + W x, in one operation that reads g twice."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 3), Residual(nn.Linear(3, 3)), nn.Linear(3, 3)).double()
+    inputs, x = torch.randn(4, 1, dtype=DOUBLE), dict(model.named_parameters())
+    u = torch.randn(12, dtype=DOUBLE)
+    J = jacobian_operator(
+        lambda p: torch.func.functional_call(model, p, (inputs,)), x, mode="traced-split"
+    )
+    torch.testing.assert_close(J.T @ u, dense(model, inputs, x).T @ u)
+
+
+UNSEEN = [
+    nn.CrossEntropyLoss(ignore_index=1),
+    nn.CrossEntropyLoss(weight=torch.tensor([1.0, 0.0, 2.0], dtype=DOUBLE)),
+]
+
+
+@pytest.mark.parametrize("loss", UNSEEN)
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("form", [list, lambda pairs: DataLoader(pairs, batch_size=None)])
+def test_a_batch_that_the_loss_ignores_has_outputs_and_inputs(loss, order, form):
+    torch.manual_seed(1)
+    model = network(4, 3)
+    batches = [
+        (torch.randn(3, 4, dtype=DOUBLE), torch.tensor([0, 1, 2])),
+        (torch.randn(2, 4, dtype=DOUBLE), torch.tensor([1, 1])),
+    ][::order]
+    risk = Risk(model, loss, form(batches))
+    inputs, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    J = jacobian_operator(risk, risk.params)
+    torch.testing.assert_close(J.to_dense(), dense(model, inputs, risk.params))
+    H = hessian_operator(risk, risk.params, with_respect_to="inputs")
+    expected = torch.func.hessian(lambda x: loss(model(x), targets))(inputs)
+    torch.testing.assert_close(H.to_dense(), expected.reshape(20, 20).detach())

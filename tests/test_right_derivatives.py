@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hesse import Risk, ggn_operator, hessian_operator, hvp
 from hesse.errors import DerivativeError, FallbackWarning, HesseError
@@ -19,6 +20,24 @@ SQUARES = {  # each is sum x^2, spelt with an operation that has a kink at zero
     "complex abs": lambda x: (torch.complex(x, 0 * x).abs() ** 2).sum(),
     "relu": lambda x: (torch.relu(x) ** 2 + nn.functional.relu(-x) ** 2).sum(),
     "maximum": lambda x: (torch.maximum(x, -x) ** 2).sum(),
+    "elu": lambda x: nn.functional.elu(x * x, alpha=0.5).sum(),
+    "celu": lambda x: (nn.functional.selu(x * x) / 1.0507009873554805).sum(),
+    "amax": lambda x: (torch.stack([x, -x]).amax(0) ** 2).sum(),
+    "max": lambda x: sum(torch.stack([y, -y]).max() ** 2 for y in x),
+    "l1_loss": lambda x: nn.functional.l1_loss(x * x, torch.zeros_like(x), reduction="sum"),
+    "integer clamp": lambda x: (x.clamp(min=0) ** 2 + x.clamp(max=0) ** 2).sum(),
+    "clamp_min": lambda x: (torch.clamp_min(x + 2, 2) + torch.clamp_max(x, 0) - 2).square().sum(),
+    "hardtanh": lambda x: (
+        (nn.functional.hardtanh(x + 1) - nn.functional.hardtanh(1 - x)).square().sum()
+    ),
+    "relu6": lambda x: (nn.functional.relu6(x) - nn.functional.relu6(-x)).square().sum(),
+    "softshrink": lambda x: (
+        (nn.functional.softshrink(x + 0.5) + nn.functional.softshrink(-x + 0.5)).square().sum()
+    ),
+    "threshold": lambda x: (
+        nn.functional.threshold(x + 2, 2, 2).sub(2).square()
+        + nn.functional.threshold(2 - x, 2, 2).sub(2).square()
+    ).sum(),
     "clamp": lambda x: (x.clamp(min=0.0) ** 2 + x.clamp(max=0.0) ** 2).sum(),
     "norm": lambda x: x.norm() ** 2,
     "linalg.norm": lambda x: torch.linalg.norm(x) ** 2,
@@ -37,11 +56,60 @@ def test_a_smooth_function_has_its_curvature_at_a_kink_of_an_operation(f):
     torch.testing.assert_close(H @ (3 * V), 6 * V, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["forward-over-reverse", "reverse-over-reverse", "retained-graph"])
+@pytest.mark.parametrize(
+    "mode",
+    ["forward-over-reverse", "reverse-over-forward", "reverse-over-reverse", "retained-graph"],
+)
 @pytest.mark.parametrize("f", SQUARES.values(), ids=SQUARES)
 def test_a_named_mode_refuses_to_give_another_number(f, mode):
     with pytest.raises(HesseError):
         hessian_operator(f, ZERO, mode=mode) @ V
+
+
+@pytest.mark.filterwarnings("ignore::hesse.errors.FallbackWarning")
+def test_a_kink_that_the_first_direction_passes_by_is_seen():
+    H = hessian_operator(lambda x: (x.abs() ** 2).sum(), torch.tensor([1.0, 0.0], dtype=DOUBLE))
+    torch.testing.assert_close(H.to_dense(), 2 * torch.eye(2, dtype=DOUBLE), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::hesse.errors.FallbackWarning")
+def test_a_kink_that_is_a_small_part_of_the_product_is_seen():
+    def f(x):
+        return (x.abs() ** 2).sum() + 1e3 * (x.sum() - 2.0) ** 4
+
+    def smooth(x):
+        return (x**2).sum() + 1e3 * (x.sum() - 2.0) ** 4
+
+    torch.testing.assert_close(hvp(f, ZERO, V), hvp(smooth, ZERO, V), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::hesse.errors.FallbackWarning")
+def test_one_sided_curvature_is_left_to_torch():
+    """relu(x)^2 has no second derivative at zero; a difference is the mean of both sides."""
+    assert_close = torch.testing.assert_close
+    assert_close(hvp(lambda x: (torch.relu(x) ** 2 + x**2).sum(), ZERO, V), 2 * V)
+
+
+POWERS = {
+    "**": lambda b, e: b**e,
+    "pow": torch.pow,
+    "float_power": torch.float_power,
+    "in place": lambda b, e: (1.0 * b).pow_(e),
+}
+
+
+@pytest.mark.parametrize("power", POWERS.values(), ids=POWERS)
+@pytest.mark.filterwarnings("ignore::hesse.errors.FallbackWarning")
+def test_an_exponent_of_zero_varies_with_the_base(power):
+    x = [torch.tensor([1.5, 2.0, 0.7], dtype=DOUBLE), torch.tensor([0.0, 1.0, 0.0], dtype=DOUBLE)]
+    v = torch.linspace(-1.0, 1.0, 6, dtype=DOUBLE)
+    right = hvp(lambda x: (x[1] * x[0].log()).exp().sum() ** 2, x, v)
+    torch.testing.assert_close(
+        hvp(lambda x: power(*x).sum() ** 2, x, v), right, rtol=1e-6, atol=1e-6
+    )
+    for mode in ("forward-over-reverse", "reverse-over-forward", "retained-graph"):
+        with pytest.raises(HesseError, match="pow"):
+            hessian_operator(lambda x: power(*x).sum() ** 2, x, mode=mode) @ v
 
 
 def test_a_true_kink_is_left_to_torch_without_a_word():
@@ -134,3 +202,10 @@ def test_hooks_and_raw_matrices_are_named(mode):
 
     for f, name in ((hooked, "hook"), (raw, "cholesky")):
         symmetric_or_refused(hessian_operator(f, V, mode=mode), name)
+
+
+@pytest.mark.filterwarnings("ignore::hesse.errors.FallbackWarning")
+def test_kinks_are_seen_while_somebody_counts_operations():
+    with FlopCounterMode(display=False):
+        product = hvp(lambda x: (x.abs() ** 2).sum(), ZERO, V)
+    torch.testing.assert_close(product, 2 * V, rtol=1e-4, atol=1e-4)

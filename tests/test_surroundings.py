@@ -44,6 +44,7 @@ CONTEXTS = {
     "anomaly detection": lambda: torch.autograd.set_detect_anomaly(True),
     "deterministic algorithms": deterministic_algorithms,
     "FLOP counter": lambda: FlopCounterMode(display=False),
+    "saved tensors on the CPU": torch.autograd.graph.save_on_cpu,
     "mutation on saved tensors": torch.autograd.graph.allow_mutation_on_saved_tensors,
 }
 

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _stack = getattr(_python_dispatch, "_get_current_dispatch_mode_stack", list)
 
 
-def is_watched() -> bool:
-    """Whether operations are observed now, by Hesse or by somebody else."""
-    return bool(_stack())
+def is_recorded() -> bool:
+    """Whether operations are observed by Hesse; somebody's counter of FLOPs does not matter."""
+    return any(isinstance(mode, Watch) for mode in _stack())
 
 
 class Watch(TorchDispatchMode):

@@ -11,8 +11,8 @@ sets them aside, and what calls a function of the user's puts them back.
 ...     (torch.ones(1) @ torch.ones(1)).dtype, f().dtype
 (torch.float32, torch.bfloat16)
 
-The only file that looks at these settings of torch, two of which are private; tried on torch 2.13
-and 2.15. A torch without them is asked device by device.
+The only file that looks at these settings of torch, some of which are private; tried on torch 2.13
+and 2.15. A torch without them is asked device by device, and keeps its hooks.
 """
 
 from __future__ import annotations
@@ -53,6 +53,33 @@ _any_autocast = getattr(torch._C, "_is_any_autocast_enabled", _some_device_casts
 
 
 _num_function_modes = getattr(torch._C, "_len_torch_function_stack", lambda: 1)
+
+
+_hooks = getattr(torch._C, "_autograd", None)
+_top_hooks = getattr(_hooks, "_top_saved_tensors_default_hooks", lambda _: None)
+_pop_hooks = getattr(_hooks, "_pop_saved_tensors_default_hooks", None)
+_push_hooks = getattr(_hooks, "_push_saved_tensors_default_hooks", None)
+_num_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+
+
+@contextmanager
+def without_saved_tensor_hooks() -> Iterator[None]:
+    """Within it, no hooks of the user's around a call change what graphs save, as `save_on_cpu`.
+
+    They look as if f computed activations again, and torch.func does not take them. Hooks that
+    belong to a dispatch mode, as those that allow writes to saved tensors do, stay.
+    """
+    aside = []
+    if _pop_hooks is not None and _push_hooks is not None and not _num_dispatch_modes():
+        while (pair := _top_hooks(True)) is not None:
+            _pop_hooks()
+            aside.append(pair)
+    try:
+        yield
+    finally:
+        for pair in reversed(aside):
+            assert _push_hooks is not None
+            _push_hooks(*pair)
 
 
 def _default_device() -> torch.device | None:

@@ -9,6 +9,8 @@
 - `embedding_bag`, `segment_reduce`, `cdist`, `pdist`, `ctc_loss`, `hardsigmoid`, and the margin
   losses of several classes: no second derivative.
 - `embedding`: with `padding_idx` or `scale_grad_by_freq` its backward pass is no derivative.
+- `binary_cross_entropy`: its second derivative is wrong where the probabilities are near 0 or 1.
+- `sinc`: its derivatives lose their digits near zero.
 - `max_unpool`, `as_strided_scatter`: wrong where places overlap.
 
 Seen with torch 2.13; issues 175754 and 186256 of PyTorch.
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from hesse.ad.binary_cross_entropy import binary_cross_entropy
 from hesse.ad.ctc_loss import ctc_loss
 from hesse.ad.distances import cdist, pdist
 from hesse.ad.embedding import embedding, native_embedding
@@ -33,6 +36,7 @@ from hesse.ad.piecewise_linear import (
     multilabel_margin_loss,
 )
 from hesse.ad.segments import embedding_bag, native_embedding_bag, segment_reduce
+from hesse.ad.sinc import sinc
 
 
 class Composed(TorchFunctionMode):
@@ -96,6 +100,10 @@ _STAND_INS = {
     torch.cdist: cdist,
     torch.pdist: pdist,
     torch.nn.functional.pdist: pdist,
+    torch.sinc: sinc,
+    torch.Tensor.sinc: sinc,
+    torch.special.sinc: sinc,
+    torch.nn.functional.binary_cross_entropy: binary_cross_entropy,
     torch.ctc_loss: ctc_loss,
     torch.nn.functional.ctc_loss: ctc_loss,
     torch.as_strided_scatter: as_strided_scatter,

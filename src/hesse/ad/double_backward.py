@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hesse.ad.decompositions import Composed
 from hesse.ad.variables import Leaves
 from hesse.errors import FunctionError
+from hesse.surroundings import without_saved_tensor_hooks
 
 _NO_HOOKS = "hesse allows no saved tensor hooks"
 
@@ -30,11 +31,13 @@ def twice_differentiable() -> Iterator[None]:
 
     Fused attention has no second derivative, cuDNN's recurrent cells neither: the reference kernels
     are used instead, whatever the model asks for, and a compiled model runs as it was written. A
-    surrounding `no_grad` or `inference_mode` is lifted, since a product is made of derivatives.
+    surrounding `no_grad` or `inference_mode` is lifted, since a product is made of derivatives, and
+    hooks on what graphs save are set aside.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(without_saved_tensor_hooks())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(Composed())
         if "torch._dynamo" in sys.modules:  # what torch.compile makes has one derivative only

@@ -17,9 +17,9 @@ from typing import Any
 
 from torch.overrides import TorchFunctionMode
 
-from hesse.ad.kinks import KINKED, kink
+from hesse.ad.kinks import KINKED, OF_RESULT, kink
 from hesse.ad.suspects import SUSPECTS, suspect
-from hesse.dispatch import is_watched
+from hesse.dispatch import is_recorded
 
 
 class FirstLook(TorchFunctionMode):
@@ -33,19 +33,22 @@ class FirstLook(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call `func`."""
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         name = getattr(func, "__name__", "").removeprefix("linalg_")
-        if name in KINKED or func in SUSPECTS:
-            self._look_at(func, name, args, kwargs, result)
-        return result
-
-    def _look_at(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
-        if name in self.kinks or is_watched():  # a trace would note the look as well
-            return
-        if name in KINKED and kink(name, args, kwargs, result):
-            self.kinks.add(name)
+        is_kinked, in_result = name in KINKED, name in OF_RESULT
+        if is_kinked and not in_result:  # before an operation in place writes to its argument
+            self._look_for_kink(name, args, kwargs, None)
+        result = func(*args, **kwargs)
+        if is_kinked and in_result:
+            self._look_for_kink(name, args, kwargs, result)
         if func in SUSPECTS:
             self.suspects.update(suspect(func, args, kwargs))
+        return result
+
+    def _look_for_kink(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        if name in self.kinks or is_recorded():  # a trace would note the look as well
+            return
+        if kink(name, args, kwargs, result):
+            self.kinks.add(name)
 
 
 _look: ContextVar[FirstLook | None] = ContextVar("hesse_first_look", default=None)

@@ -66,26 +66,36 @@ class JacobianGraph:
 
     @cached_property
     def _custom_function(self) -> str | None:  # a walk through the graph
+        try:
+            return self._find_custom_function()
+        except UndifferentiableError:  # no matter for J'u; `push_forward` says so
+            return "that is marked once_differentiable"
+
+    def _find_custom_function(self) -> str | None:
         return next(filter(None, map(custom_function, self._varying)), None)
 
     @property
     def retained(self) -> list[Tensor]:
         """The outputs and J'u, with their graphs."""
-        return [*self._varying, *(part for part in self._transposed[1] if part.requires_grad)]
+        try:
+            back = self._transposed[1]
+        except DerivativeError:  # there are products with J' alone
+            back = []
+        return [*self._varying, *(part for part in back if part.requires_grad)]
 
     @cached_property
     def _transposed(self) -> tuple[list[Tensor], list[Tensor]]:
         """u, and J'u as a graph in u. Any u serves, since J'u is linear in it."""
-        with twice_differentiable():  # who asks for its size may do so in no_grad
+        with twice_differentiable(), explained("outputs"):
             u = [torch.ones_like(z).requires_grad_() for z in self._varying]
             back = gradient_of(self._varying, self._x, u, create_graph=True)
-        self._check_custom_function(u, back)
+            self._check_custom_function(u, back)
         return u, back
 
     def _check_custom_function(self, u: list[Tensor], back: list[Tensor]) -> None:
         """Raise unless <J v, w> = <v, J'w>, where a backward pass may be no program of torch's."""
         try:
-            name = self.custom_function
+            name = self._find_custom_function()
         except UndifferentiableError as error:
             raise undifferentiable("outputs", str(error)) from error
         if name is None:

@@ -30,7 +30,7 @@ def suspect(func: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, str]:
     if func in _PADDED:
         index = args[2] if len(args) > 2 else kwargs.get("padding_idx")
         if index is not None and not (func is torch.embedding and index < 0):
-            remedy = "Use mode='auto', for which that row counts as frozen; or leave it out."
+            remedy = "Use an exact mode, where that row counts as frozen; or leave it out."
             return {"nn.Embedding with padding_idx": remedy}
     elif func is torch.Tensor.register_hook:
         return {"a hook on a tensor": "Remove the hook while curvature is computed."}

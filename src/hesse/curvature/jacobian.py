@@ -20,6 +20,7 @@ from hesse.engine.options import ProductOptions
 from hesse.engine.row_layout import RowLayout
 from hesse.engine.summed_product import PREPARED_MODES, PreparedMode
 from hesse.errors import check_choice
+from hesse.risk.risk import Risk
 from hesse.tracing.precision import Precision, check_precision
 from hesse.vectors.space import Space, Tree
 from hesse.vectors.trees import walk
@@ -121,6 +122,8 @@ def jacobian_operator(
     check_choice("mode", mode, ["auto", *PREPARED_MODES])
     check_precision(precision, mode)
     check_at(g, x)
+    if isinstance(g, Risk):
+        g = g.with_unseen_batches()
     definition, space = JacobianDefinition(), Space.of(x)
     layout = RowLayout.of(_output_spaces(definition, g, Variables.of(space.copy(x), space)))
     layouts: dict[Vectors, RowLayout] = {"outputs": layout}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hesse.ad.definition import Vectors
@@ -23,7 +24,7 @@ def restrict(f: Any, x: Tree, name: str) -> tuple[Any, Tree, Mapping[Vectors, Ro
     """(f, x, layouts) of the function of the named variables alone, the others held fixed."""
     if name == "inputs" and isinstance(f, Risk):
         f.check_at(x)
-        of_inputs = InputsOf(f, x)
+        of_inputs = InputsOf(f.with_unseen_batches(), x)
         spaces = [Space.of(batch.inputs, what="inputs") for _, batch in of_inputs.batches()]
         return of_inputs, x, {"variables": RowLayout.of(spaces)}
     space = Space.of(x)
@@ -62,10 +63,14 @@ class InputsOf:
         params = space.leaves(self.params, what="params")
         for coefficient, batch in self.batches():
             targets, key = flatten_batch(replace(batch, inputs=()))
-            function = InputLoss(self.risk, self.params, batch)
-            yield Summand(
-                coefficient, function, (*params, *targets), ("inputs", key), x=batch.inputs
-            )
+            function = InputLoss(self.risk, self.params, batch) if coefficient else _zero
+            key = ("inputs", key, coefficient > 0.0)
+            yield Summand(coefficient, function, (*params, *targets), key, x=batch.inputs)
+
+
+def _zero(inputs: Tree) -> Tensor:
+    """The loss of a batch of which it sees nothing, which torch gives as 0 / 0."""
+    return torch.stack([(0.0 * part).sum() for part in Space.of(inputs).leaves(inputs)]).sum()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ loss sees all of it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,7 @@ class Batches:
             number of examples.
         is_cut: whether the data are microbatches of other `Batches`, which check every sweep.
 
-    Batches of weight zero, of which the loss sees nothing, are left out.
+    Batches of weight zero, of which the loss sees nothing, are left out, but of `with_unseen()`.
 
     >>> batches = Batches((torch.zeros(5, 2), torch.zeros(5)))
     >>> batches.count, batches.total_weight
@@ -86,25 +87,34 @@ class Batches:
         # A list holds its tensors; a loader may give others in every sweep.
         may_change = not is_cut and not isinstance(self._batches, (list, tuple))
         self._checksum = SweepChecksum() if may_change else None
+        self._leaves_out = False
         weights = []
         for batch in self._sweep():
             weights.append(batch.weight)
-            if self._checksum is not None:
+            if self._checksum is not None and batch.weight > 0.0:
                 self._checksum.add(_named(batch))
-        if not weights:
+        if not any(weights):
             raise DataError(
                 expected="at least one batch",
                 got="none",
                 remedy="Give data that are not empty (an iterator may have been used up already, "
                 "or every target is one that the loss ignores).",
             )
-        self.count, self.total_weight = len(weights), sum(weights)
+        self.total_weight = sum(weights)
+        self._num_batches, self.count = len(weights), sum(weight > 0.0 for weight in weights)
+        self._leaves_out = True
+
+    def with_unseen(self) -> Batches:
+        """All batches, those of weight zero too: the model has outputs for them."""
+        other = copy.copy(self)
+        other._leaves_out, other.count = False, self._num_batches
+        return other
 
     def __iter__(self) -> Iterator[Batch]:
         total, checksum = 0.0, None if self._checksum is None else SweepChecksum()
         for batch in self._sweep():
             total += batch.weight
-            if checksum is not None and self._checksum is not None:
+            if checksum is not None and self._checksum is not None and batch.weight > 0.0:
                 checksum.add(_named(batch))
                 _check_dtypes(checksum, self._checksum)
             yield batch
@@ -143,10 +153,10 @@ class Batches:
         for number, batch in enumerate(self._batches):
             inputs, targets = inputs_and_targets(batch)
             weight = self._weight_of(number, inputs, targets)
-            if weight > 0.0:
-                yield Batch(inputs, targets, weight)
-            elif self.weight is None and _count(inputs) == 0:
+            if weight == 0.0 and self.weight is None and _count(inputs) == 0:
                 raise _not_positive(weight)
+            if weight > 0.0 or not self._leaves_out:
+                yield Batch(inputs, targets, weight)
 
     def _weight_of(self, number: int, inputs: Any, targets: Any) -> float:
         """As `weigh`; that of a known loss, which reads the targets, is kept while they stay."""

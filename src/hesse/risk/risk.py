@@ -201,6 +201,13 @@ class Risk(OneLine):
         """As `on`, without the test that the losses of batches average."""
         return self._with(self._batches(data, weight or self.data.weight))
 
+    def with_unseen_batches(self) -> Risk:
+        """The same risk, with the batches of which the loss sees nothing; the programs are shared.
+
+        Their loss may be NaN: only their inputs and outputs count.
+        """
+        return self._with(self.data.with_unseen())
+
     def in_microbatches(self, most: int) -> Risk:
         """The same risk in microbatches of at most `most` examples; the programs are shared."""
         small = self._with(

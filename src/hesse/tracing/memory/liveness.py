@@ -114,7 +114,8 @@ def overwritten_argument(
     node: Node, position: int, lifetimes: Lifetimes, metas: dict[int, TensorMeta]
 ) -> int | None:
     """The argument that the result may be written over; None if there is none."""
-    if node.guard is not None or not node.single or in_place_form(node.function) is None:
+    form = in_place_form(node.function)
+    if node.guard is not None or not node.single or form is None:
         return None
     (result,) = node.results
     assert result is not None
@@ -129,6 +130,8 @@ def overwritten_argument(
             and metas[number].same_layout(metas[result])
             and metas[number].is_dense
             and all(n == number or lifetimes.root(n) != root for n in node.reads())
+            # g + g W reads the rows of g that it has written
+            and (form[1] != "out" or node.reads().count(number) == 1)
         ):
             return number
     return None
