@@ -43,6 +43,7 @@ class Unstructured(LinearOperator):
         return self.d[:, None] * block
 
 
+DIAGONAL = diagonal_operator(DECAYING)
 A = Unstructured(DECAYING)
 SHIFTED = A + 0.1 * identity_operator(N, dtype=DOUBLE)
 UNKNOWN = function_operator(lambda v: DECAYING * v, N, dtype=DOUBLE, symmetric=True)
@@ -106,7 +107,7 @@ CASES = {
     "nystrom": (lambda: nystrom(A, rank=10, generator=seeded()), 5 * 10),
     "jacobi": (lambda: jacobi(UNKNOWN, probes=10, generator=seeded()), 3 * 10),
     "pivoted cholesky": (
-        lambda: pivoted_cholesky(diagonal_operator(DECAYING), rank=10),
+        lambda: pivoted_cholesky(DIAGONAL, rank=10),
         2 * 10 + 2,
     ),
 }

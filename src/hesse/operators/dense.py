@@ -151,8 +151,8 @@ def function_operator(
         rmatvec: the function u -> A' u, for an operator that is not symmetric.
         dtype, device: of the vectors; by default torch's default dtype, on the CPU.
 
-    Cost: one call of the function for each product, and one more at the second, which tests that it
-        is linear. Memory: two vectors.
+    Cost: one call of the function for each product; without symmetry one more at the second, which
+        tests that it is linear. Memory: two vectors.
 
     Raises:
         HesseError: at a product, if the function returns anything but a vector of its space, writes

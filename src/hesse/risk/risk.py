@@ -47,7 +47,7 @@ from hesse.risk.arguments import (
     reduction_of,
 )
 from hesse.risk.call import BatchLoss, ModelCall, device_of
-from hesse.risk.checks import ParameterNames, check_eval_mode
+from hesse.risk.checks import ParameterNames, check_eval_mode, train_modes
 from hesse.risk.trial import constants, try_model
 from hesse.risk.weighting import Weighting, ignoring_weights
 from hesse.surroundings import users_contexts
@@ -136,7 +136,7 @@ class Risk(OneLine):
                     if parameter.requires_grad
                 }
         self._call_model = ModelCall.of(model)
-        self._checked_modes = _train_modes(model)
+        self._checked_modes = train_modes(model)
         self._unchecked: list[Batch] = []
         # With weights for the examples: how, and the risk without them, which is what is tested.
         self._weighting: Weighting | None = None
@@ -303,7 +303,7 @@ class Risk(OneLine):
 
     def batches(self) -> Iterator[tuple[float, Batch]]:
         """(c_b, batch): R = sum_b c_b loss_b, without the weight decay."""
-        if self._checked_modes != _train_modes(self.model):
+        if self._checked_modes != train_modes(self.model):
             check_eval_mode(self.model)
         for batch in self.data:
             yield (batch.weight / self.data.total_weight if self._averages else 1.0), batch
@@ -347,7 +347,7 @@ class Risk(OneLine):
         if self._plain is not self:
             self._plain.check_at(params)
             return
-        modes = _train_modes(self.model)
+        modes = train_modes(self.model)
         if self._checked_modes != modes:
             check_eval_mode(self.model)
             self._unchecked = self._unchecked or [self.data.first]
@@ -399,8 +399,3 @@ class Risk(OneLine):
 
 def _one(inputs: Any, targets: Any) -> float:
     return 1.0
-
-
-def _train_modes(model: Any) -> list[bool]:
-    """Whether each module of the model is in train mode."""
-    return [m.training for m in model.modules()] if isinstance(model, nn.Module) else []
