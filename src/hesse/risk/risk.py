@@ -393,8 +393,7 @@ class Risk(OneLine):
             with self._call_model.substitution(params):
                 return self._scalar_loss(outputs, targets).detach()
 
-        mean = self._averages
-        check_batches(evaluate, loss, self.data, self.data, mean=mean, rtol=rtol)
+        check_batches(evaluate, loss, self.data, self.data, mean=self._averages, rtol=rtol)
 
 
 def _one(inputs: Any, targets: Any) -> float:
