@@ -111,7 +111,7 @@ def partition(
             Python read depends on a direction.
     """
     if bfloat16:
-        graph = with_bfloat16(graph, _dependent(graph.nodes, _all_directions(tangents)))
+        graph = with_bfloat16(graph, dependent(graph.nodes, _all_directions(tangents)))
     parts = _Partitioner(graph, primal_outputs, tangents, measured_kernels)
     goal = max(_SMALL, int(_GOAL * parts.primal_program(primal_outputs).peak_bytes()))
     plain = parts.partition(None, goal)
@@ -138,15 +138,15 @@ class _Partitioner:
         self._measured_kernels = measured_kernels
         self._directions = _all_directions(tangents)
         self._tangent_outputs = [n for tangent in tangents.values() for n in tangent.outputs]
-        dependent = _dependent(graph.nodes, self._directions)
+        tangent = dependent(graph.nodes, self._directions)
         self._tangent_nodes = eliminate_dead_code(
-            [node for node in graph.nodes if _any_in(node.reads(), dependent)],
+            [node for node in graph.nodes if _any_in(node.reads(), tangent)],
             self._tangent_outputs,
         )
-        self._primal_nodes = [n for n in graph.nodes if not _any_in(n.reads(), dependent)]
+        self._primal_nodes = [n for n in graph.nodes if not _any_in(n.reads(), tangent)]
         self._inputs = [number for number in graph.inputs if number not in self._directions]
         self._foreign = {
-            name: _dependent(graph.nodes, self._directions.difference(tangent.directions))
+            name: dependent(graph.nodes, self._directions.difference(tangent.directions))
             for name, tangent in tangents.items()
         }
         self._check_directions()
@@ -236,7 +236,7 @@ def _all_directions(tangents: Mapping[str, Tangent]) -> set[int]:
     return {number for tangent in tangents.values() for number in tangent.directions}
 
 
-def _dependent(nodes: list[Node], sources: set[int]) -> set[int]:
+def dependent(nodes: list[Node], sources: set[int]) -> set[int]:
     """The sources, and all values that are computed from them."""
     found = set(sources)
     for node in nodes:

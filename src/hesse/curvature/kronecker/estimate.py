@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The factors of all blocks of a model, from sweeps over its batches.
+
+One sweep gives the factors. A second one, with the same vectors u, gives the diagonals in their
+eigenbases. Both are sums over batches; the vectors of a single batch are kept in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from hesse.ad.quadratic import Quadratic
+from hesse.ad.summands import Summand
+from hesse.ad.variables import BoundFunction, Variables, tracked
+from hesse.curvature.kronecker.blocks import Block
+from hesse.curvature.kronecker.examples import ExampleMap, read_map, scales
+from hesse.curvature.kronecker.layout import BlockLayout
+from hesse.curvature.kronecker.moments import KroneckerMoments, RowMoments, ScalarMoments
+from hesse.curvature.kronecker.programs import FactorPoint, FactorPrograms
+from hesse.curvature.kronecker.roots import (
+    MOST_VECTORS,
+    LossRoots,
+    exact_count,
+    loss_roots,
+    scaled,
+    vectors,
+)
+from hesse.curvature.kronecker.rows import gradient_rows, rows_of_g
+from hesse.data.slicing import num_examples
+from hesse.errors import DataError
+from hesse.operators.batched_kronecker import Factors
+from hesse.operators.eigenbasis import refreshed_basis
+from hesse.risk.risk import Risk
+from hesse.tracing.last_operations import Use
+from hesse.vectors.space import Space, Tree
+
+Fisher = Literal["exact", "sampled", "empirical"]
+Approximation = Literal["expand", "reduce"]
+Moments = KroneckerMoments | RowMoments | ScalarMoments
+
+# Vectors of a single batch are kept up to so many bytes.
+_KEPT = 1 << 29
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is estimated, and how.
+
+    Args:
+        fisher, samples: see `roots`.
+        approximation: "expand" takes rows as they are, "reduce" one for each example.
+        rotated: whether the diagonals in the eigenbases are estimated too (EK-FAC).
+        seed: of the random signs.
+    """
+
+    fisher: Fisher
+    samples: int
+    approximation: Approximation
+    rotated: bool
+    seed: int
+
+
+@dataclass
+class _Visit:
+    """A batch at the point, while it is looked at."""
+
+    coefficient: float
+    point: FactorPoint
+    loss: LossRoots
+    examples: int
+    seed: int
+    maps: dict[Use, ExampleMap | None]
+
+
+class Estimator:
+    """Estimates the blocks of a risk at points; programs are shared by all points.
+
+    Args:
+        risk: the model, the loss and the data.
+        settings: what is estimated.
+    """
+
+    def __init__(self, risk: Risk, settings: Settings) -> None:
+        self.risk, self.settings = risk, settings
+        self.programs = FactorPrograms()
+        self.fisher: str = settings.fisher
+        self.vectors = 0
+
+    def blocks(self, params: Tree, previous: Sequence[Block] = ()) -> list[Block]:
+        """The blocks at `params`.
+
+        Args:
+            params: the point.
+            previous: those of a point nearby, whose eigenbases are refreshed instead of computed.
+        """
+        space = Space.of(params)
+        variables = Variables.of(space.copy(params), space)
+        moments: list[Moments] = []
+        layouts: list[BlockLayout] = []
+        kept: list[tuple[_Visit, list]] = []
+        for visit in self._visits(variables):
+            found = visit.point.program.blocks
+            layouts = layouts or found
+            _check_same_layouts(layouts, found)
+            moments = moments or [self._moments(block, space) for block in found]
+            for part, block in zip(moments, found, strict=True):
+                part.begin(block, visit.point.a, visit.maps)
+            gs = []
+            for weight, g in self._tangents(visit):
+                for part in moments:
+                    part.add(g, weight * visit.coefficient)
+                gs.append((weight, g))
+                if not self._keeps(gs):
+                    gs.clear()
+            for part in moments:
+                part.end()
+            if self.risk.num_summands == 1:
+                kept.append((visit, gs if len(gs) == self.vectors else []))
+        blocks = [
+            Block.of(layout, *part.factors()) for layout, part in zip(layouts, moments, strict=True)
+        ]
+        if not self.settings.rotated:
+            return blocks
+        return self._rotated(variables, blocks, moments, kept, previous)
+
+    def _keeps(self, gs: list) -> bool:
+        if not self.settings.rotated or self.risk.num_summands > 1:
+            return False
+        return sum(t.nbytes for _, g in gs for t in g.values()) <= _KEPT
+
+    def _rotated(
+        self,
+        variables: Variables,
+        blocks: list[Block],
+        moments: list[Moments],
+        kept: list[tuple[_Visit, list]],
+        previous: Sequence[Block],
+    ) -> list[Block]:
+        """The blocks with their diagonals in eigenbases."""
+        bases: dict[int, tuple[Factors, Factors]] = {}
+        for k, (block, part) in enumerate(zip(blocks, moments, strict=True)):
+            if isinstance(part, KroneckerMoments):
+                before = previous[k].basis if previous else None
+                bases[k] = tuple(
+                    _basis(side, None if before is None else before[i])
+                    for i, side in enumerate((block.left, block.right))
+                )  # pyright: ignore[reportArgumentType]
+                part.use_basis(*bases[k])
+        visits = [visit for visit, _ in kept] or self._visits(variables)
+        for i, visit in enumerate(visits):
+            gs = kept[i][1] if kept and kept[i][1] else self._tangents(visit)
+            found = visit.point.program.blocks
+            for part, block in zip(moments, found, strict=True):
+                part.begin(block, visit.point.a, visit.maps)
+            for weight, g in gs:
+                for part in moments:
+                    if isinstance(part, KroneckerMoments):
+                        part.project(g, weight * visit.coefficient)
+        return [
+            block.with_diagonal(bases[k], part.d) if isinstance(part, KroneckerMoments) else block
+            for k, (block, part) in enumerate(zip(blocks, moments, strict=True))
+        ]
+
+    def _moments(self, block: BlockLayout, space: Space) -> Moments:
+        if block.kind == "kronecker":
+            reduce = self.settings.approximation == "reduce"
+            return KroneckerMoments(block, reduce, space.dtype)
+        if block.kind == "rows":
+            return RowMoments(block, space.dtype)
+        return ScalarMoments(block, space.zeros())
+
+    # -- Batches -----------------------------------------------------------------------------------
+
+    def _visits(self, variables: Variables) -> Iterator[_Visit]:
+        for number, summand in enumerate(self.risk.summands()):
+            if isinstance(summand.function, Quadratic):
+                continue
+            examples = num_examples(summand.function.batch)
+            if examples is None:
+                raise DataError(
+                    expected="inputs whose first dimensions agree, and count the examples",
+                    got="inputs whose first dimensions differ",
+                    remedy="Give batches of examples along the first dimension of every input.",
+                )
+            yield self._enter(summand, variables, examples, self.settings.seed + number)
+
+    def _enter(
+        self, summand: Summand, variables: Variables, examples: int, seed: int
+    ) -> _Visit:
+        f = BoundFunction(summand.function, variables)
+        loss = loss_roots(f, tracked(variables.x))
+        single = examples == 1 and self.risk.num_summands == 1
+        point = self.programs.enter(
+            f, summand.data, summand.key, loss.z, single_example=single
+        )
+        maps = self._example_maps(point, loss, examples)
+        self._choose_vectors(loss, examples)
+        return _Visit(summand.coefficient, point, loss, examples, seed, maps)
+
+    def _choose_vectors(self, loss: LossRoots, examples: int) -> None:
+        count = exact_count(loss, examples)
+        if self.fisher == "exact" and count > MOST_VECTORS:
+            self.fisher = "sampled"
+        self.vectors = count if self.fisher == "exact" else self.settings.samples
+
+    def _tangents(self, visit: _Visit) -> Iterator[tuple[float, dict[int, Tensor]]]:
+        for weight, u in vectors(
+            visit.loss, self.fisher, visit.examples, self.settings.samples, visit.seed
+        ):
+            yield weight, visit.point.tangent(u)
+
+    # -- Examples ----------------------------------------------------------------------------------
+
+    def _needs_map(self, block: BlockLayout) -> bool:
+        per_example = self.settings.rotated or self.settings.approximation == "reduce"
+        return block.kind == "rows" or (block.kind == "kronecker" and per_example)
+
+    def _example_maps(
+        self, point: FactorPoint, loss: LossRoots, examples: int
+    ) -> dict[Use, ExampleMap | None]:
+        """The examples of the rows of all uses that need them; blocks that mix them get no rule."""
+        program = point.program
+        wanted = [u for b in program.blocks if self._needs_map(b) for u in b.uses]
+        if program.sorts_rows or any(use not in program.maps for use in wanted):
+            program.maps.update(_probe(point, loss, examples, wanted))
+            mixing = {use for use in wanted if program.maps[use] is None}
+            if mixing:
+                changed = [
+                    block.without_rule("rows that depend on several examples")
+                    if mixing & set(block.uses)
+                    else block
+                    for block in program.blocks
+                ]
+                self.programs.change(point, program.with_blocks(changed))
+        return point.program.maps
+
+
+def _probe(
+    point: FactorPoint, loss: LossRoots, examples: int, uses: Sequence[Use]
+) -> dict[Use, ExampleMap | None]:
+    (_, u), *_ = vectors(loss, "sampled", examples, 1, 0)
+    plain = point.tangent(u)
+    probed = [point.tangent(scaled(loss, u, s)) for s in scales(examples)]
+    maps = {}
+    for use in uses:
+
+        def rows(g: dict[int, Tensor], use: Use = use) -> Tensor:
+            if use.is_factored:
+                return rows_of_g(use, g[use.g])
+            return gradient_rows(use, g[use.g], [point.a[n] for n in use.a])
+
+        maps[use] = read_map(rows(plain), [rows(g) for g in probed], examples)
+    return maps
+
+
+def _basis(side: Factors, previous: Factors | None) -> Factors:
+    """Orthonormal eigenvectors, or nearly those from the ones of a point nearby."""
+    if side.is_diagonal or previous is None or previous.is_diagonal:
+        return side.eigen()[1]
+    return Factors(refreshed_basis(side.entries, previous.entries))
+
+
+def _check_same_layouts(ours: Sequence[BlockLayout], theirs: Sequence[BlockLayout]) -> None:
+    def form(blocks: Sequence[BlockLayout]) -> list[tuple]:
+        return [(block.names, block.kind, block.shape, block.n) for block in blocks]
+
+    if ours is not theirs and form(ours) != form(theirs):
+        differing = next(
+            (a, b) for a, b in zip(form(ours), form(theirs), strict=False) if a != b
+        )
+        raise DataError(
+            expected="a model that uses its parameters alike in all batches",
+            got=f"{differing[0][:2]} in one batch, {differing[1][:2]} in another",
+            remedy="Give the batches to operators of their own, or leave parameters out.",
+        )

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The programs that give the operands of the last operations of a gradient.
+
+J'u is traced once for every shape of data. A *primal program* computes what does not depend on u:
+the operands a, and the residuals; a *tangent program* computes the operands g for every u. The
+weight gradients themselves, a third of the work of a backward pass, are in neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.ad.double_backward import derivative, twice_differentiable
+from hesse.ad.jacobian import random_like
+from hesse.ad.variables import BoundFunction, tracked
+from hesse.curvature.kronecker.examples import ExampleMap
+from hesse.curvature.kronecker.layout import BlockLayout, block_layouts
+from hesse.curvature.kronecker.roots import loss_roots
+from hesse.engine.closeness import agree
+from hesse.surroundings import users_autocasts
+from hesse.tracing.functionalize import trace
+from hesse.tracing.graph import Graph, UntraceableError
+from hesse.tracing.last_operations import Use, read_uses
+from hesse.tracing.partition import Partition, Tangent, partition
+from hesse.tracing.passes.simplify import simplify
+from hesse.tracing.program import GuardError, run
+
+
+@dataclass
+class FactorProgram:
+    """The programs for one shape of data, and the blocks that they are read for."""
+
+    partition: Partition
+    blocks: list[BlockLayout]
+    primal: list[int]
+    """The values of the graph that the primal program returns: the outputs z, the operands a."""
+    tangent: list[int]
+    """Those that the tangent program returns: the operands g, and gradients without a rule."""
+    num_outputs: int
+    sorts_rows: bool
+    """Whether rows go where the data say, so that examples must be found anew."""
+    source: tuple[Graph, list[int], list[int]]
+    """The graph, its directions and its outputs."""
+    maps: dict[Use, ExampleMap | None] = field(default_factory=dict)
+    """The examples of the rows of each use."""
+
+    def with_blocks(self, blocks: list[BlockLayout]) -> FactorProgram:
+        """A program for other blocks."""
+        return _program(*self.source, blocks)
+
+
+@dataclass
+class FactorPoint:
+    """A batch at a point: operands a, and residuals, from which u gives operands g."""
+
+    key: Hashable
+    inputs: list[Tensor]
+    program: FactorProgram
+    outputs: list[Tensor]
+    a: dict[int, Tensor]
+    residuals: list[Tensor]
+
+    def tangent(self, u: Sequence[Tensor]) -> dict[int, Tensor]:
+        """The operands g of J'u, by value."""
+        results = run(self.program.partition.tangents["g"], [*self.residuals, *u])
+        return dict(zip(self.program.tangent, results, strict=True))
+
+
+class FactorPrograms:
+    """The programs of a model, one for every shape of data."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, FactorProgram] = {}
+        self.traces = 0
+
+    def enter(
+        self,
+        f: BoundFunction,
+        data: Sequence[Tensor],
+        key: Hashable,
+        z: Sequence[Tensor],
+        *,
+        single_example: bool,
+    ) -> FactorPoint:
+        """The operands at a point, from the program of its shape; it is traced if there is none.
+
+        Args:
+            f: the loss of a batch at the point.
+            data: the tensors of the batch.
+            key: what else tells the batch from others.
+            z: the outputs as f computes them, which a program must repeat.
+            single_example: whether the batch is all there is, and has one example.
+
+        Raises:
+            UntraceableError: the model cannot be traced.
+        """
+        inputs = [*f.variables.x, *f.variables.frozen, *data]
+        key = (key, f.variables.key, single_example, users_autocasts(), _form(inputs))
+        program, z = self._known.get(key), [part.detach() for part in z]
+        if program is not None:
+            point = _entered(key, program, inputs)
+            if point is not None and agree(point.outputs, z, _eps(z)):
+                return point
+        program = _traced(f, inputs, z, single_example)
+        self.traces += 1
+        point = _entered(key, program, inputs)
+        if point is None or not agree(point.outputs, z, _eps(z)):
+            raise UntraceableError("the program does not repeat the outputs of the model")
+        self._known[key] = program
+        return point
+
+    def change(self, point: FactorPoint, program: FactorProgram) -> None:
+        """Use another program from now on, at this point too."""
+        known, entered = point.program.maps, _entered(point.key, program, point.inputs)
+        assert entered is not None
+        program.maps.update(known)
+        point.program, point.a, point.residuals = program, entered.a, entered.residuals
+        self._known[point.key] = program
+
+
+def _form(inputs: Sequence[Tensor]) -> Hashable:
+    return tuple((t.shape, t.stride(), t.dtype, t.device) for t in inputs)
+
+
+def _eps(tensors: Sequence[Tensor]) -> float:
+    return max(torch.finfo(t.dtype).eps for t in tensors)
+
+
+def _entered(
+    key: Hashable, program: FactorProgram, inputs: list[Tensor]
+) -> FactorPoint | None:
+    """None if a number or a shape that Python read while tracing is another one here."""
+    try:
+        results = run(program.partition.primal_and_gradient, inputs)
+    except GuardError:
+        return None
+    count = len(program.primal)
+    a = dict(zip(program.primal, results[:count], strict=True))
+    return FactorPoint(
+        *(key, inputs, program, results[: program.num_outputs], a, results[count:])
+    )
+
+
+def _traced(
+    f: BoundFunction, inputs: list[Tensor], z: Sequence[Tensor], single_example: bool
+) -> FactorProgram:
+    variables, u = f.variables, random_like(z)
+
+    def everything() -> list[Tensor]:
+        with twice_differentiable():
+            leaves = tracked(variables.x)
+            outputs = loss_roots(f, leaves).z
+            return [*(part.detach() for part in outputs), *derivative(outputs, leaves, u)]
+
+    graph = simplify(trace(everything, [*inputs, *u]))
+    directions = graph.inputs[len(inputs) :]
+    outputs, gradients = graph.outputs[: len(u)], graph.outputs[len(u) :]
+    frozen = [cold is not None for cold in variables.constants]
+    uses = _expanded(read_uses(graph, gradients, directions), frozen)
+    space = variables.space
+    blocks = block_layouts(
+        graph,
+        space.names,
+        space.sizes,
+        uses,
+        _expanded(gradients, frozen),
+        single_example=single_example,
+    )
+    return _program(graph, directions, outputs, blocks)
+
+
+def _expanded(varying: Sequence[Any], frozen: Sequence[bool]) -> list[Any]:
+    """One for every parameter, None for a frozen one."""
+    rest = iter(varying)
+    return [None if cold else next(rest) for cold in frozen]
+
+
+def _program(
+    graph: Graph, directions: list[int], outputs: list[int], blocks: list[BlockLayout]
+) -> FactorProgram:
+    uses = [use for block in blocks for use in block.uses]
+    a = list(dict.fromkeys(number for use in uses for number in use.a))
+    scalars = [block.gradient for block in blocks if block.kind == "scalar"]
+    g = list(dict.fromkeys([use.g for use in uses] + [n for n in scalars if n is not None]))
+    primal = [*outputs, *a]
+    parts = partition(graph, primal, {"g": Tangent(directions, g)})
+    sorts = any(node.function in _SORTING for node in parts.tangents["g"].nodes)
+    return FactorProgram(
+        parts, blocks, primal, g, len(outputs), sorts, (graph, directions, outputs)
+    )
+
+
+_aten = torch.ops.aten
+_SORTING = frozenset(
+    [
+        *(_aten.index.Tensor, _aten.index_put.default, _aten.index_select.default),
+        *(_aten.gather.default, _aten.scatter.src, _aten.scatter_add.default),
+        *(_aten.index_add.default, _aten.masked_scatter.default, _aten.take.default),
+    ]
+)

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Vectors u at the outputs with sum u u' = B, the matrix between J' and J.
+
+| fisher | vectors |
+|---|---|
+| "exact" | every column of the roots of B: one for each output of an example, for all examples at once |
+| "sampled" | roots times random signs, for every row its own: E[u u'] = B |
+| "empirical" | the observed slopes times random signs, one for each row |
+
+Every vector carries a random sign for each example, so that examples do not meet in sums over them.
+For a loss without a known likelihood B is its Hessian in the outputs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from hesse.ad.double_backward import twice_differentiable
+from hesse.ad.loss import LossHessian
+from hesse.ad.variables import BoundFunction, Leaves
+from hesse.errors import FunctionError
+from hesse.krylov.lanczos_process import LanczosProcess
+from hesse.operators.dense import function_operator
+from hesse.vectors.space import Space
+
+# The most vectors that "exact" takes; beyond, signs are drawn.
+MOST_VECTORS = 256
+
+# Lanczos steps for H^{1/2} e: an error of a few per cent, where there is no exact root.
+_ROOT_STEPS = 10
+
+
+class LossRoots(ABC):
+    """The outputs of a model on a batch, and roots of B at them."""
+
+    z: list[Tensor]
+    """The outputs, with their graph."""
+
+    @abstractmethod
+    def root(self, e: Sequence[Tensor]) -> list[Tensor]:
+        """S e with S S' = B, shaped like z."""
+
+    @abstractmethod
+    def observed(self) -> list[Tensor]:
+        """r with r r' the block of each row of the empirical Fisher matrix."""
+
+    @abstractmethod
+    def per_example(self, examples: int) -> list[int]:
+        """How many entries of each z belong to one example."""
+
+    @abstractmethod
+    def spread(self, numbers: Sequence[Tensor]) -> list[Tensor]:
+        """Numbers (examples, entries of an example) in the shape of z; one column serves all."""
+
+    @abstractmethod
+    def row_signs(self, generator: torch.Generator) -> list[Tensor]:
+        """A random sign for every row, broadcastable to z."""
+
+
+def exact_count(loss: LossRoots, examples: int) -> int:
+    """How many vectors the exact root takes."""
+    return sum(loss.per_example(examples))
+
+
+def vectors(
+    loss: LossRoots, fisher: str, examples: int, samples: int, seed: int
+) -> Iterator[tuple[float, list[Tensor]]]:
+    """(weight, u) with sum weight u u' = B, or its mean, by the table of the module."""
+    generator = torch.Generator().manual_seed(seed)
+    if fisher == "exact":
+        yield from ((1.0, u) for u in _columns(loss, examples, generator))
+        return
+    for _ in range(samples):
+        if fisher == "sampled":
+            u = loss.root([_signs(z.shape, generator, z) for z in loss.z])
+        else:
+            signs = loss.row_signs(generator)
+            u = [r * sign for r, sign in zip(loss.observed(), signs, strict=True)]
+        yield 1.0 / samples, _like(u, loss.z)
+
+
+def _columns(
+    loss: LossRoots, examples: int, generator: torch.Generator
+) -> Iterator[list[Tensor]]:
+    sizes = loss.per_example(examples)
+    for k, size in enumerate(sizes):
+        for j in range(size):
+            numbers = [z.new_zeros(examples, s) for z, s in zip(loss.z, sizes, strict=True)]
+            numbers[k][:, j] = _signs((examples,), generator, loss.z[k])
+            yield _like(loss.root(loss.spread(numbers)), loss.z)
+
+
+def scaled(loss: LossRoots, u: Sequence[Tensor], numbers: Tensor) -> list[Tensor]:
+    """u with the entries of each example times its number."""
+    factors = loss.spread([numbers[:, None].to(z.dtype).to(z.device) for z in loss.z])
+    return [part * factor for part, factor in zip(u, factors, strict=True)]
+
+
+def _signs(shape: Sequence[int], generator: torch.Generator, like: Tensor) -> Tensor:
+    return (torch.randint(0, 2, tuple(shape), generator=generator) * 2 - 1).to(like)
+
+
+def _like(u: Sequence[Tensor], z: Sequence[Tensor]) -> list[Tensor]:
+    return [part.to(like.dtype) for part, like in zip(u, z, strict=True)]
+
+
+# -- A loss that is no likelihood we know ----------------------------------------------------------
+
+
+class HessianRoots(LossRoots):
+    """Roots of the Hessian of any convex loss in the outputs, whose first dimension is examples.
+
+    Up to 256 outputs of an example, its block is built column by column, for all examples at once,
+    and decomposed; beyond, the root is applied by Lanczos.
+    """
+
+    def __init__(self, loss: LossHessian) -> None:
+        self._loss, self.z = loss, loss.tensors
+        self._blocks: Tensor | None = None
+
+    def per_example(self, examples: int) -> list[int]:
+        return [z.numel() // examples for z in self.z]
+
+    def spread(self, numbers: Sequence[Tensor]) -> list[Tensor]:
+        pairs = zip(numbers, self.z, strict=True)
+        return [part.expand(-1, z.numel() // len(part)).reshape(z.shape) for part, z in pairs]
+
+    def row_signs(self, generator: torch.Generator) -> list[Tensor]:
+        return [_signs((len(z), *[1] * (z.ndim - 1)), generator, z) for z in self.z]
+
+    def observed(self) -> list[Tensor]:
+        raise FunctionError(
+            expected="a loss that is a likelihood, as the empirical Fisher matrix needs it",
+            got="one that is not seen to be",
+            remedy='Give fisher="exact" or "sampled".',
+        )
+
+    def root(self, e: Sequence[Tensor]) -> list[Tensor]:
+        examples = len(self.z[0])
+        if sum(self.per_example(examples)) > MOST_VECTORS or any(
+            z.shape[0] != examples for z in self.z
+        ):
+            return self._by_lanczos(e)
+        if self._blocks is None:
+            self._blocks = _root_blocks(self._loss, examples)
+        flat = torch.cat([part.reshape(examples, -1) for part in e], dim=1)
+        rooted = torch.einsum("nij,nj->ni", self._blocks, flat)
+        parts = rooted.split(self.per_example(examples), dim=1)
+        return [part.reshape(z.shape) for part, z in zip(parts, self.z, strict=True)]
+
+    def _by_lanczos(self, e: Sequence[Tensor]) -> list[Tensor]:
+        return root_times(self._loss, e)
+
+
+def _root_blocks(loss: LossHessian, examples: int) -> Tensor:
+    """(examples, D, D): square roots of the Hessians of single examples."""
+    sizes = [z.numel() // examples for z in loss.tensors]
+    columns = []
+    for k, size in enumerate(sizes):
+        for j in range(size):
+            e = [z.new_zeros(examples, s) for z, s in zip(loss.tensors, sizes, strict=True)]
+            e[k][:, j] = 1.0
+            parts = loss.product(
+                [part.view(z.shape) for part, z in zip(e, loss.tensors, strict=True)]
+            )
+            columns.append(torch.cat([part.reshape(examples, -1) for part in parts], dim=1))
+    H = torch.stack(columns, dim=2)
+    values, vectors = torch.linalg.eigh((H + H.mT) / 2)
+    most = values.abs().amax(-1, keepdim=True)
+    if bool((values < -100 * torch.finfo(values.dtype).eps * most).any()):
+        raise FunctionError(
+            expected="a loss that is convex in the outputs of the model, as a factored curvature "
+            "needs it",
+            got="a Hessian in the outputs with negative eigenvalues",
+            remedy="Use hesse.ggn_operator or hesse.hessian_operator, which need no convexity.",
+        )
+    return vectors * values.clamp(min=0.0).sqrt()[:, None, :]
+
+
+def root_times(loss: LossHessian, e: Sequence[Tensor]) -> list[Tensor]:
+    """H^{1/2} e by Lanczos, for any convex loss; negative eigenvalues are zeroed."""
+    space = Space.of(loss.tensors, what="outputs")
+    H = function_operator(lambda u: space.join(loss.product(space.split(u))), space, symmetric=True)
+    z = space.join(e)
+    lanczos = LanczosProcess(H, min(_ROOT_STEPS, space.n), z, None)
+    for size in range(1, min(_ROOT_STEPS, space.n) + 1):
+        lanczos.extend(size)
+        if lanczos.beta == 0.0:  # an invariant subspace: the root is exact
+            break
+    values, coordinates, _ = lanczos.ritz()
+    root = coordinates @ (values.clamp(min=0.0).sqrt() * coordinates[0])
+    return space.split(space.norm(z) * lanczos.combine(root[:, None])[0])
+
+
+def loss_roots(f: BoundFunction, leaves: Leaves) -> LossRoots:
+    """The outputs at these leaves, with roots of B."""
+    with twice_differentiable():
+        return HessianRoots(LossHessian(f.outputs(leaves), f.loss))
