@@ -57,6 +57,8 @@ class Use:
         is_swapped: whether the parameter is the transposed result; shape and g_is_left are those of
             the parameter.
         scale: a number that the result is multiplied with.
+        multipliers: values, independent of u, that the result is multiplied with as well: entry by
+            entry, or one number for all entries.
         order: for every entry of the parameter the entry of the result that it is, -1 for none;
             None if they are the same.
     """
@@ -70,6 +72,7 @@ class Use:
     g_is_left: bool = True
     is_swapped: bool = False
     scale: float = 1.0
+    multipliers: tuple[int, ...] = ()
     order: Tensor | None = None
 
     @property
@@ -139,6 +142,8 @@ class _Reader:
         if scale is not None:
             uses = self.uses(node.args[0].index)
             return [replace(use, scale=scale * use.scale) for use in uses]
+        if function is _aten.mul.Tensor and (found := self._multiplied(node, number)):
+            return found
         return [self._last(node, number)]
 
     # -- Between the last operation and the parameter ----------------------------------------------
@@ -173,6 +178,24 @@ class _Reader:
     def _padded(self, use: Use, node: Node, number: int) -> Use:
         order = self._order(use, self._metas[node.args[0].index].shape)
         return replace(use, order=PADDINGS[node.function](order, node.args))
+
+    def _multiplied(self, node: Node, number: int) -> list[Use]:
+        """The uses behind a product with a tensor that is one number, or is as large as the rows.
+
+        So are parameters of which the model takes the exponential, the square, ...
+        """
+        if not all(isinstance(part, Value) for part in node.args[:2]):
+            return []
+        x, c = (part.index for part in node.args[:2])
+        x, c = (c, x) if x not in self._tangent else (x, c)
+        shapes = [self._metas[n].shape for n in (x, c, number)]
+        is_number = math.prod(shapes[1]) == 1 and shapes[0] == shapes[2]
+        if c in self._tangent or not (is_number or shapes[0] == shapes[1] == shapes[2]):
+            return []
+        uses = self.uses(x)
+        if any(use.order is not None or not (is_number or _has_rows(use)) for use in uses):
+            return []
+        return [replace(use, multipliers=(*use.multipliers, c)) for use in uses]
 
     def _order(self, use: Use, shape: tuple[int, ...]) -> Tensor:
         if use.order is not None:
@@ -239,9 +262,9 @@ class _Reader:
         if by_frequency or indices in self._tangent:
             return None
         d = self._metas[g].shape[-1]
-        g = self._before_broadcast(g)
+        g, summed = self._before_broadcast(g)
         return Use(
-            *("embedding", _name(node.function), g, (indices,), (1, size, d), (padding, size)),
+            *("embedding", _name(node.function), g, (indices,), (1, size, d), (padding, size, summed[:-1])),
             g_is_left=False,
         )
 
@@ -253,28 +276,33 @@ class _Reader:
         if base in self._tangent or not accumulates or len(places) != 1 or len(shape) != 2:
             return None
         indices = places[0].index
+        places_shape = tuple(self._metas[g].shape[:-1])
         if self._metas[indices].dtype is torch.bool or not _is_zero(self._makers.get(base)):
             return None
         return Use(
-            *("embedding", _name(node.function), g, (indices,), (1, *shape), (-1, shape[0])),
+            *("embedding", _name(node.function), g, (indices,), (1, *shape), (-1, shape[0], places_shape)),
             g_is_left=False,
         )
 
-    def _before_broadcast(self, g: int) -> int:
-        """The tensor behind a sum over dimensions that are kept (a batch that shares positions)."""
-        node: Node | None = self._makers.get(g)
+    def _before_broadcast(self, g: int) -> tuple[int, tuple[int, ...]]:
+        """The tensor behind a sum over leading dimensions, and the shape of that sum, with ones.
+
+        A batch that shares its positions adds up their gradients.
+        """
+        number, shape = g, self._metas[g].shape
+        node: Node | None = self._makers.get(number)
         while node is not None and node.function in RESHAPES:
-            source = node.reads()[0]
-            if self._metas[source].shape != self._metas[g].shape:
-                return g
-            node = self._makers.get(source)
+            number = node.reads()[0]
+            node = self._makers.get(number)
         if node is None or node.function is not _aten.sum.dim_IntList:
-            return g
-        _, dims, *keeps = node.args
-        (source, *_) = node.reads()
-        ndim = len(self._metas[source].shape)
-        leading = all(dim % ndim < ndim - 1 for dim in dims)
-        return source if any(keeps[:1]) and leading else g
+            return g, tuple(shape)
+        (source, *_), dims = node.reads(), node.args[1]
+        whole = self._metas[source].shape
+        dims = {dim % len(whole) for dim in dims}
+        summed = tuple(1 if i in dims else n for i, n in enumerate(whole))
+        if len(whole) - 1 in dims or [n for n in summed if n > 1] != [n for n in shape if n > 1]:
+            return g, tuple(shape)
+        return source, summed
 
     def _sum(self, node: Node, result: int) -> Use | None:
         g = node.args[0].index
@@ -321,6 +349,10 @@ _LAST: dict[Any, Callable[[_Reader, Node, int], Use | None]] = {
     _aten.native_batch_norm_backward.default: _Reader._batch_norm,
     _aten.native_group_norm_backward.default: _Reader._group_norm,
 }
+
+
+def _has_rows(use: Use) -> bool:
+    return not use.is_factored and use.rule != "own gradient"
 
 
 def _scale(node: Node) -> float | None:

@@ -249,9 +249,7 @@ def _probe(
     for use in uses:
 
         def rows(g: dict[int, Tensor], use: Use = use) -> Tensor:
-            if use.is_factored:
-                return rows_of_g(use, g[use.g])
-            return gradient_rows(use, g[use.g], [point.a[n] for n in use.a])
+            return (rows_of_g if use.is_factored else gradient_rows)(use, g, point.a)
 
         maps[use] = read_map(rows(plain), [rows(g) for g in probed], examples)
     return maps

@@ -22,6 +22,7 @@ from hesse.curvature.kronecker.layout import BlockLayout
 from hesse.curvature.kronecker.rows import (
     OneHot,
     Rows,
+    Values,
     dense,
     gradient_rows,
     rows_of_a,
@@ -39,7 +40,6 @@ MOST_ROWS = 1024
 
 _CHUNK = 1 << 24  # entries of projected gradients of single examples at a time
 
-Values = Mapping[int, Tensor]
 Maps = Mapping[Use, ExampleMap | None]
 
 
@@ -225,12 +225,12 @@ class KroneckerMoments:
     # -- Rows --------------------------------------------------------------------------------------
 
     def _g(self, use: Use, g: Values) -> Tensor:
-        return rows_of_g(use, g[use.g]).to(self._dtype)
+        return rows_of_g(use, g, self._a).to(self._dtype)
 
     def _a_rows(self, k: int, use: Use, g: Values) -> Rows:
         known = self._rows_a[k]
         if known is None:
-            known = rows_of_a(use, [self._a[n] for n in use.a], g[use.g].shape)
+            known = rows_of_a(use, self._a, g[use.g].shape)
             if isinstance(known, Tensor):
                 known = with_ones(known) if self._block.has_bias else known
                 known = known.to(self._dtype)
@@ -302,7 +302,7 @@ class RowMoments:
         """Add the gradients of single examples for one u."""
         h: Tensor | float = 0.0
         for use in self._block.uses:
-            rows = gradient_rows(use, g[use.g], [self._a[n] for n in use.a]).to(self._dtype)
+            rows = gradient_rows(use, g, self._a).to(self._dtype)
             map_ = self._maps[use]
             assert map_ is not None
             h = h + map_.sums(rows)

@@ -184,7 +184,7 @@ def _program(
     graph: Graph, directions: list[int], outputs: list[int], blocks: list[BlockLayout]
 ) -> FactorProgram:
     uses = [use for block in blocks for use in block.uses]
-    a = list(dict.fromkeys(number for use in uses for number in use.a))
+    a = list(dict.fromkeys(number for use in uses for number in (*use.a, *use.multipliers)))
     scalars = [block.gradient for block in blocks if block.kind == "scalar"]
     g = list(dict.fromkeys([use.g for use in uses] + [n for n in scalars if n is not None]))
     primal = [*outputs, *a]

@@ -9,7 +9,7 @@ the one that does not. For another use, `gradient_rows` gives the rows (R, D) th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,8 +33,13 @@ class OneHot:
 Rows = Tensor | OneHot
 
 
-def rows_of_g(use: Use, g: Tensor) -> Tensor:
+Values = Mapping[int, Tensor]
+"""Operands, by the value of the graph."""
+
+
+def rows_of_g(use: Use, tangent: Values, primal: Values) -> Tensor:
     """The rows of a factored use that depend on u: l if `use.g_is_left`, else r."""
+    g = tangent[use.g]
     if use.rule == "embedding":
         rows = g.reshape(-1, 1, g.shape[-1])
     elif use.rule in ("mm", "bmm"):
@@ -43,11 +48,12 @@ def rows_of_g(use: Use, g: Tensor) -> Tensor:
         rows = _places(use, g)
     else:
         rows = _patches(use, g)
-    return rows if use.scale == 1.0 else use.scale * rows
+    return _multiplied(use, rows, primal)
 
 
-def rows_of_a(use: Use, a: Sequence[Tensor], g_shape: Sequence[int]) -> Rows:
+def rows_of_a(use: Use, primal: Values, g_shape: Sequence[int]) -> Rows:
     """The rows of a factored use that do not depend on u."""
+    a = [primal[number] for number in use.a]
     if use.rule == "embedding":
         return _one_hot(use, a[0], g_shape)
     if use.rule in ("mm", "bmm"):
@@ -55,8 +61,9 @@ def rows_of_a(use: Use, a: Sequence[Tensor], g_shape: Sequence[int]) -> Rows:
     return _patches(use, a[0]) if use.rule == "convolution" else _places(use, a[0])
 
 
-def gradient_rows(use: Use, g: Tensor, a: Sequence[Tensor]) -> Tensor:
+def gradient_rows(use: Use, tangent: Values, primal: Values) -> Tensor:
     """(R, D): the tensor that the last operation of another use sums over rows."""
+    g, a = tangent[use.g], [primal[number] for number in use.a]
     if use.rule == "sum":
         (dims,) = use.settings
         rows = g.movedim(dims, tuple(range(len(dims)))).reshape(-1, *use.shape)
@@ -68,7 +75,14 @@ def gradient_rows(use: Use, g: Tensor, a: Sequence[Tensor]) -> Tensor:
         elif use.rule == "group norm":
             g = g * _group_normed(use, *a)
         rows = g.movedim(1, -1).reshape(-1, *use.shape)
-    return rows if use.scale == 1.0 else use.scale * rows
+    return _multiplied(use, rows, primal)
+
+
+def _multiplied(use: Use, rows: Tensor, primal: Values) -> Tensor:
+    rows = rows if use.scale == 1.0 else use.scale * rows
+    for number in use.multipliers:
+        rows = rows * primal[number].reshape(-1)
+    return rows
 
 
 def with_ones(rows: Tensor) -> Tensor:
@@ -96,8 +110,8 @@ def _matrix_rows(use: Use, operand: Tensor, *, is_x: bool) -> Tensor:
 
 
 def _one_hot(use: Use, indices: Tensor, g_shape: Sequence[int]) -> OneHot:
-    padding, size = use.settings
-    index = indices.expand(tuple(g_shape[:-1])).reshape(-1)
+    padding, size, summed = use.settings
+    index = indices.reshape(summed).expand(tuple(g_shape[:-1])).reshape(-1)
     return OneHot(torch.where(index == padding, -1, index) if padding >= 0 else index, size)
 
 
