@@ -14,13 +14,18 @@ Source: Schraudolph 2002, doi:10.1162/08997660260028683.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.jacobian import JacobianGraph
-from hesse.ad.loss import LossHessian
+from hesse.ad.likelihoods import LikelihoodCalls, seen_loss
+from hesse.ad.likelihoods.seen import Call
+from hesse.ad.loss import LinearLossError, LossHessian
 from hesse.ad.variables import BoundFunction, Leaves, tracked
+from hesse.errors import FunctionError
 
 
 class GaussNewtonGraph:
@@ -29,7 +34,14 @@ class GaussNewtonGraph:
     def __init__(self, f: BoundFunction, x: Leaves) -> None:
         with twice_differentiable():
             leaves = tracked(x)
-            self._loss = LossHessian(f.outputs(leaves), f.loss)
+            with LikelihoodCalls() as noted:
+                outputs = f.outputs(leaves)
+            try:
+                self._loss = LossHessian(outputs, f.loss)
+            except LinearLossError:
+                if not noted.calls:
+                    raise
+                self._loss = _loss_in_model(f.loss(outputs), noted.calls, leaves)
             self._loss.check_reads_outputs_only(leaves)
         self._jacobian = JacobianGraph(self._loss.tensors, leaves)
 
@@ -77,3 +89,19 @@ class GaussNewtonGraph:
             return self._jacobian.pull_back(Hu)
         parts = [(a * b).sum(dtype=torch.float64) for a, b in zip(u, Hu, strict=True)]
         return torch.stack(parts).sum()
+
+
+def _loss_in_model(value: Tensor, calls: Sequence[Call], x: list[Tensor]) -> LossHessian:
+    """The loss that the model computed itself, as a function of what its likelihoods are given."""
+    try:
+        seen = seen_loss(value, calls, x)
+    except FunctionError as error:
+        raise FunctionError(
+            expected="a model whose own loss is a weighted sum of losses of torch",
+            got=error.got,
+            remedy="Let the model return what goes into the loss (the logits, the prediction), and "
+            "the loss function compute the loss from it.",
+        ) from error
+    loss = LossHessian(seen.z, seen.of_parameters)
+    loss.value = seen.value
+    return loss

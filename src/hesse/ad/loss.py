@@ -32,6 +32,10 @@ from hesse.vectors.rows import joined
 _KINKS = re.compile("Sgn|Sign(?!al)|Threshold|Relu|Hardtanh|Huber|SmoothL1")
 
 
+class LinearLossError(FunctionError):
+    """The loss is linear in the outputs of the model, as where the model computes it itself."""
+
+
 class LossHessian:
     """The loss as a function of the outputs: its value, its slope, and products with H_L.
 
@@ -129,7 +133,7 @@ class LossHessian:
 
 def _check_curved(slope: Leaves) -> None:
     if not any(part.grad_fn is not None for part in slope):  # zeros may require a gradient
-        raise FunctionError(
+        raise LinearLossError(
             expected="a loss that is curved in the outputs of the model",
             got="a loss that is linear in them, whose Gauss-Newton matrix is zero",
             remedy="Let the model return what goes into the loss (the logits, the prediction), and "

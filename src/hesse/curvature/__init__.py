@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Curvature matrices as operators: Hessian, generalised Gauss-Newton matrix, Jacobian."""
+"""Curvature matrices as operators: Hessian, Gauss-Newton, Fisher, Jacobian, and others."""
 
+from hesse.curvature.fisher import fisher_operator, gradient_covariance_operator
 from hesse.curvature.gauss_newton import ggn_operator
 from hesse.curvature.hessian import hessian_operator
 from hesse.curvature.hvp import HVP, hvp
@@ -12,7 +13,9 @@ __all__ = [
     "HVP",
     "CurvatureOperator",
     "deterministic",
+    "fisher_operator",
     "ggn_operator",
+    "gradient_covariance_operator",
     "hessian_operator",
     "hvp",
     "jacobian_operator",

@@ -51,16 +51,19 @@ def within_budget(
     budget: MemoryBudget,
     what: str = "x",
     layouts: Mapping[Vectors, RowLayout] | None = None,
+    function: Callable[[Any], Any] | None = None,
 ) -> CurvatureOperator:
     """The operator whose products take no more memory than the budget; `what` names x.
 
-    `layouts`: as of `CurvatureOperator`; the batches of such a function are not cut.
+    `layouts`: as of `CurvatureOperator`; the batches of such a function are not cut. `function`:
+    from f, or f in smaller batches, to what the definition differentiates; default: f itself.
     """
     Space.of(x, what=what)
 
     def make(f: Any, options: ProductOptions) -> CurvatureOperator:
         check_at(f, x)
-        return CurvatureOperator(definition, f, x, options, layouts)
+        of = f if function is None else function(f)
+        return CurvatureOperator(definition, of, x, options, layouts)
 
     if budget is None:
         return make(f, options)

@@ -134,7 +134,7 @@ class Risk(OneLine):
         self._check_on([self.data.first])
 
     def __repr__(self) -> str:
-        model, loss = (getattr(f, "__name__", type(f).__name__) for f in (self.model, self.loss))
+        model, loss = getattr(self.model, "__name__", type(self.model).__name__), self.loss_name
         batches = f"{self.num_summands} batch{'es' if self.num_summands > 1 else ''}"
         return f"Risk({model}, {loss}, {batches}, weight_decay={self.weight_decay:g})"
 
@@ -154,6 +154,22 @@ class Risk(OneLine):
     def num_summands(self) -> int:
         """The number of batches."""
         return self.data.count
+
+    @property
+    def averages(self) -> bool:
+        """Whether the loss is a mean over the data, not a sum."""
+        return self._averages
+
+    @property
+    def loss_name(self) -> str:
+        """The name of the loss, for messages."""
+        return getattr(self.loss, "__name__", type(self.loss).__name__)
+
+    def with_loss(self, loss: Callable[[Any, Any], Tensor]) -> Risk:
+        """The same with another loss of the same reduction and weights, which is not tested."""
+        other = self._with(self.data)
+        other.loss, other.programs = loss, ProgramCache(self.programs.limit)
+        return other
 
     @public("hesse.Risk.on(data)")
     def on(self, data: Any, *, weight: Weight | None = None) -> Risk:
@@ -202,7 +218,7 @@ class Risk(OneLine):
         """R = sum_b c_b loss_b + (lambda / 2) |params|^2, one summand for each batch."""
         for coefficient, batch in self.batches():
             data, key = flatten_batch(batch)
-            yield Summand(coefficient, self._batch_loss(batch), data, key)
+            yield Summand(coefficient, self.loss_of(batch), data, key)
         if self.weight_decay:
             yield Summand(1.0, Quadratic(self.weight_decay), key="weight decay")
 
@@ -222,22 +238,23 @@ class Risk(OneLine):
         """The outputs of the model for the inputs of a batch."""
         if self._names is not None:
             self._names.check(params)
-        return self._batch_loss(batch).outputs(params)
+        return self.loss_of(batch).outputs(params)
 
     def batch_loss(self, outputs: Any, batch: Batch) -> Tensor:
         """The scalar loss of a batch, given the outputs of the model."""
-        return self._batch_loss(batch).loss(outputs)
+        return self.loss_of(batch).loss(outputs)
 
     def loss_of_batch(self, params: Tree, batch: Batch) -> Tensor:
         """The scalar loss of a batch at these parameters."""
         if self._names is not None:
             self._names.check(params)
-        return self._batch_loss(batch)(params)
+        return self.loss_of(batch)(params)
 
-    def _batch_loss(self, batch: Batch) -> BatchLoss:
-        return BatchLoss(self._call_model, self._loss_of, batch)
+    def loss_of(self, batch: Batch) -> BatchLoss:
+        """The loss of a batch as a function of the parameters, and of the outputs of the model."""
+        return BatchLoss(self._call_model, self._scalar_loss, batch)
 
-    def _loss_of(self, outputs: Any, targets: Any) -> Tensor:
+    def _scalar_loss(self, outputs: Any, targets: Any) -> Tensor:
         with users_contexts():
             return check_scalar(self.loss(outputs, targets), "loss(outputs, targets)")
 
@@ -271,11 +288,11 @@ class Risk(OneLine):
 
     def _check_batch(self, params: Tree, batch: Batch) -> float:
         """Test model and loss on a batch, and its slices against it; the tolerance for that."""
-        trial = try_model(self.model, self.loss, self._loss_of, params, batch)
+        trial = try_model(self.model, self.loss, self._scalar_loss, params, batch)
         self._call_model = trial.call
         if self.num_summands > 1:
             check_average(
-                lambda part: self._batch_loss(part)(params).detach(),
+                lambda part: self.loss_of(part)(params).detach(),
                 trial.value, batch, self.data, mean=self._averages, rtol=trial.rtol,
             )  # fmt: skip
         return trial.rtol
@@ -286,13 +303,13 @@ class Risk(OneLine):
         def evaluate(batch: Batch) -> EvaluatedBatch:
             with explaining(params, batch):
                 moved = batch.to(device_of(params))
-                outputs, value = self._batch_loss(moved).outputs_and_loss(params)
+                outputs, value = self.loss_of(moved).outputs_and_loss(params)
             outputs, value = map_outputs(Tensor.detach, outputs), float(value.detach())
             return EvaluatedBatch(moved.targets, outputs, num_examples(batch), batch.weight, value)
 
         def loss(outputs: Any, targets: Any) -> Tensor:
             with self._call_model.substitution(params):
-                return self._loss_of(outputs, targets).detach()
+                return self._scalar_loss(outputs, targets).detach()
 
         mean = self._averages
         check_batches(evaluate, loss, self.data, self.data, mean=mean, rtol=rtol)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Examples`: which rows of the likelihoods of a batch belong to which example."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hesse.ad.likelihoods import Likelihood
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The dimension of z, from the end, that counts the examples.
+
+    It may count more than them: (batch, sequence) as one dimension, in either order.
+
+    >>> Axis(-1, outer=False).split(torch.arange(4), 2)         # two places of two examples
+    tensor([[0, 2],
+            [1, 3]])
+    """
+
+    dim: int
+    outer: bool = True
+    """Whether the examples come before what shares their dimension."""
+
+    def split(self, rows: Tensor, examples: int) -> Tensor:
+        """The rows with the examples in a dimension of their own, at `dim - 1`."""
+        if self.outer:
+            return rows.unflatten(self.dim, (examples, -1))
+        return rows.unflatten(self.dim, (-1, examples)).transpose(self.dim - 1, self.dim)
+
+    def joined(self, split: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        split = split if self.outer else split.transpose(self.dim - 1, self.dim)
+        return split.flatten(self.dim - 1, self.dim)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The number of examples of a batch, and their axis in each likelihood.
+
+    `average`: whether the loss averages over its rows, so that an example weighs as its rows
+    count; otherwise every example weighs one.
+    """
+
+    number: int
+    axes: tuple[Axis, ...]
+    average: bool = True
+
+    def summed(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        """In the place of each row the sum over all rows of its example, in all likelihoods.
+
+        The rows may have one leading dimension more than those of the likelihoods.
+        """
+        split = [axis.split(t, self.number) for axis, t in zip(self.axes, rows, strict=True)]
+        sums = [self._sums(axis, t) for axis, t in zip(self.axes, split, strict=True)]
+        total = torch.stack(sums).sum(0)
+        return [
+            axis.joined(_spread(axis, total, t)) for axis, t in zip(self.axes, split, strict=True)
+        ]
+
+    def weights(self, likelihoods: Sequence[Likelihood]) -> list[Tensor]:
+        """In the place of each row the weight of its example in the mean, shaped like the rows."""
+        shares = []
+        for axis, likelihood in zip(self.axes, likelihoods, strict=True):
+            counts = likelihood.counts.expand(likelihood.z.shape)
+            split = axis.split(counts[None], self.number)
+            share = self._sums(axis, split)
+            shares.append(share / share.sum())
+        weight = torch.stack(shares).mean(0) if self.average else torch.ones_like(shares[0])
+        result = []
+        for axis, likelihood in zip(self.axes, likelihoods, strict=True):
+            rows = likelihood.row_inner(likelihood.parameters, likelihood.parameters)[None]
+            result.append(axis.joined(_spread(axis, weight, axis.split(rows, self.number)))[0])
+        return result
+
+    def _sums(self, axis: Axis, split: Tensor) -> Tensor:
+        """The sums of the rows of each example, shape (leading, examples)."""
+        return split.movedim(axis.dim - 1, 1).flatten(2).sum(2) if split.ndim > 2 else split
+
+
+def _spread(axis: Axis, total: Tensor, like: Tensor) -> Tensor:
+    """Numbers (leading, examples) in the place of the rows of a split tensor."""
+    shape = [1] * like.ndim
+    shape[0], shape[axis.dim - 1] = total.shape
+    return total.reshape(shape).expand(total.shape[0], *like.shape[1:])

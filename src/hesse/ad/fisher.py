@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Products with Fisher matrices J' B J, where B has a small block for every row of a likelihood.
+
+$$ F = \sum_i J_i^T B_i J_i, \qquad B_i = \omega_i F_i \ \text{(exact)}, \quad
+   \tfrac1m \sum_j r_{ij} r_{ij}^T \ \text{(sampled)}, \quad r_i r_i^T \ \text{(empirical)} $$
+
+with r = sqrt(omega) times the slope of -log p(y | z), y drawn from the model or observed. A product
+costs J v and J'u, as with a Gauss-Newton matrix: the gradients of single examples are not taken.
+
+References: Amari 1998, doi:10.1162/089976698300017746; Martens 2020,
+https://jmlr.org/papers/v21/17-678.html; Kunstner, Balles, Hennig 2019, arXiv:1905.12558.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hesse.ad.double_backward import twice_differentiable
+from hesse.ad.examples import Examples
+from hesse.ad.jacobian import JacobianGraph
+from hesse.ad.likelihoods import Likelihood, LikelihoodCalls, SeenLoss, seen_loss
+from hesse.ad.variables import BoundFunction, Leaves, tracked
+
+Blocks = Literal["exact", "sampled", "empirical", "gradients"]
+"""B: the Fisher matrix of a row, of drawn targets, of those observed, or the loss gradients of
+examples, each over the weight that it has in the mean."""
+
+
+@dataclass(frozen=True)
+class LikelihoodLoss:
+    """A loss of one batch, with what a Fisher matrix of it needs to know.
+
+    Args:
+        function: the variables -> a scalar.
+        name: of the loss, for messages.
+        uniform: the numbers from which targets are drawn, a tensor (m, *noise_shape) for each
+            likelihood.
+        examples: where the rows of each example are; None where rows count as they are.
+    """
+
+    function: Any
+    name: str
+    uniform: tuple[Tensor, ...] = ()
+    examples: Examples | None = None
+
+    knows_its_leaves = True
+
+    def __call__(self, x: Any) -> Tensor:
+        return self.function(x)
+
+
+class FisherGraph:
+    """J' B J at x, with the value and the gradient; retains the graphs of z and J'u."""
+
+    needs_check = False
+
+    def __init__(self, f: BoundFunction, x: Leaves, blocks: Blocks) -> None:
+        with twice_differentiable():
+            leaves = tracked(x)
+            self._loss = seen(f, leaves)
+        self._jacobian = JacobianGraph(self._loss.z, leaves)
+        self._blocks: Blocks = blocks
+        self._examples: Examples | None = f.function.examples
+        self._columns = self._slopes(f.function.uniform)
+
+    def _slopes(self, uniform: Sequence[Tensor]) -> list[list[Tensor]]:
+        """r of each likelihood, with a leading dimension of draws; none where B is exact."""
+        likelihoods, slopes = self._loss.likelihoods, self._loss.slopes
+        if self._blocks == "sampled":
+            pairs = zip(likelihoods, uniform, strict=True)
+            return [likelihood.slope(likelihood.draw(numbers)) for likelihood, numbers in pairs]
+        if self._blocks == "empirical":
+            pairs = zip(likelihoods, slopes, strict=True)
+            return [[r[None] for r in likelihood.observed(slope)] for likelihood, slope in pairs]
+        if self._blocks == "gradients":
+            return [[part[None] for part in parts] for parts in slopes]
+        return []
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """The value of the loss, in a list."""
+        return [self._loss.value]
+
+    @property
+    def gradient(self) -> list[Tensor]:
+        """J' dL/dz."""
+        return self._jacobian.pull_back(self._loss.slope)
+
+    @property
+    def node_names(self) -> list[str]:
+        """The names of the nodes of the graph of z."""
+        return self._jacobian.node_names
+
+    @property
+    def custom_function(self) -> str | None:
+        """A user's `autograd.Function` on the way to z; it has been checked."""
+        return self._jacobian.custom_function
+
+    @property
+    def retained(self) -> list[Tensor]:
+        """The parameters of the likelihoods and J'u, with their graphs."""
+        return self._jacobian.retained
+
+    def check(self) -> None:
+        """Raise unless the loss is a likelihood at these outputs."""
+        self._loss.check()
+
+    def apply(self, quantity: str, direction: Leaves) -> list[Tensor] | Tensor:
+        """J' B J v; or v' J' B J v, without the backward pass: half the cost."""
+        u = self._jacobian.push_forward(direction)
+        Bu = self._times_blocks(u)
+        if quantity == "product":
+            return self._jacobian.pull_back([b.to(a.dtype) for a, b in zip(u, Bu, strict=True)])
+        parts = [(a * b).sum(dtype=torch.float64) for a, b in zip(u, Bu, strict=True)]
+        return torch.stack(parts).sum()
+
+    def _times_blocks(self, u: Sequence[Tensor]) -> list[Tensor]:
+        """B u, in the order of z."""
+        likelihoods, rest = self._loss.likelihoods, iter(u)
+        pairs = [(each, [next(rest) for _ in each.parameters]) for each in likelihoods]
+        if self._blocks == "exact":
+            return [part for likelihood, own in pairs for part in likelihood.product(own)]
+        rows = [
+            likelihood.row_inner(r, own)
+            for (likelihood, own), r in zip(pairs, self._columns, strict=True)
+        ]
+        if self._examples is not None:
+            rows = self._examples.summed(rows)
+        if self._blocks == "gradients":
+            rows = self._over_weights(rows)
+        result = []
+        for (likelihood, _), r, t in zip(pairs, self._columns, rows, strict=True):
+            result += [part.mean(0) for part in likelihood.row_multiples(r, t)]
+        return result
+
+    def _over_weights(self, rows: list[Tensor]) -> list[Tensor]:
+        """Sums of examples over the weights that these have in the mean."""
+        assert self._examples is not None
+        weights = self._examples.weights(self._loss.likelihoods)
+        safe = [torch.where(w > 0, w, torch.ones_like(w)) for w in weights]
+        return [t / w for t, w in zip(rows, safe, strict=True)]
+
+
+def seen(f: BoundFunction, leaves: Sequence[Tensor]) -> SeenLoss:
+    """The likelihoods of the loss f at these leaves."""
+    with LikelihoodCalls() as noted:
+        value = f(leaves)
+    return seen_loss(value, noted.calls, leaves, f.function.name)
+
+
+def noise_shapes(likelihoods: Sequence[Likelihood]) -> list[torch.Size]:
+    """The shapes of the uniform numbers that one draw takes."""
+    return [likelihood.noise_shape for likelihood in likelihoods]

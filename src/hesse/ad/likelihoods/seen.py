@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The likelihoods inside a loss, seen while it is computed.
+
+A loss may be a closure, reshape what it is given, add several terms up, or be computed by the model
+itself. In all of these it calls a loss function of torch in the end. `LikelihoodCalls` notes these
+calls, and `seen_loss` turns them into likelihoods: what a call is given as input is z, and its rows
+weigh what the call says times the derivative of the loss in the value of the call.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from hesse.ad.double_backward import gradients, twice_differentiable
+from hesse.ad.graph_nodes import leaves_of
+from hesse.ad.likelihoods import categorical, entrywise
+from hesse.ad.likelihoods.likelihood import Likelihood, wide
+from hesse.ad.variables import Leaves, number, tracked
+from hesse.errors import FunctionError
+
+_LIKELIHOODS: dict[Any, Callable[[Any, Tensor], Likelihood]] = {
+    F.cross_entropy: categorical.cross_entropy,
+    F.nll_loss: categorical.nll_loss,
+    F.mse_loss: entrywise.mse_loss,
+    F.binary_cross_entropy_with_logits: entrywise.binary_cross_entropy_with_logits,
+    F.binary_cross_entropy: entrywise.binary_cross_entropy,
+    F.poisson_nll_loss: entrywise.poisson_nll_loss,
+    F.gaussian_nll_loss: entrywise.gaussian_nll_loss,
+}
+_SIGNATURES = {function: inspect.signature(function) for function in _LIKELIHOODS}
+LOSSES = sorted(function.__name__ for function in _LIKELIHOODS)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a loss of torch: its arguments by name, its value, what has been written to."""
+
+    function: Any
+    arguments: dict[str, Any]
+    value: Tensor
+    versions: tuple[int, ...]
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The tensors that the distribution is given by."""
+        names = ("input", "var") if self.function is F.gaussian_nll_loss else ("input",)
+        return tuple(p for p in map(self.arguments.get, names) if isinstance(p, Tensor))
+
+    @property
+    def name(self) -> str:
+        """Of the function."""
+        return self.function.__name__
+
+    @property
+    def present_versions(self) -> tuple[int, ...]:
+        """What changes when somebody writes to the parameters."""
+        return tuple(-1 if p.is_inference() else p._version for p in self.parameters)
+
+    def at(self, parameters: Sequence[Tensor]) -> Tensor:
+        """The value for other parameters of the distribution."""
+        changed = dict(zip(("input", "var"), parameters, strict=False))
+        return self.function(**{**self.arguments, **changed})
+
+
+class LikelihoodCalls(TorchFunctionMode):
+    """Within it, calls of the losses of torch that are likelihoods are noted.
+
+    >>> z = torch.zeros(2, 3, requires_grad=True)
+    >>> with LikelihoodCalls() as seen:
+    ...     _ = 0.5 * F.cross_entropy(z, torch.tensor([0, 2]), reduction="sum")
+    >>> [call.name for call in seen.calls]
+    ['cross_entropy']
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call `func`."""
+        kwargs = kwargs or {}
+        value = func(*args, **kwargs)
+        if func not in _SIGNATURES:
+            return value
+        arguments = _arguments(func, args, kwargs)
+        # A copy, so that what the user writes into the value (loss *= 2) comes after it.
+        call = Call(func, arguments, value.clone(), ())
+        self.calls.append(replace(call, versions=call.present_versions))
+        return call.value
+
+
+@dataclass(frozen=True)
+class SeenLoss:
+    """L = sum_k c_k' l_k + const, with likelihoods l_k of the tensors z_k.
+
+    Args:
+        value: L.
+        likelihoods: those of its calls that depend on the variables.
+        slopes: the derivative of each c_k' l_k in its parameters.
+        calls, weights: the calls and c_k.
+    """
+
+    value: Tensor
+    likelihoods: list[Likelihood]
+    slopes: list[list[Tensor]]
+    calls: list[Call]
+    weights: list[Tensor]
+
+    @property
+    def z(self) -> list[Tensor]:
+        """The parameters of all likelihoods, with their graph."""
+        return [part for likelihood in self.likelihoods for part in likelihood.parameters]
+
+    @property
+    def slope(self) -> list[Tensor]:
+        """dL/dz, one tensor for each of `z`."""
+        return [part for parts in self.slopes for part in parts]
+
+    def of_parameters(self, z: Sequence[Tensor]) -> Tensor:
+        """L without its constant, as a function of the parameters of its likelihoods."""
+        rest, total = iter(z), []
+        for call, c in zip(self.calls, self.weights, strict=True):
+            values = call.at([next(rest) for _ in call.parameters])
+            total.append((c * values).sum())
+        return torch.stack(total).sum()
+
+    def check(self) -> None:
+        """Raise unless weights are at least zero and probabilities add up to one."""
+        for call, likelihood in zip(self.calls, self.likelihoods, strict=True):
+            if bool((likelihood.omega < 0).any()):
+                raise _refused(f"{call.name} with negative weights", "Let all weights be >= 0")
+            if isinstance(likelihood, categorical.LogProbabilities):
+                total = likelihood.p.sum(likelihood.row_dim) - 1.0
+                if float(total.abs().max()) > 100 * torch.finfo(likelihood.parameters[0].dtype).eps:
+                    raise _refused(
+                        f"{call.name} of inputs whose exponentials do not add up to one",
+                        "Give it log-probabilities, such as those of log_softmax",
+                    )
+
+
+def seen_loss(value: Tensor, calls: Sequence[Call], x: Leaves, loss: str = "the loss") -> SeenLoss:
+    """The likelihoods of a loss with this value, from the calls that were noted.
+
+    Args:
+        value: the loss, with its graph.
+        calls: those noted while it was computed.
+        x: the leaves that it depends on.
+        loss: its name, for messages.
+
+    Raises:
+        FunctionError: the loss is no weighted sum of likelihoods, or depends on x by another way.
+    """
+    calls = [call for call in calls if call.value.requires_grad]
+    weights = gradients(value, [c.value for c in calls], create_graph=True) if calls else ()
+    pairs = [(call, c) for call, c in zip(calls, weights, strict=True) if c is not None]
+    if not pairs:
+        raise _refused(f"{loss}, in which none of them is called")
+    for call, c in pairs:
+        if c.requires_grad:
+            raise _refused(f"{loss}, which is not linear in the value of its {call.name}")
+        if call.versions != call.present_versions:
+            raise _refused(
+                f"{loss}, which writes into what its {call.name} was given",
+                "Let it change a copy",
+            )
+        _check_arguments(call)
+    nodes = _nodes_above(value, [call.value for call, _ in pairs])
+    if {id(leaf) for leaf in x} & leaves_of(nodes).keys():
+        names = " and ".join(sorted({call.name for call, _ in pairs}))
+        raise _refused(
+            f"{loss}, which depends on the parameters by another way than through its {names}",
+            "Give an L2 penalty as weight_decay=; leave out other terms",
+        )
+    calls, weights = [call for call, _ in pairs], [c.detach() for _, c in pairs]
+    likelihoods = [
+        _LIKELIHOODS[call.function](call.arguments, wide(c))
+        for call, c in zip(calls, weights, strict=True)
+    ]
+    slopes = [_slope(call, c) for call, c in zip(calls, weights, strict=True)]
+    return SeenLoss(number(value), likelihoods, slopes, calls, weights)
+
+
+def _slope(call: Call, c: Tensor) -> list[Tensor]:
+    """The derivative of c'l in the parameters, which may depend on one another in the model."""
+    with twice_differentiable():
+        z = tracked(call.parameters)
+        parts = gradients(call.at(z), z, c)
+    pairs = zip(parts, z, strict=True)
+    return [torch.zeros_like(leaf) if part is None else part for part, leaf in pairs]
+
+
+def _nodes_above(value: Tensor, inner: Sequence[Tensor]) -> list[Any]:
+    """The nodes of the graph of `value`, without what lies below the tensors `inner`."""
+    stop = {tensor.grad_fn for tensor in inner}
+    seen, nodes, found = set(stop), [value.grad_fn], []
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found.append(node)
+        nodes.extend(below for below, _ in node.next_functions)
+    return found
+
+
+def _arguments(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments by name; a number as variance becomes a tensor."""
+    bound = _SIGNATURES[function].bind(*args, **kwargs)
+    bound.apply_defaults()
+    a = dict(bound.arguments)
+    if function is F.gaussian_nll_loss and not isinstance(a["var"], Tensor):
+        a["var"] = torch.full_like(a["input"], float(a["var"]))
+    if function is F.mse_loss and a["target"].requires_grad and not a["input"].requires_grad:
+        a["input"], a["target"] = a["target"], a["input"]
+    return a
+
+
+def _check_arguments(call: Call) -> None:
+    """Raise unless the parameters of the distribution are all that varies."""
+    arguments = call.arguments
+    legacy = arguments.get("size_average") is not None or arguments.get("reduce") is not None
+    if legacy:
+        raise _refused(f"{call.name} with size_average= or reduce=", "Give reduction=")
+    is_entrywise = call.function not in (F.cross_entropy, F.nll_loss)
+    shapes = [tuple(arguments[name].shape) for name in ("input", "target")]
+    if is_entrywise and shapes[0] != shapes[1]:
+        raise _refused(
+            f"{call.name} of inputs {shapes[0]} and targets {shapes[1]}", "Give them one shape"
+        )
+    for name in ("target", "weight", "pos_weight"):
+        argument = arguments.get(name)
+        if isinstance(argument, Tensor) and argument.requires_grad:
+            raise _refused(
+                f"{call.name} whose argument {name} depends on the parameters",
+                f"Call .detach() on {name}",
+            )
+
+
+def _refused(got: str, remedy: str = "") -> FunctionError:
+    return FunctionError(
+        expected=f"a loss that is a likelihood: a weighted sum of {', '.join(LOSSES)} of torch",
+        got=got,
+        remedy=f"{remedy or 'Compute the loss by one of these'}; or give likelihood=, one of "
+        "these losses with the same derivative. hesse.ggn_operator needs no likelihood.",
+    )

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`LikelihoodSum`: a risk as a sum of likelihoods, with the random numbers of their draws."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.ad.double_backward import twice_differentiable
+from hesse.ad.examples import Axis, Examples
+from hesse.ad.fisher import LikelihoodLoss, seen
+from hesse.ad.likelihoods import SeenLoss
+from hesse.ad.quadratic import Quadratic
+from hesse.ad.summands import Summand
+from hesse.ad.variables import BoundFunction, Variables, tracked
+from hesse.data.slicing import num_examples
+from hesse.engine.data_version import DataVersion
+from hesse.engine.program_cache import ProgramCache
+from hesse.errors import DataError
+from hesse.risk.risk import BatchLoss, Risk
+from hesse.vectors.space import Space, Tree
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The uniform numbers from which targets are drawn: the same at every sweep and every point."""
+
+    samples: int
+    seed: int
+
+    def uniform(self, index: int, shapes: list[torch.Size], like: Tensor) -> tuple[Tensor, ...]:
+        """Numbers for the likelihoods of a batch, shape (samples, *noise_shape) each."""
+        generator = torch.Generator().manual_seed((self.seed + index) % 2**63)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        return tuple(
+            torch.rand(self.samples, *shape, generator=generator, dtype=dtype).to(like.device)
+            for shape in shapes
+        )
+
+
+@dataclass(frozen=True)
+class LikelihoodSum:
+    """The summands of a risk, each of which knows what a Fisher matrix needs.
+
+    Args:
+        risk: the risk.
+        params: a point, at which it is seen how many random numbers a batch takes.
+        draws: how targets are drawn; None if they are not.
+        axes: where the examples are in each likelihood, if rows are summed over examples.
+        is_mean: whether the summands are the mean over all examples, without the weight decay, even
+            if the loss of the risk adds up.
+    """
+
+    risk: Risk
+    params: Tree
+    draws: Draws | None = None
+    axes: tuple[Axis, ...] | None = None
+    is_mean: bool = False
+    _shapes: dict[Hashable, list[torch.Size]] = field(default_factory=dict, compare=False)
+    _uniform: dict[int, tuple[DataVersion, tuple[Tensor, ...]]] = field(
+        default_factory=dict, compare=False
+    )
+
+    @property
+    def num_summands(self) -> int:
+        """As of the risk."""
+        return self.risk.num_summands
+
+    @property
+    def holds_data(self) -> bool:
+        """As of the risk."""
+        return self.risk.holds_data
+
+    @property
+    def programs(self) -> ProgramCache:
+        """Those of the risk."""
+        return self.risk.programs
+
+    def check_at(self, params: Tree) -> None:
+        """As of the risk."""
+        self.risk.check_at(params)
+
+    def summands(self) -> Iterator[Summand]:
+        """Those of the risk."""
+        scale = 1.0
+        if self.is_mean and not self.risk.averages:
+            scale = 1.0 / sum(_count(batch) for _, batch in self.risk.batches())
+        for index, summand in enumerate(self.risk.summands()):
+            if not isinstance(summand.function, Quadratic):
+                yield self._of_batch(index, summand, scale)
+            elif not self.is_mean:
+                yield summand
+
+    def _of_batch(self, index: int, summand: Summand, scale: float) -> Summand:
+        uniform = () if self.draws is None else self._numbers(index, summand, self.draws)
+        examples = None
+        if self.axes is not None:
+            number = _count(summand.function.batch)
+            examples = Examples(number, self.axes, self.risk.averages)
+        loss = LikelihoodLoss(summand.function, self.risk.loss_name, uniform, examples)
+        return replace(
+            summand,
+            coefficient=scale * summand.coefficient,
+            function=loss,
+            data=(*summand.data, *uniform),
+        )
+
+    def _numbers(self, index: int, summand: Summand, draws: Draws) -> tuple[Tensor, ...]:
+        """The random numbers of a batch, which must be the one that had this index before."""
+        version, uniform = self._uniform.get(index, (None, None))
+        if version is None or uniform is None:
+            version = DataVersion.of(summand.data)
+            form = tuple(tensor.shape for tensor in summand.data)
+            if form not in self._shapes:
+                loss = seen_at(self.risk, self.params, summand.function)
+                self._shapes[form] = [each.noise_shape for each in loss.likelihoods]
+            like = Space.of(self.params).leaves(self.params)[0]
+            uniform = draws.uniform(index, self._shapes[form], like)
+            self._uniform[index] = version, uniform
+        elif not version.matches(summand.data):
+            raise DataError(
+                expected="the same batches in the same order at every sweep: each has its own "
+                "draws",
+                got=f"other data in batch {index} than at the first sweep",
+                remedy="Give a list of batches, as list(loader) does, or a loader with "
+                "shuffle=False; kind='exact' and 'empirical' take them in any order.",
+            )
+        return uniform
+
+
+def seen_at(risk: Risk, params: Tree, function: BatchLoss) -> SeenLoss:
+    """The likelihoods of a batch at these parameters."""
+    space = Space.of(params, what="params")
+    variables = Variables.of(space.copy(params), space)
+    loss = BoundFunction(LikelihoodLoss(function, risk.loss_name), variables)
+    with twice_differentiable():
+        return seen(loss, tracked(variables.x))
+
+
+def _count(batch: Any) -> int:
+    number = num_examples(batch)
+    return 1 if number is None else number
