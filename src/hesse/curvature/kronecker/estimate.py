@@ -13,9 +13,11 @@ from typing import Literal
 
 from torch import Tensor
 
+from hesse.ad.examples import Axis
+from hesse.ad.fisher import LikelihoodLoss
 from hesse.ad.quadratic import Quadratic
 from hesse.ad.summands import Summand
-from hesse.ad.variables import BoundFunction, Variables, tracked
+from hesse.ad.variables import BoundFunction, Leaves, Variables, tracked
 from hesse.curvature.kronecker.blocks import Block
 from hesse.curvature.kronecker.examples import ExampleMap, read_map, scales
 from hesse.curvature.kronecker.layout import BlockLayout
@@ -30,8 +32,10 @@ from hesse.curvature.kronecker.roots import (
     vectors,
 )
 from hesse.curvature.kronecker.rows import gradient_rows, rows_of_g
+from hesse.curvature.likelihood_sum import seen_at
+from hesse.curvature.rows_of_examples import example_axes
 from hesse.data.slicing import num_examples
-from hesse.errors import DataError
+from hesse.errors import DataError, FunctionError
 from hesse.operators.batched_kronecker import Factors
 from hesse.operators.eigenbasis import refreshed_basis
 from hesse.risk.risk import Risk
@@ -86,7 +90,9 @@ class Estimator:
 
     def __init__(self, risk: Risk, settings: Settings) -> None:
         self.risk, self.settings = risk, settings
-        self.programs = FactorPrograms()
+        self.programs = FactorPrograms(lambda f, leaves: self._roots(f, leaves).z)
+        self.axes: tuple[Axis, ...] | None = None
+        self._unseen = False
         self.fisher: str = settings.fisher
         self.vectors = 0
 
@@ -97,6 +103,7 @@ class Estimator:
             params: the point.
             previous: those of a point nearby, whose eigenbases are refreshed instead of computed.
         """
+        self._see_likelihoods(params)
         space = Space.of(params)
         variables = Variables.of(space.copy(params), space)
         moments: list[Moments] = []
@@ -191,8 +198,8 @@ class Estimator:
     def _enter(
         self, summand: Summand, variables: Variables, examples: int, seed: int
     ) -> _Visit:
-        f = BoundFunction(summand.function, variables)
-        loss = loss_roots(f, tracked(variables.x))
+        f = BoundFunction(LikelihoodLoss(summand.function, self.risk.loss_name), variables)
+        loss = self._roots(f, tracked(variables.x))
         single = examples == 1 and self.risk.num_summands == 1
         point = self.programs.enter(
             f, summand.data, summand.key, loss.z, single_example=single
@@ -212,6 +219,22 @@ class Estimator:
             visit.loss, self.fisher, visit.examples, self.settings.samples, visit.seed
         ):
             yield weight, visit.point.tangent(u)
+
+    def _roots(self, f: BoundFunction, leaves: Leaves) -> LossRoots:
+        return loss_roots(f, leaves, self.axes)
+
+    def _see_likelihoods(self, params: Tree) -> None:
+        """Find the examples in the likelihoods of the loss, if that is made of likelihoods."""
+        if self.axes is not None or self._unseen:
+            return
+        try:
+            seen_at(self.risk, params, self.risk.loss_of(self.risk.data.first))
+        except FunctionError:
+            if self.settings.fisher == "empirical":
+                raise
+            self._unseen = True
+            return
+        self.axes = example_axes(self.risk, params, needed=True)
 
     # -- Examples ----------------------------------------------------------------------------------
 

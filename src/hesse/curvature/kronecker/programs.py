@@ -8,7 +8,7 @@ weight gradients themselves, a third of the work of a backward pass, are in neit
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,9 @@ from torch import Tensor
 
 from hesse.ad.double_backward import derivative, twice_differentiable
 from hesse.ad.jacobian import random_like
-from hesse.ad.variables import BoundFunction, tracked
+from hesse.ad.variables import BoundFunction, Leaves, tracked
 from hesse.curvature.kronecker.examples import ExampleMap
 from hesse.curvature.kronecker.layout import BlockLayout, block_layouts
-from hesse.curvature.kronecker.roots import loss_roots
 from hesse.engine.closeness import agree
 from hesse.surroundings import users_autocasts
 from hesse.tracing.functionalize import trace
@@ -72,9 +71,14 @@ class FactorPoint:
 
 
 class FactorPrograms:
-    """The programs of a model, one for every shape of data."""
+    """The programs of a model, one for every shape of data.
 
-    def __init__(self) -> None:
+    Args:
+        outputs: (f, leaves) -> z, the outputs at which vectors u begin, with their graph.
+    """
+
+    def __init__(self, outputs: Callable[[BoundFunction, Leaves], list[Tensor]]) -> None:
+        self._outputs = outputs
         self._known: dict[Hashable, FactorProgram] = {}
         self.traces = 0
 
@@ -106,7 +110,7 @@ class FactorPrograms:
             point = _entered(key, program, inputs)
             if point is not None and agree(point.outputs, z, _eps(z)):
                 return point
-        program = _traced(f, inputs, z, single_example)
+        program = _traced(f, inputs, z, self._outputs, single_example)
         self.traces += 1
         point = _entered(key, program, inputs)
         if point is None or not agree(point.outputs, z, _eps(z)):
@@ -147,14 +151,18 @@ def _entered(
 
 
 def _traced(
-    f: BoundFunction, inputs: list[Tensor], z: Sequence[Tensor], single_example: bool
+    f: BoundFunction,
+    inputs: list[Tensor],
+    z: Sequence[Tensor],
+    outputs_of: Callable[[BoundFunction, Leaves], list[Tensor]],
+    single_example: bool,
 ) -> FactorProgram:
     variables, u = f.variables, random_like(z)
 
     def everything() -> list[Tensor]:
         with twice_differentiable():
             leaves = tracked(variables.x)
-            outputs = loss_roots(f, leaves).z
+            outputs = outputs_of(f, leaves)
             return [*(part.detach() for part in outputs), *derivative(outputs, leaves, u)]
 
     graph = simplify(trace(everything, [*inputs, *u]))

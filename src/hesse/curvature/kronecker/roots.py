@@ -20,6 +20,9 @@ import torch
 from torch import Tensor
 
 from hesse.ad.double_backward import twice_differentiable
+from hesse.ad.examples import Axis
+from hesse.ad.fisher import seen
+from hesse.ad.likelihoods import SeenLoss
 from hesse.ad.loss import LossHessian
 from hesse.ad.variables import BoundFunction, Leaves
 from hesse.errors import FunctionError
@@ -45,8 +48,8 @@ class LossRoots(ABC):
         """S e with S S' = B, shaped like z."""
 
     @abstractmethod
-    def observed(self) -> list[Tensor]:
-        """r with r r' the block of each row of the empirical Fisher matrix."""
+    def observed(self, generator: torch.Generator) -> list[Tensor]:
+        """r times a random sign for every row, r r' the block of the empirical Fisher matrix."""
 
     @abstractmethod
     def per_example(self, examples: int) -> list[int]:
@@ -55,10 +58,6 @@ class LossRoots(ABC):
     @abstractmethod
     def spread(self, numbers: Sequence[Tensor]) -> list[Tensor]:
         """Numbers (examples, entries of an example) in the shape of z; one column serves all."""
-
-    @abstractmethod
-    def row_signs(self, generator: torch.Generator) -> list[Tensor]:
-        """A random sign for every row, broadcastable to z."""
 
 
 def exact_count(loss: LossRoots, examples: int) -> int:
@@ -78,8 +77,7 @@ def vectors(
         if fisher == "sampled":
             u = loss.root([_signs(z.shape, generator, z) for z in loss.z])
         else:
-            signs = loss.row_signs(generator)
-            u = [r * sign for r, sign in zip(loss.observed(), signs, strict=True)]
+            u = loss.observed(generator)
         yield 1.0 / samples, _like(u, loss.z)
 
 
@@ -108,6 +106,51 @@ def _like(u: Sequence[Tensor], z: Sequence[Tensor]) -> list[Tensor]:
     return [part.to(like.dtype) for part, like in zip(u, z, strict=True)]
 
 
+# -- A loss whose likelihoods are seen -------------------------------------------------------------
+
+
+class LikelihoodRoots(LossRoots):
+    """Roots of the Fisher matrices of the likelihoods in a loss.
+
+    Args:
+        loss: the likelihoods.
+        axes: where the examples are in each.
+    """
+
+    def __init__(self, loss: SeenLoss, axes: Sequence[Axis]) -> None:
+        self._loss, self.z = loss, loss.z
+        self._axes = [
+            Axis(axis.dim + likelihood.z.ndim - part.ndim, outer=axis.outer)
+            for axis, likelihood in zip(axes, loss.likelihoods, strict=True)
+            for part in likelihood.parameters
+        ]
+
+    def per_example(self, examples: int) -> list[int]:
+        return [z.numel() // examples for z in self.z]
+
+    def spread(self, numbers: Sequence[Tensor]) -> list[Tensor]:
+        parts = []
+        for part, z, axis in zip(numbers, self.z, self._axes, strict=True):
+            shape = axis.split(z, len(part)).movedim(axis.dim - 1, 0).shape
+            whole = part.expand(-1, z.numel() // len(part)).reshape(shape)
+            parts.append(axis.joined(whole.movedim(0, axis.dim - 1)))
+        return parts
+
+    def root(self, e: Sequence[Tensor]) -> list[Tensor]:
+        rest, parts = iter(e), []
+        for likelihood in self._loss.likelihoods:
+            parts += likelihood.root([next(rest) for _ in likelihood.parameters])
+        return parts
+
+    def observed(self, generator: torch.Generator) -> list[Tensor]:
+        parts = []
+        for likelihood, slope in zip(self._loss.likelihoods, self._loss.slopes, strict=True):
+            rows = likelihood.row_inner(likelihood.parameters, likelihood.parameters)
+            signs = _signs(rows.shape, generator, rows)
+            parts += likelihood.row_multiples(likelihood.observed(slope), signs)
+        return parts
+
+
 # -- A loss that is no likelihood we know ----------------------------------------------------------
 
 
@@ -129,10 +172,7 @@ class HessianRoots(LossRoots):
         pairs = zip(numbers, self.z, strict=True)
         return [part.expand(-1, z.numel() // len(part)).reshape(z.shape) for part, z in pairs]
 
-    def row_signs(self, generator: torch.Generator) -> list[Tensor]:
-        return [_signs((len(z), *[1] * (z.ndim - 1)), generator, z) for z in self.z]
-
-    def observed(self) -> list[Tensor]:
+    def observed(self, generator: torch.Generator) -> list[Tensor]:
         raise FunctionError(
             expected="a loss that is a likelihood, as the empirical Fisher matrix needs it",
             got="one that is not seen to be",
@@ -144,16 +184,13 @@ class HessianRoots(LossRoots):
         if sum(self.per_example(examples)) > MOST_VECTORS or any(
             z.shape[0] != examples for z in self.z
         ):
-            return self._by_lanczos(e)
+            return root_times(self._loss, e)
         if self._blocks is None:
             self._blocks = _root_blocks(self._loss, examples)
         flat = torch.cat([part.reshape(examples, -1) for part in e], dim=1)
         rooted = torch.einsum("nij,nj->ni", self._blocks, flat)
         parts = rooted.split(self.per_example(examples), dim=1)
         return [part.reshape(z.shape) for part, z in zip(parts, self.z, strict=True)]
-
-    def _by_lanczos(self, e: Sequence[Tensor]) -> list[Tensor]:
-        return root_times(self._loss, e)
 
 
 def _root_blocks(loss: LossHessian, examples: int) -> Tensor:
@@ -196,7 +233,17 @@ def root_times(loss: LossHessian, e: Sequence[Tensor]) -> list[Tensor]:
     return space.split(space.norm(z) * lanczos.combine(root[:, None])[0])
 
 
-def loss_roots(f: BoundFunction, leaves: Leaves) -> LossRoots:
-    """The outputs at these leaves, with roots of B."""
+def loss_roots(f: BoundFunction, leaves: Leaves, axes: Sequence[Axis] | None) -> LossRoots:
+    """The outputs at these leaves, with roots of B.
+
+    Args:
+        f: the loss of a batch, a `LikelihoodLoss`.
+        leaves: the variables.
+        axes: where the examples are in each likelihood; None if likelihoods are not seen.
+    """
     with twice_differentiable():
-        return HessianRoots(LossHessian(f.outputs(leaves), f.loss))
+        if axes is not None:
+            return LikelihoodRoots(seen(f, leaves), axes)
+        loss = f.function.function
+        inner = BoundFunction(loss, f.variables)
+        return HessianRoots(LossHessian(inner.outputs(leaves), inner.loss))
