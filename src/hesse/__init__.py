@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from hesse.curvature import (
         CurvatureOperator,
         deterministic,
+        ekfac_operator,
         fisher_operator,
         ggn_operator,
         gradient_covariance_operator,
         hessian_operator,
         hvp,
         jacobian_operator,
+        kfac_operator,
+        load_kfac,
     )
     from hesse.errors import HesseError, Status
     from hesse.estimators import (
@@ -116,6 +119,7 @@ __all__ = [
     "diagonal",
     "diagonal_operator",
     "eigsh",
+    "ekfac_operator",
     "fisher_operator",
     "function_operator",
     "ggn_operator",
@@ -125,7 +129,9 @@ __all__ = [
     "identity_operator",
     "inverse_operator",
     "jacobian_operator",
+    "kfac_operator",
     "kronecker_operator",
+    "load_kfac",
     "logdet",
     "low_rank_operator",
     "matrix_function",

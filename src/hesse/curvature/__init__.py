@@ -6,17 +6,23 @@ from hesse.curvature.gauss_newton import ggn_operator
 from hesse.curvature.hessian import hessian_operator
 from hesse.curvature.hvp import HVP, hvp
 from hesse.curvature.jacobian import jacobian_operator
+from hesse.curvature.kfac import ekfac_operator, kfac_operator, load_kfac
+from hesse.curvature.kronecker import KroneckerCurvature
 from hesse.curvature.operator import CurvatureOperator
 from hesse.engine.cost_model import deterministic
 
 __all__ = [
     "HVP",
     "CurvatureOperator",
+    "KroneckerCurvature",
     "deterministic",
+    "ekfac_operator",
     "fisher_operator",
     "ggn_operator",
     "gradient_covariance_operator",
     "hessian_operator",
     "hvp",
     "jacobian_operator",
+    "kfac_operator",
+    "load_kfac",
 ]

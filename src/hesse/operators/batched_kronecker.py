@@ -37,12 +37,12 @@ class Factors:
 
     @property
     def diagonal(self) -> Tensor:
-        """(groups, p)"""
+        """The entries (groups, p) on the diagonals."""
         return self.entries if self.is_diagonal else self.entries.diagonal(dim1=-2, dim2=-1)
 
     @property
     def trace(self) -> Tensor:
-        """(groups,)"""
+        """The traces, shape (groups,)."""
         return self.diagonal.sum(-1)
 
     @property

@@ -19,7 +19,7 @@ def eigenbasis(matrices: Tensor) -> tuple[Tensor, Tensor]:
     scaled = matrices / scale[..., None]
     try:
         values, vectors = torch.linalg.eigh(scaled)
-    except torch.linalg.LinAlgError:
+    except RuntimeError:  # torch.linalg.LinAlgError
         values, vectors = torch.linalg.eigh(scaled.double())
     values, vectors = values.to(matrices.dtype), vectors.to(matrices.dtype)
     return scale * values.clamp(min=0.0), vectors

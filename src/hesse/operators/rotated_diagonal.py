@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,14 @@ class RotatedDiagonal(LinearOperator):
         size = self.w.abs()
         singular = bool(size.min() <= torch.finfo(self.dtype).eps * size.max())
         return None if singular else RotatedDiagonal(self.domain, self.Q, 1.0 / self.w)
+
+    def _diagonal(self) -> Tensor | None:
+        squares = getattr(self.Q, "squares", None)  # of the entries of Q
+        return None if squares is None else squares._matvec(self.w)
+
+    def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator:
+        """f(A) = Q diag(f(w)) Q'."""
+        return RotatedDiagonal(self.domain, self.Q, f(self.w))
 
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
         d = diagonal_of(D)

@@ -98,8 +98,7 @@ def read_uses(graph: Graph, gradients: list[int], directions: list[int]) -> list
 
 
 def row_tensor(graph: Graph, use: Use) -> tuple[int, bool]:
-    """What the rows of g are views of, and whether transposed: the same for a weight and its bias.
-    """
+    """What the rows of g are views of, and whether transposed; a bias shares it with its weight."""
     makers = {n: node for node in graph.nodes for n in node.makes()}
     number, transposed = use.g, use.rule == "mm" and use.g_is_left != use.is_swapped
     while (node := makers.get(number)) is not None:
@@ -264,7 +263,14 @@ class _Reader:
         d = self._metas[g].shape[-1]
         g, summed = self._before_broadcast(g)
         return Use(
-            *("embedding", _name(node.function), g, (indices,), (1, size, d), (padding, size, summed[:-1])),
+            *(
+                "embedding",
+                _name(node.function),
+                g,
+                (indices,),
+                (1, size, d),
+                (padding, size, summed[:-1]),
+            ),
             g_is_left=False,
         )
 
@@ -280,7 +286,14 @@ class _Reader:
         if self._metas[indices].dtype is torch.bool or not _is_zero(self._makers.get(base)):
             return None
         return Use(
-            *("embedding", _name(node.function), g, (indices,), (1, *shape), (-1, shape[0], places_shape)),
+            *(
+                "embedding",
+                _name(node.function),
+                g,
+                (indices,),
+                (1, *shape),
+                (-1, shape[0], places_shape),
+            ),
             g_is_left=False,
         )
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -53,7 +52,7 @@ class Block:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(groups, p, q)"""
+        """The sizes (groups, p, q) of its factors."""
         return len(self.left.entries), self.left.size, self.right.size
 
     @property
@@ -65,7 +64,7 @@ class Block:
     @property
     def form(self) -> str:
         """What a coverage table says: "64 x 577", "dense 10", "c I"."""
-        groups, p, q = self.shape
+        groups, _, q = self.shape
         if self.kind == "zero":
             return "0"
         if self.kind == "scalar":
@@ -102,10 +101,3 @@ class Block:
         pi, root = pi.sqrt(), shift**0.5
         left, right = self.left.plus(pi * root), self.right.plus(root / pi)
         return BatchedKronecker(left, right, symmetric=True)
-
-    def is_singular(self, operator: LinearOperator) -> bool:
-        """Whether the operator made of it has no inverse."""
-        return operator._inverse() is None
-
-
-ShiftOf = Callable[[Block], float]

@@ -46,6 +46,8 @@ Fisher = Literal["exact", "sampled", "empirical"]
 Approximation = Literal["expand", "reduce"]
 Moments = KroneckerMoments | RowMoments | ScalarMoments
 
+_MIXES = "no rule for rows that depend on several examples"
+
 # Vectors of a single batch are kept up to so many bytes.
 _KEPT = 1 << 29
 
@@ -134,6 +136,24 @@ class Estimator:
             return blocks
         return self._rotated(variables, blocks, moments, kept, previous)
 
+    @property
+    def about(self) -> str:
+        """What was estimated, in a line."""
+        matrix = "Fisher" if self.axes is not None else "Gauss-Newton"
+        if self.fisher == "exact":
+            count = f"all {self.vectors} vectors"
+        else:
+            count = f"{self.vectors} vector{'s' if self.vectors > 1 else ''} of random signs"
+        fallen = (
+            ""
+            if self.fisher == self.settings.fisher
+            else (f" (the exact one takes more than {MOST_VECTORS})")
+        )
+        return f"{self.fisher} {matrix}, {count}{fallen}; {self.settings.approximation}"
+
+    def __reduce__(self) -> tuple:
+        return Estimator, (self.risk, self.settings)
+
     def _keeps(self, gs: list) -> bool:
         if not self.settings.rotated or self.risk.num_summands > 1:
             return False
@@ -152,10 +172,8 @@ class Estimator:
         for k, (block, part) in enumerate(zip(blocks, moments, strict=True)):
             if isinstance(part, KroneckerMoments):
                 before = previous[k].basis if previous else None
-                bases[k] = tuple(
-                    _basis(side, None if before is None else before[i])
-                    for i, side in enumerate((block.left, block.right))
-                )  # pyright: ignore[reportArgumentType]
+                P, Q = (None, None) if before is None else before
+                bases[k] = _basis(block.left, P), _basis(block.right, Q)
                 part.use_basis(*bases[k])
         visits = [visit for visit, _ in kept] or self._visits(variables)
         for i, visit in enumerate(visits):
@@ -193,17 +211,13 @@ class Estimator:
                     got="inputs whose first dimensions differ",
                     remedy="Give batches of examples along the first dimension of every input.",
                 )
-            yield self._enter(summand, variables, examples, self.settings.seed + number)
+            yield self._enter(summand, variables, examples, (self.settings.seed + number) % 2**63)
 
-    def _enter(
-        self, summand: Summand, variables: Variables, examples: int, seed: int
-    ) -> _Visit:
+    def _enter(self, summand: Summand, variables: Variables, examples: int, seed: int) -> _Visit:
         f = BoundFunction(LikelihoodLoss(summand.function, self.risk.loss_name), variables)
         loss = self._roots(f, tracked(variables.x))
         single = examples == 1 and self.risk.num_summands == 1
-        point = self.programs.enter(
-            f, summand.data, summand.key, loss.z, single_example=single
-        )
+        point = self.programs.enter(f, summand.data, summand.key, loss.z, single_example=single)
         maps = self._example_maps(point, loss, examples)
         self._choose_vectors(loss, examples)
         return _Visit(summand.coefficient, point, loss, examples, seed, maps)
@@ -252,12 +266,10 @@ class Estimator:
             program.maps.update(_probe(point, loss, examples, wanted))
             mixing = {use for use in wanted if program.maps[use] is None}
             if mixing:
-                changed = [
-                    block.without_rule("rows that depend on several examples")
-                    if mixing & set(block.uses)
-                    else block
-                    for block in program.blocks
-                ]
+                changed = []
+                for block in program.blocks:
+                    mixes = bool(mixing & set(block.uses))
+                    changed += block.without_rule(_MIXES) if mixes else [block]
                 self.programs.change(point, program.with_blocks(changed))
         return point.program.maps
 
@@ -290,9 +302,7 @@ def _check_same_layouts(ours: Sequence[BlockLayout], theirs: Sequence[BlockLayou
         return [(block.names, block.kind, block.shape, block.n) for block in blocks]
 
     if ours is not theirs and form(ours) != form(theirs):
-        differing = next(
-            (a, b) for a, b in zip(form(ours), form(theirs), strict=False) if a != b
-        )
+        differing = next((a, b) for a, b in zip(form(ours), form(theirs), strict=False) if a != b)
         raise DataError(
             expected="a model that uses its parameters alike in all batches",
             got=f"{differing[0][:2]} in one batch, {differing[1][:2]} in another",

@@ -27,7 +27,7 @@ class ExampleMap:
     Args:
         examples: how many there are.
         index: (examples, T), the numbers of the rows of each; -1 for none.
-        inner: where rows are in regular order, row r belongs to the example (r // inner) % examples.
+        inner: where rows are in regular order, row r is of the example (r // inner) % examples.
     """
 
     examples: int

@@ -41,6 +41,7 @@ class BlockLayout:
         parameter: the number of the parameter, and the entries of it that the block is of; None for
             all.
         gradient: the value of the graph that is the gradient of the parameter.
+        parts: the blocks of weight and bias, if it is of both.
     """
 
     names: tuple[str, ...]
@@ -53,13 +54,14 @@ class BlockLayout:
     reason: str = ""
     parameter: tuple[int, Tensor | None] = (0, None)
     gradient: int | None = None
+    parts: tuple[BlockLayout, ...] = ()
 
-    def without_rule(self, reason: str) -> BlockLayout:
-        """The same entries as a multiple of the identity.
-
-        Only the gradient of the first parameter is measured, so that a bias must not be in it.
-        """
-        return replace(self, kind="scalar", uses=(), shape=(), reason=reason)
+    def without_rule(self, reason: str) -> list[BlockLayout]:
+        """Multiples of the identity, one for each parameter."""
+        return [
+            replace(part, kind="scalar", uses=(), shape=(), reason=reason)
+            for part in self.parts or (self,)
+        ]
 
     @property
     def rule(self) -> str:
@@ -126,9 +128,7 @@ def _piece(
             parameter=(k, index),
         )  # fmt: skip
     factored = all(use.is_factored for use in uses)
-    has_rows = all(
-        not use.is_factored and (single or use.rule != "own gradient") for use in uses
-    )
+    has_rows = all(not use.is_factored and (single or use.rule != "own gradient") for use in uses)
     same = len({use.shape for use in uses}) == 1
     if not same or not (factored or has_rows):
         return _scalar(k, name, whole, index, _reason(uses))
@@ -260,10 +260,18 @@ def _joined(weight: BlockLayout, bias: BlockLayout) -> BlockLayout | None:
     else:
         return None
     return replace(
-        weight, names=names, place=place, shape=shape, n=weight.n + bias.n, has_bias=True
+        weight,
+        names=names,
+        place=place,
+        shape=shape,
+        n=weight.n + bias.n,
+        has_bias=True,
+        parts=(weight, bias),
     )
 
 
 def _end(W: Place, b: Range) -> int:
-    stop = W.stop if isinstance(W, Range) else int(W.index.max()) + 1 if isinstance(W, Indexed) else 0
+    stop = (
+        W.stop if isinstance(W, Range) else int(W.index.max()) + 1 if isinstance(W, Indexed) else 0
+    )
     return max(stop, b.stop)

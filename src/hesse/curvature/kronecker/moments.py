@@ -126,7 +126,9 @@ class KroneckerMoments:
             self._active[k] = nonzero if seen is None else seen | nonzero
             self._a_rows(k, use, g)
         if self._reduce:
-            rows = [self._map(use).sums(own) for use, own in zip(self._block.uses, rows, strict=True)]
+            rows = [
+                self._map(use).sums(own) for use, own in zip(self._block.uses, rows, strict=True)
+            ]
             if len(self._S) < len(rows):
                 rows = [torch.stack(rows).sum(0)]
         for side, own, left in zip(self._S, rows, self._g_is_left, strict=False):
@@ -313,7 +315,7 @@ class RowMoments:
         """Nothing is left to add."""
 
     def factors(self) -> tuple[Factors, Factors]:
-        """1 x M"""
+        """The factors of 1 x M."""
         assert isinstance(self._total, Tensor)
         return Factors(self._total.new_ones(1, 1)), Factors(self._total[None])
 
@@ -343,6 +345,6 @@ class ScalarMoments:
         """Nothing is left to add."""
 
     def factors(self) -> tuple[Factors, Factors]:
-        """c x I"""
+        """The factors of c x I."""
         c = self._like.new_full((1, 1), self._total / self._n)
         return Factors(c), Factors(self._like.new_ones(1, self._n))

@@ -135,9 +135,7 @@ def _eps(tensors: Sequence[Tensor]) -> float:
     return max(torch.finfo(t.dtype).eps for t in tensors)
 
 
-def _entered(
-    key: Hashable, program: FactorProgram, inputs: list[Tensor]
-) -> FactorPoint | None:
+def _entered(key: Hashable, program: FactorProgram, inputs: list[Tensor]) -> FactorPoint | None:
     """None if a number or a shape that Python read while tracing is another one here."""
     try:
         results = run(program.partition.primal_and_gradient, inputs)
@@ -145,9 +143,7 @@ def _entered(
         return None
     count = len(program.primal)
     a = dict(zip(program.primal, results[:count], strict=True))
-    return FactorPoint(
-        *(key, inputs, program, results[: program.num_outputs], a, results[count:])
-    )
+    return FactorPoint(*(key, inputs, program, results[: program.num_outputs], a, results[count:]))
 
 
 def _traced(

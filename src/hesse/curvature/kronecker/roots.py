@@ -3,7 +3,7 @@ r"""Vectors u at the outputs with sum u u' = B, the matrix between J' and J.
 
 | fisher | vectors |
 |---|---|
-| "exact" | every column of the roots of B: one for each output of an example, for all examples at once |
+| "exact" | all columns of the roots of B, one for each output of an example, all examples at once |
 | "sampled" | roots times random signs, for every row its own: E[u u'] = B |
 | "empirical" | the observed slopes times random signs, one for each row |
 
@@ -81,9 +81,7 @@ def vectors(
         yield 1.0 / samples, _like(u, loss.z)
 
 
-def _columns(
-    loss: LossRoots, examples: int, generator: torch.Generator
-) -> Iterator[list[Tensor]]:
+def _columns(loss: LossRoots, examples: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
     sizes = loss.per_example(examples)
     for k, size in enumerate(sizes):
         for j in range(size):

@@ -3,7 +3,7 @@
 
 For a factored use, the gradient (groups, p, q) is the sum over rows r of l_r r_r', in every group;
 one of l (R, groups, p) and r (R, groups, q) is made of the operand that depends on u, the other of
-the one that does not. For another use, `gradient_rows` gives the rows (R, D) that the gradient is the sum of.
+the one that does not. For another use, `gradient_rows` gives the rows (R, D) that are added up.
 """
 
 from __future__ import annotations
