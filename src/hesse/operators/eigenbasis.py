@@ -31,4 +31,8 @@ def refreshed_basis(matrices: Tensor, basis: Tensor) -> Tensor:
     Where the matrices have changed little since `basis` was computed, that is all it takes, at a
     fraction of the cost of an eigendecomposition (Vyas et al. 2024, arXiv:2409.11321).
     """
-    return torch.linalg.qr(matrices @ basis).Q
+    product = matrices @ basis
+    # The largest first: what is left of small ones must not bend those that are known well.
+    order = (product * basis).sum(-2).argsort(-1, descending=True)
+    order = order[..., None, :].expand_as(product)
+    return torch.linalg.qr(product.gather(-1, order)).Q
