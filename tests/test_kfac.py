@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""K-FAC and EK-FAC against Gauss-Newton blocks where theory says that they are equal, and bounds."""
+"""K-FAC and EK-FAC against the blocks of the GGN, where they must be equal or near."""
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ def normal(*shape):
 
 
 def linear(*widths, bias=False):
-    layers = [nn.Linear(i, o, bias=bias) for i, o in zip(widths, widths[1:], strict=False)]
+    layers = [nn.Linear(i, o, bias=bias) for i, o in pairwise(widths)]
     return nn.Sequential(*layers).double()
 
 
@@ -75,7 +77,7 @@ EXACT_CASES = {
     "deep linear with biases": (
         lambda: linear(4, 5, 3, bias=True), nn.MSELoss(), (40, 4), (40, 3), "expand",
     ),
-    "a loss for each token": (lambda: linear(4, 5, 3), nn.MSELoss(), (9, 6, 4), (9, 6, 3), "expand"),
+    "tokens": (lambda: linear(4, 5, 3), nn.MSELoss(), (9, 6, 4), (9, 6, 3), "expand"),
     "sums": (lambda: linear(4, 5, 3), nn.MSELoss(reduction="sum"), (9, 4), (9, 3), "expand"),
     "mean over tokens": (
         lambda: MeanOverTokens(linear(4, 5, 3)), nn.MSELoss(), (10, 6, 4), (10, 3), "reduce",
@@ -378,9 +380,7 @@ def test_padding_does_not_count_as_rows():
     y[:, 3:] = -100
     padded = Risk(model, language_loss, (x, y))
     short = Risk(model, language_loss, (x[:, :3], y[:, :3]))
-    torch.testing.assert_close(
-        kfac_operator(padded).to_dense(), kfac_operator(short).to_dense()
-    )
+    torch.testing.assert_close(kfac_operator(padded).to_dense(), kfac_operator(short).to_dense())
 
 
 def test_a_loss_that_is_no_known_likelihood_has_the_hessian_in_its_place():
@@ -446,7 +446,9 @@ def test_signs_estimate_the_exact_factors():
 def test_beyond_256_outputs_of_an_example_signs_are_drawn():
     risk = Risk(linear(3, 300), nn.MSELoss(), (normal(5, 3), normal(5, 300)))
     K = kfac_operator(risk, samples=2)
-    assert "sampled Fisher, 2 vectors of random signs (the exact one takes more than 256)" in repr(K)
+    assert "sampled Fisher, 2 vectors of random signs (the exact one takes more than 256)" in repr(
+        K
+    )
     again = kfac_operator(risk, samples=2, generator=torch.Generator().manual_seed(3))
     same = kfac_operator(risk, samples=2, generator=torch.Generator().manual_seed(3))
     assert torch.equal(again.to_dense(), same.to_dense())

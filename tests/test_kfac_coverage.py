@@ -77,7 +77,9 @@ class Llama(nn.Module):
         h = self.norm(x)
         q, k, v = self.q(h).unflatten(-1, (2, 2)), self.k(h), self.v(h)
         q, k, v = q.transpose(1, 2), *(part[:, None].expand(-1, 2, -1, -1) for part in (k, v))
-        x = x + self.o(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        x = x + self.o(
+            F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        )
         return self.head(x + self.down(F.silu(self.gate(x)) * self.up(x)))
 
 
@@ -195,6 +197,40 @@ def test_every_parameter_of_an_unedited_model_has_a_rule(name):
         assert traces[0] == pytest.approx(traces[1], rel=1e-9, abs=1e-14), block.names
 
 
+@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="torch has no grouped product")
+@pytest.mark.filterwarnings("ignore")
+def test_experts_by_a_grouped_product():
+    """As experts of transformers: rows are sorted by expert, one product for all."""
+
+    class Grouped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts, self.head = nn.Parameter(torch.randn(3, 4, 8) / 2), nn.Linear(8, 3)
+
+        def forward(self, x):
+            best = x[:, :3].argmax(-1)
+            order = best.argsort(stable=True)
+            ends = torch.bincount(best, minlength=3).cumsum(0).to(torch.int32)
+            h = torch._grouped_mm(x[order], self.experts, ends)
+            return self.head(torch.tanh(h))[order.argsort()]
+
+    model, (x, y) = Grouped(), (torch.randn(12, 4), torch.randint(0, 3, (12,)))
+    x[0, 0] = x[1, 1] = x[2, 2] = 9.0  # each expert has a row
+    risk = Risk(model, CE, (x, y))
+    E, K = ekfac_operator(risk), kfac_operator(risk)
+    assert E.coverage.blocks[0].form == "3 of 4 x 8"
+    G = ggn_operator(risk).block("experts").to_dense()
+    best = x[:, :3].argmax(-1)
+    for e in range(3):
+        own = slice(32 * e, 32 * (e + 1))
+        ours, block = E.block("experts").to_dense()[own, own], G[own, own]
+        torch.testing.assert_close(ours.trace(), block.trace(), rtol=1e-4, atol=1e-6)
+        A = x[best == e].T @ x[best == e] / (best == e).sum()
+        kfac = K.block("experts").to_dense()[own, own].reshape(4, 8, 4, 8)
+        S = kfac[0, :, 0, :] / A[0, 0]
+        torch.testing.assert_close(torch.kron(A, S), kfac.reshape(32, 32), rtol=1e-4, atol=1e-6)
+
+
 def test_the_table_says_what_each_block_is():
     risk = Risk(GPT().double(), language_loss, [sentences()])
     K = kfac_operator(risk)
@@ -223,7 +259,9 @@ def test_parameters_without_a_rule_are_named_and_have_the_right_mean():
     for name in names:
         block = K.block(name).to_dense()
         assert torch.equal(block, block[0, 0] * torch.eye(len(block), dtype=DOUBLE))
-        assert float(block.trace()) == pytest.approx(float(G.block(name).to_dense().trace()), rel=0.1)
+        assert float(block.trace()) == pytest.approx(
+            float(G.block(name).to_dense().trace()), rel=0.1
+        )
 
 
 def test_weights_that_only_a_constant_reaches_mix_examples_and_are_named():
@@ -275,14 +313,15 @@ def test_transformers(name):
     options.pop("vocab_size", None) if name == "ViT" else None
     head = {"Bert": "ForMaskedLM", "GPT2": "LMHeadModel", "ViT": "ForImageClassification"}
     config = getattr(transformers, f"{name}Config")(**options, attn_implementation="eager")
-    model = getattr(transformers, name + head.get(name, "ForCausalLM"))(config).double().eval()
+    model = getattr(transformers, name + head.get(name, "ForCausalLM"))(config).eval()
     if name == "ViT":
-        risk = Risk(model, lambda out, y: F.cross_entropy(out.logits, y), classes(3, 3, 8, 8))
+        images = torch.randn(3, 3, 8, 8), torch.randint(0, 3, (3,))
+        risk = Risk(model, lambda out, y: F.cross_entropy(out.logits, y), images)
     else:
         words = torch.randint(0, 30, (2, 5))
         risk = Risk(
             model, lambda out, y: F.cross_entropy(out.logits.flatten(0, 1), y.flatten()),
             [(words, words.roll(-1, 1))],
         )  # fmt: skip
-    K = kfac_operator(risk, samples=1, fisher="sampled")
-    assert not K.coverage.without_rule
+    E = ekfac_operator(risk, samples=1, fisher="sampled")
+    assert not E.coverage.without_rule

@@ -11,6 +11,7 @@ operations.
 | operation | rows |
 |---|---|
 | `mm`, `bmm` | of both operands; `bmm` has one matrix for each batch index |
+| `_grouped_mm` | the same, with rows for each group of experts |
 | `convolution_backward` | positions of the outputs, with patches of the inputs |
 | `embedding_dense_backward`, `index_put` | places of the indices; l is one at the index |
 | `sum`, norms | the summed tensor itself: no factors, but the gradient row by row |
@@ -33,12 +34,12 @@ from hesse.tracing.partition import dependent
 _aten = torch.ops.aten
 
 Rule = Literal[
-    "mm", "bmm", "convolution", "transposed convolution", "embedding",
+    "mm", "bmm", "grouped mm", "convolution", "transposed convolution", "embedding",
     "sum", "convolution bias", "batch norm", "group norm", "own gradient",
 ]  # fmt: skip
 
 FACTORED: frozenset[Rule] = frozenset(
-    ["mm", "bmm", "convolution", "transposed convolution", "embedding"]
+    ["mm", "bmm", "grouped mm", "convolution", "transposed convolution", "embedding"]
 )
 
 
@@ -231,6 +232,20 @@ class _Reader:
             *((*(batch or [1]), p, q), (), left),
         )
 
+    def _grouped_product(self, node: Node, result: int) -> Use | None:
+        """x y where every group (of experts) has some of the columns of x and rows of y."""
+        x, y, offsets, *_ = (value.index for value in node.args if isinstance(value, Value))
+        left, right = x in self._tangent, y in self._tangent
+        shapes = [self._metas[n].shape for n in (x, y)]
+        if left == right or offsets in self._tangent or {len(s) for s in shapes} != {2}:
+            return None
+        groups = math.prod(self._metas[offsets].shape)
+        g, a = (x, y) if left else (y, x)
+        return Use(
+            *("grouped mm", _name(node.function), g, (a, offsets)),
+            *((groups, shapes[0][0], shapes[1][1]), (), left),
+        )
+
     def _convolution(self, node: Node, result: int) -> Use | None:
         g, x, weight = (value.index for value in node.args[:3])
         if g not in self._tangent or x in self._tangent or result == 0:
@@ -355,6 +370,11 @@ _LAST: dict[Any, Callable[[_Reader, Node, int], Use | None]] = {
     _aten.mm.default: _Reader._matrix_product,
     _aten.bmm.default: _Reader._matrix_product,
     _aten.convolution_backward.default: _Reader._convolution,
+    **(
+        {_aten._grouped_mm.default: _Reader._grouped_product}
+        if hasattr(_aten, "_grouped_mm")  # new in torch 2.8
+        else {}
+    ),
     _aten.embedding_dense_backward.default: _Reader._embedding,
     _aten.index_put.default: _Reader._index_put,
     _aten.sum.dim_IntList: _Reader._sum,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,12 +23,15 @@ class CoveredBlock:
             "diagonal 5000", "c I" where there is no rule, "0" for parameters that are not used.
         rule: the operation that it was read from; why there is no rule.
         size: the number of entries.
+        part: (2, 3) for the second of three blocks of a parameter of which parts are used apart;
+            None for all of it.
     """
 
     parameters: tuple[str, ...]
     form: str
     rule: str
     size: int
+    part: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,7 +43,14 @@ class Coverage:
     @staticmethod
     def of(blocks: Sequence[Block]) -> Coverage:
         """The table of these blocks."""
-        return Coverage(tuple(CoveredBlock(b.names, b.form, b.rule, b.n) for b in blocks))
+        names = [block.names for block in blocks]
+        rows, seen = [], Counter()
+        for block in blocks:
+            seen[block.names] += 1
+            parts = names.count(block.names)
+            part = (seen[block.names], parts) if parts > 1 else None
+            rows.append(CoveredBlock(block.names, block.form, block.rule, block.n, part))
+        return Coverage(tuple(rows))
 
     @property
     def without_rule(self) -> list[str]:
@@ -56,7 +67,7 @@ class Coverage:
     def lines(self, most: int = _SHOWN) -> list[str]:
         """The table, cut to so many blocks; parameters without a rule are named in any case."""
         rows = [("parameters", "block", "read from")]
-        rows += [(_joined(r.parameters), r.form, r.rule) for r in self.blocks[:most]]
+        rows += [(_title(r), r.form, r.rule) for r in self.blocks[:most]]
         widths = [max(len(row[i]) for row in rows) for i in range(2)]
         lines = [f"{a:{widths[0]}}  {b:{widths[1]}}  {c}" for a, b, c in rows]
         more = len(self.blocks) - most
@@ -73,8 +84,12 @@ class Coverage:
         return "\n".join(self.lines(len(self.blocks)))
 
     def _repr_html_(self) -> str:
-        rows = [(_joined(r.parameters), f"{r.form}, {r.rule}") for r in self.blocks]
+        rows = [(_title(r), f"{r.form}, {r.rule}") for r in self.blocks]
         return html_table("Coverage", rows)
+
+
+def _title(row: CoveredBlock) -> str:
+    return _joined(row.parameters) + (f" ({row.part[0]} of {row.part[1]})" if row.part else "")
 
 
 def _joined(names: Sequence[str]) -> str:

@@ -44,6 +44,9 @@ def rows_of_g(use: Use, tangent: Values, primal: Values) -> Tensor:
         rows = g.reshape(-1, 1, g.shape[-1])
     elif use.rule in ("mm", "bmm"):
         rows = _matrix_rows(use, g, is_x=use.g_is_left != use.is_swapped)
+    elif use.rule == "grouped mm":
+        rows = _matrix_rows(use, g, is_x=use.g_is_left != use.is_swapped)
+        rows = rows * _members(use, len(rows), primal[use.a[1]])
     elif use.rule == "convolution":
         rows = _places(use, g)
     else:
@@ -58,6 +61,9 @@ def rows_of_a(use: Use, primal: Values, g_shape: Sequence[int]) -> Rows:
         return _one_hot(use, a[0], g_shape)
     if use.rule in ("mm", "bmm"):
         return _matrix_rows(use, a[0], is_x=use.g_is_left == use.is_swapped)
+    if use.rule == "grouped mm":
+        rows = _matrix_rows(use, a[0], is_x=use.g_is_left == use.is_swapped)
+        return rows.expand(-1, use.shape[0], -1)
     return _patches(use, a[0]) if use.rule == "convolution" else _places(use, a[0])
 
 
@@ -104,9 +110,16 @@ def dense(rows: Rows, dtype: torch.dtype) -> Tensor:
 
 def _matrix_rows(use: Use, operand: Tensor, *, is_x: bool) -> Tensor:
     """Of x y with x (groups, p, R) and y (groups, R, q), without the groups in `mm`."""
-    if use.rule == "mm":
+    if use.rule != "bmm":
         return (operand.t() if is_x else operand)[:, None]
     return operand.movedim(2, 0) if is_x else operand.movedim(1, 0)
+
+
+def _members(use: Use, rows: int, offsets: Tensor) -> Tensor:
+    """(R, groups, 1): whether a row is of a group, whose rows end at its offset."""
+    row = torch.arange(rows, device=offsets.device)
+    group = torch.searchsorted(offsets, row.to(offsets.dtype), right=True)
+    return group[:, None, None] == torch.arange(use.shape[0], device=group.device)[:, None]
 
 
 def _one_hot(use: Use, indices: Tensor, g_shape: Sequence[int]) -> OneHot:
