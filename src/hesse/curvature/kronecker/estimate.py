@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hesse.ad.examples import Axis
 from hesse.ad.fisher import LikelihoodLoss
+from hesse.ad.likelihoods import Likelihood
 from hesse.ad.quadratic import Quadratic
 from hesse.ad.summands import Summand
 from hesse.ad.variables import BoundFunction, Leaves, Variables, tracked
@@ -25,9 +26,11 @@ from hesse.curvature.kronecker.moments import KroneckerMoments, RowMoments, Scal
 from hesse.curvature.kronecker.programs import FactorPoint, FactorPrograms
 from hesse.curvature.kronecker.roots import (
     MOST_VECTORS,
+    LikelihoodRoots,
     LossRoots,
     exact_count,
     loss_roots,
+    moved,
     scaled,
     vectors,
 )
@@ -35,6 +38,7 @@ from hesse.curvature.kronecker.rows import gradient_rows, rows_of_g
 from hesse.curvature.likelihood_sum import seen_at
 from hesse.curvature.rows_of_examples import example_axes
 from hesse.data.slicing import num_examples
+from hesse.engine.data_version import DataVersion
 from hesse.errors import DataError, FunctionError
 from hesse.operators.batched_kronecker import Factors
 from hesse.operators.eigenbasis import refreshed_basis
@@ -95,6 +99,8 @@ class Estimator:
         self.programs = FactorPrograms(lambda f, leaves: self._roots(f, leaves).z)
         self.axes: tuple[Axis, ...] | None = None
         self._unseen = False
+        # The likelihoods of batches, by their number, for the data that they were seen on.
+        self._seen: dict[int, tuple[DataVersion, Sequence[Likelihood]]] = {}
         self.fisher: str = settings.fisher
         self.vectors = 0
 
@@ -211,16 +217,35 @@ class Estimator:
                     got="inputs whose first dimensions differ",
                     remedy="Give batches of examples along the first dimension of every input.",
                 )
-            yield self._enter(summand, variables, examples, (self.settings.seed + number) % 2**63)
+            yield self._enter(number, summand, variables, examples)
 
-    def _enter(self, summand: Summand, variables: Variables, examples: int, seed: int) -> _Visit:
+    def _enter(self, number: int, summand: Summand, variables: Variables, examples: int) -> _Visit:
         f = BoundFunction(LikelihoodLoss(summand.function, self.risk.loss_name), variables)
-        loss = self._roots(f, tracked(variables.x))
         single = examples == 1 and self.risk.num_summands == 1
-        point = self.programs.enter(f, summand.data, summand.key, loss.z, single_example=single)
+        found = self._again(number, f, summand, single)
+        if found is None:
+            loss = self._roots(f, tracked(variables.x))
+            point = self.programs.enter(f, summand.data, summand.key, loss.z, single_example=single)
+            if isinstance(loss, LikelihoodRoots) and self.fisher != "empirical":
+                self._seen[number] = DataVersion.of(summand.data), loss.likelihoods
+        else:
+            point, loss = found
         maps = self._example_maps(point, loss, examples)
         self._choose_vectors(loss, examples)
+        seed = (self.settings.seed + number) % 2**63
         return _Visit(summand.coefficient, point, loss, examples, seed, maps)
+
+    def _again(
+        self, number: int, f: BoundFunction, summand: Summand, single: bool
+    ) -> tuple[FactorPoint, LossRoots] | None:
+        """A batch that was seen before, at another point: without a forward pass of the model."""
+        version, likelihoods = self._seen.get(number, (None, ()))
+        if version is None or self.axes is None or not version.matches(summand.data):
+            return None
+        point = self.programs.enter_unchecked(f, summand.data, summand.key, single_example=single)
+        if point is None:
+            return None
+        return point, LikelihoodRoots(moved(likelihoods, point.outputs), self.axes)
 
     def _choose_vectors(self, loss: LossRoots, examples: int) -> None:
         count = exact_count(loss, examples)

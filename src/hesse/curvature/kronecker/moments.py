@@ -38,6 +38,9 @@ MOST_DENSE = 8192
 # The exact block of biases and norms is dense up to this size, else its diagonal.
 MOST_ROWS = 1024
 
+# From this size on, four panels of one half of X'X take less time than all of it.
+_SMALL_GRAM = 256
+
 _CHUNK = 1 << 24  # entries of projected gradients of single examples at a time
 
 Maps = Mapping[Use, ExampleMap | None]
@@ -53,7 +56,11 @@ class _Side:
     def add(self, rows: Rows, weight: float, active: Tensor | None, size: int) -> None:
         """Add weight * rows' rows, and the number of the active ones."""
         diagonal = isinstance(rows, OneHot) or size > MOST_DENSE
-        self.total = self.total + weight * _second_moment(rows, active, diagonal)
+        moment = _second_moment(rows, active, diagonal)
+        if isinstance(self.total, Tensor):
+            self.total.add_(moment, alpha=weight)
+        else:
+            self.total = weight * moment
         if active is not None:
             self.count = self.count + active.sum(0)
 
@@ -81,9 +88,21 @@ def _second_moment(rows: Rows, active: Tensor | None, diagonal: bool) -> Tensor:
     if diagonal:
         return (rows * rows).sum(0)
     if rows.shape[1] == 1:
-        matrix = rows[:, 0]
-        return (matrix.T @ matrix)[None]
+        return gram(rows[:, 0])[None]
     return rows.permute(1, 2, 0) @ rows.permute(1, 0, 2)
+
+
+def gram(X: Tensor) -> Tensor:
+    """X'X, of which only one half is computed where that pays."""
+    d = X.shape[1]
+    if d < _SMALL_GRAM:
+        return X.T @ X
+    result, step = X.new_empty(d, d), -(-d // 4)
+    for i in range(0, d, step):
+        panel = X[:, i : i + step]
+        result[i:, i : i + step] = X[:, i:].T @ panel
+        result[i : i + step, i + step :] = result[i + step :, i : i + step].T
+    return result
 
 
 class KroneckerMoments:
@@ -121,7 +140,7 @@ class KroneckerMoments:
         """Add the rows of one vector u to S."""
         rows = [self._g(use, g) for use in self._block.uses]
         for k, (use, own) in enumerate(zip(self._block.uses, rows, strict=True)):
-            nonzero = (own != 0).any(-1)
+            nonzero = own.any(-1)
             seen = self._active[k]
             self._active[k] = nonzero if seen is None else seen | nonzero
             self._a_rows(k, use, g)
@@ -309,7 +328,7 @@ class RowMoments:
             assert map_ is not None
             h = h + map_.sums(rows)
         assert isinstance(h, Tensor)
-        self._total = self._total + weight * ((h * h).sum(0) if self._diagonal else h.T @ h)
+        self._total = self._total + weight * ((h * h).sum(0) if self._diagonal else gram(h))
 
     def end(self) -> None:
         """Nothing is left to add."""

@@ -21,6 +21,7 @@ from hesse.ad.variables import BoundFunction, Leaves, tracked
 from hesse.curvature.kronecker.examples import ExampleMap
 from hesse.curvature.kronecker.layout import BlockLayout, block_layouts
 from hesse.engine.closeness import agree
+from hesse.engine.data_version import DataVersion
 from hesse.surroundings import users_autocasts
 from hesse.tracing.functionalize import trace
 from hesse.tracing.graph import Graph, UntraceableError
@@ -47,6 +48,21 @@ class FactorProgram:
     """The graph, its directions and its outputs."""
     maps: dict[Use, ExampleMap | None] = field(default_factory=dict)
     """The examples of the rows of each use."""
+
+    closed_over: DataVersion | None = None
+    """Of the constants, when the program was compared with the model."""
+    uses: int = 0
+
+    def may_skip_check(self) -> bool:
+        """Whether no comparison with the model is due, as is the case at uses 1, 2, 4, 8, ..."""
+        self.uses += 1
+        if self.uses & (self.uses - 1) == 0 or self.closed_over is None:
+            return False
+        return self.closed_over.matches(self.partition.constants)
+
+    def was_checked(self) -> None:
+        """Remember what the model closes over."""
+        self.closed_over = DataVersion.of(self.partition.constants)
 
     def with_blocks(self, blocks: list[BlockLayout]) -> FactorProgram:
         """A program for other blocks."""
@@ -93,6 +109,8 @@ class FactorPrograms:
     ) -> FactorPoint:
         """The operands at a point, from the program of its shape; it is traced if there is none.
 
+        It is used again only if it repeats the outputs of the model.
+
         Args:
             f: the loss of a batch at the point.
             data: the tensors of the batch.
@@ -103,20 +121,36 @@ class FactorPrograms:
         Raises:
             UntraceableError: the model cannot be traced.
         """
-        inputs = [*f.variables.x, *f.variables.frozen, *data]
-        key = (key, f.variables.key, single_example, users_autocasts(), _form(inputs))
+        inputs, key = _inputs_and_key(f, data, key, single_example)
         program, z = self._known.get(key), [part.detach() for part in z]
         if program is not None:
             point = _entered(key, program, inputs)
             if point is not None and agree(point.outputs, z, _eps(z)):
+                program.was_checked()
                 return point
         program = _traced(f, inputs, z, self._outputs, single_example)
         self.traces += 1
         point = _entered(key, program, inputs)
         if point is None or not agree(point.outputs, z, _eps(z)):
             raise UntraceableError("the program does not repeat the outputs of the model")
+        program.was_checked()
         self._known[key] = program
         return point
+
+    def enter_unchecked(
+        self, f: BoundFunction, data: Sequence[Tensor], key: Hashable, *, single_example: bool
+    ) -> FactorPoint | None:
+        """As `enter`, without the outputs of the model to compare with.
+
+        None if there is no program yet, if it has not been compared at twice as many points as
+        before, if a tensor that the model closes over has been written to, or if Python read
+        another number.
+        """
+        inputs, key = _inputs_and_key(f, data, key, single_example)
+        program = self._known.get(key)
+        if program is None or not program.may_skip_check():
+            return None
+        return _entered(key, program, inputs)
 
     def change(self, point: FactorPoint, program: FactorProgram) -> None:
         """Use another program from now on, at this point too."""
@@ -125,6 +159,13 @@ class FactorPrograms:
         program.maps.update(known)
         point.program, point.a, point.residuals = program, entered.a, entered.residuals
         self._known[point.key] = program
+
+
+def _inputs_and_key(
+    f: BoundFunction, data: Sequence[Tensor], key: Hashable, single_example: bool
+) -> tuple[list[Tensor], Hashable]:
+    inputs = [*f.variables.x, *f.variables.frozen, *data]
+    return inputs, (key, f.variables.key, single_example, users_autocasts(), _form(inputs))
 
 
 def _form(inputs: Sequence[Tensor]) -> Hashable:

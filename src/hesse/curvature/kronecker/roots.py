@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from torch import Tensor
 from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.examples import Axis
 from hesse.ad.fisher import seen
-from hesse.ad.likelihoods import SeenLoss
+from hesse.ad.likelihoods import Likelihood
 from hesse.ad.loss import LossHessian
 from hesse.ad.variables import BoundFunction, Leaves
 from hesse.errors import FunctionError
@@ -111,15 +112,22 @@ class LikelihoodRoots(LossRoots):
     """Roots of the Fisher matrices of the likelihoods in a loss.
 
     Args:
-        loss: the likelihoods.
+        likelihoods: these.
         axes: where the examples are in each.
+        slopes: the derivatives of the loss in the parameters of each, for the observed targets.
     """
 
-    def __init__(self, loss: SeenLoss, axes: Sequence[Axis]) -> None:
-        self._loss, self.z = loss, loss.z
+    def __init__(
+        self,
+        likelihoods: Sequence[Likelihood],
+        axes: Sequence[Axis],
+        slopes: Sequence[Sequence[Tensor]] = (),
+    ) -> None:
+        self.likelihoods, self._slopes = likelihoods, slopes
+        self.z = [part for likelihood in likelihoods for part in likelihood.parameters]
         self._axes = [
             Axis(axis.dim + likelihood.z.ndim - part.ndim, outer=axis.outer)
-            for axis, likelihood in zip(axes, loss.likelihoods, strict=True)
+            for axis, likelihood in zip(axes, likelihoods, strict=True)
             for part in likelihood.parameters
         ]
 
@@ -136,17 +144,26 @@ class LikelihoodRoots(LossRoots):
 
     def root(self, e: Sequence[Tensor]) -> list[Tensor]:
         rest, parts = iter(e), []
-        for likelihood in self._loss.likelihoods:
+        for likelihood in self.likelihoods:
             parts += likelihood.root([next(rest) for _ in likelihood.parameters])
         return parts
 
     def observed(self, generator: torch.Generator) -> list[Tensor]:
         parts = []
-        for likelihood, slope in zip(self._loss.likelihoods, self._loss.slopes, strict=True):
+        for likelihood, slope in zip(self.likelihoods, self._slopes, strict=True):
             rows = likelihood.row_inner(likelihood.parameters, likelihood.parameters)
             signs = _signs(rows.shape, generator, rows)
             parts += likelihood.row_multiples(likelihood.observed(slope), signs)
         return parts
+
+
+def moved(likelihoods: Sequence[Likelihood], z: Sequence[Tensor]) -> list[Likelihood]:
+    """The likelihoods of the same targets at other outputs."""
+    rest = iter(z)
+    return [
+        replace(likelihood, parameters=tuple(next(rest) for _ in likelihood.parameters))
+        for likelihood in likelihoods
+    ]
 
 
 # -- A loss that is no likelihood we know ----------------------------------------------------------
@@ -241,7 +258,8 @@ def loss_roots(f: BoundFunction, leaves: Leaves, axes: Sequence[Axis] | None) ->
     """
     with twice_differentiable():
         if axes is not None:
-            return LikelihoodRoots(seen(f, leaves), axes)
+            loss = seen(f, leaves)
+            return LikelihoodRoots(loss.likelihoods, axes, loss.slopes)
         loss = f.function.function
         inner = BoundFunction(loss, f.variables)
         return HessianRoots(LossHessian(inner.outputs(leaves), inner.loss))
