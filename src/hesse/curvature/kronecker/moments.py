@@ -89,7 +89,7 @@ def _second_moment(rows: Rows, active: Tensor | None, diagonal: bool) -> Tensor:
         return (rows * rows).sum(0)
     if rows.shape[1] == 1:
         return gram(rows[:, 0])[None]
-    return rows.permute(1, 2, 0) @ rows.permute(1, 0, 2)
+    return _products(rows, rows)
 
 
 def gram(X: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ class KroneckerMoments:
             if isinstance(left, OneHot) or isinstance(right, OneHot):
                 squares = self._one_hot_squares(left, right, map_)
             elif len(left) == map_.examples:
-                squares = (left * left).permute(1, 2, 0) @ (right * right).permute(1, 0, 2)
+                squares = _products(left * left, right * right)
             else:
                 squares = self._summed_squares([(left, right)])
         else:
@@ -289,6 +289,13 @@ def _alike(sides: list[Tensor]) -> list[Tensor]:
     if len({side.ndim for side in sides}) == 1:
         return sides
     return [torch.diag_embed(side) if side.ndim == 2 else side for side in sides]
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """(groups, p, q): the sum over rows of l r'."""
+    if left.shape[1] == 1:  # a batch of one is slower
+        return (left[:, 0].T @ right[:, 0])[None]
+    return left.permute(1, 2, 0) @ right.permute(1, 0, 2)
 
 
 def _per_group(number: Tensor, matrix: Tensor) -> Tensor:
