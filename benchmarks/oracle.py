@@ -28,18 +28,22 @@ class Oracle:
     def of(case: Case) -> Oracle:
         """The gradient, products of two directions, and J v and J'u."""
         double, directions = case.problem.double(), case.block[:, COLUMNS].double().T
+        # Outside of `AllDouble`: its shape takes the outputs of the float32 model.
+        cotangent = None if double.parts is None else case.cotangent.double()
         with sdpa_kernel(SDPBackend.MATH), AllDouble():
             gradient, product = hessian(double)
             exact = {
                 "gradient": gradient.unsqueeze(1),
                 "hessian": torch.stack([product(v) for v in directions], dim=1),
             }
-            if double.parts is not None:
+            if cotangent is not None:
                 product = gauss_newton(double)
                 exact["ggn"] = torch.stack([product(v) for v in directions], dim=1)
+                exact["fisher"] = exact["ggn"][:, :1]  # all losses here have natural parameters
+                exact["empirical"] = empirical_fisher(double)(directions[0]).unsqueeze(1)
                 push, pull = jacobian(double)
                 exact["jacobian"] = push(directions[0]).reshape(-1, 1)
-                exact["adjoint"] = pull(case.cotangent.double()).unsqueeze(1)
+                exact["adjoint"] = pull(cotangent).unsqueeze(1)
         return Oracle({quantity: columns.detach() for quantity, columns in exact.items()})
 
     def error(self, quantity: str, result: Tensor) -> float:
@@ -81,6 +85,20 @@ def gauss_newton(problem: Problem) -> Callable[[Tensor], Tensor]:
     slope = torch.autograd.grad(parts.loss(free, parts.targets), free, create_graph=True)[0]
     push, pull = jacobian(problem)
     return lambda v: pull(_pull_back(slope, [free], push(v))[0])
+
+
+def empirical_fisher(problem: Problem) -> Callable[[Tensor], Tensor]:
+    """v -> sum of omega g (g'v) over rows, with omega g the slope of the loss in the outputs."""
+    parts = problem.parts
+    assert parts is not None
+    free = parts.outputs(problem.params).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(parts.loss(free, parts.targets), free)
+    push, pull = jacobian(problem)
+    # What one term of the mean weighs: tokens or examples, images, or all entries.
+    counts = {"CrossEntropyLoss": free[..., 0].numel(), "TokenCrossEntropy": free[..., 0].numel()}
+    counts["ReconstructionLoss"] = len(free)
+    count = counts.get(type(parts.loss).__name__, free.numel())
+    return lambda v: pull(count * slope * (slope * push(v)).sum(-1, keepdim=True))
 
 
 def jacobian(problem: Problem) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:

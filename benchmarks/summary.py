@@ -19,6 +19,8 @@ REFERENCE = "torch/gradient/autograd"
 PRODUCTS = {("hessian", 1): "H v", ("hessian", BLOCK): f"H V, {BLOCK} vectors"} | {
     ("ggn", 1): "G v",
     ("ggn", BLOCK): f"G V, {BLOCK} vectors",
+    ("fisher", 1): "F v",
+    ("empirical", 1): "F v, empirical",
     ("jacobian", 1): "J v",
     ("adjoint", 1): "J'u",
 }

@@ -78,7 +78,8 @@ def test_what_a_user_makes_or_gets_is_shown_with_its_base():
     shown = {reference.title(*entry) for entry in PUBLIC}
     names = "CG BlockCG MultiShiftCG MINRES LSMR GMRES Direct Lanczos LOBPCG Hutchinson HutchPP "
     names += "XTrace XNysTrace XDiag LanczosDensity KernelPolynomial CurvatureOperator "
-    names += "jacobian_operator hessian_operator ggn_operator deterministic Solution Eigenpairs"
+    names += "jacobian_operator hessian_operator ggn_operator fisher_operator ntk_operator "
+    names += "gradient_covariance_operator deterministic Solution Eigenpairs"
     assert {f"hesse.{name}" for name in names.split()} <= shown
     assert {"hesse.result.Result", "hesse.krylov.method.Method"} <= shown
     assert "[`hesse.result.Result`]" in reference.entries("hesse.krylov")

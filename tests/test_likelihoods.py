@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hesse.ad.likelihoods import LikelihoodCalls, seen_loss
 from hesse.ad.likelihoods.entrywise import normal, poisson
+from hesse.ad.likelihoods.seen import LikelihoodCalls, seen_loss
 from hesse.errors import FunctionError
 
 DOUBLE = torch.float64

@@ -98,6 +98,14 @@ CALLS = {
     "hessian_operator": lambda: products(hesse.hessian_operator(quartic, X)),
     "hessian of a risk": lambda: products(hesse.hessian_operator(RISK, RISK.params)),
     "ggn_operator": lambda: products(hesse.ggn_operator(RISK, RISK.params)),
+    "fisher_operator": lambda: products(hesse.fisher_operator(RISK, RISK.params, "empirical")),
+    "gradient_covariance_operator": lambda: products(
+        hesse.gradient_covariance_operator(RISK, RISK.params)
+    ),
+    "ntk_operator": lambda: (
+        hesse.ntk_operator(RISK, RISK.params)
+        @ torch.ones(hesse.jacobian_operator(RISK, RISK.params).shape[0])
+    ),
     "jacobian_operator": lambda: hesse.jacobian_operator(torch.tanh, X) @ X,
     "gradient": lambda: hesse.hessian_operator(RISK, RISK.params).flat_gradient,
     "eigsh": lambda: hesse.eigsh(dense(), 3, generator=seeded()).values,

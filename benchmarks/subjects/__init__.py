@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.subjects import (
+    fishers,
     hesse_modes,
     jacobians,
     peers_backward,
@@ -18,6 +19,7 @@ SUBJECTS: dict[str, Subject] = {
     for module in (
         hesse_modes,
         jacobians,
+        fishers,
         peers_backward,
         peers_transforms,
         peers_compiled,

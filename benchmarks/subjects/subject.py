@@ -61,7 +61,8 @@ class Subject:
     """How to prepare a product at the point of a case.
 
     Attributes:
-        quantity: "gradient", "hessian", "ggn", "jacobian" (J v) or "adjoint" (J'u).
+        quantity: "gradient", "hessian", "ggn", "fisher", "empirical", "jacobian" (J v) or "adjoint"
+            (J'u).
         prepare: everything that is done once at a point; what it costs is part of the first call.
         check: raises `Unavailable`; untimed.
         vectors: how many are multiplied at a time.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         jacobian_operator,
         kfac_operator,
         load_kfac,
+        ntk_operator,
     )
     from hesse.errors import HesseError, Status
     from hesse.estimators import (
@@ -137,6 +138,7 @@ __all__ = [
     "matrix_function",
     "minimize",
     "norm",
+    "ntk_operator",
     "sample_normal",
     "solve",
     "spectral_density",

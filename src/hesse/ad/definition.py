@@ -48,6 +48,8 @@ CURVATURE = Quantity("curvature", result=None)
 class Linearisation(Protocol):
     """A function at one point, with the autograd graph of its derivatives."""
 
+    def __init__(self, f: BoundFunction, x: Leaves) -> None: ...
+
     @property
     def outputs(self) -> list[Tensor]:
         """The tensors that the function gives: f(x) alone, or the leaves of g(x)."""
@@ -93,6 +95,8 @@ class Definition:
     A subclass is a frozen dataclass of its settings, which tell its programs from those of others.
     """
 
+    linearise: ClassVar[type[Linearisation]]
+    """(f, x) -> f at x, with the graph of its derivatives."""
     quantities: ClassVar[tuple[Quantity, ...]] = (PRODUCT,)
     """What depends on a direction; the product comes first."""
     is_sum: ClassVar[bool] = True
@@ -100,10 +104,6 @@ class Definition:
     below the other, and a summand without data, such as weight decay, has none."""
     one_shot_modes: ClassVar[Mapping[str, Mode]] = {}
     """Ways to take a product without preparation, by name, in the order to try them in."""
-
-    def linearise(self, f: BoundFunction, x: Leaves) -> Linearisation:
-        """f at x, with the graph of its derivatives."""
-        raise NotImplementedError
 
     def evaluate(self, f: BoundFunction, x: Leaves) -> list[Tensor]:
         """The outputs of f at x, as f itself computes them."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hesse.ad.likelihoods import Likelihood
+from hesse.ad.likelihoods.likelihood import Likelihood
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,39 @@ class Axis:
         """The inverse of `split`."""
         split = split if self.outer else split.transpose(self.dim - 1, self.dim)
         return split.flatten(self.dim - 1, self.dim)
+
+    def spread(self, numbers: Tensor, rows: Tensor) -> Tensor:
+        """A number for each example in the place of each of its rows."""
+        split = self.split(rows, len(numbers))
+        return self.joined(_spread(self, numbers, split)).to(rows.dtype)
+
+
+def find_axis(
+    whole: Tensor, parts: Sequence[Tensor], sizes: Sequence[int], rtol: float
+) -> Axis | None:
+    """The axis along which the parts, of so many examples each, make the whole; None if none does.
+
+    >>> rows = torch.arange(6.0)
+    >>> find_axis(rows, [rows[::3], rows.view(2, 3)[:, 1:].flatten()], [1, 2], 0.0)
+    Axis(dim=-1, outer=False)
+    """
+    number = sum(sizes)
+    for dim in range(-whole.ndim, 0):
+        for axis in (Axis(dim), Axis(dim, outer=False)):
+            pairs = [(whole, number), *zip(parts, sizes, strict=True)]
+            if all(t.ndim == whole.ndim and t.shape[dim] % n == 0 for t, n in pairs):
+                total, *split = (axis.split(t, n) for t, n in pairs)
+                if _is_joined(total, split, dim - 1, rtol):
+                    return axis
+    return None
+
+
+def _is_joined(whole: Tensor, parts: Sequence[Tensor], dim: int, rtol: float) -> bool:
+    shapes = {tuple(n for d, n in enumerate(p.shape, -p.ndim) if d != dim) for p in (whole, *parts)}
+    if len(shapes) > 1:
+        return False
+    error = (torch.cat(list(parts), dim) - whole).abs().max()
+    return bool(error <= rtol * whole.abs().max())
 
 
 @dataclass(frozen=True)
@@ -83,8 +116,11 @@ class Examples:
         return split.movedim(axis.dim - 1, 1).flatten(2).sum(2) if split.ndim > 2 else split
 
 
-def _spread(axis: Axis, total: Tensor, like: Tensor) -> Tensor:
-    """Numbers (leading, examples) in the place of the rows of a split tensor."""
+def _spread(axis: Axis, numbers: Tensor, like: Tensor) -> Tensor:
+    """Numbers (examples,) or (leading, examples) in the place of the rows of a split tensor."""
     shape = [1] * like.ndim
-    shape[0], shape[axis.dim - 1] = total.shape
-    return total.reshape(shape).expand(total.shape[0], *like.shape[1:])
+    shape[axis.dim - 1] = numbers.shape[-1]
+    if numbers.ndim > 1:
+        shape[0] = numbers.shape[0]
+    leading = numbers.shape[0] if numbers.ndim > 1 else like.shape[0]
+    return numbers.reshape(shape).expand(leading, *like.shape[1:])

@@ -23,7 +23,8 @@ from torch import Tensor
 from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.examples import Examples
 from hesse.ad.jacobian import JacobianGraph
-from hesse.ad.likelihoods import Likelihood, LikelihoodCalls, SeenLoss, seen_loss
+from hesse.ad.likelihoods.likelihood import Likelihood
+from hesse.ad.likelihoods.seen import LikelihoodCalls, SeenLoss, seen_loss
 from hesse.ad.variables import BoundFunction, Leaves, tracked
 
 Blocks = Literal["exact", "sampled", "empirical", "gradients"]
@@ -38,6 +39,7 @@ class LikelihoodLoss:
     Args:
         function: the variables -> a scalar.
         name: of the loss, for messages.
+        blocks: which matrix B.
         uniform: the numbers from which targets are drawn, a tensor (m, *noise_shape) for each
             likelihood.
         examples: where the rows of each example are; None where rows count as they are.
@@ -45,6 +47,7 @@ class LikelihoodLoss:
 
     function: Any
     name: str
+    blocks: Blocks = "exact"
     uniform: tuple[Tensor, ...] = ()
     examples: Examples | None = None
 
@@ -59,12 +62,12 @@ class FisherGraph:
 
     needs_check = False
 
-    def __init__(self, f: BoundFunction, x: Leaves, blocks: Blocks) -> None:
+    def __init__(self, f: BoundFunction, x: Leaves) -> None:
         with twice_differentiable():
             leaves = tracked(x)
             self._loss = seen(f, leaves)
         self._jacobian = JacobianGraph(self._loss.z, leaves)
-        self._blocks: Blocks = blocks
+        self._blocks: Blocks = f.function.blocks
         self._examples: Examples | None = f.function.examples
         self._columns = self._slopes(f.function.uniform)
 

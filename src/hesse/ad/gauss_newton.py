@@ -21,8 +21,7 @@ from torch import Tensor
 
 from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.jacobian import JacobianGraph
-from hesse.ad.likelihoods import LikelihoodCalls, seen_loss
-from hesse.ad.likelihoods.seen import Call
+from hesse.ad.likelihoods.seen import Call, LikelihoodCalls, seen_loss
 from hesse.ad.loss import LinearLossError, LossHessian
 from hesse.ad.variables import BoundFunction, Leaves, tracked
 from hesse.errors import FunctionError

@@ -8,6 +8,7 @@ from hesse.curvature.hvp import HVP, hvp
 from hesse.curvature.jacobian import jacobian_operator
 from hesse.curvature.kfac import ekfac_operator, kfac_operator, load_kfac
 from hesse.curvature.kronecker import KroneckerCurvature
+from hesse.curvature.ntk import ntk_operator
 from hesse.curvature.operator import CurvatureOperator
 from hesse.engine.cost_model import deterministic
 
@@ -25,4 +26,5 @@ __all__ = [
     "jacobian_operator",
     "kfac_operator",
     "load_kfac",
+    "ntk_operator",
 ]

@@ -13,7 +13,6 @@ from torch import Tensor
 from hesse.ad.definition import CURVATURE, PRODUCT, Definition, Quantity
 from hesse.ad.examples import Axis
 from hesse.ad.fisher import Blocks, FisherGraph
-from hesse.ad.variables import BoundFunction, Leaves
 from hesse.boundary import public
 from hesse.curvature.likelihood_sum import Draws, LikelihoodSum, seen_at
 from hesse.curvature.memory_budget import MemoryBudget, within_budget
@@ -37,14 +36,16 @@ FisherKind = Literal["exact", "sampled", "empirical"]
 class FisherDefinition(Definition):
     """F v = J' B J v with a block of B for every row of the likelihoods, or for every example."""
 
+    linearise = FisherGraph
     quantities: ClassVar[tuple[Quantity, ...]] = (PRODUCT, CURVATURE)
 
     blocks: Blocks
     axes: tuple[Axis, ...] | None = None
     """Where the examples are in each likelihood; None if rows count as they are."""
 
-    def linearise(self, f: BoundFunction, x: Leaves) -> FisherGraph:
-        return FisherGraph(f, x, self.blocks)
+    def of(self, risk: Risk, params: Tree, draws: Draws | None = None) -> LikelihoodSum:
+        """What this is the matrix of."""
+        return LikelihoodSum(risk, params, self.blocks, draws, self.axes)
 
 
 @public("hesse.fisher_operator(risk, params, kind={kind})")
@@ -123,10 +124,10 @@ def fisher_operator(
         axes = example_axes(risk, params, needed=per == "example")
     if per == "row":
         axes = None
+    definition = FisherDefinition(kind, axes)
     return within_budget(
-        FisherDefinition(kind, axes),
-        *(risk, params, ProductOptions(mode, precision), memory_budget, "params"),
-        function=lambda risk: LikelihoodSum(risk, params, draws, axes),
+        *(definition, risk, params, ProductOptions(mode, precision), memory_budget, "params"),
+        function=lambda risk: definition.of(risk, params, draws),
     )
 
 
@@ -173,11 +174,18 @@ def gradient_covariance_operator(
     tensor([[36.]])
     """
     risk, params = _check(risk, params, mode, precision, likelihood)
+    if risk.is_weighted:
+        raise ArgumentError(
+            expected="a risk whose examples weigh what its loss gives them",
+            got="a risk with weights for its examples",
+            remedy="Give risk.subset(indices), in which places may repeat, or use "
+            "hesse.fisher_operator(risk, params, 'empirical').",
+        )
     axes = example_axes(risk, params, needed=True)
+    definition = FisherDefinition("gradients", axes)
     M = within_budget(
-        FisherDefinition("gradients", axes),
-        *(risk, params, ProductOptions(mode, precision), memory_budget, "params"),
-        function=lambda risk: LikelihoodSum(risk, params, axes=axes, is_mean=True),
+        *(definition, risk, params, ProductOptions(mode, precision), memory_budget, "params"),
+        function=lambda risk: definition.of(risk, params),
     )
     if not centered:
         return M

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from hesse.ad.definition import CURVATURE, PRODUCT, Definition, Quantity
 from hesse.ad.gauss_newton import GaussNewtonGraph
-from hesse.ad.variables import BoundFunction, Leaves
 from hesse.boundary import public
 from hesse.curvature.memory_budget import MemoryBudget, within_budget
 from hesse.curvature.operator import CurvatureOperator
@@ -25,10 +24,8 @@ from hesse.vectors.space import Tree
 class GaussNewtonDefinition(Definition):
     """G v = J' H_L J v of a loss of the outputs of a model."""
 
+    linearise = GaussNewtonGraph
     quantities: ClassVar[tuple[Quantity, ...]] = (PRODUCT, CURVATURE)
-
-    def linearise(self, f: BoundFunction, x: Leaves) -> GaussNewtonGraph:
-        return GaussNewtonGraph(f, x)
 
 
 @public("hesse.ggn_operator(risk, params)")

@@ -13,7 +13,6 @@ from hesse.ad.definition import Definition
 from hesse.ad.hessian import HessianGraph
 from hesse.ad.one_shot import ONE_SHOT_MODES
 from hesse.ad.product import Mode
-from hesse.ad.variables import BoundFunction, Leaves
 from hesse.boundary import public
 from hesse.curvature.memory_budget import MemoryBudget, within_budget
 from hesse.curvature.operator import CurvatureOperator
@@ -42,10 +41,8 @@ HessianMode = Literal[
 class HessianDefinition(Definition):
     """H v = grad^2 f(x) v of a scalar f."""
 
+    linearise = HessianGraph
     one_shot_modes: ClassVar[Mapping[str, Mode]] = ONE_SHOT_MODES
-
-    def linearise(self, f: BoundFunction, x: Leaves) -> HessianGraph:
-        return HessianGraph(f, x)
 
 
 @public("hesse.hessian_operator(f, x)")

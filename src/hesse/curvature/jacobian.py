@@ -69,6 +69,7 @@ class _Linearisation:
 class JacobianDefinition(Definition):
     """J v from the variables to the outputs, and J' u back."""
 
+    linearise = _Linearisation
     is_sum = False
     quantities: ClassVar[tuple[Quantity, ...]] = (
         Quantity("product", "variables", "outputs"),
@@ -78,9 +79,6 @@ class JacobianDefinition(Definition):
     def evaluate(self, f: BoundFunction, x: Leaves) -> list[Tensor]:
         with twice_differentiable():
             return [z.detach() for z in _output_leaves(f.outputs(x))]
-
-    def linearise(self, f: BoundFunction, x: Leaves) -> _Linearisation:
-        return _Linearisation(f, x)
 
 
 @public("hesse.jacobian_operator(g, x)")

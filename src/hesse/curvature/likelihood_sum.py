@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.examples import Axis, Examples
-from hesse.ad.fisher import LikelihoodLoss, seen
-from hesse.ad.likelihoods import SeenLoss
+from hesse.ad.fisher import Blocks, LikelihoodLoss, seen
+from hesse.ad.likelihoods.seen import SeenLoss
 from hesse.ad.quadratic import Quadratic
 from hesse.ad.summands import Summand
 from hesse.ad.variables import BoundFunction, Variables, tracked
@@ -21,7 +21,8 @@ from hesse.data.slicing import num_examples
 from hesse.engine.data_version import DataVersion
 from hesse.engine.program_cache import ProgramCache
 from hesse.errors import DataError
-from hesse.risk.risk import BatchLoss, Risk
+from hesse.risk.call import BatchLoss
+from hesse.risk.risk import Risk
 from hesse.vectors.space import Space, Tree
 
 
@@ -49,17 +50,17 @@ class LikelihoodSum:
     Args:
         risk: the risk.
         params: a point, at which it is seen how many random numbers a batch takes.
+        blocks: which matrix of the likelihoods is meant. That of "gradients" is of the mean over
+            all examples, without the weight decay, even if the loss of the risk adds up.
         draws: how targets are drawn; None if they are not.
         axes: where the examples are in each likelihood, if rows are summed over examples.
-        is_mean: whether the summands are the mean over all examples, without the weight decay, even
-            if the loss of the risk adds up.
     """
 
     risk: Risk
     params: Tree
+    blocks: Blocks
     draws: Draws | None = None
     axes: tuple[Axis, ...] | None = None
-    is_mean: bool = False
     _shapes: dict[Hashable, list[torch.Size]] = field(default_factory=dict, compare=False)
     _uniform: dict[int, tuple[DataVersion, tuple[Tensor, ...]]] = field(
         default_factory=dict, compare=False
@@ -86,13 +87,13 @@ class LikelihoodSum:
 
     def summands(self) -> Iterator[Summand]:
         """Those of the risk."""
-        scale = 1.0
-        if self.is_mean and not self.risk.averages:
+        scale, is_mean = 1.0, self.blocks == "gradients"
+        if is_mean and not self.risk.averages:
             scale = 1.0 / sum(_count(batch) for _, batch in self.risk.batches())
         for index, summand in enumerate(self.risk.summands()):
             if not isinstance(summand.function, Quadratic):
                 yield self._of_batch(index, summand, scale)
-            elif not self.is_mean:
+            elif not is_mean:
                 yield summand
 
     def _of_batch(self, index: int, summand: Summand, scale: float) -> Summand:
@@ -101,7 +102,8 @@ class LikelihoodSum:
         if self.axes is not None:
             number = _count(summand.function.batch)
             examples = Examples(number, self.axes, self.risk.averages)
-        loss = LikelihoodLoss(summand.function, self.risk.loss_name, uniform, examples)
+        name, blocks = self.risk.loss_name, self.blocks
+        loss = LikelihoodLoss(summand.function, name, blocks, uniform, examples)
         return replace(
             summand,
             coefficient=scale * summand.coefficient,

@@ -111,7 +111,7 @@ class LSMR(Method):
     @property
     def is_homogeneous(self) -> bool:
         """Whether no option is in the units of A, b or x, so that the system may be scaled."""
-        return self.damping == 0.0
+        return self.tikhonov == 0.0
 
     def _check(self) -> None:
         penalty = self.tikhonov

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -29,10 +28,17 @@ from hesse.boundary import public
 from hesse.data.batches import Batch, Batches, Weight, flatten_batch
 from hesse.data.known_weights import known_weight
 from hesse.data.reduction import EvaluatedBatch, check_average, check_batches
+from hesse.data.selection import (
+    Selected,
+    WithWeights,
+    checked_indices,
+    checked_weights,
+    total_examples,
+)
 from hesse.data.slicing import Microbatches, first_microbatches, num_examples
 from hesse.data.trees import map_tensors, tensors
 from hesse.engine.program_cache import ProgramCache
-from hesse.errors import ArgumentError, FunctionError
+from hesse.errors import ArgumentError
 from hesse.result import OneLine
 from hesse.risk.arguments import (
     check_model_and_loss,
@@ -40,9 +46,10 @@ from hesse.risk.arguments import (
     explaining,
     reduction_of,
 )
-from hesse.risk.call import ModelCall, device_of
+from hesse.risk.call import BatchLoss, ModelCall, device_of
 from hesse.risk.checks import ParameterNames, check_eval_mode
 from hesse.risk.trial import constants, try_model
+from hesse.risk.weighting import Weighting, ignoring_weights
 from hesse.surroundings import users_contexts
 from hesse.vectors.space import Tree
 
@@ -131,6 +138,9 @@ class Risk(OneLine):
         self._call_model = ModelCall.of(model)
         self._checked_modes = _train_modes(model)
         self._unchecked: list[Batch] = []
+        # With weights for the examples: how, and the risk without them, which is what is tested.
+        self._weighting: Weighting | None = None
+        self._plain = self
         self._check_on([self.data.first])
 
     def __repr__(self) -> str:
@@ -159,6 +169,11 @@ class Risk(OneLine):
     def averages(self) -> bool:
         """Whether the loss is a mean over the data, not a sum."""
         return self._averages
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether examples have weights."""
+        return self._weighting is not None
 
     @property
     def loss_name(self) -> str:
@@ -191,9 +206,64 @@ class Risk(OneLine):
         small = self._with(
             self._batches(Microbatches(self.data, most), self.data.weight, is_cut=True)
         )
+        if self._plain is not self:
+            return small
         # At least two examples each, so that they can be cut; several, which need not be alike.
         small._check_on(first_microbatches(self.data.first, max(2, most), self.data.weigh))
         return small
+
+    @public("{self}.weighted(weights)")
+    def weighted(self, weights: Tensor) -> Risk:
+        r"""The same risk with a factor for what each example adds to it.
+
+        $$ R_w(\theta) = \sum_n w_n R_n(\theta) + \frac{\lambda}{2} \lVert\theta\rVert^2,
+           \qquad R_1 = R $$
+
+        What a mean divides by stays as it is, so that w_n = 0 takes an example out, and the
+        derivative in w_n is the loss that it adds: the convention of influence functions.
+
+        Args:
+            weights: w, a vector with an entry for each example, in the order of the batches. It
+                takes the place of weights that were given before. Risks that differ in their
+                weights share programs.
+
+        Raises:
+            HesseError: a loss that does not average or add up by a loss function of torch, or adds
+                something else; examples that influence one another; weights of another length.
+
+        >>> x = torch.tensor([[1.0], [2.0]])
+        >>> risk = Risk(nn.Linear(1, 1, bias=False), nn.MSELoss(), (x, 0 * x))
+        >>> risk.weighted(torch.tensor([1.0, 0.0]))({"weight": torch.ones(1, 1)})       # 1 / 2
+        tensor(0.5000)
+        """
+        plain = self._plain
+        weights = checked_weights(weights, total_examples(plain.data))
+        weighting = Weighting.of(plain.loss_of, plain.params, plain.data.first, plain.loss_name)
+        data = WithWeights(plain.data, weights)
+        weigh, known = ignoring_weights(plain.data.weight), ignoring_weights(plain.data.known)
+        held = list(data) if plain.holds_data else data
+        other = plain._with(Batches(held, weigh, known=known))
+        other._weighting, other._plain, other._known_weight = weighting, plain, known
+        return other
+
+    @public("{self}.subset(indices)")
+    def subset(self, indices: Any) -> Risk:
+        """The same risk on some of its examples: a mean is over these alone.
+
+        Args:
+            indices: places of examples in the order of the batches, which may repeat, or a mask.
+                They stay in their batches; a batch without any is left out.
+
+        >>> x = torch.tensor([[1.0], [2.0]])
+        >>> risk = Risk(nn.Linear(1, 1, bias=False), nn.MSELoss(), (x, 0 * x))
+        >>> risk.subset([1])({"weight": torch.ones(1, 1)})
+        tensor(4.)
+        """
+        data = Selected(self.data, checked_indices(indices, total_examples(self.data)))
+        other = self.unchecked_on(list(data) if self.holds_data else data)
+        if self._plain is not self:
+            other._plain = self._plain.subset(indices)
+        return other
 
     def _batches(self, data: Any, weight: Weight | None, *, is_cut: bool = False) -> Batches:
         if not self._averages and weight is not None:  # a sum has no weights
@@ -203,6 +273,8 @@ class Risk(OneLine):
     def _with(self, data: Batches) -> Risk:
         other = copy.copy(self)
         other.data, other._unchecked = data, []
+        if self._plain is self:
+            other._plain = other
         self.programs.limit = max(self.programs.limit, other.num_summands)
         return other
 
@@ -252,7 +324,7 @@ class Risk(OneLine):
 
     def loss_of(self, batch: Batch) -> BatchLoss:
         """The loss of a batch as a function of the parameters, and of the outputs of the model."""
-        return BatchLoss(self._call_model, self._scalar_loss, batch)
+        return BatchLoss(self._call_model, self._scalar_loss, batch, self._weighting)
 
     def _scalar_loss(self, outputs: Any, targets: Any) -> Tensor:
         with users_contexts():
@@ -265,6 +337,9 @@ class Risk(OneLine):
         """Test that model and loss are what the class says, and again after `model.train()`."""
         if self._names is not None:
             self._names.check(params)
+        if self._plain is not self:
+            self._plain.check_at(params)
+            return
         modes = _train_modes(self.model)
         if self._checked_modes != modes:
             check_eval_mode(self.model)
@@ -322,49 +397,3 @@ def _one(inputs: Any, targets: Any) -> float:
 def _train_modes(model: Any) -> list[bool]:
     """Whether each module of the model is in train mode."""
     return [m.training for m in model.modules()] if isinstance(model, nn.Module) else []
-
-
-@dataclass(frozen=True)
-class BatchLoss:
-    """The loss of a batch as a function of the parameters: loss(outputs(params))."""
-
-    call: ModelCall
-    loss_of: Callable[[Any, Any], Tensor]
-    """(outputs, targets) -> a scalar."""
-    batch: Batch
-
-    knows_its_leaves = True  # tested at the first evaluation
-
-    def __call__(self, params: Tree) -> Tensor:
-        return self.outputs_and_loss(params)[1]
-
-    def outputs_and_loss(self, params: Tree) -> tuple[Any, Tensor]:
-        """The outputs of the model, and the scalar loss."""
-        batch = self.batch.to(device_of(params))
-        with self.call.substitution(params):
-            outputs = self.call(params, batch.inputs)
-            return outputs, self.loss_of(outputs, batch.targets)
-
-    def outputs(self, params: Tree) -> Any:
-        """The outputs of the model for the inputs of the batch."""
-        with self.call.substitution(params):
-            return self.call(params, self.batch.to(device_of(params)).inputs)
-
-    def loss(self, outputs: Any) -> Tensor:
-        """The scalar loss as a function of the outputs alone."""
-        if self.call.read_by_loss:
-            raise _reads_parameters(self.call.read_by_loss)
-        found: list[Tensor] = []
-        map_outputs(lambda tensor: found.append(tensor) or tensor, outputs)
-        device = found[0].device
-        return self.loss_of(outputs, self.batch.to(device).targets)
-
-
-def _reads_parameters(names: tuple[str, ...]) -> FunctionError:
-    return FunctionError(
-        expected="a loss of the outputs and the targets alone, as a Gauss-Newton matrix needs it",
-        got=f"a loss that also reads the parameters {', '.join(map(repr, names[:3]))}"
-        + (", ..." if len(names) > 3 else ""),
-        remedy="Give an L2 penalty as weight_decay=; of any other, the Hessian is what there is: "
-        "hesse.hessian_operator(risk, params).",
-    )

@@ -211,6 +211,14 @@ def _nodes_above(value: Tensor, inner: Sequence[Tensor]) -> list[Any]:
     return found
 
 
+def counts_of(function: Any, arguments: dict[str, Any], rows: Tensor) -> Tensor:
+    """What each row of an unreduced loss adds to the number by which its mean divides."""
+    if function not in _LIKELIHOODS:
+        return torch.ones_like(rows)
+    one = rows.new_ones(())
+    return _LIKELIHOODS[function]({**arguments, "reduction": "sum"}, one).counts
+
+
 def _arguments(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """The arguments by name; a number as variance becomes a tensor."""
     bound = _SIGNATURES[function].bind(*args, **kwargs)
