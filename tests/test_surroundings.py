@@ -107,6 +107,8 @@ CALLS = {
         @ torch.ones(hesse.jacobian_operator(RISK, RISK.params).shape[0])
     ),
     "jacobian_operator": lambda: hesse.jacobian_operator(torch.tanh, X) @ X,
+    "kfac_operator": lambda: products(hesse.kfac_operator(RISK, damping=0.1)),
+    "ekfac_operator": lambda: products(hesse.ekfac_operator(RISK, generator=seeded())),
     "gradient": lambda: hesse.hessian_operator(RISK, RISK.params).flat_gradient,
     "eigsh": lambda: hesse.eigsh(dense(), 3, generator=seeded()).values,
     "lobpcg": lambda: hesse.eigsh(dense(), 2, method="lobpcg", generator=seeded()).values,

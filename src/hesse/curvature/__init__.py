@@ -7,13 +7,15 @@ from hesse.curvature.hessian import hessian_operator
 from hesse.curvature.hvp import HVP, hvp
 from hesse.curvature.jacobian import jacobian_operator
 from hesse.curvature.kfac import ekfac_operator, kfac_operator, load_kfac
-from hesse.curvature.kronecker import KroneckerCurvature
+from hesse.curvature.kronecker.coverage import Coverage
+from hesse.curvature.kronecker.operator import KroneckerCurvature
 from hesse.curvature.ntk import ntk_operator
 from hesse.curvature.operator import CurvatureOperator
 from hesse.engine.cost_model import deterministic
 
 __all__ = [
     "HVP",
+    "Coverage",
     "CurvatureOperator",
     "KroneckerCurvature",
     "deterministic",

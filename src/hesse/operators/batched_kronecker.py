@@ -177,6 +177,9 @@ class BatchedKronecker(LinearOperator):
             return None
         return RotatedDiagonal(self.domain, self.rotated.Q, f(self.rotated.w))
 
+    def _logdet(self) -> tuple[float, float] | None:
+        return self.rotated._logdet() if self.symmetric else None
+
     @property
     def squares(self) -> BatchedKronecker:
         """The matrix of squared entries, of a product without shift."""

@@ -77,11 +77,11 @@ class FunctionOperator(LinearOperator):
         rmatvec: Callable[[Tensor], Tensor] | None,
     ) -> None:
         super().__init__(domain, codomain, symmetric=symmetric)
-        self._function, self._adjoint = matvec, rmatvec
+        self._forward, self._adjoint = matvec, rmatvec
 
     def _matvec(self, v: Tensor) -> Tensor:
         with users_contexts():
-            product = self._function(v)
+            product = self._forward(v)
         return self.codomain.check_vector(product, what="matvec(v)")
 
     def _rmatvec(self, u: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,9 @@ class DiagonalOperator(LinearOperator):
 
     def _diagonal(self) -> Tensor:
         return self.diagonal
+
+    def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator:
+        return DiagonalOperator(self.domain, f(self.diagonal))
 
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
         space = self.domain.common(D.domain)

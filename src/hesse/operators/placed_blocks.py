@@ -105,7 +105,20 @@ class PlacedBlocks(LinearOperator):
 
     def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator | None:
         """f(A), block by block."""
-        return self.map(lambda A: function_of(A, f))
+        return self.map(lambda A: A._function(f))
+
+    def _trace(self) -> float | None:
+        traces = [trace for A in self.blocks if (trace := A._trace()) is not None]
+        return sum(traces) if len(traces) == len(self.blocks) else None
+
+    def _logdet(self) -> tuple[float, float] | None:
+        sign, total = 1.0, 0.0
+        for A in self.blocks:
+            found = A._logdet()
+            if found is None:
+                return None
+            sign, total = sign * found[0], total + found[1]
+        return sign, total
 
     def _diagonal(self) -> Tensor | None:
         result = self.domain.zeros()
@@ -137,12 +150,3 @@ class PlacedBlocks(LinearOperator):
     @property
     def is_diagonal(self) -> bool:
         return all(A.is_diagonal for A in self.blocks)
-
-
-def function_of(A: LinearOperator, f: Callable[[Tensor], Tensor]) -> LinearOperator | None:
-    """f(A) where the structure of a symmetric A gives it."""
-    function = getattr(A, "_function", None)
-    if function is not None:
-        return function(f)
-    d = A._diagonal() if A.is_diagonal else None
-    return None if d is None else DiagonalOperator(A.domain, f(d))

@@ -38,6 +38,13 @@ class RotatedDiagonal(LinearOperator):
         """f(A) = Q diag(f(w)) Q'."""
         return RotatedDiagonal(self.domain, self.Q, f(self.w))
 
+    def _trace(self) -> float:
+        return float(self.w.sum(dtype=torch.float64))
+
+    def _logdet(self) -> tuple[float, float]:
+        w = self.w.double()
+        return float(w.sign().prod()), float(w.abs().log().sum())
+
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
         d = diagonal_of(D)
         if self.domain.any(d != d[0]):

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,66 +30,9 @@ from torch import Tensor
 from hesse.tracing.entry_order import PADDINGS, REORDERINGS, RESHAPES, nowhere, replayed
 from hesse.tracing.graph import Graph, Node, Value
 from hesse.tracing.partition import dependent
+from hesse.tracing.uses import Rule, Use
 
 _aten = torch.ops.aten
-
-Rule = Literal[
-    "mm", "bmm", "grouped mm", "convolution", "transposed convolution", "embedding",
-    "sum", "convolution bias", "batch norm", "group norm", "own gradient",
-]  # fmt: skip
-
-FACTORED: frozenset[Rule] = frozenset(
-    ["mm", "bmm", "grouped mm", "convolution", "transposed convolution", "embedding"]
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Use:
-    """One use of a parameter: an operation that its gradient is the result of, or a part of.
-
-    Args:
-        rule: how rows are made of the operands (see `curvature.kronecker.rows`).
-        operation: the name of the operation.
-        g: the operand that depends on u.
-        a: the operands that do not.
-        shape: (groups, p, q) of the result of a factored rule; (D,) of another one.
-        settings: the other arguments of the operation.
-        g_is_left: whether l, not r, depends on u.
-        is_swapped: whether the parameter is the transposed result; shape and g_is_left are those of
-            the parameter.
-        scale: a number that the result is multiplied with.
-        multipliers: values, independent of u, that the result is multiplied with as well: entry by
-            entry, or one number for all entries.
-        order: for every entry of the parameter the entry of the result that it is, -1 for none;
-            None if they are the same.
-    """
-
-    rule: Rule | None
-    operation: str
-    g: int
-    a: tuple[int, ...] = ()
-    shape: tuple[int, ...] = ()
-    settings: tuple = ()
-    g_is_left: bool = True
-    is_swapped: bool = False
-    scale: float = 1.0
-    multipliers: tuple[int, ...] = ()
-    order: Tensor | None = None
-
-    @property
-    def is_factored(self) -> bool:
-        """Whether the gradient is a sum of products of rows of two operands."""
-        return self.rule in FACTORED
-
-    def transposed(self) -> Use:
-        """The use of the transposed matrix."""
-        groups, p, q = self.shape
-        return replace(
-            self,
-            shape=(groups, q, p),
-            g_is_left=not self.g_is_left,
-            is_swapped=not self.is_swapped,
-        )
 
 
 def read_uses(graph: Graph, gradients: list[int], directions: list[int]) -> list[list[Use]]:
@@ -118,6 +61,19 @@ class _Reader:
         self._makers = {n: node for node in graph.nodes for n in node.makes()}
         self._metas = graph.metas
         self._tangent = dependent(graph.nodes, directions)
+        self._rules: dict[Any, Callable[[Node, int], Use | None]] = {
+            _aten.mm.default: self._matrix_product,
+            _aten.bmm.default: self._matrix_product,
+            _aten.convolution_backward.default: self._convolution,
+            _aten.embedding_dense_backward.default: self._embedding,
+            _aten.index_put.default: self._index_put,
+            _aten.sum.dim_IntList: self._sum,
+            _aten.sum.default: self._total,
+            _aten.native_batch_norm_backward.default: self._batch_norm,
+            _aten.native_group_norm_backward.default: self._group_norm,
+        }
+        if hasattr(_aten, "_grouped_mm"):
+            self._rules[_aten._grouped_mm.default] = self._grouped_product
 
     def uses(self, number: int) -> list[Use]:
         """The uses that a value is the sum of."""
@@ -210,8 +166,8 @@ class _Reader:
     # -- Last operations ---------------------------------------------------------------------------
 
     def _last(self, node: Node, number: int) -> Use:
-        reader = _LAST.get(node.function)
-        use = None if reader is None else reader(self, node, node.results.index(number))
+        reader = self._rules.get(node.function)
+        use = None if reader is None else reader(node, node.results.index(number))
         return self._unknown(number, _name(node.function)) if use is None else use
 
     def _unknown(self, number: int, operation: str) -> Use:
@@ -364,24 +320,6 @@ class _Reader:
         if result == 2:
             return Use("convolution bias", _name(node.function), g, shape=(channels,))
         return Use("group norm", _name(node.function), g, (x, mean, rstd), (channels,), (groups,))
-
-
-_LAST: dict[Any, Callable[[_Reader, Node, int], Use | None]] = {
-    _aten.mm.default: _Reader._matrix_product,
-    _aten.bmm.default: _Reader._matrix_product,
-    _aten.convolution_backward.default: _Reader._convolution,
-    **(
-        {_aten._grouped_mm.default: _Reader._grouped_product}
-        if hasattr(_aten, "_grouped_mm")  # new in torch 2.8
-        else {}
-    ),
-    _aten.embedding_dense_backward.default: _Reader._embedding,
-    _aten.index_put.default: _Reader._index_put,
-    _aten.sum.dim_IntList: _Reader._sum,
-    _aten.sum.default: _Reader._total,
-    _aten.native_batch_norm_backward.default: _Reader._batch_norm,
-    _aten.native_group_norm_backward.default: _Reader._group_norm,
-}
 
 
 def _has_rows(use: Use) -> bool:

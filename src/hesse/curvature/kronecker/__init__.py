@@ -11,8 +11,3 @@
 | `moments.py`, `estimate.py` | what is summed over rows, vectors and batches? |
 | `blocks.py`, `operator.py`, `saved.py`, `coverage.py` | the operator, its file, its table |
 """
-
-from hesse.curvature.kronecker.coverage import Coverage
-from hesse.curvature.kronecker.operator import KroneckerCurvature
-
-__all__ = ["Coverage", "KroneckerCurvature"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hesse.ad.examples import Axis
 from hesse.ad.fisher import LikelihoodLoss
-from hesse.ad.likelihoods import Likelihood
+from hesse.ad.likelihoods.likelihood import Likelihood
 from hesse.ad.quadratic import Quadratic
 from hesse.ad.summands import Summand
 from hesse.ad.variables import BoundFunction, Leaves, Variables, tracked
@@ -43,7 +43,7 @@ from hesse.errors import DataError, FunctionError
 from hesse.operators.batched_kronecker import Factors
 from hesse.operators.eigenbasis import refreshed_basis
 from hesse.risk.risk import Risk
-from hesse.tracing.last_operations import Use
+from hesse.tracing.uses import Use
 from hesse.vectors.space import Space, Tree
 
 Fisher = Literal["exact", "sampled", "empirical"]

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from hesse.operators.placed_blocks import Indexed, Place, Range, WithColumn
 from hesse.tracing.graph import Graph
-from hesse.tracing.last_operations import Use, row_tensor
+from hesse.tracing.last_operations import row_tensor
+from hesse.tracing.uses import Use
 
 Kind = Literal["kronecker", "rows", "scalar", "zero"]
 

@@ -30,7 +30,7 @@ from hesse.curvature.kronecker.rows import (
     with_ones,
 )
 from hesse.operators.batched_kronecker import Factors
-from hesse.tracing.last_operations import Use
+from hesse.tracing.uses import Use
 
 # A factor of a larger side, such as that of a vocabulary, is kept as its diagonal.
 MOST_DENSE = 8192

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -183,9 +182,6 @@ class KroneckerCurvature(LinearOperator):
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
         return self._whole._plus_diagonal(D)
 
-    def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator | None:
-        return self._whole._function(f)
-
     def _inverse(self) -> LinearOperator:
         inverses = [A._inverse() for A in self._whole.blocks]
         singular = [
@@ -202,14 +198,10 @@ class KroneckerCurvature(LinearOperator):
             )
         return self._placed([A for A in inverses if A is not None])
 
-    @cached_property
-    def _eigenvalues(self) -> list[Tensor]:
-        return [_rotated(A).w for A in self._whole.blocks]
-
     @public("{self}.eigenvalues()")
     def eigenvalues(self) -> Tensor:
         """All n eigenvalues in ascending order; those of the factors are computed once."""
-        return torch.cat(self._eigenvalues).sort().values
+        return torch.cat([_rotated(A).w for A in self._whole.blocks]).sort().values
 
     @public("{self}.power({p})")
     def power(self, p: float) -> LinearOperator:
@@ -220,24 +212,21 @@ class KroneckerCurvature(LinearOperator):
         """
         if p < 0:
             self._inverse()  # raises for a singular block
-        return self._placed([_power(_rotated(A), p) for A in self._whole.blocks])
+        return self._function(lambda w: w**p)
 
     @public("{self}.sample({generator})")
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """A vector from the normal distribution N(0, K^-1), as of a Laplace approximation."""
-        return self.power(-0.5)._matvec(self.domain.gaussian(generator))
+        return self.power(-0.5).matvec(self.domain.gaussian(generator))
 
-    def _trace(self) -> float:
-        return sum(_trace(A) for A in self._whole.blocks)
+    def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator:
+        return self._placed([_rotated(A)._function(f) for A in self._whole.blocks])
 
-    def _logdet(self) -> tuple[float, float]:
-        """The sign, and log |det|."""
-        values = torch.cat(self._eigenvalues).double()
-        if bool((values <= 0).any()):
-            return (0.0 if bool((values == 0).any()) else float(values.sign().prod())), float(
-                "-inf"
-            )
-        return 1.0, float(values.log().sum())
+    def _trace(self) -> float | None:
+        return self._whole._trace()
+
+    def _logdet(self) -> tuple[float, float] | None:
+        return self._whole._logdet()
 
     # -- Files and representations -----------------------------------------------------------------
 
@@ -286,14 +275,3 @@ def _rotated(A: LinearOperator) -> RotatedDiagonal:
         return A.rotated
     assert isinstance(A, RotatedDiagonal)
     return A
-
-
-def _power(A: RotatedDiagonal, p: float) -> RotatedDiagonal:
-    return RotatedDiagonal(A.domain, A.Q, A.w**p)
-
-
-def _trace(A: LinearOperator) -> float:
-    if isinstance(A, BatchedKronecker):
-        return A._trace()
-    assert isinstance(A, RotatedDiagonal)
-    return float(A.w.sum(dtype=torch.float64))

@@ -25,10 +25,11 @@ from hesse.engine.data_version import DataVersion
 from hesse.surroundings import users_autocasts
 from hesse.tracing.functionalize import trace
 from hesse.tracing.graph import Graph, UntraceableError
-from hesse.tracing.last_operations import Use, read_uses
+from hesse.tracing.last_operations import read_uses
 from hesse.tracing.partition import Partition, Tangent, partition
 from hesse.tracing.passes.simplify import simplify
 from hesse.tracing.program import GuardError, run
+from hesse.tracing.uses import Use
 
 
 @dataclass

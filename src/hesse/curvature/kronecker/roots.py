@@ -23,7 +23,7 @@ from torch import Tensor
 from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.examples import Axis
 from hesse.ad.fisher import seen
-from hesse.ad.likelihoods import Likelihood
+from hesse.ad.likelihoods.likelihood import Likelihood
 from hesse.ad.loss import LossHessian
 from hesse.ad.variables import BoundFunction, Leaves
 from hesse.errors import FunctionError

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hesse.tracing.last_operations import Use
+from hesse.tracing.uses import Use
 
 
 @dataclass(frozen=True)
