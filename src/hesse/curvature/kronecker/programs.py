@@ -24,11 +24,11 @@ from hesse.engine.closeness import agree
 from hesse.engine.data_version import DataVersion
 from hesse.surroundings import users_autocasts
 from hesse.tracing.functionalize import trace
-from hesse.tracing.graph import Graph, UntraceableError
+from hesse.tracing.graph import Graph, UntraceableError, replay_node
 from hesse.tracing.last_operations import read_uses
 from hesse.tracing.partition import Partition, Tangent, partition
 from hesse.tracing.passes.simplify import simplify
-from hesse.tracing.program import GuardError, run
+from hesse.tracing.program import GuardError, Program, run
 from hesse.tracing.uses import Use
 
 
@@ -83,7 +83,7 @@ class FactorPoint:
 
     def tangent(self, u: Sequence[Tensor]) -> dict[int, Tensor]:
         """The operands g of J'u, by value."""
-        results = run(self.program.partition.tangents["g"], [*self.residuals, *u])
+        results = _run(self.program.partition.tangents["g"], [*self.residuals, *u])
         return dict(zip(self.program.tangent, results, strict=True))
 
 
@@ -180,12 +180,27 @@ def _eps(tensors: Sequence[Tensor]) -> float:
 def _entered(key: Hashable, program: FactorProgram, inputs: list[Tensor]) -> FactorPoint | None:
     """None if a number or a shape that Python read while tracing is another one here."""
     try:
-        results = run(program.partition.primal_and_gradient, inputs)
+        results = _run(program.partition.primal_and_gradient, inputs)
     except GuardError:
         return None
     count = len(program.primal)
     a = dict(zip(program.primal, results[:count], strict=True))
     return FactorPoint(*(key, inputs, program, results[: program.num_outputs], a, results[count:]))
+
+
+def _run(program: Program, tensors: list[Tensor]) -> list[Tensor]:
+    """The outputs; node by node where torch refuses to write into given memory.
+
+    It does within `torch.autograd.graph.allow_mutation_on_saved_tensors` (torch 2.13).
+    """
+    try:
+        return run(program, tensors)
+    except KeyError:
+        values = dict(zip(program.inputs, tensors, strict=True)) | program.constants
+        with torch.inference_mode(False), torch.no_grad():
+            for node in program.nodes:
+                replay_node(node, values)
+        return [values[number] for number in program.outputs]
 
 
 def _traced(
