@@ -209,7 +209,7 @@ class _Reader:
         groups, is_transposed = node.args[9], node.args[7]
         if result == 2:
             size = self._metas[g].shape[1]
-            return Use("convolution bias", _name(node.function), g, shape=(size,))
+            return Use("channel sum", _name(node.function), g, shape=(size,))
         first, second, *kernel = self._metas[weight].shape
         d = len(kernel)
         stride, padding, dilation = (
@@ -308,7 +308,7 @@ class _Reader:
             return None
         size = self._metas[x].shape[1]
         if result == 2:
-            return Use("convolution bias", _name(node.function), g, shape=(size,))
+            return Use("channel sum", _name(node.function), g, shape=(size,))
         a = (x, *(value.index for value in statistics))
         return Use("batch norm", _name(node.function), g, a, (size,), (bool(trains), eps))
 
@@ -318,7 +318,7 @@ class _Reader:
         if g not in self._tangent or x in self._tangent or result == 0:
             return None
         if result == 2:
-            return Use("convolution bias", _name(node.function), g, shape=(channels,))
+            return Use("channel sum", _name(node.function), g, shape=(channels,))
         return Use("group norm", _name(node.function), g, (x, mean, rstd), (channels,), (groups,))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 Rule = Literal[
     "mm", "bmm", "grouped mm", "convolution", "transposed convolution", "embedding",
-    "sum", "convolution bias", "batch norm", "group norm", "own gradient",
+    "sum", "channel sum", "batch norm", "group norm", "own gradient",
 ]  # fmt: skip
 
 FACTORED: frozenset[Rule] = frozenset(

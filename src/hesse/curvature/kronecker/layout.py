@@ -234,7 +234,7 @@ def _with_biases(graph: Graph, blocks: list[BlockLayout]) -> list[BlockLayout]:
 
 def _is_bias(block: BlockLayout) -> bool:
     rules = {use.rule for use in block.uses}
-    return rules <= {"sum", "convolution bias"} and isinstance(block.place, Range)
+    return rules <= {"sum", "channel sum"} and isinstance(block.place, Range)
 
 
 def _rows_key(graph: Graph, block: BlockLayout) -> tuple:
