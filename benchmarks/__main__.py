@@ -10,6 +10,7 @@ BENCHMARKS = {
     "totals": "seconds for 1 to 1000 products in a fresh process (see --help)",
     "spectra": "eigenvalues, trace, density, diagonal, systems: Hesse and its peers (see --help)",
     "engine": "budgets, precision, tracing, blocks, batches, memory (see --help)",
+    "kfac": "K-FAC and EK-FAC beside curvlinops, and as preconditioners (see --help)",
     "compare": "two versions of Hesse beside each other: OLD_SRC NEW_SRC (see --help)",
     "optimizers": "HessianFree, AdamW and L-BFGS on the digits autoencoder",
     "tune-adamw": "AdamW's best settings there",
