@@ -50,6 +50,14 @@ class Block:
         assert isinstance(d, Tensor)
         return replace(self, basis=basis, d=d)
 
+    def averaged(self, past: Block, decay: float) -> Block:
+        """Its factors with those of a past block, which have the weight `decay`."""
+        pairs = ((past.left, self.left), (past.right, self.right))
+        left, right = (
+            Factors(decay * old.entries + (1.0 - decay) * new.entries) for old, new in pairs
+        )
+        return replace(self, left=left, right=right)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """The sizes (groups, p, q) of its factors."""

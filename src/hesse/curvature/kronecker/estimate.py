@@ -7,8 +7,10 @@ eigenbases. Both are sums over batches; the vectors of a single batch are kept i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -30,7 +32,6 @@ from hesse.curvature.kronecker.roots import (
     LossRoots,
     exact_count,
     loss_roots,
-    moved,
     scaled,
     vectors,
 )
@@ -43,6 +44,7 @@ from hesse.errors import DataError, FunctionError
 from hesse.operators.batched_kronecker import Factors
 from hesse.operators.eigenbasis import refreshed_basis
 from hesse.risk.risk import Risk
+from hesse.tracing.graph import UntraceableError
 from hesse.tracing.uses import Use
 from hesse.vectors.space import Space, Tree
 
@@ -104,14 +106,49 @@ class Estimator:
         self.fisher: str = settings.fisher
         self.vectors = 0
 
-    def blocks(self, params: Tree, previous: Sequence[Block] = ()) -> list[Block]:
+    def on(self, risk: Risk, seed: int) -> Estimator:
+        """The same on other data, with other random signs; programs are shared.
+
+        Call `see_likelihoods` before.
+        """
+        other = copy.copy(self)
+        other.risk, other.settings = risk, replace(self.settings, seed=seed)
+        other._seen = {}
+        return other
+
+    def layouts(self, params: Tree) -> list[BlockLayout]:
+        """The blocks that the parameters form, without their factors."""
+        with traceable():
+            self.see_likelihoods(params)
+            space = Space.of(params)
+            visit = next(iter(self._visits(Variables.of(space.copy(params), space))))
+            return visit.point.program.blocks
+
+    def blocks(
+        self,
+        params: Tree,
+        previous: Sequence[Block] = (),
+        *,
+        past: Sequence[Block] = (),
+        decay: float = 0.0,
+    ) -> list[Block]:
         """The blocks at `params`.
 
         Args:
             params: the point.
             previous: those of a point nearby, whose eigenbases are refreshed instead of computed.
+            past, decay: blocks with whose factors those found are averaged, and their weight.
+
+        Raises:
+            FunctionError: the model cannot be traced.
         """
-        self._see_likelihoods(params)
+        with traceable():
+            return self._blocks(params, previous, past, decay)
+
+    def _blocks(
+        self, params: Tree, previous: Sequence[Block], past: Sequence[Block], decay: float
+    ) -> list[Block]:
+        self.see_likelihoods(params)
         space = Space.of(params)
         variables = Variables.of(space.copy(params), space)
         moments: list[Moments] = []
@@ -138,6 +175,9 @@ class Estimator:
         blocks = [
             Block.of(layout, *part.factors()) for layout, part in zip(layouts, moments, strict=True)
         ]
+        if past:
+            pairs = zip(blocks, past, strict=True)
+            blocks = [block.averaged(before, decay) for block, before in pairs]
         if not self.settings.rotated:
             return blocks
         return self._rotated(variables, blocks, moments, kept, previous)
@@ -226,8 +266,10 @@ class Estimator:
         if found is None:
             loss = self._roots(f, tracked(variables.x))
             point = self.programs.enter(f, summand.data, summand.key, loss.z, single_example=single)
-            if isinstance(loss, LikelihoodRoots) and self.fisher != "empirical":
-                self._seen[number] = DataVersion.of(summand.data), loss.likelihoods
+            if isinstance(loss, LikelihoodRoots):
+                if self.fisher != "empirical":
+                    self._seen[number] = DataVersion.of(summand.data), loss.likelihoods
+                loss = loss.at(point.outputs)  # as where no forward pass is taken: the same bits
         else:
             point, loss = found
         maps = self._example_maps(point, loss, examples)
@@ -245,7 +287,7 @@ class Estimator:
         point = self.programs.enter_unchecked(f, summand.data, summand.key, single_example=single)
         if point is None:
             return None
-        return point, LikelihoodRoots(moved(likelihoods, point.outputs), self.axes)
+        return point, LikelihoodRoots(likelihoods, self.axes).at(point.outputs)
 
     def _choose_vectors(self, loss: LossRoots, examples: int) -> None:
         count = exact_count(loss, examples)
@@ -262,7 +304,7 @@ class Estimator:
     def _roots(self, f: BoundFunction, leaves: Leaves) -> LossRoots:
         return loss_roots(f, leaves, self.axes)
 
-    def _see_likelihoods(self, params: Tree) -> None:
+    def see_likelihoods(self, params: Tree) -> None:
         """Find the examples in the likelihoods of the loss, if that is made of likelihoods."""
         if self.axes is not None or self._unseen:
             return
@@ -313,6 +355,20 @@ def _probe(
 
         maps[use] = read_map(rows(plain), [rows(g) for g in probed], examples)
     return maps
+
+
+@contextmanager
+def traceable() -> Iterator[None]:
+    """Within it, a model that cannot be traced is a `FunctionError`."""
+    try:
+        yield
+    except UntraceableError as error:
+        raise FunctionError(
+            expected="a model whose backward pass can be traced, since factors are read off it",
+            got=str(error),
+            remedy="Use operations of torch in the place of that one; hesse.ggn_operator needs no "
+            "trace.",
+        ) from error
 
 
 def _basis(side: Factors, previous: Factors | None) -> Factors:

@@ -123,13 +123,22 @@ class LikelihoodRoots(LossRoots):
         axes: Sequence[Axis],
         slopes: Sequence[Sequence[Tensor]] = (),
     ) -> None:
-        self.likelihoods, self._slopes = likelihoods, slopes
+        self.likelihoods, self._axes_of, self._slopes = likelihoods, axes, slopes
         self.z = [part for likelihood in likelihoods for part in likelihood.parameters]
         self._axes = [
             Axis(axis.dim + likelihood.z.ndim - part.ndim, outer=axis.outer)
             for axis, likelihood in zip(axes, likelihoods, strict=True)
             for part in likelihood.parameters
         ]
+
+    def at(self, z: Sequence[Tensor]) -> LikelihoodRoots:
+        """Those of the same targets at other outputs."""
+        rest = iter(z)
+        likelihoods = [
+            replace(likelihood, parameters=tuple(next(rest) for _ in likelihood.parameters))
+            for likelihood in self.likelihoods
+        ]
+        return LikelihoodRoots(likelihoods, self._axes_of, self._slopes)
 
     def per_example(self, examples: int) -> list[int]:
         return [z.numel() // examples for z in self.z]
@@ -155,15 +164,6 @@ class LikelihoodRoots(LossRoots):
             signs = _signs(rows.shape, generator, rows)
             parts += likelihood.row_multiples(likelihood.observed(slope), signs)
         return parts
-
-
-def moved(likelihoods: Sequence[Likelihood], z: Sequence[Tensor]) -> list[Likelihood]:
-    """The likelihoods of the same targets at other outputs."""
-    rest = iter(z)
-    return [
-        replace(likelihood, parameters=tuple(next(rest) for _ in likelihood.parameters))
-        for likelihood in likelihoods
-    ]
 
 
 # -- A loss that is no likelihood we know ----------------------------------------------------------
