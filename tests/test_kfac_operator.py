@@ -338,7 +338,7 @@ def test_rows_of_examples_in_regular_order_are_found(inner):
     assert found.inner == inner
     sums = torch.zeros(examples, 1, 5).index_add_(0, owner, rows)
     torch.testing.assert_close(found.sums(rows), sums)
-    assert torch.equal(found.owners(R), owner)
+    assert torch.equal(found.owners(R, rows.device), owner)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -353,7 +353,7 @@ def test_rows_that_were_sent_anywhere_are_found(dtype):
     torch.testing.assert_close(
         found.sums(rows), torch.zeros(examples, 2, 3).index_add_(0, owner, rows)
     )
-    assert torch.equal(found.owners(R)[50:], owner[50:])
+    assert torch.equal(found.owners(R, rows.device)[50:], owner[50:])
 
 
 def test_a_row_of_two_examples_is_noticed():

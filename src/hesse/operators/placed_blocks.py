@@ -67,10 +67,10 @@ class Indexed(Place):
     index: Tensor
 
     def take(self, v: Tensor) -> Tensor:
-        return v[self.index]
+        return v[self.index.to(v.device)]
 
     def put(self, v: Tensor, part: Tensor) -> None:
-        v[self.index] = part
+        v[self.index.to(v.device)] = part
 
 
 class PlacedBlocks(LinearOperator):

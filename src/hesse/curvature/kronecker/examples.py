@@ -43,11 +43,11 @@ class ExampleMap:
         padded = torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])])
         return padded[self.index]  # -1 is the last
 
-    def owners(self, rows: int) -> Tensor:
+    def owners(self, rows: int, device: torch.device) -> Tensor:
         """The example of each row, shape (rows,); -1 for none."""
         if self.index is None:
             assert self.inner is not None
-            return (torch.arange(rows) // self.inner) % self.examples
+            return (torch.arange(rows, device=device) // self.inner) % self.examples
         owner = torch.full((rows + 1,), -1, device=self.index.device)
         owner[self.index] = torch.arange(self.examples, device=owner.device)[:, None]
         return owner[:rows]

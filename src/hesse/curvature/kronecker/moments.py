@@ -235,7 +235,7 @@ class KroneckerMoments:
         """The same for one-hot rows: rows of an example at the same index are added up first."""
         hot, other = (left, right) if isinstance(left, OneHot) else (right, left)
         assert isinstance(hot, OneHot) and isinstance(other, Tensor)
-        owner = map_.owners(len(hot))
+        owner = map_.owners(len(hot), hot.index.device)
         kept = (hot.index >= 0) & (owner >= 0)
         key, place = torch.unique(owner[kept] * hot.size + hot.index[kept], return_inverse=True)
         sums = other.new_zeros(len(key), other.shape[-1]).index_add_(0, place, other[kept][:, 0])
