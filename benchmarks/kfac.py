@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import statistics
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import hesse
-from benchmarks.models.autoencoders import autoencoder, deep
+from benchmarks.models.autoencoders import DATA, autoencoder, real_images, synthetic_images
 from benchmarks.models.losses import ReconstructionLoss
 from hesse.curvature.kronecker.estimate import Estimator, Settings
 
+_IMAGES = 10_000
 DAMPINGS = (1e-1, 1e-2, 1e-3)
 WIDTHS = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
 
@@ -39,20 +40,19 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser.add_argument("--only", choices=("times", "cg"))
     options = parser.parse_args(list(arguments))
     torch.set_num_threads(options.threads)
-    parts = deep().parts
-    assert parts is not None
-    images = parts.inputs
+    path = os.environ.get(DATA)
+    images = real_images(path, _IMAGES) if path else synthetic_images(_IMAGES, WIDTHS[0])
     if options.only != "cg":
-        times(images, options.repeats)
+        times(images[:1000], options.repeats)
     if options.only != "times":
-        conjugate_gradients(images[: options.batch], options.steps)
+        conjugate_gradients(images, options.batch, options.steps)
 
 
 # -- Times -----------------------------------------------------------------------------------------
 
 
 def times(images: Tensor, repeats: int) -> None:
-    """Set-up and products, in gradients."""
+    """Set-up and products, in gradients: the fastest of all turns."""
     model, loss = autoencoder(WIDTHS), nn.BCEWithLogitsLoss()
     subjects = ours(model, loss, images)
     if importlib.util.find_spec("curvlinops") is not None:
@@ -64,12 +64,11 @@ def times(images: Tensor, repeats: int) -> None:
             began = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - began)
-    gradient = statistics.median(seconds["gradient"])
+    best = {name: min(taken) for name, taken in seconds.items()}
     print("| | ms | gradients | FLOPs, in those of a gradient |\n|---|--:|--:|--:|")
-    for name, taken in seconds.items():
-        median = statistics.median(taken)
+    for name, taken in best.items():
         relative = flops[name] / flops["gradient"]
-        print(f"| {name} | {1e3 * median:.0f} | {median / gradient:.2f} | {relative:.2f} |")
+        print(f"| {name} | {1e3 * taken:.0f} | {taken / best['gradient']:.2f} | {relative:.2f} |")
     print()
 
 
@@ -141,15 +140,20 @@ def _flops(run: Callable[[], Any]) -> int:
 # -- Conjugate gradients ---------------------------------------------------------------------------
 
 
-def conjugate_gradients(images: Tensor, steps: int) -> None:
-    """Products to a residual of 0.1 in the damped Gauss-Newton system of the gradient."""
+def conjugate_gradients(images: Tensor, batch: int, steps: int) -> None:
+    """Products to a residual of 0.1 in the damped Gauss-Newton system of the gradient.
+
+    Adam sees another batch in every step; the system is that of the first one.
+    """
     model, loss = autoencoder(WIDTHS), ReconstructionLoss()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    for _ in range(steps):
+    batches = images.split(batch)
+    for step in range(steps):
+        own = batches[step % len(batches)]
         optimizer.zero_grad()
-        loss(model(images), images).backward()
+        loss(model(own), own).backward()
         optimizer.step()
-    risk = hesse.Risk(model, loss, (images, images))
+    risk = hesse.Risk(model, loss, (batches[0], batches[0]))
     G = hesse.ggn_operator(risk)
     b, I = -G.flat_gradient, hesse.identity_operator(G.shape[0])
     generator = torch.Generator().manual_seed(0)
