@@ -22,6 +22,7 @@ PAGES = [
     "getting-started",
     "how-to-extend",
     "engine",
+    "kfac",
     pytest.param("how-to-choose", marks=pytest.mark.slow),
     "sparse-hessians",
     pytest.param("products", marks=pytest.mark.slow),

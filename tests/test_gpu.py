@@ -6,7 +6,14 @@ import torch
 from torch import nn
 
 from hesse.ad.one_shot import ONE_SHOT_MODES as ONE_SHOT
-from hesse.curvature import ggn_operator, hessian_operator, hvp, sparse_hessian_operator
+from hesse.curvature import (
+    ekfac_operator,
+    ggn_operator,
+    hessian_operator,
+    hvp,
+    kfac_operator,
+    sparse_hessian_operator,
+)
 from hesse.risk.risk import Risk
 from hesse.vectors.inner_products import norm
 
@@ -99,3 +106,14 @@ def test_a_sparse_hessian():
     assert_close(S @ v.cuda(), H @ v, 1e-12)
     assert_close(S.at(x.cuda() + 1) @ v.cuda(), H.at(x + 1) @ v, 1e-12)
     assert_close(S._inverse() @ (S @ v.cuda()), v, 1e-8)
+
+
+@pytest.mark.parametrize("make", [kfac_operator, ekfac_operator])
+def test_factors_are_those_of_the_cpu(make):
+    K = make(risk_on("cuda", torch.float64), damping=0.1)
+    expected = make(risk_on("cpu", torch.float64), damping=0.1)
+    assert K.device.type == "cuda"
+    torch.testing.assert_close(K.eigenvalues().cpu(), expected.eigenvalues())
+    v = torch.randn(K.shape[0], dtype=torch.float64)
+    assert_close(K @ v.cuda(), expected @ v, 1e-8)
+    assert_close(K.power(-0.5) @ v.cuda(), expected.power(-0.5) @ v, 1e-8)

@@ -111,6 +111,8 @@ CALLS = {
     "ntk_operator": lambda: hesse.ntk_operator(RISK) @ OUTPUTS,
     "sparse_hessian_operator": lambda: hesse.sparse_hessian_operator(chain, X).to_dense(),
     "jacobian_operator": lambda: hesse.jacobian_operator(torch.tanh, X) @ X,
+    "kfac_operator": lambda: products(hesse.kfac_operator(RISK, damping=0.1)),
+    "ekfac_operator": lambda: products(hesse.ekfac_operator(RISK, generator=seeded())),
     "gradient": lambda: hesse.hessian_operator(RISK, RISK.params).flat_gradient,
     "eigsh": lambda: hesse.eigsh(dense(), 3, generator=seeded()).values,
     "lobpcg": lambda: hesse.eigsh(dense(), 2, method="lobpcg", generator=seeded()).values,

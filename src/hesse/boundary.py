@@ -89,7 +89,9 @@ def _brief(value: Any) -> str:
     """An argument in a few words."""
     if isinstance(value, Tensor):
         return f"Tensor{tuple(value.shape)}"
-    if value is None or isinstance(value, (str, Number)) or hasattr(value, "_matvec"):
+    if value is None or isinstance(value, (str, Number)):
+        return repr(value)
+    if hasattr(value, "_matvec"):
         return repr(value).partition("\n")[0]
     return type(value).__name__
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from contextlib import suppress
+from itertools import chain
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from hesse.boundary import public
+from hesse.boundary import public, warn
 from hesse.checkpoint import Checkpoint
 from hesse.curvature.gauss_newton import ggn_operator
 from hesse.curvature.operator import CurvatureOperator
@@ -19,7 +20,9 @@ from hesse.engine.cost_model import deterministic
 from hesse.engine.summed_product import PREPARED_MODES, PreparedMode
 from hesse.errors import (
     ArgumentError,
+    DataError,
     DerivativeError,
+    FunctionError,
     NonFiniteError,
     Status,
     check_choice,
@@ -32,7 +35,12 @@ from hesse.optimize.damped_gauss_newton import DampedGaussNewton
 from hesse.optimize.fixed_mode import in_fixed_mode
 from hesse.optimize.hessian_free_arguments import check_damping, check_decay, model_of
 from hesse.optimize.hessian_free_state import HessianFreeState, Products, shapes_of
-from hesse.optimize.kronecker_preconditioner import Factors, KroneckerPreconditioner
+from hesse.optimize.kronecker_preconditioner import (
+    KroneckerPreconditioner,
+    Stored,
+    first_name,
+    position,
+)
 from hesse.optimize.levenberg_marquardt import LevenbergMarquardt
 from hesse.optimize.point import Counts, Objective, Point
 from hesse.optimize.proposal import take_step
@@ -65,8 +73,8 @@ class HessianFree(torch.optim.Optimizer):
         damping_bounds: the range of lambda. The lower bound matters, see `LevenbergMarquardt`.
         max_cg_iterations: of one step.
         cg_decay: fraction of the last solution that CG starts from.
-        preconditioner: "kronecker" (factors for `nn.Linear` layers, a multiple of the identity
-            elsewhere), or "none".
+        preconditioner: "kronecker" (EK-FAC of one random vector a step, averaged over steps; see
+            `ekfac_operator`), or "none". A model that cannot be traced has none.
         refresh_every: steps between two estimates of the factors.
         seed: of the random vectors by which the factors are estimated.
         mode: how products are taken, the same way in all steps: "traced-split", "compiled-split" or
@@ -201,12 +209,13 @@ class HessianFree(torch.optim.Optimizer):
 
     def _whole_step(self, risk: Risk) -> Tensor:
         """A step, or nothing: an error or Ctrl-C leaves all as it was."""
-        factors = self._factors
+        kronecker = self._kronecker
+        blocks = None if kronecker is None else kronecker.state
         try:
             return self._step(risk)
         except BaseException as error:
-            if self._kronecker is not None and factors is not None:
-                self._kronecker.restore(*factors)
+            if self._kronecker is not None and blocks is not None:
+                self._kronecker.state = blocks
             if isinstance(error, KeyboardInterrupt):
                 self.status = Status.INTERRUPTED
                 self._checkpoint.save(self._saved(), now=True)
@@ -298,27 +307,32 @@ class HessianFree(torch.optim.Optimizer):
     def _preconditioner(self, risk: Risk, group: dict[str, Any]) -> KroneckerPreconditioner | None:
         """The preconditioner; its factors are estimated again every `refresh_every` steps."""
         kronecker, steps, every = self._kronecker, group["steps"], group["refresh_every"]
-        if kronecker is not None and (steps % every == 0 or not kronecker.factors):
-            past = min(1 - 1 / (steps // every + 1), 0.95)
-            kronecker.refresh(risk, self._tree(), group["seed"] + steps, past)
-        return kronecker
-
-    @property
-    def _factors(self) -> tuple[dict[str, Factors], dict[str, tuple[Tensor, Tensor]]] | None:
-        kronecker = self._kronecker
-        return None if kronecker is None else (kronecker.factors, kronecker.bases)
+        if kronecker is None:
+            return None
+        try:
+            if steps % every == 0 or kronecker.is_empty:
+                past = min(1 - 1 / (steps // every + 1), 0.95)
+                kronecker.refresh(risk, self._tree(), group["seed"] + steps, past)
+            else:
+                kronecker.ready(self._tree())
+        except (FunctionError, DataError) as error:
+            warn(f"no preconditioner: it needs {error.expected}, but there is {error.got}")
+            self._kronecker = None
+        return self._kronecker
 
     def _store_factors(self) -> None:
-        kronecker = self._kronecker
-        for layer in [] if kronecker is None else kronecker.layers:
-            if kronecker is not None and layer.name in kronecker.factors:
-                factors = kronecker.factors[layer.name]
-                self.state[layer.module.weight].update(A=factors.A, S=factors.S, d=factors.d)
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter].pop("factors", None)
+        stored = {} if self._kronecker is None else self._kronecker.stored()
+        for key, tensors in stored.items():
+            name = first_name(key)
+            parameter = self.param_groups[0]["params"][self._names.index(name)]
+            self.state[parameter].setdefault("factors", {})[key] = tensors
 
-    def _stored_factors(self) -> dict[str, Factors]:
-        assert self._kronecker is not None
-        layers = [(layer.name, self.state[layer.module.weight]) for layer in self._kronecker.layers]
-        return {name: Factors(s["A"], s["S"], s["d"]) for name, s in layers if "A" in s}
+    def _stored_factors(self) -> Stored:
+        parameters = self.param_groups[0]["params"]
+        found = [item for p in parameters for item in self.state[p].get("factors", {}).items()]
+        return dict(sorted(found, key=lambda item: position(item[0])))
 
     def _load_start(self) -> Tensor | None:
         parts = [self.state[p].get("cg_start") for p in self.param_groups[0]["params"]]
@@ -334,14 +348,11 @@ class HessianFree(torch.optim.Optimizer):
 
     def _saved(self) -> HessianFreeState:
         """The state as a checkpoint saves it."""
-        group, factors = (
-            self.param_groups[0],
-            {} if self._kronecker is None else self._stored_factors(),
-        )
+        group, factors = self.param_groups[0], self._stored_factors()
         return HessianFreeState(
             x=self._space.flatten(self._tree()).clone(),
             cg_start=self._load_start(),
-            factors=[[name, f.A, f.S, f.d] for name, f in factors.items()],
+            factors=[[key, *chain(*tensors.items())] for key, tensors in factors.items()],
             counts=self.counts,
             status=self.status,
             **{name: group[name] for name in ("lr", "damping", "steps", "mode")},
@@ -357,5 +368,8 @@ class HessianFree(torch.optim.Optimizer):
         self._write(saved.x)
         self._store_start(saved.cg_start)
         if self._kronecker is not None:
-            self._kronecker.load({name: Factors(A, S, d) for name, A, S, d in saved.factors})
+            factors = {
+                key: dict(zip(rest[::2], rest[1::2], strict=True)) for key, *rest in saved.factors
+            }
+            self._kronecker.load(factors)
             self._store_factors()

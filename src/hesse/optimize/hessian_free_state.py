@@ -23,7 +23,7 @@ class HessianFreeState:
     """The parameters, flat."""
     cg_start: Tensor | None
     factors: list[list[Any]]
-    """Of each layer: name, A, S, d."""
+    """Of each block: its key, then the names of its tensors and these."""
     counts: Counts
     status: Status
     lr: float

@@ -153,12 +153,12 @@ class _Partitioner:
         self._measured_kernels = measured_kernels
         self._directions = _all_directions(tangents)
         self._tangent_outputs = [n for tangent in tangents.values() for n in tangent.outputs]
-        dependent = dependent_values(graph.nodes, self._directions)
+        tangent = dependent_values(graph.nodes, self._directions)
         self._tangent_nodes = eliminate_dead_code(
-            [node for node in graph.nodes if _any_in(node.reads(), dependent)],
+            [node for node in graph.nodes if _any_in(node.reads(), tangent)],
             self._tangent_outputs,
         )
-        self._primal_nodes = [n for n in graph.nodes if not _any_in(n.reads(), dependent)]
+        self._primal_nodes = [n for n in graph.nodes if not _any_in(n.reads(), tangent)]
         self._inputs = [number for number in graph.inputs if number not in self._directions]
         self._foreign = {
             name: dependent_values(graph.nodes, self._directions.difference(tangent.directions))

@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The factors of all blocks of a model, from sweeps over its batches.
+
+One sweep gives the factors. A second one, with the same vectors u, gives the diagonals in their
+eigenbases. Both are sums over batches; the vectors of a single batch are kept in between.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+from hesse.ad.examples import Axis
+from hesse.ad.fisher import LikelihoodLoss
+from hesse.ad.likelihoods.likelihood import Likelihood
+from hesse.ad.quadratic import Quadratic
+from hesse.ad.summands import Summand
+from hesse.ad.variables import BoundFunction, Leaves, Variables, tracked
+from hesse.curvature.kronecker.blocks import Block
+from hesse.curvature.kronecker.examples import ExampleMap, read_map, scales
+from hesse.curvature.kronecker.layout import BlockLayout
+from hesse.curvature.kronecker.moments import KroneckerMoments, RowMoments, ScalarMoments
+from hesse.curvature.kronecker.programs import FactorPoint, FactorPrograms
+from hesse.curvature.kronecker.roots import (
+    MOST_VECTORS,
+    LikelihoodRoots,
+    LossRoots,
+    exact_count,
+    loss_roots,
+    scaled,
+    vectors,
+)
+from hesse.curvature.kronecker.rows import gradient_rows, rows_of_g
+from hesse.curvature.likelihood_sum import seen_at
+from hesse.curvature.rows_of_examples import example_axes
+from hesse.data.slicing import num_examples
+from hesse.engine.data_version import DataVersion
+from hesse.errors import DataError, FunctionError
+from hesse.operators.batched_kronecker import Factors
+from hesse.operators.eigenbasis import refreshed_basis
+from hesse.risk.risk import Risk
+from hesse.tracing.graph import UntraceableError
+from hesse.tracing.uses import Use
+from hesse.vectors.space import Space, Tree
+
+Fisher = Literal["exact", "sampled", "empirical"]
+Approximation = Literal["expand", "reduce"]
+Moments = KroneckerMoments | RowMoments | ScalarMoments
+
+_MIXES = "no rule for rows that depend on several examples"
+
+# Vectors of a single batch are kept up to so many bytes.
+_KEPT = 1 << 29
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is estimated, and how.
+
+    Args:
+        fisher, samples: see `roots`.
+        approximation: "expand" takes rows as they are, "reduce" one for each example.
+        rotated: whether the diagonals in the eigenbases are estimated too (EK-FAC).
+        seed: of the random signs.
+    """
+
+    fisher: Fisher
+    samples: int
+    approximation: Approximation
+    rotated: bool
+    seed: int
+
+
+@dataclass
+class _Visit:
+    """A batch at the point, while it is looked at."""
+
+    coefficient: float
+    point: FactorPoint
+    loss: LossRoots
+    examples: int
+    seed: int
+    maps: dict[Use, ExampleMap | None]
+
+
+class Estimator:
+    """Estimates the blocks of a risk at points; programs are shared by all points.
+
+    Args:
+        risk: the model, the loss and the data.
+        settings: what is estimated.
+    """
+
+    def __init__(self, risk: Risk, settings: Settings) -> None:
+        self.risk, self.settings = risk, settings
+        self.programs = FactorPrograms(lambda f, leaves: self._roots(f, leaves).z)
+        self.axes: tuple[Axis, ...] | None = None
+        self._unseen = False
+        # The likelihoods of batches, by their number, for the data that they were seen on.
+        self._seen: dict[int, tuple[DataVersion, Sequence[Likelihood]]] = {}
+        self.fisher: str = settings.fisher
+        self.vectors = 0
+
+    def on(self, risk: Risk, seed: int) -> Estimator:
+        """The same on other data, with other random signs; programs are shared.
+
+        Call `see_likelihoods` before.
+        """
+        other = copy.copy(self)
+        other.risk, other.settings = risk, replace(self.settings, seed=seed)
+        other._seen = {}
+        return other
+
+    def layouts(self, params: Tree) -> list[BlockLayout]:
+        """The blocks that the parameters form, without their factors."""
+        with traceable():
+            self.see_likelihoods(params)
+            space = Space.of(params)
+            visit = next(iter(self._visits(Variables.of(space.copy(params), space))))
+            return visit.point.program.blocks
+
+    def blocks(
+        self,
+        params: Tree,
+        previous: Sequence[Block] = (),
+        *,
+        past: Sequence[Block] = (),
+        decay: float = 0.0,
+    ) -> list[Block]:
+        """The blocks at `params`.
+
+        Args:
+            params: the point.
+            previous: those of a point nearby, whose eigenbases are refreshed instead of computed.
+            past, decay: blocks with whose factors those found are averaged, and their weight.
+
+        Raises:
+            FunctionError: the model cannot be traced.
+        """
+        with traceable():
+            return self._blocks(params, previous, past, decay)
+
+    def _blocks(
+        self, params: Tree, previous: Sequence[Block], past: Sequence[Block], decay: float
+    ) -> list[Block]:
+        self.see_likelihoods(params)
+        space = Space.of(params)
+        variables = Variables.of(space.copy(params), space)
+        moments: list[Moments] = []
+        layouts: list[BlockLayout] = []
+        kept: list[tuple[_Visit, list]] = []
+        for visit in self._visits(variables):
+            found = visit.point.program.blocks
+            layouts = layouts or found
+            _check_same_layouts(layouts, found)
+            moments = moments or [self._moments(block, space) for block in found]
+            for part, block in zip(moments, found, strict=True):
+                part.begin(block, visit.point.a, visit.maps)
+            gs = []
+            for weight, g in self._tangents(visit):
+                for part in moments:
+                    part.add(g, weight * visit.coefficient)
+                gs.append((weight, g))
+                if not self._keeps(gs):
+                    gs.clear()
+            for part in moments:
+                part.end()
+            if self.risk.num_summands == 1:
+                kept.append((visit, gs if len(gs) == self.vectors else []))
+        blocks = [
+            Block.of(layout, *part.factors()) for layout, part in zip(layouts, moments, strict=True)
+        ]
+        if past:
+            pairs = zip(blocks, past, strict=True)
+            blocks = [block.averaged(before, decay) for block, before in pairs]
+        if not self.settings.rotated:
+            return blocks
+        return self._rotated(variables, blocks, moments, kept, previous)
+
+    @property
+    def about(self) -> str:
+        """What was estimated, in a line."""
+        matrix = "Fisher" if self.axes is not None else "Gauss-Newton"
+        if self.fisher == "exact":
+            count = f"all {self.vectors} vectors"
+        else:
+            count = f"{self.vectors} vector{'s' if self.vectors > 1 else ''} of random signs"
+        fallen = (
+            ""
+            if self.fisher == self.settings.fisher
+            else (f" (the exact one takes more than {MOST_VECTORS})")
+        )
+        return f"{self.fisher} {matrix}, {count}{fallen}; {self.settings.approximation}"
+
+    def __reduce__(self) -> tuple:
+        return Estimator, (self.risk, self.settings)
+
+    def _keeps(self, gs: list) -> bool:
+        if not self.settings.rotated or self.risk.num_summands > 1:
+            return False
+        return sum(t.nbytes for _, g in gs for t in g.values()) <= _KEPT
+
+    def _rotated(
+        self,
+        variables: Variables,
+        blocks: list[Block],
+        moments: list[Moments],
+        kept: list[tuple[_Visit, list]],
+        previous: Sequence[Block],
+    ) -> list[Block]:
+        """The blocks with their diagonals in eigenbases."""
+        bases: dict[int, tuple[Factors, Factors]] = {}
+        for k, (block, part) in enumerate(zip(blocks, moments, strict=True)):
+            if isinstance(part, KroneckerMoments):
+                before = previous[k].basis if previous else None
+                P, Q = (None, None) if before is None else before
+                bases[k] = _basis(block.left, P), _basis(block.right, Q)
+                part.use_basis(*bases[k])
+        visits = [visit for visit, _ in kept] or self._visits(variables)
+        for i, visit in enumerate(visits):
+            gs = kept[i][1] if kept and kept[i][1] else self._tangents(visit)
+            found = visit.point.program.blocks
+            for part, block in zip(moments, found, strict=True):
+                part.begin(block, visit.point.a, visit.maps)
+            for weight, g in gs:
+                for part in moments:
+                    if isinstance(part, KroneckerMoments):
+                        part.project(g, weight * visit.coefficient)
+        return [
+            block.with_diagonal(bases[k], part.d) if isinstance(part, KroneckerMoments) else block
+            for k, (block, part) in enumerate(zip(blocks, moments, strict=True))
+        ]
+
+    def _moments(self, block: BlockLayout, space: Space) -> Moments:
+        if block.kind == "kronecker":
+            reduce = self.settings.approximation == "reduce"
+            return KroneckerMoments(block, reduce, space.dtype)
+        if block.kind == "rows":
+            return RowMoments(block, space.dtype)
+        return ScalarMoments(block, space.zeros())
+
+    # -- Batches -----------------------------------------------------------------------------------
+
+    def _visits(self, variables: Variables) -> Iterator[_Visit]:
+        for number, summand in enumerate(self.risk.summands()):
+            if isinstance(summand.function, Quadratic):
+                continue
+            examples = num_examples(summand.function.batch)
+            if examples is None:
+                raise DataError(
+                    expected="inputs whose first dimensions agree, and count the examples",
+                    got="inputs whose first dimensions differ",
+                    remedy="Give batches of examples along the first dimension of every input.",
+                )
+            yield self._enter(number, summand, variables, examples)
+
+    def _enter(self, number: int, summand: Summand, variables: Variables, examples: int) -> _Visit:
+        f = BoundFunction(LikelihoodLoss(summand.function, self.risk.loss_name), variables)
+        single = examples == 1 and self.risk.num_summands == 1
+        found = self._again(number, f, summand, single)
+        if found is None:
+            loss = self._roots(f, tracked(variables.x))
+            point = self.programs.enter(f, summand.data, summand.key, loss.z, single_example=single)
+            if isinstance(loss, LikelihoodRoots):
+                if self.fisher != "empirical":
+                    self._seen[number] = DataVersion.of(summand.data), loss.likelihoods
+                loss = loss.at(point.outputs)  # as where no forward pass is taken: the same bits
+        else:
+            point, loss = found
+        maps = self._example_maps(point, loss, examples)
+        self._choose_vectors(loss, examples)
+        seed = (self.settings.seed + number) % 2**63
+        return _Visit(summand.coefficient, point, loss, examples, seed, maps)
+
+    def _again(
+        self, number: int, f: BoundFunction, summand: Summand, single: bool
+    ) -> tuple[FactorPoint, LossRoots] | None:
+        """A batch that was seen before, at another point: without a forward pass of the model."""
+        version, likelihoods = self._seen.get(number, (None, ()))
+        if version is None or self.axes is None or not version.matches(summand.data):
+            return None
+        point = self.programs.enter_unchecked(f, summand.data, summand.key, single_example=single)
+        if point is None:
+            return None
+        return point, LikelihoodRoots(likelihoods, self.axes).at(point.outputs)
+
+    def _choose_vectors(self, loss: LossRoots, examples: int) -> None:
+        count = exact_count(loss, examples)
+        if self.fisher == "exact" and count > MOST_VECTORS:
+            self.fisher = "sampled"
+        self.vectors = count if self.fisher == "exact" else self.settings.samples
+
+    def _tangents(self, visit: _Visit) -> Iterator[tuple[float, dict[int, Tensor]]]:
+        for weight, u in vectors(
+            visit.loss, self.fisher, visit.examples, self.settings.samples, visit.seed
+        ):
+            yield weight, visit.point.tangent(u)
+
+    def _roots(self, f: BoundFunction, leaves: Leaves) -> LossRoots:
+        return loss_roots(f, leaves, self.axes)
+
+    def see_likelihoods(self, params: Tree) -> None:
+        """Find the examples in the likelihoods of the loss, if that is made of likelihoods."""
+        if self.axes is not None or self._unseen:
+            return
+        try:
+            seen_at(self.risk, params, self.risk.loss_of(self.risk.data.first))
+        except FunctionError:
+            if self.settings.fisher == "empirical":
+                raise
+            self._unseen = True
+            return
+        self.axes = example_axes(self.risk, params, needed=True)
+
+    # -- Examples ----------------------------------------------------------------------------------
+
+    def _needs_map(self, block: BlockLayout) -> bool:
+        per_example = self.settings.rotated or self.settings.approximation == "reduce"
+        return block.kind == "rows" or (block.kind == "kronecker" and per_example)
+
+    def _example_maps(
+        self, point: FactorPoint, loss: LossRoots, examples: int
+    ) -> dict[Use, ExampleMap | None]:
+        """The examples of the rows of all uses that need them; blocks that mix them get no rule."""
+        program = point.program
+        wanted = [u for b in program.blocks if self._needs_map(b) for u in b.uses]
+        if program.sorts_rows or any(use not in program.maps for use in wanted):
+            program.maps.update(_probe(point, loss, examples, wanted))
+            mixing = {use for use in wanted if program.maps[use] is None}
+            if mixing:
+                changed = []
+                for block in program.blocks:
+                    mixes = bool(mixing & set(block.uses))
+                    changed += block.without_rule(_MIXES) if mixes else [block]
+                self.programs.change(point, program.with_blocks(changed))
+        return point.program.maps
+
+
+def _probe(
+    point: FactorPoint, loss: LossRoots, examples: int, uses: Sequence[Use]
+) -> dict[Use, ExampleMap | None]:
+    (_, u), *_ = vectors(loss, "sampled", examples, 1, 0)
+    plain = point.tangent(u)
+    probed = [point.tangent(scaled(loss, u, s)) for s in scales(examples)]
+    maps = {}
+    for use in uses:
+
+        def rows(g: dict[int, Tensor], use: Use = use) -> Tensor:
+            return (rows_of_g if use.is_factored else gradient_rows)(use, g, point.a)
+
+        maps[use] = read_map(rows(plain), [rows(g) for g in probed], examples)
+    return maps
+
+
+@contextmanager
+def traceable() -> Iterator[None]:
+    """Within it, a model that cannot be traced is a `FunctionError`."""
+    try:
+        yield
+    except UntraceableError as error:
+        raise FunctionError(
+            expected="a model whose backward pass can be traced, since factors are read off it",
+            got=str(error),
+            remedy="Use operations of torch in the place of that one; hesse.ggn_operator needs no "
+            "trace.",
+        ) from error
+
+
+def _basis(side: Factors, previous: Factors | None) -> Factors:
+    """Orthonormal eigenvectors, or nearly those from the ones of a point nearby."""
+    if side.is_diagonal or previous is None or previous.is_diagonal:
+        return side.eigen()[1]
+    return Factors(refreshed_basis(side.entries, previous.entries))
+
+
+def _check_same_layouts(ours: Sequence[BlockLayout], theirs: Sequence[BlockLayout]) -> None:
+    def form(blocks: Sequence[BlockLayout]) -> list[tuple]:
+        return [(block.names, block.kind, block.shape, block.n) for block in blocks]
+
+    if ours is not theirs and form(ours) != form(theirs):
+        differing = next((a, b) for a, b in zip(form(ours), form(theirs), strict=False) if a != b)
+        raise DataError(
+            expected="a model that uses its parameters alike in all batches",
+            got=f"{differing[0][:2]} in one batch, {differing[1][:2]} in another",
+            remedy="Give the batches to operators of their own, or leave parameters out.",
+        )

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which rows belong to which example, found by a probe.
+
+The direction u is scaled by another number s_n for every example n. A row of g that is linear in
+the u of one example is then scaled by its s_n, which names n; a row that is scaled by no such
+number depends on several examples. Nothing is guessed from shapes: inside `nn.MultiheadAttention`
+time comes first, and experts have the rows that were sent to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_LEVELS = 16  # different scales in one probe: a digit of the number of an example
+_STEP = 1 / 8  # from one scale to the next; the first is 1
+_TOLERANCE = 1 / 32  # of a scaled row, below half a step for the largest scale: room for bfloat16
+
+
+@dataclass(frozen=True)
+class ExampleMap:
+    """The rows of every example.
+
+    Args:
+        examples: how many there are.
+        index: (examples, T), the numbers of the rows of each; -1 for none.
+        inner: where rows are in regular order, row r is of the example (r // inner) % examples.
+    """
+
+    examples: int
+    index: Tensor | None = None
+    inner: int | None = None
+
+    def arrange(self, rows: Tensor) -> Tensor:
+        """Rows (R, ...) as (examples, T, ...); zero where an example has fewer."""
+        if self.index is None:
+            assert self.inner is not None
+            split = rows.reshape(-1, self.examples, self.inner, *rows.shape[1:])
+            return split.transpose(0, 1).reshape(self.examples, -1, *rows.shape[1:])
+        padded = torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])])
+        return padded[self.index]  # -1 is the last
+
+    def owners(self, rows: int, device: torch.device) -> Tensor:
+        """The example of each row, shape (rows,); -1 for none."""
+        if self.index is None:
+            assert self.inner is not None
+            return (torch.arange(rows, device=device) // self.inner) % self.examples
+        owner = torch.full((rows + 1,), -1, device=self.index.device)
+        owner[self.index] = torch.arange(self.examples, device=owner.device)[:, None]
+        return owner[:rows]
+
+    def sums(self, rows: Tensor) -> Tensor:
+        """(examples, ...): the sum over the rows of each example."""
+        arranged = self.arrange(rows)
+        return arranged[:, 0] if arranged.shape[1] == 1 else arranged.sum(1)
+
+
+def num_probes(examples: int) -> int:
+    """How many probes tell so many examples apart."""
+    count = 1
+    while _LEVELS**count < examples:
+        count += 1
+    return count
+
+
+def scales(examples: int) -> list[Tensor]:
+    """The numbers s_n of each probe, shape (examples,)."""
+    code = _codes(examples)
+    return [
+        1.0 + _STEP * ((code // _LEVELS**k) % _LEVELS).double() for k in range(num_probes(examples))
+    ]
+
+
+def read_map(plain: Tensor, probed: Sequence[Tensor], examples: int) -> ExampleMap | None:
+    """The examples of rows (R, ...), from the rows of a probe with each of `scales`.
+
+    None where a row depends on several examples.
+    """
+    rows = plain.flatten(1).double()
+    size = (rows * rows).sum(1)
+    seen = size > 0
+    code = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+    for k, scaled in enumerate(probed):
+        scaled = scaled.flatten(1).double()
+        ratio = (scaled * rows).sum(1) / torch.where(seen, size, 1.0)
+        digit = ((ratio - 1.0) / _STEP).round().clamp(0, _LEVELS - 1)
+        error = (scaled - (1.0 + _STEP * digit)[:, None] * rows).square().sum(1)
+        if bool((error > _TOLERANCE**2 * size).any()):
+            return None
+        code += _LEVELS**k * digit.long()
+    owner = torch.full_like(code, examples)
+    known = seen & (code < examples)
+    if bool((seen & ~known).any()):
+        return None
+    owner[known] = torch.argsort(_codes(examples)).to(code.device)[code[known]]
+    return _regular(owner, known, examples) or _listed(owner, examples)
+
+
+def _codes(examples: int) -> Tensor:
+    """Numbers of the examples in random order: neighbours get scales that differ much."""
+    return torch.randperm(examples, generator=torch.Generator().manual_seed(0))
+
+
+def _regular(owner: Tensor, known: Tensor, examples: int) -> ExampleMap | None:
+    """The regular order that the known rows have, if there is exactly one."""
+    R = len(owner)
+    if R % examples:
+        return None
+    row, fitting = torch.arange(R, device=owner.device), []
+    for inner in range(1, R // examples + 1):
+        if (R // examples) % inner == 0:
+            guess = (row // inner) % examples
+            if bool((guess == owner)[known].all()):
+                fitting.append(inner)
+    return ExampleMap(examples, inner=fitting[-1]) if len(fitting) == 1 or examples == 1 else None
+
+
+def _listed(owner: Tensor, examples: int) -> ExampleMap:
+    counts = torch.bincount(owner, minlength=examples + 1)[:examples]
+    most = max(1, int(counts.max()))
+    order = torch.argsort(owner, stable=True)[: int(counts.sum())]
+    starts = counts.cumsum(0) - counts
+    place = torch.arange(len(order), device=owner.device) - starts[owner[order]]
+    index = torch.full((examples, most), -1, device=owner.device)
+    index[owner[order], place] = order
+    return ExampleMap(examples, index=index)

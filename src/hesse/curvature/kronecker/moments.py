@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""What is summed over rows, vectors and batches for a block, by its kind.
+
+$$ S = \sum_b c_b \sum_u \sum_r g g^T, \qquad A = \frac1R \sum_r a a^T, \qquad
+   d_{ij} = \sum_b c_b \sum_u \sum_n \big(U^T \textstyle\sum_{r \in n} l_r r_r^T V\big)_{ij}^2 $$
+
+All are sums, so that batches, and processes, can be added up. A weight that is used several times
+has S_k and A_k for every use, and the block sum_k L_k x R_k; the Kronecker product nearest to it in
+the sense of partial traces is (sum_k tr(R_k) L_k) x (sum_k tr(L_k) R_k) / tr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hesse.curvature.kronecker.examples import ExampleMap
+from hesse.curvature.kronecker.layout import BlockLayout
+from hesse.curvature.kronecker.rows import (
+    OneHot,
+    Rows,
+    Values,
+    dense,
+    gradient_rows,
+    rows_of_a,
+    rows_of_g,
+    with_ones,
+)
+from hesse.operators.batched_kronecker import Factors
+from hesse.tracing.uses import Use
+
+# A factor of a larger side, such as that of a vocabulary, is kept as its diagonal.
+MOST_DENSE = 8192
+
+# The exact block of biases and norms is dense up to this size, else its diagonal.
+MOST_ROWS = 1024
+
+# From this size on, four panels of one half of X'X take less time than all of it.
+_SMALL_GRAM = 256
+
+_CHUNK = 1 << 24  # entries of projected gradients of single examples at a time
+
+Maps = Mapping[Use, ExampleMap | None]
+
+
+@dataclass
+class _Side:
+    """The second moments of the rows on one side of a use: a sum, and the rows that it counts."""
+
+    total: Tensor | float = 0.0
+    count: Tensor | float = 0.0
+
+    def add(self, rows: Rows, weight: float, active: Tensor | None, size: int) -> None:
+        """Add weight * rows' rows, and the number of the active ones."""
+        diagonal = isinstance(rows, OneHot) or size > MOST_DENSE
+        moment = _second_moment(rows, active, diagonal)
+        if isinstance(self.total, Tensor):
+            self.total.add_(moment, alpha=weight)
+        else:
+            self.total = weight * moment
+        if active is not None:
+            self.count = self.count + active.sum(0)
+
+    def mean(self) -> Factors:
+        """Over the rows that were counted."""
+        assert isinstance(self.total, Tensor) and isinstance(self.count, Tensor)
+        count = self.count.clamp(min=1).to(self.total.dtype)
+        return Factors(self.total / count.view(-1, *[1] * (self.total.ndim - 1)))
+
+    def sum(self) -> Factors:
+        """Over all rows."""
+        assert isinstance(self.total, Tensor)
+        return Factors(self.total)
+
+
+def _second_moment(rows: Rows, active: Tensor | None, diagonal: bool) -> Tensor:
+    """(groups, d, d), or its diagonal (groups, d)."""
+    if isinstance(rows, OneHot):
+        weights = None if active is None else active[:, 0].double()
+        kept = rows.index >= 0
+        weights = weights[kept] if weights is not None else None
+        return torch.bincount(rows.index[kept], weights, rows.size)[None]
+    if active is not None and not bool(active.all()):
+        rows = rows * active[..., None]
+    if diagonal:
+        return (rows * rows).sum(0)
+    if rows.shape[1] == 1:
+        return gram(rows[:, 0])[None]
+    return _products(rows, rows)
+
+
+def gram(X: Tensor) -> Tensor:
+    """X'X, of which only one half is computed where that pays."""
+    d = X.shape[1]
+    if d < _SMALL_GRAM:
+        return X.T @ X
+    result, step = X.new_empty(d, d), -(-d // 4)
+    for i in range(0, d, step):
+        panel = X[:, i : i + step]
+        result[i:, i : i + step] = X[:, i:].T @ panel
+        result[i : i + step, i + step :] = result[i + step :, i : i + step].T
+    return result
+
+
+class KroneckerMoments:
+    """S_k and A_k of a weight and its bias; then d, in a basis.
+
+    Args:
+        block: its layout.
+        reduce: whether rows of an example are added up first.
+        dtype: of the sums.
+    """
+
+    def __init__(self, block: BlockLayout, reduce: bool, dtype: torch.dtype) -> None:
+        self._reduce, self._dtype = reduce, dtype
+        self._groups, self._p, self._q = block.shape
+        self._g_is_left = [use.g_is_left for use in block.uses]
+        count = 1 if reduce and self._merges(block) else len(block.uses)
+        self._S, self._A = [_Side() for _ in range(count)], [_Side() for _ in range(count)]
+        self._basis: tuple[Factors, Factors] | None = None
+        self.d: Tensor | float = 0.0
+
+    def _merges(self, block: BlockLayout) -> bool:
+        """Whether uses are like further rows of an example."""
+        one_hot = any(use.rule == "embedding" for use in block.uses)
+        return len(block.uses) > 1 and len(set(self._g_is_left)) == 1 and not one_hot
+
+    def begin(self, block: BlockLayout, a: Values, maps: Maps) -> None:
+        """Begin a batch, with the operands that do not depend on u."""
+        self._block, self._a, self._maps = block, a, maps
+        self._active: list[Tensor | None] = [None] * len(block.uses)
+        self._rows_a: list[Rows | None] = [None] * len(block.uses)
+
+    # -- Factors -----------------------------------------------------------------------------------
+
+    def add(self, g: Values, weight: float) -> None:
+        """Add the rows of one vector u to S."""
+        rows = [self._g(use, g) for use in self._block.uses]
+        for k, (use, own) in enumerate(zip(self._block.uses, rows, strict=True)):
+            nonzero = own.any(-1)
+            seen = self._active[k]
+            self._active[k] = nonzero if seen is None else seen | nonzero
+            self._a_rows(k, use, g)
+        if self._reduce:
+            rows = [
+                self._map(use).sums(own) for use, own in zip(self._block.uses, rows, strict=True)
+            ]
+            if len(self._S) < len(rows):
+                rows = [torch.stack(rows).sum(0)]
+        for side, own, left in zip(self._S, rows, self._g_is_left, strict=False):
+            side.add(own, weight, None, self._p if left else self._q)
+
+    def end(self) -> None:
+        """Add the rows of the batch to A, without those whose g is zero for every u."""
+        rows, actives = [], []
+        for use, own, active in zip(self._block.uses, self._rows_a, self._active, strict=True):
+            if own is None or active is None:
+                return
+            if self._reduce:
+                own, active = self._mean(use, own, active)
+            rows.append(own)
+            actives.append(active)
+        if self._reduce and len(self._A) < len(rows):
+            rows, actives = _merged(rows, actives)
+        for side, own, active, left in zip(self._A, rows, actives, self._g_is_left, strict=False):
+            if isinstance(own, Tensor):
+                own = own.to(self._dtype)
+            side.add(own, 1.0, active, self._q if left else self._p)
+        self._rows_a = [None] * len(self._rows_a)
+
+    def _mean(self, use: Use, rows: Rows, active: Tensor) -> tuple[Rows, Tensor]:
+        """The mean of the active rows of every example."""
+        count = self._map(use).sums(active.to(self._dtype))
+        rows = dense(rows, self._dtype) * active[..., None]
+        return self._map(use).sums(rows) / count.clamp(min=1)[..., None], count > 0
+
+    def factors(self) -> tuple[Factors, Factors]:
+        """(L, R), of several uses by partial traces."""
+        pairs = []
+        for S, A, left in zip(self._S, self._A, self._g_is_left, strict=False):
+            s, a = S.sum(), A.mean()
+            a = Factors(a.entries.to(self._dtype))
+            pairs.append((s, a) if left else (a, s))
+        if len(pairs) == 1:
+            return pairs[0]
+        return _partial_traces(pairs)
+
+    # -- The diagonal in a basis -------------------------------------------------------------------
+
+    def use_basis(self, left: Factors, right: Factors) -> None:
+        """Add up d in these orthonormal bases from now on."""
+        self._basis = left, right
+
+    def project(self, g: Values, weight: float) -> None:
+        """Add the squares of the gradients of single examples for one u, in the basis, to d."""
+        assert self._basis is not None
+        pairs = []
+        for k, use in enumerate(self._block.uses):
+            rows_g, rows_a = self._g(use, g), self._a_rows(k, use, g)
+            left, right = (rows_g, rows_a) if use.g_is_left else (rows_a, rows_g)
+            pairs.append((_project(left, self._basis[0]), _project(right, self._basis[1])))
+        if len(pairs) == 1:
+            (left, right), map_ = pairs[0], self._map(self._block.uses[0])
+            if isinstance(left, OneHot) or isinstance(right, OneHot):
+                squares = self._one_hot_squares(left, right, map_)
+            elif len(left) == map_.examples:
+                squares = _products(left * left, right * right)
+            else:
+                squares = self._summed_squares([(left, right)])
+        else:
+            squares = self._summed_squares(pairs)
+        self.d = self.d + weight * squares
+
+    def _summed_squares(self, pairs: list[tuple[Rows, Rows]]) -> Tensor:
+        """The sum over examples of the squares of the sum over their rows of l r'."""
+        arranged = []
+        for use, (left, right) in zip(self._block.uses, pairs, strict=True):
+            map_ = self._map(use)
+            L, R = (map_.arrange(dense(side, self._dtype)) for side in (left, right))
+            arranged.append((L.permute(0, 2, 3, 1), R.permute(0, 2, 1, 3)))  # (N, groups, p, T)
+        examples = len(arranged[0][0])
+        step = max(1, _CHUNK // (self._groups * self._p * self._q))
+        total: Tensor | float = 0.0
+        for i in range(0, examples, step):
+            parts = [L[i : i + step] @ R[i : i + step] for L, R in arranged]
+            gradient = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+            total = total + (gradient * gradient).sum(0)
+        assert isinstance(total, Tensor)
+        return total
+
+    def _one_hot_squares(self, left: Rows, right: Rows, map_: ExampleMap) -> Tensor:
+        """The same for one-hot rows: rows of an example at the same index are added up first."""
+        hot, other = (left, right) if isinstance(left, OneHot) else (right, left)
+        assert isinstance(hot, OneHot) and isinstance(other, Tensor)
+        owner = map_.owners(len(hot), hot.index.device)
+        kept = (hot.index >= 0) & (owner >= 0)
+        key, place = torch.unique(owner[kept] * hot.size + hot.index[kept], return_inverse=True)
+        sums = other.new_zeros(len(key), other.shape[-1]).index_add_(0, place, other[kept][:, 0])
+        squares = other.new_zeros(hot.size, other.shape[-1])
+        squares.index_add_(0, key % hot.size, sums * sums)
+        return (squares if isinstance(left, OneHot) else squares.T)[None]
+
+    # -- Rows --------------------------------------------------------------------------------------
+
+    def _g(self, use: Use, g: Values) -> Tensor:
+        return rows_of_g(use, g, self._a).to(self._dtype)
+
+    def _a_rows(self, k: int, use: Use, g: Values) -> Rows:
+        known = self._rows_a[k]
+        if known is None:
+            known = rows_of_a(use, self._a, g[use.g].shape)
+            if isinstance(known, Tensor):
+                known = with_ones(known) if self._block.has_bias else known
+                known = known.to(self._dtype)
+            self._rows_a[k] = known
+        return known
+
+    def _map(self, use: Use) -> ExampleMap:
+        map_ = self._maps[use]
+        assert map_ is not None
+        return map_
+
+
+def _merged(rows: list[Rows], actives: list[Tensor]) -> tuple[list[Rows], list[Tensor]]:
+    """The mean over uses, of the examples that are active in them."""
+    active = torch.stack(actives)
+    total = torch.stack([part for part in rows if isinstance(part, Tensor)])
+    count = active.sum(0).clamp(min=1)[..., None]
+    return [(total * active[..., None]).sum(0) / count], [active.any(0)]
+
+
+def _partial_traces(pairs: list[tuple[Factors, Factors]]) -> tuple[Factors, Factors]:
+    """The Kronecker product for a sum of several, all groups at once."""
+    both = [_alike([side.entries for side in sides]) for sides in zip(*pairs, strict=True)]
+    traces = [(L.trace, R.trace) for L, R in pairs]
+    total = torch.stack([a * b for a, b in traces]).sum(0)
+    safe = torch.where(total > 0, total, torch.ones_like(total))
+    left = sum(_per_group(b, L) for (_, b), L in zip(traces, both[0], strict=True))
+    right = sum(_per_group(a / safe, R) for (a, _), R in zip(traces, both[1], strict=True))
+    assert isinstance(left, Tensor) and isinstance(right, Tensor)
+    return Factors(left), Factors(right)
+
+
+def _alike(sides: list[Tensor]) -> list[Tensor]:
+    """All as diagonals, or all as matrices if one is and their size allows it."""
+    if len({side.ndim for side in sides}) == 1:
+        return sides
+    return [torch.diag_embed(side) if side.ndim == 2 else side for side in sides]
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """(groups, p, q): the sum over rows of l r'."""
+    if left.shape[1] == 1:  # a batch of one is slower
+        return (left[:, 0].T @ right[:, 0])[None]
+    return left.permute(1, 2, 0) @ right.permute(1, 0, 2)
+
+
+def _per_group(number: Tensor, matrix: Tensor) -> Tensor:
+    return number.view(-1, *[1] * (matrix.ndim - 1)) * matrix
+
+
+def _project(rows: Rows, basis: Factors) -> Rows:
+    """Rows in an orthonormal basis."""
+    if basis.is_diagonal:
+        return rows
+    if isinstance(rows, OneHot):
+        padded = torch.cat([basis.entries[0], basis.entries.new_zeros(1, basis.size)])
+        return padded[rows.index][:, None]
+    if rows.shape[1] == 1:
+        return (rows[:, 0] @ basis.entries[0])[:, None]
+    return (rows.transpose(0, 1) @ basis.entries).transpose(0, 1)
+
+
+class RowMoments:
+    """The exact block of a bias, a norm, or a vector of positions: the sum of h h'."""
+
+    def __init__(self, block: BlockLayout, dtype: torch.dtype) -> None:
+        (size,) = block.shape
+        self._dtype, self._diagonal = dtype, size > MOST_ROWS
+        self._total: Tensor | float = 0.0
+
+    def begin(self, block: BlockLayout, a: Values, maps: Maps) -> None:
+        """Begin a batch."""
+        self._block, self._a, self._maps = block, a, maps
+
+    def add(self, g: Values, weight: float) -> None:
+        """Add the gradients of single examples for one u."""
+        h: Tensor | float = 0.0
+        for use in self._block.uses:
+            rows = gradient_rows(use, g, self._a).to(self._dtype)
+            map_ = self._maps[use]
+            assert map_ is not None
+            h = h + map_.sums(rows)
+        assert isinstance(h, Tensor)
+        self._total = self._total + weight * ((h * h).sum(0) if self._diagonal else gram(h))
+
+    def end(self) -> None:
+        """Nothing is left to add."""
+
+    def factors(self) -> tuple[Factors, Factors]:
+        """The factors of 1 x M."""
+        assert isinstance(self._total, Tensor)
+        return Factors(self._total.new_ones(1, 1)), Factors(self._total[None])
+
+
+class ScalarMoments:
+    """c with c n the trace of the block: the mean square of the gradient along random signs."""
+
+    def __init__(self, block: BlockLayout, like: Tensor) -> None:
+        self._n, self._like = block.n, like
+        self._total = 0.0
+
+    def begin(self, block: BlockLayout, a: Values, maps: Maps) -> None:
+        """Begin a batch."""
+        self._block = block
+
+    def add(self, g: Values, weight: float) -> None:
+        """Add the squares of the gradient along u."""
+        if self._block.kind == "zero":
+            return
+        assert self._block.gradient is not None
+        gradient = g[self._block.gradient].reshape(-1)
+        index = self._block.parameter[1]
+        gradient = gradient if index is None else gradient[index]
+        self._total += weight * float(gradient.double().square().sum())
+
+    def end(self) -> None:
+        """Nothing is left to add."""
+
+    def factors(self) -> tuple[Factors, Factors]:
+        """The factors of c x I."""
+        c = self._like.new_full((1, 1), self._total / self._n)
+        return Factors(c), Factors(self._like.new_ones(1, self._n))

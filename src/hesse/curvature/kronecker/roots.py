@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Vectors u at the outputs with sum u u' = B, the matrix between J' and J.
+
+| fisher | vectors |
+|---|---|
+| "exact" | all columns of the roots of B, one for each output of an example, all examples at once |
+| "sampled" | roots times random signs, for every row its own: E[u u'] = B |
+| "empirical" | the observed slopes times random signs, one for each row |
+
+Every vector carries a random sign for each example, so that examples do not meet in sums over them.
+For a loss without a known likelihood B is its Hessian in the outputs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from hesse.ad.double_backward import twice_differentiable
+from hesse.ad.examples import Axis
+from hesse.ad.fisher import seen
+from hesse.ad.likelihoods.likelihood import Likelihood
+from hesse.ad.loss import LossHessian
+from hesse.ad.variables import BoundFunction, Leaves
+from hesse.errors import FunctionError
+from hesse.krylov.lanczos_process import LanczosProcess
+from hesse.operators.dense import function_operator
+from hesse.vectors.space import Space
+
+# The most vectors that "exact" takes; beyond, signs are drawn.
+MOST_VECTORS = 256
+
+# Lanczos steps for H^{1/2} e: an error of a few per cent, where there is no exact root.
+_ROOT_STEPS = 10
+
+
+class LossRoots(ABC):
+    """The outputs of a model on a batch, and roots of B at them."""
+
+    z: list[Tensor]
+    """The outputs, with their graph."""
+
+    @abstractmethod
+    def root(self, e: Sequence[Tensor]) -> list[Tensor]:
+        """S e with S S' = B, shaped like z."""
+
+    @abstractmethod
+    def observed(self, generator: torch.Generator) -> list[Tensor]:
+        """r times a random sign for every row, r r' the block of the empirical Fisher matrix."""
+
+    @abstractmethod
+    def per_example(self, examples: int) -> list[int]:
+        """How many entries of each z belong to one example."""
+
+    @abstractmethod
+    def spread(self, numbers: Sequence[Tensor]) -> list[Tensor]:
+        """Numbers (examples, entries of an example) in the shape of z; one column serves all."""
+
+
+def exact_count(loss: LossRoots, examples: int) -> int:
+    """How many vectors the exact root takes."""
+    return sum(loss.per_example(examples))
+
+
+def vectors(
+    loss: LossRoots, fisher: str, examples: int, samples: int, seed: int
+) -> Iterator[tuple[float, list[Tensor]]]:
+    """(weight, u) with sum weight u u' = B, or its mean, by the table of the module."""
+    generator = torch.Generator().manual_seed(seed)
+    if fisher == "exact":
+        yield from ((1.0, u) for u in _columns(loss, examples, generator))
+        return
+    for _ in range(samples):
+        if fisher == "sampled":
+            u = loss.root([_signs(z.shape, generator, z) for z in loss.z])
+        else:
+            u = loss.observed(generator)
+        yield 1.0 / samples, _like(u, loss.z)
+
+
+def _columns(loss: LossRoots, examples: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
+    sizes = loss.per_example(examples)
+    for k, size in enumerate(sizes):
+        for j in range(size):
+            numbers = [z.new_zeros(examples, s) for z, s in zip(loss.z, sizes, strict=True)]
+            numbers[k][:, j] = _signs((examples,), generator, loss.z[k])
+            yield _like(loss.root(loss.spread(numbers)), loss.z)
+
+
+def scaled(loss: LossRoots, u: Sequence[Tensor], numbers: Tensor) -> list[Tensor]:
+    """u with the entries of each example times its number."""
+    factors = loss.spread([numbers[:, None].to(z.dtype).to(z.device) for z in loss.z])
+    return [part * factor for part, factor in zip(u, factors, strict=True)]
+
+
+def _signs(shape: Sequence[int], generator: torch.Generator, like: Tensor) -> Tensor:
+    return (torch.randint(0, 2, tuple(shape), generator=generator) * 2 - 1).to(like)
+
+
+def _like(u: Sequence[Tensor], z: Sequence[Tensor]) -> list[Tensor]:
+    return [part.to(like.dtype) for part, like in zip(u, z, strict=True)]
+
+
+# -- A loss whose likelihoods are seen -------------------------------------------------------------
+
+
+class LikelihoodRoots(LossRoots):
+    """Roots of the Fisher matrices of the likelihoods in a loss.
+
+    Args:
+        likelihoods: these.
+        axes: where the examples are in each.
+        slopes: the derivatives of the loss in the parameters of each, for the observed targets.
+    """
+
+    def __init__(
+        self,
+        likelihoods: Sequence[Likelihood],
+        axes: Sequence[Axis],
+        slopes: Sequence[Sequence[Tensor]] = (),
+    ) -> None:
+        self.likelihoods, self._axes_of, self._slopes = likelihoods, axes, slopes
+        self.z = [part for likelihood in likelihoods for part in likelihood.parameters]
+        self._axes = [
+            Axis(axis.dim + likelihood.z.ndim - part.ndim, outer=axis.outer)
+            for axis, likelihood in zip(axes, likelihoods, strict=True)
+            for part in likelihood.parameters
+        ]
+
+    def at(self, z: Sequence[Tensor]) -> LikelihoodRoots:
+        """Those of the same targets at other outputs."""
+        rest = iter(z)
+        likelihoods = [
+            replace(likelihood, parameters=tuple(next(rest) for _ in likelihood.parameters))
+            for likelihood in self.likelihoods
+        ]
+        return LikelihoodRoots(likelihoods, self._axes_of, self._slopes)
+
+    def per_example(self, examples: int) -> list[int]:
+        return [z.numel() // examples for z in self.z]
+
+    def spread(self, numbers: Sequence[Tensor]) -> list[Tensor]:
+        parts = []
+        for part, z, axis in zip(numbers, self.z, self._axes, strict=True):
+            shape = axis.split(z, len(part)).movedim(axis.dim - 1, 0).shape
+            whole = part.expand(-1, z.numel() // len(part)).reshape(shape)
+            parts.append(axis.joined(whole.movedim(0, axis.dim - 1)))
+        return parts
+
+    def root(self, e: Sequence[Tensor]) -> list[Tensor]:
+        rest, parts = iter(e), []
+        for likelihood in self.likelihoods:
+            parts += likelihood.root([next(rest) for _ in likelihood.parameters])
+        return parts
+
+    def observed(self, generator: torch.Generator) -> list[Tensor]:
+        parts = []
+        for likelihood, slope in zip(self.likelihoods, self._slopes, strict=True):
+            rows = likelihood.row_inner(likelihood.parameters, likelihood.parameters)
+            signs = _signs(rows.shape, generator, rows)
+            parts += likelihood.row_multiples(likelihood.observed(slope), signs)
+        return parts
+
+
+# -- A loss that is no likelihood we know ----------------------------------------------------------
+
+
+class HessianRoots(LossRoots):
+    """Roots of the Hessian of any convex loss in the outputs, whose first dimension is examples.
+
+    Up to 256 outputs of an example, its block is built column by column, for all examples at once,
+    and decomposed; beyond, the root is applied by Lanczos.
+    """
+
+    def __init__(self, loss: LossHessian) -> None:
+        self._loss, self.z = loss, loss.tensors
+        self._blocks: Tensor | None = None
+
+    def per_example(self, examples: int) -> list[int]:
+        return [z.numel() // examples for z in self.z]
+
+    def spread(self, numbers: Sequence[Tensor]) -> list[Tensor]:
+        pairs = zip(numbers, self.z, strict=True)
+        return [part.expand(-1, z.numel() // len(part)).reshape(z.shape) for part, z in pairs]
+
+    def observed(self, generator: torch.Generator) -> list[Tensor]:
+        raise FunctionError(
+            expected="a loss that is a likelihood, as the empirical Fisher matrix needs it",
+            got="one that is not seen to be",
+            remedy='Give fisher="exact" or "sampled".',
+        )
+
+    def root(self, e: Sequence[Tensor]) -> list[Tensor]:
+        examples = len(self.z[0])
+        if sum(self.per_example(examples)) > MOST_VECTORS or any(
+            z.shape[0] != examples for z in self.z
+        ):
+            return root_times(self._loss, e)
+        if self._blocks is None:
+            self._blocks = _root_blocks(self._loss, examples)
+        flat = torch.cat([part.reshape(examples, -1) for part in e], dim=1)
+        rooted = torch.einsum("nij,nj->ni", self._blocks, flat)
+        parts = rooted.split(self.per_example(examples), dim=1)
+        return [part.reshape(z.shape) for part, z in zip(parts, self.z, strict=True)]
+
+
+def _root_blocks(loss: LossHessian, examples: int) -> Tensor:
+    """(examples, D, D): square roots of the Hessians of single examples."""
+    sizes = [z.numel() // examples for z in loss.tensors]
+    columns = []
+    for k, size in enumerate(sizes):
+        for j in range(size):
+            e = [z.new_zeros(examples, s) for z, s in zip(loss.tensors, sizes, strict=True)]
+            e[k][:, j] = 1.0
+            parts = loss.product(
+                [part.view(z.shape) for part, z in zip(e, loss.tensors, strict=True)]
+            )
+            columns.append(torch.cat([part.reshape(examples, -1) for part in parts], dim=1))
+    H = torch.stack(columns, dim=2)
+    values, vectors = torch.linalg.eigh((H + H.mT) / 2)
+    most = values.abs().amax(-1, keepdim=True)
+    if bool((values < -100 * torch.finfo(values.dtype).eps * most).any()):
+        raise FunctionError(
+            expected="a loss that is convex in the outputs of the model, as a factored curvature "
+            "needs it",
+            got="a Hessian in the outputs with negative eigenvalues",
+            remedy="Use hesse.ggn_operator or hesse.hessian_operator, which need no convexity.",
+        )
+    return vectors * values.clamp(min=0.0).sqrt()[:, None, :]
+
+
+def root_times(loss: LossHessian, e: Sequence[Tensor]) -> list[Tensor]:
+    """H^{1/2} e by Lanczos, for any convex loss; negative eigenvalues are zeroed."""
+    space = Space.of(loss.tensors, what="outputs")
+    H = function_operator(lambda u: space.join(loss.product(space.split(u))), space, symmetric=True)
+    z = space.join(e)
+    lanczos = LanczosProcess(H, min(_ROOT_STEPS, space.n), z, None)
+    for size in range(1, min(_ROOT_STEPS, space.n) + 1):
+        lanczos.extend(size)
+        if lanczos.beta == 0.0:  # an invariant subspace: the root is exact
+            break
+    values, coordinates, _ = lanczos.ritz()
+    root = coordinates @ (values.clamp(min=0.0).sqrt() * coordinates[0])
+    return space.split(space.norm(z) * lanczos.combine(root[:, None])[0])
+
+
+def loss_roots(f: BoundFunction, leaves: Leaves, axes: Sequence[Axis] | None) -> LossRoots:
+    """The outputs at these leaves, with roots of B.
+
+    Args:
+        f: the loss of a batch, a `LikelihoodLoss`.
+        leaves: the variables.
+        axes: where the examples are in each likelihood; None if likelihoods are not seen.
+    """
+    with twice_differentiable():
+        if axes is not None:
+            loss = seen(f, leaves)
+            return LikelihoodRoots(loss.likelihoods, axes, loss.slopes)
+        loss = f.function.function
+        inner = BoundFunction(loss, f.variables)
+        return HessianRoots(LossHessian(inner.outputs(leaves), inner.loss))

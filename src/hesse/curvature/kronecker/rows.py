@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of a use of a parameter: its gradient is a sum over them.
+
+For a factored use, the gradient (groups, p, q) is the sum over rows r of l_r r_r', in every group;
+one of l (R, groups, p) and r (R, groups, q) is made of the operand that depends on u, the other of
+the one that does not. For another use, `gradient_rows` gives the rows (R, D) that are added up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hesse.tracing.uses import Use
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """Rows of zeros with one 1 each, in column `index`; -1 for a row of zeros."""
+
+    index: Tensor
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+Rows = Tensor | OneHot
+
+
+Values = Mapping[int, Tensor]
+"""Operands, by the value of the graph."""
+
+
+def rows_of_g(use: Use, tangent: Values, primal: Values) -> Tensor:
+    """The rows of a factored use that depend on u: l if `use.g_is_left`, else r."""
+    g = tangent[use.g]
+    if use.rule == "embedding":
+        rows = g.reshape(-1, 1, g.shape[-1])
+    elif use.rule in ("mm", "bmm"):
+        rows = _matrix_rows(use, g, is_x=use.g_is_left != use.is_swapped)
+    elif use.rule == "grouped mm":
+        rows = _matrix_rows(use, g, is_x=use.g_is_left != use.is_swapped)
+        rows = rows * _members(use, len(rows), primal[use.a[1]])
+    elif use.rule == "convolution":
+        rows = _places(use, g)
+    else:
+        rows = _patches(use, g)
+    return _multiplied(use, rows, primal)
+
+
+def rows_of_a(use: Use, primal: Values, g_shape: Sequence[int]) -> Rows:
+    """The rows of a factored use that do not depend on u."""
+    a = [primal[number] for number in use.a]
+    if use.rule == "embedding":
+        return _one_hot(use, a[0], g_shape)
+    if use.rule in ("mm", "bmm"):
+        return _matrix_rows(use, a[0], is_x=use.g_is_left == use.is_swapped)
+    if use.rule == "grouped mm":
+        rows = _matrix_rows(use, a[0], is_x=use.g_is_left == use.is_swapped)
+        return rows.expand(-1, use.shape[0], -1)
+    return _patches(use, a[0]) if use.rule == "convolution" else _places(use, a[0])
+
+
+def gradient_rows(use: Use, tangent: Values, primal: Values) -> Tensor:
+    """(R, D): the tensor that the last operation of another use sums over rows."""
+    g, a = tangent[use.g], [primal[number] for number in use.a]
+    if use.rule == "sum":
+        (dims,) = use.settings
+        rows = g.movedim(dims, tuple(range(len(dims)))).reshape(-1, *use.shape)
+    elif use.rule == "own gradient":
+        rows = g.reshape(1, -1)
+    else:
+        if use.rule == "batch norm":
+            g = g * _batch_normed(use, *a)
+        elif use.rule == "group norm":
+            g = g * _group_normed(use, *a)
+        rows = g.movedim(1, -1).reshape(-1, *use.shape)
+    return _multiplied(use, rows, primal)
+
+
+def _multiplied(use: Use, rows: Tensor, primal: Values) -> Tensor:
+    rows = rows if use.scale == 1.0 else use.scale * rows
+    for number in use.multipliers:
+        rows = rows * primal[number].reshape(-1)
+    return rows
+
+
+def with_ones(rows: Tensor) -> Tensor:
+    """Rows with a 1 appended, for a bias."""
+    return torch.cat([rows, rows.new_ones(*rows.shape[:-1], 1)], dim=-1)
+
+
+def dense(rows: Rows, dtype: torch.dtype) -> Tensor:
+    """The rows as a tensor (R, groups, d)."""
+    if isinstance(rows, Tensor):
+        return rows.to(dtype)
+    result = torch.zeros(len(rows), 1, rows.size + 1, dtype=dtype, device=rows.index.device)
+    result.scatter_(2, (rows.index % (rows.size + 1))[:, None, None], 1.0)
+    return result[..., : rows.size]
+
+
+# -- Operations ------------------------------------------------------------------------------------
+
+
+def _matrix_rows(use: Use, operand: Tensor, *, is_x: bool) -> Tensor:
+    """Of x y with x (groups, p, R) and y (groups, R, q), without the groups in `mm`."""
+    if use.rule != "bmm":
+        return (operand.t() if is_x else operand)[:, None]
+    return operand.movedim(2, 0) if is_x else operand.movedim(1, 0)
+
+
+def _members(use: Use, rows: int, offsets: Tensor) -> Tensor:
+    """(R, groups, 1): whether a row is of a group, whose rows end at its offset."""
+    row = torch.arange(rows, device=offsets.device)
+    group = torch.searchsorted(offsets, row.to(offsets.dtype), right=True)
+    return group[:, None, None] == torch.arange(use.shape[0], device=group.device)[:, None]
+
+
+def _one_hot(use: Use, indices: Tensor, g_shape: Sequence[int]) -> OneHot:
+    padding, size, summed = use.settings
+    index = indices.reshape(summed).expand(tuple(g_shape[:-1])).reshape(-1)
+    return OneHot(torch.where(index == padding, -1, index) if padding >= 0 else index, size)
+
+
+def _places(use: Use, g: Tensor) -> Tensor:
+    """Every place of the outputs of a convolution: (N T, groups, channels / groups).
+
+    A transposed convolution is one from its outputs to its inputs.
+    """
+    groups = use.settings[4]
+    return g.unflatten(1, (groups, -1)).flatten(3).permute(0, 3, 1, 2).flatten(0, 1)
+
+
+def _patches(use: Use, x: Tensor) -> Tensor:
+    """The windows that the places are computed from: (N T, groups, channels / groups * K)."""
+    kernel, stride, padding, dilation, groups, sizes = use.settings
+    N = x.shape[0]
+    x = F.pad(x, [p for pad in reversed(padding) for p in (pad, pad)])
+    for i, (k, s, step, size) in enumerate(zip(kernel, stride, dilation, sizes, strict=True)):
+        windows = [x.narrow(2 + i, j * step, (size - 1) * s + 1) for j in range(k)]
+        every = (slice(None),) * (2 + i) + (slice(None, None, s),)
+        x = torch.stack([window[every] for window in windows], dim=-1)
+    x = x.reshape(N, groups, x.shape[1] // groups, math.prod(sizes), math.prod(kernel))
+    return x.permute(0, 3, 1, 2, 4).reshape(N * math.prod(sizes), groups, -1)
+
+
+def _batch_normed(use: Use, x: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+    """The inputs of a BatchNorm, normalised; `spread` is a variance, or 1 / sqrt of it."""
+    trains, eps = use.settings
+    shape = [1, -1, *([1] * (x.ndim - 2))]
+    scale = spread if trains else torch.rsqrt(spread + eps)
+    return (x - mean.view(shape)) * scale.view(shape)
+
+
+def _group_normed(use: Use, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    (groups,) = use.settings
+    split = x.reshape(x.shape[0], groups, -1)
+    shape = (x.shape[0], groups, 1)
+    return ((split - mean.view(shape)) * rstd.view(shape)).view_as(x)
