@@ -14,9 +14,6 @@ subclass overrides one where it knows better. All may be called by any algorithm
 | `_curvature(v)` | v' A v, a float | one product and an inner product |
 | `_inverse()` | the exact inverse where structure makes it cheap | None |
 | `_diagonal()` | the exact diagonal where it takes no product | None |
-| `_trace()` | the exact trace, a float, where it takes no product | from `_diagonal` |
-| `_logdet()` | the sign and log |det| of A, floats, where structure gives them | None |
-| `_function(f)` | f(A) of a symmetric A, where structure gives it | None |
 | `_plus_diagonal(D)` | A + D as one operator of the structure of A | None |
 | `_trace()` | the exact trace where structure gives it | the sum of `_diagonal` |
 | `_logdet()` | (sign of det A, log of its absolute value), likewise | None |
@@ -135,19 +132,6 @@ class OperatorProtocol(ABC):
 
     def _diagonal(self) -> Tensor | None:
         """The exact diagonal, shape (n,), where it takes no product; None elsewhere."""
-        return None
-
-    def _trace(self) -> float | None:
-        """The trace of a square A, where it takes no product; None elsewhere."""
-        diagonal = self._diagonal()
-        return None if diagonal is None else float(diagonal.sum(dtype=torch.float64))
-
-    def _logdet(self) -> tuple[float, float] | None:
-        """The sign and log |det| of a square A, where structure gives them; None elsewhere."""
-        return None
-
-    def _function(self, f: Callable[[Tensor], Tensor]) -> Any:
-        """f(A) for a symmetric A and f of its eigenvalues, where structure gives it, or None."""
         return None
 
     def _plus_diagonal(self, D: Any) -> Any:
