@@ -39,6 +39,11 @@ FOREIGN = {
     "vectors/aliasing.py": {"tensor._version"},
     "surroundings.py": {
         "torch._C",
+        "torch._C._autograd",
+        "_hooks._pop_saved_tensors_default_hooks",
+        "_hooks._push_saved_tensors_default_hooks",
+        "_hooks._top_saved_tensors_default_hooks",
+        "torch._C._len_torch_dispatch_stack",
         "torch._C._is_any_autocast_enabled",
         "torch._C._len_torch_function_stack",
     },
