@@ -69,7 +69,7 @@ class FunctionColumns:
         check_not_empty(A.shape)
         self.f, self.A, self.options = f, A, options
         self.steps = min(check_count("basis_size", options.basis_size, 1), A.domain.n)
-        self.rtol = torch.finfo(A.dtype).eps ** 0.5 if options.rtol is None else options.rtol
+        self.rtol = torch.finfo(A.dtype).eps ** (2 / 3) if options.rtol is None else options.rtol
         check_tolerances(rtol=self.rtol)
         self.together = self._columns_together()
         self.max_products = self.steps

@@ -47,8 +47,8 @@ def matrix_function(
         A: symmetric operator (or matrix); for "sqrt" positive semi-definite, for "inverse-sqrt" and
             "log" positive definite.
         b: flat vector (n,), block (n, k), or a tree.
-        rtol: stop when the estimated error is at most rtol |y|; default the square root of eps. Of
-            a block, each column stops by itself.
+        rtol: stop when the estimated error is at most rtol |y|; default eps^(2/3). Of a block, each
+            column stops by itself.
         basis_size: Lanczos steps at most; so many vectors are held for a column.
         max_products, max_seconds: limits of a column; columns that advance together share the time.
         generator: of directions out of an invariant subspace, on which the answer does not depend.
