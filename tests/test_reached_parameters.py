@@ -243,3 +243,22 @@ def test_a_module_as_f_with_its_parameters_as_x_is_refused():
             call(model, dict(model.named_parameters()))
     energy = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)).double()
     assert hessian_operator(lambda x: energy(x[None])[0] ** 2, X[0]).shape == (4, 4)
+
+
+def test_a_module_under_two_names_keeps_its_parameters():
+    """torch's functional_call leaves such a module with the tensors that it was given."""
+    torch.manual_seed(0)
+    shared = nn.Linear(4, 4).double()
+    model = nn.Sequential(shared, nn.Tanh(), shared, nn.Tanh(), nn.Linear(4, 3).double())
+    before = dict(model.named_parameters())
+    risk = Risk(model, MSE, (X, Y))
+    ours = hessian_operator(risk, risk.params).to_dense()
+    after = dict(model.named_parameters())
+    assert all(after[name] is before[name] for name in before)
+
+    def f(p):
+        w, b = p["0.weight"], p["0.bias"]
+        hidden = torch.tanh(torch.tanh(X @ w.T + b) @ w.T + b)
+        return MSE(hidden @ p["4.weight"].T + p["4.bias"], Y)
+
+    torch.testing.assert_close(ours, hessian_operator(f, risk.params).to_dense())

@@ -75,6 +75,7 @@ def risk():
 
 
 RISK = risk()
+OUTPUTS = torch.linspace(-1, 1, 54, dtype=DOUBLE)
 
 
 def products(operator):
@@ -102,10 +103,7 @@ CALLS = {
     "gradient_covariance_operator": lambda: products(
         hesse.gradient_covariance_operator(RISK, RISK.params)
     ),
-    "ntk_operator": lambda: (
-        hesse.ntk_operator(RISK, RISK.params)
-        @ torch.ones(hesse.jacobian_operator(RISK, RISK.params).shape[0])
-    ),
+    "ntk_operator": lambda: hesse.ntk_operator(RISK) @ OUTPUTS,
     "jacobian_operator": lambda: hesse.jacobian_operator(torch.tanh, X) @ X,
     "kfac_operator": lambda: products(hesse.kfac_operator(RISK, damping=0.1)),
     "ekfac_operator": lambda: products(hesse.ekfac_operator(RISK, generator=seeded())),

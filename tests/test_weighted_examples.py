@@ -202,6 +202,18 @@ def test_a_model_that_computes_its_own_loss():
         )
 
 
+def test_a_model_that_computes_its_loss_in_float32():
+    class Half(OwnLoss):
+        def forward(self, ids, labels):
+            z = self.inner(ids).float()
+            return {"loss": F.cross_entropy(z.transpose(1, 2), labels)}
+
+    torch.manual_seed(0)
+    r = Risk(Half().double(), lambda out, b: out["loss"], [{"ids": y(N, 3), "labels": padded()}])
+    twice = r.weighted(torch.full((N,), 2.0))
+    torch.testing.assert_close(twice(r.params), 2 * r(r.params))
+
+
 def test_a_loader():
     torch.manual_seed(0)
     data = TensorDataset(x(), y())

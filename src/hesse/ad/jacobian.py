@@ -76,8 +76,9 @@ class JacobianGraph:
     @cached_property
     def _transposed(self) -> tuple[list[Tensor], list[Tensor]]:
         """u, and J'u as a graph in u. Any u serves, since J'u is linear in it."""
-        u = [torch.ones_like(z).requires_grad_() for z in self._varying]
-        back = gradient_of(self._varying, self._x, u, create_graph=True)
+        with twice_differentiable():  # who asks for its size may do so in no_grad
+            u = [torch.ones_like(z).requires_grad_() for z in self._varying]
+            back = gradient_of(self._varying, self._x, u, create_graph=True)
         self._check_custom_function(u, back)
         return u, back
 

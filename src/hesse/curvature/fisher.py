@@ -92,8 +92,9 @@ def fisher_operator(
             the same random numbers.
         mode, memory_budget, precision: as in `ggn_operator`.
 
-    Cost: that of a Gauss-Newton product, 1.33 gradients; no gradients of single examples. Memory:
-    for "sampled" the outputs, `samples` times.
+    Cost: that of a Gauss-Newton product, 1.33 gradients; no gradients of single examples. At the
+    beginning the loss of the first batch, and three times more where examples must not influence
+    one another. Memory: for "sampled" the outputs, `samples` times.
 
     Raises:
         HesseError: a loss that is no likelihood, or depends on the parameters by another way; for

@@ -66,6 +66,9 @@ class LikelihoodSum:
         default_factory=dict, compare=False
     )
 
+    def __reduce__(self):  # the numbers are drawn again from their seed
+        return LikelihoodSum, (self.risk, self.params, self.blocks, self.draws, self.axes)
+
     @property
     def num_summands(self) -> int:
         """As of the risk."""

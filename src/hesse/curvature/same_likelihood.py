@@ -27,7 +27,8 @@ def with_likelihood(risk: Risk, params: Tree, loss: Callable[[Any, Any], Tensor]
         _, parts = value_and_gradient(f, variables.x)
         gradients.append(variables.flatten(parts))
     ours, theirs = gradients
-    difference = space.norm(ours - theirs) / max(space.norm(ours), space.norm(theirs))
+    size = max(space.norm(ours), space.norm(theirs)) or 1.0
+    difference = space.norm(ours - theirs) / size
     if not difference <= rounding_tolerance(space.dtype):
         raise ArgumentError(
             expected=f"likelihood= with the derivative of the loss {risk.loss_name}",

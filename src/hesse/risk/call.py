@@ -84,6 +84,9 @@ class ModelCall:
         replaced = {**self.given(params), **buffers}
         if self.recomputes:
             return _copy_with(model, replaced)(*args, **kwargs)
+        if _shares_modules(model):
+            places = _in_all_places(model, replaced)
+            return torch.func.functional_call(model, places, args, kwargs, tie_weights=False)
         return torch.func.functional_call(model, replaced, args, kwargs)
 
     def given(self, params: Any) -> Mapping[str, Tensor]:
@@ -109,6 +112,29 @@ def _arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,)), {}
+
+
+def _shares_modules(model: nn.Module) -> bool:
+    """Whether a module is there under two names."""
+    names = model.named_modules(remove_duplicate=False)
+    return sum(1 for _ in names) > sum(1 for _ in model.named_modules())
+
+
+def _in_all_places(model: nn.Module, replaced: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors to be replaced under one name for each module that has them.
+
+    Where a module has two names, `functional_call` gives its tensors under both, and does not put
+    the second one back: the module is left with the given tensors (torch 2.13).
+    """
+    own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    own.update(model.named_buffers(remove_duplicate=False))
+    places: dict[int, list[str]] = {}
+    for prefix, module in model.named_modules():
+        named = module.named_parameters(prefix, recurse=False, remove_duplicate=False)
+        buffers = module.named_buffers(prefix, recurse=False, remove_duplicate=False)
+        for name, tensor in (*named, *buffers):
+            places.setdefault(id(tensor), []).append(name)
+    return {place: tensor for name, tensor in replaced.items() for place in places[id(own[name])]}
 
 
 def _copy_with(model: nn.Module, replaced: Mapping[str, Tensor]) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import Tensor
 from hesse.ad.examples import Axis, find_axis
 from hesse.data.batches import Batch
 from hesse.data.reduction import rounding_tolerance
-from hesse.data.slicing import num_examples, split_batch
+from hesse.data.slicing import num_examples, slice_batch
 from hesse.errors import DataError
 from hesse.vectors.space import Space, Tree
 
@@ -28,9 +28,11 @@ def axes_of_examples(rows: Rows, params: Tree, batch: Batch) -> tuple[Axis, ...]
     number = num_examples(batch)
     if number == 1:
         return tuple(Axis(-max(1, part.ndim)) for part in rows(params, batch))
-    slices = split_batch(batch, lambda *_: 1.0)
-    if slices is None or number is None:
+    if number is None:
         return None
+    # Two examples at least, since some models squeeze the dimension of a single one.
+    cut = max(1, number // 3, min(2, number // 2))
+    slices = slice_batch(batch, [0, cut, number], lambda *_: 1.0)
     # Away from the point, where a layer of zeros could make all rows alike.
     for point in (_near(params), params):
         whole, *parts = ([t.detach() for t in rows(point, part)] for part in (batch, *slices))

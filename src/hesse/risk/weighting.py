@@ -164,7 +164,9 @@ class Weighting(Around):
             raise _refused(f"{name}, in which none of them is called")
         n = len(noted[0].in_model)
         weighting = Weighting(axes[:n], axes[n:])
-        _check(loss_of, weighting, params, batch, name)
+        dtypes = {part.dtype for part in (*noted[0].in_model, *noted[0].in_loss)}
+        rtol = max(map(rounding_tolerance, {*dtypes, *Space.of(params).dtypes}))
+        _check(loss_of, weighting, params, batch, name, rtol)
         return weighting
 
 
@@ -174,9 +176,9 @@ def _check(
     params: Tree,
     batch: Batch,
     name: str,
+    rtol: float,
 ) -> None:
     """Raise unless weights of one leave the loss as it is, and weights of one half halve it."""
-    rtol = rounding_tolerance(Space.of(params).dtype)
     value = float(loss_of(batch)(params).detach())
     number = count_examples(batch)
     for weight in (1.0, 0.5):
