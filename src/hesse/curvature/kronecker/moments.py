@@ -216,17 +216,17 @@ class KroneckerMoments:
 
     def _summed_squares(self, pairs: list[tuple[Rows, Rows]]) -> Tensor:
         """The sum over examples of the squares of the sum over their rows of l r'."""
-        arranged = []
-        for use, (left, right) in zip(self._block.uses, pairs, strict=True):
-            map_ = self._map(use)
-            L, R = (map_.arrange(dense(side, self._dtype)) for side in (left, right))
-            arranged.append((L.permute(0, 2, 3, 1), R.permute(0, 2, 1, 3)))  # (N, groups, p, T)
-        examples = len(arranged[0][0])
+        arranged = [
+            tuple(_arranged(self._map(use), side) for side in pair)
+            for use, pair in zip(self._block.uses, pairs, strict=True)
+        ]
+        examples = self._map(self._block.uses[0]).examples
         step = max(1, _CHUNK // (self._groups * self._p * self._q))
         total: Tensor | float = 0.0
         for i in range(0, examples, step):
-            parts = [L[i : i + step] @ R[i : i + step] for L, R in arranged]
-            gradient = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+            part = slice(i, i + step)
+            gradients = [_gradients(L, R, part) for L, R in arranged]
+            gradient = gradients[0] if len(gradients) == 1 else torch.stack(gradients).sum(0)
             total = total + (gradient * gradient).sum(0)
         assert isinstance(total, Tensor)
         return total
@@ -262,6 +262,26 @@ class KroneckerMoments:
         map_ = self._maps[use]
         assert map_ is not None
         return map_
+
+
+def _arranged(map_: ExampleMap, rows: Rows) -> Rows:
+    """Rows (examples, T, groups, d), or one-hot rows with an index (examples, T)."""
+    if isinstance(rows, OneHot):
+        return OneHot(map_.arrange(rows.index + 1) - 1, rows.size)
+    return map_.arrange(rows)
+
+
+def _gradients(left: Rows, right: Rows, part: slice) -> Tensor:
+    """(examples, groups, p, q): the sum over rows of l r' for some of the examples."""
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return left[part].permute(0, 2, 3, 1) @ right[part].permute(0, 2, 1, 3)
+    hot, other = (left, right) if isinstance(left, OneHot) else (right, left)
+    assert isinstance(hot, OneHot) and isinstance(other, Tensor)
+    rows = other[part][:, :, 0]
+    index = (hot.index[part] % (hot.size + 1))[..., None].expand_as(rows)
+    sums = rows.new_zeros(len(rows), hot.size + 1, rows.shape[2]).scatter_add_(1, index, rows)
+    sums = sums[:, : hot.size]
+    return (sums if isinstance(left, OneHot) else sums.mT)[:, None]
 
 
 def _merged(rows: list[Rows], actives: list[Tensor]) -> tuple[list[Rows], list[Tensor]]:
