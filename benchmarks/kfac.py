@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks kfac", description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=600, help="of Adam before the CG table")
+    parser.add_argument("--steps", type=int, default=300, help="of Adam before the CG table")
     parser.add_argument("--batch", type=int, default=500, help="images of the CG table")
     parser.add_argument("--only", choices=("times", "cg"))
     options = parser.parse_args(list(arguments))

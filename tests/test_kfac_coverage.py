@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import hesse
 from hesse import Risk, ekfac_operator, ggn_operator, kfac_operator
 
 DOUBLE = torch.float64
@@ -325,3 +326,26 @@ def test_transformers(name):
         )  # fmt: skip
     E = ekfac_operator(risk, samples=1, fisher="sampled")
     assert not E.coverage.without_rule
+
+
+@pytest.mark.parametrize("make", [kfac_operator, ekfac_operator])
+def test_large_factors_and_large_rows_are_kept_as_diagonals(make, monkeypatch):
+    from hesse.curvature.kronecker import moments
+
+    monkeypatch.setattr(moments, "MOST_DENSE", 8)
+    monkeypatch.setattr(moments, "MOST_ROWS", 3)
+    risk = Risk(GPT().double(), language_loss, [sentences()])
+    K, G = make(risk, damping=0.01), ggn_operator(risk).to_dense()
+    forms = {row.parameters[0]: row.form for row in K.coverage.blocks}
+    assert forms["words.weight"] == "diag 9 x 4"
+    assert forms["qkv.weight"] == "5 x diag 12"
+    assert forms["norm1.weight"] == "diagonal 4"
+    dense = K.to_dense()
+    own = K.blocks[2].place.take(torch.arange(len(G)))
+    assert K.blocks[2].names == ("norm1.weight",)
+    expected = torch.diag(G[own, own] + 0.01)
+    torch.testing.assert_close(dense[own][:, own], expected)
+    inverse = hesse.inverse_operator(K).to_dense()
+    torch.testing.assert_close(inverse @ dense, torch.eye(len(G), dtype=DOUBLE))
+    if make is ekfac_operator:
+        assert float(dense.trace() - 0.01 * len(G)) == pytest.approx(float(G.trace()))

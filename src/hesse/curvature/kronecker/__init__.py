@@ -8,6 +8,6 @@
 | `programs.py` | what computes the operands of these operations? |
 | `roots.py` | from which vectors u at the outputs? |
 | `rows.py`, `examples.py` | which rows have the operands, and of which examples? |
-| `moments.py`, `estimate.py` | what is summed over rows, vectors and batches? |
+| `row_products.py`, `moments.py`, `estimate.py` | what is summed over rows, vectors and batches? |
 | `blocks.py`, `operator.py`, `saved.py`, `coverage.py` | the operator, its file, its table |
 """

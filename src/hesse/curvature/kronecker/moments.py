@@ -19,6 +19,15 @@ from torch import Tensor
 
 from hesse.curvature.kronecker.examples import ExampleMap
 from hesse.curvature.kronecker.layout import BlockLayout
+from hesse.curvature.kronecker.row_products import (
+    arranged,
+    gradients,
+    gram,
+    mean_over_uses,
+    products,
+    project_rows,
+    second_moment,
+)
 from hesse.curvature.kronecker.rows import (
     OneHot,
     Rows,
@@ -38,9 +47,6 @@ MOST_DENSE = 8192
 # The exact block of biases and norms is dense up to this size, else its diagonal.
 MOST_ROWS = 1024
 
-# From this size on, four panels of one half of X'X take less time than all of it.
-_SMALL_GRAM = 256
-
 _CHUNK = 1 << 24  # entries of projected gradients of single examples at a time
 
 Maps = Mapping[Use, ExampleMap | None]
@@ -56,7 +62,7 @@ class _Side:
     def add(self, rows: Rows, weight: float, active: Tensor | None, size: int) -> None:
         """Add weight * rows' rows, and the number of the active ones."""
         diagonal = isinstance(rows, OneHot) or size > MOST_DENSE
-        moment = _second_moment(rows, active, diagonal)
+        moment = second_moment(rows, active, diagonal)
         if isinstance(self.total, Tensor):
             self.total.add_(moment, alpha=weight)
         else:
@@ -74,35 +80,6 @@ class _Side:
         """Over all rows."""
         assert isinstance(self.total, Tensor)
         return Factors(self.total)
-
-
-def _second_moment(rows: Rows, active: Tensor | None, diagonal: bool) -> Tensor:
-    """(groups, d, d), or its diagonal (groups, d)."""
-    if isinstance(rows, OneHot):
-        weights = None if active is None else active[:, 0].double()
-        kept = rows.index >= 0
-        weights = weights[kept] if weights is not None else None
-        return torch.bincount(rows.index[kept], weights, rows.size)[None]
-    if active is not None and not bool(active.all()):
-        rows = rows * active[..., None]
-    if diagonal:
-        return (rows * rows).sum(0)
-    if rows.shape[1] == 1:
-        return gram(rows[:, 0])[None]
-    return _products(rows, rows)
-
-
-def gram(X: Tensor) -> Tensor:
-    """X'X, of which only one half is computed where that pays."""
-    d = X.shape[1]
-    if d < _SMALL_GRAM:
-        return X.T @ X
-    result, step = X.new_empty(d, d), -(-d // 4)
-    for i in range(0, d, step):
-        panel = X[:, i : i + step]
-        result[i:, i : i + step] = X[:, i:].T @ panel
-        result[i : i + step, i + step :] = result[i + step :, i : i + step].T
-    return result
 
 
 class KroneckerMoments:
@@ -164,7 +141,7 @@ class KroneckerMoments:
             rows.append(own)
             actives.append(active)
         if self._reduce and len(self._A) < len(rows):
-            rows, actives = _merged(rows, actives)
+            rows, actives = mean_over_uses(rows, actives)
         for side, own, active, left in zip(self._A, rows, actives, self._g_is_left, strict=False):
             if isinstance(own, Tensor):
                 own = own.to(self._dtype)
@@ -201,13 +178,13 @@ class KroneckerMoments:
         for k, use in enumerate(self._block.uses):
             rows_g, rows_a = self._g(use, g), self._a_rows(k, use, g)
             left, right = (rows_g, rows_a) if use.g_is_left else (rows_a, rows_g)
-            pairs.append((_project(left, self._basis[0]), _project(right, self._basis[1])))
+            pairs.append((project_rows(left, self._basis[0]), project_rows(right, self._basis[1])))
         if len(pairs) == 1:
             (left, right), map_ = pairs[0], self._map(self._block.uses[0])
             if isinstance(left, OneHot) or isinstance(right, OneHot):
                 squares = self._one_hot_squares(left, right, map_)
             elif len(left) == map_.examples:
-                squares = _products(left * left, right * right)
+                squares = products(left * left, right * right)
             else:
                 squares = self._summed_squares([(left, right)])
         else:
@@ -216,16 +193,16 @@ class KroneckerMoments:
 
     def _summed_squares(self, pairs: list[tuple[Rows, Rows]]) -> Tensor:
         """The sum over examples of the squares of the sum over their rows of l r'."""
-        arranged = []
-        for use, (left, right) in zip(self._block.uses, pairs, strict=True):
-            map_ = self._map(use)
-            L, R = (map_.arrange(dense(side, self._dtype)) for side in (left, right))
-            arranged.append((L.permute(0, 2, 3, 1), R.permute(0, 2, 1, 3)))  # (N, groups, p, T)
-        examples = len(arranged[0][0])
+        pairs_by_example = [
+            tuple(arranged(self._map(use), side) for side in pair)
+            for use, pair in zip(self._block.uses, pairs, strict=True)
+        ]
+        examples = self._map(self._block.uses[0]).examples
         step = max(1, _CHUNK // (self._groups * self._p * self._q))
         total: Tensor | float = 0.0
         for i in range(0, examples, step):
-            parts = [L[i : i + step] @ R[i : i + step] for L, R in arranged]
+            part = slice(i, i + step)
+            parts = [gradients(L, R, part) for L, R in pairs_by_example]
             gradient = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
             total = total + (gradient * gradient).sum(0)
         assert isinstance(total, Tensor)
@@ -264,14 +241,6 @@ class KroneckerMoments:
         return map_
 
 
-def _merged(rows: list[Rows], actives: list[Tensor]) -> tuple[list[Rows], list[Tensor]]:
-    """The mean over uses, of the examples that are active in them."""
-    active = torch.stack(actives)
-    total = torch.stack([part for part in rows if isinstance(part, Tensor)])
-    count = active.sum(0).clamp(min=1)[..., None]
-    return [(total * active[..., None]).sum(0) / count], [active.any(0)]
-
-
 def _partial_traces(pairs: list[tuple[Factors, Factors]]) -> tuple[Factors, Factors]:
     """The Kronecker product for a sum of several, all groups at once."""
     both = [_alike([side.entries for side in sides]) for sides in zip(*pairs, strict=True)]
@@ -291,27 +260,8 @@ def _alike(sides: list[Tensor]) -> list[Tensor]:
     return [torch.diag_embed(side) if side.ndim == 2 else side for side in sides]
 
 
-def _products(left: Tensor, right: Tensor) -> Tensor:
-    """(groups, p, q): the sum over rows of l r'."""
-    if left.shape[1] == 1:  # a batch of one is slower
-        return (left[:, 0].T @ right[:, 0])[None]
-    return left.permute(1, 2, 0) @ right.permute(1, 0, 2)
-
-
 def _per_group(number: Tensor, matrix: Tensor) -> Tensor:
     return number.view(-1, *[1] * (matrix.ndim - 1)) * matrix
-
-
-def _project(rows: Rows, basis: Factors) -> Rows:
-    """Rows in an orthonormal basis."""
-    if basis.is_diagonal:
-        return rows
-    if isinstance(rows, OneHot):
-        padded = torch.cat([basis.entries[0], basis.entries.new_zeros(1, basis.size)])
-        return padded[rows.index][:, None]
-    if rows.shape[1] == 1:
-        return (rows[:, 0] @ basis.entries[0])[:, None]
-    return (rows.transpose(0, 1) @ basis.entries).transpose(0, 1)
 
 
 class RowMoments:

@@ -123,7 +123,7 @@ class LikelihoodRoots(LossRoots):
         axes: Sequence[Axis],
         slopes: Sequence[Sequence[Tensor]] = (),
     ) -> None:
-        self.likelihoods, self._axes_of, self._slopes = likelihoods, axes, slopes
+        self.likelihoods, self._given_axes, self._slopes = likelihoods, axes, slopes
         self.z = [part for likelihood in likelihoods for part in likelihood.parameters]
         self._axes = [
             Axis(axis.dim + likelihood.z.ndim - part.ndim, outer=axis.outer)
@@ -138,7 +138,7 @@ class LikelihoodRoots(LossRoots):
             replace(likelihood, parameters=tuple(next(rest) for _ in likelihood.parameters))
             for likelihood in self.likelihoods
         ]
-        return LikelihoodRoots(likelihoods, self._axes_of, self._slopes)
+        return LikelihoodRoots(likelihoods, self._given_axes, self._slopes)
 
     def per_example(self, examples: int) -> list[int]:
         return [z.numel() // examples for z in self.z]

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Products of rows: second moments, sums of outer products, rows in another basis."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hesse.curvature.kronecker.examples import ExampleMap
+from hesse.curvature.kronecker.rows import OneHot, Rows
+from hesse.operators.batched_kronecker import Factors
+
+# From this size on, four panels of one half of X'X take less time than all of it.
+_SMALL_GRAM = 256
+
+
+def second_moment(rows: Rows, active: Tensor | None, diagonal: bool) -> Tensor:
+    """(groups, d, d), or its diagonal (groups, d)."""
+    if isinstance(rows, OneHot):
+        weights = None if active is None else active[:, 0].double()
+        kept = rows.index >= 0
+        weights = weights[kept] if weights is not None else None
+        return torch.bincount(rows.index[kept], weights, rows.size)[None]
+    if active is not None and not bool(active.all()):
+        rows = rows * active[..., None]
+    if diagonal:
+        return (rows * rows).sum(0)
+    if rows.shape[1] == 1:
+        return gram(rows[:, 0])[None]
+    return products(rows, rows)
+
+
+def gram(X: Tensor) -> Tensor:
+    """X'X, of which only one half is computed where that pays."""
+    d = X.shape[1]
+    if d < _SMALL_GRAM:
+        return X.T @ X
+    result, step = X.new_empty(d, d), -(-d // 4)
+    for i in range(0, d, step):
+        panel = X[:, i : i + step]
+        result[i:, i : i + step] = X[:, i:].T @ panel
+        result[i : i + step, i + step :] = result[i + step :, i : i + step].T
+    return result
+
+
+def products(left: Tensor, right: Tensor) -> Tensor:
+    """(groups, p, q): the sum over rows of l r'."""
+    if left.shape[1] == 1:  # a batch of one is slower
+        return (left[:, 0].T @ right[:, 0])[None]
+    return left.permute(1, 2, 0) @ right.permute(1, 0, 2)
+
+
+def project_rows(rows: Rows, basis: Factors) -> Rows:
+    """Rows in an orthonormal basis."""
+    if basis.is_diagonal:
+        return rows
+    if isinstance(rows, OneHot):
+        padded = torch.cat([basis.entries[0], basis.entries.new_zeros(1, basis.size)])
+        return padded[rows.index][:, None]
+    if rows.shape[1] == 1:
+        return (rows[:, 0] @ basis.entries[0])[:, None]
+    return (rows.transpose(0, 1) @ basis.entries).transpose(0, 1)
+
+
+def arranged(map_: ExampleMap, rows: Rows) -> Rows:
+    """Rows (examples, T, groups, d), or one-hot rows with an index (examples, T)."""
+    if isinstance(rows, OneHot):
+        return OneHot(map_.arrange(rows.index + 1) - 1, rows.size)
+    return map_.arrange(rows)
+
+
+def gradients(left: Rows, right: Rows, part: slice) -> Tensor:
+    """(examples, groups, p, q): the sum over rows of l r' for some of the examples."""
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return left[part].permute(0, 2, 3, 1) @ right[part].permute(0, 2, 1, 3)
+    hot, other = (left, right) if isinstance(left, OneHot) else (right, left)
+    assert isinstance(hot, OneHot) and isinstance(other, Tensor)
+    rows = other[part][:, :, 0]
+    index = (hot.index[part] % (hot.size + 1))[..., None].expand_as(rows)
+    sums = rows.new_zeros(len(rows), hot.size + 1, rows.shape[2]).scatter_add_(1, index, rows)
+    sums = sums[:, : hot.size]
+    return (sums if isinstance(left, OneHot) else sums.mT)[:, None]
+
+
+def mean_over_uses(rows: list[Rows], actives: list[Tensor]) -> tuple[list[Rows], list[Tensor]]:
+    """The mean over uses, of the examples that are active in them."""
+    active = torch.stack(actives)
+    total = torch.stack([part for part in rows if isinstance(part, Tensor)])
+    count = active.sum(0).clamp(min=1)[..., None]
+    return [(total * active[..., None]).sum(0) / count], [active.any(0)]
