@@ -73,7 +73,11 @@ def fingerprint(result: Tensor) -> list[float]:
     whole = len(flat) // _ROW * _ROW
     projections = torch.zeros(3, dtype=torch.float64)
     for rows in (flat[:whole].view(-1, _ROW), flat[None, whole:]):
-        signs = torch.randint(0, 2, (rows.shape[1], 3), generator=generator).to(rows) * 2 - 1
+        if not rows.numel():
+            continue
+        shape = rows.shape[1], 3
+        signs = torch.randint(0, 2, shape, dtype=torch.int8, generator=generator)
+        signs = signs.mul_(2).sub_(1).to(rows)
         weights = torch.randn(len(rows), 3, generator=generator, dtype=torch.float64)
         projections += ((rows @ signs).to("cpu", torch.float64) * weights).sum(dim=0)
     return [norm(flat), *projections.tolist()]

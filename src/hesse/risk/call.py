@@ -226,3 +226,8 @@ def _reads_parameters(names: tuple[str, ...]) -> FunctionError:
         remedy="Give an L2 penalty as weight_decay=; of any other, the Hessian is what there is: "
         "hesse.hessian_operator(risk, params).",
     )
+
+
+def train_modes(model: Any) -> list[bool]:
+    """Whether each module of the model is in train mode."""
+    return [m.training for m in model.modules()] if isinstance(model, nn.Module) else []

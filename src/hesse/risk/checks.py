@@ -92,8 +92,3 @@ def _misshapen(name: str, shape: torch.Size, leaf: Tensor) -> HesseError:
         got=f"shape {tuple(leaf.shape)}",
         remedy="Use risk.params or dict(model.named_parameters()).",
     )
-
-
-def train_modes(model: Any) -> list[bool]:
-    """Whether each module of the model is in train mode."""
-    return [m.training for m in model.modules()] if isinstance(model, nn.Module) else []

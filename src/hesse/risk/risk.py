@@ -46,8 +46,8 @@ from hesse.risk.arguments import (
     explaining,
     reduction_of,
 )
-from hesse.risk.call import BatchLoss, ModelCall, device_of
-from hesse.risk.checks import ParameterNames, check_eval_mode, train_modes
+from hesse.risk.call import BatchLoss, ModelCall, device_of, train_modes
+from hesse.risk.checks import ParameterNames, check_eval_mode
 from hesse.risk.trial import constants, try_model
 from hesse.risk.weighting import Weighting, ignoring_weights
 from hesse.surroundings import users_contexts
