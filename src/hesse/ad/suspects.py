@@ -5,7 +5,8 @@ Products are then no symmetric matrix, and what solvers make of them means nothi
 documents, so this is seen only in what f calls:
 
 - `embedding` with `padding_idx` gives that row no gradient, though the output depends on it.
-- A hook on a tensor may put any gradient in the place of the right one.
+- A hook on a tensor may put any gradient in the place of the right one. Those that torch registers
+  itself, as its FLOP counter does, change none.
 - Factorisations of symmetric matrices read one triangle, and have the derivative of another
   function where the matrix is not made symmetric first.
 """
@@ -32,9 +33,13 @@ def suspect(func: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, str]:
         if index is not None and not (func is torch.embedding and index < 0):
             remedy = "Use an exact mode, where that row counts as frozen; or leave it out."
             return {"nn.Embedding with padding_idx": remedy}
-    elif func is torch.Tensor.register_hook:
+    elif func is torch.Tensor.register_hook and not _is_of_torch(args[-1]):
         return {"a hook on a tensor": "Remove the hook while curvature is computed."}
     elif func in _OF_SYMMETRIC:
         name = f"torch.{func.__name__.replace('linalg_', 'linalg.')}"
         return {name: "Make its argument symmetric inside f: (A + A.mT) / 2."}
     return {}
+
+
+def _is_of_torch(hook: Any) -> bool:
+    return getattr(hook, "__module__", "").partition(".")[0] == "torch"

@@ -104,8 +104,10 @@ def _check_kind(field: str, value: Any, present: Any, annotation: str) -> None:
         is_alike = isinstance(value, Tensor)
         if is_alike and present.numel() > 0:  # else it stands for one that is to come
             is_alike = (value.dtype, value.ndim) == (present.dtype, present.ndim)
-    elif isinstance(present, float):
-        is_alike = isinstance(value, (int, float)) and not isinstance(value, bool)
+    elif isinstance(present, float):  # or zero, to which tensors will be added
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        takes_tensors = annotation == "Any" or "Tensor" in annotation
+        is_alike = is_number or (takes_tensors and isinstance(value, Tensor))
     elif isinstance(present, (list, tuple)):
         is_alike = isinstance(value, list)
     else:

@@ -38,7 +38,7 @@ def save(K: KroneckerCurvature, path: FilePath) -> None:
         raise ArgumentError(
             expected="a path, and parameters that are a mapping of names to tensors",
             got=f"path {path!r}, parameters in a {type(space.template).__name__}",
-            remedy="Use pickle for other trees of parameters.",
+            remedy="Give the parameters as a dict of tensors, as dict(model.named_parameters()).",
         )
     tensors: dict[str, Tensor] = {}
     header = {
