@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operators: algebra against dense matrices, every kind against the promises of an operator."""
 
+from fnmatch import fnmatchcase
 from fractions import Fraction
 
 import numpy as np
@@ -475,3 +476,28 @@ def test_a_matrix_in_half_precision_takes_vectors_of_float32(dtype):
 def test_a_sparse_matrix_is_refused():
     with pytest.raises(StructureError, match="a dense matrix"):
         dense_operator(torch.eye(3).to_sparse())
+
+
+@pytest.mark.parametrize("pattern", ["*.weight", "encoder.*", "*", "[ed]*.bias", "encoder"])
+def test_a_block_of_the_leaves_that_match_a_pattern(pattern):
+    shapes = {"encoder.weight": (2, 3), "encoder.bias": (2,), "decoder.weight": (3, 2)}
+    x = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    x["decoder.bias"] = torch.randn(3, dtype=torch.float64)
+
+    def f(p):
+        hidden = torch.tanh(p["encoder.weight"] @ torch.arange(3.0).double() + p["encoder.bias"])
+        return (p["decoder.weight"] @ hidden + p["decoder.bias"]).square().sum()
+
+    H = hessian_operator(f, x)
+    starts, index = 0, []
+    for name, leaf in x.items():
+        if fnmatchcase(name, pattern) or name.startswith(f"{pattern}."):
+            index += range(starts, starts + leaf.numel())
+        starts += leaf.numel()
+    expected = H.to_dense()[index][:, index]
+    for block in (H.block(pattern), hessian_operator(f, x, with_respect_to=pattern)):
+        assert torch.allclose(block.to_dense(), expected, rtol=0, atol=1e-12)
+    diagonal = diagonal_operator(x).block(pattern)
+    assert torch.equal(diagonal.diagonal, diagonal_operator(x).diagonal[index])
+    v = {name: x[name] for name in H.block(pattern).domain.names}
+    assert set(H.block(pattern) @ v) == set(v)

@@ -96,7 +96,8 @@ class LinearOperator(Products):
         """The diagonal block of one leaf, or of all leaves below `name`: rows and columns of them.
 
         Args:
-            name: one of `domain.names`, such as "layer.weight", or the start of several, "layer".
+            name: one of `domain.names`, such as "layer.weight", the start of several, "layer", or a
+                pattern, "encoder.*" or "*.weight".
 
         Returns:
             An operator on trees of these leaves. It computes nothing; each of its products costs

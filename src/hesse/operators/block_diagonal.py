@@ -57,7 +57,7 @@ class BlockDiagonalOperator(LinearOperator):
             return super().block(name)
         space, where = self.domain.subspace(name)
         ends = [0, *accumulate(self._rows)]
-        if where.start not in ends or where.stop not in ends:
+        if isinstance(where, Tensor) or where.start not in ends or where.stop not in ends:
             return super().block(name)
         inside = self.blocks[ends.index(where.start) : ends.index(where.stop)]
         return BlockDiagonalOperator(inside, space, space)

@@ -230,7 +230,7 @@ class BlockStructure(OperatorProtocol):
     """Of a diagonal block of A."""
 
     a: Any
-    _range: slice
+    _range: slice | Tensor
 
     @property
     def is_structured(self) -> bool:

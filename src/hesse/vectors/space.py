@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -252,31 +254,39 @@ class Space(OneLine, WholeVectors):
     # -- Several spaces ----------------------------------------------------------------------------
 
     @public("space.subspace({name})", nested=False)
-    def subspace(self, name: str) -> tuple[Space, slice]:
+    def subspace(self, name: str) -> tuple[Space, slice | Tensor]:
         """The space of the leaves named `name` or below it, and where they lie in a flat vector.
 
-        >>> Space.of({"a": torch.zeros(2), "b": torch.zeros(3)}).subspace("b")[1]
-        slice(2, 5, None)
+        A pattern, "encoder.*" or "*.weight", stands for all leaves whose names it matches, in the
+        order of this space; where these are not neighbours, the second is a tensor of indices.
+
+        >>> space = Space.of({"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(1)})
+        >>> space.subspace("b")[1], space.subspace("[ac]")[1]
+        (slice(2, 5, None), tensor([0, 1, 5]))
         """
         chosen = [i for i, leaf in enumerate(self.names) if f"{leaf}.".startswith(f"{name}.")]
+        chosen = chosen or [i for i, leaf in enumerate(self.names) if fnmatchcase(leaf, name)]
         if not chosen or not name:
             raise ArgumentError(
-                expected=f"the name of a leaf or of a group of leaves, such as {self.names[:4]}",
+                expected="the name of a leaf or of a group of leaves, or a pattern of names, such "
+                f"as {self.names[:4]}",
                 got=repr(name),
                 remedy="See space.names for all of them.",
             )
-        first, last = chosen[0], chosen[-1] + 1  # leaves below one name are neighbours in a tree
-        names = self.names[first:last]
+        names = tuple(self.names[i] for i in chosen)
         space = Space(
             template=None if names == (name,) else dict.fromkeys(names),
             names=names,
-            shapes=self.shapes[first:last],
-            dtypes=self.dtypes[first:last],
+            shapes=tuple(self.shapes[i] for i in chosen),
+            dtypes=tuple(self.dtypes[i] for i in chosen),
             dtype=self.dtype,
             device=self.device,
         )
-        start = sum(self.sizes[:first])
-        return space, slice(start, start + space.size)
+        ends = [0, *accumulate(self.sizes)]
+        if chosen[-1] - chosen[0] == len(chosen) - 1:
+            return space, slice(ends[chosen[0]], ends[chosen[-1] + 1])
+        ranges = [torch.arange(ends[i], ends[i + 1], device=self.device) for i in chosen]
+        return space, torch.cat(ranges)
 
     def common(self, other: Space) -> Space:
         """Of two spaces, which must agree in dimension, dtype and device, the one with a tree."""

@@ -55,7 +55,8 @@ class SparseOperator(LinearOperator):
     def block(self, name: str) -> LinearOperator:
         """The diagonal block of the leaves below a name, a sparse matrix too."""
         space, where = self.domain.subspace(name)
-        return SparseOperator(space, self.matrix[where][:, where])
+        rows = as_array(where.cpu()) if isinstance(where, Tensor) else where
+        return SparseOperator(space, self.matrix[rows][:, rows])
 
     def _inverse(self) -> LinearOperator | None:
         return self._exact_inverse
