@@ -14,7 +14,7 @@ from hesse.checkpoint import FilePath
 from hesse.errors import ArgumentError, is_number
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.estimator_run import EstimatorRun
-from hesse.estimators.exact import Columns, ExactValue, columns_of, eigenvalues_of, exact_estimate
+from hesse.estimators.exact import Columns, ExactValue, eigenvalues_of, exact_estimate
 from hesse.estimators.quadrature import Quadratures, radau
 from hesse.estimators.spectral_sum import LEAST_PRODUCTS, spectral_sum
 from hesse.estimators.structured import known_eigenvalues
@@ -123,10 +123,9 @@ def count_eigenvalues(
         return exact_estimate(_count_of(known, A.dtype, low, high), 0)
     n = A.domain.n
     if run.is_small:
-        values, _ = eigenvalues_of(columns_of(A))
-        return Estimate(float(((values >= low) & (values <= high)).sum()), 0.0, n)
+        return run.of_all_columns(partial(_count_within, low, high))
     if run.starts_exact(LEAST_PRODUCTS):
-        return exact_estimate(_exact_count(A, low, high, columns_of(A)), n)
+        return run.of_all_columns(partial(_exact_count, A, low, high))
 
     def evaluate(quadratures: Quadratures, i: int) -> tuple[float, float]:
         (above, bound), (below, other) = (weight_below(quadratures, i, x) for x in (high, low))
@@ -144,6 +143,12 @@ def weight_below(quadratures: Quadratures, i: int, x: float) -> tuple[float, flo
     nodes, weights = radau(*quadratures.recurrence(i), x)
     at = int((nodes - x).abs().argmin())
     return float(weights[:at].sum() + 0.5 * weights[at]), 0.5 * float(weights[at])
+
+
+def _count_within(low: float, high: float, columns: Columns) -> ExactValue:
+    """Those in [low, high] of a small matrix, an integer."""
+    values, _ = eigenvalues_of(columns)
+    return ExactValue(float(((values >= low) & (values <= high)).sum()), 0.0)
 
 
 def _exact_count(A: LinearOperator, low: float, high: float, columns: Columns) -> ExactValue:

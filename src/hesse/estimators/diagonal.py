@@ -13,7 +13,7 @@ from hesse.checkpoint import FilePath
 from hesse.estimators.deflated_diagonal import AutoDiagonal
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.estimator_run import EstimatorRun
-from hesse.estimators.exact import columns_of, diagonal_of, exact_estimate
+from hesse.estimators.exact import diagonal_of
 from hesse.estimators.hutchinson import Hutchinson
 from hesse.estimators.structured import known_diagonal
 from hesse.estimators.tolerance import FIRST_CHECK, Tolerance
@@ -129,6 +129,6 @@ def diagonal(
     if known is not None:
         return known
     if run.is_small or run.starts_exact(FIRST_CHECK):
-        return exact_estimate(diagonal_of(columns_of(A)), A.domain.n)
+        return run.of_all_columns(diagonal_of)
     A.announce(run.criterion.min_samples(max_products))
     return chosen.estimate_diagonal(run)

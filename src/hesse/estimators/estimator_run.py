@@ -13,7 +13,14 @@ import torch
 from hesse.checkpoint import Checkpoint, generator_for
 from hesse.errors import ArgumentError, Status, check_not_empty
 from hesse.estimators.estimate import Estimate, RunningMean, quantile_of
-from hesse.estimators.exact import MAX_DENSE, Columns, Exact, ExactValue, exact_estimate
+from hesse.estimators.exact import (
+    MAX_DENSE,
+    Columns,
+    Exact,
+    ExactValue,
+    columns_of,
+    exact_estimate,
+)
 from hesse.estimators.probes import products
 from hesse.estimators.tolerance import Criterion, is_check, next_check
 from hesse.estimators.vector_budget import Budget, choose_block_size, vectors_in
@@ -155,6 +162,15 @@ class EstimatorRun(Generic[CriterionT]):
     def starts_exact(self, least: int) -> bool:
         """Whether to sample nothing, as that takes `least` products in any case."""
         return self.limits.is_unobserved and self.takes_exact(least)
+
+    def of_all_columns(self, exact: Exact) -> Estimate:
+        """The exact answer, from all columns at once."""
+        found = None
+        with self.limits:
+            found = exact(columns_of(self.A))
+        if found is None:
+            raise KeyboardInterrupt
+        return exact_estimate(found, self.A.domain.n)
 
     @property
     def is_small(self) -> bool:

@@ -11,7 +11,7 @@ from hesse.checkpoint import FilePath
 from hesse.errors import OperatorError
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.estimator_run import EstimatorRun
-from hesse.estimators.exact import Columns, ExactValue, columns_of, eigenvalues_of, exact_estimate
+from hesse.estimators.exact import Columns, ExactValue, eigenvalues_of
 from hesse.estimators.quadrature import Quadratures, gauss
 from hesse.estimators.spectral_sum import LEAST_PRODUCTS, spectral_sum
 from hesse.estimators.structured import known_logdet
@@ -103,7 +103,7 @@ def logdet(
         return known
     n = A.domain.n
     if run.is_small or run.starts_exact(LEAST_PRODUCTS):
-        return exact_estimate(_exact_logdet(columns_of(A)), n)
+        return run.of_all_columns(_exact_logdet)
 
     def evaluate(quadratures: Quadratures, i: int) -> tuple[float, float]:
         return _value_and_bound(quadratures, i, n)

@@ -15,7 +15,7 @@ from hesse.checkpoint import FilePath
 from hesse.errors import ArgumentError, Status, check_count, is_number
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.estimator_run import EstimatorRun, RunningEstimate
-from hesse.estimators.exact import columns_of, exact_estimate, frobenius_norm_of, spectral_norm_of
+from hesse.estimators.exact import frobenius_norm_of, spectral_norm_of
 from hesse.estimators.probes import products, signs
 from hesse.estimators.structured import known_norm
 from hesse.estimators.tolerance import FIRST_CHECK, Tolerance
@@ -111,7 +111,7 @@ def norm(
     if known is not None:
         return known
     if run.exact is not None and (run.is_small or run.starts_exact(FIRST_CHECK)):
-        return exact_estimate(run.exact(columns_of(A)), A.domain.n)
+        return run.of_all_columns(run.exact)
     if ord == 2:
         return _spectral_norm(
             A,

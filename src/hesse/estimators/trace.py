@@ -11,7 +11,7 @@ from hesse.boundary import public
 from hesse.checkpoint import FilePath
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.estimator_run import EstimatorRun
-from hesse.estimators.exact import columns_of, exact_estimate, trace_of
+from hesse.estimators.exact import trace_of
 from hesse.estimators.hutchinson import Hutchinson
 from hesse.estimators.hutchpp import AutoTrace, HutchPP
 from hesse.estimators.structured import known_trace
@@ -128,6 +128,6 @@ def trace(
     if known is not None:
         return known
     if run.is_small or run.starts_exact(FIRST_CHECK):
-        return exact_estimate(trace_of(columns_of(A)), A.domain.n)
+        return run.of_all_columns(trace_of)
     A.announce(run.criterion.min_samples(max_products))
     return chosen.estimate_trace(run)

@@ -77,7 +77,7 @@ def _density(A: Any) -> Answer:
 
 
 CALLS: dict[str, Callable[[Any], Answer]] = {
-    "A @ v": lambda A: Answer(torch.stack([A @ randn(N, seed=k) for k in range(5)])),
+    "A @ v": lambda A: Answer(torch.stack([A @ randn(N, seed=k) for k in range(6)])),
     "solve, cg": _solve("cg"),
     "solve, minres": _solve("minres"),
     "solve, lsmr": _solve("lsmr"),

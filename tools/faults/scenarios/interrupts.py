@@ -66,7 +66,7 @@ _PRODUCTS = {
     "trace": lambda A, path: hesse.trace(
         A, method="hutchinson", rtol=0.0, max_products=200, generator=_seeded(), checkpoint=path),
     "spectral_density": lambda A, path: hesse.spectral_density(
-        A, generator=_seeded(), checkpoint=path),
+        A, probes=4, method=hesse.LanczosDensity(25), generator=_seeded(), checkpoint=path),
 }  # fmt: skip
 
 

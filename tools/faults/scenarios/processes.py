@@ -79,7 +79,7 @@ def threads(make: Callable[[], Any]) -> Seen:
 @fault(_GROUP, "threads that run solvers at once", "solve, eigsh, trace")
 def threads_of_solvers() -> Seen:
     """Each in a thread of its own, with operators of its own."""
-    M, results = definite(), {}
+    M, results, begins = definite(), {}, threading.Lock()
 
     def all_three() -> list[Tensor]:
         A = operator(lambda v: M @ v)
@@ -90,6 +90,8 @@ def threads_of_solvers() -> Seen:
         ]
 
     def work(k: int) -> None:
+        with begins:  # after a fork torch fails where two threads enter its pool at once
+            torch.aminmax(torch.ones(2))
         results[k] = all_three()
 
     started = [threading.Thread(target=work, args=(k,)) for k in range(4)]

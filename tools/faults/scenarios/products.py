@@ -105,7 +105,7 @@ def other_matrix(call: Any) -> Seen:
 @fault(_GROUP, "the product becomes that of another matrix after the 12th", LONG)
 def becomes_another(call: Any) -> Seen:
     """The matrix changes in the middle of a run."""
-    M = definite() + torch.diag(torch.linspace(0, 2, 120, dtype=torch.float64))
+    M = definite() + definite().flip(0, 1)
     return with_fault(call, Disturbed(lambda v, product: M @ v, 13, always=True))
 
 
