@@ -17,6 +17,7 @@ from hesse.curvature.hessian import HessianMode, hessian_operator
 from hesse.curvature.operator import CurvatureOperator
 from hesse.errors import (
     NonFiniteError,
+    OperatorError,
     Status,
     check_choice,
     check_count,
@@ -35,7 +36,10 @@ from hesse.optimize.result import OptimizeResult
 from hesse.optimize.truncated_newton import TruncatedNewton
 from hesse.optimize.trust_radius import TrustRadius
 from hesse.progress import Callback, FilePath, Run
-from hesse.vectors.space import Tree
+from hesse.vectors.space import Space, Tree
+
+Factory = Callable[[Any, Any], LinearOperator]
+"""(f, x) -> the curvature of f at x, an approximation of its Hessian."""
 
 
 @public("hesse.minimize(f, x0, method={method})")
@@ -44,7 +48,7 @@ def minimize(
     x0: Tree,
     method: Literal["newton-cg", "trust-cg"] = "newton-cg",
     *,
-    curvature: Literal["hessian", "ggn"] = "hessian",
+    curvature: Literal["hessian", "ggn"] | Factory = "hessian",
     rtol: float | None = None,
     atol: float = 0.0,
     max_iterations: int = 1000,
@@ -66,7 +70,10 @@ def minimize(
         x0: where to start: a tensor or a tree of tensors. Use float64 for high accuracy.
         method: "newton-cg", truncated Newton steps with a line search; or "trust-cg", within a
             trust radius (Steihaug), which is more robust where the Hessian is indefinite.
-        curvature: "hessian", or "ggn" for the Gauss-Newton matrix of a `Risk`.
+        curvature: "hessian", "ggn" for the Gauss-Newton matrix of a `Risk`, or a function of f and
+            x that returns a symmetric operator, such as `fisher_operator` or
+            `lambda risk, x: hesse.kfac_operator(risk, x, damping=0.1)`. Value and gradient are
+            those of f. An operator whose structure gives its inverse takes no CG.
         rtol, atol: the gradient is small when |grad f| <= max(rtol |grad f(x0)|, atol). rtol also
             bounds |grad f| itself, by max(rtol, 1e-8) (1e-4 in float32), so that a large gradient
             at a bad x0 does not loosen the test. Default: rtol 1e-8 in float64 and 1e-4 in
@@ -117,7 +124,8 @@ def minimize(
     (True, True)
     """
     check_choice("method", method, ("newton-cg", "trust-cg"))
-    check_choice("curvature", curvature, ("hessian", "ggn"))
+    if not callable(curvature):
+        check_choice("curvature", curvature, ("hessian", "ggn"))
     check_count("max_iterations", max_iterations, 0)
     check_count("max_cg_iterations", max_cg_iterations, 1)
     check_tolerances(rtol=0.0 if rtol is None else rtol, atol=atol)
@@ -132,7 +140,7 @@ def minimize(
     start = _operator(f, x0, curvature, mode, is_fixed=checkpoint is not None)
     run_key = {
         "method": method,
-        "curvature": curvature,
+        "curvature": curvature if isinstance(curvature, str) else _name(curvature),
         "rtol": rtol,
         "atol": atol,
         "max_cg_iterations": max_cg_iterations,
@@ -141,7 +149,8 @@ def minimize(
     file = Checkpoint(
         limits.checkpoint, start, function="minimize", **run_key, preconditioner=preconditioner
     )
-    objective = Objective(start if checkpoint is None else start.at(x0))
+    matrix = partial(_made, curvature, f, start.domain) if callable(curvature) else None
+    objective = Objective(start if checkpoint is None else start.at(x0), matrix=matrix)
     state, point, best = _start(objective, x0, file)
     criterion = Criterion(
         rtol, atol, objective.space.dtype, state.start_value, state.start_gradient_norm
@@ -177,14 +186,34 @@ _FIXED = {
 
 
 def _operator(
-    f: Any, x0: Tree, curvature: str, mode: HessianMode, *, is_fixed: bool
+    f: Any, x0: Tree, curvature: str | Factory, mode: HessianMode, *, is_fixed: bool
 ) -> CurvatureOperator:
-    """The curvature at x0; in one mode throughout, for a run that resumes to the same bits."""
-    make: Any = hessian_operator if curvature == "hessian" else ggn_operator
+    """The operator at x0 that gives value and gradient, and the curvature unless that is made.
+
+    In one mode throughout for a run that resumes to the same bits.
+    """
+    kind = curvature if isinstance(curvature, str) else "hessian"
+    make: Any = hessian_operator if kind == "hessian" else ggn_operator
     if not is_fixed:
         return make(f, x0, mode=mode)
-    modes = _FIXED[curvature] if mode == "auto" else [mode]
+    modes = _FIXED[kind] if mode == "auto" else [mode]
     return in_fixed_mode(lambda fixed: make(f, x0, mode=fixed), modes)[0]
+
+
+def _name(factory: Factory) -> str:
+    return getattr(factory, "__qualname__", type(factory).__name__)
+
+
+def _made(factory: Factory, f: Any, space: Space, x: Tree) -> LinearOperator:
+    """The curvature at x that a factory makes; raises unless it fits."""
+    A = factory(f, x)
+    if not isinstance(A, LinearOperator) or A.shape != (space.n, space.n) or not A.symmetric:
+        raise OperatorError(
+            expected=f"curvature(f, x) to be a symmetric operator of {space.n} variables",
+            got=str(A) if isinstance(A, LinearOperator) else type(A).__name__,
+            remedy="Return an operator such as hesse.fisher_operator(f, x).",
+        )
+    return A
 
 
 def _start(objective: Objective, x0: Tree, file: Checkpoint) -> tuple[MinimizeState, Point, Point]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from hesse.curvature.operator import CurvatureOperator
 from hesse.errors import HesseError, NonFiniteError, OperatorError
 from hesse.operators.algebra import LinearOperator
-from hesse.vectors.space import Space
+from hesse.vectors.space import Space, Tree
 
 T = TypeVar("T")
 
@@ -77,16 +77,23 @@ class Point:
 
     Args:
         x: flat.
-        curvature: the operator at x.
+        curvature: the operator at x, which gives value and gradient too.
         counts: where evaluations are counted.
         is_trial: whether a search may reject it: an error of f is then an infinite value.
+        matrix: makes the curvature, where that is another operator.
     """
 
     def __init__(
-        self, x: Tensor, curvature: CurvatureOperator, counts: Counts, *, is_trial: bool = True
+        self,
+        x: Tensor,
+        curvature: CurvatureOperator,
+        counts: Counts,
+        *,
+        is_trial: bool = True,
+        matrix: Callable[[], LinearOperator] | None = None,
     ) -> None:
         self.x, self._curvature, self._counts = x, curvature, counts
-        self._is_trial = is_trial
+        self._is_trial, self._matrix = is_trial, matrix
 
     @property
     def space(self) -> Space:
@@ -126,7 +133,7 @@ class Point:
     @cached_property
     def curvature(self) -> LinearOperator:
         """The curvature as an operator that counts its products."""
-        return self.counted(self._curvature)
+        return self.counted(self._curvature if self._matrix is None else self._matrix())
 
     def counted(self, operator: LinearOperator) -> LinearOperator:
         """Another operator at this point, whose products are counted with those of `curvature`."""
@@ -152,20 +159,31 @@ class Objective:
     Args:
         curvature: the curvature operator at one point; its `at` gives those at others.
         counts: where evaluations are counted; default: new counts.
+        matrix: x -> the curvature at a point, a tree, where that is another operator.
     """
 
-    def __init__(self, curvature: CurvatureOperator, counts: Counts | None = None) -> None:
-        self._start = curvature
+    def __init__(
+        self,
+        curvature: CurvatureOperator,
+        counts: Counts | None = None,
+        matrix: Callable[[Tree], LinearOperator] | None = None,
+    ) -> None:
+        self._start, self._matrix = curvature, matrix
         self.space: Space = curvature.domain
         self.counts = counts or Counts()
 
     def start(self, x: Tensor) -> Point:
         """The point of the given curvature operator; an error of f there is the caller's."""
-        return Point(x, self._start, self.counts, is_trial=False)
+        return Point(x, self._start, self.counts, is_trial=False, matrix=self._matrix_at(x))
 
     def point(self, x: Tensor) -> Point:
         """Another point; nothing is computed before it is asked for."""
-        return Point(x, self._start.at(self.space.unflatten(x)), self.counts)
+        there = self._start.at(self.space.unflatten(x))
+        return Point(x, there, self.counts, matrix=self._matrix_at(x))
+
+    def _matrix_at(self, x: Tensor) -> Callable[[], LinearOperator] | None:
+        matrix = self._matrix
+        return None if matrix is None else lambda: matrix(self.space.unflatten(x))
 
 
 class _CountingOperator(LinearOperator):
@@ -182,3 +200,10 @@ class _CountingOperator(LinearOperator):
     def _curvature(self, v: Tensor) -> float:
         self._counts.nhev += 1
         return self._a._curvature(v)
+
+    def _inverse(self) -> LinearOperator | None:
+        return self._a._inverse()
+
+    @property
+    def is_structured(self) -> bool:
+        return self._a.is_structured

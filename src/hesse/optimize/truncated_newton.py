@@ -28,7 +28,8 @@ class TruncatedNewton:
     minimisation needs. On a direction of negative curvature the step is the iterate before it,
     or, when there is none, the direction itself (Nocedal & Wright 2006, algorithm 7.1); within a
     radius it goes on to the boundary (algorithm 7.2). Steps longer than LONGEST max(1, |x|), as
-    where f is flat to rounding, are cut.
+    where f is flat to rounding, are cut. An H whose structure gives its inverse is solved with
+    directly, without a radius.
 
     Args:
         gradient_tolerance: that of the minimisation.
@@ -59,6 +60,8 @@ class TruncatedNewton:
         """A step from `point` within the radius `scalar`."""
         if self.along_gradient:
             return Proposal(_along_gradient(point))
+        if math.isinf(scalar) and (candidate := _direct(point)) is not None:
+            return Proposal(_shortened(point, candidate))
         unit = _unit(point.gradient_norm)
         system = System(
             point.curvature if unit == 1.0 else unit * point.curvature,
@@ -84,6 +87,17 @@ class TruncatedNewton:
     def _tolerance(self, gradient_norm: float) -> float:
         self.forcing = self._rule(gradient_norm, self.forcing)
         return min(0.5, max(self.forcing.eta, 0.5 * self.gradient_tolerance / gradient_norm))
+
+
+def _direct(point: Point) -> Candidate | None:
+    """-H^-1 g where the structure of H gives its inverse, if that descends."""
+    A = point.curvature
+    inverse = A._inverse() if A.is_structured else None
+    if inverse is None:
+        return None
+    step = -inverse._matvec(point.gradient)
+    slope = point.space.inner(point.gradient, step)
+    return Candidate(step, slope / 2) if slope < 0.0 else None
 
 
 def _unit(gradient_norm: float) -> float:
