@@ -70,7 +70,8 @@ def _block(facts: Facts) -> Expected:
 
 
 def _gradient(facts: Facts) -> Expected:
-    facts.oracle.product(facts.v)  # or it is unclear
+    for direction in (facts.v, facts.w):  # v may be a unit vector
+        facts.oracle.product(direction)  # or it is unclear whether torch's gradient is right
     gradient = facts.oracle.gradient(facts.oracle.x)
     value = torch.tensor([facts.oracle.value(facts.oracle.x)], dtype=DOUBLE)
     whole = torch.cat([value, gradient])
