@@ -236,13 +236,6 @@ def check_path(path: FilePath) -> Path | None:
     )
 
 
-@contextmanager
-def progress_bar(enabled: bool, title: str, total: int | None = None) -> Iterator[tqdm]:
-    """A tqdm bar on standard error, silent unless enabled."""
-    with tqdm(total=total, desc=title, disable=not enabled, leave=False) as bar:
-        yield bar
-
-
 def asks_to_stop(callback: Callback | None, state: Any) -> bool:
     """Whether there is a callback and it asks for the end of the iteration."""
     return callback is not None and bool(callback(state))

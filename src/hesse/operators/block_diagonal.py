@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,13 +14,11 @@ from hesse.errors import ArgumentError, DeviceError, DtypeError, HesseError
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.operators.diagonal import DiagonalOperator
-from hesse.operators.structure import diagonal_of
+from hesse.operators.structure import BlocksStructure, diagonal_of
 from hesse.vectors.space import Space
 
-T = TypeVar("T")
 
-
-class BlockDiagonalOperator(LinearOperator):
+class BlockDiagonalOperator(BlocksStructure, LinearOperator):
     """diag(A_1, ..., A_k) between two spaces whose flat vectors are those of the blocks, joined."""
 
     def __init__(self, blocks: list[LinearOperator], domain: Space, codomain: Space) -> None:
@@ -62,16 +58,6 @@ class BlockDiagonalOperator(LinearOperator):
         inside = self.blocks[ends.index(where.start) : ends.index(where.stop)]
         return BlockDiagonalOperator(inside, space, space)
 
-    def _of_all(self, ask: Callable[[LinearOperator], T | None]) -> list[T] | None:
-        """The answers of all blocks; None unless each has one."""
-        answers = []
-        for A in self.blocks:
-            answer = ask(A)
-            if answer is None:
-                return None
-            answers.append(answer)
-        return answers
-
     def _joined(self, blocks: list[LinearOperator] | None) -> LinearOperator | None:
         """The operator of other blocks in their places."""
         return None if blocks is None else BlockDiagonalOperator(blocks, self.codomain, self.domain)
@@ -82,25 +68,6 @@ class BlockDiagonalOperator(LinearOperator):
     def _diagonal(self) -> Tensor | None:
         parts = self._of_all(lambda A: A._diagonal())
         return None if parts is None else torch.cat(parts)
-
-    def _trace(self) -> float | None:
-        parts = self._of_all(lambda A: A._trace())
-        return None if parts is None else math.fsum(parts)
-
-    def _logdet(self) -> tuple[float, float] | None:
-        parts = self._of_all(lambda A: A._logdet())
-        if parts is None:
-            return None
-        signs, logs = zip(*parts, strict=True)
-        return math.prod(signs), math.fsum(logs)
-
-    def _eigenvalues(self) -> Tensor | None:
-        parts = self._of_all(lambda A: A._eigenvalues())
-        return None if parts is None else torch.cat(parts)
-
-    def _num_negative(self) -> int | None:
-        parts = self._of_all(lambda A: A._num_negative())
-        return None if parts is None else sum(parts)
 
     def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator | None:
         return self._joined(self._of_all(lambda A: A._function(f)))

@@ -31,7 +31,7 @@ class FunctionOperator(LinearOperator):
         self._results, self._adjoint_results = PrivateResults(), PrivateResults()
         self._checks = FunctionChecks(domain, codomain, self._product, symmetric=symmetric)
 
-    def __reduce__(self):  # a copy looks at its products anew
+    def __reduce__(self):  # a copy looks at its products again
         return FunctionOperator, (
             *(self._given, self.domain, self.codomain, self.symmetric, self._adjoint),
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import DiagonalOperator
-from hesse.operators.structure import diagonal_of
+from hesse.operators.structure import BlocksStructure, diagonal_of
 from hesse.vectors.space import Space
 
 
@@ -74,7 +74,7 @@ class Indexed(Place):
         v[self.index.to(v.device)] = part
 
 
-class PlacedBlocks(LinearOperator):
+class PlacedBlocks(BlocksStructure, LinearOperator):
     """The sum of the blocks, each on its entries; all entries must belong to exactly one block.
 
     Args:
@@ -108,23 +108,6 @@ class PlacedBlocks(LinearOperator):
         """f(A), block by block."""
         return self.map(lambda A: A._function(f))
 
-    def _trace(self) -> float | None:
-        traces = [trace for A in self.blocks if (trace := A._trace()) is not None]
-        return sum(traces) if len(traces) == len(self.blocks) else None
-
-    def _logdet(self) -> tuple[float, float] | None:
-        sign, total = 1.0, 0.0
-        for A in self.blocks:
-            found = A._logdet()
-            if found is None:
-                return None
-            sign, total = sign * found[0], total + found[1]
-        return sign, total
-
-    def _eigenvalues(self) -> Tensor | None:
-        values = [found for A in self.blocks if (found := A._eigenvalues()) is not None]
-        return torch.cat(values) if len(values) == len(self.blocks) else None
-
     def _diagonal(self) -> Tensor | None:
         result = self.domain.zeros()
         for A, place in zip(self.blocks, self.places, strict=True):
@@ -144,13 +127,8 @@ class PlacedBlocks(LinearOperator):
         self, function: Callable[[LinearOperator], LinearOperator | None]
     ) -> PlacedBlocks | None:
         """The operator of function(A) for every block A; None if one is None."""
-        blocks = []
-        for A in self.blocks:
-            changed = function(A)
-            if changed is None:
-                return None
-            blocks.append(changed)
-        return PlacedBlocks(self.domain, blocks, self.places)
+        blocks = self._of_all(function)
+        return None if blocks is None else PlacedBlocks(self.domain, blocks, self.places)
 
     @property
     def is_structured(self) -> bool:

@@ -7,8 +7,9 @@ those of the protocol; each returns None where the parts do not answer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from hesse.operators.protocol import OperatorProtocol
 
 Function = Callable[[Tensor], Tensor]
+T = TypeVar("T")
 
 
 def diagonal_of(D: OperatorProtocol) -> Tensor:
@@ -239,6 +241,41 @@ class BlockStructure(OperatorProtocol):
     def _diagonal(self) -> Tensor | None:
         diagonal = self.a._diagonal()
         return None if diagonal is None else diagonal[self._range]
+
+
+class BlocksStructure(OperatorProtocol):
+    """Of a block-diagonal matrix, wherever the entries of its blocks lie."""
+
+    blocks: list[Any]
+
+    def _of_all(self, ask: Callable[[Any], T | None]) -> list[T] | None:
+        """The answers of all blocks; None unless each has one."""
+        answers = []
+        for A in self.blocks:
+            answer = ask(A)
+            if answer is None:
+                return None
+            answers.append(answer)
+        return answers
+
+    def _trace(self) -> float | None:
+        parts = self._of_all(lambda A: A._trace())
+        return None if parts is None else math.fsum(parts)
+
+    def _logdet(self) -> tuple[float, float] | None:
+        parts = self._of_all(lambda A: A._logdet())
+        if parts is None:
+            return None
+        signs, logs = zip(*parts, strict=True)
+        return math.prod(signs), math.fsum(logs)
+
+    def _eigenvalues(self) -> Tensor | None:
+        parts = self._of_all(lambda A: A._eigenvalues())
+        return None if parts is None else torch.cat(parts)
+
+    def _num_negative(self) -> int | None:
+        parts = self._of_all(lambda A: A._num_negative())
+        return None if parts is None else sum(parts)
 
 
 def _first(operators: Iterable[Any]) -> Any:

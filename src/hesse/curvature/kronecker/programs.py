@@ -44,7 +44,7 @@ class FactorProgram:
     """Those that the tangent program returns: the operands g, and gradients without a rule."""
     num_outputs: int
     sorts_rows: bool
-    """Whether rows go where the data say, so that examples must be found anew."""
+    """Whether rows go where the data say, so that examples must be found again."""
     source: tuple[Graph, list[int], list[int]]
     """The graph, its directions and its outputs."""
     maps: dict[Use, ExampleMap | None] = field(default_factory=dict)
