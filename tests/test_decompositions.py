@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hesse.ad.decompositions import Composed
 from hesse.curvature import hessian_operator, hvp
 from hesse.errors import NonFiniteError
 from hesse.vectors.inner_products import norm
@@ -204,3 +205,42 @@ def test_sinc_away_from_zero_is_that_of_torch(sinc):
     H = hessian_operator(lambda x: sinc(x).sum(), x)
     torch.testing.assert_close(H @ torch.ones(7, dtype=DOUBLE), exact)
     torch.testing.assert_close(H.value, torch.sinc(x).sum())
+
+
+def transposed(*shape):
+    return torch.rand(shape[::-1], dtype=DOUBLE).permute(*reversed(range(len(shape))))
+
+
+def every_second(*shape):
+    return torch.rand(*shape[:-1], 2 * shape[-1], dtype=DOUBLE)[..., ::2]
+
+
+OF_STRIDED_TENSORS = {
+    "layer_norm": lambda make: F.layer_norm(make(4, 3), (3,), None, make(3)),
+    "layer_norm of two dimensions": lambda make: F.layer_norm(make(2, 4, 3), (4, 3), make(4, 3)),
+    "weight_norm": lambda make: torch._weight_norm(make(4, 3), make(4, 1), 0),
+    "weight_norm of columns": lambda make: torch._weight_norm(make(4, 3), make(1, 3), 1),
+    "embedding": lambda make: F.embedding(WORDS.T, make(9, 3), padding_idx=1),
+    "embedding_bag": lambda make: F.embedding_bag(WORDS, make(9, 3), mode="sum"),
+    "segment_reduce": lambda make: torch.segment_reduce(make(6, 3), "sum", lengths=LENGTHS),
+    "cdist": lambda make: torch.cdist(make(2, 4, 3), make(2, 5, 3)),
+    "pdist": lambda make: F.pdist(make(4, 3)),
+    "sinc": lambda make: make(4, 3).sinc(),
+    "hardsigmoid": lambda make: F.hardsigmoid(make(4, 3)),
+    "binary_cross_entropy":
+        lambda make: F.binary_cross_entropy(make(4, 3), make(4, 3), make(4, 3), reduction="none"),
+    "max_unpool": lambda make: F.max_unpool1d(
+        make(2, 3, 4), torch.arange(24).reshape(2, 3, 4) % 8, 2),
+    "lstm": lambda make: nn.LSTM(3, 4).double()(make(5, 2, 3))[0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [transposed, every_second])
+@pytest.mark.parametrize("name", OF_STRIDED_TENSORS)
+def test_results_have_the_strides_of_torchs_own(name, make):
+    """Where torch gives contiguous tensors, users call `view` on them."""
+    function = OF_STRIDED_TENSORS[name]
+    expected = function(make)
+    with Composed():
+        composed = function(make)
+    assert (composed.shape, composed.stride()) == (expected.shape, expected.stride())

@@ -13,6 +13,8 @@
 - `sinc`: its derivatives lose their digits near zero.
 - `max_unpool`, `as_strided_scatter`: wrong where places overlap.
 
+Results have the strides of torch's own: a later `view` may need them.
+
 Seen with torch 2.13; issues 175754 and 186256 of PyTorch.
 """
 
@@ -57,6 +59,7 @@ class Composed(TorchFunctionMode):
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """The weight g v / |v|."""
+    v = v.contiguous()
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
@@ -70,7 +73,7 @@ def _layer_norm(
 ) -> Tensor:
     """(z - mean) / sqrt(variance + eps) * weight + bias, in float32 at least."""
     dims = tuple(range(-len(normalized_shape), 0))
-    z = input.to(torch.promote_types(input.dtype, torch.float32))
+    z = input.contiguous().to(torch.promote_types(input.dtype, torch.float32))
     z = z - z.mean(dims, keepdim=True)
     z = z * torch.rsqrt((z * z).mean(dims, keepdim=True) + eps)
     z = z.to(input.dtype)

@@ -41,4 +41,5 @@ def native_embedding(
 
 
 def _frozen(rows: Tensor, indices: Tensor, row: int) -> Tensor:
-    return torch.where((indices == row).unsqueeze(-1), rows.detach(), rows)
+    is_frozen = (indices == row).unsqueeze(-1)
+    return torch.where(is_frozen, rows.detach(), rows).contiguous()
