@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from hesse.ad.decompositions import Composed
-from hesse.curvature import hessian_operator, hvp
+from hesse.curvature import ggn_operator, hessian_operator, hvp
 from hesse.errors import NonFiniteError
+from hesse.risk import Risk
 from hesse.vectors.inner_products import norm
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch's forward mode
@@ -205,6 +206,94 @@ def test_sinc_away_from_zero_is_that_of_torch(sinc):
     H = hessian_operator(lambda x: sinc(x).sum(), x)
     torch.testing.assert_close(H @ torch.ones(7, dtype=DOUBLE), exact)
     torch.testing.assert_close(H.value, torch.sinc(x).sum())
+
+
+@pytest.mark.parametrize("mode", ["auto", *MODES])
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+@pytest.mark.parametrize(
+    "exp", [torch.matrix_exp, torch.linalg.matrix_exp, torch.Tensor.matrix_exp]
+)
+def test_matrix_exp_of_large_slopes(exp, scale, mode):
+    """H v of a sum of exp(A) + exp(A)^2 is that of the power series, whatever f is scaled by."""
+    A, V = draw(2, 3, 3), draw(2, 3, 3, seed=1)
+
+    def f(A, exp=exp):
+        E = exp(A)
+        return scale * (E + E.square()).sum()
+
+    def series(A):
+        term = total = torch.eye(3, dtype=DOUBLE).expand(2, 3, 3)
+        for k in range(1, 60):
+            term = term @ A / k
+            total = total + term
+        return total
+
+    expected = hvp(lambda A: f(A, series), A, V, "reverse-over-reverse")
+    product = hessian_operator(f, A, mode=mode) @ V
+    assert norm((product - expected).reshape(-1)) <= 1e-12 * norm(expected.reshape(-1))
+    along_large = hessian_operator(f, A, mode=mode) @ (1e8 * V) / 1e8
+    assert norm((along_large - expected).reshape(-1)) <= 1e-12 * norm(expected.reshape(-1))
+
+
+@pytest.mark.parametrize("mode", ["auto", *MODES])
+@pytest.mark.parametrize("exponent", [0, -30])
+def test_logcumsumexp_where_its_slope_is_zero(exponent, mode):
+    """torch takes the logarithm of the slope, and its second derivative there is wrong."""
+    x, v, apart = draw(3, 4), draw(3, 4, seed=1), 100.0 * torch.arange(4, dtype=DOUBLE)
+
+    def f(x):
+        sums = torch.logcumsumexp(x - apart * exponent, -1)
+        return (sums - sums.detach()).square().sum() + x.logcumsumexp(0)[1].square().sum()
+
+    def by_exponentials(x):  # of every row on its own
+        z = x - apart * exponent
+        sums = torch.stack([z[:, : k + 1].logsumexp(-1) for k in range(4)], -1)
+        return (sums - sums.detach()).square().sum() + x[:2].logsumexp(0).square().sum()
+
+    product = hessian_operator(f, x, mode=mode) @ v
+    expected = hvp(by_exponentials, x, v, "reverse-over-reverse")
+    torch.testing.assert_close(product, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_logcumsumexp_of_infinite_entries_is_that_of_torch():
+    z = torch.tensor([[-math.inf, -math.inf, 1.0, 2.0, -math.inf, 800.0, -math.inf]], dtype=DOUBLE)
+    for x, dim in [(z, 1), (z, 0), (z[:, :0], 1), (z[0, 2], 0)]:
+        with Composed():
+            composed = torch.logcumsumexp(x, dim)
+        torch.testing.assert_close(composed, torch.logcumsumexp(x, dim), rtol=1e-15, atol=0.0)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 5), (2, 4, 3, 3), (2, 4, 2, 3, 3)])
+@pytest.mark.parametrize("affine", [False, True])
+def test_group_norm_is_that_of_torch(shape, affine):
+    x, w, b = draw(*shape), draw(4, seed=1), draw(4, seed=2)
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(len(shape))
+    forms = [x, x.to(memory_format=channels_last)] if channels_last else [x]
+    for form in forms:
+        arguments = (form, 2, w, b) if affine else (form, 2)
+        expected = F.group_norm(*arguments)
+        with Composed():
+            composed = F.group_norm(*arguments)
+        torch.testing.assert_close(composed, expected, rtol=1e-13, atol=1e-13)
+        assert composed.stride() == expected.stride()
+
+
+@pytest.mark.parametrize("mode", ["retained-graph", "traced-split"])
+@pytest.mark.parametrize("layer", [
+    lambda z: F.group_norm(z, 2), lambda z: z / z.std(1, keepdim=True),
+    lambda z: z / torch.linalg.vector_norm(z, dim=1, keepdim=True), lambda z: F.rms_norm(z, (4,)),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:the loss is flat")
+def test_a_loss_without_curvature_has_the_matrix_zero(layer, mode):
+    """torch's zero is a tensor without memory, which kernels read as if it had some."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).double()
+    risk = Risk(lambda p, x: layer(torch.func.functional_call(model, p, x)), nn.L1Loss(),
+                (draw(5, 3), draw(5, 4)), params=dict(model.named_parameters()))  # fmt: skip
+    for _ in range(3):
+        junk = [torch.full((n,), 1e140, dtype=DOUBLE) for n in range(1, 60) for _ in range(40)]
+        del junk
+        G = ggn_operator(risk, risk.params, mode=mode)
+        assert not (G @ torch.ones(G.shape[0], dtype=DOUBLE)).any()
 
 
 def transposed(*shape):

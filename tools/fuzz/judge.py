@@ -228,7 +228,7 @@ def _rtol(case: Case, name: str, expected: Expected, used: str) -> float:
 
 
 def _noise(case: Case, facts: Facts) -> float:
-    """The error of torch's own product in float32."""
+    """The error of torch's own product and value in float32."""
     names = namespace(case, "float32")
     single = Oracle(names["f"], names["x"], names["outputs"])
     single.x = single.x.float()
@@ -237,6 +237,7 @@ def _noise(case: Case, facts: Facts) -> float:
     except RuntimeError:
         return 0.0
     noise = float((product - facts.oracle.product(facts.v).value).norm())
+    noise += abs(single.value(single.x) - facts.oracle.value(facts.oracle.x))
     return noise if noise == noise else 0.0
 
 

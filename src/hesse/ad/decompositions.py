@@ -4,6 +4,8 @@
 - `torch._weight_norm`: its second derivative leaves out how the norm depends on the weight.
 - `layer_norm`: its third derivative (of a loss made of derivatives of the network) takes mean and
   variance for constants; its second has no forward mode. Composed, it takes no more operations.
+- `group_norm`: its forward mode loses the digits of a tiny direction, and its backward pass reads
+  uninitialised memory where the slopes that come in are known to be zero.
 - `lstm`: oneDNN's fused cells have no forward mode, and hand on tensors that Python never sees.
   Without them it takes more operations, which can be recorded.
 - `embedding_bag`, `segment_reduce`, `cdist`, `pdist`, `ctc_loss`, `hardsigmoid`, and the margin
@@ -11,6 +13,8 @@
 - `embedding`: with `padding_idx` or `scale_grad_by_freq` its backward pass is no derivative.
 - `binary_cross_entropy`: its second derivative is wrong where the probabilities are near 0 or 1.
 - `sinc`: its derivatives lose their digits near zero.
+- `logcumsumexp`: its second derivative is wrong where the slope that comes in is zero.
+- `matrix_exp`: its derivatives lose digits where the slopes that come in are large.
 - `max_unpool`, `as_strided_scatter`: wrong where places overlap.
 
 Results have the strides of torch's own: a later `view` may need them.
@@ -30,6 +34,8 @@ from hesse.ad.binary_cross_entropy import binary_cross_entropy
 from hesse.ad.ctc_loss import ctc_loss
 from hesse.ad.distances import cdist, pdist
 from hesse.ad.embedding import embedding, native_embedding
+from hesse.ad.logcumsumexp import logcumsumexp
+from hesse.ad.matrix_exp import matrix_exp
 from hesse.ad.piecewise_linear import (
     as_strided_scatter,
     hardsigmoid,
@@ -73,12 +79,48 @@ def _layer_norm(
 ) -> Tensor:
     """(z - mean) / sqrt(variance + eps) * weight + bias, in float32 at least."""
     dims = tuple(range(-len(normalized_shape), 0))
-    z = input.contiguous().to(torch.promote_types(input.dtype, torch.float32))
+    return _affine(_normalised(input.contiguous(), dims, eps), weight, bias)
+
+
+def _group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    """As `_layer_norm`, over groups of neighbouring channels."""
+    if num_groups < 1 or input.ndim < 2 or input.shape[1] % num_groups or not input.numel():
+        return torch.group_norm(input, num_groups, weight, bias, eps)
+    groups = input.reshape(input.shape[0], num_groups, -1)
+    z = _normalised(groups, (-1,), eps).reshape(input.shape)
+    per_channel = (-1, *[1] * (input.ndim - 2))
+    z = _affine(
+        z,
+        None if weight is None else weight.reshape(per_channel),
+        None if bias is None else bias.reshape(per_channel),
+    )
+    return z.contiguous(memory_format=_memory_format(input))
+
+
+def _normalised(z: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    dtype, z = z.dtype, z.to(torch.promote_types(z.dtype, torch.float32))
     z = z - z.mean(dims, keepdim=True)
     z = z * torch.rsqrt((z * z).mean(dims, keepdim=True) + eps)
-    z = z.to(input.dtype)
+    return z.to(dtype)
+
+
+def _affine(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     z = z if weight is None else z * weight
     return z if bias is None else z + bias
+
+
+def _memory_format(input: Tensor) -> torch.memory_format:
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(input.ndim)
+    if last is None or input.is_contiguous() or not input.is_contiguous(memory_format=last):
+        return torch.contiguous_format
+    return last
 
 
 def _lstm(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,6 +137,8 @@ _STAND_INS = {
     torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
     torch.layer_norm: _layer_norm,
     torch.nn.functional.layer_norm: _layer_norm,
+    torch.group_norm: _group_norm,
+    torch.nn.functional.group_norm: _group_norm,
     torch.embedding: native_embedding,
     torch.nn.functional.embedding: embedding,
     torch.embedding_bag: native_embedding_bag,
@@ -106,6 +150,11 @@ _STAND_INS = {
     torch.sinc: sinc,
     torch.Tensor.sinc: sinc,
     torch.special.sinc: sinc,
+    torch.logcumsumexp: logcumsumexp,
+    torch.Tensor.logcumsumexp: logcumsumexp,
+    torch.matrix_exp: matrix_exp,
+    torch.Tensor.matrix_exp: matrix_exp,
+    torch.linalg.matrix_exp: matrix_exp,
     torch.nn.functional.binary_cross_entropy: binary_cross_entropy,
     torch.ctc_loss: ctc_loss,
     torch.nn.functional.ctc_loss: ctc_loss,

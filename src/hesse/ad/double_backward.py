@@ -114,6 +114,11 @@ class _Weighted(torch.autograd.Function):
         return None, *ctx.weights
 
 
+def _in_memory(part: Tensor) -> Tensor:
+    """The tensor; with entries if it is a zero without memory, which some kernels cannot take."""
+    return torch.zeros_like(part) if part._is_zerotensor() else part
+
+
 def gradients(
     output: Tensor | Sequence[Tensor],
     x: Sequence[Tensor],
@@ -130,5 +135,5 @@ def gradients(
     """
     if weights is not None:
         listed = [[part] if isinstance(part, Tensor) else part for part in (weights, output)]
-        output = _Weighted.apply(listed[0], *listed[1])
+        output = _Weighted.apply([_in_memory(part) for part in listed[0]], *listed[1])
     return torch.autograd.grad(output, x, None, retain_graph, create_graph, allow_unused=True)

@@ -55,7 +55,6 @@ WRONG_FORWARD_RULES = {
     "LinalgHouseholderProduct": WrongRule("householder_product"),
     "LinalgSlogdet": WrongRule("slogdet"),
     "LinalgSolveEx": WrongRule("solve"),
-    "Logcumsumexp": WrongRule("logcumsumexp", _BOTH),  # of entries that are hundreds apart
     "NativeBatchNorm": WrongRule("batch_norm", is_right=_in_evaluation),
     "NativeBatchNormLegit": WrongRule("_native_batch_norm_legit", is_right=_in_evaluation),
     "NativeLayerNorm": WrongRule("native_layer_norm"),

@@ -68,6 +68,8 @@ def _checked_name(node: Any) -> str | None:
         name = node.name()
         return next((call for key, call in _WRONG_TWICE.items() if name.startswith(key)), None)
     function = getattr(node, "_forward_cls", type(node))
+    if getattr(function, "is_composed", False):
+        return None
     code = getattr(getattr(function, "backward", None), "__code__", None)
     if code is not None and code.co_filename == torch.autograd.function.__file__:
         raise UndifferentiableError(
