@@ -24,7 +24,7 @@ from hesse.engine.options import ProductOptions
 from hesse.engine.summed_product import PREPARED_MODES, PreparedMode
 from hesse.errors import ArgumentError, FunctionError, check_choice
 from hesse.operators.algebra import LinearOperator
-from hesse.operators.low_rank import low_rank_operator
+from hesse.operators.low_rank_factors import low_rank_operator
 from hesse.risk.risk import Risk
 from hesse.tracing.precision import Precision, check_precision
 from hesse.vectors.space import Tree

@@ -20,6 +20,7 @@ subclass overrides one where it knows better. All may be called by any algorithm
 | `_eigenvalues()` | all eigenvalues of a symmetric A, in float64, likewise | None |
 | `_num_negative()` | the number of its negative eigenvalues | from `_eigenvalues` |
 | `_function(f)` | f(A) of a symmetric A; f maps eigenvalues in float64 | None |
+| `_root()` | R with A = R R' of a positive definite A, likewise | None |
 | `_eigen()` | (Q, w) with A = Q diag(w) Q' of a symmetric A, likewise | None |
 | `_squared_entries()` | the operator of the squares of the entries, likewise | None |
 | `_updated_inverse(X)` | (B + A)^-1 as an operator, from X = B^-1, where A is of low rank | None |
@@ -170,6 +171,10 @@ class OperatorProtocol(ABC):
 
     def _function(self, f: Callable[[Tensor], Tensor]) -> Any:
         """f(A) of a symmetric A, where f maps float64 eigenvalues; None where not known."""
+        return None
+
+    def _root(self) -> Any:
+        """R with A = R R' of a positive definite A, where there is one but no `_function`."""
         return None
 
     def _eigen(self) -> tuple[Any, Tensor] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -56,6 +57,14 @@ class SumStructure(OperatorProtocol):
 
     def _whole(self) -> Any:
         """A + B as one operator of the structure of a term."""
+        # A dense matrix may be written to: it is added up whenever it is asked for.
+        return self._cached_whole if self.is_structured else self._added()
+
+    @cached_property
+    def _cached_whole(self) -> Any:
+        return self._added()
+
+    def _added(self) -> Any:
         return _first(term._plus_diagonal(D) for term, D in self._shifted())
 
     def _inverse(self) -> Any:
@@ -94,6 +103,10 @@ class SumStructure(OperatorProtocol):
     def _function(self, f: Function) -> Any:
         whole = self._whole()
         return None if whole is None else whole._function(f)
+
+    def _root(self) -> Any:
+        whole = self._whole()
+        return None if whole is None else whole._root()
 
     def _eigen(self) -> tuple[Any, Tensor] | None:
         whole = self._whole()
@@ -153,6 +166,10 @@ class ScaledStructure(OperatorProtocol):
 
     def _function(self, f: Function) -> Any:
         return self.a._function(lambda x: f(self.scalar * x))
+
+    def _root(self) -> Any:
+        root = self.a._root() if self.scalar >= 0.0 else None
+        return None if root is None else math.sqrt(self.scalar) * root
 
     def _eigen(self) -> tuple[Any, Tensor] | None:
         known = self.a._eigen()
