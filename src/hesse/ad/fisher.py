@@ -144,7 +144,7 @@ class FisherGraph:
     def _over_weights(self, rows: list[Tensor]) -> list[Tensor]:
         """Sums of examples over the weights that these have in the mean."""
         assert self._examples is not None
-        weights = self._examples.weights(self._loss.likelihoods)
+        weights = self._examples.weights_of_rows(self._loss.likelihoods)
         safe = [torch.where(w > 0, w, torch.ones_like(w)) for w in weights]
         return [t / w for t, w in zip(rows, safe, strict=True)]
 
