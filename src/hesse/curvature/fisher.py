@@ -43,6 +43,16 @@ class FisherDefinition(Definition):
     axes: tuple[Axis, ...] | None = None
     """Where the examples are in each likelihood; None if rows count as they are."""
 
+    @property
+    def name(self) -> str:
+        return "GradientMoment" if self.blocks == "gradients" else "Fisher"
+
+    @property
+    def about(self) -> str:
+        if self.blocks == "gradients":
+            return "second moment of the gradients of the examples"
+        return f"{self.blocks}, for each {'row' if self.axes is None else 'example'}"
+
     def of(self, risk: Risk, params: Tree, draws: Draws | None = None) -> LikelihoodSum:
         """What this is the matrix of."""
         return LikelihoodSum(risk, params, self.blocks, draws, self.axes)

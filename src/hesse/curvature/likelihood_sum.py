@@ -23,6 +23,7 @@ from hesse.data.slicing import num_examples
 from hesse.engine.data_version import DataVersion
 from hesse.engine.program_cache import ProgramCache
 from hesse.errors import DataError
+from hesse.result import OneLine
 from hesse.risk.call import BatchLoss
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Space, Tree
@@ -45,8 +46,8 @@ class Draws:
         )
 
 
-@dataclass(frozen=True)
-class LikelihoodSum:
+@dataclass(frozen=True, repr=False)
+class LikelihoodSum(OneLine):
     """The summands of a risk, each of which knows what a Fisher matrix needs.
 
     Args:
@@ -67,6 +68,10 @@ class LikelihoodSum:
     _uniform: dict[int, tuple[DataVersion, tuple[Tensor, ...]]] = field(
         default_factory=dict, compare=False
     )
+
+    def __repr__(self) -> str:
+        draws = "" if self.draws is None else f", {self.draws.samples} draws"
+        return f"{self.risk!r}{draws}"
 
     def __reduce__(self):  # the numbers are drawn again from their seed
         return LikelihoodSum, (self.risk, self.params, self.blocks, self.draws, self.axes)

@@ -125,6 +125,13 @@ class CurvatureOperator(LinearOperator):
             *(self._definition, self._f, self._x, self._options, self._layouts),
         )
 
+    def _expression(self) -> str:
+        return self._definition.name
+
+    def _details(self) -> tuple[tuple[str, str], ...]:
+        about = self._definition.about
+        return ((self._definition.name, f"{about}{', ' if about else ''}of {described(self._f)}"),)
+
     def _matvec(self, v: Tensor) -> Tensor:
         return self._at.product(v, self._definition.quantities[0])
 
@@ -152,6 +159,15 @@ class CurvatureOperator(LinearOperator):
 
     def _quantity(self, name: str) -> Quantity | None:
         return next((q for q in self._definition.quantities if q.name == name), None)
+
+
+def described(f: Any) -> str:
+    """A function in a few words: by its name, or, if it is one of Hesse's, by its `repr`."""
+    if type(f).__module__.startswith("hesse."):
+        return repr(f)
+    if isinstance(f, partial):
+        return described(f.func)
+    return getattr(f, "__name__", type(f).__name__).replace("<lambda>", "a lambda")
 
 
 def summand_points(

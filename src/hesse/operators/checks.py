@@ -51,7 +51,7 @@ def check_finite_products(A: OperatorProtocol, products: Tensor) -> Tensor:
     if not A.codomain.all_finite(products):
         raise NonFiniteError(
             expected="finite products",
-            got=f"NaN or Inf in a product with {A}",
+            got=f"NaN or Inf in a product with {A._title()}",
             remedy="Check the operator with hesse.testing.check_operator.",
         )
     return products

@@ -31,6 +31,8 @@ subclass overrides one where it knows better. All may be called by any algorithm
 | `_terms()` | the same, of one factor where A is no such sum | from `_expand` |
 | `_in_space(space)` | this operator on another space of its dimension | itself |
 | `_expression()` | a name or formula, for `repr` | the name of the class |
+| `_title()` | the same with shape and dtype, in one line | from `_expression` |
+| `_details()` | rows (name, text) about the matrices in it, for `repr` | of the operators in A |
 | `is_diagonal` | whether `_diagonal()` is all of A | False |
 | `announce(products)` | nothing: that many products follow | passed on to the operators in A |
 
@@ -52,6 +54,8 @@ from hesse.operators.terms import Terms, are_symmetric, factor
 from hesse.operators.to_scipy import check_not_asked_by_scipy
 from hesse.vectors.rows import stacked, transposed
 from hesse.vectors.space import Space
+
+_LONGEST = 60  # characters of the expression in a repr
 
 
 class OperatorProtocol(ABC):
@@ -93,7 +97,7 @@ class OperatorProtocol(ABC):
             return self._matvec(u)
         raise OperatorError(
             expected="an operator with an adjoint",
-            got=f"{self}, which is not symmetric and has no _rmatvec",
+            got=f"{self._title()}, which is not symmetric and has no _rmatvec",
             remedy="Implement _rmatvec(u), or pass symmetric=True if A = A'.",
         )
 
@@ -220,3 +224,15 @@ class OperatorProtocol(ABC):
     def _expression(self) -> str:
         """A short name, or the expression of operators that this one is."""
         return type(self).__name__.lstrip("_")
+
+    def _title(self) -> str:
+        """The expression, the shape and the dtype, in one line."""
+        rows, columns = self.shape
+        name = self._expression()
+        name = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
+        return f"{name}({rows} x {columns}, {self.domain.dtype})"
+
+    def _details(self) -> tuple[tuple[str, str], ...]:
+        """For each matrix in the expression its name, and what it is; each only once."""
+        parts = (part for part in vars(self).values() if isinstance(part, OperatorProtocol))
+        return tuple(dict.fromkeys(row for part in parts for row in part._details()))
