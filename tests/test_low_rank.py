@@ -360,9 +360,33 @@ def test_a_sum_adds_structured_operators_up_once(monkeypatch):
     assert len(calls) == 1
 
 
-def test_a_dense_matrix_in_a_sum_may_be_written_to():
-    M = definite()
-    A = hesse.dense_operator(M) + 0.1 * I
-    hesse.solve(A, normal(N))
-    M.mul_(3.0)
-    close(hesse.inverse_operator(A).to_dense() @ A.to_dense(), torch.eye(N, dtype=DOUBLE), 1e-8)
+def test_eigenvectors_of_factors_are_computed_once(monkeypatch):
+    taken = []
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr("torch.linalg.eigh", lambda M: taken.append(len(M)) or eigh(M))
+    monkeypatch.setattr("torch.linalg.eigvalsh", None)
+    A = hesse.kronecker_operator(definite(2), definite(4))
+    for c in (0.0, 0.1, 1.0):
+        B = A + c * I
+        hesse.solve(B, normal(N)), hesse.norm(B), hesse.logdet(B), hesse.sample_normal(B)
+    hesse.norm(A), hesse.count_eigenvalues(A, high=1.0), hesse.matrix_function("sqrt", A, normal(N))
+    assert taken == [2, 4]
+
+
+@pytest.mark.parametrize("kind", ["dense", "Kronecker", "blocks", "low rank added"])
+def test_a_dense_matrix_in_an_operator_may_be_written_to(kind):
+    M, small = definite(), definite(2)
+    make = {
+        "dense": lambda: hesse.dense_operator(M) + 0.1 * I,
+        "Kronecker": lambda: 2.0 * hesse.kronecker_operator(small, definite(4)) + 0.1 * I,
+        "blocks": lambda: hesse.block_diagonal_operator([small, definite(6)]) + 0.1 * I,
+        "low rank added": lambda: (
+            hesse.kronecker_operator(small, definite(4)) + hesse.low_rank_operator(*factors(0, 2))
+        ),
+    }
+    A = make[kind]()
+    for _ in range(2):
+        exact = torch.linalg.inv(A.to_dense())
+        close(hesse.inverse_operator(A).to_dense(), exact)
+        close(torch.tensor(hesse.logdet(A).value, dtype=DOUBLE), -torch.logdet(exact))
+        M.mul_(3.0), small.mul_(3.0)

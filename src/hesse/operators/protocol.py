@@ -25,6 +25,7 @@ subclass overrides one where it knows better. All may be called by any algorithm
 | `_squared_entries()` | the operator of the squares of the entries, likewise | None |
 | `_updated_inverse(X)` | (B + A)^-1 as an operator, from X = B^-1, where A is of low rank | None |
 | `is_structured` | whether estimators ask these methods before they sample | False |
+| `_written()` | what changes when a matrix in A is written to | that of the operators in A |
 | `_split_shift()` | (G, c) with A = G + c I | (A, 0) |
 | `_times(B)` | A B | the lazy product |
 | `_expand()` | A as a sum of products of operators (see terms.py) | None |
@@ -43,7 +44,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -192,6 +193,12 @@ class OperatorProtocol(ABC):
     def _updated_inverse(self, inverse: Any) -> Any:
         """The inverse of B + A from that of B, where A is of low rank; None elsewhere."""
         return None
+
+    def _written(self) -> Hashable:
+        """What changes when a matrix in A is written to, so that what is kept of A is void."""
+        lists = (v if isinstance(v, list) else [v] for v in vars(self).values())
+        parts = (part for parts in lists for part in parts if isinstance(part, OperatorProtocol))
+        return tuple(part._written() for part in parts)
 
     def _split_shift(self) -> tuple[Any, float]:
         """(G, c) where A is known to be G + c I; (A, 0) elsewhere."""

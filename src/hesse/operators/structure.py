@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from hesse.operators.kept import kept
 from hesse.operators.protocol import OperatorProtocol
 
 Function = Callable[[Tensor], Tensor]
@@ -57,11 +57,11 @@ class SumStructure(OperatorProtocol):
 
     def _whole(self) -> Any:
         """A + B as one operator of the structure of a term."""
-        # A dense matrix may be written to: it is added up whenever it is asked for.
-        return self._cached_whole if self.is_structured else self._added()
+        # That of a dense matrix takes its memory again.
+        return self._kept_whole() if self.is_structured else self._added()
 
-    @cached_property
-    def _cached_whole(self) -> Any:
+    @kept
+    def _kept_whole(self) -> Any:
         return self._added()
 
     def _added(self) -> Any:
