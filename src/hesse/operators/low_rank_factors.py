@@ -51,8 +51,9 @@ def low_rank_operator(
 
     The factors are copied.
 
-    Cost: 4 n r operations a product; n r numbers. The inverse of A + D takes n r^2 operations once,
-        and n r numbers; its error is that of inverting D: eps |s| |U|^2 / |d| relative to A + D.
+    Cost: 4 n r operations a product; n r numbers. What is known of A + D takes n r^2 operations,
+        for all multiples of the identity together, and 2 n r numbers in float64; the error of the
+        inverse is that of inverting D: eps |s| |U|^2 / |d| relative to A + D.
 
     Raises:
         HesseError: shapes, dtypes or devices that do not match; eigenvectors that are not
