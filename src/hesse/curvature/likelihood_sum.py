@@ -77,6 +77,11 @@ class LikelihoodSum(OneLine):
         return LikelihoodSum, (self.risk, self.params, self.blocks, self.draws, self.axes)
 
     @property
+    def weight_decay(self) -> float:
+        """That of the risk, which a mean of gradients leaves out."""
+        return 0.0 if self.blocks == "gradients" else self.risk.weight_decay
+
+    @property
     def num_summands(self) -> int:
         """As of the risk."""
         return self.risk.num_summands

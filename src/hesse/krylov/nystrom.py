@@ -34,8 +34,9 @@ def nystrom_operator(
 
     $$ A \approx A \Omega\, (\Omega^T A \Omega)^{-1} (A \Omega)^T = U \Lambda U^T $$
 
-    It is never larger than A, and exact if the rank of A is at most r. An A that is a sum G + c I
-    is taken apart: the result is the approximation of G, plus c I.
+    It is never larger than A, and exact if the rank of A is at most r. An A that is a sum G + c I,
+    as that of a risk with weight decay, is taken apart: the result is the approximation of G, plus
+    c I.
 
     Args:
         A: symmetric positive semi-definite operator (or matrix), n x n.
