@@ -14,6 +14,8 @@ from hesse.ad.definition import CURVATURE, PRODUCT, Definition, Quantity
 from hesse.ad.examples import Axis
 from hesse.ad.fisher import Blocks, FisherGraph
 from hesse.boundary import public
+from hesse.curvature.diagonals.diagonal import Diagonals
+from hesse.curvature.diagonals.readers import fisher_reader
 from hesse.curvature.likelihood_sum import Draws, LikelihoodSum, seen_at
 from hesse.curvature.memory_budget import MemoryBudget, within_budget
 from hesse.curvature.operator import CurvatureOperator
@@ -42,6 +44,10 @@ class FisherDefinition(Definition):
     blocks: Blocks
     axes: tuple[Axis, ...] | None = None
     """Where the examples are in each likelihood; None if rows count as they are."""
+
+    def diagonals(self, f: LikelihoodSum, x: Tree) -> Diagonals | None:
+        reader = fisher_reader(f, x)
+        return None if reader is None else Diagonals(f, reader)
 
     def of(self, risk: Risk, params: Tree, draws: Draws | None = None) -> LikelihoodSum:
         """What this is the matrix of."""

@@ -43,6 +43,10 @@ class ExampleMap:
         padded = torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])])
         return padded[self.index]  # -1 is the last
 
+    def most_rows(self, rows: int) -> int:
+        """How many of so many rows an example has at most."""
+        return rows // self.examples if self.index is None else self.index.shape[1]
+
     def owners(self, rows: int, device: torch.device) -> Tensor:
         """The example of each row, shape (rows,); -1 for none."""
         if self.index is None:
