@@ -16,7 +16,7 @@ from hesse.ad.variables import BoundFunction, Variables, tracked
 from hesse.curvature.diagonals.by_example import add_squares
 from hesse.curvature.diagonals.readers import Reader
 from hesse.curvature.diagonals.squares import Squares, squares_of
-from hesse.curvature.diagonals.vectors import Vectors, Weighted
+from hesse.curvature.diagonals.vectors import Block, Vectors, Weighted, in_blocks
 from hesse.curvature.kronecker.examples import ExampleMap, read_map, scales
 from hesse.curvature.kronecker.layout import BlockLayout
 from hesse.curvature.kronecker.programs import FactorPoint, FactorPrograms
@@ -28,6 +28,9 @@ from hesse.tracing.uses import Use
 from hesse.vectors.space import Space, Tree
 
 _MIXES = "no rule for rows that depend on several examples"
+
+# The most vectors that go through a program together, and the bytes of their operands.
+_MOST_AT_ONCE, _BLOCK_BYTES = 32, 1 << 26
 
 Take = Callable[[], Iterable[Weighted]]
 
@@ -137,7 +140,9 @@ class RiskDiagonal(ComputedDiagonal):
     def exact(self) -> Tensor:
         total = self._space.zeros()
         for visit in self._visits(total):
-            self._add(total, visit, visit.vectors.all, visit.vectors.count, visit.coefficient)
+            vectors = visit.vectors
+            blocks = vectors.blocks(_at_once(visit, vectors.count))
+            self._add(total, visit, blocks, vectors.all, vectors.count, visit.coefficient)
         return total
 
     def samples(self, count: int, generator: torch.Generator | None) -> list[Tensor]:
@@ -147,14 +152,12 @@ class RiskDiagonal(ComputedDiagonal):
         constant = self._space.zeros()
         totals = [torch.zeros_like(constant) for _ in range(count)]
         for visit in self._visits(constant):
+            coefficient = visit.coefficient / VECTORS_OF_A_PRODUCT
             for total in totals:
-                drawn = [
-                    weighted
-                    for _ in range(VECTORS_OF_A_PRODUCT)
-                    for weighted in visit.vectors.random(signs)
-                ]
-                coefficient = visit.coefficient / VECTORS_OF_A_PRODUCT
-                self._add(total, visit, lambda own=drawn: own, len(drawn), coefficient)
+                draws = [visit.vectors.random(signs) for _ in range(VECTORS_OF_A_PRODUCT)]
+                own = [weighted for draw in draws for weighted in draw]
+                blocks = in_blocks(own, _at_once(visit, len(own)))
+                self._add(total, visit, blocks, lambda own=own: own, len(own), coefficient)
         return [total.add_(constant) for total in totals]
 
     # -- Batches -----------------------------------------------------------------------------------
@@ -233,11 +236,17 @@ class RiskDiagonal(ComputedDiagonal):
     # -- Sums --------------------------------------------------------------------------------------
 
     def _add(
-        self, total: Tensor, visit: _Visit, take: Take, count: int, coefficient: float
+        self,
+        total: Tensor,
+        visit: _Visit,
+        blocks: Iterable[Block],
+        take: Take,
+        count: int,
+        coefficient: float,
     ) -> None:
         """Add the squares for all vectors of a batch."""
         if visit.point is not None:
-            self._add_by_rules(total, visit.point, visit, take(), count, coefficient)
+            self._add_by_rules(total, visit.point, visit, blocks, count, coefficient)
         if visit.uncovered:
             add_squares(
                 *(total, visit.uncovered, self._shared.reader, visit.f, visit.batch),
@@ -249,7 +258,7 @@ class RiskDiagonal(ComputedDiagonal):
         total: Tensor,
         point: FactorPoint,
         visit: _Visit,
-        vectors: Iterable[Weighted],
+        vectors: Iterable[Block],
         count: int,
         coefficient: float,
     ) -> None:
@@ -259,17 +268,58 @@ class RiskDiagonal(ComputedDiagonal):
             for block in visit.blocks
             if block.kind in ("kronecker", "rows") and block.parameter[0] not in uncovered
         ]
-        squares: list[Squares] = []
-        for weight, u in vectors:
-            g = point.tangent(u)
-            squares = squares or [
-                squares_of(block, point.a, g, visit.maps, total.dtype, count) for block in blocks
+        parts: list[Squares] = []
+        squares: dict[int, Tensor] = {}
+        for weights, us in vectors:
+            g = _tangents(point, us)
+            first = {number: block[0] for number, block in g.items()}
+            parts = parts or [
+                squares_of(block, point.a, first, visit.maps, total.dtype, count)
+                for block in blocks
             ]
-            for part in squares:
-                part.add(g, weight)
-        for part in squares:
-            place, sums = part.block.place, part.take().reshape(-1)
+            _add_squares(squares, {part.one_row for part in parts}, g, weights, total.dtype)
+            for part in parts:
+                if part.one_row is None:
+                    for j, weight in enumerate(weights):
+                        part.add({number: block[j] for number, block in g.items()}, weight)
+        for part in parts:
+            place, sums = part.block.place, part.take(squares).reshape(-1)
             place.put(total, place.take(total).add(sums, alpha=coefficient))
+
+
+def _at_once(visit: _Visit, count: int) -> int:
+    """How many vectors go together: as many as there are, and as memory allows."""
+    if visit.point is None:
+        return 1
+    metas = visit.point.program.partition.tangents["g"].metas
+    size = sum(metas[number].nbytes for number in visit.point.program.tangent)
+    return max(1, min(count, _MOST_AT_ONCE, _BLOCK_BYTES // max(1, size)))
+
+
+def _tangents(point: FactorPoint, us: list[Tensor]) -> dict[int, Tensor]:
+    """The operands g of several vectors."""
+    if len(us[0]) > 1:
+        return point.tangents(us)
+    return {number: g[None] for number, g in point.tangent([u[0] for u in us]).items()}
+
+
+def _add_squares(
+    squares: dict[int, Tensor],
+    numbers: set[int | None],
+    g: dict[int, Tensor],
+    weights: list[float],
+    dtype: torch.dtype,
+) -> None:
+    """Add the sums over vectors of squared operands."""
+    for number in numbers - {None}:
+        assert number is not None
+        block = g[number].to(dtype)
+        if set(weights) == {1.0}:
+            sums = (block * block).sum(0)
+        else:
+            w = torch.tensor(weights, dtype=dtype, device=block.device)
+            sums = torch.tensordot(w, block * block, 1)
+        squares[number] = squares[number].add_(sums) if number in squares else sums
 
 
 def _has_gaps(maps: dict[Use, ExampleMap | None]) -> bool:

@@ -11,13 +11,14 @@ with rows l that depend on u and rows r that do not, t the places of example n.
 | `OneHotRows` | indices, as of an embedding | sums of l of equal indices, squared |
 | `FewRows` | few rows, many vectors | sums of l_t l_s over u first, a product for each pair of t, s |
 | `ManyRows` | other weights | the gradients of some examples at a time, for every u |
-| `Sums` | biases, norms | sums of rows |
+| `OneSum`, `Sums` | biases, norms | the same for one row of an example; sums of rows |
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -52,13 +53,21 @@ class Squares(ABC):
         self.block, self._a, self._dtype = block, a, dtype
         self._maps = [maps[use] for use in block.uses]
 
+    @property
+    def one_row(self) -> int | None:
+        """The operand whose squares, summed over vectors, are all that is needed."""
+        return self.block.uses[0].g if isinstance(self, (OneRow, OneSum)) else None
+
     @abstractmethod
     def add(self, g: Values, weight: float) -> None:
         """Add the squares for a vector u, of which g are the operands."""
 
     @abstractmethod
-    def take(self) -> Tensor:
-        """The sum, one entry for each of the block, which then begins anew."""
+    def take(self, squares: Values) -> Tensor:
+        """The sum, one entry for each of the block, which then begins anew.
+
+        `squares`: the sums over vectors of the squared operands g that `one_row` names.
+        """
 
     def _rows_of_g(self, use: Use, g: Values) -> Tensor:
         return rows_of_g(use, g, self._a).to(self._dtype)
@@ -69,25 +78,39 @@ class Squares(ABC):
 
 
 class OneRow(Squares):
-    """A weight with one use, of which an example has one row at most."""
+    """A weight with one use, of which an example has one row at most.
 
-    _rows: Rows
-    _total: Tensor | None = None
+    Entries of its rows are entries of the operand, so that the operand is squared.
+    """
+
+    _rows: Rows | None = None
 
     def add(self, g: Values, weight: float) -> None:
-        (use,) = self.block.uses
-        rows = self._rows_of_g(use, g)
-        if self._total is None:
-            self._total = torch.zeros_like(rows)
-            self._rows = self._rows_of_a(use, g[use.g].shape)
-        self._total.addcmul_(rows, rows, value=weight)
+        pass
 
-    def take(self) -> Tensor:
-        assert self._total is not None and isinstance(self._rows, Tensor)
-        squares = self._rows * self._rows
-        sides = (self._total, squares) if self.block.uses[0].g_is_left else (squares, self._total)
-        self._total = None
-        return products(*sides)
+    def take(self, squares: Values) -> Tensor:
+        use = squared(self.block.uses[0])
+        if self._rows is None:
+            self._rows = self._rows_of_a(use, squares[use.g].shape)
+        assert isinstance(self._rows, Tensor)
+        left, right = self._rows_of_g(use, squares), self._rows * self._rows
+        return products(left, right) if use.g_is_left else products(right, left)
+
+
+class OneSum(Squares):
+    """A bias with one use, of which an example has one row at most."""
+
+    def add(self, g: Values, weight: float) -> None:
+        pass
+
+    def take(self, squares: Values) -> Tensor:
+        use = squared(self.block.uses[0])
+        return gradient_rows(use, squares, self._a).to(self._dtype).sum(0)
+
+
+def squared(use: Use) -> Use:
+    """The use whose rows are the squares of this one's if its operand is squared."""
+    return replace(use, scale=use.scale**2, multipliers=use.multipliers * 2)
 
 
 class OneHotRows(Squares):
@@ -105,7 +128,7 @@ class OneHotRows(Squares):
         sums = self._sums.sums(self._rows_of_g(use, g)[:, 0])
         self._total = self._total + weight * (sums * sums)
 
-    def take(self) -> Tensor:
+    def take(self, squares: Values) -> Tensor:
         assert self._sums is not None and isinstance(self._total, Tensor)
         squares, self._total = self._sums.by_index(self._total), 0.0
         return squares.T if self.block.uses[0].g_is_left else squares
@@ -131,7 +154,7 @@ class FewRows(Squares):
                 rows[:, t], rows[:, : t + 1].transpose(0, 1), value=weight
             )
 
-    def take(self) -> Tensor:
+    def take(self, squares: Values) -> Tensor:
         assert self._total is not None
         whole, rows = None, self._rows
         for t in range(rows.shape[1]):
@@ -163,7 +186,7 @@ class ManyRows(Squares):
             pairs.append((rows, own) if use.g_is_left else (own, rows))
         self._total = self._total + weight * summed_squares(pairs, self.block.n)
 
-    def take(self) -> Tensor:
+    def take(self, squares: Values) -> Tensor:
         total, self._total = self._total, 0.0
         assert isinstance(total, Tensor)
         return total
@@ -181,7 +204,7 @@ class Sums(Squares):
         assert isinstance(h, Tensor)
         self._total = self._total + weight * (h * h).sum(0)
 
-    def take(self) -> Tensor:
+    def take(self, squares: Values) -> Tensor:
         total, self._total = self._total, 0.0
         assert isinstance(total, Tensor)
         return total
@@ -192,7 +215,10 @@ def squares_of(
 ) -> Squares:
     """The way that takes the fewest operations for so many vectors, of one of which g are."""
     if block.kind == "rows":
-        return Sums(block, a, maps, dtype)
+        (use, *others) = block.uses
+        is_one = not others and use.rule in ("sum", "channel sum", "own gradient")
+        is_one = is_one and maps[use].most_rows(len(gradient_rows(use, g, a))) == 1
+        return (OneSum if is_one else Sums)(block, a, maps, dtype)
     chosen: type[Squares] = ManyRows
     if len(block.uses) == 1:
         (use,) = block.uses

@@ -17,8 +17,9 @@ for B with a block B_n for every example n, of which a vector has a column for a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -34,6 +35,9 @@ from hesse.engine.closeness import agree
 
 Weighted = tuple[float, list[Tensor]]
 """w and u."""
+
+Block = tuple[list[float], list[Tensor]]
+"""Several w, and their u in the first dimension of every tensor."""
 
 
 class Vectors(ABC):
@@ -60,6 +64,10 @@ class Vectors(ABC):
     @abstractmethod
     def random(self, generator: torch.Generator) -> Iterator[Weighted]:
         """(w, u) of random signs, the expectation of whose sum is B."""
+
+    def blocks(self, size: int) -> Iterator[Block]:
+        """All, so many at a time."""
+        yield from in_blocks(self.all(), size)
 
     def of_example(self, u: Sequence[Tensor], n: int) -> list[Tensor]:
         """The entries of one example."""
@@ -90,12 +98,22 @@ class RootVectors(Vectors):
         return sum(self._roots.per_example(self.examples))
 
     def all(self) -> Iterator[Weighted]:
+        for e in self._units():
+            yield 1.0, self._like_z(self._roots.root(e))
+
+    def blocks(self, size: int) -> Iterator[Block]:
+        units = ((1.0, e) for e in self._units())
+        for weights, e in in_blocks(units, size):
+            yield weights, self._like_z(self._roots.root(e))
+
+    def _units(self) -> Iterator[list[Tensor]]:
+        """Ones in one place of every example, in the shape of z."""
         sizes = self._roots.per_example(self.examples)
         for k, size in enumerate(sizes):
             for j in range(size):
                 e = [z.new_zeros(self.examples, s) for z, s in zip(self.z, sizes, strict=True)]
                 e[k][:, j] = 1.0
-                yield 1.0, self._like_z(self._roots.root(self._roots.spread(e)))
+                yield self._roots.spread(e)
 
     def random(self, generator: torch.Generator) -> Iterator[Weighted]:
         yield 1.0, self._like_z(self._roots.root([_signs(z, generator) for z in self.z]))
@@ -242,6 +260,14 @@ class HessianVectors(Vectors):
     def _split(self, column: Tensor) -> list[Tensor]:
         parts = column.split(self._sizes, dim=1)
         return self._like_z([part.reshape(z.shape) for part, z in zip(parts, self.z, strict=True)])
+
+
+def in_blocks(vectors: Iterable[Weighted], size: int) -> Iterator[Block]:
+    """Vectors, so many at a time."""
+    rest = iter(vectors)
+    while some := list(islice(rest, size)):
+        weights, us = zip(*some, strict=True)
+        yield list(weights), [torch.stack(parts) for parts in zip(*us, strict=True)]
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
