@@ -1,8 +1,9 @@
 """Exact diagonals of Gauss-Newton matrices beside those of BackPACK, and sampled ones.
 
 Classifiers of images at random weights: the network 784-256-128-10, batch 256, and a convolutional
-one. The subjects take turns, so that a machine that slows down slows all of them down; errors are
-those from the diagonal in float64, and floating-point operations do not depend on the machine.
+one. The subjects take turns, so that a machine that slows down slows all of them down; times are
+those of the processor in one thread, to which other processes do not add. Errors are those from the
+diagonal in float64, and floating-point operations do not depend on the machine.
 """
 
 from __future__ import annotations
@@ -27,10 +28,9 @@ def main(arguments: Sequence[str] = ()) -> None:
     """Print a table for each network."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks diagonal", description=__doc__)
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", choices=tuple(NETWORKS))
     options = parser.parse_args(list(arguments))
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     for name, make in NETWORKS.items():
         if options.only in (None, name):
             torch.manual_seed(0)
@@ -71,9 +71,9 @@ def table(model: nn.Module, images: Tensor, repeats: int) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in subjects}
     for _ in range(repeats):
         for name, run in subjects.items():
-            began = time.perf_counter()
+            began = time.process_time()
             run()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.process_time() - began)
     best = {name: min(taken) for name, taken in seconds.items()}
     print("| | ms | gradients | FLOPs, in those of a gradient | error |\n|---|--:|--:|--:|--:|")
     for name, run in subjects.items():

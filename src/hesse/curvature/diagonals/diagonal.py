@@ -15,7 +15,7 @@ from hesse.ad.summands import Sum, Summand
 from hesse.ad.variables import BoundFunction, Variables, tracked
 from hesse.curvature.diagonals.by_example import add_squares
 from hesse.curvature.diagonals.readers import Reader
-from hesse.curvature.diagonals.squares import Squares, squares_of
+from hesse.curvature.diagonals.squares import SquaredOperands, Squares, squares_of
 from hesse.curvature.diagonals.vectors import Block, Vectors, Weighted, in_blocks
 from hesse.curvature.kronecker.examples import ExampleMap, read_map, scales
 from hesse.curvature.kronecker.layout import BlockLayout
@@ -25,12 +25,10 @@ from hesse.data.slicing import num_examples
 from hesse.operators.computed_diagonal import VECTORS_OF_A_PRODUCT, ComputedDiagonal
 from hesse.tracing.graph import UntraceableError
 from hesse.tracing.uses import Use
+from hesse.tracing.vmap import directions_at_once
 from hesse.vectors.space import Space, Tree
 
 _MIXES = "no rule for rows that depend on several examples"
-
-# The most vectors that go through a program together, and the bytes of their operands.
-_MOST_AT_ONCE, _BLOCK_BYTES = 32, 1 << 26
 
 Take = Callable[[], Iterable[Weighted]]
 
@@ -269,7 +267,7 @@ class RiskDiagonal(ComputedDiagonal):
             if block.kind in ("kronecker", "rows") and block.parameter[0] not in uncovered
         ]
         parts: list[Squares] = []
-        squares: dict[int, Tensor] = {}
+        squares = SquaredOperands(total.dtype)
         for weights, us in vectors:
             g = _tangents(point, us)
             first = {number: block[0] for number, block in g.items()}
@@ -277,23 +275,21 @@ class RiskDiagonal(ComputedDiagonal):
                 squares_of(block, point.a, first, visit.maps, total.dtype, count)
                 for block in blocks
             ]
-            _add_squares(squares, {part.one_row for part in parts}, g, weights, total.dtype)
+            squares.add(g, [n for part in parts if (n := part.one_row) is not None], weights)
             for part in parts:
                 if part.one_row is None:
                     for j, weight in enumerate(weights):
                         part.add({number: block[j] for number, block in g.items()}, weight)
         for part in parts:
-            place, sums = part.block.place, part.take(squares).reshape(-1)
+            place, sums = part.block.place, part.take(squares.values).reshape(-1)
             place.put(total, place.take(total).add(sums, alpha=coefficient))
 
 
 def _at_once(visit: _Visit, count: int) -> int:
-    """How many vectors go together: as many as there are, and as memory allows."""
-    if visit.point is None:
+    """How many vectors go together: as many as a cache holds, and one while a program is new."""
+    if visit.point is None or not visit.point.program.was_used_before:
         return 1
-    metas = visit.point.program.partition.tangents["g"].metas
-    size = sum(metas[number].nbytes for number in visit.point.program.tangent)
-    return max(1, min(count, _MOST_AT_ONCE, _BLOCK_BYTES // max(1, size)))
+    return min(count, directions_at_once(visit.point.program.partition.tangents["g"]))
 
 
 def _tangents(point: FactorPoint, us: list[Tensor]) -> dict[int, Tensor]:
@@ -301,25 +297,6 @@ def _tangents(point: FactorPoint, us: list[Tensor]) -> dict[int, Tensor]:
     if len(us[0]) > 1:
         return point.tangents(us)
     return {number: g[None] for number, g in point.tangent([u[0] for u in us]).items()}
-
-
-def _add_squares(
-    squares: dict[int, Tensor],
-    numbers: set[int | None],
-    g: dict[int, Tensor],
-    weights: list[float],
-    dtype: torch.dtype,
-) -> None:
-    """Add the sums over vectors of squared operands."""
-    for number in numbers - {None}:
-        assert number is not None
-        block = g[number].to(dtype)
-        if set(weights) == {1.0}:
-            sums = (block * block).sum(0)
-        else:
-            w = torch.tensor(weights, dtype=dtype, device=block.device)
-            sums = torch.tensordot(w, block * block, 1)
-        squares[number] = squares[number].add_(sums) if number in squares else sums
 
 
 def _has_gaps(maps: dict[Use, ExampleMap | None]) -> bool:

@@ -17,7 +17,7 @@ with rows l that depend on u and rows r that do not, t the places of example n.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -28,13 +28,15 @@ from hesse.curvature.kronecker.layout import BlockLayout
 from hesse.curvature.kronecker.row_products import (
     OneHotSums,
     arranged,
+    gradients,
     products,
-    summed_squares,
 )
 from hesse.curvature.kronecker.rows import OneHot, Rows, Values, gradient_rows, rows_of_a, rows_of_g
 from hesse.tracing.uses import Use
 
 _PAIRS = 1 << 26  # most entries of the sums of l_t l_s
+_CHUNK = 1 << 20  # entries of gradients of single examples at a time: few stay in a cache
+_MOST_WAITING, _WAITING = 16, 1 << 24  # vectors that are multiplied together, and their entries
 
 Maps = Mapping[Use, ExampleMap]
 
@@ -108,6 +110,51 @@ class OneSum(Squares):
         return gradient_rows(use, squares, self._a).to(self._dtype).sum(0)
 
 
+class SquaredOperands:
+    """Sums over vectors of the squares of operands.
+
+    A weight and its bias have the same operand, transposed or not: it is squared once.
+
+    Args:
+        dtype: of the sums.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._sums: dict[int, Tensor] = {}
+        self._views: dict[int, tuple[int, list[int]]] = {}
+
+    def add(self, g: Values, numbers: Sequence[int], weights: Sequence[float]) -> None:
+        """Add those of a block of vectors, the operands `numbers` of g."""
+        self._views = self._views or _views({number: g[number][0] for number in numbers})
+        for number in dict.fromkeys(owner for owner, _ in self._views.values()):
+            for part, weight in zip(g[number].to(self._dtype), weights, strict=True):
+                if number in self._sums:
+                    self._sums[number].addcmul_(part, part, value=weight)
+                else:
+                    self._sums[number] = weight * (part * part)
+
+    @property
+    def values(self) -> Values:
+        """The sums, by the number of the operand."""
+        views = self._views.items()
+        return {number: self._sums[owner].permute(dims) for number, (owner, dims) in views}
+
+
+def _views(operands: Values) -> dict[int, tuple[int, list[int]]]:
+    """For each operand one of the same memory, and how its dimensions are permuted."""
+    owners: dict[Hashable, tuple[int, list[int]]] = {}
+    views = {}
+    for number, operand in operands.items():
+        order = sorted(range(operand.ndim), key=lambda dim: -operand.stride(dim))
+        inner = operand.permute(order)
+        memory = inner.data_ptr(), inner.shape, inner.stride(), inner.dtype
+        owner, owners_order = owners.setdefault(memory, (number, order))
+        dims = [owners_order[order.index(dim)] for dim in range(operand.ndim)]
+        views[number] = owner, dims
+    return views
+
+
 def squared(use: Use) -> Use:
     """The use whose rows are the squares of this one's if its operand is squared."""
     return replace(use, scale=use.scale**2, multipliers=use.multipliers * 2)
@@ -170,7 +217,10 @@ class FewRows(Squares):
 
 
 class ManyRows(Squares):
-    """A weight with several uses, or many rows of an example."""
+    """A weight with several uses, or many rows of an example.
+
+    Vectors are collected, so that matrix products are of several at a time.
+    """
 
     _total: Tensor | float = 0.0
     _arranged: list[Rows] | None = None
@@ -180,16 +230,51 @@ class ManyRows(Squares):
         if self._arranged is None:
             own = [self._rows_of_a(use, g[use.g].shape) for use in uses]
             self._arranged = [arranged(m, rows) for m, rows in zip(self._maps, own, strict=True)]
-        pairs: list[tuple[Rows, Rows]] = []
-        for use, map_, own in zip(uses, self._maps, self._arranged, strict=True):
-            rows = arranged(map_, self._rows_of_g(use, g))
-            pairs.append((rows, own) if use.g_is_left else (own, rows))
-        self._total = self._total + weight * summed_squares(pairs, self.block.n)
+            self._waiting: list[list[Tensor]] = []
+            self._sign = 1.0
+        if (weight < 0.0) != (self._sign < 0.0):
+            self._multiply()
+            self._sign = -1.0 if weight < 0.0 else 1.0
+        rows = [m.arrange(self._rows_of_g(u, g)) for u, m in zip(uses, self._maps, strict=True)]
+        self._waiting.append([abs(weight) ** 0.5 * part for part in rows])
+        size = sum(part.numel() for part in rows)
+        if len(self._waiting) >= min(_MOST_WAITING, max(1, _WAITING // size)):
+            self._multiply()
 
     def take(self, squares: Values) -> Tensor:
+        self._multiply()
         total, self._total = self._total, 0.0
         assert isinstance(total, Tensor)
         return total
+
+    def _multiply(self) -> None:
+        """Add the squares for the vectors that wait."""
+        count = len(self._waiting)
+        if not count:
+            return
+        sides = [torch.cat(parts, dim=-1) for parts in zip(*self._waiting, strict=True)]
+        self._waiting = []
+        examples, total = len(sides[0]), None
+        step = max(1, _CHUNK // (count * self.block.n))
+        for first in range(0, examples, step):
+            gradient = self._gradients(sides, count, slice(first, first + step))
+            squares = (gradient * gradient).sum((0, 2))
+            total = squares if total is None else total.add_(squares)
+        assert total is not None
+        self._total = self._total + self._sign * total
+
+    def _gradients(self, sides: Sequence[Tensor], count: int, part: slice) -> Tensor:
+        """(examples, groups, vectors, p, q) for some of the examples."""
+        assert self._arranged is not None
+        whole: Tensor | None = None
+        for use, side, own in zip(self.block.uses, sides, self._arranged, strict=True):
+            if use.g_is_left:
+                gradient = gradients(side, own, part).unflatten(2, (count, -1))
+            else:
+                gradient = gradients(own, side, part).unflatten(3, (count, -1)).transpose(2, 3)
+            whole = gradient if whole is None else whole + gradient
+        assert whole is not None
+        return whole
 
 
 class Sums(Squares):

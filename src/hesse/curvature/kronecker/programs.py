@@ -54,6 +54,8 @@ class FactorProgram:
     closed_over: DataVersion | None = None
     """Of the constants, when the program was compared with the model."""
     uses: int = 0
+    entered: int = 0
+    """At how many points it was run."""
     together: dict[int, Program | None] = field(default_factory=dict)
     """The tangent program of so many directions; None where there is none, or it is not right."""
 
@@ -63,6 +65,11 @@ class FactorProgram:
         if self.uses & (self.uses - 1) == 0 or self.closed_over is None:
             return False
         return self.closed_over.matches(self.partition.constants)
+
+    @property
+    def was_used_before(self) -> bool:
+        """Whether this is not its first use, so that more of them may be expected."""
+        return self.entered > 1
 
     def was_checked(self) -> None:
         """Remember what the model closes over."""
@@ -217,6 +224,7 @@ def _entered(key: Hashable, program: FactorProgram, inputs: list[Tensor]) -> Fac
         results = _run(program.partition.primal_and_gradient, inputs)
     except GuardError:
         return None
+    program.entered += 1
     count = len(program.primal)
     a = dict(zip(program.primal, results[:count], strict=True))
     return FactorPoint(*(key, inputs, program, results[: program.num_outputs], a, results[count:]))
