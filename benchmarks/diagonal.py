@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import importlib.util
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +44,7 @@ def perceptron() -> tuple[nn.Module, Tensor]:
     """784-256-128-10 and 256 images."""
     widths = (784, 256, 128, CLASSES)
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1]), torch.rand(256, 784)
 
@@ -102,18 +104,18 @@ def ours(model: nn.Module, images: Tensor, labels: Tensor, loss: nn.Module) -> S
     return {
         "gradient": gradient,
         "Hesse, exact": lambda: hesse.diagonal(G.at(x)).value,
-        "Hesse, 8 products with random signs": lambda: hesse.diagonal(
-            G, method="hutchinson", max_products=8, rtol=0.0
-        ).value,
+        "Hesse, 8 products with random signs": lambda: (
+            hesse.diagonal(G, method="hutchinson", max_products=8, rtol=0.0).value
+        ),
         "Hesse, empirical Fisher matrix": lambda: hesse.diagonal(F.at(x)).value,
     }
 
 
 def peers(model: nn.Module, images: Tensor, labels: Tensor, loss: nn.Module) -> Subjects:
     """The same by BackPACK: exact, and with one draw of the targets."""
-    from backpack import backpack, extend
-    from backpack.extensions import DiagGGNExact, DiagGGNMC
-
+    library = importlib.import_module("backpack")
+    backpack, extend = library.backpack, library.extend
+    extensions = importlib.import_module("backpack.extensions")
     extended, extended_loss = extend(copy.deepcopy(model)), extend(copy.deepcopy(loss))
 
     def run(extension: object, name: str) -> Tensor:
@@ -124,8 +126,8 @@ def peers(model: nn.Module, images: Tensor, labels: Tensor, loss: nn.Module) -> 
         return torch.cat([getattr(p, name).reshape(-1) for p in extended.parameters()])
 
     return {
-        "BackPACK, exact": lambda: run(DiagGGNExact(), "diag_ggn_exact"),
-        "BackPACK, one draw": lambda: run(DiagGGNMC(), "diag_ggn_mc"),
+        "BackPACK, exact": lambda: run(extensions.DiagGGNExact(), "diag_ggn_exact"),
+        "BackPACK, one draw": lambda: run(extensions.DiagGGNMC(), "diag_ggn_mc"),
     }
 
 

@@ -72,7 +72,9 @@ class BlockDiagonalOperator(BlocksStructure, LinearOperator):
         return None if parts is None else torch.cat(parts)
 
     def _computed_diagonal(self) -> Any:
-        return combined(self.blocks, lambda *parts: torch.cat(parts)) if self.is_structured else None
+        return (
+            combined(self.blocks, lambda *parts: torch.cat(parts)) if self.is_structured else None
+        )
 
     def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator | None:
         return self._joined(self._of_all(lambda A: A._function(f)))

@@ -55,12 +55,20 @@ class ComputedDiagonal(ABC):
 class _Known(ComputedDiagonal):
     """A diagonal that is there."""
 
-    num_vectors = 0
-    products_a_sample = 0
-    about = ""
-
     def __init__(self, diagonal: Tensor) -> None:
         self._diagonal = diagonal
+
+    @property
+    def num_vectors(self) -> int:
+        return 0
+
+    @property
+    def products_a_sample(self) -> int:
+        return 0
+
+    @property
+    def about(self) -> str:
+        return ""
 
     def exact(self) -> Tensor:
         return self._diagonal
@@ -73,9 +81,7 @@ class _Known(ComputedDiagonal):
 class _Combined(ComputedDiagonal):
     """A linear function of the diagonals of several operators."""
 
-    def __init__(
-        self, parts: Sequence[ComputedDiagonal], combine: Callable[..., Tensor]
-    ) -> None:
+    def __init__(self, parts: Sequence[ComputedDiagonal], combine: Callable[..., Tensor]) -> None:
         self._parts, self._combine = parts, combine
 
     @property

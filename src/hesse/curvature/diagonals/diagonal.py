@@ -23,6 +23,7 @@ from hesse.curvature.kronecker.programs import FactorPoint, FactorPrograms
 from hesse.curvature.kronecker.rows import gradient_rows, rows_of_g
 from hesse.data.slicing import num_examples
 from hesse.operators.computed_diagonal import VECTORS_OF_A_PRODUCT, ComputedDiagonal
+from hesse.operators.placed_blocks import Range
 from hesse.tracing.graph import UntraceableError
 from hesse.tracing.uses import Use
 from hesse.tracing.vmap import directions_at_once
@@ -220,7 +221,11 @@ class RiskDiagonal(ComputedDiagonal):
         """The examples of the rows of all uses; blocks that mix them lose their rule."""
         program = point.program
         uses = [use for block in program.blocks for use in block.uses]
-        if program.sorts_rows or _has_gaps(program.maps) or any(u not in program.maps for u in uses):
+        if (
+            program.sorts_rows
+            or _has_gaps(program.maps)
+            or any(u not in program.maps for u in uses)
+        ):
             program.maps.update(_probed(point, vectors, uses))
         if any(program.maps[use] is None for use in uses):
             blocks = []
@@ -282,7 +287,9 @@ class RiskDiagonal(ComputedDiagonal):
                         part.add({number: block[j] for number, block in g.items()}, weight)
         for part in parts:
             place, sums = part.block.place, part.take(squares.values).reshape(-1)
-            place.put(total, place.take(total).add(sums, alpha=coefficient))
+            entries = place.take(total).add_(sums, alpha=coefficient)
+            if not isinstance(place, Range):  # they were a copy
+                place.put(total, entries)
 
 
 def _at_once(visit: _Visit, count: int) -> int:
@@ -307,9 +314,7 @@ def _has_gaps(maps: dict[Use, ExampleMap | None]) -> bool:
     )
 
 
-def _probed(
-    point: FactorPoint, vectors: Vectors, uses: list[Use]
-) -> dict[Use, ExampleMap | None]:
+def _probed(point: FactorPoint, vectors: Vectors, uses: list[Use]) -> dict[Use, ExampleMap | None]:
     """The examples of rows, by a probe with another scale for every example."""
     generator = torch.Generator().manual_seed(0)
     u = [torch.randn(z.shape, generator=generator).to(z.detach()) for z in vectors.z]

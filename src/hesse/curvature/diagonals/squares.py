@@ -9,7 +9,7 @@ with rows l that depend on u and rows r that do not, t the places of example n.
 |---|---|---|
 | `OneRow` | an example has one row | sum of l^2 over u first, then one matrix product |
 | `OneHotRows` | indices, as of an embedding | sums of l of equal indices, squared |
-| `FewRows` | few rows, many vectors | sums of l_t l_s over u first, a product for each pair of t, s |
+| `FewRows` | few rows, many vectors | sums of l_t l_s over u first, a product for each t, s |
 | `ManyRows` | other weights | the gradients of some examples at a time, for every u |
 | `OneSum`, `Sums` | biases, norms | the same for one row of an example; sums of rows |
 """
@@ -177,8 +177,8 @@ class OneHotRows(Squares):
 
     def take(self, squares: Values) -> Tensor:
         assert self._sums is not None and isinstance(self._total, Tensor)
-        squares, self._total = self._sums.by_index(self._total), 0.0
-        return squares.T if self.block.uses[0].g_is_left else squares
+        total, self._total = self._sums.by_index(self._total), 0.0
+        return total.T if self.block.uses[0].g_is_left else total
 
 
 class FewRows(Squares):
@@ -236,7 +236,8 @@ class ManyRows(Squares):
             self._multiply()
             self._sign = -1.0 if weight < 0.0 else 1.0
         rows = [m.arrange(self._rows_of_g(u, g)) for u, m in zip(uses, self._maps, strict=True)]
-        self._waiting.append([abs(weight) ** 0.5 * part for part in rows])
+        root = abs(weight) ** 0.5
+        self._waiting.append(rows if root == 1.0 else [root * part for part in rows])
         size = sum(part.numel() for part in rows)
         if len(self._waiting) >= min(_MOST_WAITING, max(1, _WAITING // size)):
             self._multiply()

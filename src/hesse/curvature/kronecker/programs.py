@@ -28,6 +28,7 @@ from hesse.tracing.graph import Graph, UntraceableError, replay_node
 from hesse.tracing.last_operations import read_uses
 from hesse.tracing.partition import Partition, Tangent, partition
 from hesse.tracing.passes.simplify import simplify
+from hesse.tracing.passes.unused_results import without_unused_results
 from hesse.tracing.program import GuardError, Program, run
 from hesse.tracing.uses import Use
 from hesse.tracing.vmap import batched
@@ -95,7 +96,6 @@ class FactorPoint:
         """The operands g of J'u, by value."""
         results = _run(self.program.partition.tangents["g"], [*self.residuals, *u])
         return dict(zip(self.program.tangent, results, strict=True))
-
 
     def tangents(self, us: Sequence[Tensor]) -> dict[int, Tensor]:
         """The operands g of several u, which are in the first dimension of every tensor."""
@@ -291,7 +291,8 @@ def _program(
     scalars = [block.gradient for block in blocks if block.kind == "scalar"]
     g = list(dict.fromkeys([use.g for use in uses] + [n for n in scalars if n is not None]))
     primal = [*outputs, *a]
-    parts = partition(graph, primal, {"g": Tangent(directions, g)})
+    needed = without_unused_results(graph, [*primal, *g])
+    parts = partition(needed, primal, {"g": Tangent(directions, g)})
     sorts = any(node.function in _SORTING for node in parts.tangents["g"].nodes)
     return FactorProgram(
         parts, blocks, primal, g, len(outputs), sorts, (graph, directions, outputs)
