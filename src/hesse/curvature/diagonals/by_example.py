@@ -17,6 +17,7 @@ from hesse.ad.variables import BoundFunction, Variables, tracked
 from hesse.curvature.diagonals.readers import Reader
 from hesse.curvature.diagonals.vectors import Vectors, Weighted
 from hesse.data.slicing import slice_batch
+from hesse.engine.closeness import agree
 from hesse.errors import DataError
 
 _CHUNK = 1 << 24  # entries of vectors at a time
@@ -55,6 +56,7 @@ def add_squares(
         own = [(w, [vectors.of_example(u, n) for n in numbers]) for w, u in take()]
         for i, n in enumerate(numbers):
             z, leaves = _outputs(reader, f, parts[n], variables)
+            _check_same(z, vectors.of_example(vectors.z, n))
             leaves = [leaves[k] for k in _varying(variables, chosen)]
             for w, us in own:
                 u = [_shaped(part, like) for part, like in zip(us[i], z, strict=True)]
@@ -77,11 +79,20 @@ def _varying(variables: Variables, chosen: Sequence[int]) -> list[int]:
     return [sum(cold is None for cold in variables.constants[:k]) for k in chosen]
 
 
+def _check_same(alone: Sequence[Tensor], within: Sequence[Tensor]) -> None:
+    """Raise unless an example has the same outputs alone as within its batch."""
+    sizes = [part.numel() for part in alone] == [part.numel() for part in within]
+    pairs = list(zip(alone, within, strict=True)) if len(alone) == len(within) else []
+    ours = [part.detach() for part, _ in pairs]
+    if sizes and agree(ours, [_shaped(other.detach(), part) for part, other in pairs], 0.0):
+        return
+    raise DataError(
+        expected="examples that do not influence one another, since parameters without a rule are "
+        "taken example by example",
+        got="other outputs for an example alone than in its batch",
+        remedy="Use method='hutchinson', which takes any model.",
+    )
+
+
 def _shaped(part: Tensor, like: Tensor) -> Tensor:
-    if part.numel() != like.numel():
-        raise DataError(
-            expected="the same outputs for an example alone as in its batch",
-            got=f"shape {tuple(like.shape)} for {tuple(part.shape)}",
-            remedy="Pad sequences with the data; or use method='hutchinson'.",
-        )
     return part.reshape(like.shape)
