@@ -34,9 +34,9 @@ from hesse.curvature.kronecker.row_products import (
 from hesse.curvature.kronecker.rows import OneHot, Rows, Values, gradient_rows, rows_of_a, rows_of_g
 from hesse.tracing.uses import Use
 
-_PAIRS = 1 << 26  # most entries of the sums of l_t l_s
-_CHUNK = 1 << 20  # entries of gradients of single examples at a time: few stay in a cache
-_MOST_WAITING, _WAITING = 16, 1 << 24  # vectors that are multiplied together, and their entries
+# Entries: of the sums of l_t l_s of a weight; of gradients of single examples, of which few stay in
+# a cache; of the rows of vectors that are multiplied together, at most so many.
+_PAIRS, _CHUNK, _WAITING, _MOST_WAITING = 1 << 23, 1 << 20, 1 << 21, 16
 
 Maps = Mapping[Use, ExampleMap]
 
@@ -238,7 +238,7 @@ class ManyRows(Squares):
         rows = [m.arrange(self._rows_of_g(u, g)) for u, m in zip(uses, self._maps, strict=True)]
         root = abs(weight) ** 0.5
         self._waiting.append(rows if root == 1.0 else [root * part for part in rows])
-        size = sum(part.numel() for part in rows)
+        size = max(self.block.n // 8, sum(part.numel() for part in rows))
         if len(self._waiting) >= min(_MOST_WAITING, max(1, _WAITING // size)):
             self._multiply()
 
