@@ -30,8 +30,15 @@ from hesse.ad.jacobian import random_like
 from hesse.ad.likelihoods.likelihood import Likelihood
 from hesse.ad.likelihoods.seen import SeenLoss
 from hesse.ad.loss import LossHessian
-from hesse.curvature.kronecker.roots import LikelihoodRoots, hessian_blocks, spread_entries
+from hesse.curvature.kronecker.roots import (
+    LikelihoodRoots,
+    hessian_blocks,
+    spread_blocks,
+    spread_entries,
+)
 from hesse.engine.closeness import agree
+
+_ENTRIES = 1 << 20  # of columns of roots at a time
 
 Weighted = tuple[float, list[Tensor]]
 """w and u."""
@@ -98,22 +105,27 @@ class RootVectors(Vectors):
         return sum(self._roots.per_example(self.examples))
 
     def all(self) -> Iterator[Weighted]:
-        for e in self._units():
-            yield 1.0, self._like_z(self._roots.root(e))
+        for us in self._columns():
+            for j in range(len(us[0])):
+                yield 1.0, [part[j] for part in us]
 
     def blocks(self, size: int) -> Iterator[Block]:
-        units = ((1.0, e) for e in self._units())
-        for weights, e in in_blocks(units, size):
-            yield weights, self._like_z(self._roots.root(e))
+        for us in self._columns():
+            for parts in zip(*(part.split(size) for part in us), strict=True):
+                yield [1.0] * len(parts[0]), list(parts)
 
-    def _units(self) -> Iterator[list[Tensor]]:
-        """Ones in one place of every example, in the shape of z."""
+    def _columns(self) -> Iterator[list[Tensor]]:
+        """The columns of the roots, several at a time in the first dimension."""
         sizes = self._roots.per_example(self.examples)
+        step = max(1, _ENTRIES // sum(z.numel() for z in self.z))
         for k, size in enumerate(sizes):
-            for j in range(size):
-                e = [z.new_zeros(self.examples, s) for z, s in zip(self.z, sizes, strict=True)]
-                e[k][:, j] = 1.0
-                yield self._roots.spread(e)
+            for first in range(0, size, step):
+                count = min(step, size - first)
+                e = [z.new_zeros(count, *z.shape) for z in self.z]
+                units = torch.eye(size, dtype=e[k].dtype, device=e[k].device)
+                numbers = units[first : first + count, None].expand(-1, self.examples, -1)
+                e[k] = spread_blocks(self.axes[k], numbers, self.z[k])
+                yield self._like_z(self._roots.root(e))
 
     def random(self, generator: torch.Generator) -> Iterator[Weighted]:
         yield 1.0, self._like_z(self._roots.root([_signs(z, generator) for z in self.z]))

@@ -107,9 +107,15 @@ def _like(u: Sequence[Tensor], z: Sequence[Tensor]) -> list[Tensor]:
 
 def spread_entries(axis: Axis, numbers: Tensor, like: Tensor) -> Tensor:
     """Numbers (examples, entries of an example) in the shape of `like`; one column serves all."""
-    shape = axis.split(like, len(numbers)).movedim(axis.dim - 1, 0).shape
-    whole = numbers.expand(-1, like.numel() // len(numbers)).reshape(shape)
-    return axis.joined(whole.movedim(0, axis.dim - 1))
+    return spread_blocks(axis, numbers[None], like)[0]
+
+
+def spread_blocks(axis: Axis, numbers: Tensor, like: Tensor) -> Tensor:
+    """The same for numbers (k, examples, entries of an example): k tensors of that shape."""
+    examples = numbers.shape[1]
+    shape = axis.split(like, examples).movedim(axis.dim - 1, 0).shape
+    whole = numbers.expand(-1, -1, like.numel() // examples).reshape(-1, *shape)
+    return axis.joined(whole.movedim(1, axis.dim - 1))
 
 
 # -- A loss whose likelihoods are seen -------------------------------------------------------------
