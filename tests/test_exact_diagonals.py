@@ -259,10 +259,8 @@ def test_a_single_batch_of_one_example():
 
 
 @pytest.mark.parametrize("pairs", [0, 1 << 23])
-@pytest.mark.parametrize("waiting", [1, 3])
-def test_every_way_to_add_up_rows(monkeypatch, pairs, waiting):
+def test_every_way_to_add_up_rows(monkeypatch, pairs):
     monkeypatch.setattr(squares, "_PAIRS", pairs)
-    monkeypatch.setattr(squares, "_MOST_WAITING", waiting)
     monkeypatch.setattr(squares, "_CHUNK", 30)
     for name in ("lstm", "not convex"):
         risk = build(name, sizes=(3, 2))

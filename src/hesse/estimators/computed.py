@@ -15,6 +15,9 @@ from hesse.vectors.space import Space
 MOST_VECTORS = 256
 """The most vectors that are taken before it is known that sampling would not take fewer."""
 
+# Samples that are taken in one sweep over the batches, if as many vectors fit into the budget.
+_TOGETHER = 4
+
 
 def computed_diagonal(run: EstimatorRun) -> Estimate | None:
     """The diagonal as the operator computes it; None where it has no way, or columns cost less."""
@@ -41,6 +44,7 @@ def _sampled(run: EstimatorRun, way: ComputedDiagonal) -> Estimate:
     """The mean of samples; all vectors, once these are fewer than the tolerance needs."""
     state = RunningEstimate(run.generator)
     run.exact = None  # columns take longer than all vectors
+    together = max(1, min(_TOGETHER, run.max_vectors // 4))
 
     def step() -> bool:
         so_far = state.estimate()
@@ -50,7 +54,7 @@ def _sampled(run: EstimatorRun, way: ComputedDiagonal) -> Estimate:
                 state.exact = _exact(run.A.domain, way)
                 state.products += way.products
                 return True
-        count = run.next_samples(state, way.products_a_sample)
+        count = run.next_samples(state, way.products_a_sample, least=together)
         samples = way.samples(count, state.generator)
         for sample in samples:
             _check_finite(run.A.domain, sample)

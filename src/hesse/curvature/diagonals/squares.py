@@ -34,9 +34,9 @@ from hesse.curvature.kronecker.row_products import (
 from hesse.curvature.kronecker.rows import OneHot, Rows, Values, gradient_rows, rows_of_a, rows_of_g
 from hesse.tracing.uses import Use
 
-# Entries: of the sums of l_t l_s of a weight; of gradients of single examples, of which few stay in
-# a cache; of the rows of vectors that are multiplied together, at most so many.
-_PAIRS, _CHUNK, _WAITING, _MOST_WAITING = 1 << 23, 1 << 20, 1 << 21, 16
+# Entries of the sums of l_t l_s of a weight, and of gradients of single examples, of which few stay
+# in a cache.
+_PAIRS, _CHUNK = 1 << 23, 1 << 20
 
 Maps = Mapping[Use, ExampleMap]
 
@@ -217,65 +217,32 @@ class FewRows(Squares):
 
 
 class ManyRows(Squares):
-    """A weight with several uses, or many rows of an example.
+    """A weight with several uses, or many rows of an example."""
 
-    Vectors are collected, so that matrix products are of several at a time.
-    """
-
-    _total: Tensor | float = 0.0
-    _arranged: list[Rows] | None = None
+    _total: Tensor | None = None
 
     def add(self, g: Values, weight: float) -> None:
         uses = self.block.uses
-        if self._arranged is None:
+        if self._total is None:
             own = [self._rows_of_a(use, g[use.g].shape) for use in uses]
             self._arranged = [arranged(m, rows) for m, rows in zip(self._maps, own, strict=True)]
-            self._waiting: list[list[Tensor]] = []
-            self._sign = 1.0
-        if (weight < 0.0) != (self._sign < 0.0):
-            self._multiply()
-            self._sign = -1.0 if weight < 0.0 else 1.0
-        rows = [m.arrange(self._rows_of_g(u, g)) for u, m in zip(uses, self._maps, strict=True)]
-        root = abs(weight) ** 0.5
-        self._waiting.append(rows if root == 1.0 else [root * part for part in rows])
-        size = max(self.block.n // 8, sum(part.numel() for part in rows))
-        if len(self._waiting) >= min(_MOST_WAITING, max(1, _WAITING // size)):
-            self._multiply()
+            self._total = torch.zeros(
+                self.block.shape, dtype=self._dtype, device=g[uses[0].g].device
+            )
+        pairs: list[tuple[Rows, Rows]] = []
+        for use, map_, own in zip(uses, self._maps, self._arranged, strict=True):
+            rows = map_.arrange(self._rows_of_g(use, g))
+            pairs.append((rows, own) if use.g_is_left else (own, rows))
+        step = max(1, _CHUNK // self.block.n)
+        for first in range(0, self._maps[0].examples, step):
+            parts = [gradients(*pair, slice(first, first + step)) for pair in pairs]
+            gradient = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+            self._total.add_(gradient.square_().sum(0), alpha=weight)
 
     def take(self, squares: Values) -> Tensor:
-        self._multiply()
-        total, self._total = self._total, 0.0
-        assert isinstance(total, Tensor)
-        return total
-
-    def _multiply(self) -> None:
-        """Add the squares for the vectors that wait."""
-        count = len(self._waiting)
-        if not count:
-            return
-        sides = [torch.cat(parts, dim=-1) for parts in zip(*self._waiting, strict=True)]
-        self._waiting = []
-        examples, total = len(sides[0]), None
-        step = max(1, _CHUNK // (count * self.block.n))
-        for first in range(0, examples, step):
-            gradient = self._gradients(sides, count, slice(first, first + step))
-            squares = (gradient * gradient).sum((0, 2))
-            total = squares if total is None else total.add_(squares)
+        total, self._total = self._total, None
         assert total is not None
-        self._total = self._total + self._sign * total
-
-    def _gradients(self, sides: Sequence[Tensor], count: int, part: slice) -> Tensor:
-        """(examples, groups, vectors, p, q) for some of the examples."""
-        assert self._arranged is not None
-        whole: Tensor | None = None
-        for use, side, own in zip(self.block.uses, sides, self._arranged, strict=True):
-            if use.g_is_left:
-                gradient = gradients(side, own, part).unflatten(2, (count, -1))
-            else:
-                gradient = gradients(own, side, part).unflatten(3, (count, -1)).transpose(2, 3)
-            whole = gradient if whole is None else whole + gradient
-        assert whole is not None
-        return whole
+        return total
 
 
 class Sums(Squares):
