@@ -83,6 +83,8 @@ class _Visit:
     vectors: Vectors
     point: FactorPoint | None
     maps: dict[Use, ExampleMap] = field(default_factory=dict)
+    parts: list[Squares] = field(default_factory=list)
+    """The sums for its parameters, which are made at the first vector."""
 
     @property
     def blocks(self) -> list[BlockLayout]:
@@ -265,31 +267,35 @@ class RiskDiagonal(ComputedDiagonal):
         count: int,
         coefficient: float,
     ) -> None:
-        uncovered = set(visit.uncovered)
-        blocks = [
-            block
-            for block in visit.blocks
-            if block.kind in ("kronecker", "rows") and block.parameter[0] not in uncovered
-        ]
-        parts: list[Squares] = []
         squares = SquaredOperands(total.dtype)
         for weights, us in vectors:
             g = _tangents(point, us)
-            first = {number: block[0] for number, block in g.items()}
-            parts = parts or [
-                squares_of(block, point.a, first, visit.maps, total.dtype, count)
-                for block in blocks
-            ]
-            squares.add(g, [n for part in parts if (n := part.one_row) is not None], weights)
-            for part in parts:
+            if not visit.parts:
+                first = {number: block[0] for number, block in g.items()}
+                visit.parts += [
+                    squares_of(block, point.a, first, visit.maps, total.dtype, count)
+                    for block in _covered(visit)
+                ]
+            squares.add(g, [n for part in visit.parts if (n := part.one_row) is not None], weights)
+            for part in visit.parts:
                 if part.one_row is None:
                     for j, weight in enumerate(weights):
                         part.add({number: block[j] for number, block in g.items()}, weight)
-        for part in parts:
+        for part in visit.parts:
             place, sums = part.block.place, part.take(squares.values).reshape(-1)
             entries = place.take(total).add_(sums, alpha=coefficient)
             if not isinstance(place, Range):  # they were a copy
                 place.put(total, entries)
+
+
+def _covered(visit: _Visit) -> list[BlockLayout]:
+    """The blocks that have a rule, of parameters all of whose blocks do."""
+    uncovered = set(visit.uncovered)
+    return [
+        block
+        for block in visit.blocks
+        if block.kind in ("kronecker", "rows") and block.parameter[0] not in uncovered
+    ]
 
 
 def _at_once(visit: _Visit, count: int) -> int:

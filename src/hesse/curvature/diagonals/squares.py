@@ -184,7 +184,7 @@ class OneHotRows(Squares):
 class FewRows(Squares):
     """A weight with one use, of which an example has a few rows."""
 
-    _rows: Tensor
+    _rows: Tensor | None = None
     _total: Tensor | None = None
 
     def add(self, g: Values, weight: float) -> None:
@@ -193,6 +193,7 @@ class FewRows(Squares):
         if self._total is None:
             examples, count, groups, size = rows.shape
             self._total = rows.new_zeros(count, count, examples, groups, size)
+        if self._rows is None:
             own = self._rows_of_a(use, g[use.g].shape)
             assert isinstance(own, Tensor)
             self._rows = map_.arrange(own)
@@ -202,7 +203,7 @@ class FewRows(Squares):
             )
 
     def take(self, squares: Values) -> Tensor:
-        assert self._total is not None
+        assert self._total is not None and self._rows is not None
         whole, rows = None, self._rows
         for t in range(rows.shape[1]):
             for s in range(t + 1):
@@ -220,15 +221,16 @@ class ManyRows(Squares):
     """A weight with several uses, or many rows of an example."""
 
     _total: Tensor | None = None
+    _arranged: list[Rows] | None = None
 
     def add(self, g: Values, weight: float) -> None:
         uses = self.block.uses
-        if self._total is None:
+        if self._arranged is None:
             own = [self._rows_of_a(use, g[use.g].shape) for use in uses]
             self._arranged = [arranged(m, rows) for m, rows in zip(self._maps, own, strict=True)]
-            self._total = torch.zeros(
-                self.block.shape, dtype=self._dtype, device=g[uses[0].g].device
-            )
+        if self._total is None:
+            device = g[uses[0].g].device
+            self._total = torch.zeros(self.block.shape, dtype=self._dtype, device=device)
         pairs: list[tuple[Rows, Rows]] = []
         for use, map_, own in zip(uses, self._maps, self._arranged, strict=True):
             rows = map_.arrange(self._rows_of_g(use, g))
