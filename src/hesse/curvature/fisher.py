@@ -100,7 +100,8 @@ def fisher_operator(
 
     Cost: that of a Gauss-Newton product, 1.33 gradients; no gradients of single examples. At the
     beginning the loss of the first batch, and three times more where examples must not influence
-    one another. Memory: for "sampled" the outputs, `samples` times.
+    one another. Memory: for "sampled" the outputs, `samples` times. `hesse.diagonal(F)` is exact:
+    see there.
 
     Raises:
         HesseError: a loss that is no likelihood, or depends on the parameters by another way; for
