@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from hesse.curvature.kronecker.examples import ExampleMap
 from hesse.curvature.kronecker.rows import OneHot, Rows
 from hesse.operators.batched_kronecker import Factors
+
+_CHUNK = 1 << 24  # entries of gradients of single examples at a time
 
 # From this size on, four panels of one half of X'X take less time than all of it.
 _SMALL_GRAM = 256
@@ -80,6 +85,58 @@ def gradients(left: Rows, right: Rows, part: slice) -> Tensor:
     sums = rows.new_zeros(len(rows), hot.size + 1, rows.shape[2]).scatter_add_(1, index, rows)
     sums = sums[:, : hot.size]
     return (sums if isinstance(left, OneHot) else sums.mT)[:, None]
+
+
+def summed_squares(pairs: Sequence[tuple[Rows, Rows]], entries: int) -> Tensor:
+    """(groups, p, q): the squares of the gradients of single examples, added up.
+
+    Args:
+        pairs: rows l and r of each use, arranged by examples.
+        entries: of such a gradient.
+    """
+    examples = len(pairs[0][0].index if isinstance(pairs[0][0], OneHot) else pairs[0][0])
+    step, total = max(1, _CHUNK // entries), None
+    for i in range(0, examples, step):
+        parts = [gradients(left, right, slice(i, i + step)) for left, right in pairs]
+        gradient = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+        squares = (gradient * gradient).sum(0)
+        total = squares if total is None else total + squares
+    assert total is not None
+    return total
+
+
+@dataclass(frozen=True)
+class OneHotSums:
+    """Sums of rows over those of an example that have the same index.
+
+    Args:
+        kept: the rows that have an index and an example.
+        place: of each of these, the sum that it belongs to.
+        index: of each sum.
+        size: the number of indices.
+    """
+
+    kept: Tensor
+    place: Tensor
+    index: Tensor
+    size: int
+
+    @staticmethod
+    def of(hot: OneHot, map_: ExampleMap) -> OneHotSums:
+        """Which rows are added up."""
+        owner = map_.owners(len(hot), hot.index.device)
+        kept = (hot.index >= 0) & (owner >= 0)
+        key, place = torch.unique(owner[kept] * hot.size + hot.index[kept], return_inverse=True)
+        return OneHotSums(kept, place, key % hot.size, hot.size)
+
+    def sums(self, rows: Tensor) -> Tensor:
+        """Of rows (R, d): (sums, d)."""
+        kept = rows[self.kept]
+        return kept.new_zeros(len(self.index), kept.shape[1]).index_add_(0, self.place, kept)
+
+    def by_index(self, sums: Tensor) -> Tensor:
+        """The sums added up over examples: (indices, d)."""
+        return sums.new_zeros(self.size, sums.shape[1]).index_add_(0, self.index, sums)
 
 
 def mean_over_uses(rows: list[Rows], actives: list[Tensor]) -> tuple[list[Rows], list[Tensor]]:
