@@ -24,8 +24,6 @@ from hesse.testing.smooth import (
     separable,
 )
 
-__all__ = ["more_garbow_hillstrom", "smooth_problems"]
-
 
 def more_garbow_hillstrom() -> list[Problem]:
     """The 35 problems of More, Garbow & Hillstrom 1981, those of variable size in several sizes.
