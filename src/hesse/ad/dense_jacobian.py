@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hesse.ad.double_backward import twice_differentiable
+from hesse.surroundings import without_saved_tensor_hooks
 
 # Rows are backward passes, columns forward ones, which cost about this many of them.
 _COLUMN = 4
@@ -32,7 +32,7 @@ def dense_jacobian(f: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tenso
             [1., 0.]])
     """
     chunk = max(1, _AT_ONCE // max(rows, x.shape[0]))
-    with twice_differentiable(), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), without_saved_tensor_hooks():
         if rows > _COLUMN * x.shape[0]:
             J = torch.func.jacfwd(f)(x)
         else:

@@ -68,19 +68,14 @@ class Residuals:
     def matrix(self, x: Tensor) -> Tensor:
         """The Jacobian as a matrix (m, n): vectorised if that gives the same as the operator."""
         self.counts.njev += 1
-        J, matrix = self.operator(x), None
-        if self._vectorises is not False:
-            matrix = self._vectorised(x)
-        if matrix is None:
+        matrix = None if self._vectorises is False else self._vectorised(x)
+        if matrix is not None and self._vectorises is None:
+            self._vectorises = self._is_same(matrix, self.operator(x))
+        if matrix is None or not self._vectorises:
             self._vectorises = False
             self.products += self.space.n
-            return J.to_dense()
+            return self.operator(x).to_dense()
         self.products += min(self.space.n, self.codomain.n)
-        if self._vectorises is None:
-            v = self.space.gaussian(torch.Generator().manual_seed(0))
-            product, other = J._matvec(v), matrix @ v
-            self._vectorises = self._are_same(product, other, matrix)
-            return matrix if self._vectorises else J.to_dense()
         return matrix
 
     def _vectorised(self, x: Tensor) -> Tensor | None:
@@ -94,11 +89,12 @@ class Residuals:
         except (RuntimeError, NotImplementedError, DerivativeError):
             return None
 
-    def _are_same(self, product: Tensor, other: Tensor, matrix: Tensor) -> bool:
-        """Whether two products with one vector agree up to rounding."""
-        eps = torch.finfo(matrix.dtype).eps
+    def _is_same(self, matrix: Tensor, J: CurvatureOperator) -> bool:
+        """Whether a product with one vector agrees with that of the operator up to rounding."""
+        v = self.space.gaussian(torch.Generator().manual_seed(0))
+        difference = self.codomain.norm(J._matvec(v) - matrix @ v)
         size = float(torch.linalg.matrix_norm(matrix.double()))
-        return self.codomain.norm(product - other) <= _SAME * eps * size
+        return difference <= _SAME * torch.finfo(matrix.dtype).eps * size
 
 
 class ResidualPoint:
