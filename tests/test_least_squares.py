@@ -12,6 +12,8 @@ import torch
 
 import hesse
 from hesse.optimize.squares.bidiagonal import bidiagonal_steps
+from hesse.optimize.squares.newton_family import NewtonFamily
+from hesse.optimize.squares.residual_point import Residuals
 from hesse.optimize.squares.robust_loss import LOSSES, RobustLoss
 from hesse.optimize.squares.step_family import from_dense
 from hesse.testing.smooth import more_garbow_hillstrom, smooth_problems
@@ -161,6 +163,54 @@ def test_the_bidiagonalisation_stops_when_the_damped_gradient_is_small():
     gradient = A.T @ (f + A @ step.p) + step.damping * step.p
     assert gradient.norm() <= 1.01e-2 * (A.T @ f).norm()
     assert family.products < 40
+
+
+@pytest.mark.parametrize("radius", [0.05, 0.4, 50.0])
+@pytest.mark.parametrize("lowest", [-2.0, 0.0, 0.3])
+@pytest.mark.parametrize("hard", [False, True])
+def test_newton_steps_are_minima_within_the_radius(radius, lowest, hard):
+    """By the conditions of More and Sorensen, which are necessary and sufficient."""
+    Q = torch.linalg.qr(gaussian(5, 5)).Q
+    H = Q @ torch.diag(vector(lowest, 0.5, 1.0, 2.0, 4.0)) @ Q.T
+    g = gaussian(5, seed=1)
+    g = g - hard * Q[:, 0] * (Q[:, 0] @ g)
+    step = NewtonFamily(H, g, DOUBLE).within(radius)
+    assert step.length == pytest.approx(float(step.p.norm()), rel=1e-10)
+    assert step.length <= radius * (1 + 2e-3)
+    shifted = H + step.damping * torch.eye(5, dtype=DOUBLE)
+    assert torch.allclose(shifted @ step.p, -g, rtol=0, atol=1e-7)
+    assert float(torch.linalg.eigvalsh(shifted)[0]) >= -1e-9
+    assert step.damping >= 0
+    if step.damping > 1e-12:
+        assert step.length == pytest.approx(radius, rel=2e-3)
+    value = float(g @ step.p + 0.5 * step.p @ H @ step.p)
+    assert step.predicted == pytest.approx(-value, rel=1e-8)
+
+
+@pytest.mark.parametrize("loss", ["linear", "soft_l1", "cauchy"])
+def test_the_model_with_second_derivatives_has_the_hessian_of_the_cost(loss):
+    problem = MGH["kowalik_osborne"]
+    robust = RobustLoss(loss, 0.02)
+    rho = {"linear": lambda z: z, "soft_l1": lambda z: 2 * (torch.sqrt(1 + z) - 1)}
+
+    def cost(x):
+        z = (problem.residuals(x) / robust.scale) ** 2
+        return 0.5 * robust.scale**2 * rho.get(loss, torch.log1p)(z).sum()
+
+    start = hesse.jacobian_operator(problem.residuals, problem.x)
+    point = Residuals(problem.residuals, start, robust, is_dense=True).point(problem.x)
+    assert point.cost == pytest.approx(float(cost(problem.x)), rel=1e-12)
+    H = point.matrix.T @ point.matrix + point.second_order
+    assert torch.allclose(H, torch.func.hessian(cost)(problem.x), rtol=1e-9)
+    assert torch.allclose(point.gradient, torch.func.grad(cost)(problem.x), rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["freudenstein_roth", "jennrich_sampson", "brown_dennis"])
+def test_large_residuals_converge_quadratically_at_the_end(name):
+    result = fit(name)
+    assert result.nhev > 0
+    assert result.njev < 0.8 * scipy_fit_of(name).njev + 10
+    assert result.optimality <= 1e-9 * result.history[0][1]
 
 
 # --------------------------------------------------------------------------------------------------

@@ -90,9 +90,11 @@ def least_squares(
 
     One factorisation of J gives the best step for every trust radius, by its singular values; J'J
     is never formed. Several radii are tried, and picked by the true cost, before J is computed at
-    another point; with "svd" a step is bent along the curvature of r. Variables at a bound that the
-    gradient pushes outwards are held; steps are projected onto the bounds. A trial point at which r
-    is not finite, or raises an ArithmeticError, ValueError or RuntimeError, is rejected.
+    another point; with "svd" a step is bent along the curvature of r, and where three steps in a
+    row lower the cost by less than 5 %, as where residuals stay large, the second derivatives of r
+    enter the model, for up to 300 variables. Variables at a bound that the gradient pushes outwards
+    are held; steps are projected onto the bounds. A trial point at which r is not finite, or raises
+    an ArithmeticError, ValueError or RuntimeError, is rejected.
 
     Returns:
         LeastSquaresResult with the best point and the covariance of the estimate. No error is
@@ -109,8 +111,9 @@ def least_squares(
         HesseError: r is not finite at x0; x0 out of bounds; "jac" without a matrix; or as in
             `jacobian_operator`. What r raises at x0.
 
-    References: More 1978, doi:10.1007/BFb0067700; Fong & Saunders 2011, doi:10.1137/10079687X;
-        Triggs et al. 2000, doi:10.1007/3-540-44480-7_21; Bertsekas 1982, doi:10.1137/0320018.
+    References: Dennis, Gay & Welsch 1981, doi:10.1145/355958.355965; More 1978,
+        doi:10.1007/BFb0067700; Fong & Saunders 2011, doi:10.1137/10079687X; Triggs et al. 2000,
+        doi:10.1007/3-540-44480-7_21; Bertsekas 1982, doi:10.1137/0320018.
 
     >>> t = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
     >>> y = torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
@@ -249,6 +252,7 @@ def _result(fit: Fit, status: Status) -> LeastSquaresResult:
         active_mask=space.unflatten(box.active(point.x).to(space.dtype)),
         nfev=counts.nfev,
         njev=counts.njev,
+        nhev=counts.nhev,
         nit=state.number,
         products=residuals.products,
         status=status,

@@ -17,6 +17,7 @@ from hesse.operators.diagonal import diagonal_operator
 from hesse.optimize.point import Counts
 from hesse.optimize.squares.bidiagonal import bidiagonal_steps
 from hesse.optimize.squares.box import Box
+from hesse.optimize.squares.newton_family import EmbeddedFamily, NewtonFamily
 from hesse.optimize.squares.radius_search import LinearModel, RadiusSearch, Trial
 from hesse.optimize.squares.residual_point import ResidualPoint, Residuals
 from hesse.optimize.squares.step_family import StepFamily, from_dense
@@ -25,6 +26,9 @@ from hesse.vectors.space import Space, Tree
 
 # The inner tolerance of the bidiagonalisation: at the start, and at the end.
 _LOOSEST, _TIGHTEST = 0.1, 1e-6
+# A step that lowers the cost by less than this fraction is slow; after a few, and up to so many
+# variables, the second derivatives of r are used.
+_SLOW, _MOST_HESSIAN = 0.05, 300
 # So many small steps in a row are the end where a radius limits them.
 _FEW = 3
 # Rounding errors of the cost that a model may promise where there is nothing to gain.
@@ -43,6 +47,8 @@ class FitState:
     start_cost: float = 0.0
     start_gradient_norm: float = 0.0
     number: int = 0
+    slow_steps: int = 0
+    """The last steps that lowered the cost by little."""
     small_steps: int = 0
     """The last steps that lowered the cost by at most ftol."""
     products: int = 0
@@ -186,13 +192,28 @@ class Fit:
         held = None if self.box is None else self.box.held(self.point.x, self.point.gradient)
         scale = self.state.scale
         free = scale if held is None else torch.where(held, torch.zeros_like(scale), scale)
-        family = self._dense(free) if self.residuals.is_dense else self._large(free)
+        family = self._newton(free) if self.state.slow_steps >= _FEW else None
+        if family is None:
+            family = self._dense(free) if self.residuals.is_dense else self._large(free)
         if family.full_decrease <= 0.1 * self.point.rounding_error:
             return None
         return LinearModel(self.point, family, scale, held, self._push)
 
     def _forget(self) -> None:
         self.__dict__.pop("_model", None)
+
+    def _newton(self, scale: Tensor) -> NewtonFamily | None:
+        """With the second derivatives of r, where residuals that stay large make steps slow."""
+        point = self.point
+        if not self.residuals.is_dense or self.space.n > _MOST_HESSIAN:
+            return None
+        if (S := point.second_order) is None:
+            return None
+        A = point.matrix.double() * scale
+        H = A.T @ A + S.double() * scale * scale[:, None]
+        free = scale > 0
+        family = NewtonFamily(H[free][:, free], (point.gradient * scale)[free], point.x.dtype)
+        return family if bool(free.all()) else EmbeddedFamily(family, free)
 
     def _dense(self, scale: Tensor) -> StepFamily:
         point, dtype = self.point, self.point.x.dtype
@@ -271,6 +292,8 @@ class Fit:
     def _judge(self, before: ResidualPoint, trial: Trial) -> None:
         """Whether this step was the last: it changed next to nothing."""
         state, ftol, family = self.state, self.tolerances.f, self._known_model.family
+        is_slow = trial.actual <= _SLOW * before.cost
+        state.slow_steps = state.slow_steps + 1 if is_slow else 0
         is_small = max(trial.actual, trial.predicted) <= ftol * before.cost and trial.ratio > 0.25
         state.small_steps = state.small_steps + 1 if is_small else 0
         is_last = state.small_steps >= _FEW

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hesse.optimize.squares.box import Box
+from hesse.optimize.squares.newton_family import NewtonFamily
 from hesse.optimize.squares.residual_point import ResidualPoint, Residuals
 from hesse.optimize.squares.step_family import Step, StepFamily
 
@@ -57,7 +58,7 @@ class LinearModel:
     """
 
     point: ResidualPoint
-    family: StepFamily
+    family: StepFamily | NewtonFamily
     scale: Tensor
     held: Tensor | None
     push: Callable[[Tensor], Tensor]

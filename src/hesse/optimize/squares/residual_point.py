@@ -78,14 +78,26 @@ class Residuals:
         self.products += min(self.space.n, self.codomain.n)
         return matrix
 
-    def _vectorised(self, x: Tensor) -> Tensor | None:
-        def r(x: Tensor) -> Tensor:
-            with users_contexts():
-                outputs = self._r(self.space.unflatten(x))
-            return torch.cat([leaf.reshape(-1) for _, leaf in walk(outputs, "r(x)")])
-
+    def second_order(self, x: Tensor, u: Tensor) -> Tensor | None:
+        """The sum of u_i times the Hessian of r_i, shape (n, n); None if torch cannot give it."""
+        if self._vectorises is False:
+            return None
+        self.counts.nhev += 1
         try:
-            return dense_jacobian(r, x, self.codomain.size)
+            with torch.enable_grad():
+                return torch.func.hessian(lambda x: u @ self._flat(x))(x).detach()
+        except (RuntimeError, NotImplementedError):
+            return None
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """r(x), flat, for a transformation of torch.func."""
+        with users_contexts():
+            outputs = self._r(self.space.unflatten(x))
+        return torch.cat([leaf.reshape(-1) for _, leaf in walk(outputs, "r(x)")])
+
+    def _vectorised(self, x: Tensor) -> Tensor | None:
+        try:
+            return dense_jacobian(self._flat, x, self.codomain.size)
         except (RuntimeError, NotImplementedError, DerivativeError):
             return None
 
@@ -147,8 +159,13 @@ class ResidualPoint:
     @cached_property
     def matrix(self) -> Tensor:
         """w J as a matrix."""
-        J, w = self._of.matrix(self.x), self.weighted[0]
-        return J if w is None else w[:, None] * J
+        w = self.weighted[0]
+        return self._jacobian if w is None else w[:, None] * self._jacobian
+
+    @cached_property
+    def _jacobian(self) -> Tensor:
+        """J, without weights."""
+        return self._of.matrix(self.x)
 
     @cached_property
     def operator(self) -> LinearOperator:
@@ -164,6 +181,15 @@ class ResidualPoint:
         self._of.counts.njev += 1
         self._of.products += 1
         return self._of.operator(self.x)._rmatvec(self._of.loss.slope(self.r))
+
+    @cached_property
+    def second_order(self) -> Tensor | None:
+        """What the Hessian of the cost has beyond (w J)'(w J), shape (n, n)."""
+        S = self._of.second_order(self.x, self._of.loss.slope(self.r))
+        missing = self._of.loss.missing_curvature(self.r)
+        if S is not None and missing is not None:
+            S = S + self._jacobian.T @ (missing[:, None] * self._jacobian)
+        return S if S is not None and self._of.space.all_finite(S) else None
 
     @cached_property
     def is_usable(self) -> bool:

@@ -33,6 +33,8 @@ class LeastSquaresResult(Result):
     """Evaluations of r."""
     njev: int
     """Points at which the Jacobian was taken."""
+    nhev: int
+    """Points at which the second derivatives of r were taken."""
     nit: int
     """Steps."""
     products: int

@@ -99,6 +99,14 @@ class RobustLoss:
         w = torch.sqrt(torch.maximum(curvature, _LEAST_CURVATURE * first))
         return w, torch.where(w > 0, r * first / w, torch.zeros_like(r))
 
+    def missing_curvature(self, r: Tensor) -> Tensor | None:
+        """rho' + 2 z rho'' - w^2: negative where the curvature is; None for least squares."""
+        if self.is_linear:
+            return None
+        _, first, second = self._derivatives(r)
+        curvature = first + 2 * second * (r / self.scale) ** 2
+        return torch.clamp(curvature - _LEAST_CURVATURE * first, max=0.0)
+
     def slope(self, r: Tensor) -> Tensor:
         """rho' r: the derivative of the cost in the residuals."""
         return r if self.is_linear else r * self._derivatives(r)[1]

@@ -120,27 +120,36 @@ class StepFamily:
         return 0.5 * float((self.c**2 * (1 - left) * (1 + left)).sum())
 
     def _damping(self, radius: float) -> float:
-        """lambda with |p(lambda)| = radius, by Newton's method on 1 / |p|, which is nearly linear.
+        """lambda with |p(lambda)| = radius."""
+        return damping_of_length(self.s**2, self.s * self.c, radius)
 
-        More 1978, doi:10.1007/BFb0067700, section 5.
-        """
-        g = self.s * self.c
-        lower, upper = 0.0, float(g.norm()) / radius
-        damping = max(1e-3 * upper, math.sqrt(lower * upper))
-        for _ in range(_MAX_ROOT_STEPS):
-            quotient = g / (self.s**2 + damping)
-            length = float(quotient.norm())
-            if abs(length - radius) <= _RADIUS_RTOL * radius:
-                break
-            slope = float((quotient**2 / (self.s**2 + damping)).sum()) / length
-            if length > radius:
-                lower = max(lower, damping)
-            else:
-                upper = min(upper, damping)
-            damping += (length - radius) / radius * length / slope
-            if not lower < damping < upper:
-                damping = max(1e-3 * upper, math.sqrt(lower * upper))
-        return damping
+
+def damping_of_length(h: Tensor, g: Tensor, radius: float) -> float:
+    """lambda >= 0 with |g / (h + lambda)| = radius, for h > 0 and a length of g / h above radius.
+
+    By Newton's method on the reciprocal of that length, which is nearly linear (More 1978,
+    doi:10.1007/BFb0067700, section 5).
+
+    >>> h, g = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 0.0])
+    >>> abs(damping_of_length(h, g, 1.0) - 2.0) < 1e-2
+    True
+    """
+    lower, upper = 0.0, float(g.norm()) / radius
+    damping = 1e-3 * upper
+    for _ in range(_MAX_ROOT_STEPS):
+        quotient = g / (h + damping)
+        length = float(quotient.norm())
+        if abs(length - radius) <= _RADIUS_RTOL * radius:
+            break
+        slope = float((quotient**2 / (h + damping)).sum()) / length
+        if length > radius:
+            lower = max(lower, damping)
+        else:
+            upper = min(upper, damping)
+        damping += (length - radius) / radius * length / slope
+        if not lower < damping < upper:
+            damping = max(1e-3 * upper, math.sqrt(lower * upper))
+    return damping
 
 
 def from_dense(A: Tensor, f: Tensor, epsilon: float, dtype: torch.dtype) -> StepFamily:
