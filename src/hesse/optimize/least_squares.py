@@ -88,13 +88,13 @@ def least_squares(
         checkpoint: path of a file to which the state is saved after a step, and from which the same
             call continues, to the same bits, after it was killed (see `hesse.checkpoint`).
 
-    One factorisation of J gives the best step for every trust radius, by its singular values; J'J
-    is never formed. Several radii are tried, and picked by the true cost, before J is computed at
+    One factorisation of J gives the best step for every trust radius, by its singular values and
+    without J'J. Several radii are tried, and picked by the true cost, before J is computed at
     another point; with "svd" a step is bent along the curvature of r, and where three steps in a
-    row lower the cost by less than 5 %, as where residuals stay large, the second derivatives of r
-    enter the model, for up to 300 variables. Variables at a bound that the gradient pushes outwards
-    are held; steps are projected onto the bounds. A trial point at which r is not finite, or raises
-    an ArithmeticError, ValueError or RuntimeError, is rejected.
+    row lower the cost by less than 5 %, as where residuals stay large, the Hessian of the cost is
+    the model, with the second derivatives of r, for up to 300 variables. Variables at a bound that
+    the gradient pushes outwards are held; steps are projected onto the bounds. A trial point at
+    which r is not finite, or raises an ArithmeticError, ValueError or RuntimeError, is rejected.
 
     Returns:
         LeastSquaresResult with the best point and the covariance of the estimate. No error is
