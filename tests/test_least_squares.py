@@ -381,6 +381,26 @@ def test_a_model_in_float32_with_a_tree_of_parameters():
     assert 2 * result.cost == pytest.approx(float(r(result.x).square().sum()), rel=1e-3)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_risk_with_a_squared_loss_is_a_sum_of_squares(reduction):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3))
+    batches = [(gaussian(n, 2, seed=n), gaussian(n, 3, seed=n + 1)) for n in (7, 12, 5)]
+    loss = torch.nn.MSELoss(reduction=reduction)
+    risk = hesse.Risk(model.double(), loss, batches, weight_decay=0.01)
+    H = hesse.hessian_operator(risk, risk.params)
+    for method in ("svd", "lsmr"):
+        start = hesse.least_squares(risk, risk.params, method, max_iterations=0)
+        assert start.cost == pytest.approx(float(risk(risk.params)), rel=1e-12)
+        gradient = H.domain.flatten(start.grad)
+        assert torch.allclose(gradient, H.flat_gradient, rtol=1e-10, atol=1e-14)
+    result = hesse.least_squares(risk, risk.params, **TIGHT)
+    assert result.success
+    there = hesse.hessian_operator(risk, result.x)
+    assert float(there.flat_gradient.norm()) <= 1e-5 * float(H.flat_gradient.norm())
+    assert float(torch.linalg.eigvalsh(there.to_dense())[0]) > 0
+
+
 def test_the_number_of_evaluations_is_that_of_calls():
     calls = []
 

@@ -185,7 +185,7 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(tmp_path, method, bou
 # --------------------------------------------------------------------------------------------------
 # Refusals
 
-RISK = hesse.Risk(torch.nn.Linear(1, 1), torch.nn.MSELoss(), (torch.ones(3, 1), torch.zeros(3, 1)))
+RISK = hesse.Risk(torch.nn.Linear(1, 1), torch.nn.L1Loss(), (torch.ones(3, 1), torch.zeros(3, 1)))
 REFUSED = {
     "method": ({"method": "lm"}, "'auto', 'svd', 'lsmr'"),
     "loss": ({"loss": "hubber"}, "Did you mean 'huber'"),
@@ -214,7 +214,7 @@ def test_arguments_that_are_refused(name):
 @pytest.mark.parametrize(
     ("r", "message"),
     [
-        (RISK, "to return residuals"),
+        (RISK, "MSELoss"),
         (3.0, "to be a function of x"),
         (lambda x: torch.log(x), "finite residuals"),
         (lambda x: torch.sqrt((x - START).abs()), "a finite product"),

@@ -29,6 +29,7 @@ from hesse.optimize.squares.covariance import Covariance, dense_covariance, larg
 from hesse.optimize.squares.fit import Fit, FitState, Tolerances
 from hesse.optimize.squares.residual_point import Residuals
 from hesse.optimize.squares.result import LeastSquaresResult
+from hesse.optimize.squares.risk_residuals import residuals_of
 from hesse.optimize.squares.robust_loss import Rho, RobustLoss
 from hesse.progress import Callback, FilePath, Run
 from hesse.risk.risk import Risk
@@ -40,7 +41,7 @@ _MOST_ENTRIES, _LONGEST_SIDE = 1 << 22, 1000
 
 @public("hesse.least_squares(r, x0, method={method})")
 def least_squares(
-    r: Callable[[Any], Any],
+    r: Callable[[Any], Any] | Risk,
     x0: Tree,
     method: Literal["auto", "svd", "lsmr"] = "auto",
     *,
@@ -63,8 +64,9 @@ def least_squares(
        p_k = \arg\min_{\lVert D^{-1} p \rVert \le \Delta_k} \lVert r_k + J_k p \rVert $$
 
     Args:
-        r: function of one argument whose result, the residuals, is a tensor or a tree of tensors.
-            For weights multiply the residuals by their roots.
+        r: function of one argument whose result, the residuals, is a tensor or a tree of tensors;
+            for weights multiply the residuals by their roots. Or a `Risk` with the loss
+            `nn.MSELoss()`, whose value is then the cost; all batches are evaluated together.
         x0: where to start: a tensor or a tree of tensors. Use float64 for high accuracy.
         method: how J is taken. "svd": as a matrix, by its singular value decomposition; "lsmr": by
             products alone, with the bidiagonalisation of LSMR; "auto": "svd" for up to 4 million
@@ -133,7 +135,7 @@ def least_squares(
         progress=progress,
         checkpoint=checkpoint,
     )
-    _check_function(r)
+    r = _as_function(r)
     start = _jacobian(r, x0, is_fixed=checkpoint is not None)
     space = start.domain
     x = space.flatten(x0, what="x0").clone()
@@ -172,19 +174,17 @@ def least_squares(
     return _result(fit, _run(fit, limits))
 
 
-def _check_function(r: Any) -> None:
+def _as_function(r: Any) -> Callable[[Any], Any]:
+    """The function that gives residuals."""
     if isinstance(r, Risk):
-        raise FunctionError(
-            expected="r to return residuals",
-            got=f"{r}, which is a scalar",
-            remedy="Give lambda params: model(params, inputs) - targets, or use hesse.HessianFree.",
-        )
+        return residuals_of(r)
     if not callable(r):
         raise FunctionError(
             expected="r to be a function of x",
             got=f"a {type(r).__name__}",
             remedy="Give a function that returns the residuals.",
         )
+    return r
 
 
 def _jacobian(r: Any, x0: Tree, *, is_fixed: bool) -> CurvatureOperator:
