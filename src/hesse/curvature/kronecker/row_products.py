@@ -9,6 +9,7 @@ from torch import Tensor
 from hesse.curvature.kronecker.examples import ExampleMap
 from hesse.curvature.kronecker.rows import OneHot, Rows
 from hesse.operators.batched_kronecker import Factors
+from hesse.vectors.matmul import empty_matrix, matmul
 
 # From this size on, four panels of one half of X'X take less time than all of it.
 _SMALL_GRAM = 256
@@ -35,10 +36,9 @@ def gram(X: Tensor) -> Tensor:
     d = X.shape[1]
     if d < _SMALL_GRAM:
         return X.T @ X
-    result, step = X.new_empty(d, d), -(-d // 4)
+    result, step = empty_matrix(d, d, X), -(-d // 64) * 16
     for i in range(0, d, step):
-        panel = X[:, i : i + step]
-        result[i:, i : i + step] = X[:, i:].T @ panel
+        torch.mm(X[:, i:].T, X[:, i : i + step], out=result[i:, i : i + step])
         result[i : i + step, i + step :] = result[i + step :, i : i + step].T
     return result
 
@@ -46,7 +46,7 @@ def gram(X: Tensor) -> Tensor:
 def products(left: Tensor, right: Tensor) -> Tensor:
     """(groups, p, q): the sum over rows of l r'."""
     if left.shape[1] == 1:  # a batch of one is slower
-        return (left[:, 0].T @ right[:, 0])[None]
+        return matmul(left[:, 0].T, right[:, 0])[None]
     return left.permute(1, 2, 0) @ right.permute(1, 0, 2)
 
 
@@ -58,7 +58,7 @@ def project_rows(rows: Rows, basis: Factors) -> Rows:
         padded = torch.cat([basis.entries[0], basis.entries.new_zeros(1, basis.size)])
         return padded[rows.index][:, None]
     if rows.shape[1] == 1:
-        return (rows[:, 0] @ basis.entries[0])[:, None]
+        return matmul(rows[:, 0], basis.entries[0])[:, None]
     return (rows.transpose(0, 1) @ basis.entries).transpose(0, 1)
 
 
