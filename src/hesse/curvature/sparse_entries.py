@@ -86,4 +86,9 @@ def _program(product: Any, places: Places, rows: Any, count: int) -> Program | T
         raise
     except RuntimeError:  # an operation without a rule, or too many terms: products serve
         return None
-    return program if program.written_bytes < count * single.written_bytes else None
+    return program if costs_less(program, single, count) else None
+
+
+def costs_less(program: Program, product: Program, count: int) -> bool:
+    """Whether the program of the entries writes less than so many products."""
+    return program.written_bytes < count * product.written_bytes

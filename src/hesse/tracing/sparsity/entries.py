@@ -9,7 +9,7 @@ products, quotients, sums, and operations that move entries can be written so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,9 +43,11 @@ _ADD = {_aten.add.Tensor: 1.0, _aten.sub.Tensor: -1.0}
 # Besides those of `indexing`, operations that give sums of entries of their argument.
 _SUMS = frozenset(
     [
-        *(_aten.sum.default, _aten.sum.dim_IntList, _aten.cumsum.default, _aten.col2im.default),
+        *(_aten.sum.default, _aten.sum.dim_IntList, _aten.cumsum.default, _aten.index_add.default),
         *(_aten.index_put.default, _aten._unsafe_index_put.default, _aten.scatter_add.default),
-        *(_aten.index_add.default, _aten.unfold_backward.default),
+        *(
+            scatter.ADJOINTS.keys() - {_aten.embedding_dense_backward.default}
+        ),  # that leaves rows out
     ]
 )
 
@@ -109,20 +111,27 @@ def entries_program(
     if part.output in program.inputs or not places.count:
         raise UntraceableError("nothing is computed")
     with torch.no_grad():
-        graph = _with_constants(simplify(trace(entries, residuals)))
+        graph = _folded(simplify(trace(entries, residuals)), program.constants.values())
     nodes = eliminate_dead_code(graph.nodes, graph.outputs)
     return Program(graph, nodes, graph.inputs, graph.outputs)
 
 
-def _with_constants(graph: Graph) -> Graph:
-    """The graph in which what depends on constants alone is one: indices on their device, say."""
-    values, nodes = dict(graph.constants), []
+def _folded(graph: Graph, theirs: Iterable[Tensor]) -> Graph:
+    """The graph with constants for what depends on index arrays alone: these on their device, say.
+
+    Args:
+        graph: of the entries.
+        theirs: the tensors that f closes over, which may be written to.
+    """
+    foreign = {id(tensor) for tensor in theirs}
+    constants, nodes = dict(graph.constants), []
+    values = {n: tensor for n, tensor in constants.items() if id(tensor) not in foreign}
     for node in graph.nodes:
         if values.keys() >= set(node.reads()):
             replay_node(node, values)
         else:
             nodes.append(node)
-    return Graph(nodes, graph.inputs, graph.outputs, values, graph.metas)
+    return Graph(nodes, graph.inputs, graph.outputs, constants | values, graph.metas)
 
 
 class _Writer:
@@ -158,11 +167,14 @@ class _Writer:
         if node.function in _MULTIPLY:
             first, second = node.args[:2]
             moves, factor = (first, second) if self._moves(first) else (second, first)
-            return [self._times(node, moves, factor)]
+            return [self._times(node, moves, self._fixed(factor))]
         if node.function in _DIVIDE and len(node.args) == 2 and not node.kwargs:
-            factor = node.args[1]
-            inverse = self._fixed(factor).reciprocal() if isinstance(factor, Value) else 1 / factor
-            return [self._times(node, node.args[0], inverse)]
+            return [self._times(node, node.args[0], 1.0 / self._fixed(node.args[1]))]
+        if node.function is _aten.masked_fill.Scalar and node.args[2] == 0:
+            mask = self._fixed(node.args[1])
+            return [self._times(node, node.args[0], mask.logical_not())]
+        if node.function is _aten.where.self:
+            return [self._branches(node)]
         if node.function in _ADD:
             return [self._sum(node)]
         if indexing.moves_entries(node) or self._is_sum(node):
@@ -179,10 +191,19 @@ class _Writer:
         return self._values[argument.index] if isinstance(argument, Value) else argument
 
     def _times(self, node: Node, moves: Value, factor: Any) -> list[Term]:
-        terms, factor = self._broadcast(node, moves), self._fixed(factor)
+        """The terms of a value times a tensor or a number."""
+        terms = self._broadcast(node, moves)
         if not isinstance(factor, Tensor):
             return scaled(terms, float(factor))
+        factor = factor.to(self._metas[moves.index].dtype)
         return self._arrays.times(terms, factor, self._shape(node))
+
+    def _branches(self, node: Node) -> list[Term]:
+        condition, *branches = node.args
+        condition = self._fixed(condition)
+        masks = condition, condition.logical_not()
+        pairs = [pair for pair in zip(branches, masks, strict=True) if self._moves(pair[0])]
+        return [term for branch, mask in pairs for term in self._times(node, branch, mask)]
 
     def _sum(self, node: Node) -> list[Term]:
         alpha = _ADD[node.function] * node.kwargs.get("alpha", 1.0)

@@ -48,7 +48,7 @@ class Term:
 
 
 class Arrays:
-    """Index arrays, of which equal ones become one object, so that they are compared by identity."""
+    """Index arrays; equal ones become one object, so that they are compared by identity."""
 
     def __init__(self) -> None:
         self._known: dict[Any, Any] = {}
