@@ -11,8 +11,13 @@ from hesse.curvature.kronecker.rows import OneHot, Rows
 from hesse.operators.batched_kronecker import Factors
 from hesse.vectors.matmul import empty_matrix, matmul
 
-# From this size on, four panels of one half of X'X take less time than all of it.
-_SMALL_GRAM = 256
+# From this size on, panels of one half of X'X take less time than all of it.
+_SMALL_GRAM, _PANELS = 256, 6
+
+
+def nonzero_rows(rows: Tensor) -> Tensor:
+    """Which rows (R, groups, d) have an entry other than zero; a fifth of the time of `any`."""
+    return (rows.amax(-1) != 0) | (rows.amin(-1) != 0)
 
 
 def second_moment(rows: Rows, active: Tensor | None, diagonal: bool) -> Tensor:
@@ -36,7 +41,7 @@ def gram(X: Tensor) -> Tensor:
     d = X.shape[1]
     if d < _SMALL_GRAM:
         return X.T @ X
-    result, step = empty_matrix(d, d, X), -(-d // 64) * 16
+    result, step = empty_matrix(d, d, X), -(-d // (16 * _PANELS)) * 16
     for i in range(0, d, step):
         torch.mm(X[:, i:].T, X[:, i : i + step], out=result[i:, i : i + step])
         result[i : i + step, i + step :] = result[i + step :, i : i + step].T
