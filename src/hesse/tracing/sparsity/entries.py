@@ -170,7 +170,7 @@ class _Writer:
             return [self._times(node, moves, self._fixed(factor))]
         if node.function in _DIVIDE and len(node.args) == 2 and not node.kwargs:
             return [self._times(node, node.args[0], 1.0 / self._fixed(node.args[1]))]
-        if node.function is _aten.masked_fill.Scalar and node.args[2] == 0:
+        if node.function is _aten.masked_fill.Scalar and node.args[-1] == 0:
             mask = self._fixed(node.args[1])
             return [self._times(node, node.args[0], mask.logical_not())]
         if node.function is _aten.where.self:
