@@ -26,6 +26,7 @@ from hesse.errors import (
     ShapeError,
 )
 from hesse.testing import check_operator
+from hesse.tracing.sparsity.terms import Arrays, Term
 
 DOUBLE = torch.float64
 LAPLACE = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=DOUBLE)[None, None]
@@ -315,6 +316,17 @@ def test_what_f_closes_over_may_change(mode, request):
         weights.mul_(2.0)
     torch.testing.assert_close(S.at(x).to_dense(), dense_of(f, x), rtol=1e-12, atol=1e-12)
     assert torch.equal(S.to_dense(), before)
+
+
+def test_masks_hide_what_is_not_finite():
+    """0 times infinity is NaN, but a mask and a branch leave it out."""
+    arrays = Arrays()
+    rows, factors = arrays.count(3), torch.tensor([1.0, float("inf"), float("nan")])
+    terms = [Term(1.0, factors, rows, rows, rows), Term(1.0, None, None, rows, rows)]
+    mask = torch.tensor([True, False, False])
+    for term in arrays.times(terms, mask, (3,), torch.float32):
+        assert term.factors is not None
+        assert term.factors.tolist() == [1.0, 0.0, 0.0]
 
 
 def test_constant_entries_are_not_shared_by_points():

@@ -195,8 +195,8 @@ class _Writer:
         terms = self._broadcast(node, moves)
         if not isinstance(factor, Tensor):
             return scaled(terms, float(factor))
-        factor = factor.to(self._metas[moves.index].dtype)
-        return self._arrays.times(terms, factor, self._shape(node))
+        dtype = self._metas[moves.index].dtype
+        return self._arrays.times(terms, factor, self._shape(node), dtype)
 
     def _branches(self, node: Node) -> list[Term]:
         condition, *branches = node.args

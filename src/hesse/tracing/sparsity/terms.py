@@ -80,15 +80,17 @@ class Arrays:
             result.append(replace(term, rows=rows))
         return [term for term in result if len(term.rows)]
 
-    def times(self, terms: Sequence[Term], factor: Tensor, shape: Sequence[int]) -> list[Term]:
-        """The terms of t * factor, for t of this shape."""
+    def times(
+        self, terms: Sequence[Term], factor: Tensor, shape: Sequence[int], dtype: torch.dtype
+    ) -> list[Term]:
+        """The terms of t * factor, for t of this shape; a Boolean factor says where t is zero."""
         found: dict[Any, Tensor] = {}
         every = self.count(factor.expand(shape).numel())
         result = []
         for term in terms:
             key = id(term.factors), id(term.numbers), id(term.rows)
             if key not in found:
-                found[key] = _product(term, factor, shape, every)
+                found[key] = _product(term, factor, shape, every).to(dtype)
             numbers = self.count(len(term.rows))
             result.append(replace(term, factors=found[key], numbers=numbers))
         return result
@@ -128,9 +130,15 @@ def _product(term: Term, factor: Tensor, shape: Sequence[int], every: Any) -> Te
         if term.factors is None:
             return factor.expand(shape).reshape(-1)
         if term.numbers is every:
-            return (term.factors.view(*shape) * factor).reshape(-1)
+            return _times(term.factors.view(*shape), factor).reshape(-1)
     values = picked(factor.expand(shape).reshape(-1), term.rows)
-    return values if term.factors is None else picked(term.factors, term.numbers) * values
+    return values if term.factors is None else _times(picked(term.factors, term.numbers), values)
+
+
+def _times(factors: Tensor, factor: Tensor) -> Tensor:
+    if factor.dtype is torch.bool:  # NaN times zero is no zero
+        return torch.where(factor, factors, 0.0)
+    return factors * factor
 
 
 def picked(tensor: Tensor, numbers: Any) -> Tensor:
