@@ -24,6 +24,7 @@ from hesse.curvature.kronecker.row_products import (
     arranged,
     gram,
     mean_over_uses,
+    nonzero_rows,
     products,
     project_rows,
     second_moment,
@@ -116,7 +117,7 @@ class KroneckerMoments:
         """Add the rows of one vector u to S."""
         rows = [self._g(use, g) for use in self._block.uses]
         for k, (use, own) in enumerate(zip(self._block.uses, rows, strict=True)):
-            nonzero = own.any(-1)
+            nonzero = nonzero_rows(own)
             seen = self._active[k]
             self._active[k] = nonzero if seen is None else seen | nonzero
             self._a_rows(k, use, g)
@@ -183,7 +184,7 @@ class KroneckerMoments:
             if isinstance(left, OneHot) or isinstance(right, OneHot):
                 squares = self._one_hot_squares(left, right, map_)
             elif len(left) == map_.examples:
-                squares = products(left * left, right * right)
+                squares = products(left.square(), right.square())
             else:
                 squares = self._summed_squares([(left, right)])
         else:

@@ -98,7 +98,8 @@ def scaled(loss: LossRoots, u: Sequence[Tensor], numbers: Tensor) -> list[Tensor
 
 
 def _signs(shape: Sequence[int], generator: torch.Generator, like: Tensor) -> Tensor:
-    return (torch.randint(0, 2, tuple(shape), generator=generator) * 2 - 1).to(like)
+    bits = torch.randint(0, 2, tuple(shape), generator=generator, dtype=torch.int8)
+    return bits.to(like).mul_(2).sub_(1)
 
 
 def _like(u: Sequence[Tensor], z: Sequence[Tensor]) -> list[Tensor]:

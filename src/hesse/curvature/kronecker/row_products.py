@@ -12,11 +12,17 @@ from torch import Tensor
 from hesse.curvature.kronecker.examples import ExampleMap
 from hesse.curvature.kronecker.rows import OneHot, Rows
 from hesse.operators.batched_kronecker import Factors
+from hesse.vectors.matmul import empty_matrix, matmul
 
 _CHUNK = 1 << 24  # entries of gradients of single examples at a time
 
-# From this size on, four panels of one half of X'X take less time than all of it.
-_SMALL_GRAM = 256
+# From this size on, panels of one half of X'X take less time than all of it.
+_SMALL_GRAM, _PANELS = 256, 6
+
+
+def nonzero_rows(rows: Tensor) -> Tensor:
+    """Which rows (R, groups, d) have an entry other than zero; a fifth of the time of `any`."""
+    return (rows.amax(-1) != 0) | (rows.amin(-1) != 0)
 
 
 def second_moment(rows: Rows, active: Tensor | None, diagonal: bool) -> Tensor:
@@ -40,10 +46,9 @@ def gram(X: Tensor) -> Tensor:
     d = X.shape[1]
     if d < _SMALL_GRAM:
         return X.T @ X
-    result, step = X.new_empty(d, d), -(-d // 4)
+    result, step = empty_matrix(d, d, X), -(-d // (16 * _PANELS)) * 16
     for i in range(0, d, step):
-        panel = X[:, i : i + step]
-        result[i:, i : i + step] = X[:, i:].T @ panel
+        torch.mm(X[:, i:].T, X[:, i : i + step], out=result[i:, i : i + step])
         result[i : i + step, i + step :] = result[i + step :, i : i + step].T
     return result
 
@@ -51,7 +56,7 @@ def gram(X: Tensor) -> Tensor:
 def products(left: Tensor, right: Tensor) -> Tensor:
     """(groups, p, q): the sum over rows of l r'."""
     if left.shape[1] == 1:  # a batch of one is slower
-        return (left[:, 0].T @ right[:, 0])[None]
+        return matmul(left[:, 0].T, right[:, 0])[None]
     return left.permute(1, 2, 0) @ right.permute(1, 0, 2)
 
 
@@ -63,7 +68,7 @@ def project_rows(rows: Rows, basis: Factors) -> Rows:
         padded = torch.cat([basis.entries[0], basis.entries.new_zeros(1, basis.size)])
         return padded[rows.index][:, None]
     if rows.shape[1] == 1:
-        return (rows[:, 0] @ basis.entries[0])[:, None]
+        return matmul(rows[:, 0], basis.entries[0])[:, None]
     return (rows.transpose(0, 1) @ basis.entries).transpose(0, 1)
 
 
