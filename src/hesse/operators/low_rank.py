@@ -71,6 +71,13 @@ class LowRankOperator(LinearOperator):
         V, k = eigenpairs
         return inverse + LowRankOperator(self.domain, V.to(self.dtype), (-1.0 / k).to(self.dtype))
 
+    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
+        return LowRankOperator(space, self.U[where], self.s)
+
+    def _compressed(self, Q: Tensor) -> LinearOperator:
+        space = Space.flat(Q.shape[1], self.dtype, self.device)
+        return LowRankOperator(space, Q.T @ self.U, self.s)
+
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
         space = self.domain.common(D.domain)
         return LowRankPlusDiagonal(space, self.U, self.s, diagonal_of(D))
@@ -95,6 +102,9 @@ class LowRankPlusDiagonal(LinearOperator):
 
     def _diagonal(self) -> Tensor:
         return self.d + self.U**2 @ self.s
+
+    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
+        return LowRankPlusDiagonal(space, self.U[where], self.s, self.d[where])
 
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
         space = self.domain.common(D.domain)

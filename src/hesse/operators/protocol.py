@@ -24,6 +24,8 @@ subclass overrides one where it knows better. All may be called by any algorithm
 | `_squared_entries()` | the operator of the squares of the entries, likewise | None |
 | `_updated_inverse(X)` | (B + A)^-1 as an operator, from X = B^-1, where A is of low rank | None |
 | `is_structured` | whether estimators ask these methods before they sample | False |
+| `_principal(space, where)` | some rows and the same columns of A | lazily, from products with A |
+| `_compressed(Q)` | Q' A Q for the columns of a matrix Q | likewise |
 | `_split_shift()` | (G, c) with A = G + c I | (A, 0) |
 | `_times(B)` | A B | the lazy product |
 | `_expand()` | A as a sum of products of operators (see terms.py) | None |
@@ -183,6 +185,14 @@ class OperatorProtocol(ABC):
     def _updated_inverse(self, inverse: Any) -> Any:
         """The inverse of B + A from that of B, where A is of low rank; None elsewhere."""
         return None
+
+    @abstractmethod
+    def _principal(self, space: Space, where: slice | Tensor) -> Any:
+        """The rows and columns `where` of A, as an operator on `space`."""
+
+    @abstractmethod
+    def _compressed(self, Q: Tensor) -> Any:
+        """Q' A Q for a matrix Q (n, k), as an operator on flat vectors (k,)."""
 
     def _split_shift(self) -> tuple[Any, float]:
         """(G, c) where A is known to be G + c I; (A, 0) elsewhere."""
