@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hesse import testing
+    from hesse import apps, testing
     from hesse.curvature import (
         CurvatureOperator,
         deterministic,
@@ -114,6 +114,7 @@ __all__ = [
     "XDiag",
     "XNysTrace",
     "XTrace",
+    "apps",
     "aslinearoperator",
     "block_diagonal_operator",
     "complement_operator",
@@ -159,8 +160,8 @@ _PACKAGES += ["risk", "curvature", "optimize"]
 
 def __getattr__(name: str) -> Any:
     """A public name, from the package that it lives in."""
-    if name == "testing":
-        return import_module("hesse.testing")
+    if name in ("apps", "testing"):
+        return import_module(f"hesse.{name}")
     if name in __all__:
         for package in map(import_module, (f"hesse.{package}" for package in _PACKAGES)):
             if name in package.__all__:

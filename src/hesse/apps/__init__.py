@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people do with curvature. Each application is independent of the others."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hesse.apps.implicit.argmin import argmin
+    from hesse.apps.implicit.fixed_point import fixed_point
+    from hesse.apps.implicit.hypergradient import Hypergradient, hypergradient
+    from hesse.apps.implicit.implicit_function import ImplicitFunction
+    from hesse.apps.implicit.report import ImplicitReport
+    from hesse.apps.implicit.root import root
+
+# The module of each name, imported when the name is first used.
+_MODULES = {
+    "Hypergradient": "implicit.hypergradient",
+    "ImplicitFunction": "implicit.implicit_function",
+    "ImplicitReport": "implicit.report",
+    "argmin": "implicit.argmin",
+    "fixed_point": "implicit.fixed_point",
+    "hypergradient": "implicit.hypergradient",
+    "root": "implicit.root",
+}
+
+__all__ = [
+    "Hypergradient",
+    "ImplicitFunction",
+    "ImplicitReport",
+    "argmin",
+    "fixed_point",
+    "hypergradient",
+    "root",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from the module that it lives in."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'hesse.apps' has no attribute {name!r}")
+    module = import_module(f"hesse.apps.{_MODULES[name]}")
+    return globals().setdefault(name, getattr(module, name))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
