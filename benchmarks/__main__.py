@@ -12,6 +12,7 @@ BENCHMARKS = {
     "sparse": "sparse Hessians: set-up, colours, evaluations, asdex, Newton (see --help)",
     "engine": "budgets, precision, tracing, blocks, batches, memory (see --help)",
     "kfac": "K-FAC and EK-FAC beside curvlinops, and as preconditioners (see --help)",
+    "apps": "applications of curvature: python -m benchmarks apps NAME",
     "compare": "two versions of Hesse beside each other: OLD_SRC NEW_SRC (see --help)",
     "optimizers": "HessianFree, AdamW and L-BFGS on the digits autoencoder",
     "tune-adamw": "AdamW's best settings there",

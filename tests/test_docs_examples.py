@@ -25,6 +25,7 @@ PAGES = [
     "kfac",
     pytest.param("how-to-choose", marks=pytest.mark.slow),
     "sparse-hessians",
+    "implicit",
     pytest.param("products", marks=pytest.mark.slow),
     pytest.param("solving-and-measuring", marks=pytest.mark.slow),
 ]

@@ -81,6 +81,13 @@ def shown() -> list:
         *(hesse.solve(A, x), hesse.eigsh(A, 3), hesse.svds(A, 3), jacobi(A)),
         *(hesse.trace(A), hesse.diagonal(A), hesse.spectral_density(A), check_operator(A)),
         hesse.minimize(lambda x: (x**4).sum(), x),
+        A.restrict([0, 1]),
+        A.project(torch.eye(n)[:, :2]),
+        hesse.complement_operator(torch.eye(n)[:, :2]),
+        hesse.apps.argmin(lambda x, l: (x**2 - l * x).sum(), x),
+        hesse.apps.hypergradient(
+            lambda x, l: x.sum(), lambda x, l: ((x - l) ** 2).sum() / 2, x, torch.ones(())
+        ),
         hesse.hvp(lambda x: (x**4).sum(), x, x, value_and_gradient=True),
         all_problems()[0],
     ]

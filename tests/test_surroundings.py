@@ -99,6 +99,13 @@ def density():
     return hesse.spectral_density(dense(), generator=seeded()).density
 
 
+def slope_of_argmin():
+    x = hesse.apps.argmin(lambda x, l: ((x - l) ** 2).sum() + (x**4).sum(), X, warm_start=False)
+    with torch.inference_mode(False), torch.enable_grad():
+        l = X.clone().requires_grad_()
+        return torch.autograd.grad(x(l).sum(), l)[0]
+
+
 CALLS = {
     "hvp": lambda: hesse.hvp(quartic, X, X),
     "hessian_operator": lambda: products(hesse.hessian_operator(quartic, X)),
@@ -128,6 +135,12 @@ CALLS = {
     "spectral_density": density,
     "matrix_function": lambda: hesse.matrix_function("sqrt", dense(), B).value,
     "minimize": lambda: hesse.minimize(quartic, X).x,
+    "argmin": lambda: slope_of_argmin(),
+    "hypergradient": lambda: (
+        hesse.apps.hypergradient(
+            lambda x, l: (x * l).sum(), lambda x, l: ((x - l**2) ** 2).sum(), X**2, X
+        ).gradient
+    ),
 }
 RIGHT = {}
 

@@ -105,7 +105,44 @@ def sparse_hessian():
     return _svg(plot)
 
 
+def hypergradient():
+    """The error of a hypergradient and its estimate, by the tolerance of both problems."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(80, 10, dtype=torch.float64, generator=generator)
+    y = (X[:, 0] + torch.randn(80, dtype=torch.float64, generator=generator)).sign()
+
+    def loss(x, part):
+        return torch.nn.functional.softplus(-y[part] * (X[part] @ x)).mean()
+
+    def inner(x, logs):
+        return loss(x, slice(40)) + (logs.exp() * x**2).sum() / 2
+
+    def outer(x, logs):
+        return loss(x, slice(40, 80))
+
+    logs = torch.full((10,), -4.0, dtype=torch.float64)
+
+    def at(tolerance):
+        f, x0 = (lambda x: inner(x, logs)), torch.zeros_like(logs)
+        x = hesse.minimize(f, x0, rtol=0.0, atol=tolerance).x
+        return hesse.apps.hypergradient(outer, inner, x, logs, rtol=10 * tolerance)
+
+    exact = at(1e-13).gradient
+    tolerances = [10.0 ** (-k / 2) for k in range(3, 15)]
+    found = [at(tolerance) for tolerance in tolerances]
+
+    def plot(axes):
+        errors = [float((h.gradient - exact).norm()) for h in found]
+        axes.loglog(tolerances, errors, "o", label="error")
+        axes.loglog(tolerances, [h.error for h in found], "x", label="estimate")
+        axes.set(xlabel="|gradient of the inner problem| below", ylabel="error of the gradient")
+        axes.legend()
+
+    return _svg(plot)
+
+
 PICTURES = {
+    "hypergradient": hypergradient,
     "sparse-hessian": sparse_hessian,
     "spectral-density": spectral_density,
     "convergence": convergence,

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Equations F(x, l) = 0 on flat vectors: of a minimiser, a root, a fixed point.
 
-Each gives F through operations of torch, which can be differentiated again and batched, and its
-Jacobian with respect to x as an operator, for systems. Both are asked for by `implicit_root`.
+Each gives F through operations of torch, which can be differentiated again and batched; and at
+a point that is a constant, its value and its products by the definitions of the library, which know
+more operations and contexts. Both are asked for by `implicit_root`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from hesse.ad.double_backward import twice_differentiable
 from hesse.curvature.hessian import hessian_operator
+from hesse.curvature.hvp import hvp
 from hesse.curvature.jacobian import jacobian_operator
+from hesse.curvature.operator import CurvatureOperator
 from hesse.errors import FunctionError
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import IdentityOperator
@@ -48,6 +51,18 @@ class Equation(ABC):
     def jacobian(self, spaces: Spaces, x: Tensor, l: Tensor) -> LinearOperator:
         """dF/dx at a point, an operator on the space of x."""
 
+    @abstractmethod
+    def residual_at(self, spaces: Spaces, x: Tensor, l: Tensor) -> Tensor:
+        """F(x, l) at a constant point."""
+
+    @abstractmethod
+    def pulled_back(self, spaces: Spaces, x: Tensor, l: Tensor, s: Tensor) -> Tensor:
+        """(dF/dl)' s at a constant point."""
+
+    def joint(self, point: dict[str, Tree]) -> Any:
+        """g(x, l) as a function of both."""
+        return self.g(point["x"], point["l"])
+
     def at(self, spaces: Spaces, l: Tensor) -> Callable[[Tree], Any]:
         """g(., l) as a function of trees."""
         parameters = spaces.l.unflatten(l)
@@ -69,8 +84,15 @@ class Minimum(Equation):
     def residual(self, spaces: Spaces, x: Tensor, l: Tensor) -> Tensor:
         return torch.func.grad(lambda x: self.value(spaces, x, l))(x)
 
-    def jacobian(self, spaces: Spaces, x: Tensor, l: Tensor) -> LinearOperator:
+    def jacobian(self, spaces: Spaces, x: Tensor, l: Tensor) -> CurvatureOperator:
         return hessian_operator(self.at(spaces, l), spaces.x.unflatten(x))
+
+    def residual_at(self, spaces: Spaces, x: Tensor, l: Tensor) -> Tensor:
+        return self.jacobian(spaces, x, l).flat_gradient
+
+    def pulled_back(self, spaces: Spaces, x: Tensor, l: Tensor, s: Tensor) -> Tensor:
+        point, direction = _joint_point(spaces, x, l), _joint_point(spaces, s, torch.zeros_like(l))
+        return spaces.l.flatten(hvp(self.joint, point, direction)["l"])
 
 
 class Root(Equation):
@@ -78,6 +100,14 @@ class Root(Equation):
 
     def residual(self, spaces: Spaces, x: Tensor, l: Tensor) -> Tensor:
         return self.image(spaces, x, l)
+
+    def residual_at(self, spaces: Spaces, x: Tensor, l: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.residual(spaces, x, l)
+
+    def pulled_back(self, spaces: Spaces, x: Tensor, l: Tensor, s: Tensor) -> Tensor:
+        J = jacobian_operator(self.joint, _joint_point(spaces, x, l))
+        return J._rmatvec(s)[spaces.x.n :]
 
     def jacobian(self, spaces: Spaces, x: Tensor, l: Tensor) -> LinearOperator:
         J = jacobian_operator(self.at(spaces, l), spaces.x.unflatten(x))
@@ -90,14 +120,21 @@ class Root(Equation):
         )
 
 
-class FixedPoint(Equation):
+class FixedPoint(Root):
     """F = x - T(x, l)."""
 
     def residual(self, spaces: Spaces, x: Tensor, l: Tensor) -> Tensor:
         return x - self.image(spaces, x, l)
 
     def jacobian(self, spaces: Spaces, x: Tensor, l: Tensor) -> LinearOperator:
-        return IdentityOperator(spaces.x) - Root(self.g).jacobian(spaces, x, l)
+        return IdentityOperator(spaces.x) - super().jacobian(spaces, x, l)
+
+    def pulled_back(self, spaces: Spaces, x: Tensor, l: Tensor, s: Tensor) -> Tensor:
+        return -super().pulled_back(spaces, x, l, s)
+
+
+def _joint_point(spaces: Spaces, x: Tensor, l: Tensor) -> dict[str, Tree]:
+    return {"x": spaces.x.unflatten(x), "l": spaces.l.unflatten(l)}
 
 
 def flat(space: Space, tree: Tree, what: str) -> Tensor:
@@ -129,8 +166,10 @@ def space_of(tree: Tree, what: str) -> Space:
 def pull_to_parameters(
     equation: Equation, spaces: Spaces, x: Tensor, l: Tensor, s: Tensor
 ) -> Tensor:
-    """(dF/dl)' s, shape (p,)."""
-    with _recording(x, l, s) as (x, l, s):
+    """(dF/dl)' s, shape (p,); with a graph where gradients are recorded."""
+    if not torch.is_grad_enabled():
+        return equation.pulled_back(spaces, x.detach(), l.detach(), s.detach())
+    with twice_differentiable():
         pull = torch.func.vjp(lambda l: equation.residual(spaces, x, l), l)[1]
         return pull(s)[0]
 
@@ -140,7 +179,7 @@ def push_parameters(equation: Equation, spaces: Spaces, x: Tensor, l: Tensor, dl
 
     Forward mode is missing for operations of torch, and inside another forward mode.
     """
-    with _recording(x, l, dl) as (x, l, dl):
+    with twice_differentiable():
         pull = torch.func.vjp(lambda l: equation.residual(spaces, x, l), l)[1]
         push = torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(x))[1]
         return push(dl)[0]
@@ -158,7 +197,7 @@ def bilinear_gradient(
         columns = zip(left.unbind(1), right.unbind(1), strict=True)
         return torch.stack([(pull(u)[0] * v).sum() for u, v in columns]).sum()
 
-    with _recording(x, l, left, right) as (x, l, left, right):
+    with twice_differentiable():
         return torch.func.grad(form, argnums=(0, 1))(x, l)
 
 
@@ -180,22 +219,6 @@ def bilinear_push(
         left, right = (y, w) if transposed else (w, y)
         return bilinear_gradient(equation, spaces, *point, left, right)
 
-    with _recording(*point, *moved, y):
+    with twice_differentiable():
         push = torch.func.vjp(gradients, torch.zeros_like(y))[1]
         return push(moved)[0]
-
-
-class _recording:
-    """A context that differentiates twice; tensors are constants unless gradients are wanted."""
-
-    def __init__(self, *tensors: Tensor) -> None:
-        wanted = torch.is_grad_enabled()
-        self.tensors = tensors if wanted else tuple(tensor.detach() for tensor in tensors)
-        self.context = twice_differentiable()
-
-    def __enter__(self) -> tuple[Tensor, ...]:
-        self.context.__enter__()
-        return self.tensors
-
-    def __exit__(self, *error: Any) -> None:
-        self.context.__exit__(*error)

@@ -55,6 +55,7 @@ def fixed_point(
 
     References: Bai, Kolter & Koltun 2019, arXiv:1909.01377.
 
+    >>> import torch
     >>> half = fixed_point(lambda x, l: x / 2 + l, torch.zeros(2))
     >>> l = torch.tensor([1.0, 2.0], requires_grad=True)
     >>> half(l).sum().backward()

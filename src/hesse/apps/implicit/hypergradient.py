@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hesse.ad.double_backward import twice_differentiable
 from hesse.apps.implicit.arguments import check_function, system_of
-from hesse.apps.implicit.equation import Minimum, Spaces, pull_to_parameters
+from hesse.apps.implicit.equation import Minimum, Spaces
 from hesse.apps.implicit.implicit_function import estimated_errors
 from hesse.boundary import public
 from hesse.errors import FunctionError, Status
@@ -109,8 +110,7 @@ def hypergradient(
     start = None if adjoint is None else spaces.x.flatten(adjoint, what="adjoint").detach()
     H = equation.jacobian(spaces, point, parameters)
     solution = system.solve(H, g, start, rtol)
-    with torch.no_grad():
-        implicit = pull_to_parameters(equation, spaces, point, parameters, solution.x).detach()
+    implicit = equation.pulled_back(spaces, point, parameters, solution.x)
     errors = None
     if estimate_error:
         errors = estimated_errors(
@@ -122,7 +122,7 @@ def hypergradient(
         value=value,
         gradient=spaces.l.unflatten(loss.explicit(point) - implicit),
         adjoint=spaces.x.unflatten(solution.x),
-        residual=spaces.x.norm(equation.residual(spaces, point, parameters).detach()),
+        residual=spaces.x.norm(equation.residual_at(spaces, point, parameters)),
         adjoint_residual=solution.residual_norm,
         status=solution.status,
         products=solution.products + (0 if errors is None else errors.products),
@@ -149,8 +149,8 @@ class _Outer:
 
     def _differentiated(self, x: Tensor, which: int) -> tuple[Tensor, Tensor]:
         equation = Minimum(self.outer)
-        leaves = [x.detach().requires_grad_(), self.l.detach().requires_grad_()]
-        with torch.enable_grad():
+        with twice_differentiable():  # a tensor of the inference mode cannot be recorded
+            leaves = [tensor.detach().clone().requires_grad_() for tensor in (x, self.l)]
             value = equation.value(self.spaces, *leaves)
             if not isinstance(value, Tensor) or value.ndim != 0:
                 raise FunctionError(

@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 
 from hesse.apps.implicit.adjoint import AdjointSystem
-from hesse.apps.implicit.equation import Equation, Spaces, flat, pull_to_parameters, space_of
+from hesse.apps.implicit.equation import (
+    Equation,
+    Spaces,
+    flat,
+    space_of,
+)
 from hesse.apps.implicit.implicit_root import ImplicitRoot
 from hesse.apps.implicit.report import ImplicitReport
 from hesse.boundary import public, warn
@@ -105,7 +110,7 @@ class ImplicitFunction(OneLine, ABC):
         return x
 
     def _residual_norm(self, spaces: Spaces, x: Tensor, l: Tensor) -> float:
-        return spaces.x.norm(self.equation.residual(spaces, x, l).detach())
+        return spaces.x.norm(self.equation.residual_at(spaces, x, l))
 
     def _warn_of_other_gradients(self, spaces: Spaces, l: Tensor) -> None:
         """A tensor that the user's function closes over gets no gradient, which would be silent."""
@@ -206,17 +211,15 @@ def estimated_errors(
 
     Both steps are solved for loosely: the errors that they leave are a tenth of the estimate.
     """
-    residual = equation.residual(spaces, x, l).detach()
+    residual = equation.residual_at(spaces, x, l)
     J = equation.jacobian(spaces, x, l)
     step = system.solve(J, -residual, None, _LOOSE_RTOL)
     better_x = x + step.x
     better_J = equation.jacobian(spaces, better_x, l).T
     rest = cotangent(better_x) - better_J._matvec(s)
     change = system.solve(better_J, rest, None, _LOOSE_RTOL)
-    with torch.no_grad():
-        new = pull_to_parameters(equation, spaces, better_x, l, s + change.x)
-        old = pull_to_parameters(equation, spaces, x, l, s)
-    difference = (old - new).detach()
+    new = equation.pulled_back(spaces, better_x, l, s + change.x)
+    difference = equation.pulled_back(spaces, x, l, s) - new
     if explicit is not None:
         difference = difference + explicit(better_x) - explicit(x)
     return Errors(

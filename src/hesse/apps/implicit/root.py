@@ -27,7 +27,7 @@ class SolutionOf(ImplicitFunction):
 
     def search(self, spaces: Spaces, x0: Tensor, l: Tensor) -> tuple[Tensor, ImplicitReport]:
         found = find_root(
-            lambda x: self.equation.residual(spaces, x, l).detach(),
+            lambda x: self.equation.residual_at(spaces, x, l),
             lambda x: self.equation.jacobian(spaces, x, l),
             x0,
             spaces.x,
@@ -75,8 +75,10 @@ def root(
 
     References: Blondel, Berthet, Cuturi et al. 2022, arXiv:2105.15183.
 
+    >>> import torch
     >>> cube_root = root(lambda x, l: x**3 - l, torch.ones((), dtype=torch.float64))
     >>> l = torch.tensor(8.0, dtype=torch.float64, requires_grad=True)
+    >>> import torch
     >>> cube_root(l).backward()
     >>> l.grad * 12
     tensor(1., dtype=torch.float64)
