@@ -26,6 +26,7 @@ PAGES = [
     pytest.param("how-to-choose", marks=pytest.mark.slow),
     "sparse-hessians",
     "implicit",
+    "standard-errors",
     pytest.param("products", marks=pytest.mark.slow),
     pytest.param("solving-and-measuring", marks=pytest.mark.slow),
 ]

@@ -141,7 +141,30 @@ def hypergradient():
     return _svg(plot)
 
 
+def profile():
+    """The profile likelihood of a rate from 5 events, and the quadratic at its maximum."""
+    events = torch.tensor(5.0, dtype=torch.float64)
+
+    def f(rate):
+        return rate - events * rate.log()
+
+    interval = hesse.apps.profile(f, events)
+
+    def plot(axes):
+        rate = torch.linspace(0.8, 12.5, 200, dtype=torch.float64)
+        axes.plot(rate, 2 * (f(rate) - f(events)), label="profile")
+        axes.plot(rate, (rate - events) ** 2 / events, "--", label="quadratic (Wald)")
+        axes.axhline(3.841, color=GREY, linewidth=0.8)
+        axes.plot([interval.low, interval.high], [3.841, 3.841], "o", color="C0")
+        axes.plot(interval.wald, [3.841, 3.841], "x", color="C1")
+        axes.set(xlabel="rate", ylabel="2 (l - min l)", ylim=(0.0, 8.0))
+        axes.legend()
+
+    return _svg(plot)
+
+
 PICTURES = {
+    "profile": profile,
     "hypergradient": hypergradient,
     "sparse-hessian": sparse_hessian,
     "spectral-density": spectral_density,

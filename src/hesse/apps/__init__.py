@@ -13,26 +13,36 @@ if TYPE_CHECKING:
     from hesse.apps.implicit.implicit_function import ImplicitFunction
     from hesse.apps.implicit.report import ImplicitReport
     from hesse.apps.implicit.root import root
+    from hesse.apps.statistics.profile import ProfileInterval, profile
+    from hesse.apps.statistics.standard_errors import StandardErrors, standard_errors
 
 # The module of each name, imported when the name is first used.
 _MODULES = {
     "Hypergradient": "implicit.hypergradient",
     "ImplicitFunction": "implicit.implicit_function",
     "ImplicitReport": "implicit.report",
+    "ProfileInterval": "statistics.profile",
+    "StandardErrors": "statistics.standard_errors",
     "argmin": "implicit.argmin",
     "fixed_point": "implicit.fixed_point",
     "hypergradient": "implicit.hypergradient",
+    "profile": "statistics.profile",
     "root": "implicit.root",
+    "standard_errors": "statistics.standard_errors",
 }
 
 __all__ = [
     "Hypergradient",
     "ImplicitFunction",
     "ImplicitReport",
+    "ProfileInterval",
+    "StandardErrors",
     "argmin",
     "fixed_point",
     "hypergradient",
+    "profile",
     "root",
+    "standard_errors",
 ]
 
 
