@@ -27,6 +27,7 @@ PAGES = [
     "sparse-hessians",
     "implicit",
     "standard-errors",
+    "vibrations",
     pytest.param("products", marks=pytest.mark.slow),
     pytest.param("solving-and-measuring", marks=pytest.mark.slow),
 ]

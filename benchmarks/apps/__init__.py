@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 APPS = {
+    "physics": "clusters: energies and modes; saddle points and responses",
     "statistics": "standard errors and profile intervals beside statsmodels",
     "implicit": "hypergradients: errors by tolerance, warm starts, TorchOpt; iMAML on sinusoids",
 }

@@ -163,7 +163,50 @@ def profile():
     return _svg(plot)
 
 
+def saddles():
+    """Walks from a minimum of the surface of Mueller and Brown to its two transition states."""
+    A, a, b, c, x0, y0 = (
+        torch.tensor(v, dtype=torch.float64)
+        for v in (
+            (-200, -100, -170, 15),
+            (-1, -1, -6.5, 0.7),
+            (0, 0, 11, 0.6),
+            (-10, -10, -6.5, 0.7),
+            (1, 0, -0.5, -1),
+            (0, 0.5, 1.5, 1),
+        )
+    )
+
+    def f(p):
+        x, y = p[0] - x0, p[1] - y0
+        return (A * torch.exp(a * x**2 + b * x * y + c * y**2)).sum()
+
+    start = hesse.minimize(f, torch.tensor([-0.05, 0.467], dtype=torch.float64)).x
+    u = hesse.apps.modes(f, start, rigid="none").vectors[:, 0]
+    x = torch.linspace(-1.4, 1.1, 90, dtype=torch.float64)
+    y = torch.linspace(-0.3, 1.9, 90, dtype=torch.float64)
+    grid = torch.cartesian_prod(x, y)
+    values = torch.vmap(f)(grid).reshape(90, 90)
+
+    def plot(axes):
+        levels = torch.linspace(-145, 40, 22)
+        axes.contour(x, y, values.T, levels=levels, colors=GREY, linewidths=0.5)
+        for k, sign in enumerate((1.0, -1.0)):
+            path = [start]
+            found = hesse.apps.saddle(
+                f, start, sign * u, radius=0.03, callback=lambda s: path.append(s.x)
+            )
+            points = torch.stack([*path, found.x])
+            axes.plot(points[:, 0], points[:, 1], ".-", color=f"C{k}")
+            axes.plot(*found.x, "o", color=f"C{k}")
+        axes.plot(*start, "s", color=GREY)
+        axes.set(xlabel="x", ylabel="y")
+
+    return _svg(plot)
+
+
 PICTURES = {
+    "saddles": saddles,
     "profile": profile,
     "hypergradient": hypergradient,
     "sparse-hessian": sparse_hessian,

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from hesse.apps.implicit.implicit_function import ImplicitFunction
     from hesse.apps.implicit.report import ImplicitReport
     from hesse.apps.implicit.root import root
+    from hesse.apps.physics.modes import Modes, modes
+    from hesse.apps.physics.response import Response, response
+    from hesse.apps.physics.saddle import saddle
     from hesse.apps.statistics.profile import ProfileInterval, profile
     from hesse.apps.statistics.standard_errors import StandardErrors, standard_errors
 
@@ -21,13 +24,18 @@ _MODULES = {
     "Hypergradient": "implicit.hypergradient",
     "ImplicitFunction": "implicit.implicit_function",
     "ImplicitReport": "implicit.report",
+    "Modes": "physics.modes",
     "ProfileInterval": "statistics.profile",
+    "Response": "physics.response",
     "StandardErrors": "statistics.standard_errors",
     "argmin": "implicit.argmin",
     "fixed_point": "implicit.fixed_point",
     "hypergradient": "implicit.hypergradient",
+    "modes": "physics.modes",
     "profile": "statistics.profile",
+    "response": "physics.response",
     "root": "implicit.root",
+    "saddle": "physics.saddle",
     "standard_errors": "statistics.standard_errors",
 }
 
@@ -35,13 +43,18 @@ __all__ = [
     "Hypergradient",
     "ImplicitFunction",
     "ImplicitReport",
+    "Modes",
     "ProfileInterval",
+    "Response",
     "StandardErrors",
     "argmin",
     "fixed_point",
     "hypergradient",
+    "modes",
     "profile",
+    "response",
     "root",
+    "saddle",
     "standard_errors",
 ]
 
