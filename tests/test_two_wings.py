@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 LINEAR_ALGEBRA = ["vectors", "operators", "krylov", "estimators", "testing"]
-OTHER_WING = ["tracing", "ad", "engine", "data", "risk", "curvature", "optimize"]
+OTHER_WING = ["tracing", "ad", "engine", "data", "risk", "curvature", "optimize", "apps"]
 
 SCRIPT = f"""
 import sys

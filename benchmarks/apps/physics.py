@@ -1,4 +1,4 @@
-"""Clusters of Lennard-Jones atoms: energies, modes, saddle points; the surface of Mueller and Brown.
+"""Clusters of Lennard-Jones atoms, and the surface of Mueller and Brown.
 
 Energies and six motions without curvature beside the known values, the lowest modes by block
 Lanczos beside the dense matrix, 20 searches for saddle points from scattered starts, the three

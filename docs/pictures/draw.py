@@ -194,7 +194,7 @@ def saddles():
         for k, sign in enumerate((1.0, -1.0)):
             path = [start]
             found = hesse.apps.saddle(
-                f, start, sign * u, radius=0.03, callback=lambda s: path.append(s.x)
+                f, start, sign * u, radius=0.03, callback=lambda s, path=path: path.append(s.x)
             )
             points = torch.stack([*path, found.x])
             axes.plot(points[:, 0], points[:, 1], ".-", color=f"C{k}")

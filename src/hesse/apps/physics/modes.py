@@ -96,7 +96,7 @@ def modes(
 
     Raises:
         HesseError: f is no scalar function; masses that do not fit; more modes than there are.
-            Warns where x is not stationary, as rotations have curvature there.
+            Warns where x is not stationary and may turn, as rotations have curvature there.
 
     References: Wilson, Decius & Cross 1955, Molecular Vibrations.
 
@@ -144,7 +144,8 @@ def modes(
         values, reduced, residuals, converged, products = found
         status = found.status
     vectors = Z._matmat(reduced)
-    _check_stationary(H.flat_gradient, flat, values, space)
+    if motions.rotations:
+        _check_stationary(H.flat_gradient, flat, values, space)
     shifted = (vectors / root_masses[:, None]).T
     trees = [space.leaves(space.unflatten(row)) for row in shifted]
     stacked = space.build([torch.stack(leaves) for leaves in zip(*trees, strict=True)])
