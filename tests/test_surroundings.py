@@ -99,6 +99,21 @@ def density():
     return hesse.spectral_density(dense(), generator=seeded()).density
 
 
+def counts(x):
+    return x.exp() - (X - X.mean()).exp() * x
+
+
+def double_well(x):
+    return x[0] ** 4 / 4 - x[0] ** 2 / 2 + 2 * x[1] ** 2
+
+
+def slope_of_argmin():
+    x = hesse.apps.argmin(lambda x, l: ((x - l) ** 2).sum() + (x**4).sum(), X, warm_start=False)
+    with torch.inference_mode(False), torch.enable_grad():
+        l = X.clone().requires_grad_()
+        return torch.autograd.grad(x(l).sum(), l)[0]
+
+
 CALLS = {
     "hvp": lambda: hesse.hvp(quartic, X, X),
     "hessian_operator": lambda: products(hesse.hessian_operator(quartic, X)),
@@ -132,6 +147,18 @@ CALLS = {
     "matrix_function": lambda: hesse.matrix_function("sqrt", dense(), B).value,
     "minimize": lambda: hesse.minimize(quartic, X).x,
     "least_squares": lambda: hesse.least_squares(lambda x: x**2 - 2.0, X).x,
+    "argmin": lambda: slope_of_argmin(),
+    "standard_errors": lambda: hesse.apps.standard_errors(counts, X - X.mean()).covariance,
+    "modes": lambda: hesse.apps.modes(quartic, X, rigid="none").eigenvalues,
+    "saddle": lambda: hesse.apps.saddle(double_well, X[:2] - 1.4, rigid="none").x,
+    "response": lambda: (
+        hesse.apps.response(lambda x, q: ((x - q) ** 2).sum() + (x**4).sum() * 0, X, X).derivative
+    ),
+    "hypergradient": lambda: (
+        hesse.apps.hypergradient(
+            lambda x, l: (x * l).sum(), lambda x, l: ((x - l**2) ** 2).sum(), X**2, X
+        ).gradient
+    ),
 }
 RIGHT = {}
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hesse import testing
+    from hesse import apps, testing
     from hesse.curvature import (
         CurvatureOperator,
         deterministic,
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         LinearOperator,
         aslinearoperator,
         block_diagonal_operator,
+        complement_operator,
         dense_operator,
         diagonal_operator,
         function_operator,
@@ -121,8 +122,10 @@ __all__ = [
     "XDiag",
     "XNysTrace",
     "XTrace",
+    "apps",
     "aslinearoperator",
     "block_diagonal_operator",
+    "complement_operator",
     "count_eigenvalues",
     "dense_operator",
     "deterministic",
@@ -167,8 +170,8 @@ _PACKAGES += ["risk", "curvature", "optimize"]
 
 def __getattr__(name: str) -> Any:
     """A public name, from the package that it lives in."""
-    if name == "testing":
-        return import_module("hesse.testing")
+    if name in ("apps", "testing"):
+        return import_module(f"hesse.{name}")
     if name in __all__:
         for package in map(import_module, (f"hesse.{package}" for package in _PACKAGES)):
             if name in package.__all__:
