@@ -45,7 +45,7 @@ FACTORIES = {
 }
 
 
-@pytest.mark.parametrize("method", ["newton-cg", "trust-cg"])
+@pytest.mark.parametrize("method", ["newton-cg", "trust-cg", "trust-krylov", "cubic"])
 @pytest.mark.parametrize("name", FACTORIES)
 def test_the_minimum_is_that_of_the_hessian(name, method):
     f = risk()

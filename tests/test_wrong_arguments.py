@@ -42,6 +42,7 @@ from hesse.krylov.preconditioners import (
     quasi_newton,
 )
 from hesse.operators import diagonal_operator, function_operator
+from hesse.optimize import Cubic, NewtonCG, TrustCG, TrustKrylov
 from hesse.testing import symmetric_matrix
 
 N = 12
@@ -138,6 +139,10 @@ CASES = {
         "shifts": [1.0, "12", [], [None], [math.nan], [math.inf], torch.ones(2, 2), [1j], {}],
     }),
     "LSMR": (LSMR, {}, {"tikhonov": [*NEGATIVE, None, math.inf]}),
+    "NewtonCG": (NewtonCG, {}, {"max_inner_iterations": [*NOT_COUNTS, None]}),
+    "TrustCG": (TrustCG, {}, {"max_inner_iterations": [*NOT_COUNTS, None]}),
+    "TrustKrylov": (TrustKrylov, {}, {"max_inner_iterations": [*NOT_COUNTS, None]}),
+    "Cubic": (Cubic, {}, {"max_inner_iterations": [*NOT_COUNTS, None]}),
     "GMRES": (GMRES, {}, {"restart": [*NOT_COUNTS, None]}),
     "solve block": (solve, {"A": HIDDEN, "b": torch.ones(N, 2)}, {
         "x0": [torch.ones(N, 3), torch.ones(N), torch.full((N, 2), math.nan), "x0"],

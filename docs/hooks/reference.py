@@ -34,6 +34,7 @@ PACKAGES = [
     "hesse.curvature.sparse",
     "hesse.engine.plan",
     "hesse.optimize",
+    "hesse.optimize.method",
     "hesse.testing",
 ]
 # Shown although their names begin with an underscore: arithmetic, indexing, and what a subclass

@@ -77,7 +77,15 @@ if TYPE_CHECKING:
         kronecker_operator,
         low_rank_operator,
     )
-    from hesse.optimize import HessianFree, OptimizeResult, minimize
+    from hesse.optimize import (
+        Cubic,
+        HessianFree,
+        NewtonCG,
+        OptimizeResult,
+        TrustCG,
+        TrustKrylov,
+        minimize,
+    )
     from hesse.risk import Risk
     from hesse.vectors import Space
 
@@ -86,6 +94,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "BlockCG",
     "CG",
+    "Cubic",
     "CurvatureOperator",
     "Direct",
     "Eigenpairs",
@@ -103,6 +112,7 @@ __all__ = [
     "LinearOperator",
     "MINRES",
     "MultiShiftCG",
+    "NewtonCG",
     "OptimizeResult",
     "Risk",
     "SingularTriplets",
@@ -110,6 +120,8 @@ __all__ = [
     "Space",
     "SpectralDensity",
     "Status",
+    "TrustCG",
+    "TrustKrylov",
     "XDiag",
     "XNysTrace",
     "XTrace",

@@ -23,20 +23,28 @@ from hesse.errors import (
     check_count,
     check_tolerances,
 )
-from hesse.krylov.stopping import ForcingTerm
+from hesse.methods import find_method
 from hesse.operators.algebra import LinearOperator
-from hesse.optimize.armijo import ArmijoSearch
 from hesse.optimize.certificate import Certificate
 from hesse.optimize.criterion import Criterion
+from hesse.optimize.cubic import Cubic
 from hesse.optimize.fixed_mode import in_fixed_mode
 from hesse.optimize.loop import Minimisation, MinimizeState
+from hesse.optimize.method import MinimizeMethod, Setting
 from hesse.optimize.point import Counts, Objective, Point
-from hesse.optimize.proposal import Search
+from hesse.optimize.proposal import LoopDescent, LoopSearch
 from hesse.optimize.result import OptimizeResult
-from hesse.optimize.truncated_newton import TruncatedNewton
-from hesse.optimize.trust_radius import TrustRadius
+from hesse.optimize.truncated_newton import NewtonCG, TrustCG
+from hesse.optimize.trust_krylov import TrustKrylov
 from hesse.progress import Callback, FilePath, Run
 from hesse.vectors.space import Space, Tree
+
+MethodName = Literal["newton-cg", "trust-cg", "trust-krylov", "cubic"]
+
+METHODS: dict[str, MinimizeMethod] = {
+    method.name: method for method in (NewtonCG(), TrustCG(), TrustKrylov(), Cubic())
+}
+"""The methods by name, with their default options."""
 
 Factory = Callable[[Any, Any], LinearOperator]
 """(f, x) -> the curvature of f at x, an approximation of its Hessian."""
@@ -46,13 +54,12 @@ Factory = Callable[[Any, Any], LinearOperator]
 def minimize(
     f: Callable[[Any], Tensor],
     x0: Tree,
-    method: Literal["newton-cg", "trust-cg"] = "newton-cg",
+    method: MethodName | MinimizeMethod = "newton-cg",
     *,
     curvature: Literal["hessian", "ggn"] | Factory = "hessian",
     rtol: float | None = None,
     atol: float = 0.0,
     max_iterations: int = 1000,
-    max_cg_iterations: int = 500,
     max_products: int | None = None,
     max_seconds: float | None = None,
     preconditioner: LinearOperator | None = None,
@@ -61,15 +68,17 @@ def minimize(
     progress: bool = False,
     checkpoint: FilePath = None,
 ) -> OptimizeResult:
-    r"""Minimise a smooth function by a Newton method with conjugate gradients inside.
+    r"""Minimise a smooth function by a Newton method, to a point that is certified as a minimum.
 
-    $$ x_{k+1} = x_k + t_k p_k, \qquad \lVert H_k p_k + g_k \rVert \le \eta_k \lVert g_k \rVert $$
+    $$ x_{k+1} = x_k + p_k, \qquad p_k \approx \arg\min_p\; g_k^T p + \tfrac12 p^T H_k p $$
 
     Args:
         f: scalar function of one argument, or a `Risk`.
         x0: where to start: a tensor or a tree of tensors. Use float64 for high accuracy.
-        method: "newton-cg", truncated Newton steps with a line search; or "trust-cg", within a
-            trust radius (Steihaug), which is more robust where the Hessian is indefinite.
+        method: "newton-cg", truncated Newton steps with a line search; "trust-cg", within a trust
+            radius; "trust-krylov", minima within a trust radius on a Krylov space, which is more
+            robust where the Hessian is indefinite; "cubic", cubic regularisation; or an object
+            with options, such as `TrustKrylov(max_inner_iterations=100)`.
         curvature: "hessian", "ggn" for the Gauss-Newton matrix of a `Risk`, or a function of f and
             x that returns a symmetric operator, such as `fisher_operator` or
             `lambda risk, x: hesse.kfac_operator(risk, x, damping=0.1)`. Value and gradient are
@@ -79,7 +88,6 @@ def minimize(
             at a bad x0 does not loosen the test. Default: rtol 1e-8 in float64 and 1e-4 in
             float32; a gradient that is zero up to rounding is then small too.
         max_iterations: of the outer iteration.
-        max_cg_iterations: of each inner solve.
         max_products, max_seconds: limits of the whole minimisation, kept within the inner solves.
         preconditioner: symmetric positive definite approximation of the inverse curvature.
         mode: how Hessian products are computed, see `hessian_operator`.
@@ -123,11 +131,10 @@ def minimize(
     >>> result.success, bool((result.x - 1.0).abs().max() < 1e-2)
     (True, True)
     """
-    check_choice("method", method, ("newton-cg", "trust-cg"))
+    chosen = find_method(method, METHODS, "compose")
     if not callable(curvature):
         check_choice("curvature", curvature, ("hessian", "ggn"))
     check_count("max_iterations", max_iterations, 0)
-    check_count("max_cg_iterations", max_cg_iterations, 1)
     check_tolerances(rtol=0.0 if rtol is None else rtol, atol=atol)
     limits = Run(
         "minimize",
@@ -139,11 +146,10 @@ def minimize(
     )
     start = _operator(f, x0, curvature, mode, is_fixed=checkpoint is not None)
     run_key = {
-        "method": method,
+        "method": repr(chosen),
         "curvature": curvature if isinstance(curvature, str) else _name(curvature),
         "rtol": rtol,
         "atol": atol,
-        "max_cg_iterations": max_cg_iterations,
         "x0": start.domain.flatten(x0, what="x0"),
     }
     file = Checkpoint(
@@ -151,16 +157,12 @@ def minimize(
     )
     matrix = partial(_made, curvature, f, start.domain) if callable(curvature) else None
     objective = Objective(start if checkpoint is None else start.at(x0), matrix=matrix)
-    state, point, best = _start(objective, x0, file)
+    descent, search = chosen.compose(
+        Setting(preconditioner, lambda: limits.rest(objective.counts.nhev))
+    )
+    state, point, best = _start(objective, x0, file, descent, search)
     criterion = Criterion(
         rtol, atol, objective.space.dtype, state.start_value, state.start_gradient_norm
-    )
-    descent = TruncatedNewton(
-        gradient_tolerance=criterion.tolerance,
-        max_iterations=max_cg_iterations,
-        preconditioner=preconditioner,
-        limits=lambda: limits.rest(objective.counts.nhev),
-        forcing=ForcingTerm(*state.forcing) if state.forcing else None,
     )
     exact = None if curvature == "hessian" else f
     minimisation = Minimisation(
@@ -169,7 +171,7 @@ def minimize(
         point,
         best,
         descent=descent,
-        search=_search(method, point, state),
+        search=search,
         certificate=Certificate(objective, criterion, partial(_hessian, exact), limits),
         limits=limits,
         max_iterations=max_iterations,
@@ -216,11 +218,13 @@ def _made(factory: Factory, f: Any, space: Space, x: Tree) -> LinearOperator:
     return A
 
 
-def _start(objective: Objective, x0: Tree, file: Checkpoint) -> tuple[MinimizeState, Point, Point]:
+def _start(
+    objective: Objective, x0: Tree, file: Checkpoint, descent: LoopDescent, search: LoopSearch
+) -> tuple[MinimizeState, Point, Point]:
     """The state at x0 or that of the file, with its present and its best point."""
     space = objective.space
     x = space.flatten(x0, what="x0").clone()
-    state = MinimizeState(x, x, objective.counts)
+    state = MinimizeState(x, x, objective.counts, search=search.state, descent=descent.state)
     if file.resume(state):
         counts = dict(vars(state.counts))
         best = objective.point(state.best_x)
@@ -238,13 +242,8 @@ def _start(objective: Objective, x0: Tree, file: Checkpoint) -> tuple[MinimizeSt
         )
     state.start_value, state.start_gradient_norm = start.value, start.gradient_norm
     state.start_norm = space.norm(x)
+    search.begin(start, descent)
     return state, start, start
-
-
-def _search(method: str, point: Point, state: MinimizeState) -> Search:
-    if method == "newton-cg":
-        return ArmijoSearch()
-    return TrustRadius(point, radius=state.scalar or None)
 
 
 def _hessian(f: Any, point: Point) -> LinearOperator:

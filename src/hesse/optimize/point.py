@@ -8,7 +8,8 @@ out of the support of a distribution, NaN, overflow) has an infinite value: a se
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -22,6 +23,9 @@ from hesse.operators.algebra import LinearOperator
 from hesse.vectors.space import Space, Tree
 
 T = TypeVar("T")
+
+LONGEST = 1e8
+"""Of a step, relative to max(1, |x|): a line search of 40 halvings then reaches 1e-4."""
 
 # What a function raises where it is not defined. NumPy's and torch's LinAlgError are among them.
 _OUTSIDE_DOMAIN = (ArithmeticError, ValueError, RuntimeError)
@@ -43,6 +47,15 @@ def is_outside_domain(error: Exception) -> bool:
     if isinstance(error, HesseError):
         return isinstance(error, (NonFiniteError, OperatorError))
     return isinstance(error, _OUTSIDE_DOMAIN) and not isinstance(error, _FAULTS)
+
+
+def unit_for(gradient_norm: float) -> float:
+    """What a model is multiplied by where squares of the gradient might under- or overflow.
+
+    >>> unit_for(2.0), unit_for(1e200)
+    (1.0, 1e-200)
+    """
+    return 1.0 if 1e-100 < gradient_norm < 1e100 or gradient_norm == 0.0 else 1.0 / gradient_norm
 
 
 @dataclass
@@ -138,6 +151,15 @@ class Point:
     def counted(self, operator: LinearOperator) -> LinearOperator:
         """Another operator at this point, whose products are counted with those of `curvature`."""
         return _CountingOperator(operator, self._counts)
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Products in this block were counted before: a resumed run takes them again."""
+        before = self._counts.nhev
+        try:
+            yield
+        finally:
+            self._counts.nhev = before
 
     def _attempt(self, compute: Callable[[], T]) -> T | None:
         """The result; None if this is a trial point outside of the domain of f."""

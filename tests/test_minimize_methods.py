@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The methods of `minimize`, each against what it alone promises."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+import hesse
+from hesse.errors import ArgumentError, OperatorError
+from hesse.krylov.preconditioners import jacobi
+from hesse.optimize import Cubic, TrustKrylov, minimize
+from hesse.testing import PeakMemory
+
+DOUBLE = torch.float64
+KRYLOV = ["trust-krylov", "cubic"]
+
+
+def rosenbrock(x):
+    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("method", KRYLOV)
+def test_a_rejected_step_takes_no_product(method):
+    """f is a quadratic with a wall that the model does not see: the first steps are too long."""
+
+    def f(x):
+        return torch.where(x.norm() > 1e-2, torch.inf, 0.5 * (d * x * x).sum() - x.sum())
+
+    d = torch.linspace(1, 9, 40, dtype=DOUBLE)
+    seen = []
+    minimize(
+        f, torch.zeros(40, dtype=DOUBLE), method, max_iterations=6, rtol=1e-8,
+        callback=lambda state: seen.append((state.products, state.value)),
+    )  # fmt: skip
+    rejected = [k for k in range(1, len(seen)) if seen[k][1] == seen[k - 1][1]]
+    again = [k for k in rejected if k - 1 in rejected]
+    assert len(again) >= 2
+    for k in again:
+        assert seen[k][0] == seen[k - 1][0]
+
+
+@pytest.mark.parametrize("method", KRYLOV)
+def test_a_quadratic_is_solved_by_the_products_of_its_eigenvalues(method):
+    d = torch.tensor([1.0, 4.0, 9.0], dtype=DOUBLE).repeat_interleave(20)
+    result = minimize(
+        lambda x: 0.5 * (d * x * x).sum() - x.sum(), torch.ones(60, dtype=DOUBLE), method
+    )
+    assert result.success
+    torch.testing.assert_close(result.x, 1 / d, atol=1e-7, rtol=0)
+    assert result.nhev <= 3 * result.nit + 12
+
+
+@pytest.mark.parametrize("method", KRYLOV)
+def test_scipy_finds_the_same_minimum(method):
+    optimize = pytest.importorskip("scipy.optimize")
+    start = torch.tensor([-1.2, 1.0, 0.5, 2.0], dtype=DOUBLE)
+
+    def f(x):
+        return rosenbrock(x) + torch.cosh(x).sum()
+
+    result = minimize(f, start, method)
+    gradient, hessian = torch.func.grad(f), torch.func.hessian(f)
+    theirs = optimize.minimize(
+        lambda x: float(f(torch.from_numpy(x))), start.numpy(), method="trust-exact",
+        jac=lambda x: gradient(torch.from_numpy(x)).numpy(),
+        hess=lambda x: hessian(torch.from_numpy(x)).numpy(), options={"gtol": 1e-10},
+    )  # fmt: skip
+    assert result.success
+    assert result.fun == pytest.approx(theirs.fun, rel=1e-13)
+    torch.testing.assert_close(result.x, torch.from_numpy(theirs.x), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("method", KRYLOV)
+def test_a_preconditioner_saves_products(method):
+    d = torch.logspace(0, 6, 400, dtype=DOUBLE)
+
+    def f(x):
+        return 0.5 * (d * x * x).sum() + torch.cos(x - 1).sum() + 0.1 * x.sum() ** 2
+
+    start = torch.full((400,), 2.0, dtype=DOUBLE)
+    plain = minimize(f, start, method)
+    M = jacobi(hesse.hessian_operator(f, start), probes=2, generator=seeded())
+    better = minimize(f, start, method, preconditioner=M)
+    assert plain.success
+    assert better.success
+    assert better.fun == pytest.approx(plain.fun, rel=1e-12)
+    assert better.nhev < 0.5 * plain.nhev
+
+
+@pytest.mark.parametrize("method", KRYLOV)
+def test_a_preconditioner_that_is_not_positive_definite_is_refused(method):
+    M = -1.0 * hesse.identity_operator(2, dtype=DOUBLE)
+    with pytest.raises(OperatorError, match="positive definite preconditioner"):
+        minimize(rosenbrock, torch.zeros(2, dtype=DOUBLE), method, preconditioner=M)
+
+
+@pytest.mark.parametrize("method", KRYLOV)
+def test_a_singular_hessian_with_a_line_of_minima(method):
+    result = minimize(
+        lambda x: (x[0] ** 2 + x[1] ** 2 - 1) ** 2 + (x[2] - x[3]) ** 2,
+        torch.tensor([2.0, 1.0, 3.0, -1.0], dtype=DOUBLE), method,
+    )  # fmt: skip
+    assert result.success
+    assert result.fun == pytest.approx(0.0, abs=1e-14)
+
+
+@pytest.mark.parametrize("method", [TrustKrylov(), Cubic()])
+def test_a_method_is_an_object_with_options(method):
+    start = torch.tensor([-1.2, 1.0], dtype=DOUBLE)
+    assert minimize(rosenbrock, start, method).nhev == minimize(rosenbrock, start, method.name).nhev
+    seen = []
+    few = type(method)(max_inner_iterations=3)
+    minimize(
+        rosenbrock, start.repeat(5), few, max_iterations=30, rtol=1e-8,
+        callback=lambda state: seen.append(state.products),
+    )  # fmt: skip
+    assert max(b - a for a, b in pairwise(seen)) == 3
+    with pytest.raises(ArgumentError, match="max_inner_iterations"):
+        type(method)(max_inner_iterations=0)
+    with pytest.raises(ArgumentError, match="instance of"):
+        minimize(rosenbrock, start, type(method))
+
+
+@pytest.mark.parametrize("method", KRYLOV)
+def test_the_vectors_are_bounded(method, monkeypatch):
+    """A basis without room: trust-krylov goes on with CG, cubic takes the best step on it."""
+    from hesse.optimize import krylov_descent
+
+    n = 100_000
+    monkeypatch.setattr(krylov_descent, "_ENTRIES", 0)
+    d = torch.logspace(0, 3, n, dtype=DOUBLE)
+
+    def f(x):
+        return 0.5 * (d * x * x).sum() - x.sum()
+
+    with PeakMemory() as memory:
+        result = minimize(f, torch.zeros(n, dtype=DOUBLE), method, max_products=400)
+    assert memory.peak <= 60 * 8 * n
+    if method == "trust-krylov":
+        assert float(result.jac.norm()) < 1e-3 * n**0.5
