@@ -5,11 +5,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import hesse
 from hesse.errors import ArgumentError, OperatorError
 from hesse.krylov.preconditioners import jacobi
-from hesse.optimize import Cubic, TrustKrylov, minimize
+from hesse.optimize import LBFGS, Cubic, TrustKrylov, minimize
 from hesse.testing import PeakMemory
 
 DOUBLE = torch.float64
@@ -143,3 +145,118 @@ def test_the_vectors_are_bounded(method, monkeypatch):
     assert memory.peak <= 60 * 8 * n
     if method == "trust-krylov":
         assert float(result.jac.norm()) < 1e-3 * n**0.5
+
+
+# -- lbfgs -----------------------------------------------------------------------------------------
+
+
+def test_lbfgs_takes_no_products_before_the_certificate():
+    seen = []
+    result = minimize(
+        rosenbrock, torch.tensor([-1.2, 1.0] * 10, dtype=DOUBLE), "lbfgs", rtol=1e-8,
+        callback=lambda state: seen.append(state.products),
+    )  # fmt: skip
+    assert result.success
+    assert seen[-2] == 0
+    assert result.nhev <= 21  # the certificate: ten, and ten for the decrease of the model
+    assert result.njev <= 2 * result.nit
+
+
+def test_lbfgs_steps_are_those_of_dense_bfgs():
+    """With room for all pairs M is that of BFGS, updated from a multiple of the identity."""
+    from hesse.optimize.lbfgs import QuasiNewton
+    from hesse.optimize.point import Objective
+
+    f, points = torch.cosh, seeded()
+    descent = QuasiNewton(memory=10)
+    x = torch.randn(5, dtype=DOUBLE, generator=points)
+    objective = Objective(hesse.hessian_operator(lambda x: f(x).sum() + x.sum() ** 2, x))
+    pairs, last = [], None
+    for _ in range(4):
+        point = objective.point(x)
+        step = descent.propose(point, 0.0).best.step
+        if last is not None:
+            pairs.append((point.x - last.x, point.gradient - last.gradient))
+            s, y = pairs[-1]
+            M = (s @ y) / (y @ y) * torch.eye(5, dtype=DOUBLE)
+            for s, y in pairs:
+                V = torch.eye(5, dtype=DOUBLE) - torch.outer(s, y) / (s @ y)
+                M = V @ M @ V.T + torch.outer(s, s) / (s @ y)
+            torch.testing.assert_close(step, -M @ point.gradient)
+        last, x = point, x + 0.3 * step
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.1, 30.0), st.floats(-3.0, 3.0), st.floats(1e-3, 1e3))
+def test_the_accepted_length_satisfies_the_strong_wolfe_conditions(a, b, scale):
+    from hesse.optimize.point import Objective
+    from hesse.optimize.proposal import Candidate, Proposal
+    from hesse.optimize.wolfe import StrongWolfeSearch
+
+    def f(x):
+        return (a * x**4 / 4 + b * x**2 + torch.cos(3 * x) - x).sum()
+
+    x = torch.zeros(1, dtype=DOUBLE)
+    objective = Objective(hesse.hessian_operator(f, x))
+    point = objective.point(x)
+    step = scale * torch.ones(1, dtype=DOUBLE)
+    found = StrongWolfeSearch().judge(objective, point, Proposal(Candidate(step, -1.0)))
+    assert found is not None
+    slope = point.gradient @ step
+    assert found.value <= point.value + 1e-4 * float(point.gradient @ (found.x - x)) + 1e-12
+    assert abs(found.gradient @ step) <= 0.9 * abs(slope)
+
+
+def test_lbfgs_takes_options():
+    start = torch.tensor([-1.2, 1.0] * 5, dtype=DOUBLE)
+    assert (
+        minimize(rosenbrock, start, LBFGS(memory=2)).nit > minimize(rosenbrock, start, LBFGS()).nit
+    )
+    with pytest.raises(ArgumentError, match="memory"):
+        LBFGS(memory=0)
+
+
+# -- newton-minres ---------------------------------------------------------------------------------
+
+
+def test_a_singular_system_without_a_solution_is_a_step_of_least_residual():
+    """f has a flat direction along which it falls: g is not in the range of H."""
+
+    def f(x):  # minimal at x = (1, log 2), but the Hessian at the start is diag(2, 0)
+        return (x[0] - 1) ** 2 + torch.where(x[1] < 0, -x[1], torch.cosh(x[1] - 1)).sum()
+
+    result = minimize(f, torch.tensor([5.0, -3.0], dtype=DOUBLE), "newton-minres")
+    assert result.success
+    torch.testing.assert_close(result.x, torch.ones(2, dtype=DOUBLE), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_truncated_minres_descends_and_knows_the_curvature(seed):
+    """Either kind of step: g'p < 0; and the curvature along the direction is that of a product."""
+    generator = seeded(seed)
+    A = torch.randn(30, 30, dtype=DOUBLE, generator=generator)
+    A, g = A + A.T, torch.randn(30, dtype=DOUBLE, generator=generator)
+    for shift in (0.0, 12.0, 20.0):
+        H = A + shift * torch.eye(30, dtype=DOUBLE)
+        solution = hesse.solve(H, -g, hesse.MINRES(truncated=True), rtol=0.1)
+        if solution.direction is None:
+            assert float(torch.linalg.eigvalsh(H)[0]) > 0 or solution.residual_norm < 0.1 * g.norm()
+            assert float(g @ solution.x) < 0
+        else:
+            p = solution.direction
+            assert float(g @ p) == pytest.approx(-float(p @ p), rel=1e-6)
+            assert solution.curvature == pytest.approx(float(p @ H @ p), rel=1e-6, abs=1e-9)
+            assert solution.curvature <= 0.0
+            assert float(torch.linalg.eigvalsh(H)[0]) <= 0.0
+
+
+def test_minres_leaves_a_rank_deficient_valley_at_superlinear_speed():
+    """A least-squares problem with more unknowns than equations: H is singular everywhere."""
+    B = torch.randn(5, 20, dtype=DOUBLE, generator=seeded())
+    result = minimize(
+        lambda x: (torch.tanh(B @ x / 5) - 0.1).square().sum(),
+        torch.ones(20, dtype=DOUBLE) / 7, "newton-minres",
+    )  # fmt: skip
+    assert result.success
+    assert result.fun < 1e-15
+    assert result.nit <= 15

@@ -26,6 +26,7 @@ from hesse.krylov import (
     GMRES,
     LOBPCG,
     LSMR,
+    MINRES,
     Lanczos,
     MultiShiftCG,
     eigsh,
@@ -42,7 +43,7 @@ from hesse.krylov.preconditioners import (
     quasi_newton,
 )
 from hesse.operators import diagonal_operator, function_operator
-from hesse.optimize import Cubic, NewtonCG, TrustCG, TrustKrylov
+from hesse.optimize import LBFGS, Cubic, NewtonCG, NewtonMINRES, TrustCG, TrustKrylov
 from hesse.testing import symmetric_matrix
 
 N = 12
@@ -143,6 +144,9 @@ CASES = {
     "TrustCG": (TrustCG, {}, {"max_inner_iterations": [*NOT_COUNTS, None]}),
     "TrustKrylov": (TrustKrylov, {}, {"max_inner_iterations": [*NOT_COUNTS, None]}),
     "Cubic": (Cubic, {}, {"max_inner_iterations": [*NOT_COUNTS, None]}),
+    "NewtonMINRES": (NewtonMINRES, {}, {"max_inner_iterations": [*NOT_COUNTS, None]}),
+    "MINRES": (MINRES, {}, {"truncated": [None, 1, torch.ones(2)]}),
+    "LBFGS": (LBFGS, {}, {"memory": [*NOT_COUNTS, None]}),
     "GMRES": (GMRES, {}, {"restart": [*NOT_COUNTS, None]}),
     "solve block": (solve, {"A": HIDDEN, "b": torch.ones(N, 2)}, {
         "x0": [torch.ones(N, 3), torch.ones(N), torch.full((N, 2), math.nan), "x0"],

@@ -78,9 +78,11 @@ if TYPE_CHECKING:
         low_rank_operator,
     )
     from hesse.optimize import (
+        LBFGS,
         Cubic,
         HessianFree,
         NewtonCG,
+        NewtonMINRES,
         OptimizeResult,
         TrustCG,
         TrustKrylov,
@@ -105,6 +107,7 @@ __all__ = [
     "HutchPP",
     "Hutchinson",
     "KernelPolynomial",
+    "LBFGS",
     "LOBPCG",
     "LSMR",
     "Lanczos",
@@ -113,6 +116,7 @@ __all__ = [
     "MINRES",
     "MultiShiftCG",
     "NewtonCG",
+    "NewtonMINRES",
     "OptimizeResult",
     "Risk",
     "SingularTriplets",

@@ -10,7 +10,9 @@ of the two; as the argument of `minimize` it is an object, such as `TrustKrylov(
 
 from hesse.optimize.cubic import Cubic
 from hesse.optimize.hessian_free import HessianFree
+from hesse.optimize.lbfgs import LBFGS
 from hesse.optimize.minimize import minimize
+from hesse.optimize.newton_minres import NewtonMINRES
 from hesse.optimize.result import OptimizeResult
 from hesse.optimize.truncated_newton import NewtonCG, TrustCG
 from hesse.optimize.trust_krylov import TrustKrylov
@@ -18,7 +20,9 @@ from hesse.optimize.trust_krylov import TrustKrylov
 __all__ = [
     "Cubic",
     "HessianFree",
+    "LBFGS",
     "NewtonCG",
+    "NewtonMINRES",
     "OptimizeResult",
     "TrustCG",
     "TrustKrylov",

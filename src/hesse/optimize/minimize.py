@@ -29,8 +29,10 @@ from hesse.optimize.certificate import Certificate
 from hesse.optimize.criterion import Criterion
 from hesse.optimize.cubic import Cubic
 from hesse.optimize.fixed_mode import in_fixed_mode
+from hesse.optimize.lbfgs import LBFGS
 from hesse.optimize.loop import Minimisation, MinimizeState
 from hesse.optimize.method import MinimizeMethod, Setting
+from hesse.optimize.newton_minres import NewtonMINRES
 from hesse.optimize.point import Counts, Objective, Point
 from hesse.optimize.proposal import LoopDescent, LoopSearch
 from hesse.optimize.result import OptimizeResult
@@ -39,10 +41,11 @@ from hesse.optimize.trust_krylov import TrustKrylov
 from hesse.progress import Callback, FilePath, Run
 from hesse.vectors.space import Space, Tree
 
-MethodName = Literal["newton-cg", "trust-cg", "trust-krylov", "cubic"]
+MethodName = Literal["newton-cg", "trust-cg", "trust-krylov", "cubic", "lbfgs", "newton-minres"]
 
 METHODS: dict[str, MinimizeMethod] = {
-    method.name: method for method in (NewtonCG(), TrustCG(), TrustKrylov(), Cubic())
+    method.name: method
+    for method in (NewtonCG(), TrustCG(), TrustKrylov(), Cubic(), LBFGS(), NewtonMINRES())
 }
 """The methods by name, with their default options."""
 
@@ -77,8 +80,9 @@ def minimize(
         x0: where to start: a tensor or a tree of tensors. Use float64 for high accuracy.
         method: "newton-cg", truncated Newton steps with a line search; "trust-cg", within a trust
             radius; "trust-krylov", minima within a trust radius on a Krylov space, which is more
-            robust where the Hessian is indefinite; "cubic", cubic regularisation; or an object
-            with options, such as `TrustKrylov(max_inner_iterations=100)`.
+            robust where the Hessian is indefinite; "cubic", cubic regularisation; "lbfgs", which
+            takes no products; "newton-minres", for singular Hessians; or an object with options,
+            such as `TrustKrylov(max_inner_iterations=100)`.
         curvature: "hessian", "ggn" for the Gauss-Newton matrix of a `Risk`, or a function of f and
             x that returns a symmetric operator, such as `fisher_operator` or
             `lambda risk, x: hesse.kfac_operator(risk, x, damping=0.1)`. Value and gradient are

@@ -113,7 +113,8 @@ class TruncatedNewton(LoopDescent):
         if solution.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
         if solution.iterations == 0 and solution.direction is not None:
-            candidate = along_negative_curvature(point, solution.direction)
+            p = solution.direction
+            candidate = along_negative_curvature(point, p, point.curvature._curvature(p))
         else:
             candidate = shortened(point, Candidate(solution.x, solution.model_value / unit))
         inside = math.isinf(scalar) or point.space.norm(candidate.step) < 0.99 * scalar
@@ -144,13 +145,12 @@ def shortened(point: Point, candidate: Candidate) -> Candidate:
 def along_gradient(point: Point) -> Candidate:
     """A step along the gradient, as long as x."""
     t = max(1.0, point.space.norm(point.x)) / point.gradient_norm
-    return Candidate(-t * point.gradient, -t * point.gradient_norm**2)
+    return Candidate(-t * point.gradient, -t * point.gradient_norm * point.gradient_norm)
 
 
-def along_negative_curvature(point: Point, p: Tensor) -> Candidate:
+def along_negative_curvature(point: Point, p: Tensor, curvature: float) -> Candidate:
     """A step along p with p'Hp <= 0, of the length that Newton's has for curvature |p'Hp|."""
-    space = point.space
-    slope, curvature = space.inner(point.gradient, p), point.curvature._curvature(p)
+    space, slope = point.space, point.space.inner(point.gradient, p)
     length = abs(slope) / abs(curvature) if curvature != 0.0 else math.inf
     length = min(length, max(1.0, space.norm(point.x)) / space.norm(p))
     return Candidate(length * p, length * slope + 0.5 * length**2 * curvature)
