@@ -11,6 +11,7 @@ from typing import ClassVar
 from hesse.errors import ArgumentError, check_count
 from hesse.methods import Hyperparameters
 from hesse.operators.algebra import LinearOperator
+from hesse.optimize.box import Box
 from hesse.optimize.proposal import LoopDescent, LoopSearch
 from hesse.progress import Run
 
@@ -22,6 +23,8 @@ class Setting:
     preconditioner: LinearOperator | None
     limits: Callable[[], Run]
     """The limits of an inner solve that begins now."""
+    box: Box | None = None
+    """The bounds, if there are some."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,13 +37,18 @@ class MinimizeMethod(Hyperparameters, ABC):
     def compose(self, setting: Setting) -> tuple[LoopDescent, LoopSearch]:
         """A descent and a search for one minimisation."""
 
-    def _refuse_preconditioner(self, setting: Setting) -> None:
-        """Raise if a preconditioner was given, for which the method has no use."""
-        if setting.preconditioner is not None:
+    @property
+    def takes_bounds(self) -> bool:
+        """Whether its steps keep within the bounds of the setting."""
+        return False
+
+    def check_bounds(self, box: Box | None) -> None:
+        """Raise if bounds were given and it does not keep within them."""
+        if box is not None and not self.takes_bounds:
             raise ArgumentError(
-                expected=f"no preconditioner with method={self.name!r}",
-                got=str(setting.preconditioner),
-                remedy="Leave it out, or take method='trust-krylov'.",
+                expected="a method that keeps within bounds: 'trust-cg'",
+                got=repr(self),
+                remedy="Take method='trust-cg', or leave method out.",
             )
 
 

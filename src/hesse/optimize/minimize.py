@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from hesse.boundary import public
+from hesse.boundary import public, warn
 from hesse.checkpoint import Checkpoint
 from hesse.curvature.gauss_newton import ggn_operator
 from hesse.curvature.hessian import HessianMode, hessian_operator
@@ -25,6 +25,7 @@ from hesse.errors import (
 )
 from hesse.methods import find_method
 from hesse.operators.algebra import LinearOperator
+from hesse.optimize.box import Box
 from hesse.optimize.certificate import Certificate
 from hesse.optimize.criterion import Criterion
 from hesse.optimize.cubic import Cubic
@@ -41,11 +42,14 @@ from hesse.optimize.trust_krylov import TrustKrylov
 from hesse.progress import Callback, FilePath, Run
 from hesse.vectors.space import Space, Tree
 
-MethodName = Literal["newton-cg", "trust-cg", "trust-krylov", "cubic", "lbfgs", "newton-minres"]
+MethodName = Literal[
+    "auto", "newton-cg", "trust-cg", "trust-krylov", "cubic", "lbfgs", "newton-minres"
+]
 
+_ALL = NewtonCG(), TrustCG(), TrustKrylov(), Cubic(), LBFGS(), NewtonMINRES()
 METHODS: dict[str, MinimizeMethod] = {
-    method.name: method
-    for method in (NewtonCG(), TrustCG(), TrustKrylov(), Cubic(), LBFGS(), NewtonMINRES())
+    "auto": NewtonCG(),
+    **{method.name: method for method in _ALL},
 }
 """The methods by name, with their default options."""
 
@@ -57,8 +61,9 @@ Factory = Callable[[Any, Any], LinearOperator]
 def minimize(
     f: Callable[[Any], Tensor],
     x0: Tree,
-    method: MethodName | MinimizeMethod = "newton-cg",
+    method: MethodName | MinimizeMethod = "auto",
     *,
+    bounds: Any = None,
     curvature: Literal["hessian", "ggn"] | Factory = "hessian",
     rtol: float | None = None,
     atol: float = 0.0,
@@ -78,11 +83,17 @@ def minimize(
     Args:
         f: scalar function of one argument, or a `Risk`.
         x0: where to start: a tensor or a tree of tensors. Use float64 for high accuracy.
-        method: "newton-cg", truncated Newton steps with a line search; "trust-cg", within a trust
+        method: "auto", newton-cg, or trust-cg where there are bounds; "newton-cg", truncated Newton
+            steps with a line search; "trust-cg", within a trust
             radius; "trust-krylov", minima within a trust radius on a Krylov space, which is more
             robust where the Hessian is indefinite; "cubic", cubic regularisation; "lbfgs", which
             takes no products; "newton-minres", for singular Hessians; or an object with options,
             such as `TrustKrylov(max_inner_iterations=100)`.
+        bounds: a pair (lower, upper) of numbers, tensors or trees like x0, or None, or a
+            `scipy.optimize.Bounds`. With "auto" and "trust-cg". f is evaluated within them only;
+            an x0 outside of them is projected, with a warning. The gradient is then, in all that
+            follows, the projected one: without what would move a variable out of its bound. The
+            curvature is that of the variables that are free.
         curvature: "hessian", "ggn" for the Gauss-Newton matrix of a `Risk`, or a function of f and
             x that returns a symmetric operator, such as `fisher_operator` or
             `lambda risk, x: hesse.kfac_operator(risk, x, damping=0.1)`. Value and gradient are
@@ -136,6 +147,10 @@ def minimize(
     (True, True)
     """
     chosen = find_method(method, METHODS, "compose")
+    box, x0 = _box(bounds, x0)
+    if box is not None and method == "auto":
+        chosen = TrustCG()
+    chosen.check_bounds(box)
     if not callable(curvature):
         check_choice("curvature", curvature, ("hessian", "ggn"))
     check_count("max_iterations", max_iterations, 0)
@@ -155,14 +170,16 @@ def minimize(
         "rtol": rtol,
         "atol": atol,
         "x0": start.domain.flatten(x0, what="x0"),
+        "lower": None if box is None else box.lower,
+        "upper": None if box is None else box.upper,
     }
     file = Checkpoint(
         limits.checkpoint, start, function="minimize", **run_key, preconditioner=preconditioner
     )
     matrix = partial(_made, curvature, f, start.domain) if callable(curvature) else None
-    objective = Objective(start if checkpoint is None else start.at(x0), matrix=matrix)
+    objective = Objective(start if checkpoint is None else start.at(x0), matrix=matrix, box=box)
     descent, search = chosen.compose(
-        Setting(preconditioner, lambda: limits.rest(objective.counts.nhev))
+        Setting(preconditioner, lambda: limits.rest(objective.counts.nhev), box)
     )
     state, point, best = _start(objective, x0, file, descent, search)
     criterion = Criterion(
@@ -182,6 +199,20 @@ def minimize(
         checkpoint=file,
     )
     return _run(minimisation, limits)
+
+
+def _box(bounds: Any, x0: Tree) -> tuple[Box | None, Tree]:
+    """The bounds, if there are some, and x0 within them."""
+    if bounds is None:
+        return None, x0
+    space = Space.of(x0, what="x0")
+    box, x = Box.of(bounds, space), space.flatten(x0, what="x0")
+    projected = box.project(x)
+    moved = space.norm(projected - x)
+    if not moved > 0.0:
+        return box, x0
+    warn(f"x0 is outside of the bounds; the start is {moved:.3g} away, within them.")
+    return box, space.unflatten(projected)
 
 
 # The modes that one of a fixed kind is taken from, the first that works.

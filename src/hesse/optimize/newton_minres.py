@@ -46,7 +46,7 @@ class NewtonMINRES(IterativeMethod):
     >>> import hesse, torch
     >>> x = torch.tensor([3.0, 1.0], dtype=torch.float64)
     >>> round(hesse.minimize(lambda x: (x.sum() - 1) ** 4 + x.sum(), x, NewtonMINRES()).fun, 6)
-    0.527529
+    0.52753
     """
 
     name: ClassVar[str] = "newton-minres"

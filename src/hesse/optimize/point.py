@@ -20,6 +20,7 @@ from torch import Tensor
 from hesse.curvature.operator import CurvatureOperator
 from hesse.errors import HesseError, NonFiniteError, OperatorError
 from hesse.operators.algebra import LinearOperator
+from hesse.optimize.box import Box, Masked
 from hesse.vectors.space import Space, Tree
 
 T = TypeVar("T")
@@ -94,6 +95,7 @@ class Point:
         counts: where evaluations are counted.
         is_trial: whether a search may reject it: an error of f is then an infinite value.
         matrix: makes the curvature, where that is another operator.
+        box: the bounds on x, if there are some.
     """
 
     def __init__(
@@ -104,9 +106,10 @@ class Point:
         *,
         is_trial: bool = True,
         matrix: Callable[[], LinearOperator] | None = None,
+        box: Box | None = None,
     ) -> None:
         self.x, self._curvature, self._counts = x, curvature, counts
-        self._is_trial, self._matrix = is_trial, matrix
+        self._is_trial, self._matrix, self.box = is_trial, matrix, box
 
     @property
     def space(self) -> Space:
@@ -139,14 +142,33 @@ class Point:
         return self._curvature.flat_gradient
 
     @cached_property
+    def free(self) -> Tensor | None:
+        """Which variables may move downhill within their bounds; None without bounds."""
+        return None if self.box is None else self.box.free(self.x, self.gradient)
+
+    @property
+    def projected_gradient(self) -> Tensor:
+        """The gradient along the variables that are free; zero at a minimum within bounds."""
+        return self.gradient if self.free is None else self.gradient * self.free
+
+    @cached_property
+    def num_free(self) -> int:
+        """How many variables are free."""
+        return self.space.n if self.free is None else int(self.free.sum())
+
+    @cached_property
     def gradient_norm(self) -> float:
-        """|grad f(x)|."""
-        return self.space.norm(self.gradient)
+        """The norm of the (projected) gradient."""
+        return self.space.norm(self.projected_gradient)
 
     @cached_property
     def curvature(self) -> LinearOperator:
         """The curvature as an operator that counts its products."""
         return self.counted(self._curvature if self._matrix is None else self._matrix())
+
+    def reduced(self, operator: LinearOperator) -> LinearOperator:
+        """An operator on the variables that are free, zero on the others."""
+        return operator if self.free is None else Masked(operator, self.free)
 
     def counted(self, operator: LinearOperator) -> LinearOperator:
         """Another operator at this point, whose products are counted with those of `curvature`."""
@@ -182,6 +204,7 @@ class Objective:
         curvature: the curvature operator at one point; its `at` gives those at others.
         counts: where evaluations are counted; default: new counts.
         matrix: x -> the curvature at a point, a tree, where that is another operator.
+        box: bounds, to which points are projected.
     """
 
     def __init__(
@@ -189,19 +212,23 @@ class Objective:
         curvature: CurvatureOperator,
         counts: Counts | None = None,
         matrix: Callable[[Tree], LinearOperator] | None = None,
+        box: Box | None = None,
     ) -> None:
-        self._start, self._matrix = curvature, matrix
+        self._start, self._matrix, self.box = curvature, matrix, box
         self.space: Space = curvature.domain
         self.counts = counts or Counts()
 
     def start(self, x: Tensor) -> Point:
         """The point of the given curvature operator; an error of f there is the caller's."""
-        return Point(x, self._start, self.counts, is_trial=False, matrix=self._matrix_at(x))
+        return Point(
+            x, self._start, self.counts, is_trial=False, matrix=self._matrix_at(x), box=self.box
+        )
 
     def point(self, x: Tensor) -> Point:
         """Another point; nothing is computed before it is asked for."""
+        x = x if self.box is None else self.box.project(x)
         there = self._start.at(self.space.unflatten(x))
-        return Point(x, there, self.counts, matrix=self._matrix_at(x))
+        return Point(x, there, self.counts, matrix=self._matrix_at(x), box=self.box)
 
     def _matrix_at(self, x: Tensor) -> Callable[[], LinearOperator] | None:
         matrix = self._matrix

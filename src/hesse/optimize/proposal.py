@@ -80,7 +80,7 @@ class LoopDescent(ABC):
     def first_curvature(self, point: Point) -> float:
         """d'Hd along the (preconditioned) gradient, in whose norm |d| = 1. One product."""
         unit = 1.0 / (point.gradient_norm or 1.0)
-        return point.curvature._curvature(unit * point.gradient)
+        return point.curvature._curvature(unit * point.projected_gradient)
 
     def rejected(self) -> None:  # noqa: B027
         """The search rejected the last proposal."""
