@@ -260,3 +260,91 @@ def test_minres_leaves_a_rank_deficient_valley_at_superlinear_speed():
     assert result.success
     assert result.fun < 1e-15
     assert result.nit <= 15
+
+
+# -- newton-direct ---------------------------------------------------------------------------------
+
+
+def dense(f, x):
+    return hesse.dense_operator(torch.func.hessian(f)(x))
+
+
+def wood(x):
+    return (
+        100 * (x[0] ** 2 - x[1]) ** 2
+        + (x[0] - 1) ** 2
+        + 90 * (x[2] ** 2 - x[3]) ** 2
+        + (x[2] - 1) ** 2
+        + 10.1 * ((x[1] - 1) ** 2 + (x[3] - 1) ** 2)
+        + 19.8 * (x[1] - 1) * (x[3] - 1)
+    )
+
+
+DIRECT = {  # function, start, minimum
+    "rosenbrock": (rosenbrock, [-1.2, 1.0], 0.0),
+    "wood": (wood, [-3.0, -1.0, -3.0, -1.0], 0.0),
+    "saddle on a line": (lambda x: x[0] ** 2 - x[1] ** 2 + x[1] ** 4, [1.0, 0.0], -0.25),
+    "maximum": (lambda x: torch.cos(x).sum(), [0.0, 0.0, 0.0], -3.0),
+    "singular": (lambda x: (x[0] + x[1] - 1) ** 2 + (x[0] + x[1]) ** 4, [2.0, 3.0], 0.2890),
+    "indefinite": (lambda x: ((x**2 - 1) ** 2).sum() + 0.1 * x.sum(), [0.1, -0.1, 0.2], None),
+}
+
+
+@pytest.mark.parametrize("curvature", [dense, hesse.sparse_hessian_operator])
+@pytest.mark.parametrize("name", DIRECT)
+def test_newton_direct_finds_the_minimum(name, curvature):
+    f, start, lowest = DIRECT[name]
+    start = torch.tensor(start, dtype=DOUBLE)
+    result = minimize(f, start, "newton-direct", curvature=curvature)
+    assert result.success, result.message
+    assert float(torch.linalg.eigvalsh(torch.func.hessian(f)(result.x))[0]) > -1e-6
+    if lowest is not None:
+        assert result.fun == pytest.approx(lowest, abs=1e-3 if name == "singular" else 1e-9)
+
+
+@pytest.mark.parametrize("radius", [1e-3, 0.5, 20.0])
+@pytest.mark.parametrize("shift", [-5.0, 0.0, 15.0])
+def test_a_direct_step_is_nearly_the_minimum_in_the_ball(shift, radius):
+    """Against the secular equation in the eigenbasis: a tenth of the radius is left to chance."""
+    from hesse.krylov.secular import within_ball
+    from hesse.optimize.newton_direct import FactorisedNewton
+    from hesse.optimize.point import Objective
+
+    A = torch.randn(12, 12, dtype=DOUBLE, generator=seeded())
+    H = A + A.T + shift * torch.eye(12, dtype=DOUBLE)
+    g = torch.randn(12, dtype=DOUBLE, generator=seeded(1))
+    values, vectors = torch.linalg.eigh(H)
+    for slope in (g, g - vectors[:, 0] * (vectors[:, 0] @ g)):  # the second is the hard case
+
+        def f(x, slope=slope):
+            return 0.5 * x @ H @ x + slope @ x
+
+        x = torch.zeros(12, dtype=DOUBLE)
+        objective = Objective(
+            hesse.hessian_operator(f, x), matrix=lambda _: hesse.dense_operator(H)
+        )
+        best = FactorisedNewton().propose(objective.point(x), radius).best
+        c = (vectors.T @ slope).numpy()
+        y, _ = within_ball(values.numpy(), c, radius)
+        lowest = float(c @ y + 0.5 * y @ (values.numpy() * y))
+        assert float(best.step.norm()) <= 1.1 * radius * (1 + 1e-12)
+        assert best.predicted == pytest.approx(float(f(best.step)), rel=1e-8)
+        assert best.predicted <= 0.75 * lowest
+
+
+def test_newton_direct_of_a_chain_takes_one_factorisation_a_point():
+    def f(x):
+        return ((x[1:] - x[:-1]) ** 2 + 0.1 * torch.cosh(x[1:] - 1)).sum() + x[0] ** 2
+
+    start = torch.zeros(2000, dtype=DOUBLE)
+    result = minimize(f, start, "newton-direct", curvature=hesse.sparse_hessian_operator)
+    assert result.success
+    assert result.nit <= 10
+    assert result.nhev <= 40  # of the first radius and the certificate
+    other = minimize(f, start, "trust-krylov")
+    assert result.fun == pytest.approx(other.fun, rel=1e-13)
+
+
+def test_newton_direct_without_an_exact_inverse_is_refused():
+    with pytest.raises(OperatorError, match="sparse_hessian_operator"):
+        minimize(rosenbrock, torch.zeros(3, dtype=DOUBLE), "newton-direct")

@@ -35,6 +35,7 @@ PACKAGES = [
     "hesse.engine.plan",
     "hesse.optimize",
     "hesse.optimize.method",
+    "hesse.scipy",
     "hesse.testing",
 ]
 # Shown although their names begin with an underscore: arithmetic, indexing, and what a subclass

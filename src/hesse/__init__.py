@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hesse import scipy as scipy
     from hesse import testing
     from hesse.curvature import (
         CurvatureOperator,
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
         Cubic,
         HessianFree,
         NewtonCG,
+        NewtonDirect,
         NewtonMINRES,
         OptimizeResult,
         TrustCG,
@@ -116,6 +118,7 @@ __all__ = [
     "MINRES",
     "MultiShiftCG",
     "NewtonCG",
+    "NewtonDirect",
     "NewtonMINRES",
     "OptimizeResult",
     "Risk",
@@ -173,8 +176,8 @@ _PACKAGES += ["risk", "curvature", "optimize"]
 
 def __getattr__(name: str) -> Any:
     """A public name, from the package that it lives in."""
-    if name == "testing":
-        return import_module("hesse.testing")
+    if name in ("testing", "scipy"):
+        return import_module(f"hesse.{name}")
     if name in __all__:
         for package in map(import_module, (f"hesse.{package}" for package in _PACKAGES)):
             if name in package.__all__:

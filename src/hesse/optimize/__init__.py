@@ -12,6 +12,7 @@ from hesse.optimize.cubic import Cubic
 from hesse.optimize.hessian_free import HessianFree
 from hesse.optimize.lbfgs import LBFGS
 from hesse.optimize.minimize import minimize
+from hesse.optimize.newton_direct import NewtonDirect
 from hesse.optimize.newton_minres import NewtonMINRES
 from hesse.optimize.result import OptimizeResult
 from hesse.optimize.truncated_newton import NewtonCG, TrustCG
@@ -22,6 +23,7 @@ __all__ = [
     "HessianFree",
     "LBFGS",
     "NewtonCG",
+    "NewtonDirect",
     "NewtonMINRES",
     "OptimizeResult",
     "TrustCG",

@@ -15,6 +15,7 @@ from hesse.checkpoint import Checkpoint
 from hesse.curvature.gauss_newton import ggn_operator
 from hesse.curvature.hessian import HessianMode, hessian_operator
 from hesse.curvature.operator import CurvatureOperator
+from hesse.curvature.sparse_hessian import sparse_hessian_operator
 from hesse.errors import (
     NonFiniteError,
     OperatorError,
@@ -33,6 +34,7 @@ from hesse.optimize.fixed_mode import in_fixed_mode
 from hesse.optimize.lbfgs import LBFGS
 from hesse.optimize.loop import Minimisation, MinimizeState
 from hesse.optimize.method import MinimizeMethod, Setting
+from hesse.optimize.newton_direct import NewtonDirect
 from hesse.optimize.newton_minres import NewtonMINRES
 from hesse.optimize.point import Counts, Objective, Point
 from hesse.optimize.proposal import LoopDescent, LoopSearch
@@ -43,10 +45,17 @@ from hesse.progress import Callback, FilePath, Run
 from hesse.vectors.space import Space, Tree
 
 MethodName = Literal[
-    "auto", "newton-cg", "trust-cg", "trust-krylov", "cubic", "lbfgs", "newton-minres"
+    "auto",
+    "newton-cg",
+    "trust-cg",
+    "trust-krylov",
+    "cubic",
+    "lbfgs",
+    "newton-minres",
+    "newton-direct",
 ]
 
-_ALL = NewtonCG(), TrustCG(), TrustKrylov(), Cubic(), LBFGS(), NewtonMINRES()
+_ALL = NewtonCG(), TrustCG(), TrustKrylov(), Cubic(), LBFGS(), NewtonMINRES(), NewtonDirect()
 METHODS: dict[str, MinimizeMethod] = {
     "auto": NewtonCG(),
     **{method.name: method for method in _ALL},
@@ -87,7 +96,8 @@ def minimize(
             steps with a line search; "trust-cg", within a trust
             radius; "trust-krylov", minima within a trust radius on a Krylov space, which is more
             robust where the Hessian is indefinite; "cubic", cubic regularisation; "lbfgs", which
-            takes no products; "newton-minres", for singular Hessians; or an object with options,
+            takes no products; "newton-minres", for singular Hessians;
+            "newton-direct", which factorises the curvature; or an object with options,
             such as `TrustKrylov(max_inner_iterations=100)`.
         bounds: a pair (lower, upper) of numbers, tensors or trees like x0, or None, or a
             `scipy.optimize.Bounds`. With "auto" and "trust-cg". f is evaluated within them only;
@@ -176,7 +186,7 @@ def minimize(
     file = Checkpoint(
         limits.checkpoint, start, function="minimize", **run_key, preconditioner=preconditioner
     )
-    matrix = partial(_made, curvature, f, start.domain) if callable(curvature) else None
+    matrix = _Maker(curvature, f, start.domain) if callable(curvature) else None
     objective = Objective(start if checkpoint is None else start.at(x0), matrix=matrix, box=box)
     descent, search = chosen.compose(
         Setting(preconditioner, lambda: limits.rest(objective.counts.nhev), box)
@@ -241,16 +251,29 @@ def _name(factory: Factory) -> str:
     return getattr(factory, "__qualname__", type(factory).__name__)
 
 
-def _made(factory: Factory, f: Any, space: Space, x: Tree) -> LinearOperator:
-    """The curvature at x that a factory makes; raises unless it fits."""
-    A = factory(f, x)
-    if not isinstance(A, LinearOperator) or A.shape != (space.n, space.n) or not A.symmetric:
-        raise OperatorError(
-            expected=f"curvature(f, x) to be a symmetric operator of {space.n} variables",
-            got=str(A) if isinstance(A, LinearOperator) else type(A).__name__,
-            remedy="Return an operator such as hesse.fisher_operator(f, x).",
-        )
-    return A
+class _Maker:
+    """x -> the curvature that a factory makes there; raises unless it fits.
+
+    The pattern and the colouring of a sparse Hessian serve at every point.
+    """
+
+    def __init__(self, factory: Factory, f: Any, space: Space) -> None:
+        self._factory, self._f, self._space = factory, f, space
+        self._sparse: Any = None
+
+    def __call__(self, x: Tree) -> LinearOperator:
+        if self._sparse is not None:
+            return self._sparse.at(x)
+        A, n = self._factory(self._f, x), self._space.n
+        if not isinstance(A, LinearOperator) or A.shape != (n, n) or not A.symmetric:
+            raise OperatorError(
+                expected=f"curvature(f, x) to be a symmetric operator of {n} variables",
+                got=str(A) if isinstance(A, LinearOperator) else type(A).__name__,
+                remedy="Return an operator such as hesse.fisher_operator(f, x).",
+            )
+        if self._factory is sparse_hessian_operator:
+            self._sparse = A
+        return A
 
 
 def _start(

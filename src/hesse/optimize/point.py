@@ -176,7 +176,7 @@ class Point:
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """Products in this block were counted before: a resumed run takes them again."""
+        """Do not count the products in this block, as where a resumed run takes them again."""
         before = self._counts.nhev
         try:
             yield
@@ -252,6 +252,12 @@ class _CountingOperator(LinearOperator):
 
     def _inverse(self) -> LinearOperator | None:
         return self._a._inverse()
+
+    def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
+        return self._a._plus_diagonal(D)
+
+    def _num_negative(self) -> int | None:
+        return self._a._num_negative()
 
     @property
     def is_structured(self) -> bool:
