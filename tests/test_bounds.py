@@ -227,3 +227,19 @@ def test_many_variables_change_at_once():
     assert int((result.x == -0.5).sum()) == 188
     assert result.nit <= 20
     assert result.fun == pytest.approx(-1.9154857142857142, rel=1e-12)
+
+
+def test_a_preconditioner_saves_products():
+    d = torch.logspace(0, 5, 300, dtype=DOUBLE)
+
+    def f(x):
+        return 0.5 * (d * x * x).sum() + torch.cos(x - 1).sum() + 0.1 * x.sum() ** 2 - 2 * x.sum()
+
+    start = torch.full((300,), 0.5, dtype=DOUBLE)
+    plain = minimize(f, start, bounds=(0.0, 0.9))
+    M = hesse.diagonal_operator(1 / (d + 0.2))
+    better = minimize(f, start, bounds=(0.0, 0.9), preconditioner=M)
+    assert plain.success
+    assert better.success
+    assert better.fun == pytest.approx(plain.fun, rel=1e-12)
+    assert better.nhev < plain.nhev

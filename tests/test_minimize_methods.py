@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hesse
-from hesse.errors import ArgumentError, OperatorError
+from hesse.errors import ArgumentError, OperatorError, Status
 from hesse.krylov.preconditioners import jacobi
 from hesse.optimize import LBFGS, Cubic, TrustKrylov, minimize
 from hesse.testing import PeakMemory
@@ -346,5 +346,26 @@ def test_newton_direct_of_a_chain_takes_one_factorisation_a_point():
 
 
 def test_newton_direct_without_an_exact_inverse_is_refused():
+    start = torch.zeros(3, dtype=DOUBLE)
     with pytest.raises(OperatorError, match="sparse_hessian_operator"):
-        minimize(rosenbrock, torch.zeros(3, dtype=DOUBLE), "newton-direct")
+        minimize(rosenbrock, start, "newton-direct")
+    M = hesse.identity_operator(3, dtype=DOUBLE)
+    with pytest.raises(ArgumentError, match="no preconditioner"):
+        minimize(rosenbrock, start, "newton-direct", curvature=dense, preconditioner=M)
+
+
+def test_a_direct_minimisation_goes_on_to_the_same_bits(tmp_path):
+    start = torch.tensor([-1.2, 1.0] * 5, dtype=DOUBLE)
+    options = {"curvature": dense, "max_iterations": 1000}
+    whole = minimize(rosenbrock, start, "newton-direct", checkpoint=tmp_path / "whole", **options)
+    for last in range(3, 200, 9):
+        path = tmp_path / "parts"
+        parts = minimize(
+            rosenbrock, start, "newton-direct", checkpoint=path,
+            callback=lambda state, last=last: state.number == last, **options,
+        )  # fmt: skip
+        if parts.status is not Status.STOPPED:
+            break
+    assert parts.success
+    assert torch.equal(parts.x, whole.x)
+    assert (parts.nit, parts.nhev, parts.history) == (whole.nit, whole.nhev, whole.history)

@@ -92,13 +92,12 @@ def minimize(
     Args:
         f: scalar function of one argument, or a `Risk`.
         x0: where to start: a tensor or a tree of tensors. Use float64 for high accuracy.
-        method: "auto", newton-cg, or trust-cg where there are bounds; "newton-cg", truncated Newton
-            steps with a line search; "trust-cg", within a trust
-            radius; "trust-krylov", minima within a trust radius on a Krylov space, which is more
-            robust where the Hessian is indefinite; "cubic", cubic regularisation; "lbfgs", which
-            takes no products; "newton-minres", for singular Hessians;
-            "newton-direct", which factorises the curvature; or an object with options,
-            such as `TrustKrylov(max_inner_iterations=100)`.
+        method: a name, or an object with options, such as `TrustKrylov(max_inner_iterations=100)`:
+            "newton-cg", truncated Newton steps with a line search; "trust-cg", within a trust
+            radius; "trust-krylov", minima within a trust radius on a Krylov space; "cubic", with
+            cubic regularisation; "newton-minres", for singular Hessians; "newton-direct", which
+            factorises the curvature; "lbfgs", which takes no products; "auto", newton-cg, or
+            trust-cg where there are bounds.
         bounds: a pair (lower, upper) of numbers, tensors or trees like x0, or None, or a
             `scipy.optimize.Bounds`. With "auto" and "trust-cg". f is evaluated within them only;
             an x0 outside of them is projected, with a warning. The gradient is then, in all that
@@ -139,11 +138,12 @@ def minimize(
         lower value along it), UNBOUNDED (f falls without end), STAGNATED, NOT_FINITE (at the best
         point a product is not), a limit, STOPPED, or INTERRUPTED by Ctrl-C.
 
-    Cost: an iteration takes one value and one gradient, a value for each backtracking, and one
-        product for each step of CG; two gradients each. The certificate at the end takes a tenth of
-        the products so far, or 10. Memory: about ten vectors, a vector for each product of the
-        certificate (1 GB of them at most, or 10), and the graph of the gradient. Convergence near a
-        minimum with positive definite Hessian is superlinear.
+    Cost: an iteration takes one gradient, one value or a few, and the products that the method
+        says, two gradients each. The certificate at the end takes a tenth of the products so far,
+        or 10. Memory: the vectors that the method says, ten without a basis; a vector for each
+        product of the certificate (1 GB of them at most, or 10); the graph of the gradient. For
+        10^7 variables that is less than 60 vectors. Convergence near a minimum with positive
+        definite Hessian is superlinear, but with "lbfgs".
 
     Raises:
         HesseError: f is not finite at x0, or as in `hessian_operator`. What f raises at x0.

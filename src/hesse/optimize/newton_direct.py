@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hesse.errors import OperatorError
+from hesse.errors import ArgumentError, OperatorError
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import diagonal_operator
 from hesse.optimize.method import MinimizeMethod, Setting
@@ -43,7 +43,7 @@ class NewtonDirect(MinimizeMethod):
         does not count.
 
     Raises:
-        HesseError: the curvature has no exact inverse.
+        HesseError: the curvature has no exact inverse; a preconditioner was given.
 
     References: Moré & Sorensen 1983, doi:10.1137/0904038; Conn, Gould & Toint 2000, section 7.3.
 
@@ -58,6 +58,12 @@ class NewtonDirect(MinimizeMethod):
     name: ClassVar[str] = "newton-direct"
 
     def compose(self, setting: Setting) -> tuple[LoopDescent, LoopSearch]:
+        if setting.preconditioner is not None:
+            raise ArgumentError(
+                expected="no preconditioner with method='newton-direct', whose solves are exact",
+                got=str(setting.preconditioner).partition("\n")[0],
+                remedy="Leave it out, or take method='trust-krylov'.",
+            )
         return FactorisedNewton(), TrustRadius()
 
 

@@ -56,8 +56,9 @@ def trust_krylov(fun: Callable, x0: Any, **arguments: Any) -> OptimizeResult:
             differentiated.
         x0: where to start.
         arguments: what `scipy.optimize.minimize` passes: args, jac, hess, hessp, bounds, callback
-            and the options. Without `hess` and `hessp` products are differences of gradients. Two
-            values of `fun` at each point check `jac`, as everything that PyTorch cannot see.
+            and the options. Without `hess` and `hessp` products are differences of gradients.
+            At each point two more values and gradients, and a product, check `jac` and `hessp`, as
+            all derivatives that PyTorch does not see; `nfev`, `njev` and `nhev` do not count them.
             Options: gtol (of |grad f|), maxiter, disp, those of the method, such as
             max_inner_iterations, and those of `hesse.minimize`: rtol, atol, max_products,
             max_seconds, preconditioner, progress, checkpoint, curvature.
