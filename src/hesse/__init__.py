@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hesse import apps, testing
+    from hesse import scipy as scipy
     from hesse.curvature import (
         CurvatureOperator,
         deterministic,
@@ -80,9 +81,16 @@ if TYPE_CHECKING:
         low_rank_operator,
     )
     from hesse.optimize import (
+        LBFGS,
+        Cubic,
         HessianFree,
         LeastSquaresResult,
+        NewtonCG,
+        NewtonDirect,
+        NewtonMINRES,
         OptimizeResult,
+        TrustCG,
+        TrustKrylov,
         least_squares,
         minimize,
     )
@@ -94,6 +102,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "BlockCG",
     "CG",
+    "Cubic",
     "CurvatureOperator",
     "Direct",
     "Eigenpairs",
@@ -104,6 +113,7 @@ __all__ = [
     "HutchPP",
     "Hutchinson",
     "KernelPolynomial",
+    "LBFGS",
     "LOBPCG",
     "LSMR",
     "Lanczos",
@@ -112,6 +122,9 @@ __all__ = [
     "LinearOperator",
     "MINRES",
     "MultiShiftCG",
+    "NewtonCG",
+    "NewtonDirect",
+    "NewtonMINRES",
     "OptimizeResult",
     "Risk",
     "SingularTriplets",
@@ -119,6 +132,8 @@ __all__ = [
     "Space",
     "SpectralDensity",
     "Status",
+    "TrustCG",
+    "TrustKrylov",
     "XDiag",
     "XNysTrace",
     "XTrace",
@@ -170,7 +185,7 @@ _PACKAGES += ["risk", "curvature", "optimize"]
 
 def __getattr__(name: str) -> Any:
     """A public name, from the package that it lives in."""
-    if name in ("apps", "testing"):
+    if name in ("apps", "scipy", "testing"):
         return import_module(f"hesse.{name}")
     if name in __all__:
         for package in map(import_module, (f"hesse.{package}" for package in _PACKAGES)):
