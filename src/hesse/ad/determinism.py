@@ -2,7 +2,7 @@
 """Whether a function is deterministic: does it draw random numbers, does it give the same again?
 
 The generators of torch, of Python and of NumPy can be looked at. A `torch.Generator` of the user's
-own cannot be found; but whoever draws from it hands it to torch, where `Composed` counts. What
+own cannot be found; but whoever draws from it hands it to torch, where `TorchCalls` counts. What
 remains unseen are generator objects of Python and NumPy.
 """
 
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hesse.ad.decompositions import Composed
+from hesse.ad.torch_calls import TorchCalls
 from hesse.errors import RandomnessError
 from hesse.vectors.rows import joined
 
@@ -82,7 +82,7 @@ def generator_states(*, quickly: bool = False) -> dict[str, Any]:
     >>> same_states(before, generator_states()), same_states(before, before)
     (False, True)
     """
-    states = {"own": Composed.draws, "torch": torch.random.get_rng_state()}
+    states = {"own": TorchCalls.draws, "torch": torch.random.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
     if quickly:
