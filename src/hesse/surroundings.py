@@ -155,6 +155,11 @@ def users_autocasts() -> tuple[tuple[str, torch.dtype], ...]:
     return (_users.get() or _found()).autocasts
 
 
+def recorded_contexts() -> tuple[torch.dtype, tuple[tuple[str, torch.dtype], ...]]:
+    """What a program depends on: the default dtype, and the user's autocast."""
+    return torch.get_default_dtype(), users_autocasts()
+
+
 @contextmanager
 def _restored(users: Surroundings) -> Iterator[None]:
     with ExitStack() as stack:

@@ -11,6 +11,7 @@ All functions here take f as a function of a list of tensors, and x and v as suc
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,13 +83,17 @@ class HessianGraph:
     @cached_property
     def _custom_function(self) -> str | None:  # a walk through the graph
         nodes = list(graph_nodes(self._value))
+        if not getattr(self._f, "knows_its_leaves", False):
+            self._check_leaves(nodes)
+        return custom_function(self._value, nodes)
+
+    def _check_leaves(self, nodes: list[Any]) -> None:
         others = leaves_of(nodes)
         for leaf in self._x:
             others.pop(id(leaf), None)
-        if others and not getattr(self._f, "knows_its_leaves", False):
+        if others:
             names = [f"a leaf of x, of shape {tuple(leaf.shape)}," for leaf in self._x]
             check_other_leaves(others.values(), self._x, names)
-        return custom_function(self._value, nodes)
 
     @property
     def node_names(self) -> list[str]:

@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.ad.double_backward import derivative, gradient_of, independent, differentiating
+from hesse.ad.double_backward import derivative, differentiating, gradient_of, independent
 from hesse.ad.graph_nodes import UndifferentiableError, custom_function, graph_nodes
 from hesse.ad.variables import Leaves
 from hesse.errors import DerivativeError, HesseError

@@ -13,16 +13,19 @@ import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hesse.ad.loss import map_outputs
+from hesse.ad.variables import check_scalar
 from hesse.data.batches import Batch
 from hesse.data.selection import WeightedTargets
 from hesse.data.trees import tensors
 from hesse.errors import FunctionError
+from hesse.risk.checks import check_eval_mode
 from hesse.risk.substitution import Substitution
 from hesse.surroundings import users_contexts
 from hesse.vectors.space import Tree
@@ -56,6 +59,10 @@ class ModelCall:
     """Whether the model or the loss reaches parameters by another way than attributes."""
     read_by_loss: tuple[str, ...] = ()
     """The parameters that the loss reaches so."""
+    modules: tuple[nn.Module, ...] = ()
+    """All modules of the model; one that has two names is there twice."""
+    modes: tuple[bool, ...] = ()
+    """Whether each of them was in train mode when the model was tried."""
 
     @staticmethod
     def of(model: Any) -> ModelCall:
@@ -68,12 +75,26 @@ class ModelCall:
         while isinstance(model, nn.Module) and type(model).__name__ in _WRAPPERS:
             attribute = _WRAPPERS[type(model).__name__]
             prefix, model = f"{prefix}{attribute}.", getattr(model, attribute)
-        return ModelCall(model, prefix)
+        modules = _modules_of(model)
+        return ModelCall(model, prefix, modules=modules, modes=_train_modes(modules))
 
     def __call__(self, params: Tree, inputs: Any) -> Any:
         """The outputs of the model."""
+        if _train_modes(self.modules) != self.modes:
+            check_eval_mode(self.model)
         with users_contexts():
             return self._outputs(params, inputs)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the model has the modules that it had when it was tried, in the same modes."""
+        modules = _modules_of(self.model)
+        return modules == self.modules and _train_modes(modules) == self.modes
+
+    @cached_property
+    def _shares_modules(self) -> bool:
+        """Whether a module is there under two names."""
+        return len(set(map(id, self.modules))) < len(self.modules)
 
     def _outputs(self, params: Tree, inputs: Any) -> Any:
         model = self.model
@@ -84,7 +105,7 @@ class ModelCall:
         replaced = {**self.given(params), **buffers}
         if self.recomputes:
             return _copy_with(model, replaced)(*args, **kwargs)
-        if _shares_modules(model):
+        if self._shares_modules:
             places = _in_all_places(model, replaced)
             return torch.func.functional_call(model, places, args, kwargs, tie_weights=False)
         return torch.func.functional_call(model, replaced, args, kwargs)
@@ -104,7 +125,14 @@ class ModelCall:
 
 def device_of(params: Tree) -> torch.device:
     """The device of the first parameter."""
-    return next(tensors(params)).device
+    first = next(iter(params.values()), None) if isinstance(params, Mapping) else params
+    return (first if isinstance(first, Tensor) else next(tensors(params))).device
+
+
+def _moved(batch: Batch, params: Tree) -> Batch:
+    """The batch on the device of the parameters."""
+    device = device_of(params)
+    return batch if batch.device == device else batch.to(device)
 
 
 def _arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:
@@ -114,10 +142,14 @@ def _arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:
     return (tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,)), {}
 
 
-def _shares_modules(model: nn.Module) -> bool:
-    """Whether a module is there under two names."""
-    names = model.named_modules(remove_duplicate=False)
-    return sum(1 for _ in names) > sum(1 for _ in model.named_modules())
+def _modules_of(model: Any) -> tuple[nn.Module, ...]:
+    if not isinstance(model, nn.Module):
+        return ()
+    return tuple(module for _, module in model.named_modules(remove_duplicate=False))
+
+
+def _train_modes(modules: tuple[nn.Module, ...]) -> tuple[bool, ...]:
+    return tuple([module.training for module in modules])
 
 
 def _in_all_places(model: nn.Module, replaced: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -173,12 +205,22 @@ class Nothing:
 
 
 @dataclass(frozen=True)
+class LossCall:
+    """How a loss is called: (outputs, targets) -> a scalar."""
+
+    loss: Callable[[Any, Any], Tensor]
+
+    def __call__(self, outputs: Any, targets: Any) -> Tensor:
+        with users_contexts():
+            return check_scalar(self.loss(outputs, targets), "loss(outputs, targets)")
+
+
+@dataclass(frozen=True)
 class BatchLoss:
     """The loss of a batch as a function of the parameters: loss(outputs(params))."""
 
     call: ModelCall
-    loss_of: Callable[[Any, Any], Tensor]
-    """(outputs, targets) -> a scalar."""
+    loss_of: LossCall
     batch: Batch
     around: Around | None = None
 
@@ -189,7 +231,7 @@ class BatchLoss:
 
     def outputs_and_loss(self, params: Tree) -> tuple[Any, Tensor]:
         """The outputs of the model, and the scalar loss."""
-        batch = self.batch.to(device_of(params))
+        batch = _moved(self.batch, params)
         with self.call.substitution(params):
             outputs = self._outputs(params, batch)
             return outputs, self._loss(outputs, batch)
@@ -197,7 +239,7 @@ class BatchLoss:
     def outputs(self, params: Tree) -> Any:
         """The outputs of the model for the inputs of the batch."""
         with self.call.substitution(params):
-            return self._outputs(params, self.batch.to(device_of(params)))
+            return self._outputs(params, _moved(self.batch, params))
 
     def loss(self, outputs: Any) -> Tensor:
         """The scalar loss as a function of the outputs alone."""
@@ -226,8 +268,3 @@ def _reads_parameters(names: tuple[str, ...]) -> FunctionError:
         remedy="Give an L2 penalty as weight_decay=; of any other, the Hessian is what there is: "
         "hesse.hessian_operator(risk, params).",
     )
-
-
-def train_modes(model: Any) -> list[bool]:
-    """Whether each module of the model is in train mode."""
-    return [m.training for m in model.modules()] if isinstance(model, nn.Module) else []

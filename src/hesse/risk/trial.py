@@ -18,6 +18,7 @@ from hesse.ad.determinism import run_deterministic
 from hesse.ad.double_backward import noting_recomputation
 from hesse.ad.graph_nodes import graph_leaves
 from hesse.ad.other_leaves import check_other_leaves
+from hesse.ad.torch_calls import TorchCalls
 from hesse.ad.variables import detached
 from hesse.data.batches import Batch
 from hesse.data.reduction import agree, rounding_tolerance
@@ -118,7 +119,7 @@ def _evaluate(
     moved = batch.to(device_of(params))
     module = call.model if isinstance(call.model, nn.Module) else None
     given: Mapping[str, Tensor] = {} if module is None else call.given(params)
-    with Substitution(module, given) as substitution:
+    with TorchCalls(), Substitution(module, given) as substitution:
         outputs = call(params, moved.inputs)
         in_model, substitution.reached = substitution.reached, set()
         value = loss_of(outputs, moved.targets)
