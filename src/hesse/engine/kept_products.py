@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from hesse.ad.quadratic import Quadratic
 from hesse.ad.summands import Summand
 from hesse.engine.data_version import DataVersion, versions
 from hesse.engine.graph_product import GraphProduct
@@ -56,7 +57,11 @@ class KeptPoints:
         self, points: Points, look_up: Callable[[int, Summand, Point], CachedProgram]
     ) -> None:
         self.points = tuple(points())
-        self.entries = tuple(look_up(i, *each) for i, each in enumerate(self.points))
+        self.entries = {
+            index: look_up(index, summand, point)
+            for index, (summand, point) in enumerate(self.points)
+            if not isinstance(summand.function, Quadratic)  # which has no programs
+        }
         self._data = [tensor for summand, _ in self.points for tensor in summand.data]
         self._versions, self._contexts = versions(self._data), recorded_contexts()
 
