@@ -10,7 +10,7 @@ attributes of the module is called within a `Substitution`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,6 +61,8 @@ class ModelCall:
     """The parameters that the loss reaches so."""
     modules: tuple[nn.Module, ...] = ()
     """All modules of the model; one that has two names is there twice."""
+    tensors: tuple[int, ...] = ()
+    """The ids of its parameters, one that has two names twice."""
     modes: tuple[bool, ...] = ()
     """Whether each of them was in train mode when the model was tried."""
 
@@ -76,7 +78,8 @@ class ModelCall:
             attribute = _WRAPPERS[type(model).__name__]
             prefix, model = f"{prefix}{attribute}.", getattr(model, attribute)
         modules = _modules_of(model)
-        return ModelCall(model, prefix, modules=modules, modes=_train_modes(modules))
+        state = {"tensors": _tensors_of(model), "modes": _train_modes(modules)}
+        return ModelCall(model, prefix, modules=modules, **state)
 
     def __call__(self, params: Tree, inputs: Any) -> Any:
         """The outputs of the model."""
@@ -86,15 +89,38 @@ class ModelCall:
             return self._outputs(params, inputs)
 
     @property
+    def untried(self) -> ModelCall:
+        """The same without what a trial shows."""
+        return ModelCall(
+            self.model, self.prefix, modules=self.modules, tensors=self.tensors, modes=self.modes
+        )
+
+    @property
     def is_current(self) -> bool:
         """Whether the model has the modules that it had when it was tried, in the same modes."""
         modules = _modules_of(self.model)
-        return modules == self.modules and _train_modes(modules) == self.modes
+        same = modules == self.modules and _train_modes(modules) == self.modes
+        return same and _tensors_of(self.model) == self.tensors
 
     @cached_property
-    def _shares_modules(self) -> bool:
-        """Whether a module is there under two names."""
-        return len(set(map(id, self.modules))) < len(self.modules)
+    def _has_ties(self) -> bool:
+        """Whether a module or a parameter has two names."""
+        modules = set(map(id, self.modules))
+        return len(modules) < len(self.modules) or len(set(self.tensors)) < len(self.tensors)
+
+    @cached_property
+    def _places(self) -> dict[str, list[str]]:
+        """For each name of a parameter or buffer one name for each module that has it.
+
+        Where a module has two names, `functional_call` gives its tensors under both, and does not
+        put the second one back: the module is left with the given tensors (torch 2.13).
+        """
+        assert isinstance(self.model, nn.Module)
+        found: dict[int, list[str]] = {}
+        for prefix, module in self.model.named_modules():
+            for name, tensor in _own_tensors(module, prefix, recurse=False):
+                found.setdefault(id(tensor), []).append(name)
+        return {name: found[id(tensor)] for name, tensor in _own_tensors(self.model)}
 
     def _outputs(self, params: Tree, inputs: Any) -> Any:
         model = self.model
@@ -105,10 +131,9 @@ class ModelCall:
         replaced = {**self.given(params), **buffers}
         if self.recomputes:
             return _copy_with(model, replaced)(*args, **kwargs)
-        if self._shares_modules:
-            places = _in_all_places(model, replaced)
-            return torch.func.functional_call(model, places, args, kwargs, tie_weights=False)
-        return torch.func.functional_call(model, replaced, args, kwargs)
+        if self.written_buffers or self._has_ties:
+            replaced = {place: t for name, t in replaced.items() for place in self._places[name]}
+        return torch.func.functional_call(model, replaced, args, kwargs, tie_weights=False)
 
     def given(self, params: Any) -> Mapping[str, Tensor]:
         """The parameters by their names in the module itself."""
@@ -148,25 +173,22 @@ def _modules_of(model: Any) -> tuple[nn.Module, ...]:
     return tuple(module for _, module in model.named_modules(remove_duplicate=False))
 
 
+def _tensors_of(model: Any) -> tuple[int, ...]:
+    if not isinstance(model, nn.Module):
+        return ()
+    return tuple([id(p) for _, p in model.named_parameters(remove_duplicate=False)])
+
+
+def _own_tensors(
+    module: nn.Module, prefix: str = "", *, recurse: bool = True
+) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and buffers of a module by all of their names."""
+    yield from module.named_parameters(prefix, recurse, remove_duplicate=False)
+    yield from module.named_buffers(prefix, recurse, remove_duplicate=False)
+
+
 def _train_modes(modules: tuple[nn.Module, ...]) -> tuple[bool, ...]:
     return tuple([module.training for module in modules])
-
-
-def _in_all_places(model: nn.Module, replaced: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors to be replaced under one name for each module that has them.
-
-    Where a module has two names, `functional_call` gives its tensors under both, and does not put
-    the second one back: the module is left with the given tensors (torch 2.13).
-    """
-    own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    own.update(model.named_buffers(remove_duplicate=False))
-    places: dict[int, list[str]] = {}
-    for prefix, module in model.named_modules():
-        named = module.named_parameters(prefix, recurse=False, remove_duplicate=False)
-        buffers = module.named_buffers(prefix, recurse=False, remove_duplicate=False)
-        for name, tensor in (*named, *buffers):
-            places.setdefault(id(tensor), []).append(name)
-    return {place: tensor for name, tensor in replaced.items() for place in places[id(own[name])]}
 
 
 def _copy_with(model: nn.Module, replaced: Mapping[str, Tensor]) -> nn.Module:

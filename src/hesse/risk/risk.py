@@ -124,7 +124,6 @@ class Risk(OneLine):
         self.data = self._batches(data, weight)
         self._params = params
         self._names: ParameterNames | None = None
-        # Programs of products, for every shape of batch; `on` shares them.
         self.programs = ProgramCache(max(_SHAPES, self.num_summands))
         if isinstance(model, nn.Module):
             self._names = ParameterNames(model)
@@ -339,9 +338,12 @@ class Risk(OneLine):
             return
         if not self._call_model.is_current:
             check_eval_mode(self.model)
+            self._call_model = ModelCall.of(self.model)
             self._unchecked = self._unchecked or [self.data.first]
-        if not self._unchecked:
-            return
+        if self._unchecked:
+            self._check_model(params)
+
+    def _check_model(self, params: Tree) -> None:
         params = constants(params)
         with differentiating():  # a model may differentiate itself in its inputs
             tolerances = [self._check_batch(params, batch) for batch in self._unchecked]
@@ -361,7 +363,7 @@ class Risk(OneLine):
 
     def _check_batch(self, params: Tree, batch: Batch) -> float:
         """Test model and loss on a batch, and its slices against it; the tolerance for that."""
-        trial = try_model(self.model, self.loss, LossCall(self.loss), params, batch)
+        trial = try_model(self._call_model, LossCall(self.loss), params, batch)
         self._call_model = trial.call
         if self.num_summands > 1:
             check_average(
