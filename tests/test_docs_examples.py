@@ -24,13 +24,13 @@ PAGES = [
     "engine",
     "kfac",
     "least-squares",
-    pytest.param("how-to-choose", marks=pytest.mark.slow),
+    pytest.param("how-to-choose", marks=[pytest.mark.slow, pytest.mark.no_cover]),
     "sparse-hessians",
     "implicit",
     "standard-errors",
     "vibrations",
-    pytest.param("products", marks=pytest.mark.slow),
-    pytest.param("solving-and-measuring", marks=pytest.mark.slow),
+    pytest.param("products", marks=[pytest.mark.slow, pytest.mark.no_cover]),
+    pytest.param("solving-and-measuring", marks=[pytest.mark.slow, pytest.mark.no_cover]),
 ]
 
 
