@@ -17,7 +17,6 @@ from hesse.curvature.hessian import HessianMode, hessian_operator
 from hesse.curvature.operator import CurvatureOperator
 from hesse.errors import (
     NonFiniteError,
-    OperatorError,
     Status,
     check_choice,
     check_count,
@@ -28,6 +27,7 @@ from hesse.operators.algebra import LinearOperator
 from hesse.optimize.armijo import ArmijoSearch
 from hesse.optimize.certificate import Certificate
 from hesse.optimize.criterion import Criterion
+from hesse.optimize.factory import Factory, made
 from hesse.optimize.fixed_mode import in_fixed_mode
 from hesse.optimize.loop import Minimisation, MinimizeState
 from hesse.optimize.point import Counts, Objective, Point
@@ -36,10 +36,7 @@ from hesse.optimize.result import OptimizeResult
 from hesse.optimize.truncated_newton import TruncatedNewton
 from hesse.optimize.trust_radius import TrustRadius
 from hesse.progress import Callback, FilePath, Run
-from hesse.vectors.space import Space, Tree
-
-Factory = Callable[[Any, Any], LinearOperator]
-"""(f, x) -> the curvature of f at x, an approximation of its Hessian."""
+from hesse.vectors.space import Tree
 
 
 @public("hesse.minimize(f, x0, method={method})")
@@ -149,7 +146,7 @@ def minimize(
     file = Checkpoint(
         limits.checkpoint, start, function="minimize", **run_key, preconditioner=preconditioner
     )
-    matrix = partial(_made, curvature, f, start.domain) if callable(curvature) else None
+    matrix = partial(made, curvature, f, start.domain) if callable(curvature) else None
     objective = Objective(start if checkpoint is None else start.at(x0), matrix=matrix)
     state, point, best = _start(objective, x0, file)
     criterion = Criterion(
@@ -202,18 +199,6 @@ def _operator(
 
 def _name(factory: Factory) -> str:
     return getattr(factory, "__qualname__", type(factory).__name__)
-
-
-def _made(factory: Factory, f: Any, space: Space, x: Tree) -> LinearOperator:
-    """The curvature at x that a factory makes; raises unless it fits."""
-    A = factory(f, x)
-    if not isinstance(A, LinearOperator) or A.shape != (space.n, space.n) or not A.symmetric:
-        raise OperatorError(
-            expected=f"curvature(f, x) to be a symmetric operator of {space.n} variables",
-            got=str(A) if isinstance(A, LinearOperator) else type(A).__name__,
-            remedy="Return an operator such as hesse.fisher_operator(f, x).",
-        )
-    return A
 
 
 def _start(objective: Objective, x0: Tree, file: Checkpoint) -> tuple[MinimizeState, Point, Point]:

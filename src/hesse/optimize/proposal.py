@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,6 +31,8 @@ class Proposal:
     status: Status = Status.UNFINISHED
     on_boundary: bool = False
     """Whether the step was cut off at the trust radius."""
+    at: Callable[[float], Candidate] | None = None
+    """The step for another damping, where that takes no product."""
 
 
 class Descent(Protocol):

@@ -86,6 +86,16 @@ def nystrom(
     return Preconditioner(M, products=len(values))
 
 
+def nystrom_eigenpairs(
+    A: LinearOperator, rank: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """U (n, r) and the diagonal of Lambda, descending: the approximation U Lambda U' of A.
+
+    Cost: one product for each of the `rank` directions, at most n.
+    """
+    return _eigenpairs(*_sketch(A, min(rank, A.domain.n), generator))
+
+
 def _undamped(A: LinearOperator, damping: float) -> tuple[LinearOperator, float]:
     """(G, mu) with A + damping I = G + mu I; a negative shift is left where it is."""
     G, c = A._split_shift()

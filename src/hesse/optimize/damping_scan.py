@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The damping chosen by the loss itself, among those whose steps one subspace gives."""
+
+from __future__ import annotations
+
+from hesse.optimize.point import Objective, Point
+from hesse.optimize.proposal import Candidate, Proposal
+
+_FACTOR = 4.0
+"""Between neighbouring dampings of the scan."""
+_ENOUGH = 1e-4
+"""A step is accepted if f falls by this times its slope."""
+
+
+class DampingScan:
+    """Take the step of the smallest damping that lowers f nearly as much as the best.
+
+    From the damping of the last step the scan goes down by factors of 4 as long as f falls further;
+    else up. From the best it then goes on downwards while f falls by at least `share` of the best
+    decrease: the step of a smaller damping also moves along directions of small curvature, whose
+    gain comes in later steps. No dampings are tried above the bounds, where the step is rejected.
+
+    Args:
+        damping: the first lambda.
+        bounds: its range.
+        share: of the best decrease.
+    """
+
+    def __init__(
+        self, damping: float, *, bounds: tuple[float, float] = (1e-6, 1e8), share: float = 0.85
+    ) -> None:
+        self.scalar, self.bounds, self.share = damping, bounds, share
+
+    def judge(self, objective: Objective, point: Point, proposal: Proposal) -> Point | None:
+        """The accepted point, or None; updates the damping."""
+        scan = _Scan(objective, point, proposal)
+        damping = self._lower(scan, self.scalar, lambda now, next_: next_ > now)
+        if damping == self.scalar:
+            damping = self._higher(scan, damping)
+        best = scan.decrease(damping)
+        if best > 0.0:
+            damping = self._lower(scan, damping, lambda _, next_: next_ >= self.share * best)
+        self.scalar = damping
+        return scan.accepted(damping)
+
+    def _lower(self, scan: _Scan, damping: float, is_better) -> float:
+        """The last damping downwards of those each of which is better than the one before."""
+        while damping / _FACTOR >= self.bounds[0]:
+            next_ = damping / _FACTOR
+            if not is_better(scan.decrease(damping), scan.decrease(next_)):
+                break
+            damping = next_
+        return damping
+
+    def _higher(self, scan: _Scan, damping: float) -> float:
+        """Upwards while f falls further, or the step cannot be accepted."""
+        while damping * _FACTOR <= self.bounds[1]:
+            next_ = damping * _FACTOR
+            is_accepted = scan.accepted(damping) is not None
+            if is_accepted and not scan.decrease(next_) > scan.decrease(damping):
+                break
+            damping = next_
+        return damping
+
+
+class _Scan:
+    """The trial points of one proposal, each computed when first asked for."""
+
+    def __init__(self, objective: Objective, point: Point, proposal: Proposal) -> None:
+        self._objective, self._point, self._proposal = objective, point, proposal
+        self._known: dict[float, tuple[Candidate, Point]] = {}
+
+    def decrease(self, damping: float) -> float:
+        """By how much f falls; minus infinity where it is not finite."""
+        return self._point.value - self._trial(damping)[1].value
+
+    def accepted(self, damping: float) -> Point | None:
+        """The point, if f falls enough there and its gradient is finite."""
+        candidate, trial = self._trial(damping)
+        point = self._point
+        slope = point.space.inner(point.gradient, candidate.step)
+        bound = point.value + _ENOUGH * slope + point.rounding_error
+        return trial if slope < 0.0 and trial.value <= bound and trial.is_usable else None
+
+    def _trial(self, damping: float) -> tuple[Candidate, Point]:
+        if damping not in self._known:
+            at = self._proposal.at
+            candidate = self._proposal.best if at is None else at(damping)
+            trial = self._objective.point(self._point.x + candidate.step)
+            self._known[damping] = candidate, trial
+        return self._known[damping]
