@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hesse.optimize.point import Objective, Point
 from hesse.optimize.proposal import Candidate, Proposal
 
 _FACTOR = 4.0
 """Between neighbouring dampings of the scan."""
+_CONVEX = 2.0
+"""The damping, relative to negative curvature."""
 _ENOUGH = 1e-4
 """A step is accepted if f falls by this times its slope."""
 
@@ -18,7 +22,8 @@ class DampingScan:
     From the damping of the last step the scan goes down by factors of 4 as long as f falls further;
     else up. From the best it then goes on downwards while f falls by at least `share` of the best
     decrease: the step of a smaller damping also moves along directions of small curvature, whose
-    gain comes in later steps. No dampings are tried above the bounds, where the step is rejected.
+    gain comes in later steps. No dampings are tried above the bounds, where the step is rejected,
+    nor such as leave negative curvature in the model.
 
     Args:
         damping: the first lambda.
@@ -34,8 +39,9 @@ class DampingScan:
     def judge(self, objective: Objective, point: Point, proposal: Proposal) -> Point | None:
         """The accepted point, or None; updates the damping."""
         scan = _Scan(objective, point, proposal)
-        damping = self._lower(scan, self.scalar, lambda now, next_: next_ > now)
-        if damping == self.scalar:
+        start = max(self.scalar, scan.least_damping)
+        damping = self._lower(scan, start, lambda now, next_: next_ > now)
+        if damping == start:
             damping = self._higher(scan, damping)
         best = scan.decrease(damping)
         if best > 0.0:
@@ -43,9 +49,11 @@ class DampingScan:
         self.scalar = damping
         return scan.accepted(damping)
 
-    def _lower(self, scan: _Scan, damping: float, is_better) -> float:
+    def _lower(
+        self, scan: _Scan, damping: float, is_better: Callable[[float, float], bool]
+    ) -> float:
         """The last damping downwards of those each of which is better than the one before."""
-        while damping / _FACTOR >= self.bounds[0]:
+        while damping / _FACTOR >= max(self.bounds[0], scan.least_damping):
             next_ = damping / _FACTOR
             if not is_better(scan.decrease(damping), scan.decrease(next_)):
                 break
@@ -68,6 +76,7 @@ class _Scan:
 
     def __init__(self, objective: Objective, point: Point, proposal: Proposal) -> None:
         self._objective, self._point, self._proposal = objective, point, proposal
+        self.least_damping = _CONVEX * proposal.least_damping
         self._known: dict[float, tuple[Candidate, Point]] = {}
 
     def decrease(self, damping: float) -> float:

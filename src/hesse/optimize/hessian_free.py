@@ -132,7 +132,7 @@ class HessianFree(torch.optim.Optimizer):
     True
     """
 
-    @public("hesse.HessianFree({risk})")
+    @public("hesse.HessianFree(risk)")
     def __init__(
         self,
         risk: Risk | Iterable[Any],
@@ -255,9 +255,9 @@ class HessianFree(torch.optim.Optimizer):
     def _step(self, risk: Risk, value: float | None) -> Tensor:
         group = self.param_groups[0]
         objective, point = self._current.of(risk, self._x(), value)
-        if not math.isfinite(point.value):
+        if not (math.isfinite(point.value) and math.isfinite(point.gradient_norm)):
             raise NonFiniteError(
-                expected="a finite risk at the current parameters",
+                expected="a finite risk and gradient at the current parameters",
                 got="NaN or Inf",
                 remedy="Check the data and the parameters; the model has not been changed.",
             )

@@ -33,6 +33,8 @@ class Proposal:
     """Whether the step was cut off at the trust radius."""
     at: Callable[[float], Candidate] | None = None
     """The step for another damping, where that takes no product."""
+    least_damping: float = 0.0
+    """The damping above which the model is convex where it is known."""
 
 
 class Descent(Protocol):

@@ -54,6 +54,11 @@ class Subspace:
             rounding = _DEPENDENT * torch.finfo(space.dtype).eps
             self._basis, self._values = _eigen(space.gram(self._P, self._P), self._S, rounding)
 
+    @property
+    def least_damping(self) -> float:
+        """The damping above which the model is convex on the span; 0 if it is without any."""
+        return 0.0 if self._is_empty else max(0.0, -float(self._values.min()))
+
     def minimiser(self, damping: float) -> Candidate:
         """p(lambda), and the change of the undamped model."""
         if self._is_empty:

@@ -31,7 +31,8 @@ class SubspaceStep:
     new direction, -(K + lambda I)^-1 g, and the model is that of the exact Gauss-Newton matrix:
     length and momentum are then the best two numbers (Martens & Grosse 2015, sections 6.4, 7).
 
-    CG ends at a direction of negative curvature; damping then grows until the model is convex.
+    CG ends at a direction of negative curvature, which belongs to the span: a damping beyond that
+    curvature makes the model convex, and its minimiser goes along it too.
 
     Args:
         preconditioner: lambda -> an approximation of the inverse of G + lambda I, or None.
@@ -67,7 +68,12 @@ class SubspaceStep:
             found, status = self._directions(G, residual, scalar)
             pairs += found
         model = Subspace(point.space, point.gradient, pairs)
-        return Proposal(model.minimiser(scalar), status=status, at=model.minimiser)
+        return Proposal(
+            model.minimiser(scalar),
+            status=status,
+            at=model.minimiser,
+            least_damping=model.least_damping,
+        )
 
     def rejected(self) -> None:
         """No damping lowered f: leave the last step out of the next one."""
@@ -86,7 +92,7 @@ class SubspaceStep:
     def _directions(
         self, G: LinearOperator, residual: Tensor, damping: float
     ) -> tuple[list[tuple[Tensor, Tensor]], Status]:
-        """Those of CG with their products; without a last one of negative curvature."""
+        """Those of CG with their products; the last one may be of negative curvature."""
         noted = _Noted(G)
         system = System(
             noted + damping * IdentityOperator(G.domain),
@@ -99,7 +105,7 @@ class SubspaceStep:
         solution = CG(verify=False).solve_system(system)
         if solution.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
-        return noted.pairs[: solution.iterations], solution.status
+        return noted.pairs, solution.status
 
 
 class _Noted(LinearOperator):
