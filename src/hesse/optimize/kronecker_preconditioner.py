@@ -57,6 +57,11 @@ class KroneckerPreconditioner:
         self.blocks, self._loaded = state
 
     @property
+    def traces(self) -> int:
+        """How often the model was traced."""
+        return self._estimator.programs.traces
+
+    @property
     def is_empty(self) -> bool:
         """Whether there are no factors yet."""
         return not self.blocks and not self._loaded
