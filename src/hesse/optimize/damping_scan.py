@@ -46,8 +46,17 @@ class DampingScan:
         best = scan.decrease(damping)
         if best > 0.0:
             damping = self._lower(scan, damping, lambda _, next_: next_ >= self.share * best)
+        damping = self._first_usable(scan, damping)
         self.scalar = damping
         return scan.accepted(damping)
+
+    def _first_usable(self, scan: _Scan, damping: float) -> float:
+        """Upwards from a point that falls enough but has no finite gradient."""
+        while scan.falls_enough(damping) and scan.accepted(damping) is None:
+            if damping * _FACTOR > self.bounds[1]:
+                break
+            damping *= _FACTOR
+        return damping
 
     def _lower(
         self, scan: _Scan, damping: float, is_better: Callable[[float, float], bool]
@@ -61,11 +70,10 @@ class DampingScan:
         return damping
 
     def _higher(self, scan: _Scan, damping: float) -> float:
-        """Upwards while f falls further, or the step cannot be accepted."""
+        """Upwards while f falls further, or not enough."""
         while damping * _FACTOR <= self.bounds[1]:
             next_ = damping * _FACTOR
-            is_accepted = scan.accepted(damping) is not None
-            if is_accepted and not scan.decrease(next_) > scan.decrease(damping):
+            if scan.falls_enough(damping) and not scan.decrease(next_) > scan.decrease(damping):
                 break
             damping = next_
         return damping
@@ -83,13 +91,17 @@ class _Scan:
         """By how much f falls; minus infinity where it is not finite."""
         return self._point.value - self._trial(damping)[1].value
 
-    def accepted(self, damping: float) -> Point | None:
-        """The point, if f falls enough there and its gradient is finite."""
+    def falls_enough(self, damping: float) -> bool:
+        """Whether the step descends, and f falls by a little of what the slope promises."""
         candidate, trial = self._trial(damping)
         point = self._point
         slope = point.space.inner(point.gradient, candidate.step)
-        bound = point.value + _ENOUGH * slope + point.rounding_error
-        return trial if slope < 0.0 and trial.value <= bound and trial.is_usable else None
+        return slope < 0.0 and trial.value <= point.value + _ENOUGH * slope + point.rounding_error
+
+    def accepted(self, damping: float) -> Point | None:
+        """The point, if f falls enough there and its gradient is finite."""
+        trial = self._trial(damping)[1]
+        return trial if self.falls_enough(damping) and trial.is_usable else None
 
     def _trial(self, damping: float) -> tuple[Candidate, Point]:
         if damping not in self._known:
