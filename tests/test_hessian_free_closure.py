@@ -241,9 +241,7 @@ def test_what_a_closure_must_not_do_is_said():
     with pytest.raises(ArgumentError, match=r"(?s)HessianFree\.step\(\).*\(outputs, loss\)"):
         optimizer().step(lambda: model(x))
     with pytest.raises(RandomnessError):
-        optimizer().step(
-            lambda: (lambda z: (z, mse_loss(z, torch.randn_like(z))))(model(x))
-        )
+        optimizer().step(lambda: (lambda z: (z, mse_loss(z, torch.randn_like(z))))(model(x)))
     with pytest.raises(FunctionError, match="depends on the parameters by another way"):
         optimizer(preconditioner="none").step(
             lambda: (lambda z: (z, cross_entropy(z, y) + model[0].weight.square().sum()))(model(x))

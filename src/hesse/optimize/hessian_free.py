@@ -132,6 +132,8 @@ class HessianFree(torch.optim.Optimizer):
     True
     """
 
+    _is_complete = False  # groups may be added
+
     @public("hesse.HessianFree(risk)")
     def __init__(
         self,
@@ -182,7 +184,6 @@ class HessianFree(torch.optim.Optimizer):
             "mode": mode,
             "steps": 0,
         }
-        self._is_complete = False
         super().__init__(groups, defaults)
         self._is_complete = True
         self._parameters = [p for group in self.param_groups for p in group["params"]]
@@ -272,7 +273,9 @@ class HessianFree(torch.optim.Optimizer):
         if isinstance(rates, float) and rates == 0.0:
             return before
         descent, search = self._method(risk, point)
-        scaled: Descent = descent if isinstance(rates, float) and rates == 1.0 else Scaled(descent, rates)
+        scaled: Descent = (
+            descent if isinstance(rates, float) and rates == 1.0 else Scaled(descent, rates)
+        )
         new, proposal = take_step(objective, point, scaled, search)
         if isinstance(descent, SubspaceStep) and new is not point:
             descent.start = new.x - point.x
@@ -290,7 +293,7 @@ class HessianFree(torch.optim.Optimizer):
     @public("hesse.HessianFree.add_param_group(param_group)")
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Groups are given at construction."""
-        if getattr(self, "_is_complete", False):
+        if self._is_complete:
             raise ArgumentError(
                 expected="all groups at construction",
                 got="another one",
