@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`HessianFree(params)` in a training loop: `step(closure)` is a step on the risk of the closure."""
+"""`HessianFree(params)` in a training loop: `step(closure)` is a step on the closure's risk."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def test_on_a_quadratic_the_damping_falls_every_time_and_the_model_is_exact():
 
 
 def test_on_a_quadratic_a_scan_takes_newtons_step():
-    model, f, optimizer = quadratic("scan", damping_bounds=(1e-10, 1e8), max_cg_iterations=20)
+    _, f, optimizer = quadratic("scan", damping_bounds=(1e-10, 1e8), max_cg_iterations=20)
     for _ in range(30):
         optimizer.step()
     H = hesse.hessian_operator(f).to_dense()

@@ -10,8 +10,6 @@ from hesse.optimize.proposal import Candidate, Proposal
 
 _FACTOR = 4.0
 """Between neighbouring dampings of the scan."""
-_CONVEX = 2.0
-"""The damping, relative to negative curvature."""
 _ENOUGH = 1e-4
 """A step is accepted if f falls by this times its slope."""
 
@@ -84,7 +82,7 @@ class _Scan:
 
     def __init__(self, objective: Objective, point: Point, proposal: Proposal) -> None:
         self._objective, self._point, self._proposal = objective, point, proposal
-        self.least_damping = _CONVEX * proposal.least_damping
+        self.least_damping = proposal.least_damping
         self._known: dict[float, tuple[Candidate, Point]] = {}
 
     def decrease(self, damping: float) -> float:

@@ -273,9 +273,8 @@ class HessianFree(torch.optim.Optimizer):
         if isinstance(rates, float) and rates == 0.0:
             return before
         descent, search = self._method(risk, point)
-        scaled: Descent = (
-            descent if isinstance(rates, float) and rates == 1.0 else Scaled(descent, rates)
-        )
+        is_plain = isinstance(rates, float) and rates == 1.0
+        scaled: Descent = descent if is_plain else Scaled(descent, rates)
         new, proposal = take_step(objective, point, scaled, search)
         if isinstance(descent, SubspaceStep) and new is not point:
             descent.start = new.x - point.x

@@ -34,7 +34,7 @@ class Proposal:
     at: Callable[[float], Candidate] | None = None
     """The step for another damping, where that takes no product."""
     least_damping: float = 0.0
-    """The damping above which the model is convex where it is known."""
+    """The smallest damping for `at`, where there is negative curvature."""
 
 
 class Descent(Protocol):

@@ -22,6 +22,10 @@ Damped = Callable[[float], LinearOperator]
 """lambda -> an approximation of the inverse of the curvature + lambda I."""
 
 
+_CONVEX = 2.0
+"""The damping, relative to negative curvature: that direction then counts as the positive one."""
+
+
 class SubspaceStep:
     r"""The minimiser of the quadratic model in the span of the last step and of new directions.
 
@@ -68,12 +72,9 @@ class SubspaceStep:
             found, status = self._directions(G, residual, scalar)
             pairs += found
         model = Subspace(point.space, point.gradient, pairs)
-        return Proposal(
-            model.minimiser(scalar),
-            status=status,
-            at=model.minimiser,
-            least_damping=model.least_damping,
-        )
+        least = _CONVEX * model.least_damping
+        best = model.minimiser(max(scalar, least))
+        return Proposal(best, status=status, at=model.minimiser, least_damping=least)
 
     def rejected(self) -> None:
         """No damping lowered f: leave the last step out of the next one."""
