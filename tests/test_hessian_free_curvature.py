@@ -181,7 +181,7 @@ def test_batches_add_up_to_the_whole(curvature, rule):
 
 
 SETTINGS = {
-    "levenberg-marquardt": {"damping_rule": "levenberg-marquardt"},
+    "scan": {"damping_rule": "scan"},
     "hessian": {"curvature": "hessian"},
     "fisher": {"curvature": hesse.fisher_operator},
     "kfac": {"curvature": lambda risk, x: hesse.kfac_operator(risk, x, fisher="exact")},

@@ -57,13 +57,12 @@ from hesse.vectors.space import Space
 _LEAST_PRODUCTS = 3
 # The iterations of CG in the first step of a scan, and how many more each step takes.
 _FIRST_ITERATIONS, _MORE_ITERATIONS = 3, 0.3
-_SCANNED_STEPS = 25  # by "auto"; later ones gain more from small damping than the loss shows
 
 
 class HessianFree(torch.optim.Optimizer):
     r"""Hessian-free optimisation of a network, by default with its Gauss-Newton matrix and EK-FAC.
 
-    A step minimises the damped quadratic model (in the first steps, see `damping_rule`)
+    A step minimises the damped quadratic model (here with `damping_rule="scan"`)
 
     $$ g^T p + \tfrac12 p^T (G + \lambda I)\, p, \qquad G = J^T H_L J $$
 
@@ -82,10 +81,9 @@ class HessianFree(torch.optim.Optimizer):
         lr: what steps are multiplied by; a scheduler, or groups, may change it.
         damping: the first lambda; in units of the curvature of the mean loss.
         damping_bounds: the range of lambda.
-        damping_rule: "scan", as above; "levenberg-marquardt", which adapts lambda to the ratio of
-            the decrease to that of the model, takes max_cg_iterations from `cg_decay` of the last
-            solution on, and goes back over the iterates (Martens 2010); "auto", 25 steps of a scan,
-            which is faster at first, and then the other, which ends lower.
+        damping_rule: "levenberg-marquardt" takes max_cg_iterations from `cg_decay` of the last
+            solution on, goes back over the iterates, and adapts lambda to the ratio of the decrease
+            to that of the model (Martens 2010); "scan" is the above, faster in short runs.
         max_cg_iterations: of one step; a scan starts with 3 and takes 3 more every 10 steps.
         cg_decay: fraction of the last solution that CG starts from ("levenberg-marquardt").
         preconditioner: of CG: "ekfac" or "kfac" (of one random vector a step, averaged over steps;
@@ -145,7 +143,7 @@ class HessianFree(torch.optim.Optimizer):
         lr: float = 1.0,
         damping: float = 0.1,
         damping_bounds: tuple[float, float] = (1e-4, 1e8),
-        damping_rule: Literal["auto", "scan", "levenberg-marquardt"] = "auto",
+        damping_rule: Literal["levenberg-marquardt", "scan"] = "levenberg-marquardt",
         max_cg_iterations: int = 20,
         cg_decay: float = 0.95,
         preconditioner: Literal["ekfac", "kfac", "nystrom", "diagonal", "none"] | Factory = "ekfac",
@@ -318,7 +316,7 @@ class HessianFree(torch.optim.Optimizer):
         limits = self._limits.rest(self.counts.nhev)
         damping, bounds = group["damping"], group["damping_bounds"]
         rule, most = group["damping_rule"], group["max_cg_iterations"]
-        is_scan = rule == "scan" or (rule == "auto" and group["steps"] < _SCANNED_STEPS)
+        is_scan = rule == "scan"
         search: Search
         if is_scan:
             search = DampingScan(damping, bounds=bounds)

@@ -13,7 +13,7 @@ from hesse.operators.algebra import LinearOperator
 from hesse.optimize.preconditioners import NAMES
 from hesse.risk.risk import Risk
 
-RULES = ("auto", "scan", "levenberg-marquardt")
+RULES = ("levenberg-marquardt", "scan")
 
 
 def groups_of(source: Any) -> tuple[list[Any], Risk | None]:
