@@ -46,7 +46,7 @@ def closure_of(model, x, y):
     [
         {},
         {"preconditioner": "none", "damping_rule": "levenberg-marquardt"},
-        {"curvature": "hessian", "preconditioner": "none"},
+        {"curvature": "hessian", "preconditioner": "none", "damping_rule": "scan"},
         {"curvature": hesse.fisher_operator},
     ],
 )
