@@ -127,7 +127,7 @@ def test_the_limit_of_products_is_kept(limit):
     make, data = CASES["whole"]
     model = make()
     optimizer = optimiser(model, data, max_products=limit)
-    losses = [float(optimizer.step()) for _ in range(6)]
+    losses = [float(optimizer.step()) for _ in range(10)]
     assert optimizer.counts.nhev <= limit
     assert optimizer.status is Status.MAX_PRODUCTS
     assert all(b <= a for a, b in pairwise(losses))

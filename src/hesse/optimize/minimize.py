@@ -18,7 +18,6 @@ from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.sparse_hessian import sparse_hessian_operator
 from hesse.errors import (
     NonFiniteError,
-    OperatorError,
     Status,
     check_choice,
     check_count,
@@ -30,6 +29,7 @@ from hesse.optimize.box import Box
 from hesse.optimize.certificate import Certificate
 from hesse.optimize.criterion import Criterion
 from hesse.optimize.cubic import Cubic
+from hesse.optimize.factory import Factory, made
 from hesse.optimize.fixed_mode import in_fixed_mode
 from hesse.optimize.lbfgs import LBFGS
 from hesse.optimize.loop import Minimisation, MinimizeState
@@ -61,9 +61,6 @@ METHODS: dict[str, MinimizeMethod] = {
     **{method.name: method for method in _ALL},
 }
 """The methods by name, with their default options."""
-
-Factory = Callable[[Any, Any], LinearOperator]
-"""(f, x) -> the curvature of f at x, an approximation of its Hessian."""
 
 
 @public("hesse.minimize(f, x0, method={method})")
@@ -264,13 +261,7 @@ class _Maker:
     def __call__(self, x: Tree) -> LinearOperator:
         if self._sparse is not None:
             return self._sparse.at(x)
-        A, n = self._factory(self._f, x), self._space.n
-        if not isinstance(A, LinearOperator) or A.shape != (n, n) or not A.symmetric:
-            raise OperatorError(
-                expected=f"curvature(f, x) to be a symmetric operator of {n} variables",
-                got=str(A) if isinstance(A, LinearOperator) else type(A).__name__,
-                remedy="Return an operator such as hesse.fisher_operator(f, x).",
-            )
+        A = made(self._factory, self._f, self._space, x)
         if self._factory is sparse_hessian_operator:
             self._sparse = A
         return A

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -33,6 +34,10 @@ class Proposal:
     status: Status = Status.UNFINISHED
     on_boundary: bool = False
     """Whether the step was cut off at the trust radius."""
+    at: Callable[[float], Candidate] | None = None
+    """The step for another damping, where that takes no product."""
+    least_damping: float = 0.0
+    """The smallest damping for `at`, where there is negative curvature."""
 
 
 class Descent(Protocol):
