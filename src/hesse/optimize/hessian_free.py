@@ -36,7 +36,6 @@ from hesse.optimize.hessian_free_arguments import (
     RULES,
     check_curvature,
     check_damping,
-    check_decay,
     check_preconditioner,
     check_source,
     groups_of,
@@ -81,11 +80,10 @@ class HessianFree(torch.optim.Optimizer):
         lr: what steps are multiplied by; a scheduler, or groups, may change it.
         damping: the first lambda; in units of the curvature of the mean loss.
         damping_bounds: the range of lambda.
-        damping_rule: "levenberg-marquardt" takes max_cg_iterations from `cg_decay` of the last
+        damping_rule: "levenberg-marquardt" takes max_cg_iterations from 0.95 of the last
             solution on, goes back over the iterates, and adapts lambda to the ratio of the decrease
             to that of the model (Martens 2010); "scan" is the above, faster in short runs.
         max_cg_iterations: of one step; a scan starts with 3 and takes 3 more every 10 steps.
-        cg_decay: fraction of the last solution that CG starts from ("levenberg-marquardt").
         preconditioner: of CG: "ekfac" or "kfac" (of one random vector a step, averaged over steps;
             none for a model that cannot be traced), "nystrom" (20 products), "diagonal" (an
             estimate, 8 products), "none", or a function of the risk and the parameters that returns
@@ -145,7 +143,6 @@ class HessianFree(torch.optim.Optimizer):
         damping_bounds: tuple[float, float] = (1e-4, 1e8),
         damping_rule: Literal["levenberg-marquardt", "scan"] = "levenberg-marquardt",
         max_cg_iterations: int = 20,
-        cg_decay: float = 0.95,
         preconditioner: Literal["ekfac", "kfac", "nystrom", "diagonal", "none"] | Factory = "ekfac",
         refresh_every: int = 1,
         seed: int = 0,
@@ -160,7 +157,6 @@ class HessianFree(torch.optim.Optimizer):
         check_positive(lr=lr)
         check_damping(damping, damping_bounds)
         check_choice("damping_rule", damping_rule, RULES)
-        check_decay(cg_decay)
         check_choice("mode", mode, ["auto", *PREPARED_MODES])
         check_count("max_cg_iterations", max_cg_iterations, 1)
         check_count("refresh_every", refresh_every, 1)
@@ -178,7 +174,6 @@ class HessianFree(torch.optim.Optimizer):
             "damping_bounds": damping_bounds,
             "damping_rule": damping_rule,
             "max_cg_iterations": max_cg_iterations,
-            "cg_decay": cg_decay,
             "refresh_every": refresh_every,
             "seed": seed,
             "mode": mode,
@@ -336,7 +331,6 @@ class HessianFree(torch.optim.Optimizer):
             descent = DampedGaussNewton(
                 preconditioner=preconditioner,
                 max_iterations=most,
-                decay=group["cg_decay"],
                 start=start,
                 limits=limits,
             )

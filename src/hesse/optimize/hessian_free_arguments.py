@@ -84,16 +84,6 @@ def check_damping(damping: float, bounds: tuple[float, float]) -> None:
         )
 
 
-def check_decay(cg_decay: float) -> None:
-    """Raise unless this is a fraction."""
-    if not 0.0 <= cg_decay <= 1.0:
-        raise ArgumentError(
-            expected="a number 0 <= cg_decay <= 1",
-            got=repr(cg_decay),
-            remedy="Leave it out for the default; 0 starts every solve from zero.",
-        )
-
-
 def check_source(risk: Risk | None, closure: Callable[[], Any] | None, data: Any) -> None:
     """Raise unless a step is given what its optimiser needs."""
     if risk is not None and closure is not None:
