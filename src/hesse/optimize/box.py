@@ -66,6 +66,14 @@ class Box:
         held = (x <= self.lower) & (gradient > 0.0) | (x >= self.upper) & (gradient < 0.0)
         return ~(held | (self.lower >= self.upper))
 
+    def held(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """Which entries of x a bound keeps from moving downhill: a mask."""
+        return ~self.free(x, gradient)
+
+    def active(self, x: Tensor) -> Tensor:
+        """-1 at a lower bound, 1 at an upper one, 0 elsewhere, as in SciPy's `active_mask`."""
+        return (x >= self.upper).long() - (x <= self.lower).long()
+
     def inside(self, x: Tensor) -> Tensor:
         """Which entries of x are strictly within their bounds: a mask."""
         return (x > self.lower) & (x < self.upper)
@@ -89,6 +97,8 @@ class Masked(LinearOperator):
 
 def _flat(bound: Any, default: float, space: Space, what: str) -> Tensor:
     """One of the two bounds as a flat vector."""
+    if isinstance(bound, (list, tuple)) and space.template is None and all(map(is_number, bound)):
+        bound = torch.tensor(bound, dtype=space.dtype)
     value = as_tensor(default if bound is None else bound, space.device)
     if isinstance(value, Tensor):
         value = value.detach().to(space.device, space.dtype)
