@@ -337,7 +337,7 @@ def test_newton_direct_of_a_chain_takes_one_factorisation_a_point():
         return ((x[1:] - x[:-1]) ** 2 + 0.1 * torch.cosh(x[1:] - 1)).sum() + x[0] ** 2
 
     start = torch.zeros(2000, dtype=DOUBLE)
-    result = minimize(f, start, "newton-direct", curvature=hesse.sparse_hessian_operator)
+    result = minimize(f, start, "newton-direct")
     assert result.success
     assert result.nit <= 10
     assert result.nhev <= 40  # of the first radius and the certificate
@@ -348,7 +348,7 @@ def test_newton_direct_of_a_chain_takes_one_factorisation_a_point():
 def test_newton_direct_without_an_exact_inverse_is_refused():
     start = torch.zeros(3, dtype=DOUBLE)
     with pytest.raises(OperatorError, match="sparse_hessian_operator"):
-        minimize(rosenbrock, start, "newton-direct")
+        minimize(rosenbrock, start, "newton-direct", curvature=hesse.hessian_operator)
     M = hesse.identity_operator(3, dtype=DOUBLE)
     with pytest.raises(ArgumentError, match="no preconditioner"):
         minimize(rosenbrock, start, "newton-direct", curvature=dense, preconditioner=M)

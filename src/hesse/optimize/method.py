@@ -12,6 +12,7 @@ from hesse.errors import ArgumentError, check_count
 from hesse.methods import Hyperparameters
 from hesse.operators.algebra import LinearOperator
 from hesse.optimize.box import Box
+from hesse.optimize.factory import Factory
 from hesse.optimize.proposal import LoopDescent, LoopSearch
 from hesse.progress import Run
 
@@ -36,6 +37,11 @@ class MinimizeMethod(Hyperparameters, ABC):
     @abstractmethod
     def compose(self, setting: Setting) -> tuple[LoopDescent, LoopSearch]:
         """A descent and a search for one minimisation."""
+
+    @property
+    def hessian(self) -> str | Factory:
+        """What it takes as the Hessian: "hessian" for products, or a function that makes it."""
+        return "hessian"
 
     @property
     def takes_bounds(self) -> bool:

@@ -93,7 +93,7 @@ def minimize(
             "newton-cg", truncated Newton steps with a line search; "trust-cg", within a trust
             radius; "trust-krylov", minima within a trust radius on a Krylov space; "cubic", with
             cubic regularisation; "newton-minres", for singular Hessians; "newton-direct", which
-            factorises the curvature; "lbfgs", which takes no products; "auto", newton-cg, or
+            factorises a sparse Hessian; "lbfgs", which takes no products; "auto", newton-cg, or
             trust-cg where there are bounds.
         bounds: a pair (lower, upper) of numbers, tensors or trees like x0, or None, or a
             `scipy.optimize.Bounds`. With "auto" and "trust-cg". f is evaluated within them only;
@@ -160,6 +160,7 @@ def minimize(
     chosen.check_bounds(box)
     if not callable(curvature):
         check_choice("curvature", curvature, ("hessian", "ggn"))
+    curvature = chosen.hessian if curvature == "hessian" else curvature
     check_count("max_iterations", max_iterations, 0)
     check_tolerances(rtol=0.0 if rtol is None else rtol, atol=atol)
     limits = Run(

@@ -10,9 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from hesse.curvature.sparse_hessian import sparse_hessian_operator
 from hesse.errors import ArgumentError, OperatorError
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import diagonal_operator
+from hesse.optimize.factory import Factory
 from hesse.optimize.method import MinimizeMethod, Setting
 from hesse.optimize.point import Point
 from hesse.optimize.proposal import Candidate, LoopDescent, LoopSearch, NoState, Proposal
@@ -32,8 +34,8 @@ class NewtonDirect(MinimizeMethod):
     $$ (H + \lambda I)\, s = -g, \qquad \lambda \ge 0, \quad H + \lambda I \succ 0, \quad
        \lambda\, (\Delta - \lVert s \rVert) = 0 $$
 
-    For a curvature that can be factorised and whose factors tell the signs of its eigenvalues:
-    `curvature=hesse.sparse_hessian_operator`, or one that returns a dense or diagonal operator.
+    For a curvature that can be factorised, by factors that tell the signs of its eigenvalues. By
+    default it is `hesse.sparse_hessian_operator`; it may be a dense or diagonal operator.
     Where H is positive definite and the Newton step is within the radius there is one factorisation
     a point. Else the secular equation |s(lambda)| = Delta takes about three more; in the hard case
     the step goes on along a direction of least curvature, found with the same factors.
@@ -50,12 +52,17 @@ class NewtonDirect(MinimizeMethod):
     >>> import hesse, torch
     >>> f = lambda x: ((x[1:] - x[:-1] ** 2) ** 2).sum() + (x - 1).square().sum()
     >>> x = torch.zeros(50, dtype=torch.float64)
-    >>> result = hesse.minimize(f, x, NewtonDirect(), curvature=hesse.sparse_hessian_operator)
+    >>> result = hesse.minimize(f, x, NewtonDirect())
     >>> result.success, bool((result.x - 1).abs().max() < 1e-6)
     (True, True)
     """
 
     name: ClassVar[str] = "newton-direct"
+
+    @property
+    def hessian(self) -> Factory:
+        """A sparse matrix, which has factors."""
+        return sparse_hessian_operator
 
     def compose(self, setting: Setting) -> tuple[LoopDescent, LoopSearch]:
         if setting.preconditioner is not None:
