@@ -93,10 +93,11 @@ def test_one_closure_whose_batch_changes_is_evaluated_anew():
         assert torch.equal(flat(model), flat(twin))
 
 
-def test_a_closure_of_the_common_kind_works_as_it_is():
+@pytest.mark.parametrize("preconditioner", ["none", "ekfac"])
+def test_a_closure_of_the_common_kind_works_as_it_is(preconditioner):
     """It calls zero_grad and backward, and returns the loss alone."""
     (x, y), model, twin = data(), network(), network()
-    optimizer = HessianFree(model.parameters(), preconditioner="none")
+    optimizer = HessianFree(model.parameters(), preconditioner=preconditioner)
 
     def closure():
         optimizer.zero_grad()
@@ -104,10 +105,10 @@ def test_a_closure_of_the_common_kind_works_as_it_is():
         loss.backward()
         return loss
 
-    pair = HessianFree(twin.parameters(), preconditioner="none")
+    pair = HessianFree(twin.parameters(), preconditioner=preconditioner)
     for _ in range(4):
         optimizer.step(closure)
-        pair.step(closure_of(twin, x, y))
+        pair.step(lambda: cross_entropy(twin(x), y))
     torch.testing.assert_close(flat(model), flat(twin), rtol=1e-9, atol=1e-12)
     assert all(p.grad is None for p in model.parameters())
 
