@@ -26,6 +26,7 @@ PAGES = [
     pytest.param("how-to-choose", marks=pytest.mark.slow),
     "sparse-hessians",
     "implicit",
+    "influence",
     "standard-errors",
     "vibrations",
     pytest.param("products", marks=pytest.mark.slow),

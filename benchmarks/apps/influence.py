@@ -1,4 +1,4 @@
-"""Influences against exact retraining: leave-one-out, groups, the linear datamodelling score, MNIST.
+"""Influences against exact retraining: leave-one-out, groups, the datamodelling score, MNIST.
 
 Digits of scikit-learn, 1,437 to train and 360 to test, float64. Leave-one-out and groups are those
 of softmax regression (n = 650, weight decay 0.01) at its minimum, retrained exactly; the score
@@ -132,7 +132,8 @@ def leave_one_out(model: Trained, count: int) -> None:
     ragged = model.risk.on(list(zip(data.X.split(100), data.y.split(100), strict=True)))
     again = influence(ragged, model.theta, one, curvature="hessian", rtol=1e-12).scores
     exact = influence(model.risk, model.theta, one, curvature="hessian", rtol=1e-12).scores
-    assert again is not None and exact is not None
+    assert again is not None
+    assert exact is not None
     print(f"batches of 100, the last of 37: relative error {relative(again, exact):.1e}")
 
 
@@ -158,7 +159,8 @@ def groups(model: Trained, count: int) -> None:
             common: dict[str, Any] = {"curvature": "hessian", "groups": sets, "rtol": 1e-3}
             first = influence(model.risk, model.theta, query, **common)
             newton = influence(model.risk, model.theta, query, removal="newton", **common)
-            assert first.scores is not None and newton.scores is not None
+            assert first.scores is not None
+            assert newton.scores is not None
             errors = [relative(r.scores[0], actual) for r in (first, newton)]
             print(
                 f"{kind} {share:<14g}".ljust(24)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -130,6 +131,9 @@ class PerExample(OneLine):
 
     def jvps(self, params: Tree, directions: Tree) -> Iterator[Tensor]:
         """As `jvp`, batch by batch: what it returns is their concatenation."""
+        return _steps(self._jvps(params, directions))
+
+    def _jvps(self, params: Tree, directions: Tree) -> Iterator[Tensor]:
         space = Space.of(params, what="params")
         is_tensor = isinstance(directions, Tensor)
         is_block = is_tensor and directions.ndim == 2 and not space.is_point(directions)
@@ -168,6 +172,7 @@ class PerExample(OneLine):
             start += len(graph.z[0])
         return total if weights.ndim == 2 else total[:, 0]
 
+    @public("hesse.Risk.per_example.gradients(params, most={most})")
     def gradients(self, params: Tree, most: int = 256) -> Iterator[Tensor]:
         """dl_i/dtheta as rows, (m, n) for at most `most` examples at a time, without weight decay.
 
@@ -178,14 +183,12 @@ class PerExample(OneLine):
         Cost: for an example a backward pass over eight.
         """
         check_count("most", most, 1)
-        rows: list[Tensor] = []
-        for row in self._rows(params):
-            rows.append(row)
-            if len(rows) == most:
-                yield torch.stack(rows)
-                rows = []
-        if rows:
-            yield torch.stack(rows)
+        return _steps(self._chunks(params, most))
+
+    def _chunks(self, params: Tree, most: int) -> Iterator[Tensor]:
+        rows = self._rows(params)
+        while chunk := list(islice(rows, most)):
+            yield torch.stack(chunk)
 
     # -- As a sum over batches ---------------------------------------------------------------------
 
@@ -230,6 +233,17 @@ class PerExample(OneLine):
                 graph = _graph(self._summand(coefficient, part), variables)
                 for unit in torch.eye(len(graph.z[0])).to(graph.z[0]):
                     yield variables.flatten(graph.pull_back([unit])).clone()
+
+
+def _steps(pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The pieces, each of which is made within the boundary."""
+    while (piece := _next(pieces)) is not None:
+        yield piece
+
+
+@public("hesse.Risk.per_example")
+def _next(pieces: Iterator[Tensor]) -> Tensor | None:
+    return next(pieces, None)
 
 
 def _variables(params: Tree) -> Variables:
