@@ -94,7 +94,7 @@ class PerExample(OneLine):
     """
 
     def __init__(self, risk: _Risk) -> None:
-        self._risk, self.number = risk, total_examples(risk.data)
+        self._risk = risk
         self.programs = ProgramCache(risk.data.count)
         self.num_summands = risk.data.count
         self.holds_data = False  # the factors are made anew in every sweep
@@ -105,6 +105,11 @@ class PerExample(OneLine):
     def __len__(self) -> int:
         """N."""
         return self.number
+
+    @cached_property
+    def number(self) -> int:
+        """N."""
+        return total_examples(self._risk.data)
 
     @public("hesse.Risk.per_example.losses(params)")
     def losses(self, params: Tree) -> Tensor:
@@ -124,8 +129,7 @@ class PerExample(OneLine):
             params: as of the risk.
             directions: a tree like params, a flat vector (n,), or a block (n, k).
 
-        Cost: 4/3 of a gradient, and 4/3 for each direction: two backward passes, none for a single
-            example.
+        Cost: a gradient, and 2/3 of one for each direction. No gradient of an example is formed.
         """
         return torch.cat(list(self.jvps(params, directions)))
 

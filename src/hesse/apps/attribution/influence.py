@@ -118,9 +118,9 @@ def influence(
     Returns:
         Influence(scores, top, removal, solution, products, converged).
 
-    Cost: the gradients of the queries, a block of systems, and one pass over the data with 4/3 of a
-        gradient for each query (two backward passes); no gradient of a training example is formed.
-        Memory: the residuals of a batch, some 8 vectors for each query, and the scores.
+    Cost: the gradients of the queries, a block of systems, and one pass over the data with a
+        gradient and 2/3 of one for each query; no gradient of a training example is formed. Memory:
+        the residuals of a batch, some 8 vectors for each query, and the scores.
 
     Raises:
         HesseError: a direction of negative curvature, where the formula has no meaning; a loss
