@@ -168,7 +168,8 @@ class PerExample(OneLine):
             )
         columns = weights.reshape(self.number, -1)
         variables, start = _variables(params), 0
-        total = columns.new_zeros(variables.space.size, columns.shape[1]).to(variables.space.dtype)
+        space = variables.space
+        total = torch.zeros(space.size, columns.shape[1], dtype=space.dtype, device=space.device)
         for graph in self._graphs(params):
             here = columns[start : start + len(graph.z[0])].to(graph.z[0])
             pulled = [variables.flatten(graph.pull_back([u])) for u in here.T]

@@ -112,7 +112,8 @@ def influence(
             instead of Q N.
         rtol: of the systems. The order of scores is right long before their digits are.
         preconditioner: "ekfac", or as in `solve`.
-        max_products, progress, checkpoint: of the systems, as in `solve`.
+        max_products, progress, checkpoint: of the system, as in `solve`; of "newton" each group's,
+            without a checkpoint.
         generator: of EK-FAC where it samples, and of preconditioners.
 
     Returns:
@@ -157,7 +158,7 @@ def influence(
     )
     m = queries_of(risk, queries, of)
     if removal == "newton":
-        check_newton(risk, curvature, groups)
+        check_newton(risk, curvature, groups, checkpoint)
         assert sets is not None
         result = _newton(matrix, each, m, sets)
         if top is None:

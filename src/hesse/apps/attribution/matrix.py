@@ -104,7 +104,7 @@ class Matrix:
                 got=f"a direction of negative or zero curvature, after {solution.products} products"
                 f" (damping mu = {self.damping:g})",
                 remedy="Train further; or use curvature='ggn', or a damping above the most "
-                "negative eigenvalue, -hesse.eigsh(H, 1, 'smallest').values.",
+                "negative eigenvalue, -hesse.eigsh(H, 1, 'SA').values.",
             )
         if not solution.converged:
             warn(f"The influences are not exact. {solution.status.value}")
