@@ -158,9 +158,45 @@ def test_it_prints_its_size_and_says_what_does_not_fit():
         each.vjp(risk.params, torch.ones(10))
     with pytest.raises(HesseError, match="directions"):
         each.jvp(risk.params, torch.ones(3, 2, dtype=torch.float64))
-    odd = Risk(net(), lambda z, y: (z.sum(1) - y).abs().mean(), (features(), CLASSES))
+    coupled = Risk(net(), lambda z, y: z.logsumexp(1).max(), (features(), CLASSES))
     with pytest.raises(HesseError, match="a mean or a sum by functions of torch"):
-        odd.per_example.losses(odd.params)
+        coupled.per_example.losses(coupled.params)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("sizes", [11, 4])
+def test_examples_of_any_other_loss_are_taken_one_by_one(sizes, reduction):
+    def loss(z, y):
+        picked = z.gather(1, y[:, None])[:, 0]
+        return getattr(z.logsumexp(1) - picked, reduction)()
+
+    batches = batched(features(), CLASSES, sizes)
+    risk = Risk(net(), loss, batches, weight_decay=0.3, reduction=reduction)
+    params, each, space = risk.params, risk.per_example, hesse.Space.of(risk.params)
+    with pytest.warns(hesse.errors.FallbackWarning, match="one at a time"):
+        losses = each.losses(params)
+    torch.testing.assert_close(losses, definition(reduction, params), rtol=1e-12, atol=1e-14)
+    v = torch.linspace(-1.0, 1.0, space.n, dtype=torch.float64)
+    f = lambda w: definition(reduction, space.unflatten(w))  # noqa: E731
+    J = torch.func.jacrev(f)(space.flatten(params))
+    near = {"rtol": 1e-11, "atol": 1e-12}
+    torch.testing.assert_close(each.jvp(params, v), J @ v, **near)
+    torch.testing.assert_close(torch.cat(list(each.gradients(params))), J, **near)
+    torch.testing.assert_close(jacobian_operator(each, params) @ v, J @ v, **near)
+
+
+def test_places_that_a_loss_of_ones_own_ignores_count_nothing():
+    x, y = tokens()
+
+    def loss(z, y):
+        seen = y != -100
+        chosen = z.log_softmax(-1).gather(-1, y.clamp(min=0)[..., None])[..., 0]
+        return -(chosen * seen).sum() / seen.sum()
+
+    risk = Risk(net(), loss, batched(x, y, 11), weight=places)
+    with pytest.warns(hesse.errors.FallbackWarning):
+        got = risk.per_example.losses(risk.params)
+    torch.testing.assert_close(got, definition("tokens", risk.params), rtol=1e-12, atol=1e-14)
 
 
 def test_it_works_under_no_grad_and_leaves_the_model_alone():

@@ -1,72 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""`PerExample`: the losses of single examples, and products with their Jacobian.
-
-With a factor w_i for what example i adds (`Risk.weighted`), the data part of a risk is linear in w.
-So its derivative in w is the vector of losses, and the graph of that derivative is the forward pass
-and one step back through the loss: no example is taken by itself, whatever the model is.
-"""
+"""`PerExample`: the losses of single examples, and products with their Jacobian."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from hesse.ad.double_backward import gradient_of, twice_differentiable
+from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.jacobian import JacobianGraph
 from hesse.ad.summands import Summand
 from hesse.ad.variables import BoundFunction, Variables, tracked
 from hesse.boundary import public
-from hesse.data.batches import Batch, Batches, flatten_batch
-from hesse.data.selection import WeightedTargets, count_examples, total_examples
-from hesse.data.slicing import slice_batch
+from hesse.data.selection import count_examples, total_examples
 from hesse.engine.program_cache import ProgramCache
 from hesse.errors import ShapeError, check_count
 from hesse.result import OneLine
-from hesse.risk.call import BatchLoss, device_of
+from hesse.risk.losses_of_examples import LossesOfExamples, RiskOfExamples
 from hesse.vectors.space import Space, Tree
 
 # Gradients of single examples are taken from the graph of so many at once: a backward pass spans
 # all of them, but small passes take as long as one of a few examples.
 _TOGETHER = 8
-
-
-class _Risk(Protocol):
-    """What is needed of a `Risk`, whose attribute this is."""
-
-    data: Batches
-
-    @property
-    def averages(self) -> bool: ...
-
-    @property
-    def is_weighted(self) -> bool: ...
-
-    def weighted(self, weights: Tensor) -> Any: ...
-
-    def check_at(self, params: Tree) -> None: ...
-
-
-@dataclass(frozen=True)
-class LossesOfBatch:
-    """The losses of the examples of a batch, whose weights hold their factors."""
-
-    loss: BatchLoss
-
-    knows_its_leaves = True  # tested with the risk
-
-    def __call__(self, params: Tree) -> Tensor:
-        batch = self.loss.batch.to(device_of(params))
-        targets, factors = batch.targets
-        w = torch.ones_like(factors).requires_grad_()
-        batch = replace(batch, targets=WeightedTargets(targets, w * factors))
-        value = replace(self.loss, batch=batch)(params)
-        return gradient_of(value, [w], create_graph=True)[0]
 
 
 class PerExample(OneLine):
@@ -78,7 +36,8 @@ class PerExample(OneLine):
     with R_w of `Risk.weighted`: l_i is N times what example i adds to the data part of the risk,
     without weight decay. Where examples weigh alike in a mean it is the loss of the example; with
     class weights or tokens it has the share of the example in the mean; of a sum it is N times the
-    loss. The order is that of the batches, which may be of any sizes.
+    loss. The order is that of the batches, which may be of any sizes. Of losses that torch does not
+    compute, the examples are evaluated one at a time, with a warning.
 
     `jacobian_operator(risk.per_example, params)` is dl/dtheta as an operator.
 
@@ -93,8 +52,9 @@ class PerExample(OneLine):
     tensor([ 3., 12.])
     """
 
-    def __init__(self, risk: _Risk) -> None:
+    def __init__(self, risk: RiskOfExamples) -> None:
         self._risk = risk
+        self._losses: LossesOfExamples | None = None
         self.programs = ProgramCache(risk.data.count)
         self.num_summands = risk.data.count
         self.holds_data = False  # the factors are made anew in every sweep
@@ -198,26 +158,15 @@ class PerExample(OneLine):
     # -- As a sum over batches ---------------------------------------------------------------------
 
     def check_at(self, params: Tree) -> None:
-        """Test the risk at its first point."""
+        """Test the risk at its first point, and find out how its examples are told apart."""
         self._risk.check_at(params)
+        if self._losses is None:
+            self._losses = LossesOfExamples.of(self._risk, self.number, params)
 
     def summands(self) -> Iterator[Summand]:
         """l as the vectors of all batches, one after the other."""
-        for coefficient, batch in self._weighted.batches():
-            yield self._summand(coefficient, batch)
-
-    @cached_property
-    def _weighted(self) -> Any:
-        if self._risk.is_weighted:
-            return self._risk
-        return self._risk.weighted(torch.ones(self.number))
-
-    def _summand(self, coefficient: float, batch: Batch) -> Summand:
-        targets, weights = batch.targets
-        factors = weights.double() * (coefficient * self.number)
-        batch = replace(batch, targets=WeightedTargets(targets, factors))
-        data, key = flatten_batch(batch)
-        return Summand(1.0, LossesOfBatch(self._weighted.loss_of(batch)), data, key)
+        assert self._losses is not None, "check_at comes first"
+        return self._losses.summands()
 
     def _graphs(self, params: Tree) -> Iterator[JacobianGraph]:
         self.check_at(params)
@@ -227,15 +176,15 @@ class PerExample(OneLine):
 
     def _rows(self, params: Tree) -> Iterator[Tensor]:
         self.check_at(params)
-        variables, data = _variables(params), self._weighted.data
-        for _, batch in self._weighted.batches():
-            for part in slice_batch(batch, _bounds(count_examples(batch)), data.weigh):
-                coefficient = part.weight / data.total_weight if self._risk.averages else 1.0
-                if coefficient == 0.0:  # the loss sees nothing of it
-                    zero = torch.zeros(variables.space.size, dtype=variables.space.dtype)
-                    yield from zero.to(variables.space.device).expand(count_examples(part), -1)
+        assert self._losses is not None
+        variables = _variables(params)
+        zero = torch.zeros_like(variables.flatten(variables.x))
+        for _, batch in self._losses.risk.batches():
+            for share, part in self._losses.parts(batch, _bounds(count_examples(batch))):
+                if share == 0.0:  # the loss sees nothing of it
+                    yield from zero.expand(count_examples(part), -1)
                     continue
-                graph = _graph(self._summand(coefficient, part), variables)
+                graph = _graph(self._losses.summand(share, part), variables)
                 for unit in torch.eye(len(graph.z[0])).to(graph.z[0]):
                     yield variables.flatten(graph.pull_back([unit])).clone()
 
