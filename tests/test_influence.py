@@ -94,6 +94,18 @@ def test_ragged_batches_and_several_batches_of_queries_give_the_scores_of_one():
         torch.testing.assert_close(several, one, rtol=1e-10, atol=1e-13)
 
 
+def test_data_of_a_loader_in_single_precision():
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X.float(), Y), 10)
+    single = Risk(net().float(), CE, loader, weight_decay=DECAY)
+    theta = {name: leaf.float() for name, leaf in THETA.items()}
+    got = influence(single, theta, (XQ.float(), YQ), rtol=1e-6)
+    exact = influence(risk_of(), THETA, (XQ, YQ), **TIGHT).scores
+    assert got.scores.dtype is torch.float32
+    torch.testing.assert_close(
+        got.scores.double(), exact, rtol=1e-4, atol=1e-5 * float(exact.abs().max())
+    )
+
+
 def test_a_sum_has_the_scores_of_its_mean():
     total = risk_of(7, nn.CrossEntropyLoss(reduction="sum"), N * DECAY)
     got = influence(total, THETA, risk_of().on((XQ, YQ)), damping=N * 0.01, **TIGHT).scores
