@@ -235,9 +235,8 @@ def mnist_network(path: str, count: int) -> None:
     model = trained_by_sgd(X, y, 0)
 
     def outcome(mask: Tensor, seed: int) -> Tensor:
-        with torch.no_grad():
-            outputs = trained_by_sgd(X[mask], y[mask], seed)(queries[0])
-            return F.cross_entropy(outputs, queries[1], reduction="none")
+        outputs = trained_by_sgd(X[mask], y[mask], seed)(queries[0])
+        return F.cross_entropy(outputs, queries[1], reduction="none").detach()
 
     first, second = (torch.stack([outcome(mask, seed) for mask in masks]) for seed in (0, 1))
     print(f"MNIST MLP: LDS, {count} halves, retrained in {time.process_time() - start:.0f} s")
@@ -277,7 +276,7 @@ def trained_by_sgd(X: Tensor, y: Tensor, seed: int) -> nn.Module:
     return model
 
 
-def mnist(path: str) -> None:
+def mnist(path: str, count: int = 15) -> None:
     """Softmax regression without bias on 55,000 images, weight decay 0.01."""
     start, N = time.process_time(), 55000
     d = np.load(path)
@@ -293,7 +292,7 @@ def mnist(path: str) -> None:
     worst = int(before.argmax())
     print(f"MNIST: minimised in {time.process_time() - start:.0f} s")
     query, begin = (X_test[[worst]], y_test[[worst]]), time.process_time()
-    result = influence(risk, w, query, curvature="hessian", top=15)
+    result = influence(risk, w, query, curvature="hessian", top=count)
     assert result.top is not None
     print(f"influences: {result.products} products, {time.process_time() - begin:.1f} s")
     actual = []
@@ -303,7 +302,7 @@ def mnist(path: str) -> None:
         weights[i] = 0.0
         again = hesse.minimize(risk.weighted(weights), w, atol=1e-8, rtol=0.0).x
         actual.append(one.losses(again)[0] - before[worst])
-    print_row("MNIST, 15 examples", result.top.values[0], torch.stack(actual))
+    print_row(f"MNIST, {count} examples", result.top.values[0], torch.stack(actual))
 
 
 def relative(a: Tensor, b: Tensor) -> float:
