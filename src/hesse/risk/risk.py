@@ -48,6 +48,7 @@ from hesse.risk.arguments import (
 )
 from hesse.risk.call import BatchLoss, LossCall, ModelCall, device_of
 from hesse.risk.checks import ParameterNames, check_eval_mode
+from hesse.risk.per_example import PerExample
 from hesse.risk.trial import constants, try_model
 from hesse.risk.weighting import Weighting, ignoring_weights
 from hesse.vectors.space import Tree
@@ -245,8 +246,7 @@ class Risk(OneLine):
         weighting = Weighting.of(plain.loss_of, plain.params, plain.data.first, plain.loss_name)
         data = WithWeights(plain.data, weights)
         weigh, known = ignoring_weights(plain.data.weight), ignoring_weights(plain.data.known)
-        held = list(data) if plain.holds_data else data
-        other = plain._with(Batches(held, weigh, known=known))
+        other = plain._with(Batches(list(data) if plain.holds_data else data, weigh, known=known))
         other._weighting, other._plain, other._known_weight = weighting, plain, known
         return other
 
@@ -287,8 +287,7 @@ class Risk(OneLine):
         """R(params), shape (). Its graph spans all batches; products go batch by batch instead."""
         self.check_at(params)
         params = map_tensors(torch.clone, params)  # a model may write to them
-        parts = [s.coefficient * s.function(params) for s in self.summands()]
-        return torch.stack(parts).sum()
+        return torch.stack([s.coefficient * s.function(params) for s in self.summands()]).sum()
 
     def summands(self) -> Iterator[Summand]:
         """R = sum_b c_b loss_b + (lambda / 2) |params|^2, one summand for each batch."""
@@ -303,6 +302,7 @@ class Risk(OneLine):
         for batch in self.data:
             yield (batch.weight / self.data.total_weight if self._averages else 1.0), batch
 
+    per_example = property(PerExample)
     sweep_is_free = True
 
     @property
