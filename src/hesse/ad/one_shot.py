@@ -41,19 +41,19 @@ def forward_over_reverse(
         check_rules(value, FORWARD_OVER_REVERSE)
         return value
 
-    direction, size = _of_size_one(v)
+    direction, size = _of_usual_size(v)
     with twice_differentiable(), ForwardMode():
         gradient_and_value = torch.func.grad_and_value(checked)
         primal, tangent = torch.func.jvp(gradient_and_value, (tuple(x),), (tuple(direction),))[:2]
     (gradient, value), (product, _) = primal, tangent
-    return Product([size * part for part in product], value, list(gradient))
+    return Product(_times(size, product), value, list(gradient))
 
 
 def reverse_over_forward(
     f: LeafFunction, x: Leaves, v: Leaves, with_gradient: bool = False
 ) -> Product:
     """grad of the slope f'(x; v). The value is free; the gradient costs another gradient."""
-    direction, size = _of_size_one(v)
+    direction, size = _of_usual_size(v)
 
     def slope_and_value(leaves: Leaves) -> tuple[Tensor, Tensor]:
         value, slope = torch.func.jvp(f, (leaves,), (tuple(direction),))[:2]
@@ -62,7 +62,7 @@ def reverse_over_forward(
 
     with twice_differentiable(), ForwardMode():
         product, (_, value) = torch.func.grad_and_value(slope_and_value, has_aux=True)(tuple(x))
-    product = [size * part for part in product]
+    product = _times(size, product)
     gradient = None
     if with_gradient or not any(bool(part.any()) for part in product):
         # A zero product may come from a value that does not depend on x: reverse mode can tell.
@@ -80,18 +80,26 @@ def reverse_over_reverse(
     return Product(graph.product(v, keep=False), graph.value, graph.gradient, custom)
 
 
-def _of_size_one(v: Leaves) -> tuple[list[Tensor], float]:
-    """v / s with the power of two s next to its largest entry, and s: no digit changes.
+# Larger and smaller directions are scaled; within it nothing is copied.
+_USUAL = 2.0**-10, 2.0**10
 
-    torch's forward rules are linear in exact arithmetic only. That of group_norm adds terms as
-    large as the primal that cancel: with a tiny v it returns their rounding errors.
+
+def _of_usual_size(v: Leaves) -> tuple[Leaves, float]:
+    """v / s with a power of two s, by which its largest entry is of the usual size, and s.
+
+    torch's forward rules are linear in exact arithmetic only. Some add terms as large as the primal
+    that cancel: with a tiny v they return their rounding errors.
     """
     largest = max((float(part.abs().amax()) for part in v if part.numel()), default=0.0)
-    if largest == 0.0 or not math.isfinite(largest):
-        return list(v), 1.0
+    if _USUAL[0] <= largest <= _USUAL[1] or largest == 0.0 or not math.isfinite(largest):
+        return v, 1.0
     limit = min(math.frexp(torch.finfo(part.dtype).max)[1] for part in v) - 2
     size = 2.0 ** max(-limit, min(math.frexp(largest)[1], limit))
     return [part / size for part in v], size
+
+
+def _times(size: float, product: Leaves) -> list[Tensor]:
+    return [part if size == 1.0 else size * part for part in product]
 
 
 ONE_SHOT_MODES: dict[str, Mode] = {
