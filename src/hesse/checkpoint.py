@@ -8,6 +8,8 @@ which costs one product: a run never continues from the state of another one. A 
 damaged file. The bits are the same if those of the products are: name the `mode` of a Hessian,
 since "auto" depends on measured times.
 
+Where several ranks share a run, the first writes and all read the same file.
+
 A file that cannot be written (a full disk) does not end a run: it warns once and tries again later.
 """
 
@@ -27,6 +29,7 @@ from hesse.operators.algebra import LinearOperator
 from hesse.progress import FilePath, check_path
 from hesse.saving.state import pack, restore
 from hesse.saving.tensor_file import DamagedFile, TensorFile, check_place, write
+from hesse.vectors.space import Space
 
 _PAUSE = 20  # after a save, the next one waits 20 times as long as that took
 _FORMAT = 5
@@ -63,7 +66,8 @@ class Checkpoint:
 
     def __init__(self, path: FilePath, A: LinearOperator, **run_key: Any) -> None:
         self.path = check_path(path)
-        self._device = A.device
+        self._device, ranks = A.device, A.domain.ranks
+        self._writes = ranks is None or ranks.rank == 0
         self._next_save, self._has_warned = 0.0, False
         if self.path is None:
             return
@@ -109,7 +113,7 @@ class Checkpoint:
         Saving takes at most a twentieth of the time of a run.
         """
         began = time.monotonic()
-        if self.path is None or (began < self._next_save and not now):
+        if self.path is None or not self._writes or (began < self._next_save and not now):
             return
         try:
             tensors: dict[str, Tensor] = {}
@@ -177,9 +181,16 @@ class Checkpoint:
         )
 
 
-def generator_for(generator: torch.Generator | None, path: FilePath) -> torch.Generator | None:
-    """The generator; a new one if its state is to be saved and none was given."""
+def generator_for(
+    generator: torch.Generator | None, path: FilePath, space: Space
+) -> torch.Generator | None:
+    """The generator; a new one if its state is to be saved and none was given.
+
+    Ranks that share the vectors of the space have one in common.
+    """
     check_path(path)
+    if generator is None and space.ranks is not None:
+        return space.ranks.generator
     if generator is not None or path is None:
         return generator
     return torch.Generator().manual_seed(int(torch.randint(1 << 62, ())))

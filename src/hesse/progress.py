@@ -141,6 +141,9 @@ class Run:
         self._began = time.monotonic()
         self._bar: _Bar | None = None
         self._outer: Run | None = None
+        # Where ranks share the run, none ends it alone: it wishes to, and all end it together.
+        self._is_shared, self._wish = False, 0
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Run:
         self._outer, _active.run = _active.run, self
@@ -151,6 +154,9 @@ class Run:
         outer, _active.run = self._outer, self._outer
         if self._bar is not None:
             self._bar.close()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
         if kind is None or not issubclass(kind, KeyboardInterrupt) or outer is not None:
             return False
         self.status = Status.INTERRUPTED
@@ -204,20 +210,93 @@ class Run:
     def goes_on(self, state: State) -> bool:
         """Whether to take another step; if not, `status` says why. The callback is not called."""
         self.show(state)
-        if self.allows(state) and time.monotonic() - self._began >= self.max_seconds:
+        if self.allows(state) and not self._is_shared and self._is_late:
             self.status = Status.MAX_SECONDS
         return self.status is Status.UNFINISHED
 
     def after_step(self, state: State) -> bool:
         """As `goes_on`, after calling the callback, which may stop the run."""
         if asks_to_stop(self._callback, state):
-            self.status = Status.STOPPED
+            if self._is_shared:
+                self._wish = _STOP
+            else:
+                self.status = Status.STOPPED
         return self.goes_on(state) if self.status is Status.UNFINISHED else False
 
     def show(self, state: State) -> None:
         """Update the bar."""
         if self._bar is not None:
             self._bar.move_to(self.before + state.products)
+
+    @property
+    def _is_late(self) -> bool:
+        return time.monotonic() - self._began >= self.max_seconds
+
+    # -- Runs that several ranks share (see `hesse.ranks`) -----------------------------------------
+
+    @property
+    def wish(self) -> int:
+        """Why this rank wants to end the run: a number that grows with the urgency; 0 if not."""
+        return max(self._wish, _LATE if self._is_late else 0)
+
+    def share(self, rank: int) -> None:
+        """From now on no rank ends the run alone; only the first has a bar."""
+        if self._is_shared:
+            return
+        self._is_shared = True
+        if self._bar is not None and rank > 0:
+            self._bar.close()
+            self._bar = None
+        if self._outer is None and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._note_interrupt)
+
+    def agree(self, wish: int) -> None:
+        """End the run, on all ranks at the same product."""
+        if wish == _INTERRUPT:
+            raise KeyboardInterrupt
+        if self.status is Status.UNFINISHED:
+            self.status = Status.MAX_SECONDS if wish == _LATE else Status.STOPPED
+
+    def _note_interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._wish = _INTERRUPT
+
+
+# Why a rank wants to end a run, by urgency.
+_LATE, _STOP, _INTERRUPT = 1, 2, 3
+_REASONS = 4
+
+
+def share_run(rank: int) -> None:
+    """Let the runs of this thread be ended by all ranks together."""
+    for run in _runs():
+        run.share(rank)
+
+
+def wish_to_end() -> int:
+    """Which run this rank wants to end and why, as one number: the outermost such run; else 0."""
+    for depth, run in enumerate(_runs()):
+        if run.wish:
+            return _REASONS * depth + run.wish
+    return 0
+
+
+def agree_to_end(wishes: list[int]) -> None:
+    """End the outermost run that a rank wants to end, for the most urgent of its reasons."""
+    given = [divmod(wish, _REASONS) for wish in wishes if wish]
+    runs = _runs()
+    if given:
+        depth = min(depth for depth, _ in given)
+        runs[depth].agree(max(reason for at, reason in given if at == depth))
+
+
+def _runs() -> list[Run]:
+    """The runs of this thread that are contexts now, the outermost first."""
+    runs, run = [], _active.run
+    while run is not None:
+        runs.append(run)
+        run = run._outer
+    return runs[::-1]
 
 
 def current_run() -> Run | None:
