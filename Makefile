@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check install --con
 SOURCES := src tests tools docs/hooks docs/pictures $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench faults fuzz docs format clean
+.PHONY: help demo test lint bench faults coverage fuzz docs format clean
 
 # Of `make fuzz`: how long, how many cases at most, and the first one. The folder hesse-fuzz/ has the
 # progress, with which the next call goes on, and the faults as scripts.
@@ -38,6 +38,9 @@ bench: $(VENV)/.bench  ## run the benchmarks
 
 faults: $(VENV)/.dev  ## make some 400 things go wrong and write docs/faults.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.faults
+
+coverage: $(VENV)/.dev  ## see which rule covers which parameter and write docs/coverage.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.coverage
 
 fuzz: $(VENV)/.dev  ## try random functions and models, SECONDS= CASES= SEED=
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.fuzz --seconds $(SECONDS) --cases $(CASES) --seed $(SEED)

@@ -7,6 +7,8 @@ import torch
 
 # Derandomised: a failure in CI is a failure at home. No deadline: the first call warms up.
 from hesse.estimators.estimator_run import EstimatorRun
+from hesse.risk.risk import Risk
+from hesse.testing.likelihoods import LIKELIHOODS
 
 hypothesis.settings.register_profile("hesse", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("hesse")
@@ -53,3 +55,17 @@ def _seeded():
 def sampled(monkeypatch):
     """Estimators sample also where the exact answer takes fewer products."""
     monkeypatch.setattr(EstimatorRun, "takes_exact", lambda *_: False)
+
+
+@pytest.fixture
+def build():
+    """From a case of `hesse.testing.likelihoods` by its name to a risk on two ragged batches."""
+
+    def risk(name, sizes=(5, 3), frozen=False, **changes):
+        case = LIKELIHOODS[name]
+        model, loss, batches = case.make(sizes)
+        if frozen:
+            next(model.parameters()).requires_grad_(False)
+        return Risk(model, loss, batches, **(case.options | changes))
+
+    return risk

@@ -54,7 +54,7 @@ def assert_raises(error, words, way, f=cubes, x=X, v=V):
         way(f, x, v)
     raised = caught.value
     assert isinstance(raised, HesseError)
-    assert "hesse" in raised.call.lower() or "Operator" in raised.call
+    assert "hesse" in raised.call.lower() or "Hessian(" in raised.call
     for part in (raised.expected, raised.got, raised.remedy):
         assert part
         assert part in str(raised)

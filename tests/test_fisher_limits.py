@@ -8,39 +8,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hesse import Risk, fisher_operator, ggn_operator, gradient_covariance_operator
+from hesse import Risk, Space, fisher_operator, ggn_operator, gradient_covariance_operator
 from hesse.errors import ArgumentError, DataError, FunctionError, HesseError
+from hesse.testing.likelihoods import CLASSES, labels, mlp, normal
 
 DOUBLE = torch.float64
-V = 6
-
-
-def mlp():
-    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, V))
-
-
-def randn(*shape):
-    return torch.randn(*shape, dtype=DOUBLE)
-
-
-def labels(*shape):
-    return torch.randint(0, V, shape)
 
 
 def classifier(*sizes):
     torch.manual_seed(0)
     model = mlp().double()
-    return Risk(model, nn.CrossEntropyLoss(), [(randn(n, 4), labels(n)) for n in sizes])
+    return Risk(model, nn.CrossEntropyLoss(), [(normal(n, 4), labels(n)) for n in sizes])
 
 
 def flat(tree):
     return torch.cat([part.reshape(-1) for part in tree.values()])
-
-
-def unflat(vector, params):
-    sizes = [part.numel() for part in params.values()]
-    parts = zip(params, vector.split(sizes), strict=True)
-    return {name: part.view_as(params[name]) for name, part in parts}
 
 
 def dense_ggn(risk):
@@ -60,7 +42,7 @@ class Normed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layer = nn.Linear(4, V)
+        self.layer = nn.Linear(4, CLASSES)
 
     def forward(self, x):
         size = float(x.norm())
@@ -72,7 +54,7 @@ class Normed(nn.Module):
 class BatchNormed(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layer = nn.Linear(4, V)
+        self.layer = nn.Linear(4, CLASSES)
 
     def forward(self, x):
         z = self.layer(x)
@@ -82,7 +64,7 @@ class BatchNormed(nn.Module):
 @pytest.mark.parametrize("model", [Normed, BatchNormed])
 def test_examples_that_influence_one_another_are_refused(model):
     torch.manual_seed(0)
-    risk = Risk(model().double(), nn.CrossEntropyLoss(), (randn(8, 4), labels(8)))
+    risk = Risk(model().double(), nn.CrossEntropyLoss(), (normal(8, 4), labels(8)))
     for make in (
         lambda: fisher_operator(risk, risk.params, "empirical"),
         lambda: fisher_operator(risk, risk.params, "sampled", per="example"),
@@ -100,24 +82,26 @@ def test_rows_are_found_where_time_comes_first(head):
     class TimeFirst(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b = nn.Linear(2, 3), nn.Linear(3, V)
+            self.a, self.b = nn.Linear(2, 3), nn.Linear(3, CLASSES)
             with torch.no_grad():
                 self.b.weight.mul_(head)
                 self.b.bias.mul_(head)
 
-        def forward(self, x):  # (batch, time, 2) -> (time, batch, V)
+        def forward(self, x):  # (batch, time, 2) -> (time, batch, CLASSES)
             return self.b(torch.tanh(self.a(x.transpose(0, 1))))
 
     def loss(z, y):
-        return F.cross_entropy(z.reshape(-1, V), y.t().reshape(-1))
+        return F.cross_entropy(z.reshape(-1, CLASSES), y.t().reshape(-1))
 
     torch.manual_seed(0)
-    model, x, y = TimeFirst().double(), randn(4, 2, 2), labels(4, 2)
+    model, x, y = TimeFirst().double(), normal(4, 2, 2), labels(4, 2)
     risk = Risk(model, loss, (x, y))
     vector, g = flat(risk.params), []
     for i in range(4):
         leaf = vector.clone().requires_grad_()
-        out = torch.func.functional_call(model, unflat(leaf, risk.params), (x[i : i + 1],))
+        out = torch.func.functional_call(
+            model, Space.of(risk.params).unflatten(leaf), (x[i : i + 1],)
+        )
         g.append(torch.autograd.grad(2 * loss(out, y[i : i + 1]), leaf)[0])
     g = torch.stack(g)
     close(fisher_operator(risk, risk.params, "empirical", per="example"), g.T @ g / 8)
@@ -128,7 +112,7 @@ def test_rows_are_found_where_time_comes_first(head):
 
 def test_a_loss_that_is_no_likelihood_is_named():
     torch.manual_seed(0)
-    model, x, y = mlp().double(), randn(6, 4), randn(6, V)
+    model, x, y = mlp().double(), normal(6, 4), normal(6, CLASSES)
     for kind in ("exact", "sampled", "empirical"):
         risk = Risk(model, nn.SmoothL1Loss(), (x, y))
         with pytest.raises(FunctionError, match=r"SmoothL1Loss, in which none[\s\S]*likelihood="):
@@ -146,7 +130,7 @@ def test_a_loss_that_is_no_likelihood_is_named():
 
 def test_a_likelihood_that_is_given():
     torch.manual_seed(0)
-    model, x, y = mlp().double(), randn(6, 4), labels(6)
+    model, x, y = mlp().double(), normal(6, 4), labels(6)
 
     def hidden(z, y):
         return -z.log_softmax(1).gather(1, y[:, None]).mean()
@@ -177,8 +161,8 @@ def test_bfloat16():
 
 def test_memory_budget_cuts_batches():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(20, 64), nn.Tanh(), nn.Linear(64, V)).double()
-    risk = Risk(model, nn.CrossEntropyLoss(), (randn(512, 20), labels(512)))
+    model = nn.Sequential(nn.Linear(20, 64), nn.Tanh(), nn.Linear(64, CLASSES)).double()
+    risk = Risk(model, nn.CrossEntropyLoss(), (normal(512, 20), labels(512)))
     exact = fisher_operator(risk, risk.params, "empirical")
     v = exact.domain.gaussian()
     for budget in ("900KB", "none"):
@@ -201,14 +185,14 @@ def test_positive_semidefinite():
         torch.testing.assert_close(dense, dense.T)
         values = torch.linalg.eigvalsh(dense)
         assert values.min() >= -1e-12
-        # Three rows, each of rank V - 1 if exact, else of rank one.
-        assert int((values > 1e-10).sum()) == 3 * (V - 1 if kind == "exact" else 1)
+        # Three rows, each of rank CLASSES - 1 if exact, else of rank one.
+        assert int((values > 1e-10).sum()) == 3 * (CLASSES - 1 if kind == "exact" else 1)
 
 
 def test_all_targets_ignored_in_one_batch():
     torch.manual_seed(0)
     model, loss = mlp().double(), nn.CrossEntropyLoss(ignore_index=0)
-    batches = [(randn(3, 4), torch.zeros(3).long()), (randn(4, 4), labels(4) % (V - 1) + 1)]
+    batches = [(normal(3, 4), torch.zeros(3).long()), (normal(4, 4), labels(4) % (CLASSES - 1) + 1)]
     risk, rest = Risk(model, loss, batches), Risk(model, loss, batches[1:])
     close(fisher_operator(risk, risk.params), dense_ggn(rest))
     close(

@@ -62,6 +62,15 @@ SEMIDEFINITE: dict[str, Callable[[], LinearOperator]] = {
     "K-FAC": lambda: hesse.kfac_operator(RISK, RISK.params),
     "EK-FAC": lambda: hesse.ekfac_operator(RISK, RISK.params),
     "low rank": lambda: low_rank(N),
+    "low rank, of eigenpairs": lambda: hesse.low_rank_operator(
+        hesse.eigsh(hesse.ggn_operator(RISK), 4, generator=seeded())
+    ),
+    "Nystrom": lambda: hesse.nystrom_operator(
+        hesse.ggn_operator(RISK), 5, sketch_size=9, generator=seeded()
+    ),
+    "gradient covariance, weighted": lambda: hesse.gradient_covariance_operator(
+        RISK.weighted(torch.linspace(0.0, 2.0, 9, dtype=DOUBLE)), RISK.params
+    ),
 }
 
 

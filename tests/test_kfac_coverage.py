@@ -300,34 +300,6 @@ def test_frozen_and_unused_parameters_are_zero():
     assert torch.isfinite(dense).all()
 
 
-@pytest.mark.peers
-@pytest.mark.parametrize("name", ["GPT2", "Llama", "Bert", "ViT", "Mixtral"])
-def test_transformers(name):
-    transformers = pytest.importorskip("transformers")
-    small = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    small["intermediate_size"] = 12
-    options = {
-        "GPT2": {"vocab_size": 30, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2},
-        "ViT": {**small, "image_size": 8, "patch_size": 4, "num_labels": 3},
-        "Mixtral": {**small, "num_key_value_heads": 1, "num_local_experts": 3},
-    }.get(name, small)
-    options.pop("vocab_size", None) if name == "ViT" else None
-    head = {"Bert": "ForMaskedLM", "GPT2": "LMHeadModel", "ViT": "ForImageClassification"}
-    config = getattr(transformers, f"{name}Config")(**options, attn_implementation="eager")
-    model = getattr(transformers, name + head.get(name, "ForCausalLM"))(config).eval()
-    if name == "ViT":
-        images = torch.randn(3, 3, 8, 8), torch.randint(0, 3, (3,))
-        risk = Risk(model, lambda out, y: F.cross_entropy(out.logits, y), images)
-    else:
-        words = torch.randint(0, 30, (2, 5))
-        risk = Risk(
-            model, lambda out, y: F.cross_entropy(out.logits.flatten(0, 1), y.flatten()),
-            [(words, words.roll(-1, 1))],
-        )  # fmt: skip
-    E = ekfac_operator(risk, samples=1, fisher="sampled")
-    assert not E.coverage.without_rule
-
-
 @pytest.mark.parametrize("make", [kfac_operator, ekfac_operator])
 def test_large_factors_and_large_rows_are_kept_as_diagonals(make, monkeypatch):
     from hesse.curvature.kronecker import moments

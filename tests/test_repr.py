@@ -73,10 +73,24 @@ def shown() -> list:
     data = [(torch.randn(4, 3), torch.randn(4, 3)) for _ in range(2)]
     risk = hesse.Risk(net, nn.MSELoss(), data)
     x = torch.ones(n)
+    G, K = hesse.ggn_operator(risk), hesse.kfac_operator(risk)
+    F = hesse.fisher_operator(risk, None, "sampled", samples=3)
+    M = hesse.gradient_covariance_operator(risk, centered=True)
+    J = hesse.jacobian_operator(risk, risk.params)
     H = hesse.hessian_operator(lambda x: (x**4).sum(), x)
     _ = H @ x
     return [
         *(A, 2.0 * A + H, H, H.plan, risk, hesse.Space.of(risk.params), CountingOperator(A)),
+        *(
+            G,
+            K,
+            F,
+            M,
+            J,
+            hesse.ntk_operator(risk),
+            G + K,
+            hesse.inverse_operator(0.5 * F + J.T @ J),
+        ),
         *(hesse.GMRES(restart=3), hesse.XTrace(), hesse.Lanczos(), Pairs(), PeakMemory()),
         *(hesse.solve(A, x), hesse.eigsh(A, 3), hesse.svds(A, 3), jacobi(A)),
         *(hesse.trace(A), hesse.diagonal(A), hesse.spectral_density(A), check_operator(A)),
@@ -95,6 +109,63 @@ def test_everything_prints_on_one_screen():
         assert markup.startswith(("<table>", "<code>")), type(value)
         assert len(markup) <= 8000
         assert html.escape(type(value).__name__.split(".")[-1]) in markup or "<caption>" in markup
+
+
+def test_a_curvature_matrix_says_which_it_is_and_of_what():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    data = [(torch.randn(n, 3), torch.randint(0, 2, (n,))) for n in (4, 5)]
+    risk = hesse.Risk(net, nn.CrossEntropyLoss(), data, weight_decay=0.1)
+    of = "of Risk(Sequential, CrossEntropyLoss, 2 batches, weight_decay=0.1)"
+    G = hesse.ggn_operator(risk)
+    F = hesse.fisher_operator(risk, None, "sampled", samples=3, per="example")
+    for A, head, about in (
+        (G, "GaussNewton(26 x 26, torch.float32)", of),
+        (hesse.hessian_operator(risk), "Hessian(26 x 26, torch.float32)", of),
+        (
+            hesse.hessian_operator(risk, with_respect_to="2"),
+            "Hessian(10 x 10, ",
+            "2.weight, 2.bias",
+        ),
+        (hesse.hessian_operator(risk, with_respect_to="inputs"), "Hessian(27 x", "in its inputs"),
+        (F, "Fisher(26 x 26, torch.float32)", f"sampled, for each example, {of}, 3 draws"),
+        (hesse.fisher_operator(risk), "Fisher(26 x", f"exact, for each row, {of}"),
+        (
+            hesse.gradient_covariance_operator(risk),
+            "GradientMoment(26",
+            "gradients of the examples",
+        ),
+        (hesse.ggn_operator(risk.weighted(torch.ones(9))), "GaussNewton(", "2 weighted batches"),
+        (hesse.jacobian_operator(risk, risk.params), "Jacobian(18 x 26", of),
+        (hesse.ntk_operator(risk), "Jacobian @ Jacobian.T(18 x 18", f"Jacobian  {of}"),
+        (hesse.ntk_operator(net, inputs=data[0][0]), "Jacobian @", "of the outputs of Sequential"),
+        (
+            hesse.hessian_operator(torch.linalg.vector_norm, torch.ones(3)),
+            "Hessian(3",
+            "of linalg_v",
+        ),
+    ):
+        first, *rest = repr(A).splitlines()
+        assert first.startswith(head)
+        assert about in rest[0]
+        assert len(rest) == 1
+        assert html.escape(about.removeprefix("Jacobian  ")) in A._repr_html_()
+    whole = repr(G + hesse.kfac_operator(risk, damping=0.5) + 0.1 * hesse.identity_operator(26))
+    assert [line.split()[0] for line in whole.splitlines()] == [
+        "((GaussNewton",
+        "GaussNewton",
+        "K-FAC",
+    ]
+    assert "exact damping 0.5" in whole
+
+
+def test_an_error_names_an_operator_in_one_line():
+    F = hesse.fisher_operator(
+        hesse.Risk(nn.Linear(1, 1), nn.MSELoss(), (torch.ones(2, 1), torch.ones(2, 1)))
+    )
+    with pytest.raises(hesse.HesseError) as caught:
+        hesse.solve(F, torch.ones(3))
+    assert "hesse.solve(Fisher(2 x 2, torch.float32), b" in str(caught.value).splitlines()[0]
 
 
 def test_no_public_function_has_more_than_a_handful_of_arguments():

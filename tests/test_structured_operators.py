@@ -248,7 +248,7 @@ def test_a_dense_matrix_is_inverted_unless_it_is_singular(seed, n, symmetric, dt
         kronecker_operator(torch.eye(2), torch.ones(2, 2)),
         kronecker_operator(torch.eye(2), torch.eye(2)) - identity_operator(4),
         dense_operator(torch.ones(2, 2)) @ identity_operator(2),
-        low_rank_operator(torch.eye(2), torch.ones(2)) + diagonal_operator(torch.zeros(2)),
+        low_rank_operator(torch.eye(2)[:, 1:], torch.ones(1)) + diagonal_operator(torch.zeros(2)),
     ],
     ids=str,
 )
@@ -367,7 +367,7 @@ def test_an_inverse_takes_trees_like_its_operator():
     [
         (ShapeError, lambda: low_rank_operator(torch.ones(3), torch.ones(1))),
         (ShapeError, lambda: low_rank_operator(torch.ones(3, 2), torch.ones(3))),
-        (DtypeError, lambda: low_rank_operator(torch.ones(3, 2), torch.ones(2).double())),
+        (DtypeError, lambda: low_rank_operator(torch.ones(3, 2).double(), torch.ones(2))),
         (DtypeError, lambda: low_rank_operator(torch.ones(3, 2).int(), torch.ones(2).int())),
         (StructureError, lambda: low_rank_operator([[1.0]], torch.ones(1))),
         (ArgumentError, lambda: block_diagonal_operator([])),

@@ -116,6 +116,9 @@ CALLS = {
     "gradient": lambda: hesse.hessian_operator(RISK, RISK.params).flat_gradient,
     "eigsh": lambda: hesse.eigsh(dense(), 3, generator=seeded()).values,
     "lobpcg": lambda: hesse.eigsh(dense(), 2, method="lobpcg", generator=seeded()).values,
+    "nystrom_operator": lambda: products(
+        hesse.nystrom_operator(dense() @ dense(), 3, generator=seeded())
+    ),
     "svds": lambda: hesse.svds(dense(), 2, generator=seeded()).S,
     **{
         f"solve by {method}": lambda method=method: hesse.solve(dense(), B, method=method).x

@@ -30,6 +30,7 @@ from hesse.krylov import (
     MultiShiftCG,
     eigsh,
     inverse_operator,
+    nystrom_operator,
     solve,
     svds,
 )
@@ -212,6 +213,10 @@ CASES = {
     "nystrom": (nystrom, {"A": HIDDEN, "rank": 4}, {
         "A": NOT_OPERATORS, "rank": [*NOT_COUNTS, None], "max_rank": NOT_COUNTS,
         "damping": [*NEGATIVE, None], "generator": NOT_GENERATORS,
+    }),
+    "nystrom_operator": (nystrom_operator, {"A": HIDDEN, "rank": 4}, {
+        "A": NOT_OPERATORS, "rank": [*NOT_COUNTS, None, N + 1], "generator": NOT_GENERATORS,
+        "sketch_size": [*NOT_COUNTS, 3, N + 1],
     }),
     "pivoted_cholesky": (pivoted_cholesky, {"A": M, "rank": 4}, {
         "A": NOT_OPERATORS, "rank": [*NOT_COUNTS, None], "damping": [*NEGATIVE, None],

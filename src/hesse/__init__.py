@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         Solution,
         eigsh,
         inverse_operator,
+        nystrom_operator,
         solve,
         svds,
     )
@@ -140,6 +141,7 @@ __all__ = [
     "minimize",
     "norm",
     "ntk_operator",
+    "nystrom_operator",
     "sample_normal",
     "solve",
     "sparse_hessian_operator",

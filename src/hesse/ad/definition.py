@@ -105,6 +105,16 @@ class Definition:
     one_shot_modes: ClassVar[Mapping[str, Mode]] = {}
     """Ways to take a product without preparation, by name, in the order to try them in."""
 
+    @property
+    def name(self) -> str:
+        """Of the matrix, for its `repr`."""
+        return type(self).__name__.removesuffix("Definition")
+
+    @property
+    def about(self) -> str:
+        """Which of the matrices of this name it is, for its `repr`; empty if there is only one."""
+        return ""
+
     def evaluate(self, f: BoundFunction, x: Leaves) -> list[Tensor]:
         """The outputs of f at x, as f itself computes them."""
         with twice_differentiable():  # not no_grad: f may differentiate a network inside

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hesse.ad.likelihoods.categorical import over_total
 from hesse.ad.likelihoods.likelihood import Likelihood
 
 
@@ -76,13 +77,18 @@ def _is_joined(whole: Tensor, parts: Sequence[Tensor], dim: int, rtol: float) ->
 class Examples:
     """The number of examples of a batch, and their axis in each likelihood.
 
-    `average`: whether the loss averages over its rows, so that an example weighs as its rows
-    count; otherwise every example weighs one.
+    Args:
+        number: of the examples.
+        axes: one for each likelihood.
+        average: whether the loss averages over its rows, so that an example weighs as its rows
+            count; otherwise every example weighs one.
+        given: what the examples weigh instead, (number,).
     """
 
     number: int
     axes: tuple[Axis, ...]
     average: bool = True
+    given: Tensor | None = None
 
     def summed(self, rows: Sequence[Tensor]) -> list[Tensor]:
         """In the place of each row the sum over all rows of its example, in all likelihoods.
@@ -96,16 +102,21 @@ class Examples:
             axis.joined(_spread(axis, total, t)) for axis, t in zip(self.axes, split, strict=True)
         ]
 
-    def weights(self, likelihoods: Sequence[Likelihood]) -> list[Tensor]:
-        """In the place of each row the weight of its example in the mean, shaped like the rows."""
+    def weights(self, likelihoods: Sequence[Likelihood]) -> Tensor:
+        """The weights of the examples in the mean, shape (number,)."""
+        if self.given is not None:
+            return self.given
         shares = []
         for axis, likelihood in zip(self.axes, likelihoods, strict=True):
             counts = likelihood.counts.expand(likelihood.z.shape)
             split = axis.split(counts[None], self.number)
-            share = self._sums(axis, split)
-            shares.append(share / share.sum())
-        weight = torch.stack(shares).mean(0) if self.average else torch.ones_like(shares[0])
-        result = []
+            share = self._sums(axis, split)[0]
+            shares.append(over_total(share, share))
+        return torch.stack(shares).mean(0) if self.average else torch.ones_like(shares[0])
+
+    def weights_of_rows(self, likelihoods: Sequence[Likelihood]) -> list[Tensor]:
+        """In the place of each row the weight of its example, shaped like the rows."""
+        weight, result = self.weights(likelihoods), []
         for axis, likelihood in zip(self.axes, likelihoods, strict=True):
             rows = likelihood.row_inner(likelihood.parameters, likelihood.parameters)[None]
             result.append(axis.joined(_spread(axis, weight, axis.split(rows, self.number)))[0])

@@ -20,9 +20,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hesse.ad.by_jacobian import ByJacobian
 from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.examples import Examples
-from hesse.ad.jacobian import JacobianGraph
 from hesse.ad.likelihoods.likelihood import Likelihood
 from hesse.ad.likelihoods.seen import LikelihoodCalls, SeenLoss, seen_loss
 from hesse.ad.variables import BoundFunction, Leaves, tracked
@@ -57,16 +57,14 @@ class LikelihoodLoss:
         return self.function(x)
 
 
-class FisherGraph:
+class FisherGraph(ByJacobian):
     """J' B J at x, with the value and the gradient; retains the graphs of z and J'u."""
-
-    needs_check = False
 
     def __init__(self, f: BoundFunction, x: Leaves) -> None:
         with twice_differentiable():
             leaves = tracked(x)
             self._loss = seen(f, leaves)
-        self._jacobian = JacobianGraph(self._loss.z, leaves)
+        super().__init__(self._loss.z, leaves)
         self._blocks: Blocks = f.function.blocks
         self._examples: Examples | None = f.function.examples
         self._columns = self._slopes(f.function.uniform)
@@ -94,33 +92,13 @@ class FisherGraph:
         """J' dL/dz."""
         return self._jacobian.pull_back(self._loss.slope)
 
-    @property
-    def node_names(self) -> list[str]:
-        """The names of the nodes of the graph of z."""
-        return self._jacobian.node_names
-
-    @property
-    def custom_function(self) -> str | None:
-        """A user's `autograd.Function` on the way to z; it has been checked."""
-        return self._jacobian.custom_function
-
-    @property
-    def retained(self) -> list[Tensor]:
-        """The parameters of the likelihoods and J'u, with their graphs."""
-        return self._jacobian.retained
-
     def check(self) -> None:
         """Raise unless the loss is a likelihood at these outputs."""
         self._loss.check()
 
     def apply(self, quantity: str, direction: Leaves) -> list[Tensor] | Tensor:
-        """J' B J v; or v' J' B J v, without the backward pass: half the cost."""
-        u = self._jacobian.push_forward(direction)
-        Bu = self._times_blocks(u)
-        if quantity == "product":
-            return self._jacobian.pull_back([b.to(a.dtype) for a, b in zip(u, Bu, strict=True)])
-        parts = [(a * b).sum(dtype=torch.float64) for a, b in zip(u, Bu, strict=True)]
-        return torch.stack(parts).sum()
+        """J' B J v; or v' J' B J v."""
+        return self.between(quantity, direction, self._times_blocks)
 
     def _times_blocks(self, u: Sequence[Tensor]) -> list[Tensor]:
         """B u, in the order of z."""
@@ -144,7 +122,7 @@ class FisherGraph:
     def _over_weights(self, rows: list[Tensor]) -> list[Tensor]:
         """Sums of examples over the weights that these have in the mean."""
         assert self._examples is not None
-        weights = self._examples.weights(self._loss.likelihoods)
+        weights = self._examples.weights_of_rows(self._loss.likelihoods)
         safe = [torch.where(w > 0, w, torch.ones_like(w)) for w in weights]
         return [t / w for t, w in zip(rows, safe, strict=True)]
 

@@ -16,18 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from hesse.ad.by_jacobian import ByJacobian
 from hesse.ad.double_backward import twice_differentiable
-from hesse.ad.jacobian import JacobianGraph
 from hesse.ad.likelihoods.seen import Call, LikelihoodCalls, seen_loss
 from hesse.ad.loss import LinearLossError, LossHessian
 from hesse.ad.variables import BoundFunction, Leaves, tracked
 from hesse.errors import FunctionError
 
 
-class GaussNewtonGraph:
+class GaussNewtonGraph(ByJacobian):
     """J' H_L J at x, with the value and the gradient; retains the graphs of z, J'u and the loss."""
 
     def __init__(self, f: BoundFunction, x: Leaves) -> None:
@@ -42,7 +41,7 @@ class GaussNewtonGraph:
                     raise
                 self._loss = _loss_in_model(f.loss(outputs), noted.calls, leaves)
             self._loss.check_reads_outputs_only(leaves)
-        self._jacobian = JacobianGraph(self._loss.tensors, leaves)
+        super().__init__(self._loss.tensors, leaves)
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -65,29 +64,19 @@ class GaussNewtonGraph:
             self._loss.check_flat()
 
     @property
-    def node_names(self) -> list[str]:
-        """The names of the nodes of the graph of z."""
-        return self._jacobian.node_names
-
-    @property
     def custom_function(self) -> str | None:
         """A user's `autograd.Function` on the way to z or the loss; it has been checked."""
-        return self._jacobian.custom_function or self._loss.custom_function
+        return super().custom_function or self._loss.custom_function
 
     @property
     def retained(self) -> list[Tensor]:
         """The outputs, J'u and the slope of the loss, with their graphs."""
-        return [*self._jacobian.retained, *self._loss.retained]
+        return [*super().retained, *self._loss.retained]
 
     def apply(self, quantity: str, direction: Leaves) -> list[Tensor] | Tensor:
-        """J' H_L J v; or v' J' H_L J v, without the backward pass: half the cost."""
+        """J' H_L J v; or v' J' H_L J v."""
         self._loss.check_custom_function()
-        u = self._jacobian.push_forward(direction)
-        Hu = self._loss.product(u)
-        if quantity == "product":
-            return self._jacobian.pull_back(Hu)
-        parts = [(a * b).sum(dtype=torch.float64) for a, b in zip(u, Hu, strict=True)]
-        return torch.stack(parts).sum()
+        return self.between(quantity, direction, self._loss.product)
 
 
 def _loss_in_model(value: Tensor, calls: Sequence[Call], x: list[Tensor]) -> LossHessian:

@@ -24,7 +24,7 @@ from hesse.engine.options import ProductOptions
 from hesse.engine.summed_product import PREPARED_MODES, PreparedMode
 from hesse.errors import ArgumentError, FunctionError, check_choice
 from hesse.operators.algebra import LinearOperator
-from hesse.operators.low_rank import low_rank_operator
+from hesse.operators.low_rank_factors import low_rank_operator
 from hesse.risk.risk import Risk
 from hesse.tracing.precision import Precision, check_precision
 from hesse.vectors.space import Tree
@@ -42,6 +42,16 @@ class FisherDefinition(Definition):
     blocks: Blocks
     axes: tuple[Axis, ...] | None = None
     """Where the examples are in each likelihood; None if rows count as they are."""
+
+    @property
+    def name(self) -> str:
+        return "GradientMoment" if self.blocks == "gradients" else "Fisher"
+
+    @property
+    def about(self) -> str:
+        if self.blocks == "gradients":
+            return "second moment of the gradients of the examples"
+        return f"{self.blocks}, for each {'row' if self.axes is None else 'example'}"
 
     def of(self, risk: Risk, params: Tree, draws: Draws | None = None) -> LikelihoodSum:
         """What this is the matrix of."""
@@ -153,6 +163,10 @@ def gradient_covariance_operator(
     loss averages over these. For a loss that adds up, g_n is the gradient of what the example adds,
     and all w_n are equal. Weight decay is left out.
 
+    Of `risk.weighted(a)` the g_n are the same, and the w_n are multiplied by a_n and divided by
+    their sum: the mean, and the covariance about it, of a sample in which example n occurs a_n
+    times. The risk itself divides by nothing, so that its Fisher matrices are sums instead.
+
     Args:
         risk, params, likelihood: as in `fisher_operator`.
         centered: whether to subtract the outer product of the mean gradient.
@@ -161,10 +175,12 @@ def gradient_covariance_operator(
     Returns:
         A symmetric positive semi-definite operator; without `centered` a `CurvatureOperator`.
 
-    Cost: that of a Gauss-Newton product, 1.33 gradients; centred, one gradient at the beginning.
+    Cost: that of a Gauss-Newton product, 1.33 gradients; centred, one gradient at the beginning; of
+        a weighted risk, the losses once.
 
     Raises:
-        HesseError: as `fisher_operator`; examples that influence one another.
+        HesseError: as `fisher_operator`; examples that influence one another; weights below zero,
+            or all zero.
 
     >>> x = torch.tensor([[1.0], [2.0]])
     >>> risk = Risk(torch.nn.Linear(1, 1, bias=False), torch.nn.MSELoss(), (x, 3 * x))
@@ -175,13 +191,6 @@ def gradient_covariance_operator(
     tensor([[36.]])
     """
     risk, params = _check(risk, params, mode, precision, likelihood)
-    if risk.is_weighted:
-        raise ArgumentError(
-            expected="a risk whose examples weigh what its loss gives them",
-            got="a risk with weights for its examples",
-            remedy="Give risk.subset(indices), in which places may repeat, or use "
-            "hesse.fisher_operator(risk, params, 'empirical').",
-        )
     axes = example_axes(risk, params, needed=True)
     definition = FisherDefinition("gradients", axes)
     M = within_budget(

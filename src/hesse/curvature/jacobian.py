@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from hesse.ad.by_jacobian import ByJacobian
 from hesse.ad.definition import Definition, Quantity, Vectors
 from hesse.ad.double_backward import twice_differentiable
-from hesse.ad.jacobian import JacobianGraph
 from hesse.ad.summands import as_sum, check_at
 from hesse.ad.variables import BoundFunction, Leaves, Variables, tracked
 from hesse.boundary import public
@@ -26,15 +26,13 @@ from hesse.vectors.space import Space, Tree
 from hesse.vectors.trees import walk
 
 
-class _Linearisation:
+class _Linearisation(ByJacobian):
     """f at x, by the graphs of its outputs and of J'u."""
-
-    needs_check = False
 
     def __init__(self, f: BoundFunction, x: Leaves) -> None:
         with twice_differentiable():
             leaves = tracked(x)
-            self._jacobian = JacobianGraph(_output_leaves(f.outputs(leaves)), leaves)
+            super().__init__(_output_leaves(f.outputs(leaves)), leaves)
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -43,21 +41,6 @@ class _Linearisation:
     @property
     def gradient(self) -> list[Tensor]:
         return []
-
-    @property
-    def custom_function(self) -> str | None:
-        return self._jacobian.custom_function
-
-    @property
-    def node_names(self) -> list[str]:
-        return self._jacobian.node_names
-
-    @property
-    def retained(self) -> list[Tensor]:
-        return self._jacobian.retained
-
-    def check(self) -> None:
-        """There is nothing to check."""
 
     def apply(self, quantity: str, direction: Leaves) -> Sequence[Tensor]:
         """J v, or J' u."""

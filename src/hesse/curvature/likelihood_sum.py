@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from hesse.ad.likelihoods.seen import SeenLoss
 from hesse.ad.quadratic import Quadratic
 from hesse.ad.summands import Summand
 from hesse.ad.variables import BoundFunction, Variables, tracked
+from hesse.curvature.example_weights import ExampleWeights
 from hesse.data.slicing import num_examples
 from hesse.engine.data_version import DataVersion
 from hesse.engine.program_cache import ProgramCache
 from hesse.errors import DataError
+from hesse.result import OneLine
 from hesse.risk.call import BatchLoss
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Space, Tree
@@ -43,8 +46,8 @@ class Draws:
         )
 
 
-@dataclass(frozen=True)
-class LikelihoodSum:
+@dataclass(frozen=True, repr=False)
+class LikelihoodSum(OneLine):
     """The summands of a risk, each of which knows what a Fisher matrix needs.
 
     Args:
@@ -66,8 +69,17 @@ class LikelihoodSum:
         default_factory=dict, compare=False
     )
 
+    def __repr__(self) -> str:
+        draws = "" if self.draws is None else f", {self.draws.samples} draws"
+        return f"{self.risk!r}{draws}"
+
     def __reduce__(self):  # the numbers are drawn again from their seed
         return LikelihoodSum, (self.risk, self.params, self.blocks, self.draws, self.axes)
+
+    @property
+    def weight_decay(self) -> float:
+        """That of the risk, which a mean of gradients leaves out."""
+        return 0.0 if self.blocks == "gradients" else self.risk.weight_decay
 
     @property
     def num_summands(self) -> int:
@@ -90,28 +102,46 @@ class LikelihoodSum:
 
     def summands(self) -> Iterator[Summand]:
         """Those of the risk."""
-        scale, is_mean = 1.0, self.blocks == "gradients"
-        if is_mean and not self.risk.averages:
-            scale = 1.0 / sum(_count(batch) for _, batch in self.risk.batches())
+        is_mean = self.blocks == "gradients"
+        scale = 1.0 / self._total() if is_mean else 1.0
         for index, summand in enumerate(self.risk.summands()):
             if not isinstance(summand.function, Quadratic):
                 yield self._of_batch(index, summand, scale)
             elif not is_mean:
                 yield summand
 
+    def _total(self) -> float:
+        """What the coefficients of a mean over all examples are divided by."""
+        if self._weights is not None:
+            batches = (s for s in self.risk.summands() if not isinstance(s.function, Quadratic))
+            return self._weights.total(batches)
+        if self.risk.averages:
+            return 1.0
+        return float(sum(_count(batch) for _, batch in self.risk.batches()))
+
+    @cached_property
+    def _weights(self) -> ExampleWeights | None:
+        """Of a mean of gradients where examples have weights of their own."""
+        if self.blocks != "gradients" or not self.risk.is_weighted:
+            return None
+        assert self.axes is not None
+        seen = partial(seen_at, self.risk, self.params)
+        return ExampleWeights(self.axes, self.risk.averages, seen)
+
     def _of_batch(self, index: int, summand: Summand, scale: float) -> Summand:
         uniform = () if self.draws is None else self._numbers(index, summand, self.draws)
+        given = None if self._weights is None else self._weights.of(index, summand)
         examples = None
         if self.axes is not None:
             number = _count(summand.function.batch)
-            examples = Examples(number, self.axes, self.risk.averages)
+            examples = Examples(number, self.axes, self.risk.averages, given)
         name, blocks = self.risk.loss_name, self.blocks
         loss = LikelihoodLoss(summand.function, name, blocks, uniform, examples)
         return replace(
             summand,
             coefficient=scale * summand.coefficient,
             function=loss,
-            data=(*summand.data, *uniform),
+            data=(*summand.data, *uniform, *([] if given is None else [given])),
         )
 
     def _numbers(self, index: int, summand: Summand, draws: Draws) -> tuple[Tensor, ...]:

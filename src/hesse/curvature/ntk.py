@@ -12,11 +12,13 @@ from torch import nn
 
 from hesse.boundary import public
 from hesse.curvature.jacobian import jacobian_operator
+from hesse.curvature.operator import described
 from hesse.curvature.point import point_of
 from hesse.data.batches import Batch
 from hesse.engine.summed_product import PreparedMode
 from hesse.errors import ArgumentError, ShapeError
 from hesse.operators.algebra import LinearOperator
+from hesse.result import OneLine
 from hesse.risk.call import ModelCall
 from hesse.risk.checks import check_eval_mode
 from hesse.risk.risk import Risk
@@ -89,18 +91,21 @@ def ntk_operator(
     if not (S.symmetric and S.shape[1] == J.shape[1]):
         raise ShapeError(
             expected=f"S to be a symmetric operator on {J.shape[1]} parameters",
-            got=f"{S!r}",
+            got=S._title(),
             remedy="Give an operator such as hesse.inverse_operator(G + damping * I).",
         )
     return J @ S @ J.T
 
 
-@dataclass(frozen=True)
-class ModelOutputs:
+@dataclass(frozen=True, repr=False)
+class ModelOutputs(OneLine):
     """The outputs of a model for fixed inputs, as a function of its parameters."""
 
     call: ModelCall
     inputs: Any
+
+    def __repr__(self) -> str:
+        return f"the outputs of {described(self.call.model)}"
 
     def __call__(self, params: Tree) -> Any:
         return self.call(params, self.inputs)

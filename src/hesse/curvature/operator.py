@@ -15,6 +15,7 @@ from hesse.ad.definition import CURVATURE, Definition, Quantity, Vectors
 from hesse.ad.summands import Sum, Summand, as_sum, unweighted
 from hesse.ad.variables import BoundFunction, Variables
 from hesse.boundary import public
+from hesse.curvature.likelihood_sum import LikelihoodSum
 from hesse.engine.assembly import Assembly, Shared
 from hesse.engine.fallback import PointProduct
 from hesse.engine.kept_products import KeptProducts, Product
@@ -28,6 +29,8 @@ from hesse.engine.summed_product import PREPARED_MODES, SummedProduct
 from hesse.errors import FunctionError
 from hesse.memory.available import available_bytes
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.diagonal import IdentityOperator
+from hesse.risk.risk import Risk
 from hesse.vectors.rows import transposed
 from hesse.vectors.space import Space, Tree
 
@@ -125,6 +128,19 @@ class CurvatureOperator(LinearOperator):
             *(self._definition, self._f, self._x, self._options, self._layouts),
         )
 
+    def _split_shift(self) -> tuple[LinearOperator, float]:
+        """The matrix without the weight decay of a risk, and that decay."""
+        is_risk = isinstance(self._f, Risk | LikelihoodSum) and self._definition.is_sum
+        decay = self._f.weight_decay if is_risk else 0.0
+        return (self - decay * IdentityOperator(self.domain), decay) if decay else (self, 0.0)
+
+    def _expression(self) -> str:
+        return self._definition.name
+
+    def _details(self) -> tuple[tuple[str, str], ...]:
+        about = self._definition.about
+        return ((self._definition.name, f"{about}{', ' if about else ''}of {described(self._f)}"),)
+
     def _matvec(self, v: Tensor) -> Tensor:
         return self._at.product(v, self._definition.quantities[0])
 
@@ -152,6 +168,15 @@ class CurvatureOperator(LinearOperator):
 
     def _quantity(self, name: str) -> Quantity | None:
         return next((q for q in self._definition.quantities if q.name == name), None)
+
+
+def described(f: Any) -> str:
+    """A function in a few words: by its name, or, if it is one of Hesse's, by its `repr`."""
+    if type(f).__module__.startswith("hesse."):
+        return repr(f)
+    if isinstance(f, partial):
+        return described(f.func)
+    return getattr(f, "__name__", type(f).__name__).replace("<lambda>", "a lambda")
 
 
 def summand_points(

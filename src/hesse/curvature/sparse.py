@@ -79,7 +79,7 @@ class SparseHessian(SparseOperator):
 
     def __repr__(self) -> str:
         rows = [f"  {label:9} {text}" for label, text in self._rows()]
-        return "\n".join([super().__repr__(), *rows, *(f"  {line}" for line in self._picture())])
+        return "\n".join([self._title(), *rows, *(f"  {line}" for line in self._picture())])
 
     def _repr_html_(self) -> str:
         """A table for notebooks, and the picture."""

@@ -13,8 +13,10 @@ from torch import Tensor
 from hesse.ad.definition import Vectors
 from hesse.ad.quadratic import Quadratic
 from hesse.ad.summands import Summand, as_sum
+from hesse.curvature.operator import described
 from hesse.data.batches import Batch, flatten_batch
 from hesse.engine.row_layout import RowLayout
+from hesse.result import OneLine
 from hesse.risk.call import device_of
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Space, Tree
@@ -35,12 +37,15 @@ def restrict(f: Any, x: Tree, name: str) -> tuple[Any, Tree, Mapping[Vectors, Ro
     return LeavesOf(f, x, part.names), part.build(chosen), {}
 
 
-@dataclass(frozen=True)
-class InputsOf:
+@dataclass(frozen=True, repr=False)
+class InputsOf(OneLine):
     """A risk as a function of the inputs of its model, with the parameters held fixed."""
 
     risk: Risk
     params: Tree
+
+    def __repr__(self) -> str:
+        return f"{self.risk!r} in its inputs"
 
     @property
     def num_summands(self) -> int:
@@ -88,13 +93,17 @@ class InputLoss:
         return self.risk.loss_of_batch(self.params, batch)
 
 
-@dataclass(frozen=True)
-class LeavesOf:
+@dataclass(frozen=True, repr=False)
+class LeavesOf(OneLine):
     """A function of some leaves of x, with the others held fixed."""
 
     f: Any
     x: Tree
     names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        more = f" and {len(self.names) - 3} more" if len(self.names) > 3 else ""
+        return f"{described(self.f)} in {', '.join(self.names[:3])}{more}"
 
     @property
     def num_summands(self) -> int:

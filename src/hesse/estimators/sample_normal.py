@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hesse.boundary import public
-from hesse.errors import check_choice, check_count
+from hesse.errors import Status, check_choice, check_count
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.function_columns import FunctionColumns, FunctionOptions
 from hesse.estimators.ritz_function import RitzFunction
@@ -78,5 +78,18 @@ def sample_normal(
     columns = FunctionColumns(f, A, options)
     count = check_count("count", count, 1)
     draws = stacked(count, (A.domain.gaussian(generator) for _ in range(count)))
+    if (root := _known_root(A, role)) is not None:
+        return Estimate(
+            root._matmat(draws.T), torch.zeros(count).double(), 0, Status.CONVERGED, 1.0
+        )
     found = columns.approximate(draws)
     return Estimate(found.values.T, found.errors, found.products, found.status, 1.0)
+
+
+def _known_root(A: LinearOperator, role: str) -> LinearOperator | None:
+    """R with R R' the covariance, where the structure of A gives one that is no function of A."""
+    root = A._root() if A.is_structured else None
+    if root is None or role == "covariance":
+        return root
+    inverse = root._inverse()  # A^-1 = R^-T R^-1
+    return None if inverse is None else inverse.T

@@ -17,6 +17,7 @@ from hesse.krylov.lobpcg import LOBPCG
 from hesse.krylov.lsmr import LSMR
 from hesse.krylov.minres import MINRES
 from hesse.krylov.multi_shift_cg import MultiShiftCG
+from hesse.krylov.nystrom import nystrom_operator
 from hesse.krylov.solution import Solution
 from hesse.krylov.solve import solve
 from hesse.krylov.svds import SingularTriplets, svds
@@ -36,6 +37,7 @@ __all__ = [
     "Solution",
     "eigsh",
     "inverse_operator",
+    "nystrom_operator",
     "solve",
     "svds",
 ]

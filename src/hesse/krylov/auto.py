@@ -15,6 +15,7 @@ from hesse.krylov.lsmr import LSMR
 from hesse.krylov.minres import MINRES
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import System
+from hesse.operators.algebra import LinearOperator
 
 # A residual at the start, a step, and a residual at the end.
 _FEWEST_PRODUCTS = 3
@@ -33,21 +34,23 @@ class Auto:
 
     def solve_system(self, system: System) -> Solution:
         """The solution for a vector or a block b."""
-        if not _prefers_inverse(system):
+        inverse = _cheap_inverse(system)
+        if inverse is None:
             return _solve_iteratively(system)
-        solution = Direct().solve_system(system)
+        solution = Direct().solve_with(inverse, system)
         if solution.converged:
             return solution
         later = _solve_iteratively(system)
         return replace(later, products=solution.products + later.products)
 
 
-def _prefers_inverse(system: System) -> bool:
+def _cheap_inverse(system: System) -> LinearOperator | None:
+    """The inverse, where A has a cheap one and no option of an iteration is given."""
     options = system.x0, system.preconditioner, system.max_iterations
     if not system.run.is_unlimited or any(option is not None for option in options):
-        return False
+        return None
     rows, columns = system.A.shape
-    return rows == columns and system.A._inverse() is not None
+    return system.A._inverse() if rows == columns else None
 
 
 def _solve_iteratively(system: System) -> Solution:

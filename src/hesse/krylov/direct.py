@@ -8,12 +8,15 @@ while that helps (Wilkinson's iterative refinement).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from hesse.errors import OperatorError, Status
+from hesse.krylov.columns import solve_columns
 from hesse.krylov.method import Method
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import SolverState, System, iterate, solution_of
+from hesse.operators.algebra import LinearOperator
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,15 +38,26 @@ class Direct(Method):
 
     name: ClassVar[str] = "direct"
 
-    def _solve(self, system: System) -> Solution:
-        inverse, space = system.A._inverse(), system.A.domain
+    def solve_system(self, system: System) -> Solution:
+        """The solution for b, or for all columns of a block, by one inverse."""
+        inverse = system.A._inverse()
         if inverse is None:
             raise OperatorError(
                 expected="an operator whose structure gives its inverse (and that is not singular)",
                 got=f"a {type(system.A).__name__} without one",
                 remedy="Leave out the method; for a small operator pass A.to_dense().",
             )
-        size = system.b_norm
+        return self.solve_with(inverse, system)
+
+    def solve_with(self, inverse: LinearOperator, system: System) -> Solution:
+        """As `solve_system`, by an inverse that is known already."""
+        return solve_columns(partial(self._refined, inverse), system)
+
+    def _solve(self, system: System) -> Solution:
+        return self.solve_system(system)
+
+    def _refined(self, inverse: LinearOperator, system: System) -> Solution:
+        space, size = system.A.domain, system.b_norm
         state = SolverState(space.zeros(), system.b.clone(), size, history=[size])
 
         def correct() -> Status:

@@ -13,6 +13,7 @@ from torch import Tensor
 from hesse.errors import Status
 from hesse.operators.algebra import LinearOperator
 from hesse.result import Result
+from hesse.vectors.space import Space
 
 Which = Literal["LA", "SA", "LM", "BE"]
 
@@ -41,6 +42,8 @@ class Eigenpairs(Result, _Pairs):
 
     status: Status
     """Why the iteration ended."""
+    domain: Space | None = None
+    """The space of A, with which `hesse.low_rank_operator` makes an operator of the pairs."""
 
     def __new__(
         cls,

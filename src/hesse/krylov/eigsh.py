@@ -139,4 +139,6 @@ def eigsh(
         pairs = chosen.find_pairs(problem)
         return pairs if scale == 1.0 else pairs.scaled(1.0 / scale, lost)
 
-    return with_usual_products(A, find)
+    found = with_usual_products(A, find)
+    found.domain = A.domain
+    return found

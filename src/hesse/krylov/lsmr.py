@@ -261,6 +261,6 @@ def _check_no_preconditioner(system: System) -> None:
     if system.preconditioner is not None:
         raise ArgumentError(
             expected="no preconditioner for lsmr",
-            got=repr(system.preconditioner),
+            got=system.preconditioner._title(),
             remedy="Solve with A @ M, whose solution y gives x = M y.",
         )

@@ -23,7 +23,7 @@ from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback
 from hesse.result import Result
 from hesse.vectors.rows import transform
-from hesse.vectors.space import Tree
+from hesse.vectors.space import Space, Tree
 
 # Where the smaller side is of this dimension or less, and squares hide a triplet, all are computed.
 _SMALL = 64
@@ -49,6 +49,9 @@ class SingularTriplets(Result, _Triplets):
     """Products with A and with A'."""
     status: Status
     """Why the iteration ended."""
+    domain: Space
+    """The space of A, and `codomain` that of A v, for `hesse.low_rank_operator`."""
+    codomain: Space
 
     def keys(self) -> list[str]:
         """The names of the fields."""
@@ -147,6 +150,7 @@ def svds(
         rounding = (16 + 4 * few) * unit_roundoff(A) * float(S.max())
         triplets.residuals = (residuals + rounding) / scale
         triplets.products = products
+        triplets.domain, triplets.codomain = A.domain, A.codomain
         triplets.status = Status.MAX_PRODUCTS if few < k else status
         if triplets.status in (Status.CONVERGED, Status.STAGNATED):
             is_good = bool(triplets.converged.all())

@@ -6,7 +6,7 @@ from hesse.operators.block_diagonal import block_diagonal_operator
 from hesse.operators.dense import aslinearoperator, dense_operator, function_operator
 from hesse.operators.diagonal import diagonal_operator, identity_operator
 from hesse.operators.kronecker import kronecker_operator
-from hesse.operators.low_rank import low_rank_operator
+from hesse.operators.low_rank_factors import low_rank_operator
 
 __all__ = [
     "LinearOperator",

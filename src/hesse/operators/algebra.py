@@ -157,7 +157,8 @@ class _Sum(structure.SumStructure, LinearOperator):
 
     def block(self, name: str) -> LinearOperator:
         if self.a.domain != self.b.domain:  # only one of the two knows the names
-            return super().block(name)
+            whole = self._whole() if self.is_structured else None
+            return super().block(name) if whole is None else whole.block(name)
         return self.a.block(name) + self.b.block(name)
 
 

@@ -37,12 +37,21 @@ def check_symmetric(A: OperatorProtocol, remedy: str = PROMISE) -> None:
         )
 
 
+def not_semidefinite(got: str) -> OperatorError:
+    """The error for an A that turns out to have a negative eigenvalue."""
+    return OperatorError(
+        expected="a positive semi-definite operator",
+        got=got,
+        remedy="Use a Gauss-Newton matrix, or add damping: A + c * hesse.identity_operator(n).",
+    )
+
+
 def check_finite_products(A: OperatorProtocol, products: Tensor) -> Tensor:
     """Products with A, or an error for NaN and Inf in them."""
     if not A.codomain.all_finite(products):
         raise NonFiniteError(
             expected="finite products",
-            got=f"NaN or Inf in a product with {A}",
+            got=f"NaN or Inf in a product with {A._title()}",
             remedy="Check the operator with hesse.testing.check_operator.",
         )
     return products

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy
@@ -18,6 +18,7 @@ from hesse.operators.from_scipy import from_scipy
 from hesse.operators.function import FunctionOperator
 from hesse.operators.structure import diagonal_of
 from hesse.operators.terms import Terms, of_matrix
+from hesse.vectors.aliasing import num_writes
 from hesse.vectors.arrays import as_tensor
 from hesse.vectors.space import Space
 
@@ -51,6 +52,9 @@ class DenseOperator(LinearOperator):
     def to_dense(self) -> Tensor:
         """The matrix itself, as a copy."""
         return self.matrix.clone()
+
+    def _written(self) -> Hashable:
+        return num_writes(self.matrix)
 
     def _inverse(self) -> LinearOperator | None:
         rows, columns = self.shape

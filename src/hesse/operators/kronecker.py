@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from hesse.boundary import public
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
+from hesse.operators.kept import kept
 from hesse.operators.rotated_diagonal import RotatedDiagonal
 from hesse.vectors.space import Space
 
@@ -70,7 +70,7 @@ class KroneckerOperator(LinearOperator):
         m, p = self.a.domain.n, self.b.domain.n
         return a[0] ** p * b[0] ** m, p * a[1] + m * b[1]
 
-    @cached_property
+    @kept
     def _rotated(self) -> RotatedDiagonal | None:
         """By the eigenvectors of A x those of B; factorised once."""
         a, b = (self.a._eigen(), self.b._eigen()) if self.symmetric else (None, None)
@@ -80,17 +80,19 @@ class KroneckerOperator(LinearOperator):
         return RotatedDiagonal(self.domain, KroneckerOperator(P, Q), torch.kron(v, w))
 
     def _eigen(self) -> tuple[LinearOperator, Tensor] | None:
-        return None if self._rotated is None else self._rotated._eigen()
+        return None if (rotated := self._rotated()) is None else rotated._eigen()
 
     def _eigenvalues(self) -> Tensor | None:
+        if (rotated := self._rotated()) is not None:
+            return rotated._eigenvalues()
         a, b = self.a._eigenvalues(), self.b._eigenvalues()
         return None if a is None or b is None else torch.kron(a, b)
 
     def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator | None:
-        return None if self._rotated is None else self._rotated._function(f)
+        return None if (rotated := self._rotated()) is None else rotated._function(f)
 
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
-        return None if self._rotated is None else self._rotated._plus_diagonal(D)
+        return None if (rotated := self._rotated()) is None else rotated._plus_diagonal(D)
 
     def _squared_entries(self) -> LinearOperator | None:
         a, b = self.a._squared_entries(), self.b._squared_entries()

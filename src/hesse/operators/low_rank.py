@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Low-rank operators U diag(s) U', and their sums with a diagonal, which are cheap to invert."""
+"""Matrices of low rank, and their sums with a diagonal, which are cheap to invert."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.boundary import public
-from hesse.errors import DeviceError, DtypeError, ShapeError, StructureError
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.diagonal import DiagonalOperator
 from hesse.operators.structure import diagonal_of, logdet_of
-from hesse.vectors.arrays import as_tensor
 from hesse.vectors.space import Space
 
 
 class LowRankOperator(LinearOperator):
-    """U diag(s) U'."""
+    """U diag(s) U'; s is converted to the dtype of U for products, and is best float64."""
 
     def __init__(self, space: Space, U: Tensor, s: Tensor) -> None:
         super().__init__(space, symmetric=True)
         self.U, self.s = U, s
+        self._weights = s.to(U.dtype)
 
     def _matvec(self, v: Tensor) -> Tensor:
-        return self.U @ (self.s * (self.U.T @ v))
+        return self.U @ (self._weights * (self.U.T @ v))
 
     def _matmat(self, block: Tensor) -> Tensor:
-        return self.U @ (self.s[:, None] * (self.U.T @ block))
+        return self.U @ (self._weights[:, None] * (self.U.T @ block))
+
+    def block(self, name: str) -> LinearOperator:
+        space, where = self.domain.subspace(name)
+        return LowRankOperator(space, self.U[where], self.s)
 
     def _diagonal(self) -> Tensor:
-        return self.U**2 @ self.s
+        return self.U**2 @ self._weights
 
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor]:
@@ -41,8 +44,14 @@ class LowRankOperator(LinearOperator):
         w, P = torch.linalg.eigh((R * self.s.double()) @ R.T)
         return V @ P, w
 
-    def _logdet(self) -> tuple[float, float] | None:
-        return (0.0, -math.inf) if self.U.shape[1] < self.domain.n else None
+    @property
+    def signed_root(self) -> tuple[Tensor, Tensor]:
+        """W = U |s|^(1/2) and J = diag(signs) with A = W J W', in float64."""
+        s = self.s.double()
+        return self.U.double() * s.abs().sqrt(), torch.where(s < 0.0, -1.0, 1.0).double()
+
+    def _logdet(self) -> tuple[float, float]:
+        return logdet_of(self._eigenvalues())
 
     def _eigenvalues(self) -> Tensor:
         _, w = self.spectrum
@@ -50,11 +59,17 @@ class LowRankOperator(LinearOperator):
 
     def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator:
         """V (f(w) - f(0)) V' + f(0) I."""
-        V, w = self.spectrum
-        values = f(torch.cat([w, w.new_zeros(1)]))
-        changed, rest = values[:-1] - values[-1], values[-1:].expand(self.domain.n)
-        parts = (part.to(self.dtype) for part in (V, changed, rest))
-        return LowRankPlusDiagonal(self.domain, *parts)
+        return self.shifted_function(f, 0.0, self.domain)
+
+    def shifted_function(
+        self, f: Callable[[Tensor], Tensor], c: float, space: Space
+    ) -> LowRankPlusDiagonal:
+        """f(A + c I) = V (f(w + c) - f(c)) V' + f(c) I; f(c) is not asked for where V is square."""
+        (V, w), n = self.spectrum, space.n
+        values = f(torch.cat([w, w.new_zeros(min(1, n - len(w)))]) + c)
+        rest = values[len(w) :] if len(w) < n else values.new_zeros(1)
+        changed = LowRankOperator(space, V.to(space.dtype), values[: len(w)] - rest)
+        return LowRankPlusDiagonal(changed, rest.expand(n))
 
     def _updated_inverse(self, inverse: LinearOperator) -> LinearOperator | None:
         r"""Woodbury 1950, with J = sign(s) and W = U |s|^{1/2}.
@@ -63,183 +78,197 @@ class LowRankOperator(LinearOperator):
         """
         if not inverse.symmetric or inverse.shape[0] != self.domain.n:
             return None
-        W, signs = _signed_root(self.U, self.s)
+        W, signs = self.signed_root
         solved = inverse._matmat(W.to(self.dtype)).double()
-        eigenpairs = _inverted(signs, W, solved, self.dtype)
+        eigenpairs = _diagonalised(torch.diag(signs) + W.T @ solved, solved, self.dtype)
         if eigenpairs is None:
             return None
         V, k = eigenpairs
-        return inverse + LowRankOperator(self.domain, V.to(self.dtype), (-1.0 / k).to(self.dtype))
+        return inverse + LowRankOperator(self.domain, V.to(self.dtype), -1.0 / k)
 
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
-        space = self.domain.common(D.domain)
-        return LowRankPlusDiagonal(space, self.U, self.s, diagonal_of(D))
+        return LowRankPlusDiagonal(self, diagonal_of(D), self.domain.common(D.domain))
 
     @property
     def is_structured(self) -> bool:
         return True
 
+    def _expression(self) -> str:
+        return f"LowRank[{self.U.shape[1]}]"
+
 
 class LowRankPlusDiagonal(LinearOperator):
-    """U diag(s) U' + diag(d)."""
+    """U diag(s) U' + diag(d); d is converted for products, and is best float64.
 
-    def __init__(self, space: Space, U: Tensor, s: Tensor, d: Tensor) -> None:
-        super().__init__(space, symmetric=True)
-        self.U, self.s, self.d = U, s, d
+    Where D is c I, all is known from the eigenvalues of U diag(s) U'; they are computed once for
+    all c. Where D is positive, A is D^(1/2) (I + X) D^(1/2) with an X of low rank. Else there is
+    the formula of Woodbury.
+    """
+
+    def __init__(self, low_rank: LowRankOperator, d: Tensor, space: Space | None = None) -> None:
+        super().__init__(low_rank.domain if space is None else space, symmetric=True)
+        self.low_rank, self.d = low_rank, d
+        self._entries = d.to(low_rank.U.dtype)
 
     def _matvec(self, v: Tensor) -> Tensor:
-        return self.d * v + self.U @ (self.s * (self.U.T @ v))
+        return self._entries * v + self.low_rank._matvec(v)
 
     def _matmat(self, block: Tensor) -> Tensor:
-        return self.d[:, None] * block + self.U @ (self.s[:, None] * (self.U.T @ block))
+        return self._entries[:, None] * block + self.low_rank._matmat(block)
+
+    def block(self, name: str) -> LinearOperator:
+        space, where = self.domain.subspace(name)
+        A = self.low_rank
+        return LowRankPlusDiagonal(LowRankOperator(space, A.U[where], A.s), self.d[where])
 
     def _diagonal(self) -> Tensor:
-        return self.d + self.U**2 @ self.s
+        return self._entries + self.low_rank._diagonal()
 
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
         space = self.domain.common(D.domain)
-        return LowRankPlusDiagonal(space, self.U, self.s, self.d + diagonal_of(D))
+        return LowRankPlusDiagonal(self.low_rank, self.d + diagonal_of(D), space)
+
+    @cached_property
+    def _shift(self) -> float | None:
+        """c, where the diagonal is c I."""
+        return None if self.domain.any(self.d != self.d[0]) else float(self.d[0])
+
+    @cached_property
+    def _scaled(self) -> tuple[Tensor, LowRankOperator] | None:
+        """D^(1/2) and X = D^(-1/2) U diag(s) U' D^(-1/2), in float64; None unless D is positive."""
+        root = self.d.double().sqrt()  # NaN below zero
+        if not self.domain.all_finite(1.0 / root):
+            return None
+        space = Space.flat(self.domain.n, torch.float64, self.device)
+        U = self.low_rank.U.double() / root[:, None]
+        return root, LowRankOperator(space, U, self.low_rank.s)
+
+    def _split_shift(self) -> tuple[LinearOperator, float]:
+        if self._shift is None:
+            return self, 0.0
+        return LowRankOperator(self.domain, self.low_rank.U, self.low_rank.s), self._shift
 
     def _inverse(self) -> LinearOperator | None:
-        r"""Another operator of this kind (Woodbury 1950), with J = sign(s) and R = |s|^{1/2}.
+        return self._exact_inverse
 
-        $$ D^{-1} - D^{-1} U R K^{-1} R U^T D^{-1}, \qquad K = J + R U^T D^{-1} U R $$
-
-        The symmetric K, I plus a semi-definite matrix where A is definite, is diagonalised.
-        """
-        inverse_d = 1.0 / self.d.double()
-        if not self.domain.all_finite(inverse_d):
+    @cached_property
+    def _exact_inverse(self) -> LinearOperator | None:
+        """Another operator of this kind."""
+        if self._shift is not None:
+            is_regular = _is_regular(self.low_rank.spectrum[1], self._shift, self)
+            return self._function(torch.reciprocal) if is_regular else None
+        if self._scaled is None:
+            return self._woodbury()
+        root, X = self._scaled
+        if not _is_regular(X.spectrum[1], 1.0, self):
             return None
-        W, signs = _signed_root(self.U, self.s)
-        eigenpairs = _inverted(signs, W, inverse_d[:, None] * W, self.dtype)
+        inner = X.shifted_function(torch.reciprocal, 1.0, self.domain)
+        U = (inner.low_rank.U / root[:, None]).to(self.dtype)
+        low_rank = LowRankOperator(self.domain, U, inner.low_rank.s)
+        return LowRankPlusDiagonal(low_rank, inner.d / self.d)
+
+    def _woodbury(self) -> LinearOperator | None:
+        """D^-1 - D^-1 W K^-1 W' D^-1; K is I plus a semi-definite matrix for a definite A."""
+        core = self._core()
+        if core is None:
+            return None
+        K, _, solved = core
+        eigenpairs = _diagonalised(K, solved, self.dtype)
         if eigenpairs is None:
             return None
         V, k = eigenpairs
-        factors = (V.to(self.dtype), (-1.0 / k).to(self.dtype), inverse_d.to(self.dtype))
-        return LowRankPlusDiagonal(self.domain, *factors)
+        correction = LowRankOperator(self.domain, V.to(self.dtype), -1.0 / k)
+        return LowRankPlusDiagonal(correction, 1.0 / self.d.double())
 
-    def _logdet(self) -> tuple[float, float] | None:
-        """det D det J det K."""
+    def _core(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """K = J + W' D^-1 W, the signs J, and D^-1 W, in float64; None for a singular D."""
         inverse_d = 1.0 / self.d.double()
         if not self.domain.all_finite(inverse_d):
             return None
-        W, signs = _signed_root(self.U, self.s)
-        sign, log = torch.linalg.slogdet(torch.diag(signs) + W.T @ (inverse_d[:, None] * W))
+        W, signs = self.low_rank.signed_root
+        solved = inverse_d[:, None] * W
+        return torch.diag(signs) + W.T @ solved, signs, solved
+
+    def _logdet(self) -> tuple[float, float] | None:
+        """That of the eigenvalues, or det D det (I + X), or det D det J det K."""
+        if (values := self._eigenvalues()) is not None:
+            return logdet_of(values)
+        if self._scaled is not None:
+            sign, log = logdet_of(1.0 + self._scaled[1].spectrum[1])
+            return sign, log + logdet_of(self.d)[1]
+        core = self._core()
+        if core is None:
+            return None
+        K, signs, _ = core
+        sign, log = torch.linalg.slogdet(K)
         sign_d, log_d = logdet_of(self.d)
         return float(sign * signs.prod()) * sign_d, float(log) + log_d
 
     def _num_negative(self) -> int | None:
-        """neg(A) = neg(D) + pos(K) - pos(J), as [[D, W], [W', -J]] has two Schur complements."""
-        inverse_d = 1.0 / self.d.double()
-        if not self.domain.all_finite(inverse_d):
+        """neg(A) = neg(I + X), as A is congruent to that; else neg(D) + pos(K) - pos(J).
+
+        The latter as [[D, W], [W', -J]] has two Schur complements.
+        """
+        if self._shift is not None:
+            return super()._num_negative()
+        if self._scaled is not None:
+            return int((self._scaled[1].spectrum[1] < -1.0).sum())
+        core = self._core()
+        if core is None:
             return None
-        W, signs = _signed_root(self.U, self.s)
-        k = torch.linalg.eigvalsh(torch.diag(signs) + W.T @ (inverse_d[:, None] * W))
+        K, signs, _ = core
+        k = torch.linalg.eigvalsh(K)
         return int((self.d < 0.0).sum()) + int((k > 0.0).sum()) - int((signs > 0.0).sum())
 
-    @property
-    def _shift(self) -> Tensor | None:
-        """The entry of a diagonal that is a multiple of the identity, shape (1,), float64."""
-        return None if self.domain.any(self.d != self.d[0]) else self.d[:1].double()
-
-    def _low_rank(self) -> LowRankOperator:
-        return LowRankOperator(self.domain, self.U, self.s)
-
     def _eigenvalues(self) -> Tensor | None:
-        c = self._shift
-        return None if c is None else self._low_rank()._eigenvalues() + c
+        return None if self._shift is None else self.low_rank._eigenvalues() + self._shift
 
-    def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator | None:
+    def _function(self, f: Callable[[Tensor], Tensor]) -> LowRankPlusDiagonal | None:
         c = self._shift
-        return None if c is None else self._low_rank()._function(lambda x: f(x + c))
+        return None if c is None else self.low_rank.shifted_function(f, c, self.domain)
+
+    def _root(self) -> LinearOperator | None:
+        """D^(1/2) (I + X)^(1/2)."""
+        if self._scaled is None:
+            return None
+        root, X = self._scaled
+        if bool((X.spectrum[1] <= -1.0).any()):
+            return None
+        inner = X.shifted_function(torch.sqrt, 1.0, self.domain)
+        return DiagonalOperator(self.domain, root.to(self.dtype)) @ inner
 
     @property
     def is_structured(self) -> bool:
         return True
 
-
-def _signed_root(U: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """W and J = diag(signs) with U diag(s) U' = W J W', in float64."""
-    exact = s.double()
-    return U.double() * exact.abs().sqrt(), torch.where(exact < 0.0, -1.0, 1.0).double()
+    def _expression(self) -> str:
+        shift = "D" if self._shift is None else f"{self._shift:g} I"
+        return f"({self.low_rank._expression()} + {shift})"
 
 
-def _inverted(
-    signs: Tensor, W: Tensor, solved: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor] | None:
-    """Eigenvalues k of K = J + W' B^-1 W and B^-1 W P, from B^-1 W; None for a singular K."""
-    K = torch.diag(signs) + W.T @ solved
+def _is_regular(w: Tensor, c: float, A: LinearOperator) -> bool:
+    """Whether V diag(w) V' + c I can be inverted: no w + c is zero up to its rounding error.
+
+    That of w is of the size of the largest w, in float64; that of c and U, in the dtype of A, shows
+    where w and c cancel.
+    """
+    if len(w) < A.domain.n and not math.isfinite(_reciprocal(c)):
+        return False
+    if not len(w):
+        return True
+    values, eps = (w + c).abs(), torch.finfo(torch.float64).eps
+    cancelled = values <= torch.finfo(A.dtype).eps * w.abs().clamp(min=abs(c))
+    lost = values <= len(w) * eps * w.abs().max()
+    return not bool((cancelled | lost).any())
+
+
+def _reciprocal(c: float) -> float:
+    return math.inf if c == 0.0 else 1.0 / c
+
+
+def _diagonalised(K: Tensor, solved: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    """B^-1 W P and k, for the eigenvalues k and eigenvectors P of K; None for a singular K."""
     k, P = torch.linalg.eigh((K + K.T) / 2)
     if len(k) and bool(k.abs().min() <= torch.finfo(dtype).eps * k.abs().max()):
         return None
     return solved @ P, k
-
-
-@public("hesse.low_rank_operator(U, s)", nested=False)
-def low_rank_operator(U: Tensor, s: Tensor) -> LowRankOperator:
-    r"""The symmetric operator of low rank with these factors.
-
-    $$ A = U \operatorname{diag}(s)\, U^T $$
-
-    With a diagonal added, as in A + c I, its inverse is of the same form, and cheap.
-
-    Args:
-        U: matrix of shape (n, r), a tensor or a NumPy array; its columns need not be orthonormal.
-        s: weights of shape (r,), of any sign.
-
-    Cost: 4 n r operations a product; n r + r numbers. The inverse of A + D takes n r^2 operations
-        once, and n r numbers; its error is that of inverting D: eps |s| |U|^2 / |d| relative to
-        A + D.
-
-    Raises:
-        HesseError: shapes, dtypes or devices that do not match.
-
-    References: Woodbury 1950, Inverting modified matrices, Princeton Statistical Research Group,
-        memorandum 42.
-
-    >>> from hesse.operators import identity_operator
-    >>> A = low_rank_operator(torch.tensor([[1.0], [1.0]]), torch.tensor([3.0]))
-    >>> A @ torch.tensor([1.0, 0.0])
-    tensor([3., 3.])
-    >>> (A + identity_operator(2))._inverse().to_dense() * 7      # [[4, 3], [3, 4]]^-1
-    tensor([[ 4.0000, -3.0000],
-            [-3.0000,  4.0000]])
-    """
-    U, s = as_tensor(U), as_tensor(s)
-    for name, factor, ndim in (("U", U, 2), ("s", s, 1)):
-        _check_factor(name, factor, ndim)
-    if U.shape[1] != len(s):
-        raise ShapeError(
-            expected=f"s of shape ({U.shape[1]},), one weight a column of U",
-            got=f"shape {tuple(s.shape)}",
-            remedy="Give U of shape (n, r) and s of shape (r,).",
-        )
-    if U.dtype != s.dtype:
-        raise DtypeError(
-            expected=f"s of dtype {U.dtype}, like U",
-            got=str(s.dtype),
-            remedy=f"Convert it: s.to({U.dtype}).",
-        )
-    if U.device != s.device:
-        raise DeviceError(
-            expected=f"s on {U.device}, like U",
-            got=str(s.device),
-            remedy=f"Move it: s.to('{U.device}').",
-        )
-    return LowRankOperator(Space.flat(U.shape[0], U.dtype, U.device), U.detach(), s.detach())
-
-
-def _check_factor(name: str, factor: Tensor, ndim: int) -> None:
-    if not isinstance(factor, Tensor):
-        raise StructureError(
-            expected=f"{name} to be a tensor or a NumPy array",
-            got=f"{type(factor).__module__}.{type(factor).__name__}",
-            remedy=f"Convert it with torch.as_tensor({name}).",
-        )
-    if factor.ndim != ndim:
-        raise ShapeError(
-            expected="U of shape (n, r) and s of shape (r,)",
-            got=f"{name} of shape {tuple(factor.shape)}",
-            remedy="For one vector u write u[:, None].",
-        )
-    Space.of(factor, what=name)  # raises unless of a real floating-point dtype

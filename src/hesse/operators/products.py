@@ -20,7 +20,7 @@ from hesse.vectors.space import Tree
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
-_LONGEST = 60  # characters of the expression in a repr
+_MOST_ROWS = 12  # of details in a repr
 
 
 class Products(OperatorProtocol):
@@ -150,18 +150,19 @@ class Products(OperatorProtocol):
         raise not_an_array(self)
 
     def __repr__(self) -> str:
-        rows, columns = self.shape
-        name = self._expression()
-        name = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
-        return f"{name}({rows} x {columns}, {self.domain.dtype})"
+        rows = self._details()[:_MOST_ROWS]
+        if len(rows) == 1 and rows[0][0] == self._expression():
+            return f"{self._title()}\n  {rows[0][1]}"
+        width = max((len(name) for name, _ in rows), default=0)
+        return "\n".join([self._title(), *(f"  {name:{width}}  {text}" for name, text in rows)])
 
     def _repr_html_(self) -> str:
         """A table for notebooks."""
-        rows = {
+        known = {
             "shape": f"{self.shape[0]} x {self.shape[1]}",
             "dtype": str(self.domain.dtype),
             "device": str(self.device),
             "symmetric": str(self.symmetric),
             "vectors": "flat" if self.domain.is_flat else self.domain.describe(),
         }
-        return html_table(self._expression(), rows.items())
+        return html_table(self._expression(), [*known.items(), *self._details()[:_MOST_ROWS]])

@@ -20,16 +20,20 @@ subclass overrides one where it knows better. All may be called by any algorithm
 | `_eigenvalues()` | all eigenvalues of a symmetric A, in float64, likewise | None |
 | `_num_negative()` | the number of its negative eigenvalues | from `_eigenvalues` |
 | `_function(f)` | f(A) of a symmetric A; f maps eigenvalues in float64 | None |
+| `_root()` | R with A = R R' of a positive definite A, likewise | None |
 | `_eigen()` | (Q, w) with A = Q diag(w) Q' of a symmetric A, likewise | None |
 | `_squared_entries()` | the operator of the squares of the entries, likewise | None |
 | `_updated_inverse(X)` | (B + A)^-1 as an operator, from X = B^-1, where A is of low rank | None |
 | `is_structured` | whether estimators ask these methods before they sample | False |
+| `_written()` | what changes when a matrix in A is written to | that of the operators in A |
 | `_split_shift()` | (G, c) with A = G + c I | (A, 0) |
 | `_times(B)` | A B | the lazy product |
 | `_expand()` | A as a sum of products of operators (see terms.py) | None |
 | `_terms()` | the same, of one factor where A is no such sum | from `_expand` |
 | `_in_space(space)` | this operator on another space of its dimension | itself |
 | `_expression()` | a name or formula, for `repr` | the name of the class |
+| `_title()` | the same with shape and dtype, in one line | from `_expression` |
+| `_details()` | rows (name, text) about the matrices in it, for `repr` | of the operators in A |
 | `is_diagonal` | whether `_diagonal()` is all of A | False |
 | `announce(products)` | nothing: that many products follow | passed on to the operators in A |
 
@@ -40,7 +44,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -51,6 +55,8 @@ from hesse.operators.terms import Terms, are_symmetric, factor
 from hesse.operators.to_scipy import check_not_asked_by_scipy
 from hesse.vectors.rows import stacked, transposed
 from hesse.vectors.space import Space
+
+_LONGEST = 60  # characters of the expression in a repr
 
 
 class OperatorProtocol(ABC):
@@ -92,7 +98,7 @@ class OperatorProtocol(ABC):
             return self._matvec(u)
         raise OperatorError(
             expected="an operator with an adjoint",
-            got=f"{self}, which is not symmetric and has no _rmatvec",
+            got=f"{self._title()}, which is not symmetric and has no _rmatvec",
             remedy="Implement _rmatvec(u), or pass symmetric=True if A = A'.",
         )
 
@@ -172,6 +178,10 @@ class OperatorProtocol(ABC):
         """f(A) of a symmetric A, where f maps float64 eigenvalues; None where not known."""
         return None
 
+    def _root(self) -> Any:
+        """R with A = R R' of a positive definite A, where there is one but no `_function`."""
+        return None
+
     def _eigen(self) -> tuple[Any, Tensor] | None:
         """(Q, w) with A = Q diag(w) Q', Q an orthogonal operator; None where not known."""
         return None
@@ -183,6 +193,12 @@ class OperatorProtocol(ABC):
     def _updated_inverse(self, inverse: Any) -> Any:
         """The inverse of B + A from that of B, where A is of low rank; None elsewhere."""
         return None
+
+    def _written(self) -> Hashable:
+        """What changes when a matrix in A is written to, so that what is kept of A is void."""
+        lists = (v if isinstance(v, list) else [v] for v in vars(self).values())
+        parts = (part for parts in lists for part in parts if isinstance(part, OperatorProtocol))
+        return tuple(part._written() for part in parts)
 
     def _split_shift(self) -> tuple[Any, float]:
         """(G, c) where A is known to be G + c I; (A, 0) elsewhere."""
@@ -215,3 +231,15 @@ class OperatorProtocol(ABC):
     def _expression(self) -> str:
         """A short name, or the expression of operators that this one is."""
         return type(self).__name__.lstrip("_")
+
+    def _title(self) -> str:
+        """The expression, the shape and the dtype, in one line."""
+        rows, columns = self.shape
+        name = self._expression()
+        name = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
+        return f"{name}({rows} x {columns}, {self.domain.dtype})"
+
+    def _details(self) -> tuple[tuple[str, str], ...]:
+        """For each matrix in the expression its name, and what it is; each only once."""
+        parts = (part for part in vars(self).values() if isinstance(part, OperatorProtocol))
+        return tuple(dict.fromkeys(row for part in parts for row in part._details()))

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from hesse.operators.kept import kept
 from hesse.operators.protocol import OperatorProtocol
 
 Function = Callable[[Tensor], Tensor]
@@ -56,6 +57,14 @@ class SumStructure(OperatorProtocol):
 
     def _whole(self) -> Any:
         """A + B as one operator of the structure of a term."""
+        # That of a dense matrix takes its memory again.
+        return self._kept_whole() if self.is_structured else self._added()
+
+    @kept
+    def _kept_whole(self) -> Any:
+        return self._added()
+
+    def _added(self) -> Any:
         return _first(term._plus_diagonal(D) for term, D in self._shifted())
 
     def _inverse(self) -> Any:
@@ -94,6 +103,10 @@ class SumStructure(OperatorProtocol):
     def _function(self, f: Function) -> Any:
         whole = self._whole()
         return None if whole is None else whole._function(f)
+
+    def _root(self) -> Any:
+        whole = self._whole()
+        return None if whole is None else whole._root()
 
     def _eigen(self) -> tuple[Any, Tensor] | None:
         whole = self._whole()
@@ -153,6 +166,10 @@ class ScaledStructure(OperatorProtocol):
 
     def _function(self, f: Function) -> Any:
         return self.a._function(lambda x: f(self.scalar * x))
+
+    def _root(self) -> Any:
+        root = self.a._root() if self.scalar >= 0.0 else None
+        return None if root is None else math.sqrt(self.scalar) * root
 
     def _eigen(self) -> tuple[Any, Tensor] | None:
         known = self.a._eigen()

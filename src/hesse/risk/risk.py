@@ -144,9 +144,9 @@ class Risk(OneLine):
         self._check_on([self.data.first])
 
     def __repr__(self) -> str:
-        model, loss = getattr(self.model, "__name__", type(self.model).__name__), self.loss_name
-        batches = f"{self.num_summands} batch{'es' if self.num_summands > 1 else ''}"
-        return f"Risk({model}, {loss}, {batches}, weight_decay={self.weight_decay:g})"
+        n, model = self.num_summands, getattr(self.model, "__name__", type(self.model).__name__)
+        data = f"{n} {'weighted ' * self.is_weighted}batch{'es' * (n > 1)}"
+        return f"Risk({model}, {self.loss_name}, {data}, weight_decay={self.weight_decay:g})"
 
     @property
     @public("hesse.Risk.params")

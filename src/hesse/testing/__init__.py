@@ -8,7 +8,7 @@ CountingOperator(A), PeakMemory()   contracts of cost
 """
 
 from hesse.memory.peak import PeakMemory
-from hesse.testing import networks, problems
+from hesse.testing import likelihoods, networks, problems
 from hesse.testing.catalogue import all_problems
 from hesse.testing.conformance import Conformance, check_operator
 from hesse.testing.counting import CountingOperator
@@ -38,6 +38,7 @@ __all__ = [
     "symmetric_matrix",
     "Problem",
     "all_problems",
+    "likelihoods",
     "networks",
     "problems",
     # meters

@@ -255,15 +255,20 @@ class KroneckerCurvature(LinearOperator):
     def _expression(self) -> str:
         return "EK-FAC" if self.is_rotated else "K-FAC"
 
-    def __repr__(self) -> str:
-        head = super().__repr__()
+    def _details(self) -> tuple[tuple[str, str], ...]:
+        return ((self._expression(), self._in_words()),)
+
+    def _in_words(self) -> str:
         about = [self.about] if self.about else []
         if self.weight_decay:
             about.append(f"weight decay {self.weight_decay:g}")
         if self.damping:
             about.append(f"{self.damping_form} damping {self.damping}")
-        lines = [", ".join(about), *self.coverage.lines()]
-        return "\n".join([head, *(f"  {line}" for line in lines if line)])
+        return ", ".join(about)
+
+    def __repr__(self) -> str:
+        lines = [self._in_words(), *self.coverage.lines()]
+        return "\n".join([self._title(), *(f"  {line}" for line in lines if line)])
 
 
 def _rebuilt(space: Space, blocks: Sequence[Block], options: dict[str, Any]) -> KroneckerCurvature:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hesse.operators.algebra import LinearOperator
-from hesse.operators.low_rank import LowRankPlusDiagonal
+from hesse.operators.low_rank import LowRankOperator, LowRankPlusDiagonal
 from hesse.vectors.space import Space
 
 
@@ -29,4 +29,4 @@ def deflation(space: Space, U: Tensor, values: Tensor, level: float) -> LinearOp
     # Below this ratio I - U U' is all rounding, and M would not be definite.
     ratios = (level / values).clamp(min=32 * torch.finfo(U.dtype).eps, max=1.0)
     ones = torch.ones(space.size, dtype=U.dtype, device=U.device)
-    return LowRankPlusDiagonal(space, U, ratios.to(U) - 1.0, ones)
+    return LowRankPlusDiagonal(LowRankOperator(space, U, ratios.to(U) - 1.0), ones)

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from hesse.boundary import public
 from hesse.errors import OperatorError, check_count, check_not_empty, check_tolerances
+from hesse.krylov.nystrom import eigenpairs_of_sketch, sketch
 from hesse.krylov.preconditioners.deflation import deflation
-from hesse.krylov.preconditioners.preconditioner import Preconditioner, not_semidefinite
+from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.krylov.rounding import unit_roundoff
 from hesse.operators.algebra import LinearOperator
-from hesse.operators.checks import check_finite_products, check_symmetric
+from hesse.operators.checks import check_symmetric
 from hesse.operators.dense import aslinearoperator
-from hesse.vectors.rows import stacked
 
 
 @public("hesse.krylov.preconditioners.nystrom({A})")
@@ -69,12 +69,12 @@ def nystrom(
         max_rank = check_count("max_rank", max_rank, 1)
     G, mu = _undamped(A, damping)
     limit = min(A.domain.n, rank if max_rank is None else max(rank, max_rank))
-    Omega, Y = _sketch(G, min(rank, limit), generator)
-    U, values = _eigenpairs(Omega, Y)
+    Omega, Y = sketch(G, min(rank, limit), generator)
+    U, values = eigenpairs_of_sketch(Omega, Y)
     while len(values) < limit and float(values[-1]) > mu > 0.0:
         more = min(2 * len(values), limit) - len(values)
-        Omega, Y = _sketch(G, more, generator, (Omega, Y))
-        U, values = _eigenpairs(Omega, Y)
+        Omega, Y = sketch(G, more, generator, (Omega, Y))
+        U, values = eigenpairs_of_sketch(Omega, Y)
     level = max(float(values[-1]) + mu, unit_roundoff(A) * float(values[0]))
     if level == 0.0:
         raise OperatorError(
@@ -90,39 +90,3 @@ def _undamped(A: LinearOperator, damping: float) -> tuple[LinearOperator, float]
     """(G, mu) with A + damping I = G + mu I; a negative shift is left where it is."""
     G, c = A._split_shift()
     return (G, c + damping) if c > 0.0 else (A, damping)
-
-
-def _sketch(
-    A: LinearOperator,
-    count: int,
-    generator: torch.Generator | None,
-    known: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(Omega, A Omega) with `count` more directions, orthonormal among all."""
-    A.announce(count)
-    new = stacked(count, (A.domain.gaussian(generator) for _ in range(count))).T
-    if known is None:
-        Omega, _ = torch.linalg.qr(new)
-        return Omega, check_finite_products(A, A._matmat(Omega))
-    Omega, Y = known
-    new, _ = torch.linalg.qr(new - Omega @ (Omega.T @ new))
-    products = check_finite_products(A, A._matmat(new))
-    return torch.cat([Omega, new], dim=1), torch.cat([Y, products], dim=1)
-
-
-def _eigenpairs(Omega: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
-    """U and the diagonal of Lambda, descending; of A + shift I, and the shift taken off again."""
-    eps = torch.finfo(Y.dtype).eps
-    core = Omega.T.double() @ Y.double()
-    core = (core + core.T) / 2
-    smallest, largest = torch.linalg.eigvalsh(core)[[0, -1]].tolist()
-    if smallest < -(eps**0.5) * max(largest, 0.0):
-        raise not_semidefinite(f"v'Av = {smallest:.3g} |v|^2 for some v")
-    scale = float(torch.linalg.vector_norm(Y, dtype=torch.float64))
-    shift = max(Y.shape[0] ** 0.5 * eps * scale, -2.0 * smallest)
-    eye = torch.eye(len(core), dtype=core.dtype, device=core.device)
-    root = torch.linalg.cholesky(core + shift * eye) if shift > 0.0 else eye
-    shifted = torch.add(Y, Omega, alpha=shift)
-    B = torch.linalg.solve_triangular(root.T.to(Y), shifted, upper=True, left=False)
-    U, roots, _ = torch.linalg.svd(B, full_matrices=False)
-    return U, (roots.double() ** 2 - shift).clamp(min=0.0)

@@ -9,10 +9,10 @@ from torch import Tensor
 from hesse.boundary import public
 from hesse.errors import OperatorError, check_count, check_not_empty, check_tolerances
 from hesse.krylov.preconditioners.deflation import deflation
-from hesse.krylov.preconditioners.preconditioner import Preconditioner, not_semidefinite
+from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.krylov.rounding import unit_roundoff
 from hesse.operators.algebra import LinearOperator
-from hesse.operators.checks import check_finite_products, check_symmetric
+from hesse.operators.checks import check_finite_products, check_symmetric, not_semidefinite
 from hesse.operators.dense import aslinearoperator
 from hesse.vectors.space import Tree
 

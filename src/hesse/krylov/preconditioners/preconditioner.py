@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hesse.errors import OperatorError
 from hesse.operators.algebra import LinearOperator
 
 
@@ -40,13 +39,3 @@ class Preconditioner(LinearOperator):
 
     def _diagonal(self) -> Tensor | None:
         return self.M._diagonal()
-
-
-def not_semidefinite(got: str) -> OperatorError:
-    """The error for an A that turns out to have a negative eigenvalue."""
-    return OperatorError(
-        expected="a positive semi-definite operator",
-        got=got,
-        remedy="Use a Gauss-Newton matrix, or add damping; hesse.krylov.preconditioners.jacobi "
-        "takes absolute values.",
-    )

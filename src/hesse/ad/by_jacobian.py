@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ByJacobian`: the base of linearisations that multiply by J = dz/dx and its adjoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from hesse.ad.jacobian import JacobianGraph
+from hesse.ad.variables import Leaves
+
+
+class ByJacobian:
+    """What a linearisation says of the graphs of z and of J'u, and products J' B J v.
+
+    Args:
+        z: the outputs, with their graph.
+        x: the leaves that they depend on.
+    """
+
+    needs_check = False
+
+    def __init__(self, z: list[Tensor], x: list[Tensor]) -> None:
+        self._jacobian = JacobianGraph(z, x)
+
+    @property
+    def node_names(self) -> list[str]:
+        """The names of the nodes of the graph of z."""
+        return self._jacobian.node_names
+
+    @property
+    def custom_function(self) -> str | None:
+        """A user's `autograd.Function` on the way to z; it has been checked."""
+        return self._jacobian.custom_function
+
+    @property
+    def retained(self) -> list[Tensor]:
+        """The outputs and J'u, with their graphs."""
+        return self._jacobian.retained
+
+    def check(self) -> None:
+        """There is nothing to check."""
+
+    def between(
+        self, quantity: str, v: Leaves, times: Callable[[list[Tensor]], Sequence[Tensor]]
+    ) -> list[Tensor] | Tensor:
+        """J' B J v, where `times` gives B u; or v' J' B J v, without the backward pass: half."""
+        u = self._jacobian.push_forward(v)
+        Bu = times(u)
+        if quantity == "product":
+            return self._jacobian.pull_back([b.to(a.dtype) for a, b in zip(u, Bu, strict=True)])
+        parts = [(a * b).sum(dtype=torch.float64) for a, b in zip(u, Bu, strict=True)]
+        return torch.stack(parts).sum()

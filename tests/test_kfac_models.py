@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""K-FAC and EK-FAC of models and data in many forms; what cannot be traced is refused."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hesse import Risk, ekfac_operator, ggn_operator, kfac_operator
+from hesse.testing.factored import (
+    CE,
+    against_blocks,
+    classes,
+    mlp,
+)
+from hesse.testing.likelihoods import normal
+
+DOUBLE = torch.float64
+EXACT = 1e-12
+
+
+def test_low_precision_models_have_factors_in_float32():
+    model, (x, y) = mlp(), classes(40, 4)
+    exact = kfac_operator(Risk(model, CE, (x, y))).to_dense().float()
+    low = Risk(model.to(torch.bfloat16), CE, (x.bfloat16(), y))
+    for make in (kfac_operator, ekfac_operator):
+        K = make(low)
+        assert K.dtype == torch.float32
+        assert not K.coverage.without_rule
+        trace = float(K.to_dense().trace())
+        assert trace == pytest.approx(float(exact.trace()), rel=0.1)
+    K = kfac_operator(low).to_dense()
+    assert (K - exact).norm() < 0.1 * exact.norm()
+
+
+def test_inputs_by_name_and_a_loss_inside_the_model():
+    class OwnLoss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(2, 4)
+
+        def forward(self, left, right, labels):
+            logits = torch.tanh(self.a(left)) + self.b(right)
+            return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+    batch = {"left": normal(12, 3), "right": normal(12, 2), "labels": torch.randint(0, 4, (12,))}
+    risk = Risk(OwnLoss().double(), lambda out, _: out["loss"], [batch])
+    E, G = ekfac_operator(risk), ggn_operator(risk).to_dense()
+    assert not E.coverage.without_rule
+    for _, ours, block in against_blocks(E, G):
+        torch.testing.assert_close(ours.trace(), block.trace())
+
+
+def test_outputs_in_which_time_comes_first():
+    class TimeFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = nn.LSTM(3, 4), nn.Linear(4, 5)
+
+        def forward(self, x):  # (batch, time, 3) -> (time, batch, 5)
+            return self.head(self.cell(x.transpose(0, 1))[0])
+
+    def loss(outputs, targets):
+        return F.cross_entropy(outputs.flatten(0, 1), targets.T.flatten())
+
+    data = normal(6, 4, 3), torch.randint(0, 5, (6, 4))
+    risk = Risk(TimeFirst().double(), loss, [data])
+    E, G = ekfac_operator(risk), ggn_operator(risk).to_dense()
+    for _, ours, block in against_blocks(E, G):
+        torch.testing.assert_close(ours.trace(), block.trace())
+
+
+def test_a_model_that_cannot_be_traced_is_refused():
+    from hesse.errors import FunctionError
+
+    class Random(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.layer(x + torch.poisson(x.abs() * 0.0))
+
+    risk = Risk(Random(), nn.MSELoss(), (torch.randn(5, 3), torch.randn(5, 2)))
+    with pytest.raises(FunctionError, match="can be traced"):
+        kfac_operator(risk)
+
+
+def test_example_weights():
+    x, y = classes(12, 4)
+    weights = torch.rand(12, dtype=DOUBLE)
+    risk = Risk(mlp(), CE, (x, y)).weighted(weights)
+    E, G = ekfac_operator(risk), ggn_operator(risk).to_dense()
+    for _, ours, block in against_blocks(E, G):
+        torch.testing.assert_close(ours.trace(), block.trace())
