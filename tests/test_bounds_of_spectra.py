@@ -86,6 +86,7 @@ def distance(exact, found):
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", SPECTRA)
 def test_eigenpairs(name):
     missed = 0
@@ -116,6 +117,7 @@ def test_eigenpairs(name):
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", SPECTRA)
 def test_eigenpairs_of_lobpcg(name):
     for seed in range(RUNS):
@@ -141,6 +143,7 @@ def test_eigenpairs_of_lobpcg(name):
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", SPECTRA)
 def test_singular_triplets(name):
     missed = 0
@@ -162,6 +165,7 @@ def test_singular_triplets(name):
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", SPECTRA)
 def test_spectral_norms(name):
     for seed in range(RUNS):
@@ -182,6 +186,7 @@ def test_spectral_norms(name):
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 def test_a_basis_of_long_vectors_that_is_not_orthogonal_to_rounding(dtype):
     """Above 4,096 variables passes over the basis are rare, and what they remove is stated."""

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hesse import Risk, ggn_operator, hessian_operator
 from hesse.engine.data_version import DataVersion
-from hesse.errors import FallbackWarning
+from hesse.errors import DataError, FallbackWarning, RandomnessError
 
 DOUBLE = torch.float64
 PREPARED = ["traced-split", "retained-graph"]
@@ -229,3 +229,77 @@ def test_a_witness_knows_tensors_by_content():
     assert not witness.matches([x, torch.arange(3)])
     sparse = torch.eye(3).to_sparse()
     assert DataVersion.of([sparse]).matches([sparse.clone()])
+
+
+# -- What an operator keeps from its construction --------------------------------------------------
+
+
+def batches_of_classes():
+    X, Y = randn(18, 6), torch.arange(18) % 3
+    Y[:6] = torch.tensor([0, -100, 1, -100, 2, 0])
+    return [[X[k : k + 6].clone(), Y[k : k + 6].clone()] for k in (0, 6, 12)]
+
+
+def test_targets_written_before_the_first_product_weigh_as_they_are_then():
+    """Two targets that count move to a batch that had none to ignore: another weight for each."""
+    model, data = network(), batches_of_classes()
+    risk = Risk(model, nn.CrossEntropyLoss(), data)
+    operator = hessian_operator(risk, risk.params)
+    data[0][1][1:4:2], data[1][1][:2] = torch.tensor([1, 2]), -100
+    whole = torch.cat([x for x, _ in data]), torch.cat([y for _, y in data])
+    alone = Risk(model, nn.CrossEntropyLoss(), whole)
+    expected = hessian_operator(alone, alone.params, mode="retained-graph")
+    v = direction(operator)
+    torch.testing.assert_close(operator @ v, expected @ v)
+
+
+def test_targets_written_before_the_first_product_may_not_change_what_counts():
+    data = batches_of_classes()
+    risk = Risk(network(), nn.CrossEntropyLoss(), data)
+    operator = hessian_operator(risk, risk.params)
+    data[1][1][0] = -100
+    with pytest.raises(DataError, match="total weight"):
+        operator @ direction(operator)
+
+
+def test_a_model_put_in_train_mode_before_the_first_product_is_refused():
+    model = nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5)).double().eval()
+    risk = Risk(model, nn.MSELoss(), (randn(20, 6), randn(20, 3, seed=1)))
+    operator = hessian_operator(risk, risk.params)
+    model.train()
+    with pytest.raises(RandomnessError, match="train mode"):
+        operator @ direction(operator)
+
+
+def test_weights_tied_after_the_risk_was_made_are_one_variable():
+    """Names under which a module has its tensors are looked up again for a new operator."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)).double()
+    data = randn(20, 6), randn(20, 6, seed=1)
+    risk = Risk(model, nn.MSELoss(), data)
+    model[2].weight = model[0].weight
+    params = {name: p.detach().clone() for name, p in model.named_parameters()}
+    params["0.weight"] *= 1.5
+    tied = hessian_operator(risk, params)
+
+    def f(p):
+        both = p | {"2.weight": p["0.weight"]}
+        return nn.functional.mse_loss(
+            torch.func.functional_call(model, both, data[0], tie_weights=False), data[1]
+        )
+
+    plain = hessian_operator(f, params)
+    torch.testing.assert_close(tied @ direction(tied), plain @ direction(tied))
+
+
+def test_programs_follow_an_autocast_entered_after_construction():
+    model, data = network(torch.float32), (randn(20, 6).float(), randn(20, 3, seed=1).float())
+    risk = Risk(model, nn.MSELoss(), [data, data])
+    before = hessian_operator(risk, risk.params, mode="traced-split")
+    v = direction(before).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        within = hessian_operator(risk, risk.params, mode="traced-split")
+        assert torch.equal(before @ v, within @ v)
+    exact = hessian_operator(risk, risk.params, mode="traced-split") @ v
+    expected = hessian_operator(risk, risk.params, mode="reverse-over-reverse") @ v
+    torch.testing.assert_close(exact, expected, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(within @ v, exact)

@@ -119,6 +119,7 @@ def kill_after(seconds, run, path):
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", RUNS)
 def test_killed_at_random_moments_it_goes_on_to_the_same_bits(name, tmp_path):
     run, killed = RUNS[name], 0

@@ -23,10 +23,10 @@ PAGES = [
     "how-to-extend",
     "engine",
     "kfac",
-    pytest.param("how-to-choose", marks=pytest.mark.slow),
+    pytest.param("how-to-choose", marks=[pytest.mark.slow, pytest.mark.no_cover]),
     "sparse-hessians",
-    pytest.param("products", marks=pytest.mark.slow),
-    pytest.param("solving-and-measuring", marks=pytest.mark.slow),
+    pytest.param("products", marks=[pytest.mark.slow, pytest.mark.no_cover]),
+    pytest.param("solving-and-measuring", marks=[pytest.mark.slow, pytest.mark.no_cover]),
 ]
 
 

@@ -68,6 +68,7 @@ def test_some_faults_again():
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 def test_the_slow_faults_again_with_fewer_moments_of_kill_9():
     code, output = run("--check", "--slow", "--moments=4")
     assert code == 0, output

@@ -11,6 +11,8 @@ pytest.importorskip("tools.fuzz", reason="a source distribution has no tools/")
 from tools.fuzz.campaign import read_case
 from tools.fuzz.judge import FAULTS, judge
 
+pytestmark = pytest.mark.no_cover
+
 FILES = sorted(Path(__file__).parent.glob("data/fuzz_corpus/*.json"))
 
 

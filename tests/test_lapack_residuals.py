@@ -17,7 +17,7 @@ DOUBLE = torch.float64
 THRESHOLD = 30.0
 SIZES = [
     pytest.param([1, 2, 17], id="some sizes"),
-    pytest.param(range(1, 18), id="all sizes", marks=pytest.mark.slow),
+    pytest.param(range(1, 18), id="all sizes", marks=[pytest.mark.slow, pytest.mark.no_cover]),
 ]
 KINDS = [
     "zero",

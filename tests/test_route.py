@@ -12,30 +12,39 @@ import torch
 from hesse.operators import diagonal_operator
 
 TOOL = Path(__file__).parents[1] / "tools" / "trace_product.py"
-LIMITS = ["--limit-files=12", "--limit-functions=50", "--limit-first-files=27"]
+LIMITS = ["--limit-files=12", "--limit-functions=50", "--limit-first-files=18"]
 
 pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="a source distribution has no tools/")
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("trace_product", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["trace_product"] = module  # where dataclasses look
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_products_stay_within_the_limits_on_files_and_functions():
     done = subprocess.run([sys.executable, TOOL, *LIMITS], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_the_tool_prints_a_table_and_fails_above_a_limit():
-    command = [sys.executable, TOOL, "--limit-files=1"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "above the limit of 1" in done.stderr
-    for row in ("first product", "tracing product", "100th product"):
+    for row in ("construction", "first product", "tracing product", "100th product"):
         assert f"| {row} |" in done.stdout
 
 
-def test_a_flat_vector_reaches_its_operator_through_few_functions():
-    spec = importlib.util.spec_from_file_location("trace_product", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    sys.modules["trace_product"] = tool  # where dataclasses look
-    spec.loader.exec_module(tool)
+def test_the_tool_fails_above_a_limit(tool, monkeypatch, capsys):
+    with tool.following() as route:
+        _ = diagonal_operator(torch.tensor([1.0, 2.0])) @ torch.ones(2)
+    routes = {"first product": route, "100th product": route}
+    monkeypatch.setattr(tool, "measure", lambda: routes)
+    count = len(route.files)
+    assert tool.main([f"--limit-files={count}", f"--limit-first-files={count}"]) == 0
+    assert tool.main([f"--limit-first-files={count - 1}"]) == 1
+    assert f"first product: {count}, above the limit of {count - 1}" in capsys.readouterr().err
+
+
+def test_a_flat_vector_reaches_its_operator_through_few_functions(tool):
     D, v = diagonal_operator(torch.tensor([1.0, 2.0])), torch.ones(2)
     _ = D @ v
     with tool.following() as route:

@@ -2,10 +2,11 @@
 """How much of Hesse one product runs: `python tools/trace_product.py [--list]`.
 
 It traces products `H @ v` with the Hessian of a `Risk` of three batches: the first one, the one
-that replaces the retained graph by a traced program (after it `H.mode` differs), and the 100th. For
-each it counts the files and functions of the package entered, the distinct lines run, and the lines
-of those files. Code of other packages and module bodies run by imports do not count; a generator
-expression, and before Python 3.12 any comprehension, counts as a function.
+that replaces the retained graph by a traced program (after it `H.mode` differs), and the 100th; and
+the construction of the `Risk` and of its operator, which come before. For each it counts the files
+and functions of the package entered, the distinct lines run, and the lines of those files. Code of
+other packages and module bodies run by imports do not count; a generator expression, and before
+Python 3.12 any comprehension, counts as a function.
 
 With limits it exits with status 1 where a count is above one.
 """
@@ -88,14 +89,15 @@ def following() -> Iterator[Route]:
 
 
 def measure() -> dict[str, Route]:
-    """The routes of the first product, the one that traces the program, and the 100th."""
+    """The routes of construction, of the first product, the tracing one, and the 100th."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 32), nn.Tanh(), nn.Linear(32, 10))
     data = [(torch.randn(64, 20), torch.randint(0, 10, (64,))) for _ in range(3)]
-    risk = hesse.Risk(model, nn.CrossEntropyLoss(), data)
-    H = hesse.hessian_operator(risk, risk.params)
-    v = torch.randn(H.shape[1])
     routes: dict[str, Route] = {}
+    with following() as routes["construction"]:
+        risk = hesse.Risk(model, nn.CrossEntropyLoss(), data)
+        H = hesse.hessian_operator(risk, risk.params)
+    v = torch.randn(H.shape[1])
     mode = H.mode
     for number in range(1, PRODUCTS + 1):
         if 1 < number < PRODUCTS and "tracing product" in routes:

@@ -10,14 +10,14 @@ from benchmarks.case import Case
 from benchmarks.engine.study import Cell, Settings, Study, peak, ratio
 from benchmarks.models import MODELS
 from benchmarks.subjects.subject import InProcess, Run, flat_leaves
-from hesse.ad.decompositions import Composed
+from hesse.ad.torch_calls import TorchCalls
 
 
 def rows(model: str, settings: Settings) -> list[list[Cell]]:
     """One row."""
     case = Case.of(MODELS[model]())
-    sizes = [peak(lambda how=how: _run(case, how)) / 1e6 for how in (nullcontext(), Composed())]
-    runs = {"fused": _run(case, nullcontext()), "composed": _run(case, Composed())}
+    sizes = [peak(lambda how=how: _run(case, how)) / 1e6 for how in (nullcontext(), TorchCalls())]
+    runs = {"fused": _run(case, nullcontext()), "composed": _run(case, TorchCalls())}
     times = settings.measure(case, runs)
     fused, composed = times["fused"], times["composed"]
     seconds = [1e3 * fused.median, 1e3 * composed.median, ratio(composed, fused)]

@@ -23,6 +23,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
+from torch.backends import cuda
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,36 @@ def without_saved_tensor_hooks() -> Iterator[None]:
             _push_hooks(*pair)
 
 
+# How to read and to set whether a kernel of attention may be used.
+_FUSED_ATTENTION = [
+    (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
+    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
+    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
+]
+_MATH_ATTENTION = (cuda.math_sdp_enabled, cuda.enable_math_sdp)
+_other_fused = getattr(torch._C, "_get_overrideable_sdp_enabled", None)
+_use_other_fused = getattr(torch._C, "_set_sdp_use_overrideable", None)
+if _other_fused is not None and _use_other_fused is not None:
+    _FUSED_ATTENTION.append((_other_fused, _use_other_fused))
+
+
+@contextmanager
+def math_attention() -> Iterator[None]:
+    """Within it, attention is computed by matrix products, which have second derivatives.
+
+    As `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`, which takes some 30 microseconds.
+    """
+    changed = [(use, True) for is_used, use in _FUSED_ATTENTION if is_used()]
+    changed += [] if _MATH_ATTENTION[0]() else [(_MATH_ATTENTION[1], False)]
+    for use, before in changed:
+        use(not before)
+    try:
+        yield
+    finally:
+        for use, before in changed:
+            use(before)
+
+
 def _default_device() -> torch.device | None:
     """The default device if it is another one than the CPU; it is a function mode of torch."""
     if not _num_function_modes():
@@ -122,6 +153,11 @@ def users_contexts() -> AbstractContextManager[None]:
 def users_autocasts() -> tuple[tuple[str, torch.dtype], ...]:
     """(device type, dtype) for every device for which the user has switched autocast on."""
     return (_users.get() or _found()).autocasts
+
+
+def recorded_contexts() -> tuple[torch.dtype, tuple[tuple[str, torch.dtype], ...]]:
+    """What a program depends on: the default dtype, and the user's autocast."""
+    return torch.get_default_dtype(), users_autocasts()
 
 
 @contextmanager

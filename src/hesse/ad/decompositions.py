@@ -28,7 +28,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from hesse.ad.binary_cross_entropy import binary_cross_entropy
 from hesse.ad.ctc_loss import ctc_loss
@@ -45,22 +44,6 @@ from hesse.ad.piecewise_linear import (
 )
 from hesse.ad.segments import embedding_bag, native_embedding_bag, segment_reduce
 from hesse.ad.sinc import sinc
-
-
-class Composed(TorchFunctionMode):
-    """Within it, these operations are composed of others."""
-
-    draws = 0
-    """How often a generator of the user's own has been drawn from."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Call the operation, or what stands for it."""
-        function = _STAND_INS.get(func, func)
-        if kwargs and kwargs.get("generator") is not None:
-            Composed.draws += 1
-        return function(*args, **(kwargs or {}))
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -132,7 +115,7 @@ def _lstm(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         backend.enabled = before
 
 
-_STAND_INS = {
+STAND_INS = {
     torch._VF.lstm: _lstm,
     torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
     torch.layer_norm: _layer_norm,
@@ -166,3 +149,4 @@ _STAND_INS = {
     torch.nn.functional.max_unpool2d: max_unpool(torch.nn.functional.max_unpool2d),
     torch.nn.functional.max_unpool3d: max_unpool(torch.nn.functional.max_unpool3d),
 }
+"""What stands for an operation of torch where functions of the user's are called."""

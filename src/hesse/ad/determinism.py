@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a function is deterministic: does it draw random numbers, does it give the same again?
 
-The generators of torch, of Python and of NumPy can be looked at. A `torch.Generator` of the user's
-own cannot be found; but whoever draws from it hands it to torch, where `Composed` counts. What
-remains unseen are generator objects of Python and NumPy.
+`generator_states` tells whether it draws. One that does may still give the same again.
 """
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -17,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hesse.ad.decompositions import Composed
+from hesse.ad.torch_calls import generator_states, same_states
 from hesse.errors import RandomnessError
 from hesse.vectors.rows import joined
 
@@ -69,38 +65,3 @@ def _fingerprints(result: Any) -> Iterator[Tensor]:
     directions = [torch.randn(g.shape, generator=generator).to(g) for g in result.gradient]
     with suppress(NotImplementedError):  # what has no second derivative says so itself
         yield joined(result.apply("product", directions))
-
-
-# -- Generators ------------------------------------------------------------------------------------
-
-
-def generator_states(*, quickly: bool = False) -> dict[str, Any]:
-    """What changes when random numbers are drawn; `quickly`: of torch only, not 60 microseconds.
-
-    >>> before = generator_states()
-    >>> _ = torch.rand(1)
-    >>> same_states(before, generator_states()), same_states(before, before)
-    (False, True)
-    """
-    states = {"own": Composed.draws, "torch": torch.random.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state()
-    if quickly:
-        return states
-    states["random"] = random.getstate()
-    if "numpy.random" in sys.modules:
-        states["numpy"] = sys.modules["numpy.random"].get_state(legacy=False)
-    return states
-
-
-def same_states(before: dict[str, Any], after: dict[str, Any]) -> bool:
-    """Whether nothing was drawn between the two looks, from generators that were there at both."""
-    return all(_equal(before[name], after[name]) for name in before.keys() & after.keys())
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return all(_equal(a[name], b[name]) for name in a)
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    return bool((a == b).all()) if hasattr(a, "dtype") else a == b

@@ -15,35 +15,49 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hesse.ad.decompositions import Composed
+from hesse.ad.torch_calls import TorchCalls
 from hesse.ad.variables import Leaves
 from hesse.errors import FunctionError
-from hesse.surroundings import without_saved_tensor_hooks
+from hesse.surroundings import math_attention, without_saved_tensor_hooks
 
 _NO_HOOKS = "hesse allows no saved tensor hooks"
 
 
 @contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Within it, torch picks kernels that have second derivatives, and gradients are recorded.
+def differentiating() -> Iterator[None]:
+    """Within it, gradients are recorded, by kernels that have second derivatives.
 
     Fused attention has no second derivative, cuDNN's recurrent cells neither: the reference kernels
     are used instead, whatever the model asks for, and a compiled model runs as it was written. A
     surrounding `no_grad` or `inference_mode` is lifted, since a product is made of derivatives, and
     hooks on what graphs save are set aside.
     """
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(without_saved_tensor_hooks())
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(Composed())
-        if "torch._dynamo" in sys.modules:  # what torch.compile makes has one derivative only
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if torch.backends.cudnn.is_available():
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        without_saved_tensor_hooks(),
+        math_attention(),
+    ):
+        is_compiled = "torch._dynamo" in sys.modules  # has one derivative only
+        if not (is_compiled or torch.backends.cudnn.is_available()):
+            yield
+            return
+        with ExitStack() as stack:
+            if is_compiled:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            if torch.backends.cudnn.is_available():
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            yield
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """As `differentiating`, to call a function of the user's: see `TorchCalls`.
+
+    Each look at a property of a tensor takes some microseconds in it.
+    """
+    with differentiating(), TorchCalls():
         yield
 
 

@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from hesse.ad.by_jacobian import ByJacobian
-from hesse.ad.double_backward import twice_differentiable
+from hesse.ad.double_backward import differentiating
 from hesse.ad.likelihoods.seen import Call, LikelihoodCalls, seen_loss
 from hesse.ad.loss import LinearLossError, LossHessian
+from hesse.ad.torch_calls import TorchCalls
 from hesse.ad.variables import BoundFunction, Leaves, tracked
 from hesse.errors import FunctionError
 
@@ -30,16 +31,17 @@ class GaussNewtonGraph(ByJacobian):
     """J' H_L J at x, with the value and the gradient; retains the graphs of z, J'u and the loss."""
 
     def __init__(self, f: BoundFunction, x: Leaves) -> None:
-        with twice_differentiable():
+        with differentiating():
             leaves = tracked(x)
-            with LikelihoodCalls() as noted:
+            with TorchCalls(), LikelihoodCalls() as noted:
                 outputs = f.outputs(leaves)
             try:
                 self._loss = LossHessian(outputs, f.loss)
             except LinearLossError:
                 if not noted.calls:
                     raise
-                self._loss = _loss_in_model(f.loss(outputs), noted.calls, leaves)
+                with TorchCalls():
+                    self._loss = _loss_in_model(f.loss(outputs), noted.calls, leaves)
             self._loss.check_reads_outputs_only(leaves)
         super().__init__(self._loss.tensors, leaves)
 

@@ -65,8 +65,8 @@ def custom_function(value: Tensor, nodes: Iterable[Any] | None = None) -> str | 
 
 def _checked_name(node: Any) -> str | None:
     if not isinstance(node, torch.autograd.function.BackwardCFunction):
-        name = node.name()
-        return next((call for key, call in _WRONG_TWICE.items() if name.startswith(key)), None)
+        kind = type(node)
+        return _wrong(node.name()) if kind.__name__ == _NAMELESS else _wrong_kind(kind)
     function = getattr(node, "_forward_cls", type(node))
     if getattr(function, "is_composed", False):
         return None
@@ -76,6 +76,19 @@ def _checked_name(node: Any) -> str | None:
             f"the backward pass of {function.__name__} is marked once_differentiable"
         )
     return function.__name__
+
+
+# The nodes that C++ has no class of its own for; the others have the name of their class.
+_NAMELESS = "CppFunction"
+
+
+def _wrong(name: str) -> str | None:
+    return next((call for key, call in _WRONG_TWICE.items() if name.startswith(key)), None)
+
+
+@cache
+def _wrong_kind(kind: type) -> str | None:
+    return _wrong(kind.__name__)
 
 
 def saved_bytes(outputs: Sequence[Tensor], known: Sequence[Tensor]) -> int:

@@ -11,6 +11,7 @@ All functions here take f as a function of a list of tensors, and x and v as suc
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from hesse.ad.double_backward import (
     check_depends,
     derivative,
+    differentiating,
     gradient_of,
     noting_recomputation,
     twice_differentiable,
@@ -25,18 +27,21 @@ from hesse.ad.double_backward import (
 from hesse.ad.graph_nodes import custom_function, graph_nodes, leaves_of
 from hesse.ad.other_leaves import check_other_leaves
 from hesse.ad.slope_check import check_slope
+from hesse.ad.torch_calls import TorchCalls
 from hesse.ad.variables import LeafFunction, Leaves, number, tracked
 
 
 def value_and_gradient(f: LeafFunction, x: Leaves) -> tuple[Tensor, list[Tensor]]:
     """f(x) and its gradient, without a graph."""
-    with twice_differentiable():
+    with differentiating():
         leaves = tracked(x)
-        value, recomputes = noting_recomputation(lambda: f(leaves))
+        with TorchCalls():
+            value, recomputes = noting_recomputation(lambda: f(leaves))
         check_depends(value)
         gradient = gradient_of(value, leaves)
         if recomputes:
-            check_slope(f, leaves, value.detach(), gradient)
+            with TorchCalls():
+                check_slope(f, leaves, value.detach(), gradient)
         return number(value), gradient
 
 
@@ -48,9 +53,10 @@ class HessianGraph:
     """
 
     def __init__(self, f: LeafFunction, x: Leaves) -> None:
-        with twice_differentiable():
+        with differentiating():
             self._x = tracked(x)
-            self._value, self.needs_check = noting_recomputation(lambda: f(self._x))
+            with TorchCalls():
+                self._value, self.needs_check = noting_recomputation(lambda: f(self._x))
             check_depends(self._value)
         self._f = f
 
@@ -77,13 +83,17 @@ class HessianGraph:
     @cached_property
     def _custom_function(self) -> str | None:  # a walk through the graph
         nodes = list(graph_nodes(self._value))
+        if not getattr(self._f, "knows_its_leaves", False):
+            self._check_leaves(nodes)
+        return custom_function(self._value, nodes)
+
+    def _check_leaves(self, nodes: list[Any]) -> None:
         others = leaves_of(nodes)
         for leaf in self._x:
             others.pop(id(leaf), None)
-        if others and not getattr(self._f, "knows_its_leaves", False):
+        if others:
             names = [f"a leaf of x, of shape {tuple(leaf.shape)}," for leaf in self._x]
             check_other_leaves(others.values(), self._x, names)
-        return custom_function(self._value, nodes)
 
     @property
     def node_names(self) -> list[str]:
@@ -97,7 +107,7 @@ class HessianGraph:
 
     @cached_property
     def _graph(self) -> list[Tensor]:
-        with twice_differentiable():
+        with differentiating():
             return gradient_of(self._value, self._x, create_graph=True)
 
     def check(self) -> None:
@@ -119,5 +129,5 @@ class HessianGraph:
         if not pairs:
             return [torch.zeros_like(leaf) for leaf in self._x]
         graph, weights = zip(*pairs, strict=True)
-        with twice_differentiable():
+        with differentiating():
             return derivative(graph, self._x, weights, retain_graph=keep)

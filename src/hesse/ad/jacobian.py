@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.ad.double_backward import derivative, gradient_of, independent, twice_differentiable
+from hesse.ad.double_backward import derivative, differentiating, gradient_of, independent
 from hesse.ad.graph_nodes import UndifferentiableError, custom_function, graph_nodes
 from hesse.ad.variables import Leaves
 from hesse.errors import DerivativeError, HesseError
@@ -41,14 +41,14 @@ class JacobianGraph:
 
     def push_forward(self, v: Leaves) -> list[Tensor]:
         """J v, shaped like the outputs; zero where these do not depend on x."""
-        with twice_differentiable(), explained("outputs"):
+        with differentiating(), explained("outputs"):
             pushed = iter(_derivative_in_weights(*self._transposed, v))
         return [next(pushed) if z.requires_grad else torch.zeros_like(z) for z in self.z]
 
     def pull_back(self, u: Leaves) -> list[Tensor]:
         """J' u, one tensor a leaf of x."""
         weights = [part for part, z in zip(u, self.z, strict=True) if z.requires_grad]
-        with twice_differentiable():
+        with differentiating():
             return self._pull_back(weights)
 
     def _pull_back(self, u: Leaves) -> list[Tensor]:
@@ -86,7 +86,7 @@ class JacobianGraph:
     @cached_property
     def _transposed(self) -> tuple[list[Tensor], list[Tensor]]:
         """u, and J'u as a graph in u. Any u serves, since J'u is linear in it."""
-        with twice_differentiable(), explained("outputs"):
+        with differentiating(), explained("outputs"):
             u = [torch.ones_like(z).requires_grad_() for z in self._varying]
             back = gradient_of(self._varying, self._x, u, create_graph=True)
             self._check_custom_function(u, back)

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.ad.double_backward import check_depends, derivative, twice_differentiable
+from hesse.ad.double_backward import check_depends, derivative, differentiating
 from hesse.ad.finite_differences import central_difference
 from hesse.ad.graph_nodes import custom_function, graph_leaves, graph_nodes
 from hesse.ad.jacobian import explained, random_like, undifferentiable
+from hesse.ad.torch_calls import TorchCalls
 from hesse.ad.variables import Leaves, check_scalar, number, tracked
 from hesse.boundary import warn
 from hesse.errors import FunctionError
@@ -76,7 +77,7 @@ class LossHessian:
         """H_L u, shaped like the outputs."""
         pairs = [(s, w) for s, w in zip(self._slope, u, strict=True) if s.requires_grad]
         graph, directions = zip(*pairs, strict=True)
-        with twice_differentiable(), explained("a loss"):
+        with differentiating(), explained("a loss"):
             return derivative(graph, self._free, directions, retain_graph=True)
 
     def check_custom_function(self) -> None:
@@ -122,13 +123,18 @@ class LossHessian:
     def _evaluate(self, free: Leaves) -> Tensor:
         try:
             # Views: torch's module tracker refuses leaves (of FlopCounterMode, torch 2.13).
-            value = self._loss(self._rebuild([z.view_as(z) for z in free]))
+            value = self._call([z.view_as(z) for z in free])
         except RuntimeError as error:
             if "leaf Variable that requires grad" not in str(error):
                 raise
             # The loss changes its outputs in place, which it may do to copies.
-            value = self._loss(self._rebuild([z.clone() for z in free]))
+            value = self._call([z.clone() for z in free])
         return check_scalar(value)
+
+    def _call(self, z: Leaves) -> Tensor:
+        outputs = self._rebuild(z)
+        with TorchCalls():
+            return self._loss(outputs)
 
 
 def _check_curved(slope: Leaves) -> None:

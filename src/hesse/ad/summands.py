@@ -51,7 +51,10 @@ class Sum(Protocol):
         ...
 
     def summands(self) -> Iterator[Summand]:
-        """The summands, anew for every sweep."""
+        """The summands, anew for every sweep.
+
+        Where `sweep_is_free` is set, which is optional, they are held while the data stay.
+        """
         ...
 
 
@@ -63,6 +66,7 @@ class OneFunction:
 
     num_summands = 1
     holds_data = True
+    sweep_is_free = True
 
     def summands(self) -> Iterator[Summand]:
         """The function."""

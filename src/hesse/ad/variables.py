@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.ad.first_look import seen
+from hesse.ad.torch_calls import seen
 from hesse.errors import FunctionError
 from hesse.surroundings import users_contexts
 from hesse.vectors.rows import joined

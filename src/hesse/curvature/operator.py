@@ -192,7 +192,8 @@ def summand_points(
         own = spaces.get("variables")
         variables = shared if own is None else Variables.of(summand.x, own)
         function = BoundFunction(summand.function, variables)
-        yield summand, Point(definition, function, tuple(summand.data), spaces.get("outputs"))
+        data, outputs = tuple(summand.data), spaces.get("outputs")
+        yield summand, Point(definition, function, variables, data, outputs)
 
 
 def point_product(
@@ -211,7 +212,13 @@ def point_product(
         device = assemblies["variables"].space.device
         kept = _kept_products(f, options, device)
         prepared = SummedProduct(
-            points, assemblies, options, programs, kept, holds_data=f.holds_data
+            points,
+            assemblies,
+            options,
+            programs,
+            kept,
+            holds_data=f.holds_data,
+            holds_points=_stays(f),
         )
     product = definition.quantities[0]
     domain, codomain = (
@@ -228,8 +235,14 @@ def fallback_modes(definition: Definition) -> list[str]:
 def _kept_products(f: Sum, options: ProductOptions, device: torch.device) -> KeptProducts:
     """What is held between products: by default all of a single summand, else a share of memory."""
     if options.kept_bytes is not None:
-        return KeptProducts(options.kept_bytes, keeps_graphs=not options.low_memory)
+        keeps_graphs = not options.low_memory
+        return KeptProducts(options.kept_bytes, keeps_graphs=keeps_graphs, stays=_stays(f))
     if f.num_summands == 1:
         return KeptProducts((math.inf, math.inf))
     share = _SHARE * available_bytes(device)
-    return KeptProducts((share, share))
+    return KeptProducts((share, share), stays=_stays(f))
+
+
+def _stays(f: Sum) -> bool:
+    """Whether every sweep gives the same tensors, and takes no computation."""
+    return f.holds_data and getattr(f, "sweep_is_free", False)

@@ -34,6 +34,8 @@ class Batch:
     inputs: Any
     targets: Any
     weight: float
+    device: torch.device | None = None
+    """Of two plain tensors that autograd can save; None where one has to look."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on `device`."""
@@ -156,7 +158,7 @@ class Batches:
             if weight == 0.0 and self.weight is None and _count(inputs) == 0:
                 raise _not_positive(weight)
             if weight > 0.0 or not self._leaves_out:
-                yield Batch(inputs, targets, weight)
+                yield Batch(inputs, targets, weight, _device(inputs, targets))
 
     def _weight_of(self, number: int, inputs: Any, targets: Any) -> float:
         """As `weigh`; that of a known loss, which reads the targets, is kept while they stay."""
@@ -176,6 +178,14 @@ class Batches:
         if not isinstance(targets, Tensor) or targets.is_inference():
             return None
         return versions([targets]), targets.shape, targets.dtype
+
+
+def _device(inputs: Any, targets: Any) -> torch.device | None:
+    """The device of two tensors; None if they are on two, or are something else."""
+    if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
+        return None
+    ready = not (inputs.is_inference() or targets.is_inference())
+    return inputs.device if ready and inputs.device == targets.device else None
 
 
 def _named(batch: Batch) -> dict[str, Any]:

@@ -42,6 +42,8 @@ class Usage:
     """The latest product by a retained graph."""
     num_nodes: int = 0
     """Nodes of the graph of f; 0 while they are not known."""
+    graph_bytes: float | None = None
+    """What a retained graph holds, where that has been asked for."""
     multiplies: bool = True
     """Whether f has a matrix product or a convolution."""
     is_long: bool = False
@@ -182,6 +184,26 @@ class CountedCost:
 
     def break_even(self, usage: Usage) -> str:
         return f"until {self.products_before_trace} products have been taken"
+
+
+@dataclass(frozen=True)
+class AsAskedFor:
+    """What the mode says that was asked for: trace at once, or never."""
+
+    traces: bool
+
+    @property
+    def measures(self) -> bool:
+        return False
+
+    def should_trace(self, usage: Usage) -> bool:
+        return self.traces
+
+    def compile_after(self, seconds: float) -> float:
+        return math.inf
+
+    def break_even(self, usage: Usage) -> str:
+        return "as asked for"
 
 
 _current: ContextVar[CostModel | None] = ContextVar("hesse_cost_model", default=None)

@@ -55,13 +55,14 @@ class DataVersion:
 
     references: tuple[weakref.ref[Tensor], ...]
     versions: Versions
-    contents: tuple[int, ...]
+    contents: tuple[int, ...] | None
+    """None for tensors that stay: others of their content are not to be expected."""
 
     @staticmethod
-    def of(tensors: Sequence[Tensor]) -> DataVersion:
-        """What there is to be remembered of them; reads them once."""
+    def of(tensors: Sequence[Tensor], *, stay: bool = False) -> DataVersion:
+        """What there is to be remembered of them; reads them once, unless they `stay`."""
         references = tuple(weakref.ref(tensor) for tensor in tensors)
-        return DataVersion(references, versions(tensors), _contents(tensors))
+        return DataVersion(references, versions(tensors), None if stay else _contents(tensors))
 
     def matches(self, tensors: Sequence[Tensor]) -> bool:
         """Whether these are the same tensors, not written to since, or others of their content."""
@@ -73,8 +74,8 @@ class DataVersion:
             same = all(ref() is t for ref, t in zip(self.references, tensors, strict=True))
             if same and versions(tensors) == self.versions:
                 return self
-        new = DataVersion.of(tensors)
-        return self if new.contents == self.contents else new
+        new = DataVersion.of(tensors, stay=self.contents is None)
+        return self if new.contents == self.contents is not None else new
 
 
 def _contents(tensors: Sequence[Tensor]) -> tuple[int, ...]:

@@ -20,9 +20,9 @@ from torch import Tensor
 from hesse.ad.definition import PRODUCT, Quantity
 from hesse.ad.determinism import run_deterministic
 from hesse.ad.finite_differences import central_difference
-from hesse.ad.first_look import first_look
 from hesse.ad.graph_nodes import UndifferentiableError
 from hesse.ad.hessian import value_and_gradient
+from hesse.ad.torch_calls import first_look
 from hesse.boundary import warn
 from hesse.engine.kept_products import Product
 from hesse.engine.one_shot_sum import OneShotSum

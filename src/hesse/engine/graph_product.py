@@ -6,15 +6,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from functools import cached_property
 
 from torch import Tensor
 
 from hesse.ad.definition import Linearisation, Quantity, Vectors
+from hesse.ad.determinism import check_same
 from hesse.ad.graph_nodes import saved_bytes
+from hesse.ad.torch_calls import generator_states, same_states
+from hesse.ad.variables import Variables
 from hesse.engine.data_version import versions
 from hesse.engine.point import Point
 from hesse.engine.program_cache import CachedProgram
+from hesse.vectors.space import Space
 
 
 class GraphProduct:
@@ -24,7 +27,7 @@ class GraphProduct:
 
     def __init__(self, point: Point, entry: CachedProgram) -> None:
         self.point, self._entry = point, entry
-        self.graph: Linearisation = point.linearise(again=entry.usage.num_nodes > 0)
+        self.graph = _linearised(point, again=entry.usage.num_nodes > 0)
         if not entry.usage.num_nodes:
             entry.usage.inspect(self.graph.node_names, point.variables.nbytes)
         self._versions = versions(point.data)
@@ -42,7 +45,8 @@ class GraphProduct:
     @property
     def is_outdated(self) -> bool:
         """Whether programs had better take its place."""
-        return self._entry.partition is not None or self._entry.should_trace
+        entry = self._entry
+        return entry.partition is not None or entry.cost_model.should_trace(entry.usage)
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -59,24 +63,57 @@ class GraphProduct:
         """An operation in f for which products must be compared with differences."""
         return self.graph.custom_function
 
-    @cached_property
+    @property
     def kept_bytes(self) -> float:
-        """What holding on to it takes."""
-        return (
-            math.inf
-            if self.graph.needs_check
-            else saved_bytes(self.graph.retained, self.point.inputs)
-        )
+        """What holding on to it takes: what the first graph of this shape does."""
+        if self.graph.needs_check:
+            return math.inf
+        usage = self._entry.usage
+        if usage.graph_bytes is None:
+            known = [*self.point.variables.x, *self.point.data]
+            usage.graph_bytes = saved_bytes(self.graph.retained, known)
+        return usage.graph_bytes
 
     def product(self, directions: Mapping[Vectors, Tensor]) -> Tensor:
         """The product with one of these directions, which is not counted."""
         quantity = self.point.definition.quantities[0]
-        return self.point.apply(self.graph, quantity, directions[quantity.direction])
+        return apply_graph(self.graph, self.point, quantity, directions[quantity.direction])
 
     def apply(self, quantity: Quantity, direction: Tensor) -> Tensor:
         """The quantity in a flat direction, flat."""
         start = time.perf_counter()
-        result = self.point.apply(self.graph, quantity, direction)
+        result = apply_graph(self.graph, self.point, quantity, direction)
         seconds = time.perf_counter() - start
         self._entry.usage.add_graph_product(seconds, traceable=not self._entry.disabled)
         return result
+
+
+def _linearised(point: Point, *, again: bool) -> Linearisation:
+    """f at a point with its graph; raises for an f that draws random numbers.
+
+    `again`: the same f was linearised elsewhere, when it drew none from generators outside of
+    torch.
+    """
+    before = generator_states(quickly=again)
+    graph = point.definition.linearise(point.function, point.variables.x)
+    if not same_states(before, generator_states(quickly=again)):  # a seed may be fixed inside
+        check_same(graph, point.definition.linearise(point.function, point.variables.x))
+    graph.check()
+    return graph
+
+
+def apply_graph(
+    graph: Linearisation, point: Point, quantity: Quantity, direction: Tensor
+) -> Tensor:
+    """A quantity by a graph, from a flat direction to a flat result."""
+    leaves = _vectors(point, quantity.direction).split(direction)
+    result = graph.apply(quantity.name, leaves)
+    if isinstance(result, Tensor):
+        return result
+    return _vectors(point, quantity.result or "variables").join(result)
+
+
+def _vectors(point: Point, name: Vectors) -> Variables | Space:
+    vectors = point.variables if name == "variables" else point.outputs
+    assert vectors is not None
+    return vectors

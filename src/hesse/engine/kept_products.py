@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`KeptProducts`: which summands' products are held from one sweep over the data to the next.
+"""What a summed product holds from one sweep over the data to the next: points and products.
 
-This is the cache of a summed product. It holds products while the bytes of their residuals fit, and
-remembers for all summands which programs were found right for which data.
+`KeptProducts` is a cache. It holds products while the bytes of their residuals fit, and remembers
+for all summands which programs were found right for which data. `KeptPoints` are there where the
+data are tensors that stay.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from hesse.ad.quadratic import Quadratic
 from hesse.ad.summands import Summand
-from hesse.engine.data_version import DataVersion
+from hesse.engine.data_version import DataVersion, versions
 from hesse.engine.graph_product import GraphProduct
+from hesse.engine.point import Point
+from hesse.engine.program_cache import CachedProgram
 from hesse.engine.program_product import ProgramProduct
 from hesse.engine.quadratic_product import QuadraticProduct
+from hesse.surroundings import recorded_contexts
 from hesse.tracing.partition import Partition
 
 Product = GraphProduct | ProgramProduct | QuadraticProduct
@@ -35,17 +41,51 @@ class KnownSummand:
     nbytes: float = 0.0
 
 
+Points = Callable[[], Iterator[tuple[Summand, Point]]]
+"""The summands, anew for every sweep, and the point at which each is taken."""
+
+
+class KeptPoints:
+    """The points of a sweep and their programs, which serve until somebody writes to the data.
+
+    Args:
+        points: sweeps over the data.
+        look_up: (i, summand, point) -> the programs.
+    """
+
+    def __init__(
+        self, points: Points, look_up: Callable[[int, Summand, Point], CachedProgram]
+    ) -> None:
+        self.points = tuple(points())
+        self.entries = {
+            index: look_up(index, summand, point)
+            for index, (summand, point) in enumerate(self.points)
+            if not isinstance(summand.function, Quadratic)  # which has no programs
+        }
+        self._data = [tensor for summand, _ in self.points for tensor in summand.data]
+        self._versions, self._contexts = versions(self._data), recorded_contexts()
+
+    @property
+    def are_current(self) -> bool:
+        """Whether they would be the same now."""
+        unwritten = self._versions == versions(self._data)
+        return unwritten and self._contexts == recorded_contexts()
+
+
 class KeptProducts:
     """The known summands, by their index in a sweep.
 
     Args:
         limit: the bytes that products may take while programs are validated, and later.
         keeps_graphs: whether retained graphs are held too.
+        stays: whether the data of every sweep are the same tensors, so that a write to them shows.
     """
 
-    def __init__(self, limit: tuple[float, float], *, keeps_graphs: bool = True) -> None:
+    def __init__(
+        self, limit: tuple[float, float], *, keeps_graphs: bool = True, stays: bool = False
+    ) -> None:
         self._limit, self._later = limit
-        self._keeps_graphs = keeps_graphs
+        self._keeps_graphs, self._stays = keeps_graphs, stays
         self._known: dict[int, KnownSummand] = {}
 
     def __len__(self) -> int:
@@ -105,7 +145,7 @@ class KeptProducts:
         if not self.keeps_all:
             if summand.key is None:
                 return
-            version = version or DataVersion.of(summand.data)
+            version = version or DataVersion.of(summand.data, stay=self._stays)
         self._known.pop(index, None)
         nbytes = 0.0 if self.keeps_all else self._bytes_of(product)
         is_held = self.keeps_all or nbytes <= self._limit - self.nbytes

@@ -12,8 +12,8 @@ from hesse.ad.definition import Vectors
 from hesse.ad.product import Mode
 from hesse.ad.summands import Summand, weighted_sum
 from hesse.engine.assembly import Assembly
+from hesse.engine.kept_products import Points
 from hesse.engine.point import Point
-from hesse.engine.summed_product import Points
 
 
 @dataclass
@@ -75,5 +75,5 @@ class OneShotSum:
     def _store(
         self, total: Tensor, index: int, summand: Summand, point: Point, leaves: list[Tensor]
     ) -> None:
-        part = point.join("variables", leaves)
+        part = point.variables.join(leaves)
         self._assembly.store(total, index, part, summand.coefficient, first=index == 0)

@@ -12,7 +12,7 @@ from hesse.ad.definition import Quantity, Vectors
 from hesse.ad.determinism import check_same
 from hesse.engine.closeness import agree, fingerprint, rounding, same_fingerprint
 from hesse.engine.compiler import mode_refused
-from hesse.engine.graph_product import GraphProduct
+from hesse.engine.graph_product import GraphProduct, apply_graph
 from hesse.engine.kept_products import Product
 from hesse.engine.point import Point
 from hesse.engine.program_cache import CachedProgram
@@ -65,7 +65,7 @@ def prepare(
             if product is not None:
                 return Prepared(product)
             continue
-        if not entry.should_trace:
+        if not entry.cost_model.should_trace(entry.usage):
             break
         graph = graph or GraphProduct(point, entry)
         directions = _directions(point, {quantity.direction: direction}, seed=0)
@@ -170,7 +170,7 @@ def _verify(point: Point, entry: CachedProgram, direction: Tensor | None) -> lis
     directions = _directions(point, given, validator.num_points)
     quantities = [q for q in point.definition.quantities if q.result is not None]
     graph = point.definition.linearise(point.function, point.variables.x)
-    theirs = {q: point.apply(graph, q, directions[q.direction]) for q in quantities}
+    theirs = {q: apply_graph(graph, point, q, directions[q.direction]) for q in quantities}
     del graph
     residuals = run(partition.primal, point.inputs)
     validator.num_verified += 1

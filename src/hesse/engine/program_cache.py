@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from hesse.boundary import warn
-from hesse.engine.cost_model import Usage
+from hesse.engine.cost_model import AsAskedFor, CostModel, Usage
 from hesse.engine.options import ProductOptions
 from hesse.engine.point import Point
 from hesse.engine.validator import Validator
@@ -48,6 +48,15 @@ class CachedProgram:
     failures: dict[str, str] = field(default_factory=dict)
     """What was tried for good, and why it failed."""
     notes: list[str] = field(default_factory=list)
+    cost_model: CostModel = field(init=False)
+    """That of the options, unless these say themselves whether to trace."""
+
+    def __post_init__(self) -> None:
+        options, self.cost_model = self.options, self.options.cost_model
+        if options.mode == "retained-graph":
+            self.cost_model = AsAskedFor(traces=False)
+        elif options.mode != "auto" or options.precision != "highest":
+            self.cost_model = AsAskedFor(traces=True)
 
     @property
     def mode(self) -> str:
@@ -55,16 +64,6 @@ class CachedProgram:
         if self.partition is None:
             return "retained-graph"
         return "traced-split" if self.compiled is None else "compiled-split"
-
-    @property
-    def should_trace(self) -> bool:
-        """Whether it is time to trace the product."""
-        options = self.options
-        if self.disabled or options.mode == "retained-graph":
-            return False
-        if options.mode != "auto" or options.precision != "highest":
-            return True
-        return options.cost_model.should_trace(self.usage)
 
     def install(self, partition: Partition, num_outputs: int) -> None:
         """Use these programs from now on."""
@@ -88,6 +87,7 @@ class CachedProgram:
     def disable(self, reason: str) -> None:
         """Retain graphs from now on."""
         self.partition, self.compiled, self.disabled = None, None, reason
+        self.cost_model = AsAskedFor(traces=False)
         self.notes.append(f"traced-split disabled: {reason}")
         if self.options.precision != "highest":
             warn(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -17,7 +17,7 @@ from hesse.engine.assembly import Assembly, Shared
 from hesse.engine.compiler import block_size
 from hesse.engine.data_version import BitSums
 from hesse.engine.graph_product import GraphProduct
-from hesse.engine.kept_products import KeptProducts, Product, Settled
+from hesse.engine.kept_products import KeptPoints, KeptProducts, Points, Product, Settled
 from hesse.engine.options import ProductOptions
 from hesse.engine.plan import Held, Plan, plan_of
 from hesse.engine.point import Point
@@ -30,9 +30,6 @@ from hesse.vectors.rows import empty_rows
 
 PreparedMode = Literal["auto", "compiled-split", "traced-split", "retained-graph"]
 PREPARED_MODES = ["compiled-split", "traced-split", "retained-graph"]
-
-Points = Callable[[], Iterator[tuple[Summand, Point]]]
-"""The summands, anew for every sweep, and the point at which each is taken."""
 
 # What torch says of a tensor that a graph needs and that was changed in place.
 _WRITTEN_TO = "modified by an inplace operation"
@@ -48,6 +45,7 @@ class SummedProduct:
         cache: programs that are there already.
         kept: the products that are held between sweeps.
         holds_data: whether the data are tensors that stay, so that a write to them shows.
+        holds_points: whether the points of the last sweep serve as long as nobody writes to them.
     """
 
     def __init__(
@@ -59,8 +57,9 @@ class SummedProduct:
         kept: KeptProducts,
         *,
         holds_data: bool = True,
+        holds_points: bool = False,
     ) -> None:
-        self._points, self._assemblies = points, assemblies
+        self._make_points, self._assemblies = points, assemblies
         self._options, self._cache, self._kept = options, cache, kept
         self._stays = holds_data or kept.keeps_all
         self._is_sum = {name: assembly.is_sum for name, assembly in assemblies.items()}
@@ -70,6 +69,7 @@ class SummedProduct:
         self._announced = 0
         self._entries: dict[int, CachedProgram] = {}
         self._unshared: dict[int, CachedProgram] = {}
+        self._kept_points = KeptPoints(points, self._look_up) if holds_points else None
         self._settled: list[Settled] = []
         self._bits = BitSums()
         # Of a single summand: the outputs that the value was, which validate a program.
@@ -194,6 +194,14 @@ class SummedProduct:
 
     # -- The sweep ---------------------------------------------------------------------------------
 
+    def _points(self) -> Iterable[tuple[Summand, Point]]:
+        """The summands and their points."""
+        if self._kept_points is None:
+            return self._make_points()
+        if not self._kept_points.are_current:
+            self._kept_points = KeptPoints(self._make_points, self._look_up)
+        return self._kept_points.points
+
     def _sweep(
         self, quantity: Quantity, direction: Tensor
     ) -> Iterator[tuple[int, float, Prepared]]:
@@ -249,9 +257,10 @@ class SummedProduct:
             self._kept.release(index)
         if not isinstance(graph, GraphProduct):
             graph = None
-        if entry.partition is None and not entry.should_trace:
+        decides = entry.cost_model.should_trace
+        if entry.partition is None and not decides(entry.usage):
             graph = graph or GraphProduct(point, entry)
-            if not entry.should_trace:  # now that it is known what f is made of
+            if not decides(entry.usage):  # now that it is known what f is made of
                 return Prepared(graph)
         return prepare(
             point,
@@ -284,14 +293,18 @@ class SummedProduct:
         return None
 
     def _entry(self, index: int, summand: Summand, point: Point) -> CachedProgram:
-        """The programs for a summand, shared with all of its shape if it says what it is."""
-        if summand.key is None:
-            entry = self._unshared.setdefault(index, CachedProgram(self._options))
-        else:
-            entry = self._cache.entry(point, summand.key, self._options)
+        """The programs for a summand."""
+        kept = self._kept_points
+        entry = self._look_up(index, summand, point) if kept is None else kept.entries[index]
         self._entries[index] = entry
         entry.usage.announce(self._announced)
         return entry
+
+    def _look_up(self, index: int, summand: Summand, point: Point) -> CachedProgram:
+        """The programs for a summand, shared with all of its shape if it says what it is."""
+        if summand.key is None:
+            return self._unshared.setdefault(index, CachedProgram(self._options))
+        return self._cache.entry(point, summand.key, self._options)
 
     # -- Values and gradients ----------------------------------------------------------------------
 
@@ -309,7 +322,7 @@ class SummedProduct:
         for index, (summand, point) in enumerate(self._points()):
             value, gradient = self._value_and_gradient(index, summand, point)
             values.append((summand.coefficient, (value,)))
-            part = point.join("variables", gradient)
+            part = point.variables.join(gradient)
             assembly.store(total, index, part, summand.coefficient, first=index == 0)
         (value,) = weighted_sum(values)
         assert value is not None

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from hesse.ad.definition import Quantity, Vectors
-from hesse.ad.determinism import generator_states, same_states
+from hesse.ad.torch_calls import generator_states, same_states
 from hesse.ad.variables import number
 from hesse.engine.closeness import agree, difference
+from hesse.engine.graph_product import apply_graph
 from hesse.engine.options import ProductOptions
 from hesse.engine.point import Point
 from hesse.tracing.functionalize import retrace, trace
@@ -146,7 +147,7 @@ class _Traced:
         traced = [*self.outputs, *graph.gradient]
         self.num_primal = len(traced)
         for quantity in point.definition.quantities:
-            result = point.apply(graph, quantity, self._directions[quantity.direction])
+            result = apply_graph(graph, point, quantity, self._directions[quantity.direction])
             traced.append(result)
             if quantity.result is not None:
                 self.results[quantity.name] = result

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+_SYSTEM = Path("/proc/meminfo")
 _GROUP = Path("/sys/fs/cgroup")
 # (limit, in use) of control groups, versions 2 and 1.
 _GROUP_FILES = [
@@ -34,11 +35,11 @@ def available_bytes(device: torch.device) -> float:
 def _system_bytes() -> float:
     """What the system can give without swapping."""
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        with _SYSTEM.open(encoding="ascii") as lines:
+            line = next((line for line in lines if line.startswith("MemAvailable:")), ": 0")
     except OSError:
         return 0.0
-    sizes = dict(line.split(":", 1) for line in lines)
-    return 1024.0 * float(sizes.get("MemAvailable", "0").split()[0])
+    return 1024.0 * float(line.split()[1])
 
 
 def _group_bytes(limit: str, in_use: str) -> float:

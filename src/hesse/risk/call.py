@@ -10,19 +10,22 @@ attributes of the module is called within a `Substitution`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hesse.ad.loss import map_outputs
+from hesse.ad.variables import check_scalar
 from hesse.data.batches import Batch
 from hesse.data.selection import WeightedTargets
 from hesse.data.trees import tensors
 from hesse.errors import FunctionError
+from hesse.risk.checks import check_eval_mode
 from hesse.risk.substitution import Substitution
 from hesse.surroundings import users_contexts
 from hesse.vectors.space import Tree
@@ -56,6 +59,12 @@ class ModelCall:
     """Whether the model or the loss reaches parameters by another way than attributes."""
     read_by_loss: tuple[str, ...] = ()
     """The parameters that the loss reaches so."""
+    modules: tuple[nn.Module, ...] = ()
+    """All modules of the model; one that has two names is there twice."""
+    tensors: tuple[int, ...] = ()
+    """The ids of its parameters, one that has two names twice."""
+    modes: tuple[bool, ...] = ()
+    """Whether each of them was in train mode when the model was tried."""
 
     @staticmethod
     def of(model: Any) -> ModelCall:
@@ -68,12 +77,50 @@ class ModelCall:
         while isinstance(model, nn.Module) and type(model).__name__ in _WRAPPERS:
             attribute = _WRAPPERS[type(model).__name__]
             prefix, model = f"{prefix}{attribute}.", getattr(model, attribute)
-        return ModelCall(model, prefix)
+        modules = _modules_of(model)
+        state = {"tensors": _tensors_of(model), "modes": _train_modes(modules)}
+        return ModelCall(model, prefix, modules=modules, **state)
 
     def __call__(self, params: Tree, inputs: Any) -> Any:
         """The outputs of the model."""
+        if _train_modes(self.modules) != self.modes:
+            check_eval_mode(self.model)
         with users_contexts():
             return self._outputs(params, inputs)
+
+    @property
+    def untried(self) -> ModelCall:
+        """The same without what a trial shows."""
+        return ModelCall(
+            self.model, self.prefix, modules=self.modules, tensors=self.tensors, modes=self.modes
+        )
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the model has the modules that it had when it was tried, in the same modes."""
+        modules = _modules_of(self.model)
+        same = modules == self.modules and _train_modes(modules) == self.modes
+        return same and _tensors_of(self.model) == self.tensors
+
+    @cached_property
+    def _has_ties(self) -> bool:
+        """Whether a module or a parameter has two names."""
+        modules = set(map(id, self.modules))
+        return len(modules) < len(self.modules) or len(set(self.tensors)) < len(self.tensors)
+
+    @cached_property
+    def _places(self) -> dict[str, list[str]]:
+        """For each name of a parameter or buffer one name for each module that has it.
+
+        Where a module has two names, `functional_call` gives its tensors under both, and does not
+        put the second one back: the module is left with the given tensors (torch 2.13).
+        """
+        assert isinstance(self.model, nn.Module)
+        found: dict[int, list[str]] = {}
+        for prefix, module in self.model.named_modules():
+            for name, tensor in _own_tensors(module, prefix, recurse=False):
+                found.setdefault(id(tensor), []).append(name)
+        return {name: found[id(tensor)] for name, tensor in _own_tensors(self.model)}
 
     def _outputs(self, params: Tree, inputs: Any) -> Any:
         model = self.model
@@ -84,10 +131,9 @@ class ModelCall:
         replaced = {**self.given(params), **buffers}
         if self.recomputes:
             return _copy_with(model, replaced)(*args, **kwargs)
-        if _shares_modules(model):
-            places = _in_all_places(model, replaced)
-            return torch.func.functional_call(model, places, args, kwargs, tie_weights=False)
-        return torch.func.functional_call(model, replaced, args, kwargs)
+        if self.written_buffers or self._has_ties:
+            replaced = {place: t for name, t in replaced.items() for place in self._places[name]}
+        return torch.func.functional_call(model, replaced, args, kwargs, tie_weights=False)
 
     def given(self, params: Any) -> Mapping[str, Tensor]:
         """The parameters by their names in the module itself."""
@@ -104,7 +150,14 @@ class ModelCall:
 
 def device_of(params: Tree) -> torch.device:
     """The device of the first parameter."""
-    return next(tensors(params)).device
+    first = next(iter(params.values()), None) if isinstance(params, Mapping) else params
+    return (first if isinstance(first, Tensor) else next(tensors(params))).device
+
+
+def _moved(batch: Batch, params: Tree) -> Batch:
+    """The batch on the device of the parameters."""
+    device = device_of(params)
+    return batch if batch.device == device else batch.to(device)
 
 
 def _arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:
@@ -114,27 +167,28 @@ def _arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:
     return (tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,)), {}
 
 
-def _shares_modules(model: nn.Module) -> bool:
-    """Whether a module is there under two names."""
-    names = model.named_modules(remove_duplicate=False)
-    return sum(1 for _ in names) > sum(1 for _ in model.named_modules())
+def _modules_of(model: Any) -> tuple[nn.Module, ...]:
+    if not isinstance(model, nn.Module):
+        return ()
+    return tuple(module for _, module in model.named_modules(remove_duplicate=False))
 
 
-def _in_all_places(model: nn.Module, replaced: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors to be replaced under one name for each module that has them.
+def _tensors_of(model: Any) -> tuple[int, ...]:
+    if not isinstance(model, nn.Module):
+        return ()
+    return tuple([id(p) for _, p in model.named_parameters(remove_duplicate=False)])
 
-    Where a module has two names, `functional_call` gives its tensors under both, and does not put
-    the second one back: the module is left with the given tensors (torch 2.13).
-    """
-    own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    own.update(model.named_buffers(remove_duplicate=False))
-    places: dict[int, list[str]] = {}
-    for prefix, module in model.named_modules():
-        named = module.named_parameters(prefix, recurse=False, remove_duplicate=False)
-        buffers = module.named_buffers(prefix, recurse=False, remove_duplicate=False)
-        for name, tensor in (*named, *buffers):
-            places.setdefault(id(tensor), []).append(name)
-    return {place: tensor for name, tensor in replaced.items() for place in places[id(own[name])]}
+
+def _own_tensors(
+    module: nn.Module, prefix: str = "", *, recurse: bool = True
+) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and buffers of a module by all of their names."""
+    yield from module.named_parameters(prefix, recurse, remove_duplicate=False)
+    yield from module.named_buffers(prefix, recurse, remove_duplicate=False)
+
+
+def _train_modes(modules: tuple[nn.Module, ...]) -> tuple[bool, ...]:
+    return tuple([module.training for module in modules])
 
 
 def _copy_with(model: nn.Module, replaced: Mapping[str, Tensor]) -> nn.Module:
@@ -173,12 +227,22 @@ class Nothing:
 
 
 @dataclass(frozen=True)
+class LossCall:
+    """How a loss is called: (outputs, targets) -> a scalar."""
+
+    loss: Callable[[Any, Any], Tensor]
+
+    def __call__(self, outputs: Any, targets: Any) -> Tensor:
+        with users_contexts():
+            return check_scalar(self.loss(outputs, targets), "loss(outputs, targets)")
+
+
+@dataclass(frozen=True)
 class BatchLoss:
     """The loss of a batch as a function of the parameters: loss(outputs(params))."""
 
     call: ModelCall
-    loss_of: Callable[[Any, Any], Tensor]
-    """(outputs, targets) -> a scalar."""
+    loss_of: LossCall
     batch: Batch
     around: Around | None = None
 
@@ -189,7 +253,7 @@ class BatchLoss:
 
     def outputs_and_loss(self, params: Tree) -> tuple[Any, Tensor]:
         """The outputs of the model, and the scalar loss."""
-        batch = self.batch.to(device_of(params))
+        batch = _moved(self.batch, params)
         with self.call.substitution(params):
             outputs = self._outputs(params, batch)
             return outputs, self._loss(outputs, batch)
@@ -197,7 +261,7 @@ class BatchLoss:
     def outputs(self, params: Tree) -> Any:
         """The outputs of the model for the inputs of the batch."""
         with self.call.substitution(params):
-            return self._outputs(params, self.batch.to(device_of(params)))
+            return self._outputs(params, _moved(self.batch, params))
 
     def loss(self, outputs: Any) -> Tensor:
         """The scalar loss as a function of the outputs alone."""
@@ -226,8 +290,3 @@ def _reads_parameters(names: tuple[str, ...]) -> FunctionError:
         remedy="Give an L2 penalty as weight_decay=; of any other, the Hessian is what there is: "
         "hesse.hessian_operator(risk, params).",
     )
-
-
-def train_modes(model: Any) -> list[bool]:
-    """Whether each module of the model is in train mode."""
-    return [m.training for m in model.modules()] if isinstance(model, nn.Module) else []

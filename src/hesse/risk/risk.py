@@ -19,11 +19,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hesse.ad.double_backward import twice_differentiable
+from hesse.ad.double_backward import differentiating
 from hesse.ad.loss import map_outputs
 from hesse.ad.quadratic import Quadratic
 from hesse.ad.summands import Summand
-from hesse.ad.variables import check_scalar
+from hesse.ad.torch_calls import TorchCalls
 from hesse.boundary import public
 from hesse.data.batches import Batch, Batches, Weight, flatten_batch
 from hesse.data.known_weights import known_weight
@@ -46,11 +46,10 @@ from hesse.risk.arguments import (
     explaining,
     reduction_of,
 )
-from hesse.risk.call import BatchLoss, ModelCall, device_of, train_modes
+from hesse.risk.call import BatchLoss, LossCall, ModelCall, device_of
 from hesse.risk.checks import ParameterNames, check_eval_mode
 from hesse.risk.trial import constants, try_model
 from hesse.risk.weighting import Weighting, ignoring_weights
-from hesse.surroundings import users_contexts
 from hesse.vectors.space import Tree
 
 # The number of shapes of data whose programs are kept; more if one sweep meets more.
@@ -125,7 +124,6 @@ class Risk(OneLine):
         self.data = self._batches(data, weight)
         self._params = params
         self._names: ParameterNames | None = None
-        # Programs of products, for every shape of batch; `on` shares them.
         self.programs = ProgramCache(max(_SHAPES, self.num_summands))
         if isinstance(model, nn.Module):
             self._names = ParameterNames(model)
@@ -136,7 +134,6 @@ class Risk(OneLine):
                     if parameter.requires_grad
                 }
         self._call_model = ModelCall.of(model)
-        self._checked_modes = train_modes(model)
         self._unchecked: list[Batch] = []
         # With weights for the examples: how, and the risk without them, which is what is tested.
         self._weighting: Weighting | None = None
@@ -303,10 +300,10 @@ class Risk(OneLine):
 
     def batches(self) -> Iterator[tuple[float, Batch]]:
         """(c_b, batch): R = sum_b c_b loss_b, without the weight decay."""
-        if self._checked_modes != train_modes(self.model):
-            check_eval_mode(self.model)
         for batch in self.data:
             yield (batch.weight / self.data.total_weight if self._averages else 1.0), batch
+
+    sweep_is_free = True
 
     @property
     def holds_data(self) -> bool:
@@ -319,10 +316,6 @@ class Risk(OneLine):
             self._names.check(params)
         return self.loss_of(batch).outputs(params)
 
-    def batch_loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """The scalar loss of a batch, given the outputs of the model."""
-        return self.loss_of(batch).loss(outputs)
-
     def loss_of_batch(self, params: Tree, batch: Batch) -> Tensor:
         """The scalar loss of a batch at these parameters."""
         if self._names is not None:
@@ -331,11 +324,7 @@ class Risk(OneLine):
 
     def loss_of(self, batch: Batch) -> BatchLoss:
         """The loss of a batch as a function of the parameters, and of the outputs of the model."""
-        return BatchLoss(self._call_model, self._scalar_loss, batch, self._weighting)
-
-    def _scalar_loss(self, outputs: Any, targets: Any) -> Tensor:
-        with users_contexts():
-            return check_scalar(self.loss(outputs, targets), "loss(outputs, targets)")
+        return BatchLoss(self._call_model, LossCall(self.loss), batch, self._weighting)
 
     # -- Checks of the model and the loss ----------------------------------------------------------
 
@@ -347,16 +336,20 @@ class Risk(OneLine):
         if self._plain is not self:
             self._plain.check_at(params)
             return
-        modes = train_modes(self.model)
-        if self._checked_modes != modes:
+        if not self._call_model.is_current:
             check_eval_mode(self.model)
+            self._call_model = ModelCall.of(self.model)
             self._unchecked = self._unchecked or [self.data.first]
-        params = constants(params) if self._unchecked else params
-        with twice_differentiable():  # a model may differentiate itself in its inputs
+        if self._unchecked:
+            self._check_model(params)
+
+    def _check_model(self, params: Tree) -> None:
+        params = constants(params)
+        with differentiating():  # a model may differentiate itself in its inputs
             tolerances = [self._check_batch(params, batch) for batch in self._unchecked]
-            if tolerances and self.num_summands > 1 and not self._weight_is_known:
+            if self.num_summands > 1 and not self._weight_is_known:
                 self._check_batches(params, max(tolerances))
-        self._unchecked, self._checked_modes = [], modes
+        self._unchecked = []
 
     @property
     def _weight_is_known(self) -> bool:
@@ -370,28 +363,35 @@ class Risk(OneLine):
 
     def _check_batch(self, params: Tree, batch: Batch) -> float:
         """Test model and loss on a batch, and its slices against it; the tolerance for that."""
-        trial = try_model(self.model, self.loss, self._scalar_loss, params, batch)
+        trial = try_model(self._call_model, LossCall(self.loss), params, batch)
         self._call_model = trial.call
         if self.num_summands > 1:
             check_average(
-                lambda part: self.loss_of(part)(params).detach(),
+                lambda part: self._evaluated(part, params)[1],
                 trial.value, batch, self.data, mean=self._averages, rtol=trial.rtol,
             )  # fmt: skip
         return trial.rtol
+
+    def _evaluated(self, batch: Batch, params: Tree) -> tuple[Any, Tensor]:
+        """The outputs of the model for a batch, and the loss."""
+        with TorchCalls():
+            outputs, value = self.loss_of(batch).outputs_and_loss(params)
+        return outputs, value.detach()
 
     def _check_batches(self, params: Tree, rtol: float) -> None:
         """Test on all batches that a loss averages over what the weights count."""
 
         def evaluate(batch: Batch) -> EvaluatedBatch:
+            moved = batch.to(device_of(params))
             with explaining(params, batch):
-                moved = batch.to(device_of(params))
-                outputs, value = self.loss_of(moved).outputs_and_loss(params)
-            outputs, value = map_outputs(Tensor.detach, outputs), float(value.detach())
-            return EvaluatedBatch(moved.targets, outputs, num_examples(batch), batch.weight, value)
+                outputs, value = self._evaluated(moved, params)
+            outputs = map_outputs(Tensor.detach, outputs)
+            count = num_examples(batch)
+            return EvaluatedBatch(moved.targets, outputs, count, batch.weight, float(value))
 
         def loss(outputs: Any, targets: Any) -> Tensor:
-            with self._call_model.substitution(params):
-                return self._scalar_loss(outputs, targets).detach()
+            with TorchCalls(), self._call_model.substitution(params):
+                return LossCall(self.loss)(outputs, targets).detach()
 
         check_batches(evaluate, loss, self.data, self.data, mean=self._averages, rtol=rtol)
 

@@ -10,7 +10,7 @@ instead; what torch does not show it is found in the graph of the loss by `graph
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,12 +71,14 @@ class Substitution(TorchFunctionMode):
 
 
 def check_own_leaves(
-    leaves: Iterable[Tensor], model: nn.Module, loss: Any, given: Mapping[str, Tensor]
+    leaves: Sequence[Tensor], model: nn.Module, loss: Any, given: Mapping[str, Tensor]
 ) -> None:
     """Raise if the loss of a module depends on a trainable tensor that params cannot replace.
 
     Parameters that are left out of params are constants, as the user says.
     """
+    if not leaves:
+        return
     own = {id(p): name for name, p in model.named_parameters(remove_duplicate=False)}
     for leaf in leaves:
         name = own.get(id(leaf))

@@ -7,9 +7,8 @@ another way than attributes, is it deterministic, in which precision does it com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from hesse.ad.determinism import run_deterministic
 from hesse.ad.double_backward import noting_recomputation
 from hesse.ad.graph_nodes import graph_leaves
 from hesse.ad.other_leaves import check_other_leaves
+from hesse.ad.torch_calls import TorchCalls
 from hesse.ad.variables import detached
 from hesse.data.batches import Batch
 from hesse.data.reduction import agree, rounding_tolerance
@@ -25,7 +25,7 @@ from hesse.data.trees import tensors
 from hesse.errors import RandomnessError
 from hesse.risk.arguments import explaining
 from hesse.risk.buffers import restoring_buffers
-from hesse.risk.call import ModelCall, device_of
+from hesse.risk.call import LossCall, ModelCall, device_of
 from hesse.risk.substitution import Substitution, check_own_leaves
 from hesse.vectors.space import Space, Tree
 
@@ -56,18 +56,13 @@ def constants(params: Tree) -> Tree:
     return space.build([detached(leaf).clone() for leaf in space.leaves(params, what="params")])
 
 
-def try_model(
-    model: Any, loss: Any, loss_of: Callable[[Any, Any], Tensor], params: Tree, batch: Batch
-) -> Trial:
+def try_model(call: ModelCall, loss_of: LossCall, params: Tree, batch: Batch) -> Trial:
     """Evaluate the loss of a batch two or three times, at `constants`.
 
     Raises RandomnessError if it is not deterministic or changes from call to call, FunctionError if
     it reaches parameters that cannot be replaced.
     """
-    space = Space.of(params, what="params")
-    leaves = space.leaves(params, what="params")
-    call = ModelCall.of(model)
-    runs: list[_Run] = []
+    call, runs = call.untried, list[_Run]()
 
     def value(call: ModelCall) -> Tensor:
         value, run = _evaluate(call, loss_of, params, batch)
@@ -84,11 +79,11 @@ def try_model(
             first = run_deterministic(lambda: value(call)) if written else first
         else:
             first = run_deterministic(lambda: value(call))
-        before, second = runs[-1], value(call)
-    run = runs[-1]
+        before = runs[-1]
+        second, run = _evaluate(call, loss_of, params, batch, known=before)
     rtol = max(
         rounding_tolerance(dtype)
-        for dtype in {first.dtype, *run.dtypes, *(leaf.dtype for leaf in leaves)}
+        for dtype in {first.dtype, *run.dtypes, *(leaf.dtype for leaf in tensors(params))}
     )
     if not agree(float(first), float(second), rtol):
         raise RandomnessError(
@@ -100,9 +95,11 @@ def try_model(
     # A leaf in one graph only was made by the model, as one that differentiates itself does.
     shared = [leaf for key, leaf in run.leaves.items() if key in before.leaves]
     if isinstance(call.model, nn.Module):
-        check_own_leaves(shared, call.model, loss, call.given(params))
+        check_own_leaves(shared, call.model, loss_of.loss, call.given(params))
     else:
-        check_other_leaves(shared, leaves, [f"params[{name!r}]" for name in space.names])
+        space = Space.of(params, what="params")
+        names = [f"params[{name!r}]" for name in space.names]
+        check_other_leaves(shared, space.leaves(params, what="params"), names)
     call = replace(
         call,
         substitutes=bool(run.in_model | run.in_loss),
@@ -112,17 +109,31 @@ def try_model(
 
 
 def _evaluate(
-    call: ModelCall, loss_of: Callable[[Any, Any], Tensor], params: Tree, batch: Batch
+    call: ModelCall,
+    loss_of: LossCall,
+    params: Tree,
+    batch: Batch,
+    known: _Run | None = None,
 ) -> tuple[Tensor, _Run]:
-    """The loss of a batch at parameters that require no gradient."""
+    """The loss of a batch at parameters that require no gradient; `known`: an earlier run."""
     moved = batch.to(device_of(params))
+    if known is not None and not known.in_model | known.in_loss:  # nothing was replaced
+        with TorchCalls():
+            value = loss_of(call(params, moved.inputs), moved.targets)
+        return value.detach(), replace(known, leaves=_leaves(value, batch, moved))
     module = call.model if isinstance(call.model, nn.Module) else None
     given: Mapping[str, Tensor] = {} if module is None else call.given(params)
-    with Substitution(module, given) as substitution:
+    with TorchCalls(), Substitution(module, given) as substitution:
         outputs = call(params, moved.inputs)
         in_model, substitution.reached = substitution.reached, set()
         value = loss_of(outputs, moved.targets)
+    leaves, reached = _leaves(value, batch, moved), substitution.reached
+    return value.detach(), _Run(in_model, reached, substitution.dtypes, leaves)
+
+
+def _leaves(value: Tensor, batch: Batch, moved: Batch) -> dict[int, Tensor]:
+    """The leaves in the graph of a value that are none of the batch."""
     leaves = graph_leaves(value)
     for tensor in tensors([batch.inputs, batch.targets, moved.inputs, moved.targets]):
         leaves.pop(id(tensor), None)
-    return value.detach(), _Run(in_model, substitution.reached, substitution.dtypes, leaves)
+    return leaves

@@ -243,7 +243,16 @@ class Space(OneLine, WholeVectors):
 
     def build(self, leaves: list[Tensor]) -> Tree:
         """The tree with these leaves."""
+        if self._keys is not None:
+            return dict(zip(self._keys, leaves, strict=True))
         return fill(self.template, iter(leaves))
+
+    @cached_property
+    def _keys(self) -> list | None:
+        """The keys of a dict whose values are all tensors, as the parameters of a module are."""
+        if type(self.template) is not dict or any(v is not None for v in self.template.values()):
+            return None
+        return list(self.template)
 
     @public("space.check_vector({vector})", nested=False)
     def check_vector(self, vector: Tensor, *, what: str = "v", ndim: int = 1) -> Tensor:

@@ -26,6 +26,8 @@ A NumPy array may stand for a tensor.
 
 def _children(tree: Tree) -> list[tuple[str, Tree]] | None:
     """Named children of a container, None for anything else."""
+    if tree is None or isinstance(tree, Tensor):  # most are; an abstract class takes its time
+        return None
     if isinstance(tree, Mapping):
         return [(str(key), tree[key]) for key in tree]
     if isinstance(tree, (list, tuple)):
