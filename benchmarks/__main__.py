@@ -12,6 +12,8 @@ BENCHMARKS = {
     "sparse": "sparse Hessians: set-up, colours, evaluations, asdex, Newton (see --help)",
     "engine": "budgets, precision, tracing, blocks, batches, memory (see --help)",
     "kfac": "K-FAC and EK-FAC beside curvlinops, and as preconditioners (see --help)",
+    "diagonal": "exact diagonals beside BackPACK (see --help)",
+    "least-squares": "least_squares beside SciPy: evaluations, Jacobians, seconds (see --help)",
     "compare": "two versions of Hesse beside each other: OLD_SRC NEW_SRC (see --help)",
     "optimizers": "HessianFree, AdamW and L-BFGS on the digits autoencoder",
     "tune-adamw": "AdamW's best settings there",
@@ -22,7 +24,7 @@ def main(arguments: list[str]) -> int:
     """Run the named benchmark with the options that follow."""
     name, *options = arguments or ["products"]
     if name not in BENCHMARKS:
-        lines = [f"  {known:12} {what}" for known, what in BENCHMARKS.items()]
+        lines = [f"  {known:13} {what}" for known, what in BENCHMARKS.items()]
         print(f"No benchmark {name!r}. There are:", *lines, sep="\n", file=sys.stderr)
         return 2
     module = import_module(f"benchmarks.{name.replace('-', '_')}")

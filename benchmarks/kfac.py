@@ -1,8 +1,9 @@
 """K-FAC and EK-FAC beside those of curvlinops, and as preconditioners of conjugate gradients.
 
 The network is the deep autoencoder 784-1000-500-250-30 and back, batch 1000, one random vector; its
-images are synthetic unless HESSE_BENCH_IMAGES names real ones. All subjects take turns, so that a
-machine that slows down slows all of them down; floating-point operations do not depend on that.
+images are synthetic unless HESSE_BENCH_IMAGES names real ones. Seconds are those of the processor,
+of all threads, and all subjects take turns, so that a machine that slows down slows all of them
+down; floating-point operations do not depend on that.
 """
 
 from __future__ import annotations
@@ -61,14 +62,31 @@ def times(images: Tensor, repeats: int) -> None:
     flops = {name: _flops(run) for name, run in subjects.items()}  # warms up, too
     for _ in range(repeats):
         for name, run in subjects.items():
-            began = time.perf_counter()
+            began = time.process_time()
             run()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.process_time() - began)
     best = {name: min(taken) for name, taken in seconds.items()}
     print("| | ms | gradients | FLOPs, in those of a gradient |\n|---|--:|--:|--:|")
     for name, taken in best.items():
         relative = flops[name] / flops["gradient"]
         print(f"| {name} | {1e3 * taken:.0f} | {taken / best['gradient']:.2f} | {relative:.2f} |")
+    print()
+    if "curvlinops K-FAC product" in best:
+        print_ratios(best)
+
+
+def print_ratios(seconds: dict[str, float]) -> None:
+    """Hesse / curvlinops, whose set-ups come with a product."""
+    print("| | Hesse / curvlinops |\n|---|--:|")
+    for ours, set_up, product in (
+        ("K-FAC factors", "K-FAC factors and a product", "K-FAC product"),
+        ("K-FAC product", "K-FAC product", None),
+        ("EK-FAC set-up", "EK-FAC set-up and a product", "EK-FAC product"),
+        ("EK-FAC inverse", "EK-FAC product", None),
+    ):
+        theirs = seconds[f"curvlinops {set_up}"]
+        theirs -= seconds[f"curvlinops {product}"] if product else 0.0
+        print(f"| {ours} | {seconds[ours] / theirs:.2f} |")
     print()
 
 

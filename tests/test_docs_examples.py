@@ -23,6 +23,7 @@ PAGES = [
     "how-to-extend",
     "engine",
     "kfac",
+    "least-squares",
     pytest.param("how-to-choose", marks=[pytest.mark.slow, pytest.mark.no_cover]),
     "sparse-hessians",
     pytest.param("products", marks=[pytest.mark.slow, pytest.mark.no_cover]),

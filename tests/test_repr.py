@@ -95,6 +95,7 @@ def shown() -> list:
         *(hesse.solve(A, x), hesse.eigsh(A, 3), hesse.svds(A, 3), jacobi(A)),
         *(hesse.trace(A), hesse.diagonal(A), hesse.spectral_density(A), check_operator(A)),
         hesse.minimize(lambda x: (x**4).sum(), x),
+        hesse.least_squares(lambda x: x**2 - 2.0, x, max_iterations=3),
         hesse.hvp(lambda x: (x**4).sum(), x, x, value_and_gradient=True),
         all_problems()[0],
     ]

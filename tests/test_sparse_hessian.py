@@ -17,6 +17,7 @@ from torch import nn
 
 import hesse
 from hesse import sparse_hessian_operator
+from hesse.curvature import sparse_entries, sparse_structure
 from hesse.errors import (
     ArgumentError,
     DerivativeError,
@@ -25,6 +26,7 @@ from hesse.errors import (
     ShapeError,
 )
 from hesse.testing import check_operator
+from hesse.tracing.sparsity.terms import Arrays, Term
 
 DOUBLE = torch.float64
 LAPLACE = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=DOUBLE)[None, None]
@@ -170,9 +172,34 @@ def dense_of(f, x):
     return torch.autograd.functional.hessian(f, x)
 
 
+# An operation of theirs has no rule for entries: they are found from products.
+WITHOUT_PROGRAM = {"small matrices", "sparse matrix", "triangles", "convolutions", "biharmonic"}
+
+
+@pytest.fixture
+def without_programs(monkeypatch):
+    monkeypatch.setattr(sparse_structure, "entry_programs", lambda *_: None)
+
+
+@pytest.fixture
+def whatever_they_cost(monkeypatch):
+    """Programs of entries are used for small functions too."""
+    monkeypatch.setattr(sparse_entries, "costs_less", lambda *_: True)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_pattern_and_values_are_those_of_the_dense_hessian(whatever_they_cost, name):
+    S = check_hessians(name)
+    assert (S.structure.programs is None) == (name in WITHOUT_PROGRAM | {"softmax"})
+
+
 @pytest.mark.parametrize("colouring", ["auto", "distance-2", "star", "acyclic"])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_pattern_and_values_are_those_of_the_dense_hessian(name, colouring):
+def test_values_from_products_are_those_of_the_dense_hessian(without_programs, name, colouring):
+    check_hessians(name, colouring)
+
+
+def check_hessians(name, colouring="auto"):
     f, n = FUNCTIONS[name]
     x = point(n)
     S = sparse_hessian_operator(f, x, colouring=colouring)
@@ -189,6 +216,7 @@ def test_pattern_and_values_are_those_of_the_dense_hessian(name, colouring):
     moved = S.at(point(n, 7))
     torch.testing.assert_close(moved.to_dense(), dense_of(f, point(n, 7)), rtol=1e-12, atol=1e-12)
     assert torch.equal(S.to_dense(), S.to_dense().T)
+    return S
 
 
 @pytest.mark.parametrize(
@@ -274,6 +302,45 @@ def test_an_index_that_is_changed_in_place_changes_the_pattern():
     torch.testing.assert_close(S.at(x).to_dense(), dense_of(f, x))
 
 
+@pytest.mark.parametrize("mode", ["program", "products"])
+def test_what_f_closes_over_may_change(mode, request):
+    request.getfixturevalue("whatever_they_cost" if mode == "program" else "without_programs")
+    weights, x = point(9, 3), point(10)
+
+    def f(x):
+        return ((x[1:] - x[:-1]) ** 2 / weights**2 + weights * x[1:] ** 3).sum()
+
+    S = sparse_hessian_operator(f, x)
+    before = S.to_dense().clone()
+    with torch.no_grad():
+        weights.mul_(2.0)
+    torch.testing.assert_close(S.at(x).to_dense(), dense_of(f, x), rtol=1e-12, atol=1e-12)
+    assert torch.equal(S.to_dense(), before)
+
+
+def test_masks_hide_what_is_not_finite():
+    """0 times infinity is NaN, but a mask and a branch leave it out."""
+    arrays = Arrays()
+    rows, factors = arrays.count(3), torch.tensor([1.0, float("inf"), float("nan")])
+    terms = [Term(1.0, factors, rows, rows, rows), Term(1.0, None, None, rows, rows)]
+    mask = torch.tensor([True, False, False])
+    for term in arrays.times(terms, mask, (3,), torch.float32):
+        assert term.factors is not None
+        assert term.factors.tolist() == [1.0, 0.0, 0.0]
+
+
+def test_constant_entries_are_not_shared_by_points():
+    def f(x):
+        return (x[1:] * x[:-1]).sum() + x[0] * x.sum()
+
+    S = sparse_hessian_operator(f, point(5))
+    assert S.structure.programs is not None
+    moved = S.at(point(5, 1))
+    moved.matrix.data[:] = 7.0
+    for H in (S, S.at(point(5, 2))):
+        torch.testing.assert_close(H.to_dense(), dense_of(f, point(5)))
+
+
 def test_a_branch_in_python():
     def f(x):
         return (x[1:] * x[:-1]).square().sum() if x.sum() > 3 else (x**4).sum()
@@ -283,7 +350,10 @@ def test_a_branch_in_python():
     torch.testing.assert_close(S.at(x).to_dense(), dense_of(f, x))
 
 
-def test_a_tree_in_single_precision():
+@pytest.mark.parametrize("mode", ["program", "products"])
+def test_a_tree_in_single_precision(mode, request):
+    request.getfixturevalue("whatever_they_cost" if mode == "program" else "without_programs")
+
     def f(x):
         return (x["a"][:, 1:] * x["a"][:, :-1]).sum() + (x["b"] ** 3).sum() * x["a"][0, 0]
 
@@ -298,7 +368,9 @@ def test_a_tree_in_single_precision():
     check_operator(S)
 
 
-def test_the_parameters_of_a_small_model():
+@pytest.mark.parametrize("mode", ["program", "products"])
+def test_the_parameters_of_a_small_model(mode, request):
+    request.getfixturevalue("whatever_they_cost" if mode == "program" else "without_programs")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(6, 2), nn.Flatten(), nn.Linear(4, 1)).double()
     batches = [(integers(6, k, 2), point(k)[:, None]) for k in (3, 4)]
@@ -309,7 +381,9 @@ def test_the_parameters_of_a_small_model():
     torch.testing.assert_close(S.at(risk.params).to_dense(), H.to_dense(), rtol=1e-12, atol=1e-12)
 
 
-def test_a_frozen_leaf_has_empty_rows():
+@pytest.mark.parametrize("mode", ["program", "products"])
+def test_a_frozen_leaf_has_empty_rows(mode, request):
+    request.getfixturevalue("whatever_they_cost" if mode == "program" else "without_programs")
     x = {
         "a": nn.Parameter(point(3), requires_grad=False),
         "b": nn.Parameter(point(4)),

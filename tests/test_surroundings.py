@@ -131,6 +131,7 @@ CALLS = {
     "spectral_density": density,
     "matrix_function": lambda: hesse.matrix_function("sqrt", dense(), B).value,
     "minimize": lambda: hesse.minimize(quartic, X).x,
+    "least_squares": lambda: hesse.least_squares(lambda x: x**2 - 2.0, X).x,
 }
 RIGHT = {}
 

@@ -82,6 +82,7 @@ def test_a_function_that_writes_to_its_argument_does_not_reach_the_tensors_of_th
         lambda: hesse.hessian_operator(renormalised, w) @ w,
         lambda: hesse.jacobian_operator(renormalised, w) @ w,
         lambda: hesse.minimize(renormalised, w, max_iterations=1),
+        lambda: hesse.least_squares(renormalised, w, max_iterations=1),
     ):
         call()
         assert torch.equal(w, before)

@@ -11,6 +11,7 @@ import resource
 import signal
 import struct
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -337,6 +338,13 @@ def test_a_file_with_other_tensors_is_refused_or_harmless(good, tmp_path):
 
 
 B = torch.ones(N, dtype=DOUBLE)
+
+
+def fourths(D, x):
+    """Residuals that take many steps to the solution zero."""
+    return torch.cat([x**2, D @ x**2])
+
+
 RUNS = {
     "cg": lambda A, path, n: solve(A, B, "cg", rtol=1e-12, checkpoint=path, max_products=n),
     "minres": lambda A, path, n: solve(A, B, "minres", rtol=1e-12, checkpoint=path, max_products=n),
@@ -365,6 +373,9 @@ RUNS = {
     ),
     "minimize": lambda A, path, n: hesse.minimize(
         lambda x: (x**4).sum() + x @ (A.to_dense() @ x), B, checkpoint=path, max_products=n
+    ),
+    "least_squares": lambda A, path, n: hesse.least_squares(
+        partial(fourths, A.to_dense()), B, checkpoint=path, max_iterations=n
     ),
 }  # fmt: skip
 

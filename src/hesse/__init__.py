@@ -78,7 +78,13 @@ if TYPE_CHECKING:
         kronecker_operator,
         low_rank_operator,
     )
-    from hesse.optimize import HessianFree, OptimizeResult, minimize
+    from hesse.optimize import (
+        HessianFree,
+        LeastSquaresResult,
+        OptimizeResult,
+        least_squares,
+        minimize,
+    )
     from hesse.risk import Risk
     from hesse.vectors import Space
 
@@ -101,6 +107,7 @@ __all__ = [
     "LSMR",
     "Lanczos",
     "LanczosDensity",
+    "LeastSquaresResult",
     "LinearOperator",
     "MINRES",
     "MultiShiftCG",
@@ -134,6 +141,7 @@ __all__ = [
     "jacobian_operator",
     "kfac_operator",
     "kronecker_operator",
+    "least_squares",
     "load_kfac",
     "logdet",
     "low_rank_operator",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
@@ -123,3 +123,11 @@ class Definition:
     def value_and_gradient(self, f: BoundFunction, x: Leaves) -> tuple[Tensor, list[Tensor]]:
         """f(x) and its gradient, of a scalar f, without a graph."""
         return value_and_gradient(f, x)
+
+    def diagonals(self, f: Any, x: Any) -> Any:
+        """How the diagonal is computed, for all points of f; None where there is no way.
+
+        `diagonals.at(x)` is a `ComputedDiagonal`, or None.
+        """
+        del f, x
+        return None

@@ -67,20 +67,7 @@ class FisherGraph(ByJacobian):
         super().__init__(self._loss.z, leaves)
         self._blocks: Blocks = f.function.blocks
         self._examples: Examples | None = f.function.examples
-        self._columns = self._slopes(f.function.uniform)
-
-    def _slopes(self, uniform: Sequence[Tensor]) -> list[list[Tensor]]:
-        """r of each likelihood, with a leading dimension of draws; none where B is exact."""
-        likelihoods, slopes = self._loss.likelihoods, self._loss.slopes
-        if self._blocks == "sampled":
-            pairs = zip(likelihoods, uniform, strict=True)
-            return [likelihood.slope(likelihood.draw(numbers)) for likelihood, numbers in pairs]
-        if self._blocks == "empirical":
-            pairs = zip(likelihoods, slopes, strict=True)
-            return [[r[None] for r in likelihood.observed(slope)] for likelihood, slope in pairs]
-        if self._blocks == "gradients":
-            return [[part[None] for part in parts] for parts in slopes]
-        return []
+        self._columns = columns(self._loss, self._blocks, f.function.uniform)
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -125,6 +112,19 @@ class FisherGraph(ByJacobian):
         weights = self._examples.weights_of_rows(self._loss.likelihoods)
         safe = [torch.where(w > 0, w, torch.ones_like(w)) for w in weights]
         return [t / w for t, w in zip(rows, safe, strict=True)]
+
+
+def columns(loss: SeenLoss, blocks: Blocks, uniform: Sequence[Tensor]) -> list[list[Tensor]]:
+    """r of each likelihood, with a leading dimension of draws; none where B is exact."""
+    if blocks == "sampled":
+        pairs = zip(loss.likelihoods, uniform, strict=True)
+        return [likelihood.slope(likelihood.draw(numbers)) for likelihood, numbers in pairs]
+    if blocks == "empirical":
+        pairs = zip(loss.likelihoods, loss.slopes, strict=True)
+        return [[r[None] for r in likelihood.observed(slope)] for likelihood, slope in pairs]
+    if blocks == "gradients":
+        return [[part[None] for part in parts] for parts in loss.slopes]
+    return []
 
 
 def seen(f: BoundFunction, leaves: Sequence[Tensor]) -> SeenLoss:

@@ -14,6 +14,8 @@ from hesse.ad.definition import CURVATURE, PRODUCT, Definition, Quantity
 from hesse.ad.examples import Axis
 from hesse.ad.fisher import Blocks, FisherGraph
 from hesse.boundary import public
+from hesse.curvature.diagonals.diagonal import Diagonals
+from hesse.curvature.diagonals.readers import fisher_reader
 from hesse.curvature.likelihood_sum import Draws, LikelihoodSum, seen_at
 from hesse.curvature.memory_budget import MemoryBudget, within_budget
 from hesse.curvature.operator import CurvatureOperator
@@ -52,6 +54,10 @@ class FisherDefinition(Definition):
         if self.blocks == "gradients":
             return "second moment of the gradients of the examples"
         return f"{self.blocks}, for each {'row' if self.axes is None else 'example'}"
+
+    def diagonals(self, f: LikelihoodSum, x: Tree) -> Diagonals | None:
+        reader = fisher_reader(f, x)
+        return None if reader is None else Diagonals(f, reader)
 
     def of(self, risk: Risk, params: Tree, draws: Draws | None = None) -> LikelihoodSum:
         """What this is the matrix of."""
@@ -104,7 +110,8 @@ def fisher_operator(
 
     Cost: that of a Gauss-Newton product, 1.33 gradients; no gradients of single examples. At the
     beginning the loss of the first batch, and three times more where examples must not influence
-    one another. Memory: for "sampled" the outputs, `samples` times.
+    one another. Memory: for "sampled" the outputs, `samples` times. `hesse.diagonal(F)` is exact:
+    see there.
 
     Raises:
         HesseError: a loss that is no likelihood, or depends on the parameters by another way; for

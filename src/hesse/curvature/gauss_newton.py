@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 from hesse.ad.definition import CURVATURE, PRODUCT, Definition, Quantity
 from hesse.ad.gauss_newton import GaussNewtonGraph
 from hesse.boundary import public
+from hesse.curvature.diagonals.diagonal import Diagonals
+from hesse.curvature.diagonals.readers import gauss_newton_reader
 from hesse.curvature.memory_budget import MemoryBudget, within_budget
 from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.point import point_of
@@ -26,6 +28,10 @@ class GaussNewtonDefinition(Definition):
 
     linearise = GaussNewtonGraph
     quantities: ClassVar[tuple[Quantity, ...]] = (PRODUCT, CURVATURE)
+
+    def diagonals(self, f: Risk, x: Tree) -> Diagonals | None:
+        reader = gauss_newton_reader(f, x)
+        return None if reader is None else Diagonals(f, reader)
 
 
 @public("hesse.ggn_operator(risk, params)")
@@ -53,7 +59,8 @@ def ggn_operator(
         mode, memory_budget, precision: as in `hessian_operator`; there are no one-shot modes.
 
     Cost: 1.33 gradients a product where residuals are kept, 2.33 where a batch is taken anew.
-    `G.curvature(v)` costs half. `G.value` and `G.gradient` are those of the risk.
+    `G.curvature(v)` costs half. `G.value` and `G.gradient` are those of the risk. The diagonal,
+    `hesse.diagonal(G)`, is exact, for 2.2 gradients with ten classes.
 
     Raises:
         HesseError: params not of the model; a loss that is linear in the outputs; NaN.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -51,6 +51,7 @@ class CurvatureOperator(LinearOperator):
         options: how products are to be taken.
         layouts: of the vectors of which every summand of f has a slice.
         programs: traced programs that may serve; default those of f.
+        diagonals: how the diagonal is computed at any point of f; default as the definition says.
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class CurvatureOperator(LinearOperator):
         options: ProductOptions,
         layouts: Mapping[Vectors, RowLayout] | None = None,
         programs: ProgramCache | None = None,
+        diagonals: _Diagonals | None = None,
     ) -> None:
         self._definition, self._f, self._options = definition, f, options
+        self._diagonals = _Diagonals(definition, f) if diagonals is None else diagonals
         self._layouts = layouts or {}
         programs = getattr(f, "programs", None) if programs is None else programs
         self._programs = ProgramCache() if programs is None else programs
@@ -113,7 +116,8 @@ class CurvatureOperator(LinearOperator):
         """The matrix of the same function at another point of the same structure."""
         self._space.leaves(x, what="x")
         return CurvatureOperator(
-            self._definition, self._f, x, self._options, self._layouts, self._programs
+            *(self._definition, self._f, x, self._options, self._layouts, self._programs),
+            diagonals=self._diagonals,
         )
 
     def announce(self, products: int) -> None:
@@ -158,6 +162,13 @@ class CurvatureOperator(LinearOperator):
             return super()._curvature(v)
         return float(self._at.product(v, CURVATURE))
 
+    def _computed_diagonal(self) -> Any:
+        return self._known_way
+
+    @cached_property
+    def _known_way(self) -> Any:
+        return self._diagonals.at(self._x)
+
     def _check_scalar(self) -> None:
         if not self.symmetric:
             raise FunctionError(
@@ -177,6 +188,21 @@ def described(f: Any) -> str:
     if isinstance(f, partial):
         return described(f.func)
     return getattr(f, "__name__", type(f).__name__).replace("<lambda>", "a lambda")
+
+
+class _Diagonals:
+    """How the diagonal is computed at the points of f, as the definition says at the first one."""
+
+    def __init__(self, definition: Definition, f: Any) -> None:
+        self._definition, self._f = definition, f
+        self._found: tuple[Any] | None = None
+
+    def at(self, x: Tree) -> Any:
+        """The `ComputedDiagonal` at x, or None."""
+        if self._found is None:
+            self._found = (self._definition.diagonals(self._f, x),)
+        (diagonals,) = self._found
+        return None if diagonals is None else diagonals.at(x)
 
 
 def summand_points(

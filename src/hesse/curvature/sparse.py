@@ -50,7 +50,7 @@ class SparseHessian(SparseOperator):
 
     @property
     def num_products(self) -> int:
-        """How many products gave all entries: the number of colours."""
+        """How many products give all entries: the number of colours."""
         return self.structure.num_products
 
     @property
@@ -64,7 +64,7 @@ class SparseHessian(SparseOperator):
 
         Programs, pattern and colouring serve again.
 
-        Cost: `num_products` products.
+        Cost: `num_products` products, or less.
         """
         return self._make(self._H.at(x))
 

@@ -41,7 +41,8 @@ def sparse_hessian_operator(
     links of a chain. The pattern is found in the trace of the product, whose operations say which
     entries of v each number depends on. The variables are coloured so that every entry is alone in
     a row of one of the products H s_c. These are taken as one block, and a gather picks the entries
-    out of it.
+    out of it. Where the product is made of sums, factors and moved entries only, a program computes
+    the entries without directions, in less time.
 
     Args:
         f: scalar function of one argument; a `Risk` is one, if few of its parameters interact.
@@ -63,8 +64,9 @@ def sparse_hessian_operator(
         `S.value`, `S.gradient`, `S.num_products`, `S.is_local`.
 
     Cost: one trace, a pass over the trace on sparse matrices, a colouring in Python (a microsecond
-        an entry), then `S.num_products` products a point and one more at the 1st, 2nd, 4th, 8th
-        ... point, to compare with. Memory: the products, n numbers each, while entries are picked.
+        an entry), then at most `S.num_products` products a point and one more at the 1st, 2nd, 4th,
+        8th ... point, to compare with. Memory: the products, n numbers each, while entries are
+        picked, or four bytes for each number that a program adds or moves.
         A product with S reads its entries. Needs the extra hesse[scipy].
 
     Raises:

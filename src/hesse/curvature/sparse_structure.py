@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hesse.curvature.operator import CurvatureOperator
+from hesse.curvature.sparse_entries import EntryPrograms, entry_programs
 from hesse.engine.point import Point
 from hesse.engine.program_product import ProgramProduct
 from hesse.engine.quadratic_product import QuadraticProduct
@@ -34,12 +35,14 @@ class Structure:
         detections: of every summand of f its programs, and the pattern of its product; none for a
             pattern that the user gave.
         dtype, device: of the products.
+        programs: of the entries, where there are such.
     """
 
     compression: Compression
     detections: tuple[tuple[Partition, Detection] | None, ...]
     dtype: torch.dtype
     device: torch.device
+    programs: EntryPrograms | None = None
 
     @property
     def is_local(self) -> bool:
@@ -55,6 +58,12 @@ class Structure:
     def seeds(self) -> Tensor:
         """The directions of these products, as columns; shape (n, colours)."""
         return self.compression.seeds(self.dtype, self.device).T
+
+    def entries(self, H: CurvatureOperator) -> Tensor:
+        """All entries of H, in the order of the pattern."""
+        if self.programs is not None:
+            return self.programs.entries(H, self.seeds.T[0])
+        return self.compression.entries(H._matmat(self.seeds).T)
 
     def holds_for(self, H: CurvatureOperator) -> bool:
         """Whether the pattern is that of H too, which is taken at another point.
@@ -75,14 +84,17 @@ def detected(H: CurvatureOperator, v: Tensor, method: Method) -> Structure:
         v: any direction.
         method: of the colouring.
     """
-    n, total, detections = H.domain.n, None, []
+    n, total, detections, varying = H.domain.n, None, [], []
     for _, product in H.summand_products(v):
-        found, pattern = _detected(H, product)
+        varying.append(_varying(product.point))
+        found, pattern = _detected(H, product, varying[-1])
         detections.append(found)
         total = pattern if total is None else total + pattern
     assert total is not None
     compression = Compression(*_coloured(total, n, method))
-    return Structure(compression, tuple(detections), H.dtype, H.device)
+    count = compression.colouring.count
+    programs = entry_programs(H, v, compression.pattern, varying, count)
+    return Structure(compression, tuple(detections), H.dtype, H.device, programs)
 
 
 def given(H: CurvatureOperator, pattern: Any, method: Method) -> Structure:
@@ -113,9 +125,10 @@ def _holds_for(product: Any, found: tuple[Partition, Detection] | None) -> bool:
     return product.partition is partition and detection.holds_for(product.residuals)
 
 
-def _detected(H: CurvatureOperator, product: Any) -> tuple[tuple[Partition, Detection] | None, Any]:
+def _detected(
+    H: CurvatureOperator, product: Any, varying: Any
+) -> tuple[tuple[Partition, Detection] | None, Any]:
     """What was detected in the product of a summand, and the pattern of the whole vector."""
-    varying = np.fromiter(_varying(product.point), dtype=np.int64)
     n = product.point.variables.space.n
     if isinstance(product, QuadraticProduct):
         ones = np.ones(len(varying), dtype=bool)
@@ -153,10 +166,14 @@ def _detected(H: CurvatureOperator, product: Any) -> tuple[tuple[Partition, Dete
     return (partition, found), pattern
 
 
-def _varying(point: Point) -> Iterator[int]:
+def _varying(point: Point) -> Any:
     """The places of the leaves that are not frozen, in a flat vector."""
-    start, variables = 0, point.variables
-    for size, cold in zip(variables.sizes, variables.constants, strict=True):
-        if cold is None:
-            yield from range(start, start + size)
-        start += size
+    variables = point.variables
+    starts = accumulate([0, *variables.sizes])
+    return np.concatenate(
+        [
+            np.arange(start, start + size)
+            for start, size, cold in zip(starts, variables.sizes, variables.constants, strict=False)
+            if cold is None
+        ]
+    )

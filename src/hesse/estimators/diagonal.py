@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The diagonal from products with random signs."""
+"""The diagonal: as structure gives it, as it is computed, or from products with random signs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hesse.boundary import public
 from hesse.checkpoint import FilePath
+from hesse.estimators.computed import computed_diagonal
 from hesse.estimators.deflated_diagonal import AutoDiagonal
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.estimator_run import EstimatorRun
@@ -58,17 +59,31 @@ def diagonal(
     block_size: int | None = None,
     memory_budget: Budget = None,
 ) -> Estimate:
-    r"""The diagonal of a square operator from products with random signs, with standard errors.
+    r"""The diagonal of a square operator: exact where that is cheap, else with standard errors.
 
     $$ \operatorname{diag} A = \operatorname{diag}(QQ^T A)
        + \mathbb{E}\, z \odot (I - QQ^T) A z, \qquad z \in \{-1, 1\}^n $$
+
+    from products with random signs z. Of matrices J'BJ (`ggn_operator`, `fisher_operator`,
+    `gradient_covariance_operator`; their sums with diagonal matrices, their blocks) "auto" computes
+    it from squared gradients of single examples instead, which are not formed where a weight is
+    applied once to an example:
+
+    $$ \operatorname{diag}(J^T B J) = \sum_u \sum_n (J_n^T u_n)^2, \qquad
+       \sum_u u_n u_n^T = B_n $$
+
+    with a vector u for each output of an example (places times classes), or for each of its rows
+    for an empirical or sampled Fisher matrix. Up to 256 vectors it is exact; beyond, it is the mean
+    over vectors of random signs, until all of them are fewer than the tolerance needs. `about` says
+    which. Products are taken where examples influence one another.
 
     Args:
         A: square operator (or matrix).
         method: `Hutchinson()` or "hutchinson" (no Q: the mean of z * A z), `XDiag()` or "xdiag"
             (each probe tests the sketch of all others; the most accurate where singular values
-            decay fast). "auto" takes ten plain probes; where that saves products it makes Q of
-            these ten products, adds to it while that saves more, and samples the rest.
+            decay fast). "auto" asks the operator first, as above; where it must sample products it
+            takes ten plain probes; where that saves products it makes Q of these ten products, adds
+            to it while that saves more, and samples the rest.
         rtol, atol: stop when the norm of the standard error is at most max(rtol |estimate|, atol).
             This is checked at 16, 24, 36, ... probes.
         max_products, max_seconds: stop in any case.
@@ -84,7 +99,7 @@ def diagonal(
         `A.domain.names`: `A.domain.unflatten` makes trees of them. Exact, with standard error 0,
         for n <= 10; "auto" is exact for n <= 16, and takes the n products with unit vectors as soon
         as the spread of the probes shows that the tolerance needs as many. Ctrl-C returns the
-        estimate so far.
+        estimate so far. `about` is a text where it was computed in another way than from products.
 
         95 of 100 entries of `interval` hold the truth, over all entries taken together; those of an
         entry whose row has few neighbours of its size may hold it less often, as its samples are
@@ -93,6 +108,13 @@ def diagonal(
     Cost: a product a probe, and 3 block_size + 7 vectors; with deflation a product with A, one with
         A' and a vector for each direction of Q, and three vectors more for each of ten while it
         grows. `XDiag` says its own. A checkpoint takes one more product.
+
+        J'BJ: a backward pass without weight gradients for each vector u, 1/3 of a gradient, which
+        `products` counts as 1/4 of a product; two to three times that where weights are shared by
+        many places of an example; and one gradient for each sweep. For a multilayer perceptron and
+        ten classes 2.2 gradients in all. A trace at the first time. Parameters whose gradient no
+        rule reads off the trace take a backward pass for each example and vector, and `about` names
+        them. Limits of time are seen between samples, not within the exact diagonal.
 
     Raises:
         HesseError: not square; NaN; a budget that is too small; no adjoint where one is needed.
@@ -130,5 +152,8 @@ def diagonal(
         return known
     if run.is_small or run.starts_exact(FIRST_CHECK):
         return run.of_all_columns(diagonal_of)
+    computed = computed_diagonal(run) if run.exact is not None else None
+    if computed is not None:
+        return computed
     A.announce(run.criterion.min_samples(max_products))
     return chosen.estimate_diagonal(run)

@@ -25,7 +25,7 @@ class _Estimate(NamedTuple):
 
 
 class Estimate(Result, _Estimate):
-    """(value, standard_error, products), and as attributes `status` and `interval`.
+    """(value, standard_error, products), and as attributes `status`, `about` and `interval`.
 
     >>> value, standard_error, products = estimate = Estimate(3.0, 0.5, 10)
     >>> estimate
@@ -40,6 +40,8 @@ class Estimate(Result, _Estimate):
     """The 97.5% point of (estimate - truth) / standard_error, Student's."""
     rounding: Any
     """The size of the rounding errors of an exact value, of the form of the standard error."""
+    about: str
+    """How it was computed, where that is another way than products; else empty."""
 
     def __new__(
         cls,
@@ -52,6 +54,7 @@ class Estimate(Result, _Estimate):
     ) -> Estimate:
         estimate = super().__new__(cls, value, standard_error, products)
         estimate.status, estimate.quantile, estimate.rounding = status, quantile, rounding
+        estimate.about = ""
         return estimate
 
     @property
@@ -65,7 +68,7 @@ class Estimate(Result, _Estimate):
 
     def keys(self) -> Sequence[str]:
         """The names of the fields."""
-        return [*super().keys(), "status"]
+        return [*super().keys(), "status", *(["about"] if self.about else [])]
 
     def __repr__(self) -> str:
         if not isinstance(self.value, float):

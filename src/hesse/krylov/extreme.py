@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.computed_diagonal import combined
 
 ResultT = TypeVar("ResultT")
 
@@ -101,6 +102,9 @@ class _Scaled(_Wrapped):
         diagonal = self.A._diagonal()
         return None if diagonal is None else self.scale * diagonal
 
+    def _computed_diagonal(self) -> Any:
+        return combined([self.A], lambda diagonal: self.scale * diagonal)
+
 
 class _Watched(_Wrapped):
     """A, which raises `ExtremeProducts` at its first product if that is extreme."""
@@ -138,6 +142,9 @@ class _Watched(_Wrapped):
 
     def _diagonal(self) -> Tensor | None:
         return self.A._diagonal()
+
+    def _computed_diagonal(self) -> Any:
+        return self.A._computed_diagonal()
 
     def _plus_diagonal(self, D: Any) -> Any:
         return self.A._plus_diagonal(D)

@@ -17,6 +17,7 @@ from hesse.operators.algebra import LinearOperator
 from hesse.operators.eigenbasis import eigenbasis
 from hesse.operators.rotated_diagonal import RotatedDiagonal
 from hesse.operators.structure import diagonal_of
+from hesse.vectors.matmul import matmul
 from hesse.vectors.space import Space
 
 
@@ -56,8 +57,16 @@ class Factors:
         if self.is_diagonal:
             return self.entries[..., None] * X
         if len(self.entries) == 1:  # one matrix product, not a batch of one
-            return (self.entries[0] @ X[..., 0, :, :])[..., None, :, :]
+            return matmul(self.entries[0], X[..., 0, :, :])[..., None, :, :]
         return self.entries @ X
+
+    def times_adjoint(self, X: Tensor) -> Tensor:
+        """X F' for X (..., groups, k, p)."""
+        if self.is_diagonal:
+            return X * self.entries[:, None]
+        if len(self.entries) == 1:
+            return matmul(X[..., 0, :, :], self.entries[0].T)[..., None, :, :]
+        return X @ self.entries.mT
 
     def plus(self, shift: Tensor) -> Factors:
         """F + shift I, with one number for each group."""
@@ -209,4 +218,4 @@ def _squares(side: Factors) -> Factors:
 
 def _apply(left: Factors, right: Factors, X: Tensor) -> Tensor:
     """L X R' for X (..., groups, p, q)."""
-    return right.times(left.times(X).mT).mT
+    return right.times_adjoint(left.times(X))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from hesse.boundary import public
 from hesse.errors import ArgumentError, DeviceError, DtypeError, HesseError
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.computed_diagonal import combined
 from hesse.operators.dense import aslinearoperator
 from hesse.operators.diagonal import DiagonalOperator
 from hesse.operators.structure import BlocksStructure, diagonal_of
@@ -68,6 +70,11 @@ class BlockDiagonalOperator(BlocksStructure, LinearOperator):
     def _diagonal(self) -> Tensor | None:
         parts = self._of_all(lambda A: A._diagonal())
         return None if parts is None else torch.cat(parts)
+
+    def _computed_diagonal(self) -> Any:
+        return (
+            combined(self.blocks, lambda *parts: torch.cat(parts)) if self.is_structured else None
+        )
 
     def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator | None:
         return self._joined(self._of_all(lambda A: A._function(f)))

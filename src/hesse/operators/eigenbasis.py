@@ -21,8 +21,7 @@ def eigenbasis(matrices: Tensor) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(scaled)
     except RuntimeError:  # torch.linalg.LinAlgError
         values, vectors = torch.linalg.eigh(scaled.double())
-    values, vectors = values.to(matrices.dtype), vectors.to(matrices.dtype).contiguous()
-    return scale * values.clamp(min=0.0), vectors
+    return scale * values.to(matrices.dtype).clamp(min=0.0), vectors.to(matrices.dtype)
 
 
 def refreshed_basis(matrices: Tensor, basis: Tensor) -> Tensor:

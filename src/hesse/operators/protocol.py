@@ -14,6 +14,7 @@ subclass overrides one where it knows better. All may be called by any algorithm
 | `_curvature(v)` | v' A v, a float | one product and an inner product |
 | `_inverse()` | the exact inverse where structure makes it cheap | None |
 | `_diagonal()` | the exact diagonal where it takes no product | None |
+| `_computed_diagonal()` | how it is computed for less than products with random signs | None |
 | `_plus_diagonal(D)` | A + D as one operator of the structure of A | None |
 | `_trace()` | the exact trace where structure gives it | the sum of `_diagonal` |
 | `_logdet()` | (sign of det A, log of its absolute value), likewise | None |
@@ -138,6 +139,10 @@ class OperatorProtocol(ABC):
 
     def _diagonal(self) -> Tensor | None:
         """The exact diagonal, shape (n,), where it takes no product; None elsewhere."""
+        return None
+
+    def _computed_diagonal(self) -> Any:
+        """The `ComputedDiagonal` of A, where that costs less than sampling; None elsewhere."""
         return None
 
     def _plus_diagonal(self, D: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from hesse.operators.computed_diagonal import combined
 from hesse.operators.kept import kept
 from hesse.operators.protocol import OperatorProtocol
 
@@ -84,6 +85,9 @@ class SumStructure(OperatorProtocol):
         a, b = self.a._diagonal(), self.b._diagonal()
         return None if a is None or b is None else a + b
 
+    def _computed_diagonal(self) -> Any:
+        return combined([self.a, self.b], lambda a, b: a + b)
+
     def _trace(self) -> float | None:
         a, b = self.a._trace(), self.b._trace()
         return None if a is None or b is None else a + b
@@ -146,6 +150,9 @@ class ScaledStructure(OperatorProtocol):
         diagonal = self.a._diagonal()
         return None if diagonal is None else self.scalar * diagonal
 
+    def _computed_diagonal(self) -> Any:
+        return combined([self.a], lambda a: self.scalar * a)
+
     def _trace(self) -> float | None:
         trace = self.a._trace()
         return None if trace is None else self.scalar * trace
@@ -206,6 +213,11 @@ class ProductStructure(OperatorProtocol):
         a, b = self.a._diagonal(), self.b._diagonal()
         return None if a is None or b is None else a * b
 
+    def _computed_diagonal(self) -> Any:
+        if not (self.a.is_diagonal or self.b.is_diagonal):
+            return None
+        return combined([self.a, self.b], lambda a, b: a * b)
+
     def _logdet(self) -> tuple[float, float] | None:
         a, b = self.a._logdet(), self.b._logdet()
         return None if a is None or b is None else (a[0] * b[0], a[1] + b[1])
@@ -229,6 +241,9 @@ class TransposedStructure(OperatorProtocol):
 
     def _diagonal(self) -> Tensor | None:
         return self.a._diagonal()
+
+    def _computed_diagonal(self) -> Any:
+        return self.a._computed_diagonal()
 
     def _trace(self) -> float | None:
         return self.a._trace()
@@ -258,6 +273,9 @@ class BlockStructure(OperatorProtocol):
     def _diagonal(self) -> Tensor | None:
         diagonal = self.a._diagonal()
         return None if diagonal is None else diagonal[self._range]
+
+    def _computed_diagonal(self) -> Any:
+        return combined([self.a], lambda a: a[self._range])
 
 
 class BlocksStructure(OperatorProtocol):

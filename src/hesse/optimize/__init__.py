@@ -8,7 +8,9 @@ none (`ArmijoSearch`). A method is a pair of the two.
 """
 
 from hesse.optimize.hessian_free import HessianFree
+from hesse.optimize.least_squares import least_squares
 from hesse.optimize.minimize import minimize
 from hesse.optimize.result import OptimizeResult
+from hesse.optimize.squares.result import LeastSquaresResult
 
-__all__ = ["HessianFree", "OptimizeResult", "minimize"]
+__all__ = ["HessianFree", "LeastSquaresResult", "OptimizeResult", "least_squares", "minimize"]

@@ -4,6 +4,7 @@
 check_operator(A)                   is A what a linear operator promises to be?
 dense_hessian(f, x), ...            the definition, in float64, by an independent route
 all_problems()                      functions that differ in what they ask of autodiff
+smooth_problems()                   functions to minimise, with starts and known minima
 CountingOperator(A), PeakMemory()   contracts of cost
 """
 
@@ -22,6 +23,7 @@ from hesse.testing.oracles import (
     finite_difference_hessian,
 )
 from hesse.testing.problems import Problem
+from hesse.testing.smooth import more_garbow_hillstrom, smooth_problems
 
 __all__ = [
     # checks
@@ -39,6 +41,8 @@ __all__ = [
     "Problem",
     "all_problems",
     "likelihoods",
+    "more_garbow_hillstrom",
+    "smooth_problems",
     "networks",
     "problems",
     # meters

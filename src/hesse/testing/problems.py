@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +36,15 @@ class Problem(OneLine):
     x: Tree
     hessian_product: HessianProduct | None = None
     """(x, v) -> H v in closed form for flat x and v, where there is one."""
+    residuals: Callable[[Any], Tensor] | None = None
+    """r with f = |r|^2, where f is a sum of squares."""
+    minimum: float | None = None
+    """The lowest known value of f, to the digits that its source gives."""
+    minimiser: Tensor | None = None
+    """A point with that value, where there is one in closed form."""
+    local_minima: tuple[float, ...] = ()
+    """f at known minima that are not the lowest. NaN: there are others; inf: f falls as x grows;
+    -inf: f has no lower bound."""
 
     @property
     def space(self) -> Space:
@@ -46,7 +55,7 @@ class Problem(OneLine):
         """The same function at a random point: x plus `spread` times a Gaussian vector."""
         space, generator = self.space, torch.Generator().manual_seed(seed)
         point = space.flatten(self.x) + spread * space.gaussian(generator)
-        return Problem(self.name, self.f, space.unflatten(point), self.hessian_product)
+        return replace(self, x=space.unflatten(point))
 
     def direction(self, seed: int) -> Tensor:
         """A Gaussian flat vector."""

@@ -29,9 +29,10 @@ _UNMARKED_VIEWS = frozenset(
 # Views whose entries are not those of their memory: conjugated or negated lazily.
 LAZY_VIEWS = frozenset([_aten._conj.default, _aten._neg_view.default])
 
-# X + A B into the memory of X. They are called with `out=`, since torch's FLOP counter does not
-# know `addmm_`.
+# X + A B into the memory of X, and entries added to X in place. They are called with `out=`, since
+# torch's FLOP counter does not know `addmm_`.
 _ACCUMULATING = {
+    _aten.index_add.default: _aten.index_add.out,
     _aten.addmm.default: _aten.addmm.out,
     _aten.baddbmm.default: _aten.baddbmm.out,
 }

@@ -83,8 +83,12 @@ class Program:
     @cached_property
     def bytes_per_node(self) -> float:
         """How many bytes a node writes, on average."""
-        written = [self._written_bytes(node) for node in self.nodes]
-        return sum(written) / max(1, len(written))
+        return self.written_bytes / max(1, len(self.nodes))
+
+    @cached_property
+    def written_bytes(self) -> int:
+        """How many bytes all nodes write."""
+        return sum(self._written_bytes(node) for node in self.nodes)
 
     @property
     def uses_onednn(self) -> bool:

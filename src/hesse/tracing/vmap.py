@@ -35,22 +35,22 @@ def directions_at_once(program: Program) -> int:
     return int(min(_MAX_DIRECTIONS, max(1.0, _CACHED_BYTES / max(1.0, program.bytes_per_node))))
 
 
-def batched(program: Program, residuals: list[Tensor], block: Tensor) -> Program:
-    """The program of a block of directions, shape (k, n), in the place of a single one.
+def batched(program: Program, residuals: list[Tensor], *blocks: Tensor) -> Program:
+    """The program of k directions, which are in the first dimension of all that a direction is.
 
     `torch.vmap` says what every operation does to a block. It is traced once, so that the program
     runs without the overhead of vmap. Where vmap has no rule for an operation, it runs that for one
     direction after the other, and the block is not faster: whoever asks for it must time it.
 
     Args:
-        program: its inputs are residuals, then one direction.
-        residuals, block: the tensors to trace it with.
+        program: its inputs are residuals, then one direction, of one tensor or several.
+        residuals, blocks: the tensors to trace it with.
     """
-    in_dims = (*[None] * len(residuals), 0)
+    in_dims = (*[None] * len(residuals), *[0] * len(blocks))
     with _without_fallback_warning():
         graph = trace(
-            lambda: torch.vmap(program.replay, in_dims=in_dims)(*residuals, block),
-            [*residuals, block],
+            lambda: torch.vmap(program.replay, in_dims=in_dims)(*residuals, *blocks),
+            [*residuals, *blocks],
         )
     graph = merge_batched_matmuls(simplify(graph))
     nodes = fuse_addmm(graph.nodes, graph.outputs, graph.metas)

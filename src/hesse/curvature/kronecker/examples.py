@@ -43,6 +43,10 @@ class ExampleMap:
         padded = torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])])
         return padded[self.index]  # -1 is the last
 
+    def most_rows(self, rows: int) -> int:
+        """How many of so many rows an example has at most."""
+        return rows // self.examples if self.index is None else self.index.shape[1]
+
     def owners(self, rows: int, device: torch.device) -> Tensor:
         """The example of each row, shape (rows,); -1 for none."""
         if self.index is None:
@@ -74,10 +78,12 @@ def scales(examples: int) -> list[Tensor]:
     ]
 
 
-def read_map(plain: Tensor, probed: Sequence[Tensor], examples: int) -> ExampleMap | None:
+def read_map(
+    plain: Tensor, probed: Sequence[Tensor], examples: int, tolerance: float = _TOLERANCE
+) -> ExampleMap | None:
     """The examples of rows (R, ...), from the rows of a probe with each of `scales`.
 
-    None where a row depends on several examples.
+    None where a row depends on several examples by more than `tolerance`.
     """
     rows = plain.flatten(1).double()
     size = (rows * rows).sum(1)
@@ -88,7 +94,7 @@ def read_map(plain: Tensor, probed: Sequence[Tensor], examples: int) -> ExampleM
         ratio = (scaled * rows).sum(1) / torch.where(seen, size, 1.0)
         digit = ((ratio - 1.0) / _STEP).round().clamp(0, _LEVELS - 1)
         error = (scaled - (1.0 + _STEP * digit)[:, None] * rows).square().sum(1)
-        if bool((error > _TOLERANCE**2 * size).any()):
+        if bool((error > tolerance**2 * size).any()):
             return None
         code += _LEVELS**k * digit.long()
     owner = torch.full_like(code, examples)

@@ -20,13 +20,15 @@ from torch import Tensor
 from hesse.curvature.kronecker.examples import ExampleMap
 from hesse.curvature.kronecker.layout import BlockLayout
 from hesse.curvature.kronecker.row_products import (
+    OneHotSums,
     arranged,
-    gradients,
     gram,
     mean_over_uses,
+    nonzero_rows,
     products,
     project_rows,
     second_moment,
+    summed_squares,
 )
 from hesse.curvature.kronecker.rows import (
     OneHot,
@@ -46,8 +48,6 @@ MOST_DENSE = 8192
 
 # The exact block of biases and norms is dense up to this size, else its diagonal.
 MOST_ROWS = 1024
-
-_CHUNK = 1 << 24  # entries of projected gradients of single examples at a time
 
 Maps = Mapping[Use, ExampleMap | None]
 
@@ -117,7 +117,7 @@ class KroneckerMoments:
         """Add the rows of one vector u to S."""
         rows = [self._g(use, g) for use in self._block.uses]
         for k, (use, own) in enumerate(zip(self._block.uses, rows, strict=True)):
-            nonzero = own.any(-1)
+            nonzero = nonzero_rows(own)
             seen = self._active[k]
             self._active[k] = nonzero if seen is None else seen | nonzero
             self._a_rows(k, use, g)
@@ -184,7 +184,7 @@ class KroneckerMoments:
             if isinstance(left, OneHot) or isinstance(right, OneHot):
                 squares = self._one_hot_squares(left, right, map_)
             elif len(left) == map_.examples:
-                squares = products(left * left, right * right)
+                squares = products(left.square(), right.square())
             else:
                 squares = self._summed_squares([(left, right)])
         else:
@@ -193,31 +193,20 @@ class KroneckerMoments:
 
     def _summed_squares(self, pairs: list[tuple[Rows, Rows]]) -> Tensor:
         """The sum over examples of the squares of the sum over their rows of l r'."""
-        pairs_by_example = [
-            tuple(arranged(self._map(use), side) for side in pair)
-            for use, pair in zip(self._block.uses, pairs, strict=True)
+        maps = [self._map(use) for use in self._block.uses]
+        by_example = [
+            (arranged(map_, left), arranged(map_, right))
+            for map_, (left, right) in zip(maps, pairs, strict=True)
         ]
-        examples = self._map(self._block.uses[0]).examples
-        step = max(1, _CHUNK // (self._groups * self._p * self._q))
-        total: Tensor | float = 0.0
-        for i in range(0, examples, step):
-            part = slice(i, i + step)
-            parts = [gradients(L, R, part) for L, R in pairs_by_example]
-            gradient = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
-            total = total + (gradient * gradient).sum(0)
-        assert isinstance(total, Tensor)
-        return total
+        return summed_squares(by_example, self._groups * self._p * self._q)
 
     def _one_hot_squares(self, left: Rows, right: Rows, map_: ExampleMap) -> Tensor:
         """The same for one-hot rows: rows of an example at the same index are added up first."""
         hot, other = (left, right) if isinstance(left, OneHot) else (right, left)
         assert isinstance(hot, OneHot) and isinstance(other, Tensor)
-        owner = map_.owners(len(hot), hot.index.device)
-        kept = (hot.index >= 0) & (owner >= 0)
-        key, place = torch.unique(owner[kept] * hot.size + hot.index[kept], return_inverse=True)
-        sums = other.new_zeros(len(key), other.shape[-1]).index_add_(0, place, other[kept][:, 0])
-        squares = other.new_zeros(hot.size, other.shape[-1])
-        squares.index_add_(0, key % hot.size, sums * sums)
+        groups = OneHotSums.of(hot, map_)
+        sums = groups.sums(other[:, 0])
+        squares = groups.by_index(sums * sums)
         return (squares if isinstance(left, OneHot) else squares.T)[None]
 
     # -- Rows --------------------------------------------------------------------------------------

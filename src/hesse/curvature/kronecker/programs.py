@@ -28,8 +28,10 @@ from hesse.tracing.graph import Graph, UntraceableError, replay_node
 from hesse.tracing.last_operations import read_uses
 from hesse.tracing.partition import Partition, Tangent, partition
 from hesse.tracing.passes.simplify import simplify
+from hesse.tracing.passes.unused_results import without_unused_results
 from hesse.tracing.program import GuardError, Program, run
 from hesse.tracing.uses import Use
+from hesse.tracing.vmap import batched
 
 
 @dataclass
@@ -53,6 +55,10 @@ class FactorProgram:
     closed_over: DataVersion | None = None
     """Of the constants, when the program was compared with the model."""
     uses: int = 0
+    entered: int = 0
+    """At how many points it was run."""
+    together: dict[int, Program | None] = field(default_factory=dict)
+    """The tangent program of so many directions; None where there is none, or it is not right."""
 
     def may_skip_check(self) -> bool:
         """Whether no comparison with the model is due, as is the case at uses 1, 2, 4, 8, ..."""
@@ -60,6 +66,11 @@ class FactorProgram:
         if self.uses & (self.uses - 1) == 0 or self.closed_over is None:
             return False
         return self.closed_over.matches(self.partition.constants)
+
+    @property
+    def was_used_before(self) -> bool:
+        """Whether this is not its first use, so that more of them may be expected."""
+        return self.entered > 1
 
     def was_checked(self) -> None:
         """Remember what the model closes over."""
@@ -85,6 +96,36 @@ class FactorPoint:
         """The operands g of J'u, by value."""
         results = _run(self.program.partition.tangents["g"], [*self.residuals, *u])
         return dict(zip(self.program.tangent, results, strict=True))
+
+    def tangents(self, us: Sequence[Tensor]) -> dict[int, Tensor]:
+        """The operands g of several u, which are in the first dimension of every tensor."""
+        k, known = len(us[0]), self.program.together
+        if k not in known:
+            known[k] = self._together(us)
+        program = known[k]
+        if program is None:
+            parts = [self.tangent([part[j] for part in us]) for j in range(k)]
+            return {n: torch.stack([part[n] for part in parts]) for n in self.program.tangent}
+        results = _run(program, [*self.residuals, *us])
+        return dict(zip(self.program.tangent, results, strict=True))
+
+    def _together(self, us: Sequence[Tensor]) -> Program | None:
+        """The program of so many directions, if it gives what they give alone."""
+        single = self.program.partition.tangents["g"]
+        mix = torch.linspace(1.0, 2.0, len(us[0]), dtype=torch.float64)
+        try:
+            with torch.no_grad():
+                program = batched(single, self.residuals, *us)
+            ours = [_mixed(mix, part) for part in _run(program, [*self.residuals, *us])]
+        except (UntraceableError, GuardError, RuntimeError):
+            return None
+        theirs = self.tangent([_mixed(mix, part) for part in us])
+        right = agree(ours, [theirs[n] for n in self.program.tangent], _eps(us))
+        return program if right else None
+
+
+def _mixed(weights: Tensor, block: Tensor) -> Tensor:
+    return torch.tensordot(weights.to(block), block, 1)
 
 
 class FactorPrograms:
@@ -183,6 +224,7 @@ def _entered(key: Hashable, program: FactorProgram, inputs: list[Tensor]) -> Fac
         results = _run(program.partition.primal_and_gradient, inputs)
     except GuardError:
         return None
+    program.entered += 1
     count = len(program.primal)
     a = dict(zip(program.primal, results[:count], strict=True))
     return FactorPoint(*(key, inputs, program, results[: program.num_outputs], a, results[count:]))
@@ -249,7 +291,8 @@ def _program(
     scalars = [block.gradient for block in blocks if block.kind == "scalar"]
     g = list(dict.fromkeys([use.g for use in uses] + [n for n in scalars if n is not None]))
     primal = [*outputs, *a]
-    parts = partition(graph, primal, {"g": Tangent(directions, g)})
+    needed = without_unused_results(graph, [*primal, *g])
+    parts = partition(needed, primal, {"g": Tangent(directions, g)})
     sorts = any(node.function in _SORTING for node in parts.tangents["g"].nodes)
     return FactorProgram(
         parts, blocks, primal, g, len(outputs), sorts, (graph, directions, outputs)

@@ -98,11 +98,25 @@ def scaled(loss: LossRoots, u: Sequence[Tensor], numbers: Tensor) -> list[Tensor
 
 
 def _signs(shape: Sequence[int], generator: torch.Generator, like: Tensor) -> Tensor:
-    return (torch.randint(0, 2, tuple(shape), generator=generator) * 2 - 1).to(like)
+    bits = torch.randint(0, 2, tuple(shape), generator=generator, dtype=torch.int8)
+    return bits.to(like).mul_(2).sub_(1)
 
 
 def _like(u: Sequence[Tensor], z: Sequence[Tensor]) -> list[Tensor]:
     return [part.to(like.dtype) for part, like in zip(u, z, strict=True)]
+
+
+def spread_entries(axis: Axis, numbers: Tensor, like: Tensor) -> Tensor:
+    """Numbers (examples, entries of an example) in the shape of `like`; one column serves all."""
+    return spread_blocks(axis, numbers[None], like)[0]
+
+
+def spread_blocks(axis: Axis, numbers: Tensor, like: Tensor) -> Tensor:
+    """The same for numbers (k, examples, entries of an example): k tensors of that shape."""
+    examples = numbers.shape[1]
+    shape = axis.split(like, examples).movedim(axis.dim - 1, 0).shape
+    whole = numbers.expand(-1, -1, like.numel() // examples).reshape(-1, *shape)
+    return axis.joined(whole.movedim(1, axis.dim - 1))
 
 
 # -- A loss whose likelihoods are seen -------------------------------------------------------------
@@ -125,7 +139,7 @@ class LikelihoodRoots(LossRoots):
     ) -> None:
         self.likelihoods, self._given_axes, self._slopes = likelihoods, axes, slopes
         self.z = [part for likelihood in likelihoods for part in likelihood.parameters]
-        self._axes = [
+        self.axes = [
             Axis(axis.dim + likelihood.z.ndim - part.ndim, outer=axis.outer)
             for axis, likelihood in zip(axes, likelihoods, strict=True)
             for part in likelihood.parameters
@@ -144,12 +158,8 @@ class LikelihoodRoots(LossRoots):
         return [z.numel() // examples for z in self.z]
 
     def spread(self, numbers: Sequence[Tensor]) -> list[Tensor]:
-        parts = []
-        for part, z, axis in zip(numbers, self.z, self._axes, strict=True):
-            shape = axis.split(z, len(part)).movedim(axis.dim - 1, 0).shape
-            whole = part.expand(-1, z.numel() // len(part)).reshape(shape)
-            parts.append(axis.joined(whole.movedim(0, axis.dim - 1)))
-        return parts
+        trios = zip(numbers, self.z, self.axes, strict=True)
+        return [spread_entries(axis, part, z) for part, z, axis in trios]
 
     def root(self, e: Sequence[Tensor]) -> list[Tensor]:
         rest, parts = iter(e), []
@@ -208,8 +218,8 @@ class HessianRoots(LossRoots):
         return [part.reshape(z.shape) for part, z in zip(parts, self.z, strict=True)]
 
 
-def _root_blocks(loss: LossHessian, examples: int) -> Tensor:
-    """(examples, D, D): square roots of the Hessians of single examples."""
+def hessian_blocks(loss: LossHessian, examples: int) -> Tensor:
+    """(examples, D, D): the Hessians of single examples, which must not influence one another."""
     sizes = [z.numel() // examples for z in loss.tensors]
     columns = []
     for k, size in enumerate(sizes):
@@ -221,7 +231,12 @@ def _root_blocks(loss: LossHessian, examples: int) -> Tensor:
             )
             columns.append(torch.cat([part.reshape(examples, -1) for part in parts], dim=1))
     H = torch.stack(columns, dim=2)
-    values, vectors = torch.linalg.eigh((H + H.mT) / 2)
+    return (H + H.mT) / 2
+
+
+def _root_blocks(loss: LossHessian, examples: int) -> Tensor:
+    """(examples, D, D): square roots of these Hessians."""
+    values, vectors = torch.linalg.eigh(hessian_blocks(loss, examples))
     most = values.abs().amax(-1, keepdim=True)
     if bool((values < -100 * torch.finfo(values.dtype).eps * most).any()):
         raise FunctionError(

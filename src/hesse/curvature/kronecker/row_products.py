@@ -3,15 +3,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from hesse.curvature.kronecker.examples import ExampleMap
 from hesse.curvature.kronecker.rows import OneHot, Rows
 from hesse.operators.batched_kronecker import Factors
+from hesse.vectors.matmul import empty_matrix, matmul
 
-# From this size on, four panels of one half of X'X take less time than all of it.
-_SMALL_GRAM = 256
+_CHUNK = 1 << 24  # entries of gradients of single examples at a time
+
+# From this size on, panels of one half of X'X take less time than all of it.
+_SMALL_GRAM, _PANELS = 256, 6
+
+
+def nonzero_rows(rows: Tensor) -> Tensor:
+    """Which rows (R, groups, d) have an entry other than zero; a fifth of the time of `any`."""
+    return (rows.amax(-1) != 0) | (rows.amin(-1) != 0)
 
 
 def second_moment(rows: Rows, active: Tensor | None, diagonal: bool) -> Tensor:
@@ -35,10 +46,9 @@ def gram(X: Tensor) -> Tensor:
     d = X.shape[1]
     if d < _SMALL_GRAM:
         return X.T @ X
-    result, step = X.new_empty(d, d), -(-d // 4)
+    result, step = empty_matrix(d, d, X), -(-d // (16 * _PANELS)) * 16
     for i in range(0, d, step):
-        panel = X[:, i : i + step]
-        result[i:, i : i + step] = X[:, i:].T @ panel
+        torch.mm(X[:, i:].T, X[:, i : i + step], out=result[i:, i : i + step])
         result[i : i + step, i + step :] = result[i + step :, i : i + step].T
     return result
 
@@ -46,7 +56,7 @@ def gram(X: Tensor) -> Tensor:
 def products(left: Tensor, right: Tensor) -> Tensor:
     """(groups, p, q): the sum over rows of l r'."""
     if left.shape[1] == 1:  # a batch of one is slower
-        return (left[:, 0].T @ right[:, 0])[None]
+        return matmul(left[:, 0].T, right[:, 0])[None]
     return left.permute(1, 2, 0) @ right.permute(1, 0, 2)
 
 
@@ -58,7 +68,7 @@ def project_rows(rows: Rows, basis: Factors) -> Rows:
         padded = torch.cat([basis.entries[0], basis.entries.new_zeros(1, basis.size)])
         return padded[rows.index][:, None]
     if rows.shape[1] == 1:
-        return (rows[:, 0] @ basis.entries[0])[:, None]
+        return matmul(rows[:, 0], basis.entries[0])[:, None]
     return (rows.transpose(0, 1) @ basis.entries).transpose(0, 1)
 
 
@@ -80,6 +90,58 @@ def gradients(left: Rows, right: Rows, part: slice) -> Tensor:
     sums = rows.new_zeros(len(rows), hot.size + 1, rows.shape[2]).scatter_add_(1, index, rows)
     sums = sums[:, : hot.size]
     return (sums if isinstance(left, OneHot) else sums.mT)[:, None]
+
+
+def summed_squares(pairs: Sequence[tuple[Rows, Rows]], entries: int) -> Tensor:
+    """(groups, p, q): the squares of the gradients of single examples, added up.
+
+    Args:
+        pairs: rows l and r of each use, arranged by examples.
+        entries: of such a gradient.
+    """
+    examples = len(pairs[0][0].index if isinstance(pairs[0][0], OneHot) else pairs[0][0])
+    step, total = max(1, _CHUNK // entries), None
+    for i in range(0, examples, step):
+        parts = [gradients(left, right, slice(i, i + step)) for left, right in pairs]
+        gradient = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+        squares = (gradient * gradient).sum(0)
+        total = squares if total is None else total + squares
+    assert total is not None
+    return total
+
+
+@dataclass(frozen=True)
+class OneHotSums:
+    """Sums of rows over those of an example that have the same index.
+
+    Args:
+        kept: the rows that have an index and an example.
+        place: of each of these, the sum that it belongs to.
+        index: of each sum.
+        size: the number of indices.
+    """
+
+    kept: Tensor
+    place: Tensor
+    index: Tensor
+    size: int
+
+    @staticmethod
+    def of(hot: OneHot, map_: ExampleMap) -> OneHotSums:
+        """Which rows are added up."""
+        owner = map_.owners(len(hot), hot.index.device)
+        kept = (hot.index >= 0) & (owner >= 0)
+        key, place = torch.unique(owner[kept] * hot.size + hot.index[kept], return_inverse=True)
+        return OneHotSums(kept, place, key % hot.size, hot.size)
+
+    def sums(self, rows: Tensor) -> Tensor:
+        """Of rows (R, d): (sums, d)."""
+        kept = rows[self.kept]
+        return kept.new_zeros(len(self.index), kept.shape[1]).index_add_(0, self.place, kept)
+
+    def by_index(self, sums: Tensor) -> Tensor:
+        """The sums added up over examples: (indices, d)."""
+        return sums.new_zeros(self.size, sums.shape[1]).index_add_(0, self.index, sums)
 
 
 def mean_over_uses(rows: list[Rows], actives: list[Tensor]) -> tuple[list[Rows], list[Tensor]]:

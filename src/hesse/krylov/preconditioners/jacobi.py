@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jacobi: divide by the diagonal, which is given, known, or estimated with random signs."""
+"""Jacobi: divide by the diagonal, which is given, known, computed, or estimated."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def jacobi(
     $$ M = \operatorname{diag}(|d_i|)^{-1}, \qquad
        d = \frac1k \sum_{j=1}^k z_j \odot A z_j, \quad z_j \in \{-1, 1\}^n $$
 
-    where the diagonal is neither given nor known without products, as that of a matrix is.
+    where the diagonal is neither given, nor known without products as that of a matrix is, nor
+    computed exactly for at most k products, as that of a Gauss-Newton or Fisher matrix of up to 4 k
+    outputs of an example is (see `hesse.diagonal`). With more outputs that is sampled likewise.
 
     Absolute values make M positive definite for an indefinite A too. Entries that say nothing are
     raised: an estimate to its own standard error, an entry of zero to eps times the largest.
@@ -45,7 +47,8 @@ def jacobi(
             sqrt(k).
         generator: of the signs.
 
-    Cost: none, or `probes` products, in one block; 3 k vectors while it is made, one then.
+    Cost: none, what the exact diagonal takes, or `probes` products, in one block; 3 k vectors while
+        it is made, one then.
 
     Raises:
         HesseError: A not symmetric; a diagonal that is zero, or of another shape; NaN.
@@ -62,7 +65,7 @@ def jacobi(
     d = A._diagonal() if diagonal is None else A.domain.enter(diagonal, what="d")[0]
     products = 0
     if d is None:
-        d, products = _estimate(A, probes, generator), probes
+        d, products = _estimate(A, probes, generator)
     size = d.abs()
     largest = float(size.max())
     if not 0.0 < largest < float("inf"):
@@ -76,9 +79,23 @@ def jacobi(
     return Preconditioner(DiagonalOperator(A.domain, 1.0 / size), products)
 
 
-def _estimate(A: LinearOperator, probes: int, generator: torch.Generator | None) -> Tensor:
-    """Means of z * A z in absolute value, but at least their standard errors."""
-    A.announce(probes)
-    Z = stacked(probes, (A.domain.rademacher(generator) for _ in range(probes))).T
-    samples = Z * check_finite_products(A, A._matmat(Z))
-    return torch.maximum(samples.mean(dim=1).abs(), samples.std(dim=1) / probes**0.5)
+def _estimate(
+    A: LinearOperator, probes: int, generator: torch.Generator | None
+) -> tuple[Tensor, int]:
+    """The diagonal for at most so many products, and these.
+
+    An estimate is the mean of samples in absolute value, but at least its standard error.
+    """
+    way = A._computed_diagonal()
+    if way is not None and way.products <= probes:
+        return check_finite_products(A, way.exact()), way.products
+    if way is not None:
+        probes = max(2, probes // way.products_a_sample)
+        samples, products = stacked(probes, way.samples(probes, generator)).T, way.products_a_sample
+    else:
+        A.announce(probes)
+        Z = stacked(probes, (A.domain.rademacher(generator) for _ in range(probes))).T
+        samples, products = Z * A._matmat(Z), 1
+    check_finite_products(A, samples)
+    error = samples.std(dim=1) / probes**0.5
+    return torch.maximum(samples.mean(dim=1).abs(), error), probes * products

@@ -62,6 +62,49 @@ class Detection:
         return all(map(torch.equal, run(self.operands, residuals), self.values))
 
 
+@dataclass(frozen=True)
+class LinearPart:
+    """What of a tangent program depends on the direction, and what does not.
+
+    Args:
+        nodes: those that depend on it, in order.
+        fixed: the others.
+        direction, output: the numbers of the direction and of the result.
+        known: constants, and what is known of other values that do not depend on the direction:
+            integers, and what does not depend on the variables either.
+        changing: the values that depend on the variables.
+    """
+
+    nodes: list[Node]
+    fixed: list[Node]
+    direction: int
+    output: int
+    known: dict[int, Tensor]
+    changing: Collection[int]
+
+    @staticmethod
+    def of(
+        program: Program, residuals: list[Tensor], primal: Program, num_variables: int
+    ) -> LinearPart:
+        """That of a tangent program; the arguments are those of `detect`."""
+        (output,), direction = program.outputs, program.inputs[-1]
+        dependent = dependent_values(program.nodes, {direction})
+        nodes = [node for node in program.nodes if not dependent.isdisjoint(node.results)]
+        nodes = eliminate_dead_code(nodes, [output])
+        read = {number for node in nodes for number in node.reads()}
+        fixed = [node for node in program.nodes if dependent.isdisjoint(node.results)]
+        changing = dependent_values(primal.nodes, primal.inputs[:num_variables])
+        changing = dependent_values(fixed, changing)
+        wanted = [
+            number
+            for number in sorted(read - dependent - program.constants.keys())
+            if is_integer(program.metas[number]) or number not in changing
+        ]
+        values = run(_operand_program(program, fixed, wanted), residuals) if wanted else []
+        known = program.constants | dict(zip(wanted, values, strict=True))
+        return LinearPart(nodes, fixed, direction, output, known, changing)
+
+
 def detect(
     program: Program, residuals: list[Tensor], primal: Program, num_variables: int
 ) -> Detection:
@@ -77,38 +120,24 @@ def detect(
         UnknownOperationError: an operation has no rule; the message names it.
         TooDenseError: a tensor depends on too much of the direction.
     """
-    (output,), direction = program.outputs, program.inputs[-1]
-    dependent = dependent_values(program.nodes, {direction})
-    nodes = [node for node in program.nodes if not dependent.isdisjoint(node.results)]
-    nodes = eliminate_dead_code(nodes, [output])
-    read = {number for node in nodes for number in node.reads()}
-    fixed = [node for node in program.nodes if dependent.isdisjoint(node.results)]
-    changing = dependent_values(primal.nodes, primal.inputs[:num_variables])
-    changing = dependent_values(fixed, changing)
-    wanted = [
-        number
-        for number in sorted(read - dependent - program.constants.keys())
-        if is_integer(program.metas[number]) or number not in changing
-    ]
-    values = run(_operand_program(program, fixed, wanted), residuals) if wanted else []
-    (n,) = program.metas[direction].shape
-    known = program.constants | dict(zip(wanted, values, strict=True))
+    part = LinearPart.of(program, residuals, primal, num_variables)
+    (n,) = program.metas[part.direction].shape
     zeros = Zeros(program.metas, primal.constants | program.constants)
-    zeros.visit([*primal.nodes, *fixed])
-    tape = Tape(program.metas, known, zeros.nonzeros, {direction: identity(n)})
-    pattern = _propagate(nodes, output, tape)
+    zeros.visit([*primal.nodes, *part.fixed])
+    tape = Tape(program.metas, part.known, zeros.nonzeros, {part.direction: identity(n)})
+    pattern = _propagate(part.nodes, part.output, tape)
     if pattern is None:
-        pattern = empty(program.metas[output].shape[0], n)
+        pattern = empty(program.metas[part.output].shape[0], n)
     used = sorted(tape.looked_at - program.constants.keys())
-    operands = _operand_program(program, fixed, used)
+    operands = _operand_program(program, part.fixed, used)
     constants = primal.constants | program.constants
     seen = (tape.looked_at | zeros.looked_at) & constants.keys()
     return Detection(
         pattern,
         operands,
-        [known[number].clone() for number in used],
+        [part.known[number].clone() for number in used],
         [(constants[number], constants[number].clone()) for number in seen],
-        not changing.isdisjoint(used),
+        not set(part.changing).isdisjoint(used),
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hesse.tracing.graph import Node, TensorMeta, Value
-from hesse.tracing.sparsity.patterns import Pattern, select
+from hesse.tracing.sparsity.patterns import Pattern, identity, select
 
 
 class Tape:
@@ -44,6 +44,11 @@ class Tape:
     def numel(self, number: int) -> int:
         """The number of its entries."""
         return math.prod(self.shape(number))
+
+    def alone(self, number: int) -> Tape:
+        """A tape on which this value is the direction, and no other value depends on it."""
+        patterns = {number: identity(self.numel(number))}
+        return Tape(self._metas, self._known, self._nonzeros, patterns)
 
     def moves(self, argument: Any) -> bool:
         """Whether an argument is a tensor that depends on the direction."""

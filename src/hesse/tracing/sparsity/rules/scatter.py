@@ -28,8 +28,8 @@ def patterns(node: Node, tape: Tape) -> Sequence[Pattern | None] | None:
     if node.function in _INTO_BASE:
         places, position = _INTO_BASE[node.function]
         base, added = node.args[0].index, node.args[position].index
-    elif node.function in _ADJOINTS:
-        (base, added), places = (None, node.args[0].index), _ADJOINTS[node.function]
+    elif node.function in ADJOINTS:
+        (base, added), places = (None, node.args[0].index), ADJOINTS[node.function]
     else:
         return None
     (result,) = node.results
@@ -86,7 +86,7 @@ def _nearest(numbers: Tensor, node: Node, tape: Tape) -> Tensor:
     return forward.default(numbers.to(torch.float64), size, *scales).to(torch.int64)
 
 
-_ADJOINTS: dict[Any, Places] = {
+ADJOINTS: dict[Any, Places] = {
     _aten.unfold_backward.default: _unfold,
     _aten.embedding_dense_backward.default: _embedding,
     _aten.col2im.default: partial(_through, _aten.im2col.default, slice(2, None)),

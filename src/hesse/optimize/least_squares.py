@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`least_squares`: fit a model by the squares of its residuals, or by a robust loss of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hesse.boundary import public
+from hesse.checkpoint import Checkpoint
+from hesse.curvature.jacobian import jacobian_operator
+from hesse.curvature.operator import CurvatureOperator
+from hesse.errors import (
+    ArgumentError,
+    FunctionError,
+    Status,
+    check_choice,
+    check_count,
+    check_tolerances,
+    is_number,
+)
+from hesse.optimize.fixed_mode import in_fixed_mode
+from hesse.optimize.point import Counts
+from hesse.optimize.squares.box import Box, make_box
+from hesse.optimize.squares.covariance import Covariance, dense_covariance, large_covariance
+from hesse.optimize.squares.fit import Fit, FitState, Tolerances
+from hesse.optimize.squares.residual_point import Residuals
+from hesse.optimize.squares.result import LeastSquaresResult
+from hesse.optimize.squares.risk_residuals import residuals_of
+from hesse.optimize.squares.robust_loss import Rho, RobustLoss
+from hesse.progress import Callback, FilePath, Run
+from hesse.risk.risk import Risk
+from hesse.vectors.space import Space, Tree
+
+# Jacobians of up to so many entries, and so long a shorter side, are matrices by default.
+_MOST_ENTRIES, _LONGEST_SIDE = 1 << 22, 1000
+
+
+@public("hesse.least_squares(r, x0, method={method})")
+def least_squares(
+    r: Callable[[Any], Any] | Risk,
+    x0: Tree,
+    method: Literal["auto", "svd", "lsmr"] = "auto",
+    *,
+    loss: Literal["linear", "huber", "soft_l1", "cauchy", "arctan"] | Rho = "linear",
+    f_scale: float = 1.0,
+    bounds: tuple[Any, Any] | None = None,
+    x_scale: Literal["auto", "jac"] | float | Tree = "auto",
+    ftol: float = 1e-8,
+    xtol: float = 1e-8,
+    gtol: float = 1e-8,
+    max_iterations: int = 1000,
+    max_seconds: float | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    checkpoint: FilePath = None,
+) -> LeastSquaresResult:
+    r"""Minimise a sum of squares, or of robust losses, of residuals by a trust-region method.
+
+    $$ \min_{l \le x \le u} \; \tfrac{C^2}{2} \sum_i \rho\bigl(r_i(x)^2 / C^2\bigr), \qquad
+       p_k = \arg\min_{\lVert D^{-1} p \rVert \le \Delta_k} \lVert r_k + J_k p \rVert $$
+
+    Args:
+        r: function of one argument whose result, the residuals, is a tensor or a tree of tensors;
+            for weights multiply the residuals by their roots. Or a `Risk` with the loss
+            `nn.MSELoss()`, whose value is then the cost; all batches are evaluated together.
+        x0: where to start: a tensor or a tree of tensors. Use float64 for high accuracy.
+        method: how J is taken. "svd": as a matrix, by its singular value decomposition; "lsmr": by
+            products alone, with the bidiagonalisation of LSMR; "auto": "svd" for up to 4 million
+            entries and 1000 on the shorter side.
+        loss: rho. "linear", z; "huber", z up to 1 and 2 sqrt(z) - 1 above; "soft_l1",
+            2 (sqrt(1 + z) - 1); "cauchy", log(1 + z); "arctan", arctan z; or a function of a tensor
+            z, entry by entry.
+        f_scale: C, about the size of a residual that is no outlier.
+        bounds: (l, u), each a number or a tree like x0; None where there is no bound.
+        x_scale: D, the size of the variables: a number or a tree like x0; "jac", one over the
+            largest norm so far of each column of J (method "svd"); "auto", "jac" or else 1.
+        ftol: a full step that lowers the cost by at most ftol times it, as predicted, is the last.
+        xtol: so is a step after which the Gauss-Newton step is at most xtol |x|, in the units of D.
+        gtol: the cosine of the angle between the residuals and each column of J is small (for
+            "lsmr" that of the gradient). Unlike SciPy's, it does not depend on the units of r.
+        max_iterations: of steps.
+        max_seconds: limit of the whole fit, kept within the bidiagonalisation.
+        callback: called with an `Iteration` (number, x, value, gradient_norm, products) after
+            every step; a true result stops the fit.
+        progress: show a bar.
+        checkpoint: path of a file to which the state is saved after a step, and from which the same
+            call continues, to the same bits, after it was killed (see `hesse.checkpoint`).
+
+    One factorisation of J gives the best step for every trust radius, by its singular values and
+    without J'J. Several radii are tried, and picked by the true cost, before J is computed at
+    another point; with "svd" a step is bent along the curvature of r, and where three steps in a
+    row lower the cost by less than 5 %, as where residuals stay large, the Hessian of the cost is
+    the model, with the second derivatives of r, for up to 300 variables. Variables at a bound that
+    the gradient pushes outwards are held; steps are projected onto the bounds. A trial point at
+    which r is not finite, or raises an ArithmeticError, ValueError or RuntimeError, is rejected.
+
+    Returns:
+        LeastSquaresResult with the best point and the covariance of the estimate. No error is
+        raised without convergence: look at `success` and `message`. The status is CONVERGED,
+        STAGNATED (no step lowers the cost, although J promises it), a limit, STOPPED, or
+        INTERRUPTED by Ctrl-C. The point is stationary: a minimum, or in rare cases a saddle point.
+
+    Cost: an iteration takes J once and r about twice. "svd": J costs as many backward passes as
+        there are residuals, or forward ones as there are variables, vectorised; its decomposition
+        m n^2 operations. "lsmr": two products a step of the bidiagonalisation, and a vector of
+        n for each (1 GB of them at most, or 30).
+
+    Raises:
+        HesseError: r is not finite at x0; x0 out of bounds; "jac" without a matrix; or as in
+            `jacobian_operator`. What r raises at x0.
+
+    References: Dennis, Gay & Welsch 1981, doi:10.1145/355958.355965; More 1978,
+        doi:10.1007/BFb0067700; Fong & Saunders 2011, doi:10.1137/10079687X; Triggs et al. 2000,
+        doi:10.1007/3-540-44480-7_21; Bertsekas 1982, doi:10.1137/0320018.
+
+    >>> t = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    >>> y = torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
+    >>> x0 = torch.ones(2, dtype=torch.float64)
+    >>> result = least_squares(lambda x: x[0] * torch.exp(-x[1] * t) - y, x0)
+    >>> result.success, [round(value, 4) for value in result.x.tolist()]     # 2 and log 2
+    (True, [2.0, 0.6931])
+    """
+    check_choice("method", method, ("auto", "svd", "lsmr"))
+    check_count("max_iterations", max_iterations, 0)
+    check_tolerances(ftol=ftol, xtol=xtol, gtol=gtol)
+    robust = RobustLoss(loss, f_scale)
+    limits = Run(
+        "least_squares",
+        max_seconds=max_seconds,
+        callback=callback,
+        progress=progress,
+        checkpoint=checkpoint,
+    )
+    r = _as_function(r)
+    start = _jacobian(r, x0, is_fixed=checkpoint is not None)
+    space = start.domain
+    x = space.flatten(x0, what="x0").clone()
+    space.check_finite(x, "x0")
+    is_dense = method == "svd" or (method == "auto" and _is_small(start))
+    box = make_box(bounds, space, x)
+    scale, adapts = _scale(x_scale, space, is_dense=is_dense)
+    file = Checkpoint(
+        limits.checkpoint,
+        start,
+        function="least_squares",
+        method="svd" if is_dense else "lsmr",
+        loss=loss if isinstance(loss, str) else getattr(loss, "__qualname__", type(loss).__name__),
+        f_scale=f_scale,
+        tolerances=[ftol, xtol, gtol],
+        x0=x,
+        x_scale=scale,
+        lower=None if box is None else box.lower,
+        upper=None if box is None else box.upper,
+    )
+    residuals = Residuals(r, start, robust, is_dense=is_dense)
+    state = FitState(x, residuals.counts, scale)
+    if file.resume(state):
+        residuals.counts, residuals.products = state.counts, state.products
+        state.status = Status.UNFINISHED if state.status is not Status.CONVERGED else state.status
+    fit = Fit(
+        residuals,
+        state,
+        box=box,
+        tolerances=Tolerances(ftol, xtol, gtol),
+        limits=limits,
+        max_iterations=max_iterations,
+        adapts_scale=adapts,
+        checkpoint=file,
+    )
+    return _result(fit, _run(fit, limits))
+
+
+def _as_function(r: Any) -> Callable[[Any], Any]:
+    """The function that gives residuals."""
+    if isinstance(r, Risk):
+        return residuals_of(r)
+    if not callable(r):
+        raise FunctionError(
+            expected="r to be a function of x",
+            got=f"a {type(r).__name__}",
+            remedy="Give a function that returns the residuals.",
+        )
+    return r
+
+
+def _jacobian(r: Any, x0: Tree, *, is_fixed: bool) -> CurvatureOperator:
+    """The Jacobian at x0, in one mode throughout for a run that resumes to the same bits."""
+    if not is_fixed:
+        return jacobian_operator(r, x0)
+    modes = ["retained-graph"]
+    return in_fixed_mode(lambda mode: jacobian_operator(r, x0, mode=mode), modes)[0]  # type: ignore[arg-type]
+
+
+def _is_small(J: CurvatureOperator) -> bool:
+    rows, columns = J.shape
+    return rows * columns <= _MOST_ENTRIES and min(rows, columns) <= _LONGEST_SIDE
+
+
+def _scale(x_scale: Any, space: Space, *, is_dense: bool) -> tuple[Tensor, bool]:
+    """D, and whether it follows the columns of the Jacobian."""
+    ones = torch.ones_like(space.zeros())
+    if isinstance(x_scale, str):
+        check_choice("x_scale", x_scale, ("auto", "jac"))
+        if x_scale == "jac" and not is_dense:
+            raise ArgumentError(
+                expected="x_scale to be numbers for method 'lsmr'",
+                got="'jac', which needs the columns of the Jacobian",
+                remedy="Give the typical size of every variable, a tree like x0.",
+            )
+        return ones, is_dense
+    scale = ones * float(x_scale) if is_number(x_scale) else space.flatten(x_scale, what="x_scale")
+    if space.any(~((scale > 0) & (scale < torch.inf))):
+        raise ArgumentError(
+            expected="x_scale > 0 and finite",
+            got="an entry that is not",
+            remedy="Give the typical size of every variable; 1 where it is not known.",
+        )
+    return scale.clone(), False
+
+
+def _run(fit: Fit, limits: Run) -> Status:
+    """Run the loop to its end."""
+    status = Status.UNFINISHED
+    with limits:
+        for iteration in fit.iterations():
+            status = iteration.status
+            if status is Status.UNFINISHED and not limits.after_step(iteration):
+                status = limits.status
+                break
+    if limits.status is Status.INTERRUPTED:
+        status = limits.status
+    fit.save(now=True)
+    return status
+
+
+def _result(fit: Fit, status: Status) -> LeastSquaresResult:
+    residuals, point, state, space = fit.residuals, fit.point, fit.state, fit.space
+    box = fit.box or Box(space.zeros() - torch.inf, space.zeros() + torch.inf)
+    covariance = _covariance(fit)
+    counts = residuals.counts
+    return LeastSquaresResult(
+        x=space.unflatten(point.x),
+        cost=point.cost,
+        fun=residuals.codomain.unflatten(point.r),
+        jac=point.operator,
+        grad=space.unflatten(point.gradient),
+        optimality=fit.optimality,
+        active_mask=space.unflatten(box.active(point.x).to(space.dtype)),
+        nfev=counts.nfev,
+        njev=counts.njev,
+        nhev=counts.nhev,
+        nit=state.number,
+        products=residuals.products,
+        status=status,
+        message=_message(status, state, counts),
+        success=status is Status.CONVERGED,
+        covariance=covariance.operator,
+        standard_errors=covariance.standard_errors,
+        rank=covariance.rank,
+        history=[(cost, optimality) for cost, optimality in state.history],
+    )
+
+
+def _covariance(fit: Fit) -> Covariance:
+    point = fit.point
+    if not fit.residuals.is_dense:
+        return large_covariance(point.operator, point.cost)
+    held = None if fit.box is None else fit.box.active(point.x) != 0
+    return dense_covariance(fit.space, point.matrix, point.cost, fit.state.scale, held)
+
+
+def _message(status: Status, state: FitState, counts: Counts) -> str:
+    """Why the fit ended, and what r raised."""
+    text = f"Converged: {state.reason}" if status is Status.CONVERGED else status.value
+    if not counts.nraised:
+        return text
+    return f"{text} r raised at {counts.nraised} trial points; last: {counts.last_error}"
