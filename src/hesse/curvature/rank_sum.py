@@ -10,8 +10,11 @@ bits, so that solvers and estimators take the same steps on each of them.
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,8 +22,12 @@ from torch import Tensor
 from hesse.boundary import public
 from hesse.curvature.operator import CurvatureOperator
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.diagonal import IdentityOperator
 from hesse.ranks import Ranks
+from hesse.risk.risk import Risk
 from hesse.vectors.space import Space, Tree
+
+T = TypeVar("T")
 
 
 class NoData(LinearOperator):
@@ -50,14 +57,17 @@ class NoData(LinearOperator):
 class RankSum(LinearOperator):
     """The sum over ranks of a symmetric curvature matrix of each rank's part of the data.
 
+    It is made by the functions that make a curvature matrix, of a risk with `group=`.
+
     Args:
         local: the matrix of this rank's part.
         ranks: the processes.
+        shift: the weight decay, which is in the part of one rank.
     """
 
-    def __init__(self, local: CurvatureOperator | NoData, ranks: Ranks) -> None:
+    def __init__(self, local: CurvatureOperator | NoData, ranks: Ranks, shift: float = 0.0) -> None:
         super().__init__(replace(local.domain, ranks=ranks), symmetric=True)
-        self.local, self.ranks = local, ranks
+        self.local, self.ranks, self._shift = local, ranks, shift
 
     @property
     @public("{self}.value")
@@ -89,7 +99,11 @@ class RankSum(LinearOperator):
     @public("{self}.at(x)")
     def at(self, x: Tree) -> RankSum:
         """The matrix of the same function at another point of the same structure."""
-        return RankSum(self.local.at(x), self.ranks)
+        return RankSum(self.local.at(x), self.ranks, self._shift)
+
+    def _split_shift(self) -> tuple[LinearOperator, float]:
+        shift = self._shift
+        return (self - shift * IdentityOperator(self.domain), shift) if shift else (self, 0.0)
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.ranks.sum_of(lambda: self.local._matvec(v), torch.empty_like(v), v)
@@ -105,7 +119,7 @@ class RankSum(LinearOperator):
     def _value(self) -> Tensor:
         like = torch.empty((), dtype=torch.float64, device=self.device)
         total = self.ranks.sum_of(lambda: self.local.value.to(like), like)
-        return total.to(self.local.value.dtype)
+        return total.to(self.dtype)
 
     @cached_property
     def _gradient(self) -> Tensor:
@@ -113,3 +127,44 @@ class RankSum(LinearOperator):
 
     def _expression(self) -> str:
         return f"{self.local._expression()} of {self.ranks.size} ranks"
+
+
+def rank_sum(
+    ranks: Ranks, make: Callable[[], CurvatureOperator | None], x: Tree, what: str, shift: float
+) -> RankSum:
+    """The sum over ranks of the matrices that make() gives, None where a rank has no data.
+
+    Raises:
+        RankError: x, which `what` names, is not the same on all ranks.
+    """
+    with ranks.alike():
+        space = Space.of(x, what=what)
+        local = make() or NoData(space)
+        code = _code(space, x)
+    ranks.check_same(
+        what,
+        code,
+        "Give all ranks the same parameters: DistributedDataParallel does at construction, or "
+        "torch.distributed.broadcast.",
+    )
+    return RankSum(local, ranks, shift)
+
+
+def look_here(risk: Risk, look: Callable[[Risk], T]) -> T | None:
+    """What look() finds in the part of a risk in this process; None where it has no data.
+
+    An error on one rank is one on all.
+    """
+    if risk.ranks is None:
+        return look(risk)
+    with risk.ranks.alike():
+        return look(risk.local) if risk.num_summands else None
+
+
+def _code(space: Space, x: Tree) -> float:
+    """A number that tells a tree from others."""
+    code = zlib.crc32(repr((space.names, space.shapes, space.dtypes)).encode())
+    for leaf in space.leaves(x, what="x"):
+        whole = leaf.detach().cpu().contiguous().reshape(-1)
+        code = zlib.crc32(whole.view(torch.uint8).numpy().tobytes(), code)
+    return float(code)

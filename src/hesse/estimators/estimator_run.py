@@ -139,7 +139,7 @@ class EstimatorRun(Generic[CriterionT]):
             A,
             limits,
             criterion,
-            generator=generator_for(generator, limits.checkpoint),
+            generator=generator_for(generator, limits.checkpoint, A.domain),
             block_size=block,
             max_vectors=vectors,
             run_key={"call": limits.title, **run_key, "block_size": block},

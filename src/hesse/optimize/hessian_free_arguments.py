@@ -9,11 +9,13 @@ from torch import nn
 
 from hesse.errors import ArgumentError, check_positive
 from hesse.risk.risk import Risk
+from hesse.risk.sharing import check_is_whole
 
 
 def model_of(risk: Any) -> nn.Module:
     """The module whose parameters are trained."""
     if isinstance(risk, Risk) and isinstance(risk.model, nn.Module):
+        check_is_whole(risk)
         return risk.model
     raise ArgumentError(
         expected="a hesse.Risk of an nn.Module, whose parameters are to be trained",

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import datetime
 import math
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError, HesseError, NonFiniteError
+from hesse.errors import ArgumentError, DerivativeError, HesseError, NonFiniteError
 from hesse.progress import agree_to_end, share_run, wish_to_end
 from hesse.ranks.errors import RankError
 from hesse.ranks.slots import WIDTH, Fault, Slots, checksum, step_number
@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 _TIMEOUT = datetime.timedelta(minutes=10)
 _LONGEST = 400  # bytes of the message of another rank
+_SEE = "See the error of that rank; its data or parameters are the cause."
 
 
 class Ranks:
@@ -69,7 +70,9 @@ class Ranks:
 
     # -- Sums --------------------------------------------------------------------------------------
 
-    def sum_of(self, compute: Callable[[], Tensor], like: Tensor, v: Tensor | None = None) -> Tensor:
+    def sum_of(
+        self, compute: Callable[[], Tensor], like: Tensor, v: Tensor | None = None
+    ) -> Tensor:
         """The sum over ranks of what compute() gives, in the shape of `like`.
 
         One all-reduce of that many numbers and four for each rank. `v`: what is multiplied, which
@@ -98,11 +101,12 @@ class Ranks:
         self._agree(Slots(buffer[size:].view(self.size, WIDTH).cpu()), error)
         return buffer[:size].view(like.shape).to(like.dtype)
 
-    def together(self, compute: Callable[[], T]) -> T:
-        """compute(), which may fail on some ranks: all of them then raise."""
-        result, error = None, None
+    @contextmanager
+    def alike(self) -> Iterator[None]:
+        """If the block raises an error on some ranks, all of them raise one at its end."""
+        error = None
         try:
-            result = compute()
+            yield
         except Exception as raised:
             error = raised
         said = (0, step_number(self._steps), int(Fault.of(error)), 0)
@@ -111,7 +115,11 @@ class Ranks:
         self._reduce(slots)
         self._steps += 1
         self._agree(Slots(slots.view(self.size, WIDTH).cpu()), error)
-        return result  # type: ignore[return-value]
+
+    def together(self, compute: Callable[[], T]) -> T:
+        """compute(), which may fail on some ranks: all of them then raise."""
+        with self.alike():
+            return compute()
 
     def gather(self, *numbers: float) -> list[list[float]]:
         """The numbers of every rank, on every rank."""
@@ -120,9 +128,9 @@ class Ranks:
         self._reduce(table)
         return table.tolist()
 
-    def check_same(self, what: str, content: bytes, remedy: str) -> None:
-        """Raise on all ranks unless this is the same on all."""
-        codes = [row[0] for row in self.gather(float(zlib.crc32(content)))]
+    def check_same(self, what: str, code: float, remedy: str) -> None:
+        """Raise on all ranks unless the code of something is the same on all."""
+        codes = [row[0] for row in self.gather(code)]
         different = [rank for rank, code in enumerate(codes) if code != codes[0]]
         if different:
             raise RankError(
@@ -153,15 +161,17 @@ class Ranks:
         agree_to_end(slots.wishes)
 
     def _raise(self, rank: int, fault: Fault, error: Exception | None) -> None:
-        """The error of this rank, if it is the one; elsewhere an error that says which."""
+        """The error of this rank, if it is the one; elsewhere an error of its kind that says it."""
         text = self._text_of(rank, error)
         if rank == self.rank and error is not None:
             raise error
-        kind = NonFiniteError if fault is Fault.NOT_FINITE else RankError
-        failure: HesseError = kind(
-            expected="a result on every rank",
-            got=f"on rank {rank}: {text}",
-            remedy="See the error of that rank; its data or parameters are the cause.",
+        if fault is Fault.NOT_FINITE:
+            raise NonFiniteError(
+                expected=f"a finite result on rank {rank}", got=text, remedy=_SEE
+            ) from error
+        kind = DerivativeError if fault is Fault.DERIVATIVE else RankError
+        failure = kind(
+            expected="a result on every rank", got=f"on rank {rank}: {text}", remedy=_SEE
         )
         if isinstance(failure, RankError):
             failure.is_outside_domain = fault is Fault.DOMAIN
@@ -171,9 +181,10 @@ class Ranks:
         """What the error of a rank says, in a few words, on all ranks."""
         room = torch.zeros(_LONGEST, dtype=torch.uint8, device=self._device)
         if rank == self.rank and error is not None:
-            got = error.got if isinstance(error, HesseError) else str(error)
-            text = f"{type(error).__name__}: {got}".encode()[:_LONGEST]
-            room[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+            known = isinstance(error, HesseError)
+            text = error.got if known else f"{type(error).__name__}: {error}"
+            code = text.encode()[:_LONGEST]
+            room[: len(code)] = torch.frombuffer(bytearray(code), dtype=torch.uint8)
         self._reduce(room)
         return bytes(room.tolist()).rstrip(b"\0").decode(errors="replace")
 

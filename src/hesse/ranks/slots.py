@@ -15,6 +15,9 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from hesse.errors import DerivativeError, NonFiniteError
+from hesse.ranks.errors import is_outside_domain
+
 WIDTH = 4
 _PRIME = 1_048_573  # numbers below it are exact in float32
 _SAMPLED = 1024
@@ -28,19 +31,20 @@ class Fault(IntEnum):
     NOT_FINITE = 2
     MEMORY = 3
     DOMAIN = 4
+    DERIVATIVE = 5
 
     @staticmethod
-    def of(error: BaseException | None) -> Fault:
+    def of(error: Exception | None) -> Fault:
         """The kind of an error."""
         if error is None:
             return Fault.NONE
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             return Fault.MEMORY
-        if type(error).__name__ == "NonFiniteError":
+        if isinstance(error, NonFiniteError):
             return Fault.NOT_FINITE
-        if isinstance(error, (ArithmeticError, ValueError, torch.linalg.LinAlgError)):
-            return Fault.DOMAIN
-        return Fault.ERROR
+        if isinstance(error, DerivativeError):
+            return Fault.DERIVATIVE
+        return Fault.DOMAIN if is_outside_domain(error) else Fault.ERROR
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import accumulate
@@ -304,7 +304,8 @@ class Space(OneLine, WholeVectors):
     def common(self, other: Space) -> Space:
         """Of two spaces, which must agree in dimension, dtype and device, the one with a tree."""
         checks.check_same((self.n, other.n), (self.dtype, other.dtype), (self.device, other.device))
-        return other if self.is_flat else self
+        space, ranks = other if self.is_flat else self, self.ranks or other.ranks
+        return space if space.ranks is ranks else replace(space, ranks=ranks)
 
     def first_bad_name(self, vector: Tensor) -> str | None:
         """Name of the first leaf of a flat vector that holds NaN or Inf, or None."""
