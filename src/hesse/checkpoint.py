@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,8 +67,8 @@ class Checkpoint:
 
     def __init__(self, path: FilePath, A: LinearOperator, **run_key: Any) -> None:
         self.path = check_path(path)
-        self._device, ranks = A.device, A.domain.ranks
-        self._writes = ranks is None or ranks.rank == 0
+        self._device, self._ranks = A.device, A.domain.ranks
+        self._writes = self._ranks is None or self._ranks.rank == 0
         self._next_save, self._has_warned = 0.0, False
         if self.path is None:
             return
@@ -97,7 +98,7 @@ class Checkpoint:
 
     def resume(self, state: Any) -> bool:
         """Set the state to that of the file, if there is one; whether there was."""
-        if self.path is None or not self.path.exists():
+        if self.path is None or not self._exists(self.path):
             return False
         try:
             file = TensorFile(self.path)
@@ -106,6 +107,15 @@ class Checkpoint:
         except DamagedFile as error:
             raise self._error("a checkpoint of Hesse", str(error)) from error
         return True
+
+    def _exists(self, path: Path) -> bool:
+        """Whether there is a file; the same one on all ranks."""
+        size = path.stat().st_size if path.exists() else -1
+        if self._ranks is not None:
+            self._ranks.check_same(
+                f"file checkpoint={str(path)!r}", size, "Give a path where all ranks see one file."
+            )
+        return size >= 0
 
     def save(self, state: Any, *, now: bool = False) -> None:
         """Write the state, unless `now` is False and the last save was a short time ago.

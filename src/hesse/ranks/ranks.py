@@ -34,10 +34,11 @@ class Ranks:
     """The processes that share the data of a risk.
 
     Args:
-        group: a process group of `torch.distributed`, or a one-dimensional `DeviceMesh`. Hesse
-            communicates in a group of its own with the same members, so that its messages do not
+        group: a process group of `torch.distributed`, or a one-dimensional `DeviceMesh`. If it has
+            all processes, Hesse communicates in a group of its own, so that its messages do not
             meet the user's.
-        timeout: how long to wait for another rank before an error, a `datetime.timedelta`.
+        timeout: how long to wait for another rank before an error, a `datetime.timedelta`; of a
+            group that has not all processes its own counts.
     """
 
     def __init__(self, group: Any, timeout: datetime.timedelta = _TIMEOUT) -> None:
@@ -237,9 +238,12 @@ def _process_group(group: Any) -> Any:
 
 @lru_cache(maxsize=16)
 def _own_group(group: Any, timeout: datetime.timedelta) -> Any:
-    """A group of the same members, for Hesse alone."""
+    """A group of the same members, for Hesse alone; the group itself if it has not all processes.
+
+    The others do not know that it is to be made, and without them torch 2.13 finds a name for it
+    from the number of groups that each member is in, which may differ.
+    """
     import torch.distributed as dist
 
-    members = dist.get_process_group_ranks(group)
-    whole = len(members) == dist.get_world_size()
-    return dist.new_group(members, timeout=timeout, use_local_synchronization=not whole)
+    is_whole = dist.get_world_size(group) == dist.get_world_size()
+    return dist.new_group(timeout=timeout) if is_whole else group
