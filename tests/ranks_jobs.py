@@ -41,7 +41,8 @@ def _minimised(method):
     def answer(risk):
         part = hesse.minimize(risk, risk.params, method, max_iterations=4)
         x = torch.cat([part.flatten() for part in part.x.values()])
-        counts = part.nit, part.nfev, part.njev, part.nhev
+        # The first step within a trust radius ends just there: rounding decides on which side.
+        counts = part.nit, part.nfev, part.njev, part.nhev if method == "newton-cg" else 0
         found = hesse.minimize(risk, risk.params, method)
         # Near the minimum rounding errors grow: its value is as exact as any other.
         return {"x": x, "counts": counts, "fun": found.fun, "status": found.status.name}
@@ -113,17 +114,15 @@ OTHERS = {
     "value": _twice,
     "hvp": _hvp,
     "blocks": _block,
-    "shift": lambda risk: hesse.nystrom_operator(
-        hesse.ggn_operator(risk), 8, generator=_seed()
-    ) @ vector(),
+    "shift": lambda risk: (
+        hesse.nystrom_operator(hesse.ggn_operator(risk), 8, generator=_seed()) @ vector()
+    ),
     "trace": _counted(_estimate(hesse.trace, method="hutchinson", max_products=40)),
     "trace by sketch": _counted(_estimate(hesse.trace, method="hutch++", max_products=42)),
     "diagonal": _counted(_estimate(hesse.diagonal, max_products=30)),
     "norm": _counted(_estimate(hesse.norm, 2)),
     "logdet": _counted(_estimate(hesse.logdet, max_products=120)),
-    "density": _counted(
-        lambda A: hesse.spectral_density(A, probes=3, generator=_seed()).density
-    ),
+    "density": _counted(lambda A: hesse.spectral_density(A, probes=3, generator=_seed()).density),
     "function": _counted(lambda A: hesse.matrix_function("sqrt", A, vector()).value),
     "eigsh": _counted(_pairs(lambda A: hesse.eigsh(A, 4, generator=_seed()))),
     "lobpcg": _counted(
@@ -168,6 +167,15 @@ def of_weighted(place, split):
     start = round(sum(row[0] for row in risk.ranks.gather(*sizes)[: place.rank]))
     there = risk.weighted(weights()[start : start + sizes[0]])
     return {name: answer(there) for name, answer in WEIGHTED.items()}
+
+
+def sampled(place, samples):
+    """Two Fisher matrices of drawn targets, the seeds of the ranks alike, and the exact one."""
+    torch.manual_seed(0)
+    there = shared(place, "ragged")
+    F = hesse.fisher_operator(there, kind="sampled", samples=samples)
+    by_example = hesse.fisher_operator(there, kind="sampled", per="example", samples=samples)
+    return F.to_dense(), by_example.to_dense(), hesse.fisher_operator(there).to_dense()
 
 
 def traffic(place, split, kind):

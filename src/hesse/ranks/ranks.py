@@ -85,7 +85,7 @@ class Ranks:
         """
         size, error, part = like.numel(), None, None
         dtype = torch.promote_types(like.dtype, torch.float32)
-        share_run(self.rank)
+        share_run(self)
         try:
             part = compute()
         except Exception as raised:
