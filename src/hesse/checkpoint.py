@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,8 @@ class Checkpoint:
         self._next_save, self._has_warned = 0.0, False
         if self.path is None:
             return
-        try:
-            check_place(self.path)
-        except OSError as error:
-            raise self._error(
-                "a file that can be written, in a folder that exists", str(error)
-            ) from error
+        with nullcontext() if self._ranks is None else self._ranks.alike():
+            self._check_place(self.path)
         operators = {k: v for k, v in run_key.items() if isinstance(v, LinearOperator)}
         self._run_key = {
             "format": _FORMAT,
@@ -88,6 +85,17 @@ class Checkpoint:
         self._fingerprints = {
             name: _fingerprint(each) for name, each in {"A": A, **operators}.items()
         }
+
+    def _check_place(self, path: Path) -> None:
+        """Raise unless the file can be written by the process that does."""
+        if not self._writes:
+            return
+        try:
+            check_place(path)
+        except OSError as error:
+            raise self._error(
+                "a file that can be written, in a folder that exists", str(error)
+            ) from error
 
     def part(self, name: str) -> Checkpoint:
         """The checkpoint of one stage of a run, in a file of its own."""
