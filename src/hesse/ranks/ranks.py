@@ -8,11 +8,11 @@ raise an error at the same step.
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +28,10 @@ T = TypeVar("T")
 _TIMEOUT = datetime.timedelta(minutes=10)
 _LONGEST = 400  # bytes of the message of another rank
 _SEE = "See the error of that rank; its data or parameters are the cause."
+
+# The groups by those that they were made for. torch 2.13 may abort if one lives on at the very end.
+_groups: dict[tuple[Any, datetime.timedelta], Any] = {}
+atexit.register(_groups.clear)
 
 
 class Ranks:
@@ -51,7 +55,9 @@ class Ranks:
                 remedy="Start with torchrun, and call torch.distributed.init_process_group first.",
             )
         self._dist = dist
-        self._group = _own_group(_process_group(group), timeout)
+        self._key = _process_group(group), timeout
+        if self._key not in _groups:
+            _groups[self._key] = _own_group(*self._key)
         self.rank: int = dist.get_rank(self._group)
         self.size: int = dist.get_world_size(self._group)
         self._steps = 0
@@ -61,10 +67,10 @@ class Ranks:
         return f"rank {self.rank} of {self.size}"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Ranks) and other._group is self._group
+        return isinstance(other, Ranks) and other._key == self._key
 
     def __hash__(self) -> int:
-        return hash(id(self._group))
+        return hash(self._key)
 
     def __deepcopy__(self, memo: Any) -> Ranks:
         return self
@@ -204,6 +210,10 @@ class Ranks:
             ) from error
 
     @property
+    def _group(self) -> Any:
+        return _groups[self._key]
+
+    @property
     def _device(self) -> torch.device:
         backend = str(self._dist.get_backend(self._group))
         on_gpu = "nccl" in backend and "gloo" not in backend
@@ -236,7 +246,6 @@ def _process_group(group: Any) -> Any:
     return group
 
 
-@lru_cache(maxsize=16)
 def _own_group(group: Any, timeout: datetime.timedelta) -> Any:
     """A group of the same members, for Hesse alone; the group itself if it has not all processes.
 
