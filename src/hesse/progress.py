@@ -277,6 +277,10 @@ class Run:
         part._rank = self._rank
         return part
 
+    def with_outer(self) -> list[Run]:
+        """The runs around this one, the outermost first, and this one."""
+        return [*([] if self._outer is None else self._outer.with_outer()), self]
+
     def agree(self, wish: int) -> None:
         """End the run, or its parts, on all ranks at the same product."""
         if wish == _INTERRUPT:
@@ -324,11 +328,7 @@ def agree_to_end(wishes: list[int]) -> None:
 
 def _runs() -> list[Run]:
     """The runs of this thread that are contexts now, the outermost first."""
-    runs, run = [], _active.run
-    while run is not None:
-        runs.append(run)
-        run = run._outer
-    return runs[::-1]
+    return [] if _active.run is None else _active.run.with_outer()
 
 
 def current_run() -> Run | None:

@@ -22,6 +22,7 @@ from hesse.errors import ArgumentError, DerivativeError, HesseError, NonFiniteEr
 from hesse.progress import agree_to_end, share_run, wish_to_end
 from hesse.ranks.errors import RankError
 from hesse.ranks.slots import WIDTH, Fault, Slots, checksum, step_number
+from hesse.result import OneLine
 
 T = TypeVar("T")
 
@@ -34,7 +35,7 @@ _groups: dict[tuple[Any, datetime.timedelta], Any] = {}
 atexit.register(_groups.clear)
 
 
-class Ranks:
+class Ranks(OneLine):
     """The processes that share the data of a risk.
 
     Args:
