@@ -14,6 +14,7 @@ BENCHMARKS = {
     "kfac": "K-FAC and EK-FAC beside curvlinops, and as preconditioners (see --help)",
     "diagonal": "exact diagonals beside BackPACK (see --help)",
     "least-squares": "least_squares beside SciPy: evaluations, Jacobians, seconds (see --help)",
+    "apps": "applications of curvature: python -m benchmarks apps NAME",
     "compare": "two versions of Hesse beside each other: OLD_SRC NEW_SRC (see --help)",
     "optimizers": "HessianFree, AdamW and L-BFGS on the digits autoencoder",
     "tune-adamw": "AdamW's best settings there",

@@ -28,6 +28,7 @@ def damped(make):
     return lambda risk, x: make(risk, x) + 1e-2 * hesse.identity_operator(15)
 
 
+METHODS = ["newton-cg", "trust-cg", "trust-krylov", "cubic", "newton-minres"]
 FACTORIES = {
     "Gauss-Newton": hesse.ggn_operator,
     "Fisher": hesse.fisher_operator,
@@ -45,7 +46,9 @@ FACTORIES = {
 }
 
 
-@pytest.mark.parametrize("method", ["newton-cg", "trust-cg"])
+@pytest.mark.parametrize(
+    "method", ["newton-cg", "trust-cg", "trust-krylov", "cubic", "newton-minres"]
+)
 @pytest.mark.parametrize("name", FACTORIES)
 def test_the_minimum_is_that_of_the_hessian(name, method):
     f = risk()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hesse.ad.decompositions import Composed
+from hesse.ad.torch_calls import TorchCalls
 from hesse.curvature import ggn_operator, hessian_operator, hvp
 from hesse.errors import NonFiniteError
 from hesse.risk import Risk
@@ -258,7 +258,7 @@ def test_logcumsumexp_where_its_slope_is_zero(exponent, mode):
 def test_logcumsumexp_of_infinite_entries_is_that_of_torch():
     z = torch.tensor([[-math.inf, -math.inf, 1.0, 2.0, -math.inf, 800.0, -math.inf]], dtype=DOUBLE)
     for x, dim in [(z, 1), (z, 0), (z[:, :0], 1), (z[0, 2], 0)]:
-        with Composed():
+        with TorchCalls():
             composed = torch.logcumsumexp(x, dim)
         torch.testing.assert_close(composed, torch.logcumsumexp(x, dim), rtol=1e-15, atol=0.0)
 
@@ -272,7 +272,7 @@ def test_group_norm_is_that_of_torch(shape, affine):
     for form in forms:
         arguments = (form, 2, w, b) if affine else (form, 2)
         expected = F.group_norm(*arguments)
-        with Composed():
+        with TorchCalls():
             composed = F.group_norm(*arguments)
         torch.testing.assert_close(composed, expected, rtol=1e-13, atol=1e-13)
         assert composed.stride() == expected.stride()
@@ -330,6 +330,6 @@ def test_results_have_the_strides_of_torchs_own(name, make):
     """Where torch gives contiguous tensors, users call `view` on them."""
     function = OF_STRIDED_TENSORS[name]
     expected = function(make)
-    with Composed():
+    with TorchCalls():
         composed = function(make)
     assert (composed.shape, composed.stride()) == (expected.shape, expected.stride())

@@ -26,6 +26,9 @@ PAGES = [
     "least-squares",
     pytest.param("how-to-choose", marks=[pytest.mark.slow, pytest.mark.no_cover]),
     "sparse-hessians",
+    "implicit",
+    "standard-errors",
+    "vibrations",
     pytest.param("products", marks=[pytest.mark.slow, pytest.mark.no_cover]),
     pytest.param("solving-and-measuring", marks=[pytest.mark.slow, pytest.mark.no_cover]),
 ]

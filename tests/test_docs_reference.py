@@ -27,7 +27,7 @@ reference = _hook("reference")
 navigation = _hook("navigation")
 PUBLIC = [(package, name) for package in reference.PACKAGES for name in reference.names_of(package)]
 ROOTS = ["errors", "result", "methods", "ranks", "vectors", "operators", "krylov", "estimators"]
-ROOTS += ["ad", "risk", "curvature", "optimize", "testing"]
+ROOTS += ["ad", "risk", "curvature", "optimize", "apps", "testing"]
 
 
 def _public_members(value):
@@ -64,7 +64,7 @@ def test_every_package_has_a_page_that_is_in_the_navigation():
 
 def test_every_public_name_of_the_root_is_a_name_of_a_package():
     names = {name for _, name in PUBLIC}
-    assert set(hesse.__all__) - names <= {"testing"}
+    assert set(hesse.__all__) - names <= {"apps", "testing"}
 
 
 def test_every_package_with_public_names_is_shown():
@@ -80,7 +80,7 @@ def test_what_a_user_makes_or_gets_is_shown_with_its_base():
     names += "XTrace XNysTrace XDiag LanczosDensity KernelPolynomial CurvatureOperator "
     names += "jacobian_operator hessian_operator ggn_operator fisher_operator ntk_operator "
     names += "gradient_covariance_operator sparse_hessian_operator deterministic Solution "
-    names += "Eigenpairs"
+    names += "Eigenpairs NewtonCG TrustCG TrustKrylov Cubic LBFGS NewtonMINRES NewtonDirect"
     assert {f"hesse.{name}" for name in names.split()} <= shown
     assert {"hesse.result.Result", "hesse.krylov.method.Method"} <= shown
     assert "[`hesse.result.Result`]" in reference.entries("hesse.krylov")

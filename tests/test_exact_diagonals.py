@@ -209,7 +209,7 @@ def definition(risk, params=None):
 
         def loss(z, batch=batch):
             given = {"logits": z} if isinstance(batch.targets, dict) else z
-            return risk.batch_loss(given, batch)
+            return risk.loss_of(batch).loss(given)
 
         z = outputs(vector)
         J = jacobian(outputs, vector).reshape(z.numel(), -1)
@@ -287,7 +287,8 @@ def test_another_point_and_a_copy():
 def test_weighted_and_chosen_examples():
     risk = build("mlp", sizes=(6,))
     for other in (risk.weighted(torch.rand(6, dtype=DOUBLE)), risk.subset([0, 2, 2, 5])):
-        for A in (ggn_operator(other), fisher_operator(other, kind="empirical")):
+        M = [gradient_covariance_operator(other, centered=centered) for centered in (False, True)]
+        for A in (ggn_operator(other), fisher_operator(other, kind="empirical"), *M):
             assert error(way(A).exact(), A.to_dense().diagonal()) < EXACT
 
 

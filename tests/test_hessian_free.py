@@ -34,7 +34,7 @@ def test_the_preconditioner_speeds_up_training_of_a_deep_network():
     from hesse.report.digits import autoencoder, digits, reconstruction_loss
 
     pixels, ends = digits()[0][:100], {}
-    for kind in ("kronecker", "none"):
+    for kind in ("ekfac", "none"):
         risk = Risk(autoencoder(0), reconstruction_loss, (pixels, pixels))
         optimizer = HessianFree(risk, preconditioner=kind)
         for _ in range(22):
@@ -42,7 +42,7 @@ def test_the_preconditioner_speeds_up_training_of_a_deep_network():
         ends[kind] = float(loss)
     # of what lies above the entropy of the pixels, which no network gets below
     entropy = float(reconstruction_loss(pixels.logit(1e-6), pixels))
-    assert ends["kronecker"] - entropy < 0.6 * (ends["none"] - entropy)
+    assert ends["ekfac"] - entropy < 0.6 * (ends["none"] - entropy)
 
 
 def test_a_run_resumed_from_its_state_continues_bit_for_bit():
@@ -164,8 +164,13 @@ def test_invalid_arguments_raise():
     model, risk, optimizer = regression()
     with pytest.raises(ArgumentError, match="closure"):
         optimizer.step(lambda: 0.0)
-    with pytest.raises(ArgumentError, match="Risk"):
-        HessianFree(model.parameters())
+    for source in (model, [], 3, [3]):
+        with pytest.raises(ArgumentError, match=r"Risk of an nn\.Module"):
+            HessianFree(source)
+    with pytest.raises(ArgumentError, match="closure"):
+        HessianFree(model.parameters()).step()
+    with pytest.raises(ArgumentError, match="all groups at construction"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
     for wrong in ({"lr": 0.0}, {"damping": -1.0}, {"preconditioner": "x"}, {"refresh_every": 0}):
         with pytest.raises(ArgumentError, match=r"(?s)hesse.HessianFree\(risk\).*remedy"):
             HessianFree(risk, **wrong)

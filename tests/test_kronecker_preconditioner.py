@@ -122,3 +122,12 @@ def test_it_shortens_conjugate_gradients():
     better = solve(A, b, "cg", rtol=1e-6, max_iterations=5000, preconditioner=kronecker(1e-3))
     assert better.converged
     assert better.iterations < 0.67 * plain.iterations
+
+
+def test_refreshing_traces_once_for_all_points():
+    risk = problem()
+    kronecker = preconditioner(risk)
+    for seed in range(3):
+        params = {name: p + 0.1 * seed for name, p in risk.params.items()}
+        kronecker.refresh(risk, params, seed=seed, past=0.5 if seed else 0.0)
+    assert kronecker.traces == 1

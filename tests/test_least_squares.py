@@ -300,6 +300,16 @@ def test_a_bounded_linear_fit_has_its_closed_form():
     assert result.active_mask.tolist() == [-1, 0, 0, 1]
 
 
+def test_bounds_are_given_as_in_scipy_and_equal_ones_hold_a_variable():
+    A, b = gaussian(9, 3), gaussian(9, seed=1)
+    box = ([-9.0, 0.5, -9.0], [9.0, 0.5, 9.0])
+    result = hesse.least_squares(lambda x: A @ x - b, vector(1.0, 0.5, 1.0), bounds=box)
+    rest = torch.linalg.lstsq(A[:, [0, 2]], b - 0.5 * A[:, 1]).solution
+    assert result.success
+    assert torch.allclose(result.x, torch.stack([rest[0], vector(0.5)[0], rest[1]]), atol=1e-9)
+    assert not result.covariance.to_dense()[1].any()
+
+
 def test_one_sided_bounds_and_trees():
     x0 = {"a": torch.ones(2, dtype=DOUBLE), "b": torch.tensor(2.0, dtype=DOUBLE)}
     lower = {"a": vector(0.5, -math.inf), "b": torch.tensor(1.0, dtype=DOUBLE)}

@@ -13,7 +13,7 @@ from hesse.optimize import minimize
 from hesse.risk.risk import Risk
 
 DOUBLE = torch.float64
-METHODS = ["newton-cg", "trust-cg"]
+METHODS = ["newton-cg", "trust-cg", "trust-krylov", "cubic", "lbfgs", "newton-minres"]
 
 
 def rosenbrock(x):

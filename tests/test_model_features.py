@@ -318,6 +318,22 @@ def test_a_refusal_names_the_mode_that_was_asked_for(make):
         make(risk, risk.params, mode="traced-split") @ direction(risk)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_marks_for_the_profiler_are_no_operations(mode):
+    """What `record_function` returns cannot be compared with what it returned before."""
+    plain = net()
+
+    def marked(params, inputs):
+        with torch.profiler.record_function("forward"):
+            return torch.func.functional_call(plain, params, inputs)
+
+    risk = hesse.Risk(marked, nn.CrossEntropyLoss(), data(), params=risk_of(plain).params)
+    v, there = direction(risk), near(risk.params)
+    for make in (hesse.ggn_operator, hesse.kfac_operator):
+        G = make(risk, risk.params, **({"mode": mode} if make is hesse.ggn_operator else {}))
+        assert_close(G.at(there) @ v, make(risk_of(plain), there) @ v)
+
+
 def test_hooks_are_part_of_the_model():
     model, twin = net(), net_with(lambda x: 2 * torch.tanh(x))
     model[1].register_forward_hook(lambda module, args, output: 2 * output)

@@ -21,6 +21,7 @@ PROTOCOL = set(re.findall(r"^\| `(_\w+)\(", protocol.__doc__ or "", re.MULTILINE
 # Private names of torch and Python for which there is no public one, and the files that use them.
 FOREIGN = {
     "ad/decompositions.py": {"torch._VF", "torch._weight_norm"},
+    "ad/double_backward.py": {"part._is_zerotensor"},
     "ad/forward_mode.py": {
         "node._saved_input2",
         "node._saved_reduce",

@@ -96,6 +96,17 @@ def shown() -> list:
         *(hesse.trace(A), hesse.diagonal(A), hesse.spectral_density(A), check_operator(A)),
         hesse.minimize(lambda x: (x**4).sum(), x),
         hesse.least_squares(lambda x: x**2 - 2.0, x, max_iterations=3),
+        A.restrict([0, 1]),
+        A.project(torch.eye(n)[:, :2]),
+        hesse.complement_operator(torch.eye(n)[:, :2]),
+        hesse.apps.argmin(lambda x, l: (x**2 - l * x).sum(), x),
+        hesse.apps.standard_errors(lambda p: p.exp() - p, torch.zeros(20)),
+        hesse.apps.profile(lambda p: p.exp() - p, torch.zeros(1).double()),
+        hesse.apps.modes(lambda x: (x**2).sum(), torch.ones(4) * 0),
+        hesse.apps.response(lambda x, q: (x - q) ** 2, torch.ones(()), torch.ones(())),
+        hesse.apps.hypergradient(
+            lambda x, l: x.sum(), lambda x, l: ((x - l) ** 2).sum() / 2, x, torch.ones(())
+        ),
         hesse.hvp(lambda x: (x**4).sum(), x, x, value_and_gradient=True),
         all_problems()[0],
     ]

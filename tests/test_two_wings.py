@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 LINEAR_ALGEBRA = ["vectors", "operators", "krylov", "estimators", "testing"]
-OTHER_WING = ["tracing", "ad", "engine", "data", "risk", "curvature", "optimize"]
+OTHER_WING = ["tracing", "ad", "engine", "data", "risk", "curvature", "optimize", "apps"]
 
 SCRIPT = f"""
 import sys
@@ -30,3 +30,14 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
     script = "import hesse; hesse.no_such_name"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "module 'hesse' has no attribute 'no_such_name'" in done.stderr
+
+
+def test_an_application_is_loaded_when_it_is_first_used():
+    script = (
+        "import sys, hesse; names = dir(hesse.apps); assert 'argmin' in names, names; "
+        "loaded = [m for m in sys.modules if m.startswith('hesse.apps.')]; assert not loaded; "
+        "hesse.apps.argmin; assert 'hesse.apps.implicit.argmin' in sys.modules; "
+        "assert 'hesse.apps.statistics' not in sys.modules; hesse.apps.no_such_name"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "module 'hesse.apps' has no attribute 'no_such_name'" in done.stderr

@@ -26,6 +26,7 @@ from hesse.krylov import (
     GMRES,
     LOBPCG,
     LSMR,
+    MINRES,
     Lanczos,
     MultiShiftCG,
     eigsh,
@@ -43,6 +44,7 @@ from hesse.krylov.preconditioners import (
     quasi_newton,
 )
 from hesse.operators import diagonal_operator, function_operator
+from hesse.optimize import LBFGS, Cubic, NewtonCG, NewtonMINRES, TrustCG, TrustKrylov
 from hesse.testing import symmetric_matrix
 
 N = 12
@@ -139,6 +141,13 @@ CASES = {
         "shifts": [1.0, "12", [], [None], [math.nan], [math.inf], torch.ones(2, 2), [1j], {}],
     }),
     "LSMR": (LSMR, {}, {"tikhonov": [*NEGATIVE, None, math.inf]}),
+    "NewtonCG": (NewtonCG, {}, {"max_inner_iterations": [*NOT_COUNTS, None]}),
+    "TrustCG": (TrustCG, {}, {"max_inner_iterations": [*NOT_COUNTS, None]}),
+    "TrustKrylov": (TrustKrylov, {}, {"max_inner_iterations": [*NOT_COUNTS, None]}),
+    "Cubic": (Cubic, {}, {"max_inner_iterations": [*NOT_COUNTS, None]}),
+    "NewtonMINRES": (NewtonMINRES, {}, {"max_inner_iterations": [*NOT_COUNTS, None]}),
+    "MINRES": (MINRES, {}, {"truncated": [None, 1, torch.ones(2)]}),
+    "LBFGS": (LBFGS, {}, {"memory": [*NOT_COUNTS, None]}),
     "GMRES": (GMRES, {}, {"restart": [*NOT_COUNTS, None]}),
     "solve block": (solve, {"A": HIDDEN, "b": torch.ones(N, 2)}, {
         "x0": [torch.ones(N, 3), torch.ones(N), torch.full((N, 2), math.nan), "x0"],

@@ -35,6 +35,9 @@ PACKAGES = [
     "hesse.curvature.sparse",
     "hesse.engine.plan",
     "hesse.optimize",
+    "hesse.apps",
+    "hesse.optimize.method",
+    "hesse.scipy",
     "hesse.testing",
 ]
 # Shown although their names begin with an underscore: arithmetic, indexing, and what a subclass

@@ -105,7 +105,110 @@ def sparse_hessian():
     return _svg(plot)
 
 
+def hypergradient():
+    """The error of a hypergradient and its estimate, by the tolerance of both problems."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(80, 10, dtype=torch.float64, generator=generator)
+    y = (X[:, 0] + torch.randn(80, dtype=torch.float64, generator=generator)).sign()
+
+    def loss(x, part):
+        return torch.nn.functional.softplus(-y[part] * (X[part] @ x)).mean()
+
+    def inner(x, logs):
+        return loss(x, slice(40)) + (logs.exp() * x**2).sum() / 2
+
+    def outer(x, logs):
+        return loss(x, slice(40, 80))
+
+    logs = torch.full((10,), -4.0, dtype=torch.float64)
+
+    def at(tolerance):
+        f, x0 = (lambda x: inner(x, logs)), torch.zeros_like(logs)
+        x = hesse.minimize(f, x0, rtol=0.0, atol=tolerance).x
+        return hesse.apps.hypergradient(outer, inner, x, logs, rtol=10 * tolerance)
+
+    exact = at(1e-13).gradient
+    tolerances = [10.0 ** (-k / 2) for k in range(3, 15)]
+    found = [at(tolerance) for tolerance in tolerances]
+
+    def plot(axes):
+        errors = [float((h.gradient - exact).norm()) for h in found]
+        axes.loglog(tolerances, errors, "o", label="error")
+        axes.loglog(tolerances, [h.error for h in found], "x", label="estimate")
+        axes.set(xlabel="|gradient of the inner problem| below", ylabel="error of the gradient")
+        axes.legend()
+
+    return _svg(plot)
+
+
+def profile():
+    """The profile likelihood of a rate from 5 events, and the quadratic at its maximum."""
+    events = torch.tensor(5.0, dtype=torch.float64)
+
+    def f(rate):
+        return rate - events * rate.log()
+
+    interval = hesse.apps.profile(f, events)
+
+    def plot(axes):
+        rate = torch.linspace(0.8, 12.5, 200, dtype=torch.float64)
+        axes.plot(rate, 2 * (f(rate) - f(events)), label="profile")
+        axes.plot(rate, (rate - events) ** 2 / events, "--", label="quadratic (Wald)")
+        axes.axhline(3.841, color=GREY, linewidth=0.8)
+        axes.plot([interval.low, interval.high], [3.841, 3.841], "o", color="C0")
+        axes.plot(interval.wald, [3.841, 3.841], "x", color="C1")
+        axes.set(xlabel="rate", ylabel="2 (l - min l)", ylim=(0.0, 8.0))
+        axes.legend()
+
+    return _svg(plot)
+
+
+def saddles():
+    """Walks from a minimum of the surface of Mueller and Brown to its two transition states."""
+    A, a, b, c, x0, y0 = (
+        torch.tensor(v, dtype=torch.float64)
+        for v in (
+            (-200, -100, -170, 15),
+            (-1, -1, -6.5, 0.7),
+            (0, 0, 11, 0.6),
+            (-10, -10, -6.5, 0.7),
+            (1, 0, -0.5, -1),
+            (0, 0.5, 1.5, 1),
+        )
+    )
+
+    def f(p):
+        x, y = p[0] - x0, p[1] - y0
+        return (A * torch.exp(a * x**2 + b * x * y + c * y**2)).sum()
+
+    start = hesse.minimize(f, torch.tensor([-0.05, 0.467], dtype=torch.float64)).x
+    u = hesse.apps.modes(f, start, rigid="none").vectors[:, 0]
+    x = torch.linspace(-1.4, 1.1, 90, dtype=torch.float64)
+    y = torch.linspace(-0.3, 1.9, 90, dtype=torch.float64)
+    grid = torch.cartesian_prod(x, y)
+    values = torch.vmap(f)(grid).reshape(90, 90)
+
+    def plot(axes):
+        levels = torch.linspace(-145, 40, 22)
+        axes.contour(x, y, values.T, levels=levels, colors=GREY, linewidths=0.5)
+        for k, sign in enumerate((1.0, -1.0)):
+            path = [start]
+            found = hesse.apps.saddle(
+                f, start, sign * u, radius=0.03, callback=lambda s, path=path: path.append(s.x)
+            )
+            points = torch.stack([*path, found.x])
+            axes.plot(points[:, 0], points[:, 1], ".-", color=f"C{k}")
+            axes.plot(*found.x, "o", color=f"C{k}")
+        axes.plot(*start, "s", color=GREY)
+        axes.set(xlabel="x", ylabel="y")
+
+    return _svg(plot)
+
+
 PICTURES = {
+    "saddles": saddles,
+    "profile": profile,
+    "hypergradient": hypergradient,
     "sparse-hessian": sparse_hessian,
     "spectral-density": spectral_density,
     "convergence": convergence,

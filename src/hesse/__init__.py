@@ -12,7 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hesse import testing
+    from hesse import apps, testing
+    from hesse import scipy as scipy
     from hesse.curvature import (
         CurvatureOperator,
         deterministic,
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
         LinearOperator,
         aslinearoperator,
         block_diagonal_operator,
+        complement_operator,
         dense_operator,
         diagonal_operator,
         function_operator,
@@ -79,9 +81,16 @@ if TYPE_CHECKING:
         low_rank_operator,
     )
     from hesse.optimize import (
+        LBFGS,
+        Cubic,
         HessianFree,
         LeastSquaresResult,
+        NewtonCG,
+        NewtonDirect,
+        NewtonMINRES,
         OptimizeResult,
+        TrustCG,
+        TrustKrylov,
         least_squares,
         minimize,
     )
@@ -93,6 +102,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "BlockCG",
     "CG",
+    "Cubic",
     "CurvatureOperator",
     "Direct",
     "Eigenpairs",
@@ -103,6 +113,7 @@ __all__ = [
     "HutchPP",
     "Hutchinson",
     "KernelPolynomial",
+    "LBFGS",
     "LOBPCG",
     "LSMR",
     "Lanczos",
@@ -111,6 +122,9 @@ __all__ = [
     "LinearOperator",
     "MINRES",
     "MultiShiftCG",
+    "NewtonCG",
+    "NewtonDirect",
+    "NewtonMINRES",
     "OptimizeResult",
     "Risk",
     "SingularTriplets",
@@ -118,11 +132,15 @@ __all__ = [
     "Space",
     "SpectralDensity",
     "Status",
+    "TrustCG",
+    "TrustKrylov",
     "XDiag",
     "XNysTrace",
     "XTrace",
+    "apps",
     "aslinearoperator",
     "block_diagonal_operator",
+    "complement_operator",
     "count_eigenvalues",
     "dense_operator",
     "deterministic",
@@ -167,8 +185,8 @@ _PACKAGES += ["risk", "curvature", "optimize"]
 
 def __getattr__(name: str) -> Any:
     """A public name, from the package that it lives in."""
-    if name == "testing":
-        return import_module("hesse.testing")
+    if name in ("apps", "scipy", "testing"):
+        return import_module(f"hesse.{name}")
     if name in __all__:
         for package in map(import_module, (f"hesse.{package}" for package in _PACKAGES)):
             if name in package.__all__:

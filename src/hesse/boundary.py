@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
 
 from hesse.errors import HesseError
@@ -28,6 +29,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _PACKAGE = str(Path(__file__).parent) + os.sep
+_TORCH = str(Path(torch.__file__).parent) + os.sep
 
 
 def public(call: str, *, nested: bool = True) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -97,8 +99,8 @@ def _brief(value: Any) -> str:
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the line of the code outside of Hesse that led here."""
+    """Warn at the line of the code outside of Hesse that led here, by way of torch or not."""
     depth, frame = 1, sys._getframe()
-    while frame is not None and _is_ours(frame):
+    while frame is not None and frame.f_code.co_filename.startswith((_PACKAGE, _TORCH)):
         frame, depth = frame.f_back, depth + 1
     warnings.warn(message, category, stacklevel=depth)

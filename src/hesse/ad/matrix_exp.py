@@ -25,7 +25,7 @@ class _MatrixExp(torch.autograd.Function):
         return torch.linalg.matrix_exp(A)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], *_: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0])
         ctx.save_for_forward(inputs[0])
 

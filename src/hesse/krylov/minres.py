@@ -15,11 +15,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hesse.errors import Status
+from hesse.errors import Status, check_flags
 from hesse.krylov.method import Method
 from hesse.krylov.rounding import unit_roundoff
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import SolverState, System, after_step, iterate, repeat, solution_of
+
+# How much less than rtol |A r| must be where the iteration is truncated: it is small early where
+# the residual lies along small eigenvalues, which the step needs.
+_FRACTION = 1e-2
 
 
 @dataclass
@@ -44,6 +48,10 @@ class MINRESState(SolverState):
     beta: float = 0.0
     beta_last: float = 0.0
     phi: float = 0.0
+    first_phi: float = 0.0
+    """|r| at the start, in the norm of M."""
+    curvature: float | None = None
+    """Along `direction`."""
     A_norm: float = 0.0
     verified_gradient: float = math.inf
     reflection: Reflection = field(default_factory=Reflection)
@@ -65,7 +73,12 @@ class MINRES(Method):
     preconditioner, which minimises another norm, the status is STAGNATED.
 
     `direction` is the first M r with (M r)'A(M r) <= 0, if there was one: A is not positive
-    definite. The iteration continues.
+    definite. The iteration continues, unless it is truncated.
+
+    Args:
+        truncated: end as Newton's method for minimisation wants it, without verifying: at the first
+            such direction, with the status NEGATIVE_CURVATURE and the x before it; or as soon as
+            |A r| <= rtol |A| |A x| / 100, which a singular system without a solution meets too.
 
     Cost: one product an iteration; one more for a nonzero x0, one to verify, and two to verify a
         minimiser. None if b = 0. Vectors: x, r, three w, v, A v, two d; with a preconditioner
@@ -86,19 +99,24 @@ class MINRES(Method):
     """
 
     name: ClassVar[str] = "minres"
+    truncated: bool = False
+
+    def _check(self) -> None:
+        check_flags(truncated=self.truncated)
 
     def _solve(self, system: System) -> Solution:
         system.check_symmetric()
         state = system.start(MINRESState)
-        iterate(system, state, lambda: _descend(system, state))
+        is_exact = not self.truncated
+        iterate(system, state, lambda: _descend(system, state, is_exact), verify=is_exact)
         pairs = (state.x, system.b), (state.x, state.residual)
         value = -0.5 * sum(system.A.domain.inner_pairs(*pairs))
-        return solution_of(state, self.name, model_value=value)
+        return solution_of(state, self.name, model_value=value, curvature=state.curvature)
 
 
-def _descend(system: System, state: MINRESState) -> Status:
+def _descend(system: System, state: MINRESState, is_exact: bool) -> Status:
     """Steps until a rule ends them."""
-    status = repeat(system, state, lambda: _step(system, state))
+    status = repeat(system, state, lambda: _step(system, state, is_exact))
     if status is Status.CONVERGED:
         state.w = None  # if the recomputed residual is too large, restart from that
     return status
@@ -109,12 +127,13 @@ def _begin(system: System, state: MINRESState) -> None:
     w = state.residual.clone()
     y = system.precondition(w)
     state.beta = state.phi = math.sqrt(system.preconditioned_inner(w, y))
+    state.first_phi = state.first_phi or state.phi
     state.beta_last, state.reflection = 0.0, Reflection()
     state.w, state.y, state.w_last = w, y, None
     state.d, state.d_last = torch.zeros_like(w), torch.zeros_like(w)
 
 
-def _step(system: System, state: MINRESState) -> Status:
+def _step(system: System, state: MINRESState, is_exact: bool) -> Status:
     """One step; UNFINISHED to continue."""
     if state.w is None:
         _begin(system, state)
@@ -134,7 +153,13 @@ def _step(system: System, state: MINRESState) -> Status:
     state.A_norm = max(state.A_norm, math.hypot(alpha, beta))
     if state.direction is None and -last.c * gamma_bar <= unit_roundoff(system.A) * slope:
         state.direction = system.precondition(state.residual).clone()
-    if slope <= _level(system) * state.A_norm:
+        state.curvature = -last.c * gamma_bar * state.phi**2
+    if not is_exact:
+        if state.direction is not None:
+            return Status.NEGATIVE_CURVATURE
+        if slope * state.phi <= _FRACTION * system.rtol * state.A_norm * _length_of_Ax(state):
+            return Status.TRUNCATED
+    elif slope <= _level(system) * state.A_norm:
         return _least_squares(system, state)
     _move(state, v, w, alpha, beta, gamma_bar)
     state.residual_norm = system.A.domain.norm(state.residual)
@@ -142,6 +167,11 @@ def _step(system: System, state: MINRESState) -> Status:
     state.beta, state.beta_last = beta, state.beta
     state.iteration += 1
     return after_step(system, state)
+
+
+def _length_of_Ax(state: MINRESState) -> float:
+    """|A x| in the norm of M: r is orthogonal to A x, and their sum is b."""
+    return math.sqrt(max(state.first_phi**2 - state.phi**2, 0.0))
 
 
 def _lanczos(

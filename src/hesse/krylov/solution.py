@@ -55,3 +55,5 @@ class Solution(Result):
     """The recomputed residual norm of every column of a block, shape (k,)."""
     method: str = "cg"
     """The method that found x: what "auto" chose."""
+    curvature: float | None = None
+    """p'Ap of the direction, where the method knows it."""

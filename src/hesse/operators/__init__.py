@@ -3,6 +3,7 @@
 
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.block_diagonal import block_diagonal_operator
+from hesse.operators.complement import complement_operator
 from hesse.operators.dense import aslinearoperator, dense_operator, function_operator
 from hesse.operators.diagonal import diagonal_operator, identity_operator
 from hesse.operators.kronecker import kronecker_operator
@@ -12,6 +13,7 @@ __all__ = [
     "LinearOperator",
     "aslinearoperator",
     "block_diagonal_operator",
+    "complement_operator",
     "dense_operator",
     "diagonal_operator",
     "function_operator",

@@ -2,7 +2,7 @@
 """`LinearOperator`: a matrix that is known by its products, and the algebra of such matrices.
 
 Operators are immutable and lazy: arithmetic builds a new operator and computes nothing. protocol.py
-documents what a subclass implements, products.py what a user calls.
+documents what a subclass implements, products.py and parts.py what a user calls.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from torch import Tensor
 
 from hesse.boundary import public
 from hesse.operators import structure, terms
-from hesse.operators.checks import check_square
 from hesse.operators.operands import divisor, not_an_operator, number
-from hesse.operators.products import Products
+from hesse.operators.parts import Parts
 from hesse.operators.terms import Terms
 from hesse.vectors.space import Space
 
 
-class LinearOperator(Products):
+class LinearOperator(Parts):
     """A linear map A between two spaces of trees, which is known by its products.
 
     Args:
@@ -91,30 +90,11 @@ class LinearOperator(Products):
         """-A."""
         return _Scaled(-1.0, self)
 
-    @public("{self}.block({name})", nested=False)
-    def block(self, name: str) -> LinearOperator:
-        """The diagonal block of one leaf, or of all leaves below `name`: rows and columns of them.
+    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
+        return _Block(self, space, where)
 
-        Args:
-            name: one of `domain.names`, such as "layer.weight", the start of several, "layer", or a
-                pattern, "encoder.*" or "*.weight".
-
-        Returns:
-            An operator on trees of these leaves. It computes nothing; each of its products costs
-            one with A, unless the structure of A allows less.
-
-        Raises:
-            ArgumentError: no leaf has this name.
-            ShapeError: A is not square.
-
-        >>> import torch
-        >>> from hesse.operators import diagonal_operator
-        >>> D = diagonal_operator({"a": torch.tensor([1.0]), "b": torch.tensor([2.0, 3.0])})
-        >>> D.block("b").to_dense()
-        tensor([[2., 0.],
-                [0., 3.]])
-        """
-        return _Block(self, name)
+    def _compressed(self, Q: Tensor) -> LinearOperator:
+        return _Compression(self, Q)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -155,11 +135,11 @@ class _Sum(structure.SumStructure, LinearOperator):
         a, b = self.a._in_space(space), self.b._in_space(space)
         return self if a is self.a and b is self.b else _Sum(a, b)
 
-    def block(self, name: str) -> LinearOperator:
-        if self.a.domain != self.b.domain:  # only one of the two knows the names
-            whole = self._whole() if self.is_structured else None
-            return super().block(name) if whole is None else whole.block(name)
-        return self.a.block(name) + self.b.block(name)
+    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
+        return self.a._principal(space, where) + self.b._principal(space, where)
+
+    def _compressed(self, Q: Tensor) -> LinearOperator:
+        return self.a._compressed(Q) + self.b._compressed(Q)
 
 
 class _Scaled(structure.ScaledStructure, LinearOperator):
@@ -194,8 +174,11 @@ class _Scaled(structure.ScaledStructure, LinearOperator):
         a = self.a._in_space(space)
         return self if a is self.a else _Scaled(self.scalar, a)
 
-    def block(self, name: str) -> LinearOperator:
-        return self.scalar * self.a.block(name)
+    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
+        return self.scalar * self.a._principal(space, where)
+
+    def _compressed(self, Q: Tensor) -> LinearOperator:
+        return self.scalar * self.a._compressed(Q)
 
 
 class _Product(structure.ProductStructure, LinearOperator):
@@ -266,8 +249,11 @@ class _Transposed(structure.TransposedStructure, LinearOperator):
     def T(self) -> LinearOperator:
         return self.a
 
-    def block(self, name: str) -> LinearOperator:
-        return self.a.block(name).T
+    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
+        return self.a._principal(space, where).T
+
+    def _compressed(self, Q: Tensor) -> LinearOperator:
+        return self.a._compressed(Q).T
 
     def _expand(self) -> Terms | None:
         return terms.adjoint(self.a._terms())
@@ -278,20 +264,21 @@ class _Transposed(structure.TransposedStructure, LinearOperator):
 
 
 class _Block(structure.BlockStructure, LinearOperator):
-    """The rows and columns of A that belong to the leaves below a name."""
+    """Some rows of A and the same columns."""
 
-    def __init__(self, a: LinearOperator, name: str) -> None:
-        check_square(a)
-        space, self._range = a.domain.subspace(name)
+    def __init__(self, a: LinearOperator, space: Space, where: slice | Tensor) -> None:
         super().__init__(space, symmetric=a.symmetric)
-        self.a, self.name = a, name
+        self.a, self._range = a, where
 
     def _expand(self) -> Terms | None:
         whole = tuple(self.a._terms().items())
-        return terms.factor((self.name, whole), symmetric=self.symmetric)
+        return terms.factor((terms.of_entries(self._range), whole), symmetric=self.symmetric)
 
     def _expression(self) -> str:
-        return f"{self.a._expression()}.block({self.name!r})"
+        whole, names = self.a._expression(), self.domain.names
+        if self.domain.is_flat and names == ("",):
+            return f"{whole}.restrict({self.domain.n} entries)"
+        return f"{whole}.block({names[0]!r}{', ...' if len(names) > 1 else ''})"
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.a._matvec(self._embed(v))[self._range]
@@ -300,14 +287,42 @@ class _Block(structure.BlockStructure, LinearOperator):
         return self.a._rmatvec(self._embed(u))[self._range]
 
     def _matmat(self, block: Tensor) -> Tensor:
-        full = block.new_zeros(self.a.domain.size, block.shape[1])
-        full[self._range] = block
-        return self.a._matmat(full)[self._range]
+        return self.a._matmat(self._embed(block))[self._range]
+
+    def _rmatmat(self, block: Tensor) -> Tensor:
+        return self.a._rmatmat(self._embed(block))[self._range]
 
     def _curvature(self, v: Tensor) -> float:
         return self.a._curvature(self._embed(v))
 
     def _embed(self, v: Tensor) -> Tensor:
-        full = self.a.domain.zeros()
+        """A vector or a block with zeros in the other entries."""
+        full = v.new_zeros(self.a.domain.size, *v.shape[1:])
         full[self._range] = v
         return full
+
+
+class _Compression(LinearOperator):
+    """Q' A Q for the columns of a matrix Q."""
+
+    def __init__(self, a: LinearOperator, Q: Tensor) -> None:
+        super().__init__(Space.flat(Q.shape[1], a.dtype, a.device), symmetric=a.symmetric)
+        self.a, self.Q = a, Q
+
+    def _expression(self) -> str:
+        return f"{self.a._expression()}.project({self.Q.shape[1]} columns)"
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self.Q.T @ self.a._matvec(self.Q @ v)
+
+    def _rmatvec(self, u: Tensor) -> Tensor:
+        return self.Q.T @ self.a._rmatvec(self.Q @ u)
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        return self.Q.T @ self.a._matmat(self.Q @ block)
+
+    def _rmatmat(self, block: Tensor) -> Tensor:
+        return self.Q.T @ self.a._rmatmat(self.Q @ block)
+
+    def _curvature(self, v: Tensor) -> float:
+        return self.a._curvature(self.Q @ v)

@@ -49,14 +49,12 @@ class BlockDiagonalOperator(BlocksStructure, LinearOperator):
         for A in self.blocks:
             A.announce(products)
 
-    def block(self, name: str) -> LinearOperator:
-        """The block of some leaves; of whole blocks it is block-diagonal too."""
-        if self._rows != self._columns:
-            return super().block(name)
-        space, where = self.domain.subspace(name)
+    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
+        """Of whole blocks it is block-diagonal too."""
         ends = [0, *accumulate(self._rows)]
-        if isinstance(where, Tensor) or where.start not in ends or where.stop not in ends:
-            return super().block(name)
+        is_whole = isinstance(where, slice) and where.start in ends and where.stop in ends
+        if self._rows != self._columns or not isinstance(where, slice) or not is_whole:
+            return super()._principal(space, where)
         inside = self.blocks[ends.index(where.start) : ends.index(where.stop)]
         return BlockDiagonalOperator(inside, space, space)
 

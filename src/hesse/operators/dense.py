@@ -83,6 +83,15 @@ class DenseOperator(LinearOperator):
         space = self.domain if self.domain == self.codomain else None
         return DenseOperator(self.matrix**2, symmetric=self.symmetric, space=space)
 
+    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
+        return DenseOperator(self.matrix[where][:, where], symmetric=self.symmetric, space=space)
+
+    def _compressed(self, Q: Tensor) -> LinearOperator:
+        matrix = Q.T @ self.matrix @ Q
+        if self.symmetric:
+            matrix = (matrix + matrix.T) / 2
+        return DenseOperator(matrix, symmetric=self.symmetric)
+
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
         space = self.domain.common(D.domain)
         matrix = self.matrix + torch.diag(diagonal_of(D))

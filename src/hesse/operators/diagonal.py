@@ -29,8 +29,7 @@ class DiagonalOperator(LinearOperator):
     def _matmat(self, block: Tensor) -> Tensor:
         return self.diagonal[:, None] * block
 
-    def block(self, name: str) -> LinearOperator:
-        space, where = self.domain.subspace(name)
+    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
         return DiagonalOperator(space, self.diagonal[where])
 
     def _inverse(self) -> LinearOperator | None:
@@ -82,8 +81,8 @@ class IdentityOperator(LinearOperator):
     def _matmat(self, block: Tensor) -> Tensor:
         return block.clone()
 
-    def block(self, name: str) -> LinearOperator:
-        return IdentityOperator(self.domain.subspace(name)[0])
+    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
+        return IdentityOperator(space)
 
     def _inverse(self) -> LinearOperator:
         return self

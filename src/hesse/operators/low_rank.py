@@ -30,10 +30,6 @@ class LowRankOperator(LinearOperator):
     def _matmat(self, block: Tensor) -> Tensor:
         return self.U @ (self._weights[:, None] * (self.U.T @ block))
 
-    def block(self, name: str) -> LinearOperator:
-        space, where = self.domain.subspace(name)
-        return LowRankOperator(space, self.U[where], self.s)
-
     def _diagonal(self) -> Tensor:
         return self.U**2 @ self._weights
 
@@ -86,6 +82,13 @@ class LowRankOperator(LinearOperator):
         V, k = eigenpairs
         return inverse + LowRankOperator(self.domain, V.to(self.dtype), -1.0 / k)
 
+    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
+        return LowRankOperator(space, self.U[where], self.s)
+
+    def _compressed(self, Q: Tensor) -> LinearOperator:
+        space = Space.flat(Q.shape[1], self.dtype, self.device)
+        return LowRankOperator(space, Q.T @ self.U, self.s)
+
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
         return LowRankPlusDiagonal(self, diagonal_of(D), self.domain.common(D.domain))
 
@@ -116,13 +119,12 @@ class LowRankPlusDiagonal(LinearOperator):
     def _matmat(self, block: Tensor) -> Tensor:
         return self._entries[:, None] * block + self.low_rank._matmat(block)
 
-    def block(self, name: str) -> LinearOperator:
-        space, where = self.domain.subspace(name)
-        A = self.low_rank
-        return LowRankPlusDiagonal(LowRankOperator(space, A.U[where], A.s), self.d[where])
-
     def _diagonal(self) -> Tensor:
         return self._entries + self.low_rank._diagonal()
+
+    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
+        A = self.low_rank
+        return LowRankPlusDiagonal(LowRankOperator(space, A.U[where], A.s), self.d[where])
 
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
         space = self.domain.common(D.domain)

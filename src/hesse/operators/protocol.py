@@ -27,6 +27,8 @@ subclass overrides one where it knows better. All may be called by any algorithm
 | `_updated_inverse(X)` | (B + A)^-1 as an operator, from X = B^-1, where A is of low rank | None |
 | `is_structured` | whether estimators ask these methods before they sample | False |
 | `_written()` | what changes when a matrix in A is written to | that of the operators in A |
+| `_principal(space, where)` | some rows and the same columns of A | lazily, from products with A |
+| `_compressed(Q)` | Q' A Q for the columns of a matrix Q | likewise |
 | `_split_shift()` | (G, c) with A = G + c I | (A, 0) |
 | `_times(B)` | A B | the lazy product |
 | `_expand()` | A as a sum of products of operators (see terms.py) | None |
@@ -204,6 +206,14 @@ class OperatorProtocol(ABC):
         lists = (v if isinstance(v, list) else [v] for v in vars(self).values())
         parts = (part for parts in lists for part in parts if isinstance(part, OperatorProtocol))
         return tuple(part._written() for part in parts)
+
+    @abstractmethod
+    def _principal(self, space: Space, where: slice | Tensor) -> Any:
+        """The rows and columns `where` of A, as an operator on `space`."""
+
+    @abstractmethod
+    def _compressed(self, Q: Tensor) -> Any:
+        """Q' A Q for a matrix Q (n, k), as an operator on flat vectors (k,)."""
 
     def _split_shift(self) -> tuple[Any, float]:
         """(G, c) where A is known to be G + c I; (A, 0) elsewhere."""

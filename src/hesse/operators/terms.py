@@ -8,9 +8,12 @@ are compared by what they are: an operator object, or the memory of a matrix.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable
 
 from torch import Tensor
+
+from hesse.vectors.arrays import as_array
 
 Factor = tuple[Hashable, bool | None]
 """What it is, and whether it is transposed; None for a symmetric one."""
@@ -72,3 +75,10 @@ def of_matrix(matrix: Tensor, *, symmetric: bool) -> Terms | None:
     layout = (columns, rows, right, down) if transposed else (rows, columns, down, right)
     what = (matrix.data_ptr(), matrix.dtype, str(matrix.device), *layout)
     return factor(what, symmetric=symmetric, transposed=transposed)
+
+
+def of_entries(where: slice | Tensor) -> Hashable:
+    """What tells one set of entries of a vector from another."""
+    if isinstance(where, slice):
+        return where.start, where.stop
+    return hashlib.sha256(as_array(where).tobytes()).digest()

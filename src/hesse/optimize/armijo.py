@@ -9,10 +9,10 @@ from torch import Tensor
 
 from hesse.errors import Status
 from hesse.optimize.point import Objective, Point
-from hesse.optimize.proposal import Proposal
+from hesse.optimize.proposal import LoopSearch, NoState, Proposal
 
 
-class ArmijoSearch:
+class ArmijoSearch(LoopSearch):
     r"""Accept the first length in 1, a, a^2, ... with enough decrease.
 
     $$ f(x + t p) \le f(x) + c\, t\, g^T p $$
@@ -24,12 +24,16 @@ class ArmijoSearch:
     Source: Nocedal & Wright 2006, algorithm 3.1, with its defaults of c and a.
     """
 
-    scalar = math.inf  # no radius
-
     def __init__(
         self, *, c: float = 1e-4, factor: float = 0.5, max_trials: int = 40, start: float = 1.0
     ) -> None:
+        self.state = NoState()
         self.c, self.factor, self.max_trials, self.start = c, factor, max_trials, start
+
+    @property
+    def scalar(self) -> float:
+        """No radius."""
+        return math.inf
 
     def judge(self, objective: Objective, point: Point, proposal: Proposal) -> Point | None:
         """The first point along the step with enough decrease, or None."""

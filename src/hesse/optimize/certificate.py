@@ -136,19 +136,23 @@ class Certificate:
 
     def _budget(self) -> int:
         """How many products may be taken now."""
-        taken, n = self.objective.counts.nhev, self.objective.space.n
+        taken = self.objective.counts.nhev
         wanted = max(_LEAST, int(_FRACTION * taken))
         fits = max(_LEAST, _ENTRIES // max(self.objective.space.size, 1))
-        return int(min(wanted, fits, n, self.limits.left(taken)))
+        return int(min(wanted, fits, self.objective.space.n, self.limits.left(taken)))
 
     def _smallest_ritz(self, point: Point) -> _Ritz | None:
         """The smallest Ritz pair; None where products are not finite."""
-        return _attempt(lambda: self._lanczos(self.hessian(point), self._budget()))
+        steps = min(self._budget(), point.num_free)
+        if steps == 0:  # every variable is held at a bound
+            return None
+        return _attempt(lambda: self._lanczos(point, point.reduced(self.hessian(point)), steps))
 
-    def _lanczos(self, hessian: LinearOperator, steps: int) -> _Ritz:
+    def _lanczos(self, point: Point, hessian: LinearOperator, steps: int) -> _Ritz:
         # Another start each time: the point may lie along the vector that the last one found.
         generator = torch.Generator().manual_seed(self.objective.counts.nhev)
         start = hessian.domain.gaussian(generator)
+        start = start if point.free is None else start * point.free
         lanczos = LanczosProcess(hessian, steps, start, generator)
         rest = self.limits.rest(0)
         lanczos.step()
@@ -176,8 +180,8 @@ class Certificate:
             return 0.0 if point.gradient_norm == 0.0 else math.inf
         taken = self.objective.counts.nhev
         system = System(
-            point.curvature,
-            -point.gradient,
+            point.reduced(point.curvature),
+            -point.projected_gradient,
             rtol=_DECREMENT_RTOL,
             max_iterations=budget,
             run=self.limits.rest(taken),

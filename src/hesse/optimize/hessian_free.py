@@ -1,85 +1,98 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`HessianFree`: train a network with its exact Gauss-Newton matrix, as a torch optimiser."""
+"""`HessianFree`: train a network with its curvature, as a torch optimiser."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from hesse.boundary import public, warn
+from hesse.boundary import public
 from hesse.checkpoint import Checkpoint
 from hesse.curvature.gauss_newton import ggn_operator
-from hesse.curvature.operator import CurvatureOperator
-from hesse.engine.cost_model import deterministic
+from hesse.curvature.hessian import hessian_operator
 from hesse.engine.summed_product import PREPARED_MODES, PreparedMode
 from hesse.errors import (
     ArgumentError,
-    DataError,
     DerivativeError,
-    FunctionError,
     NonFiniteError,
     Status,
     check_choice,
     check_count,
     check_positive,
 )
+from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import IdentityOperator
 from hesse.optimize.armijo import ArmijoSearch
+from hesse.optimize.current_point import CurrentPoint
 from hesse.optimize.damped_gauss_newton import DampedGaussNewton
-from hesse.optimize.fixed_mode import in_fixed_mode
-from hesse.optimize.hessian_free_arguments import check_damping, check_decay, model_of
-from hesse.optimize.hessian_free_state import HessianFreeState, Products, shapes_of
-from hesse.optimize.kronecker_preconditioner import (
-    KroneckerPreconditioner,
-    Stored,
-    first_name,
-    position,
+from hesse.optimize.damping_scan import DampingScan
+from hesse.optimize.factory import Factory, made
+from hesse.optimize.hessian_free_arguments import (
+    RULES,
+    check_curvature,
+    check_damping,
+    check_preconditioner,
+    check_source,
+    groups_of,
 )
+from hesse.optimize.hessian_free_preconditioner import RunPreconditioner
+from hesse.optimize.hessian_free_state import HessianFreeState, ParameterState, Products
+from hesse.optimize.learning_rate import Scaled, rates_of
 from hesse.optimize.levenberg_marquardt import LevenbergMarquardt
-from hesse.optimize.point import Counts, Objective, Point
-from hesse.optimize.proposal import take_step
+from hesse.optimize.point import Counts, Point
+from hesse.optimize.proposal import Descent, Search, take_step
+from hesse.optimize.subspace_step import SubspaceStep
 from hesse.progress import FilePath, Run, uninterrupted
+from hesse.risk.closure import ClosureRisk, names_of
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Space
 
-# The modes that "auto" takes one of.
-_MODES = ["traced-split", "retained-graph"]
-# What a step may take at least: CG's start, one iteration, and what CG reserves.
+# What a step may take at least: the last step, one iteration of CG, and what CG reserves.
 _LEAST_PRODUCTS = 3
+# The iterations of CG in the first step of a scan, and how many more each step takes.
+_FIRST_ITERATIONS, _MORE_ITERATIONS = 3, 0.3
 
 
 class HessianFree(torch.optim.Optimizer):
-    r"""Hessian-free optimisation of a network with a Kronecker-factored preconditioner.
+    r"""Hessian-free optimisation of a network, by default with its Gauss-Newton matrix and EK-FAC.
 
-    A step solves the damped Gauss-Newton system
+    A step minimises the damped quadratic model (here with `damping_rule="scan"`)
 
-    $$ (G + \lambda I)\, p = -\nabla R(\theta), \qquad G = J^T H_L J $$
+    $$ g^T p + \tfrac12 p^T (G + \lambda I)\, p, \qquad G = J^T H_L J $$
 
-    by a few preconditioned conjugate-gradient iterations with exact products G v, goes back over
-    the iterates and along the step while that lowers the risk, and adapts lambda to the ratio of
-    the decrease of the risk to the decrease that the quadratic model predicts.
+    in the span of the last step and of a few preconditioned conjugate-gradient directions, whose
+    exact products G p it takes. These give the minimiser for every other lambda too: the step is
+    the one of the smallest lambda that lowers the risk nearly as much as the best.
 
     Args:
-        risk: the model, loss and data. The optimiser updates the trainable parameters of its model
-            in place. Use all data, or large batches (1,000 examples and more) given to `step`.
-        lr: the first length that the line search tries; 1 for the full step.
+        risk: the model, loss and data; the trainable parameters of the model are updated in place.
+            Use all data, or large batches (1,000 examples and more) given to `step`. Or parameters
+            as any torch optimiser takes them, with groups and names, for `step(closure)`.
+        curvature: "ggn", "hessian", or a function of the risk and the parameters that returns a
+            symmetric operator, such as `hesse.fisher_operator`. With one whose structure gives its
+            inverse (`hesse.kfac_operator`, a diagonal) the step is -(K + lambda I)^-1 g and the
+            last step, combined by the exact Gauss-Newton matrix, without CG.
+        lr: what steps are multiplied by; a scheduler, or groups, may change it.
         damping: the first lambda; in units of the curvature of the mean loss.
-        damping_bounds: the range of lambda. The lower bound matters, see `LevenbergMarquardt`.
-        max_cg_iterations: of one step.
-        cg_decay: fraction of the last solution that CG starts from.
-        preconditioner: "kronecker" (EK-FAC of one random vector a step, averaged over steps; see
-            `ekfac_operator`), or "none". A model that cannot be traced has none.
-        refresh_every: steps between two estimates of the factors.
-        seed: of the random vectors by which the factors are estimated.
+        damping_bounds: the range of lambda.
+        damping_rule: "levenberg-marquardt" takes max_cg_iterations from 0.95 of the last
+            solution on, goes back over the iterates, and adapts lambda to the ratio of the decrease
+            to that of the model (Martens 2010); "scan" is the above, faster in short runs.
+        max_cg_iterations: of one step; a scan starts with 3 and takes 3 more every 10 steps.
+        preconditioner: of CG: "ekfac" or "kfac" (of one random vector a step, averaged over steps;
+            none for a model that cannot be traced), "nystrom" (20 products), "diagonal" (an
+            estimate, 8 products), "none", or a function of the risk and the parameters that returns
+            an approximation of the curvature whose structure gives its inverse.
+        refresh_every: steps between two refreshments of the preconditioner.
+        seed: of the random vectors of the preconditioner.
         mode: how products are taken, the same way in all steps: "traced-split", "compiled-split" or
             "retained-graph", see `hessian_operator`. "auto" takes the first of "traced-split" and
-            "retained-graph" that works; the state says which.
+            "retained-graph" that works, "retained-graph" for closures; the state says which.
         max_products, max_seconds: limits of all steps together, kept within a step; the seconds
             count from the construction. Later steps leave the parameters as they are, and `status`
             says so.
@@ -89,22 +102,24 @@ class HessianFree(torch.optim.Optimizer):
 
     A run that is resumed from the checkpoint, or from `state_dict` and the model's own, continues
     bit for bit on the same machine with as many threads. `counts` holds the evaluations so far,
-    `status` how the last CG solve ended, or which limit was met.
+    `status` how the last CG solve ended, or which limit was met. Where no lambda lowers the risk
+    the parameters stay as they are. CG ends at negative curvature, which raises lambda.
 
     Ctrl-C ends a step within a product: the model keeps the parameters from before the step, the
-    best so far, `status` is INTERRUPTED, and KeyboardInterrupt goes on to the caller, whose loop it
-    is. The next step is then the one that was interrupted.
+    best so far, `status` is INTERRUPTED, and KeyboardInterrupt goes on to the caller. The next step
+    is then the one that was interrupted.
 
-    Cost: a step takes one gradient, max_cg_iterations Gauss-Newton products (1.33 gradients each),
-        a few values, and every `refresh_every` steps one more gradient and the eigenvectors of the
-        factors; one product more for every new shape of data. Memory: about 12 vectors, the stored
-        iterates of CG among them, and two graphs.
+    Cost: a step takes one gradient, max_cg_iterations Gauss-Newton products (1.33 gradients each)
+        and one more, a few values, and every `refresh_every` steps one more gradient and the
+        eigenvectors of the factors; one product more for every new shape of data. Memory: two
+        vectors for each iteration of CG, 10 more, and two graphs.
 
     Raises:
         HesseError: as `Risk` and `ggn_operator`; NonFiniteError where the risk is not finite.
 
-    References: Martens 2010 (ICML, "Deep learning via Hessian-free optimization"); Martens & Grosse
-        2015, arXiv:1503.05671; George et al. 2018, arXiv:1806.03884.
+    References: Martens 2010 (ICML, "Deep learning via Hessian-free optimization"); Vinyals & Povey
+        2012, arXiv:1111.4259; Martens & Grosse 2015, arXiv:1503.05671; George et al. 2018,
+        arXiv:1806.03884.
 
     >>> from torch import nn
     >>> x = torch.linspace(-1, 1, 50)[:, None]
@@ -115,17 +130,20 @@ class HessianFree(torch.optim.Optimizer):
     True
     """
 
+    _is_complete = False  # groups may be added
+
     @public("hesse.HessianFree(risk)")
     def __init__(
         self,
-        risk: Risk,
+        risk: Risk | Iterable[Any],
         *,
+        curvature: Literal["ggn", "hessian"] | Factory = "ggn",
         lr: float = 1.0,
         damping: float = 0.1,
         damping_bounds: tuple[float, float] = (1e-4, 1e8),
+        damping_rule: Literal["levenberg-marquardt", "scan"] = "levenberg-marquardt",
         max_cg_iterations: int = 20,
-        cg_decay: float = 0.95,
-        preconditioner: Literal["kronecker", "none"] = "kronecker",
+        preconditioner: Literal["ekfac", "kfac", "nystrom", "diagonal", "none"] | Factory = "ekfac",
         refresh_every: int = 1,
         seed: int = 0,
         mode: PreparedMode = "auto",
@@ -133,11 +151,12 @@ class HessianFree(torch.optim.Optimizer):
         max_seconds: float | None = None,
         checkpoint: FilePath = None,
     ) -> None:
-        model = model_of(risk)
-        check_choice("preconditioner", preconditioner, ("kronecker", "none"))
+        groups, self.risk = groups_of(risk)
+        check_curvature(curvature)
+        check_preconditioner(preconditioner)
         check_positive(lr=lr)
         check_damping(damping, damping_bounds)
-        check_decay(cg_decay)
+        check_choice("damping_rule", damping_rule, RULES)
         check_choice("mode", mode, ["auto", *PREPARED_MODES])
         check_count("max_cg_iterations", max_cg_iterations, 1)
         check_count("refresh_every", refresh_every, 1)
@@ -147,35 +166,42 @@ class HessianFree(torch.optim.Optimizer):
             max_seconds=max_seconds,
             checkpoint=checkpoint,
         )
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        if self.risk is None and mode == "auto":  # new data are new programs
+            mode = "retained-graph"
         defaults = {
             "lr": lr,
             "damping": damping,
             "damping_bounds": damping_bounds,
+            "damping_rule": damping_rule,
             "max_cg_iterations": max_cg_iterations,
-            "cg_decay": cg_decay,
             "refresh_every": refresh_every,
             "seed": seed,
             "mode": mode,
             "steps": 0,
         }
-        super().__init__([{"params": [p for _, p in named]}], defaults)
-        self.risk = risk
-        self._names = [name for name, _ in named]
-        self._space = Space.of(self._tree(), what="params")
-        self._kronecker = (
-            KroneckerPreconditioner(risk, self._space) if preconditioner == "kronecker" else None
-        )
-        self._point: tuple[Risk, Objective, Point] | None = None
+        super().__init__(groups, defaults)
+        self._is_complete = True
+        self._parameters = [p for group in self.param_groups for p in group["params"]]
+        self._names = names_of(self.param_groups)
+        tree = dict(zip(self._names, self._parameters, strict=True))
+        self._space = Space.of(tree, what="params")
+        self._closures = ClosureRisk(tree) if self.risk is None else None
+        self._curvature = curvature
         self.counts = Counts()
         self.status = Status.UNFINISHED
-        self._is_auto, self._traced = mode == "auto", set[Hashable]()
+        make = hessian_operator if curvature == "hessian" else ggn_operator
+        self._current = CurrentPoint(make, self._space, self.counts, mode)
+        self._parts = ParameterState(self, self._parameters, self._names, self._space)
+        self._preconditioner = RunPreconditioner(
+            preconditioner, self._space, self._parts, of_closures=self.risk is None
+        )
         self._checkpoint = Checkpoint(
             self._limits.checkpoint,
             IdentityOperator(self._space),
             function="HessianFree",
             parameters=self._space.describe(len(self._names)),
-            preconditioner=preconditioner,
+            curvature=_name(curvature),
+            preconditioner=_name(preconditioner),
             **defaults,
         )
         saved = self._saved()
@@ -184,192 +210,182 @@ class HessianFree(torch.optim.Optimizer):
 
     @public("hesse.HessianFree.step()")
     @torch.no_grad()
-    def step(self, closure: Any = None, *, data: Any = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, data: Any = None) -> Any:
         """Take one step; returns the risk before it, a scalar tensor.
 
         Args:
-            closure: must be None: the risk given at construction is evaluated.
+            closure: () -> (outputs, loss), for an optimiser of parameters. It is evaluated at many
+                points, the first of which are the parameters as they are, and must compute the same
+                function in all of them: draw the batch outside of it. A call of `backward` in it
+                does nothing. It may return the loss alone if that is made by losses of torch. A
+                closure costs one value a step, and another forward pass for every product that is
+                prepared; `.grad` is not set.
             data: data for this step instead of the risk's own, in a form that `Risk` takes.
         """
-        if closure is not None:
-            raise ArgumentError(
-                expected="no closure",
-                got=f"a {type(closure).__name__}",
-                remedy="The risk given at construction is evaluated; or step(data=batch).",
-            )
-        risk = self.risk if data is None else self.risk.on(data)
+        check_source(self.risk, closure, data)
+        value = None
+        if self._closures is not None and closure is not None:
+            risk, value = self._closures.of(closure)
+        else:
+            assert self.risk is not None
+            risk = self.risk if data is None else self.risk.on(data)
         try:
-            return self._whole_step(risk)
+            return self._whole_step(risk, value)
         except DerivativeError:  # the programs are no longer those of the model
-            group = self.param_groups[0]
-            if not self._is_auto or group["mode"] == _MODES[-1]:
+            if not self._current.falls_back():
                 raise
-            group["mode"], self._point = _MODES[-1], None
-            return self._whole_step(risk)
+            return self._whole_step(risk, value)
 
-    def _whole_step(self, risk: Risk) -> Tensor:
+    def _whole_step(self, risk: Risk, value: float | None) -> Tensor:
         """A step, or nothing: an error or Ctrl-C leaves all as it was."""
-        kronecker = self._kronecker
-        blocks = None if kronecker is None else kronecker.state
+        state = self._preconditioner.state
         try:
-            return self._step(risk)
+            return self._step(risk, value)
         except BaseException as error:
-            if self._kronecker is not None and blocks is not None:
-                self._kronecker.state = blocks
+            self._preconditioner.state = state
             if isinstance(error, KeyboardInterrupt):
                 self.status = Status.INTERRUPTED
                 self._checkpoint.save(self._saved(), now=True)
             raise
 
-    def _step(self, risk: Risk) -> Tensor:
+    def _step(self, risk: Risk, value: float | None) -> Tensor:
         group = self.param_groups[0]
-        objective, point = self._current(risk)
-        if not math.isfinite(point.value):
+        objective, point = self._current.of(risk, self._x(), value)
+        if not (math.isfinite(point.value) and math.isfinite(point.gradient_norm)):
             raise NonFiniteError(
-                expected="a finite risk at the current parameters",
+                expected="a finite risk and gradient at the current parameters",
                 got="NaN or Inf",
                 remedy="Check the data and the parameters; the model has not been changed.",
             )
-        value = torch.tensor(point.value, dtype=point.x.dtype)
+        before = torch.tensor(point.value, dtype=point.x.dtype)
+        rates = rates_of(self.param_groups, self._space)
+        least = _LEAST_PRODUCTS + self._preconditioner.products_due(group)
         taken = Products(self.counts.nhev)
-        if not (self._limits.goes_on(taken) and self._limits.allows(taken, _LEAST_PRODUCTS)):
-            self.status, self._point = self._limits.status, (risk, objective, point)
-            return value
-        descent = DampedGaussNewton(
-            preconditioner=self._preconditioner(risk, group),
-            max_iterations=group["max_cg_iterations"],
-            decay=group["cg_decay"],
-            start=self._load_start(),
-            limits=self._limits.rest(self.counts.nhev),
-        )
-        armijo = ArmijoSearch(c=1e-2, factor=0.8, max_trials=60, start=group["lr"])
-        search = LevenbergMarquardt(group["damping"], bounds=group["damping_bounds"], armijo=armijo)
-        new, proposal = take_step(objective, point, descent, search)
+        if not (self._limits.goes_on(taken) and self._limits.allows(taken, least)):
+            self.status = self._limits.status
+            self._current.keep(risk, objective, point)
+            return before
+        if isinstance(rates, float) and rates == 0.0:
+            return before
+        descent, search = self._method(risk, point)
+        is_plain = isinstance(rates, float) and rates == 1.0
+        scaled: Descent = descent if is_plain else Scaled(descent, rates)
+        new, proposal = take_step(objective, point, scaled, search)
+        if isinstance(descent, SubspaceStep) and new is not point:
+            descent.start = new.x - point.x
         with uninterrupted():
             self.status = proposal.status
+            self._preconditioner.store(group, point)
+            self._parts.store_vector("start", descent.start)
             group["damping"], group["steps"] = search.scalar, group["steps"] + 1
-            self._store_start(descent.start)
-            self._store_factors()
+            group["mode"] = self._current.mode
             self._write(new.x)
-            self._point = risk, objective, new
+            self._current.keep(risk, objective, new)
         self._checkpoint.save(self._saved())
-        return value
+        return before
+
+    @public("hesse.HessianFree.add_param_group(param_group)")
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Groups are given at construction."""
+        if self._is_complete:
+            raise ArgumentError(
+                expected="all groups at construction",
+                got="another one",
+                remedy="Construct the optimiser with all groups: HessianFree([group, ...]).",
+            )
+        super().add_param_group(param_group)
 
     @public("hesse.HessianFree.load_state_dict(state_dict)")
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from a saved state; the parameters are restored by the model's own."""
         super().load_state_dict(state_dict)
-        self._point = None
-        if self._kronecker is not None:
-            self._kronecker.load(self._stored_factors())
+        self._current.forget()
+        self._current.mode = self.param_groups[0]["mode"]
+        self._preconditioner.forget()
 
-    # -- The current point -------------------------------------------------------------------------
-
-    def _tree(self) -> dict[str, Tensor]:
-        return dict(zip(self._names, self.param_groups[0]["params"], strict=True))
-
-    def _current(self, risk: Risk) -> tuple[Objective, Point]:
-        """The risk at the model's parameters; that of the last step if nothing has changed."""
-        x = self._space.flatten(self._tree())
-        if self._point is not None:
-            last_risk, objective, point = self._point
-            if last_risk is risk and not self._space.any(point.x != x):
-                return objective, point
-        objective = Objective(self._operator(risk), self.counts)
-        return objective, objective.start(x)
-
-    def _operator(self, risk: Risk) -> CurvatureOperator:
-        """The Gauss-Newton matrix at the model's parameters, in the mode of all steps."""
-        group, tree = self.param_groups[0], self._tree()
-
-        def make(mode: str) -> CurvatureOperator:
-            return ggn_operator(risk, tree, mode=mode)  # type: ignore[arg-type]
-
-        shapes = shapes_of(risk)
-        if shapes not in self._traced:
-            modes = (
-                ["traced-split", "retained-graph"] if group["mode"] == "auto" else [group["mode"]]
+    def _method(self, risk: Risk, point: Point) -> tuple[SubspaceStep | DampedGaussNewton, Search]:
+        """How a step is proposed, and how it is judged."""
+        group, start = self.param_groups[0], self._parts.vector("start")
+        matrix = self._matrix(risk)
+        preconditioner = self._preconditioner.at(risk, point, matrix, group, self._current)
+        limits = self._limits.rest(self.counts.nhev)
+        damping, bounds = group["damping"], group["damping_bounds"]
+        rule, most = group["damping_rule"], group["max_cg_iterations"]
+        is_scan = rule == "scan"
+        search: Search
+        if is_scan:
+            search = DampingScan(damping, bounds=bounds)
+            most = min(most, int(_FIRST_ITERATIONS + _MORE_ITERATIONS * group["steps"]))
+        else:
+            armijo = ArmijoSearch(c=1e-2, factor=0.8, max_trials=60)
+            search = LevenbergMarquardt(damping, bounds=bounds, armijo=armijo)
+        if is_scan or callable(self._curvature):
+            descent = SubspaceStep(
+                preconditioner=preconditioner,
+                max_iterations=most,
+                matrix=matrix,
+                start=start,
+                limits=limits,
             )
-            with suppress(NonFiniteError):  # of the risk, which the step tells better
-                group["mode"] = in_fixed_mode(make, modes)[1]
-                self._traced.add(shapes)
-        with deterministic():
-            return make(group["mode"])
+        else:
+            descent = DampedGaussNewton(
+                preconditioner=preconditioner,
+                max_iterations=most,
+                start=start,
+                limits=limits,
+            )
+        return descent, search
+
+    def _matrix(self, risk: Risk) -> Callable[[Point], LinearOperator] | None:
+        """The curvature that a factory makes at a point."""
+        factory, space = self._curvature, self._space
+        if isinstance(factory, str):
+            return None
+        return lambda point: made(factory, risk, space, space.unflatten(point.x))
+
+    # -- Parameters and state ----------------------------------------------------------------------
+
+    def _x(self) -> Tensor:
+        """The parameters as they are, flat."""
+        return self._space.join([p.detach() for p in self._parameters]).clone()
 
     def _write(self, x: Tensor) -> None:
-        for parameter, leaf in zip(
-            self.param_groups[0]["params"], self._space.split(x), strict=True
-        ):
+        for parameter, leaf in zip(self._parameters, self._space.split(x), strict=True):
             parameter.copy_(leaf)
-
-    # -- State between steps, in `self.state` so that `state_dict` saves it ------------------------
-
-    def _preconditioner(self, risk: Risk, group: dict[str, Any]) -> KroneckerPreconditioner | None:
-        """The preconditioner; its factors are estimated again every `refresh_every` steps."""
-        kronecker, steps, every = self._kronecker, group["steps"], group["refresh_every"]
-        if kronecker is None:
-            return None
-        try:
-            if steps % every == 0 or kronecker.is_empty:
-                past = min(1 - 1 / (steps // every + 1), 0.95)
-                kronecker.refresh(risk, self._tree(), group["seed"] + steps, past)
-            else:
-                kronecker.ready(self._tree())
-        except (FunctionError, DataError) as error:
-            warn(f"no preconditioner: it needs {error.expected}, but there is {error.got}")
-            self._kronecker = None
-        return self._kronecker
-
-    def _store_factors(self) -> None:
-        for parameter in self.param_groups[0]["params"]:
-            self.state[parameter].pop("factors", None)
-        stored = {} if self._kronecker is None else self._kronecker.stored()
-        for key, tensors in stored.items():
-            name = first_name(key)
-            parameter = self.param_groups[0]["params"][self._names.index(name)]
-            self.state[parameter].setdefault("factors", {})[key] = tensors
-
-    def _stored_factors(self) -> Stored:
-        parameters = self.param_groups[0]["params"]
-        found = [item for p in parameters for item in self.state[p].get("factors", {}).items()]
-        return dict(sorted(found, key=lambda item: position(item[0])))
-
-    def _load_start(self) -> Tensor | None:
-        parts = [self.state[p].get("cg_start") for p in self.param_groups[0]["params"]]
-        return None if any(part is None for part in parts) else self._space.join(parts)
-
-    def _store_start(self, start: Tensor | None) -> None:
-        parameters = self.param_groups[0]["params"]
-        parts = [None] * len(parameters) if start is None else self._space.split(start)
-        for parameter, part in zip(parameters, parts, strict=True):
-            self.state[parameter]["cg_start"] = part
-
-    # -- The checkpoint ----------------------------------------------------------------------------
 
     def _saved(self) -> HessianFreeState:
         """The state as a checkpoint saves it."""
-        group, factors = self.param_groups[0], self._stored_factors()
+        group = self.param_groups[0]
+        factors = self._parts.factors()
         return HessianFreeState(
-            x=self._space.flatten(self._tree()).clone(),
-            cg_start=self._load_start(),
+            x=self._x(),
+            start=self._parts.vector("start"),
+            refreshed_at=self._parts.vector("refreshed_at"),
             factors=[[key, *chain(*tensors.items())] for key, tensors in factors.items()],
             counts=self.counts,
             status=self.status,
-            **{name: group[name] for name in ("lr", "damping", "steps", "mode")},
+            rates=[float(each["lr"]) for each in self.param_groups],
+            **{name: group[name] for name in ("damping", "steps", "mode")},
         )
 
     @torch.no_grad()
     def _resume(self, saved: HessianFreeState) -> None:
         """Continue from a saved state."""
         group = self.param_groups[0]
-        for name in ("lr", "damping", "steps", "mode"):
+        for name in ("damping", "steps", "mode"):
             group[name] = getattr(saved, name)
-        self.status = saved.status
+        for each, rate in zip(self.param_groups, saved.rates, strict=True):
+            each["lr"] = rate
+        self.status, self._current.mode = saved.status, saved.mode
         self._write(saved.x)
-        self._store_start(saved.cg_start)
-        if self._kronecker is not None:
-            factors = {
-                key: dict(zip(rest[::2], rest[1::2], strict=True)) for key, *rest in saved.factors
-            }
-            self._kronecker.load(factors)
-            self._store_factors()
+        self._parts.store_vector("start", saved.start)
+        self._parts.store_vector("refreshed_at", saved.refreshed_at)
+        factors = {
+            key: dict(zip(rest[::2], rest[1::2], strict=True)) for key, *rest in saved.factors
+        }
+        self._parts.store_factors(factors)
+
+
+def _name(choice: Any) -> str:
+    """A choice by its name."""
+    return choice if isinstance(choice, str) else getattr(choice, "__qualname__", str(type(choice)))

@@ -3,25 +3,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from hesse.errors import ArgumentError, check_positive
+from hesse.errors import ArgumentError, OperatorError, check_choice, check_positive
+from hesse.operators.algebra import LinearOperator
+from hesse.optimize.preconditioners import NAMES
 from hesse.risk.risk import Risk
 from hesse.risk.sharing import check_is_whole
 
+RULES = ("levenberg-marquardt", "scan")
 
-def model_of(risk: Any) -> nn.Module:
-    """The module whose parameters are trained."""
-    if isinstance(risk, Risk) and isinstance(risk.model, nn.Module):
-        check_is_whole(risk)
-        return risk.model
+
+def groups_of(source: Any) -> tuple[list[Any], Risk | None]:
+    """The groups of parameters for `torch.optim.Optimizer`, and the risk if that is the source."""
+    if isinstance(source, Risk):
+        check_is_whole(source)
+        if isinstance(source.model, nn.Module):
+            named = source.model.named_parameters()
+            return [{"params": [(name, p) for name, p in named if p.requires_grad]}], source
+        got = "a Risk of a plain callable"
+    elif isinstance(source, Iterable) and not isinstance(source, (Tensor, nn.Module, str, bytes)):
+        groups = list(source)
+        if groups and all(map(_is_parameter, groups)):
+            return groups, None
+        got = f"a {type(source).__name__} of something else" if groups else "no parameters"
+    else:
+        got = f"a {type(source).__name__}"
     raise ArgumentError(
-        expected="a hesse.Risk of an nn.Module, whose parameters are to be trained",
-        got=f"a {type(risk).__name__}" + (" of a plain callable" if isinstance(risk, Risk) else ""),
-        remedy="HessianFree(hesse.Risk(model, loss, data)); to minimise a function of tensors use "
-        "hesse.minimize.",
+        expected="a hesse.Risk of an nn.Module, whose parameters are to be trained, or the "
+        "parameters themselves, as model.parameters()",
+        got=got,
+        remedy="HessianFree(hesse.Risk(model, loss, data)), or HessianFree(model.parameters()) "
+        "and step(closure); to minimise a function of tensors use hesse.minimize.",
+    )
+
+
+def _is_parameter(value: Any) -> bool:
+    if isinstance(value, tuple) and len(value) == 2:
+        value = value[1]
+    return isinstance(value, (Tensor, dict))
+
+
+def check_curvature(curvature: Any) -> None:
+    """Raise unless this is a name or a factory."""
+    if isinstance(curvature, str):
+        check_choice("curvature", curvature, ("ggn", "hessian"))
+    else:
+        _check_factory("curvature", curvature, "ggn")
+
+
+def check_preconditioner(preconditioner: Any) -> None:
+    """Raise unless this is a name or a factory."""
+    if isinstance(preconditioner, str):
+        check_choice("preconditioner", preconditioner, NAMES)
+    else:
+        _check_factory("preconditioner", preconditioner, "ekfac")
+
+
+def _check_factory(what: str, value: Any, default: str) -> None:
+    if callable(value) and not isinstance(value, LinearOperator):
+        return
+    raise OperatorError(
+        expected=f"{what} to be a name or a function (risk, params) -> operator",
+        got=f"a {type(value).__name__}",
+        remedy=f'Give "{default}", or a function such as hesse.kfac_operator: the matrix is needed '
+        "at every point.",
     )
 
 
@@ -37,11 +86,18 @@ def check_damping(damping: float, bounds: tuple[float, float]) -> None:
         )
 
 
-def check_decay(cg_decay: float) -> None:
-    """Raise unless this is a fraction."""
-    if not 0.0 <= cg_decay <= 1.0:
+def check_source(risk: Risk | None, closure: Callable[[], Any] | None, data: Any) -> None:
+    """Raise unless a step is given what its optimiser needs."""
+    if risk is not None and closure is not None:
         raise ArgumentError(
-            expected="a number 0 <= cg_decay <= 1",
-            got=repr(cg_decay),
-            remedy="Leave it out for the default; 0 starts every solve from zero.",
+            expected="no closure",
+            got=f"a {type(closure).__name__}",
+            remedy="The risk given at construction is evaluated; or step(data=batch).",
+        )
+    if risk is None and not (callable(closure) and data is None):
+        raise ArgumentError(
+            expected="a closure () -> (outputs, loss), or the loss, since the optimiser was given "
+            "parameters",
+            got="data" if data is not None else f"a {type(closure).__name__}",
+            remedy="optimizer.step(closure); or construct it from a hesse.Risk.",
         )

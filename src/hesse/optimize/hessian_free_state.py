@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint of `HessianFree` holds."""
+"""The state of `HessianFree` between steps: by parameter for `state_dict`, whole for a file."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from hesse.data.batches import flatten_batch
 from hesse.errors import Status
+from hesse.optimize.kronecker_preconditioner import Stored, first_name, position
 from hesse.optimize.point import Counts
 from hesse.risk.risk import Risk
+from hesse.vectors.space import Space
 
 
 @dataclass
@@ -21,12 +23,13 @@ class HessianFreeState:
 
     x: Tensor
     """The parameters, flat."""
-    cg_start: Tensor | None
+    start: Tensor | None
+    refreshed_at: Tensor | None
     factors: list[list[Any]]
     """Of each block: its key, then the names of its tensors and these."""
     counts: Counts
     status: Status
-    lr: float
+    rates: list[float]
     damping: float
     steps: int
     mode: str
@@ -46,3 +49,47 @@ def shapes_of(risk: Risk) -> Hashable:
         data, key = flatten_batch(batch)
         forms.add((key, tuple((t.shape, t.stride(), t.dtype) for t in data)))
     return frozenset(forms)
+
+
+class ParameterState:
+    """Vectors and factors in `optimizer.state`, each part with its parameter.
+
+    Args:
+        optimizer: the optimiser, whose `load_state_dict` makes its `state` anew.
+        parameters, names: of the optimiser.
+        space: of the parameters.
+    """
+
+    def __init__(
+        self, optimizer: Any, parameters: Sequence[Tensor], names: Sequence[str], space: Space
+    ) -> None:
+        self._optimizer, self._parameters = optimizer, list(parameters)
+        self._names, self._space = list(names), space
+
+    def vector(self, key: str) -> Tensor | None:
+        """A flat vector; None if there is none."""
+        parts = [self._of(parameter).get(key) for parameter in self._parameters]
+        present = [part for part in parts if part is not None]
+        return self._space.join(present) if len(present) == len(parts) else None
+
+    def store_vector(self, key: str, vector: Tensor | None) -> None:
+        """Put a flat vector there, or take it away."""
+        parts = [None] * len(self._parameters) if vector is None else self._space.split(vector)
+        for parameter, part in zip(self._parameters, parts, strict=True):
+            self._of(parameter)[key] = part
+
+    def factors(self) -> Stored:
+        """The factors of the blocks, in their order."""
+        found = [item for p in self._parameters for item in self._of(p).get("factors", {}).items()]
+        return dict(sorted(found, key=lambda item: position(item[0])))
+
+    def store_factors(self, stored: Mapping[str, dict[str, Tensor]]) -> None:
+        """Put the factors of each block with its first parameter."""
+        for parameter in self._parameters:
+            self._of(parameter).pop("factors", None)
+        for key, tensors in stored.items():
+            parameter = self._parameters[self._names.index(first_name(key))]
+            self._of(parameter).setdefault("factors", {})[key] = tensors
+
+    def _of(self, parameter: Tensor) -> dict[str, Any]:
+        return self._optimizer.state[parameter]

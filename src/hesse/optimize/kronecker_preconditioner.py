@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EK-FAC as the preconditioner of Hessian-free optimisation, averaged over steps."""
+"""K-FAC or EK-FAC as the preconditioner of Hessian-free optimisation, averaged over steps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from torch import Tensor
 
+from hesse.ad.examples import Axis
 from hesse.curvature.kronecker.blocks import Block
 from hesse.curvature.kronecker.estimate import Estimator, Settings
 from hesse.curvature.kronecker.operator import KroneckerCurvature
+from hesse.curvature.likelihood_sum import seen_at
+from hesse.errors import FunctionError, StructureError
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.batched_kronecker import Factors
 from hesse.risk.risk import Risk
@@ -26,12 +30,20 @@ class KroneckerPreconditioner:
     Args:
         risk: the model and the loss.
         space: the space of its parameters.
+        rotated: EK-FAC; otherwise K-FAC.
+        rows_are_examples: the first dimension of what goes into the loss counts the examples, which
+            is otherwise found by cutting a batch.
     """
 
-    def __init__(self, risk: Risk, space: Space) -> None:
+    products = 0
+
+    def __init__(
+        self, risk: Risk, space: Space, *, rotated: bool = True, rows_are_examples: bool = False
+    ) -> None:
         self._space, self._decay = space, risk.weight_decay
-        settings = Settings("sampled", samples=1, approximation="expand", rotated=True, seed=0)
+        settings = Settings("sampled", samples=1, approximation="expand", rotated=rotated, seed=0)
         self._estimator = Estimator(risk, settings)
+        self._rows_are_examples = rows_are_examples
         self.blocks: list[Block] = []
         self._loaded: Stored = {}
 
@@ -45,6 +57,11 @@ class KroneckerPreconditioner:
         self.blocks, self._loaded = state
 
     @property
+    def traces(self) -> int:
+        """How often the model was traced."""
+        return self._estimator.programs.traces
+
+    @property
     def is_empty(self) -> bool:
         """Whether there are no factors yet."""
         return not self.blocks and not self._loaded
@@ -52,13 +69,14 @@ class KroneckerPreconditioner:
     def refresh(self, risk: Risk, params: Tree, seed: int, past: float) -> None:
         """Estimate the factors at `params`, averaged with weight `past` on the old."""
         before = self.ready(params)
-        self._estimator.see_likelihoods(params)
+        self._see_likelihoods(risk, params)
         estimator = self._estimator.on(risk, seed)
         self.blocks = estimator.blocks(params, past=before, decay=past)
 
     def ready(self, params: Tree) -> list[Block]:
         """The present blocks; those loaded, once it is known where they lie."""
         if self._loaded:
+            self._see_likelihoods(self._estimator.risk, params)
             layouts = self._estimator.layouts(params)
             self.blocks = [
                 _with_tensors(Block.of(layout, *_factors(tensors)), tensors)
@@ -68,9 +86,22 @@ class KroneckerPreconditioner:
         return self.blocks
 
     def __call__(self, damping: float) -> LinearOperator:
-        """The approximate inverse of G + damping I."""
-        K = KroneckerCurvature(self._space, self.blocks, weight_decay=self._decay, damping=damping)
-        return K._inverse()
+        """The approximate inverse of G + damping I; where that is singular, of more damping."""
+        while True:
+            K = KroneckerCurvature(
+                self._space, self.blocks, weight_decay=self._decay, damping=damping
+            )
+            try:
+                return K._inverse()
+            except StructureError:
+                damping *= 10.0
+
+    def _see_likelihoods(self, risk: Risk, params: Tree) -> None:
+        if self._rows_are_examples and self._estimator.axes is None:
+            with suppress(FunctionError):  # a loss of no likelihood
+                likelihoods = seen_at(risk, params, risk.loss_of(risk.data.first)).likelihoods
+                self._estimator.axes = tuple(Axis(-each.z.ndim) for each in likelihoods)
+        self._estimator.see_likelihoods(params)
 
     # -- State -------------------------------------------------------------------------------------
 

@@ -22,9 +22,9 @@ from hesse.errors import (
     check_tolerances,
     is_number,
 )
+from hesse.optimize.box import Box
 from hesse.optimize.fixed_mode import in_fixed_mode
 from hesse.optimize.point import Counts
-from hesse.optimize.squares.box import Box, make_box
 from hesse.optimize.squares.covariance import Covariance, dense_covariance, large_covariance
 from hesse.optimize.squares.fit import Fit, FitState, Tolerances
 from hesse.optimize.squares.residual_point import Residuals
@@ -141,7 +141,7 @@ def least_squares(
     x = space.flatten(x0, what="x0").clone()
     space.check_finite(x, "x0")
     is_dense = method == "svd" or (method == "auto" and _is_small(start))
-    box = make_box(bounds, space, x)
+    box = _box(bounds, space, x)
     scale, adapts = _scale(x_scale, space, is_dense=is_dense)
     file = Checkpoint(
         limits.checkpoint,
@@ -237,6 +237,18 @@ def _run(fit: Fit, limits: Run) -> Status:
     return status
 
 
+def _box(bounds: Any, space: Space, x: Tensor) -> Box | None:
+    """The bounds, None for none; raises unless x is within them."""
+    box = None if bounds is None else Box.of(bounds, space)
+    if box is not None and not torch.equal(box.project(x), x):
+        raise ArgumentError(
+            expected="x0 within the bounds",
+            got="an entry outside of them",
+            remedy="Start from x0.clamp(lower, upper).",
+        )
+    return box
+
+
 def _result(fit: Fit, status: Status) -> LeastSquaresResult:
     residuals, point, state, space = fit.residuals, fit.point, fit.state, fit.space
     box = fit.box or Box(space.zeros() - torch.inf, space.zeros() + torch.inf)
@@ -269,7 +281,7 @@ def _covariance(fit: Fit) -> Covariance:
     point = fit.point
     if not fit.residuals.is_dense:
         return large_covariance(point.operator, point.cost)
-    held = None if fit.box is None else fit.box.active(point.x) != 0
+    held = None if fit.box is None else ~fit.box.inside(point.x)
     return dense_covariance(fit.space, point.matrix, point.cost, fit.state.scale, held)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,7 @@ from hesse.errors import OperatorError, Status
 from hesse.optimize.certificate import Certificate
 from hesse.optimize.criterion import Criterion
 from hesse.optimize.point import Counts, Objective, Point
-from hesse.optimize.proposal import Search, take_step
-from hesse.optimize.truncated_newton import TruncatedNewton
+from hesse.optimize.proposal import LoopDescent, LoopSearch, NoState, take_step
 from hesse.progress import Run
 from hesse.ranks import is_outside_domain
 
@@ -67,9 +67,10 @@ class MinimizeState:
     """Iterations since the best point."""
     rejections: int = 0
     """Proposals since the last step."""
-    scalar: float = 0.0
-    """Of the search."""
-    forcing: list[float] = field(default_factory=list)
+    search: Any = field(default_factory=NoState)
+    """Its state."""
+    descent: Any = field(default_factory=NoState)
+    """Its state."""
     history: list[tuple[float, float]] = field(default_factory=list)
     is_judged: bool = False
     """Whether the best point has had its certificate."""
@@ -112,8 +113,8 @@ class Minimisation:
         point: Point,
         best: Point,
         *,
-        descent: TruncatedNewton,
-        search: Search,
+        descent: LoopDescent,
+        search: LoopSearch,
         certificate: Certificate,
         limits: Run,
         max_iterations: int,
@@ -124,6 +125,7 @@ class Minimisation:
         self.descent, self.search, self.certificate = descent, search, certificate
         self.limits, self.max_iterations = limits, max_iterations
         self._checkpoint, self._snapshot = checkpoint, state
+        descent.gradient_tolerance = certificate.criterion.tolerance
         self._lower = None if state.lower_x is None else objective.point(state.lower_x)
         self._is_undefined = False
 
@@ -157,14 +159,14 @@ class Minimisation:
 
     def _saved(self) -> MinimizeState:
         """A copy of the state, with that of the search and of the descent."""
-        forcing, lower = self.descent.forcing, self._lower
+        lower = self._lower
         return replace(
             self.state,
             x=self.point.x,
             best_x=self.best.x,
             counts=replace(self.state.counts),
-            scalar=self.search.scalar,
-            forcing=[] if forcing is None else [forcing.eta, forcing.gradient_norm],
+            search=replace(self.search.state),
+            descent=replace(self.descent.state),
             history=list(self.state.history),
             lower_x=None if lower is None else lower.x,
         )
@@ -197,7 +199,8 @@ class Minimisation:
     def _move_to(self, lower: Point) -> None:
         """Go on from a point that is no neighbour: its gradient is that of a new start."""
         state, space = self.state, self.objective.space
-        self.search.scalar = max(self.search.scalar, space.norm(lower.x - self.best.x))
+        self.descent.moved()
+        self.search.moved(lower, space.norm(lower.x - self.best.x), self.descent)
         self.point = lower
         if lower.gradient_norm > state.start_gradient_norm:
             state.start_gradient_norm = lower.gradient_norm
@@ -260,8 +263,7 @@ class Minimisation:
         if state.failures < _MAX_FAILURES:
             return False
         shortest = torch.finfo(x.dtype).eps ** 0.5 * max(1.0, self.objective.space.norm(x))
-        is_short = self._has_no_scalar or self.search.scalar <= shortest
-        return is_short or state.rejections < state.failures
+        return self.search.is_short(shortest) or state.rejections < state.failures
 
     @property
     def _is_slow(self) -> bool:

@@ -10,49 +10,70 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from hesse.boundary import public
+from hesse.boundary import public, warn
 from hesse.checkpoint import Checkpoint
 from hesse.curvature.gauss_newton import ggn_operator
 from hesse.curvature.hessian import HessianMode, hessian_operator
 from hesse.curvature.operator import CurvatureOperator
+from hesse.curvature.sparse_hessian import sparse_hessian_operator
 from hesse.errors import (
     NonFiniteError,
-    OperatorError,
     Status,
     check_choice,
     check_count,
     check_tolerances,
 )
-from hesse.krylov.stopping import ForcingTerm
+from hesse.methods import find_method
 from hesse.operators.algebra import LinearOperator
-from hesse.optimize.armijo import ArmijoSearch
+from hesse.optimize.box import Box
 from hesse.optimize.certificate import Certificate
 from hesse.optimize.criterion import Criterion
+from hesse.optimize.cubic import Cubic
+from hesse.optimize.factory import Factory, made
 from hesse.optimize.fixed_mode import in_fixed_mode
+from hesse.optimize.lbfgs import LBFGS
 from hesse.optimize.loop import Minimisation, MinimizeState
+from hesse.optimize.method import MinimizeMethod, Setting
+from hesse.optimize.newton_direct import NewtonDirect
+from hesse.optimize.newton_minres import NewtonMINRES
 from hesse.optimize.point import Counts, Objective, Point
-from hesse.optimize.proposal import Search
+from hesse.optimize.proposal import LoopDescent, LoopSearch
 from hesse.optimize.result import OptimizeResult
-from hesse.optimize.truncated_newton import TruncatedNewton
-from hesse.optimize.trust_radius import TrustRadius
+from hesse.optimize.truncated_newton import NewtonCG, TrustCG
+from hesse.optimize.trust_krylov import TrustKrylov
 from hesse.progress import Callback, FilePath, Run
 from hesse.vectors.space import Space, Tree
 
-Factory = Callable[[Any, Any], LinearOperator]
-"""(f, x) -> the curvature of f at x, an approximation of its Hessian."""
+MethodName = Literal[
+    "auto",
+    "newton-cg",
+    "trust-cg",
+    "trust-krylov",
+    "cubic",
+    "lbfgs",
+    "newton-minres",
+    "newton-direct",
+]
+
+_ALL = NewtonCG(), TrustCG(), TrustKrylov(), Cubic(), LBFGS(), NewtonMINRES(), NewtonDirect()
+METHODS: dict[str, MinimizeMethod] = {
+    "auto": NewtonCG(),
+    **{method.name: method for method in _ALL},
+}
+"""The methods by name, with their default options."""
 
 
 @public("hesse.minimize(f, x0, method={method})")
 def minimize(
     f: Callable[[Any], Tensor],
     x0: Tree,
-    method: Literal["newton-cg", "trust-cg"] = "newton-cg",
+    method: MethodName | MinimizeMethod = "auto",
     *,
+    bounds: Any = None,
     curvature: Literal["hessian", "ggn"] | Factory = "hessian",
     rtol: float | None = None,
     atol: float = 0.0,
     max_iterations: int = 1000,
-    max_cg_iterations: int = 500,
     max_products: int | None = None,
     max_seconds: float | None = None,
     preconditioner: LinearOperator | None = None,
@@ -61,15 +82,24 @@ def minimize(
     progress: bool = False,
     checkpoint: FilePath = None,
 ) -> OptimizeResult:
-    r"""Minimise a smooth function by a Newton method with conjugate gradients inside.
+    r"""Minimise a smooth function by a Newton method, to a point that is certified as a minimum.
 
-    $$ x_{k+1} = x_k + t_k p_k, \qquad \lVert H_k p_k + g_k \rVert \le \eta_k \lVert g_k \rVert $$
+    $$ x_{k+1} = x_k + p_k, \qquad p_k \approx \arg\min_p\; g_k^T p + \tfrac12 p^T H_k p $$
 
     Args:
         f: scalar function of one argument, or a `Risk`.
         x0: where to start: a tensor or a tree of tensors. Use float64 for high accuracy.
-        method: "newton-cg", truncated Newton steps with a line search; or "trust-cg", within a
-            trust radius (Steihaug), which is more robust where the Hessian is indefinite.
+        method: a name, or an object with options, such as `TrustKrylov(max_inner_iterations=100)`:
+            "newton-cg", truncated Newton steps with a line search; "trust-cg", within a trust
+            radius; "trust-krylov", minima within a trust radius on a Krylov space; "cubic", with
+            cubic regularisation; "newton-minres", for singular Hessians; "newton-direct", which
+            factorises a sparse Hessian; "lbfgs", which takes no products; "auto", newton-cg, or
+            trust-cg where there are bounds.
+        bounds: a pair (lower, upper) of numbers, tensors or trees like x0, or None, or a
+            `scipy.optimize.Bounds`. With "auto" and "trust-cg". f is evaluated within them only;
+            an x0 outside of them is projected, with a warning. The gradient is then, in all that
+            follows, the projected one: without what would move a variable out of its bound. The
+            curvature is that of the variables that are free.
         curvature: "hessian", "ggn" for the Gauss-Newton matrix of a `Risk`, or a function of f and
             x that returns a symmetric operator, such as `fisher_operator` or
             `lambda risk, x: hesse.kfac_operator(risk, x, damping=0.1)`. Value and gradient are
@@ -79,7 +109,6 @@ def minimize(
             at a bad x0 does not loosen the test. Default: rtol 1e-8 in float64 and 1e-4 in
             float32; a gradient that is zero up to rounding is then small too.
         max_iterations: of the outer iteration.
-        max_cg_iterations: of each inner solve.
         max_products, max_seconds: limits of the whole minimisation, kept within the inner solves.
         preconditioner: symmetric positive definite approximation of the inverse curvature.
         mode: how Hessian products are computed, see `hessian_operator`.
@@ -106,11 +135,12 @@ def minimize(
         lower value along it), UNBOUNDED (f falls without end), STAGNATED, NOT_FINITE (at the best
         point a product is not), a limit, STOPPED, or INTERRUPTED by Ctrl-C.
 
-    Cost: an iteration takes one value and one gradient, a value for each backtracking, and one
-        product for each step of CG; two gradients each. The certificate at the end takes a tenth of
-        the products so far, or 10. Memory: about ten vectors, a vector for each product of the
-        certificate (1 GB of them at most, or 10), and the graph of the gradient. Convergence near a
-        minimum with positive definite Hessian is superlinear.
+    Cost: an iteration takes one gradient, one value or a few, and the products that the method
+        says, two gradients each. The certificate at the end takes a tenth of the products so far,
+        or 10. Memory: the vectors that the method says, ten without a basis; a vector for each
+        product of the certificate (1 GB of them at most, or 10); the graph of the gradient. For
+        10^7 variables that is less than 60 vectors. Convergence near a minimum with positive
+        definite Hessian is superlinear, but with "lbfgs".
 
     Raises:
         HesseError: f is not finite at x0, or as in `hessian_operator`. What f raises at x0.
@@ -123,11 +153,15 @@ def minimize(
     >>> result.success, bool((result.x - 1.0).abs().max() < 1e-2)
     (True, True)
     """
-    check_choice("method", method, ("newton-cg", "trust-cg"))
+    chosen = find_method(method, METHODS, "compose")
+    box, x0 = _box(bounds, x0)
+    if box is not None and method == "auto":
+        chosen = TrustCG()
+    chosen.check_bounds(box)
     if not callable(curvature):
         check_choice("curvature", curvature, ("hessian", "ggn"))
+    curvature = chosen.hessian if curvature == "hessian" else curvature
     check_count("max_iterations", max_iterations, 0)
-    check_count("max_cg_iterations", max_cg_iterations, 1)
     check_tolerances(rtol=0.0 if rtol is None else rtol, atol=atol)
     limits = Run(
         "minimize",
@@ -140,28 +174,25 @@ def minimize(
     start = _operator(f, x0, curvature, mode, is_fixed=checkpoint is not None)
     limits.share(start.domain.ranks)
     run_key = {
-        "method": method,
+        "method": repr(chosen),
         "curvature": curvature if isinstance(curvature, str) else _name(curvature),
         "rtol": rtol,
         "atol": atol,
-        "max_cg_iterations": max_cg_iterations,
         "x0": start.domain.flatten(x0, what="x0"),
+        "lower": None if box is None else box.lower,
+        "upper": None if box is None else box.upper,
     }
     file = Checkpoint(
         limits.checkpoint, start, function="minimize", **run_key, preconditioner=preconditioner
     )
-    matrix = partial(_made, curvature, f, start.domain) if callable(curvature) else None
-    objective = Objective(start if checkpoint is None else start.at(x0), matrix=matrix)
-    state, point, best = _start(objective, x0, file)
+    matrix = _Maker(curvature, f, start.domain) if callable(curvature) else None
+    objective = Objective(start if checkpoint is None else start.at(x0), matrix=matrix, box=box)
+    descent, search = chosen.compose(
+        Setting(preconditioner, lambda: limits.rest(objective.counts.nhev), box)
+    )
+    state, point, best = _start(objective, x0, file, descent, search)
     criterion = Criterion(
         rtol, atol, objective.space.dtype, state.start_value, state.start_gradient_norm
-    )
-    descent = TruncatedNewton(
-        gradient_tolerance=criterion.tolerance,
-        max_iterations=max_cg_iterations,
-        preconditioner=preconditioner,
-        limits=lambda: limits.rest(objective.counts.nhev),
-        forcing=ForcingTerm(*state.forcing) if state.forcing else None,
     )
     exact = None if curvature == "hessian" else f
     minimisation = Minimisation(
@@ -170,13 +201,27 @@ def minimize(
         point,
         best,
         descent=descent,
-        search=_search(method, point, state),
+        search=search,
         certificate=Certificate(objective, criterion, partial(_hessian, exact), limits),
         limits=limits,
         max_iterations=max_iterations,
         checkpoint=file,
     )
     return _run(minimisation, limits)
+
+
+def _box(bounds: Any, x0: Tree) -> tuple[Box | None, Tree]:
+    """The bounds, if there are some, and x0 within them."""
+    if bounds is None:
+        return None, x0
+    space = Space.of(x0, what="x0")
+    box, x = Box.of(bounds, space), space.flatten(x0, what="x0")
+    projected = box.project(x)
+    moved = space.norm(projected - x)
+    if not moved > 0.0:
+        return box, x0
+    warn(f"x0 is outside of the bounds; the start is {moved:.3g} away, within them.")
+    return box, space.unflatten(projected)
 
 
 # The modes that one of a fixed kind is taken from, the first that works.
@@ -205,23 +250,32 @@ def _name(factory: Factory) -> str:
     return getattr(factory, "__qualname__", type(factory).__name__)
 
 
-def _made(factory: Factory, f: Any, space: Space, x: Tree) -> LinearOperator:
-    """The curvature at x that a factory makes; raises unless it fits."""
-    A = factory(f, x)
-    if not isinstance(A, LinearOperator) or A.shape != (space.n, space.n) or not A.symmetric:
-        raise OperatorError(
-            expected=f"curvature(f, x) to be a symmetric operator of {space.n} variables",
-            got=str(A) if isinstance(A, LinearOperator) else type(A).__name__,
-            remedy="Return an operator such as hesse.fisher_operator(f, x).",
-        )
-    return A
+class _Maker:
+    """x -> the curvature that a factory makes there; raises unless it fits.
+
+    The pattern and the colouring of a sparse Hessian serve at every point.
+    """
+
+    def __init__(self, factory: Factory, f: Any, space: Space) -> None:
+        self._factory, self._f, self._space = factory, f, space
+        self._sparse: Any = None
+
+    def __call__(self, x: Tree) -> LinearOperator:
+        if self._sparse is not None:
+            return self._sparse.at(x)
+        A = made(self._factory, self._f, self._space, x)
+        if self._factory is sparse_hessian_operator:
+            self._sparse = A
+        return A
 
 
-def _start(objective: Objective, x0: Tree, file: Checkpoint) -> tuple[MinimizeState, Point, Point]:
+def _start(
+    objective: Objective, x0: Tree, file: Checkpoint, descent: LoopDescent, search: LoopSearch
+) -> tuple[MinimizeState, Point, Point]:
     """The state at x0 or that of the file, with its present and its best point."""
     space = objective.space
     x = space.flatten(x0, what="x0").clone()
-    state = MinimizeState(x, x, objective.counts)
+    state = MinimizeState(x, x, objective.counts, search=search.state, descent=descent.state)
     if file.resume(state):
         counts = dict(vars(state.counts))
         best = objective.point(state.best_x)
@@ -239,13 +293,8 @@ def _start(objective: Objective, x0: Tree, file: Checkpoint) -> tuple[MinimizeSt
         )
     state.start_value, state.start_gradient_norm = start.value, start.gradient_norm
     state.start_norm = space.norm(x)
+    search.begin(start, descent)
     return state, start, start
-
-
-def _search(method: str, point: Point, state: MinimizeState) -> Search:
-    if method == "newton-cg":
-        return ArmijoSearch()
-    return TrustRadius(point, radius=state.scalar or None)
 
 
 def _hessian(f: Any, point: Point) -> LinearOperator:

@@ -8,7 +8,8 @@ out of the support of a distribution, NaN, overflow) has an infinite value: a se
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -19,10 +20,23 @@ from torch import Tensor
 from hesse.curvature.operator import CurvatureOperator
 from hesse.errors import NonFiniteError
 from hesse.operators.algebra import LinearOperator
+from hesse.optimize.box import Box, Masked
 from hesse.ranks import is_outside_domain
 from hesse.vectors.space import Space, Tree
 
 T = TypeVar("T")
+
+LONGEST = 1e8
+"""Of a step, relative to max(1, |x|): a line search of 40 halvings then reaches 1e-4."""
+
+
+def unit_for(gradient_norm: float) -> float:
+    """What a model is multiplied by where squares of the gradient might under- or overflow.
+
+    >>> unit_for(2.0), unit_for(1e200)
+    (1.0, 1e-200)
+    """
+    return 1.0 if 1e-100 < gradient_norm < 1e100 or gradient_norm == 0.0 else 1.0 / gradient_norm
 
 
 @dataclass
@@ -61,6 +75,7 @@ class Point:
         counts: where evaluations are counted.
         is_trial: whether a search may reject it: an error of f is then an infinite value.
         matrix: makes the curvature, where that is another operator.
+        box: the bounds on x, if there are some.
     """
 
     def __init__(
@@ -71,9 +86,10 @@ class Point:
         *,
         is_trial: bool = True,
         matrix: Callable[[], LinearOperator] | None = None,
+        box: Box | None = None,
     ) -> None:
         self.x, self._curvature, self._counts = x, curvature, counts
-        self._is_trial, self._matrix = is_trial, matrix
+        self._is_trial, self._matrix, self.box = is_trial, matrix, box
 
     @property
     def space(self) -> Space:
@@ -106,18 +122,46 @@ class Point:
         return self._curvature.flat_gradient
 
     @cached_property
+    def free(self) -> Tensor | None:
+        """Which variables may move downhill within their bounds; None without bounds."""
+        return None if self.box is None else self.box.free(self.x, self.gradient)
+
+    @property
+    def projected_gradient(self) -> Tensor:
+        """The gradient along the variables that are free; zero at a minimum within bounds."""
+        return self.gradient if self.free is None else self.gradient * self.free
+
+    @cached_property
+    def num_free(self) -> int:
+        """How many variables are free."""
+        return self.space.n if self.free is None else int(self.free.sum())
+
+    @cached_property
     def gradient_norm(self) -> float:
-        """|grad f(x)|."""
-        return self.space.norm(self.gradient)
+        """The norm of the (projected) gradient."""
+        return self.space.norm(self.projected_gradient)
 
     @cached_property
     def curvature(self) -> LinearOperator:
         """The curvature as an operator that counts its products."""
         return self.counted(self._curvature if self._matrix is None else self._matrix())
 
+    def reduced(self, operator: LinearOperator) -> LinearOperator:
+        """An operator on the variables that are free, zero on the others."""
+        return operator if self.free is None else Masked(operator, self.free)
+
     def counted(self, operator: LinearOperator) -> LinearOperator:
         """Another operator at this point, whose products are counted with those of `curvature`."""
         return _CountingOperator(operator, self._counts)
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Do not count the products in this block, as where a resumed run takes them again."""
+        before = self._counts.nhev
+        try:
+            yield
+        finally:
+            self._counts.nhev = before
 
     def _attempt(self, compute: Callable[[], T]) -> T | None:
         """The result; None if this is a trial point outside of the domain of f."""
@@ -140,6 +184,7 @@ class Objective:
         curvature: the curvature operator at one point; its `at` gives those at others.
         counts: where evaluations are counted; default: new counts.
         matrix: x -> the curvature at a point, a tree, where that is another operator.
+        box: bounds, to which points are projected.
     """
 
     def __init__(
@@ -147,19 +192,23 @@ class Objective:
         curvature: CurvatureOperator,
         counts: Counts | None = None,
         matrix: Callable[[Tree], LinearOperator] | None = None,
+        box: Box | None = None,
     ) -> None:
-        self._start, self._matrix = curvature, matrix
+        self._start, self._matrix, self.box = curvature, matrix, box
         self.space: Space = curvature.domain
         self.counts = counts or Counts()
 
     def start(self, x: Tensor) -> Point:
         """The point of the given curvature operator; an error of f there is the caller's."""
-        return Point(x, self._start, self.counts, is_trial=False, matrix=self._matrix_at(x))
+        return Point(
+            x, self._start, self.counts, is_trial=False, matrix=self._matrix_at(x), box=self.box
+        )
 
     def point(self, x: Tensor) -> Point:
         """Another point; nothing is computed before it is asked for."""
+        x = x if self.box is None else self.box.project(x)
         there = self._start.at(self.space.unflatten(x))
-        return Point(x, there, self.counts, matrix=self._matrix_at(x))
+        return Point(x, there, self.counts, matrix=self._matrix_at(x), box=self.box)
 
     def _matrix_at(self, x: Tensor) -> Callable[[], LinearOperator] | None:
         matrix = self._matrix
@@ -183,6 +232,12 @@ class _CountingOperator(LinearOperator):
 
     def _inverse(self) -> LinearOperator | None:
         return self._a._inverse()
+
+    def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
+        return self._a._plus_diagonal(D)
+
+    def _num_negative(self) -> int | None:
+        return self._a._num_negative()
 
     @property
     def is_structured(self) -> bool:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What passes between a descent and a search."""
+"""What passes between a descent and a search, and what a loop asks of the two."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -18,6 +20,8 @@ class Candidate:
 
     step: Tensor
     predicted: float
+    length: float | None = None
+    """In the norm that the search measures steps with; None for the Euclidean one."""
 
 
 @dataclass
@@ -30,6 +34,10 @@ class Proposal:
     status: Status = Status.UNFINISHED
     on_boundary: bool = False
     """Whether the step was cut off at the trust radius."""
+    at: Callable[[float], Candidate] | None = None
+    """The step for another damping, where that takes no product."""
+    least_damping: float = 0.0
+    """The smallest damping for `at`, where there is negative curvature."""
 
 
 class Descent(Protocol):
@@ -55,8 +63,68 @@ class Search(Protocol):
         ...
 
 
+@dataclass
+class NoState:
+    """The state of a search or a descent whose next step depends on the point alone."""
+
+
+class LoopDescent(ABC):
+    """The base of the descents of `minimize`, which a checkpoint saves."""
+
+    gradient_tolerance: float = 0.0
+    """That of the minimisation: no step needs to be more accurate."""
+    along_gradient: bool = False
+    """Whether the next proposal is along the gradient: the last was lower at no length."""
+    state: Any
+    """A dataclass of all that the next proposal depends on, beside the point."""
+
+    @abstractmethod
+    def propose(self, point: Point, scalar: float) -> Proposal:
+        """A step from `point`."""
+
+    def first_curvature(self, point: Point) -> float:
+        """d'Hd along the (preconditioned) gradient, in whose norm |d| = 1. One product."""
+        unit = 1.0 / (point.gradient_norm or 1.0)
+        return point.curvature._curvature(unit * point.projected_gradient)
+
+    def rejected(self) -> None:  # noqa: B027
+        """The search rejected the last proposal."""
+
+    def moved(self) -> None:  # noqa: B027
+        """The next point is no neighbour of the last one."""
+
+
+class LoopSearch(ABC):
+    """The base of the searches of `minimize`, which a checkpoint saves."""
+
+    state: Any
+    """A dataclass of all that the search remembers."""
+
+    @property
+    @abstractmethod
+    def scalar(self) -> float:
+        """A trust radius or a weight; an infinite radius if there is none."""
+
+    @abstractmethod
+    def judge(self, objective: Objective, point: Point, proposal: Proposal) -> Point | None:
+        """The accepted point, or None."""
+
+    def begin(self, point: Point, descent: LoopDescent) -> None:  # noqa: B027
+        """Choose the scalar for the first proposal, from this point."""
+
+    def moved(self, point: Point, length: float, descent: LoopDescent) -> None:  # noqa: B027
+        """The next proposal is from a point so far away, where f is lower."""
+
+    def is_short(self, length: float) -> bool:
+        """Whether no step is longer than this, so that failures show that nothing is lower."""
+        return True
+
+
 def take_step(
-    objective: Objective, point: Point, descent: Descent, search: Search
+    objective: Objective,
+    point: Point,
+    descent: Descent | LoopDescent,
+    search: Search | LoopSearch,
 ) -> tuple[Point, Proposal]:
     """One iteration of every method: propose, judge, move. A rejection returns `point` itself."""
     proposal = descent.propose(point, search.scalar)

@@ -1,27 +1,93 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The truncated Newton step."""
+"""The truncated Newton step, and the methods `NewtonCG` and `TrustCG` that take it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from hesse.errors import Status
 from hesse.krylov.cg import CG
-from hesse.krylov.stopping import EisenstatWalker, ForcingTerm
 from hesse.krylov.system import System
-from hesse.operators.algebra import LinearOperator
-from hesse.optimize.point import Point
-from hesse.optimize.proposal import Candidate, Proposal
-from hesse.progress import Run
+from hesse.optimize.armijo import ArmijoSearch
+from hesse.optimize.forcing import ForcingState
+from hesse.optimize.method import IterativeMethod, Setting
+from hesse.optimize.point import LONGEST, Point, unit_for
+from hesse.optimize.projected_descent import ProjectedDescent
+from hesse.optimize.proposal import Candidate, LoopDescent, LoopSearch, Proposal
+from hesse.optimize.trust_radius import TrustRadius
 
-LONGEST = 1e8
-"""Of a step, relative to max(1, |x|): a line search of 40 halvings then reaches 1e-4."""
+
+@dataclass(frozen=True, repr=False)
+class NewtonCG(IterativeMethod):
+    r"""Truncated Newton steps by conjugate gradients, with a line search.
+
+    $$ \lVert H p + g \rVert \le \eta \lVert g \rVert, \qquad x_{k+1} = x_k + t p $$
+
+    Args:
+        max_inner_iterations: of one solve by CG.
+
+    Cost: a product for each step of CG, a value for each length that is tried, and a gradient.
+        About ten vectors.
+
+    References: Nocedal & Wright 2006, algorithm 7.1; Eisenstat & Walker 1996,
+        doi:10.1137/0917003.
+
+    >>> import hesse, torch
+    >>> x = torch.zeros(2, dtype=torch.float64)
+    >>> hesse.minimize(lambda x: (x - 1).square().sum(), x, NewtonCG()).x
+    tensor([1., 1.], dtype=torch.float64)
+    """
+
+    name: ClassVar[str] = "newton-cg"
+
+    def compose(self, setting: Setting) -> tuple[LoopDescent, LoopSearch]:
+        return TruncatedNewton(setting, self.max_inner_iterations), ArmijoSearch()
 
 
-class TruncatedNewton:
+@dataclass(frozen=True, repr=False)
+class TrustCG(IterativeMethod):
+    r"""Truncated Newton steps within a trust radius: Steihaug's method.
+
+    $$ \min_p\; g^T p + \tfrac12 p^T H p, \qquad \lVert p \rVert \le \Delta $$
+
+    CG stops on the boundary, or goes there along a direction of negative curvature. Within bounds
+    on x the steps are those of TRON: the generalised Cauchy point, CG on the variables that are
+    inside there, and a projected search, which changes many of the variables at bounds at once.
+
+    Args:
+        max_inner_iterations: of one solve by CG.
+
+    Cost: a product for each step of CG, one value, and a gradient where the step is accepted; about
+        ten vectors. With bounds some four products a step more, and fifteen vectors.
+
+    References: Steihaug 1983, doi:10.1137/0720042; Nocedal & Wright 2006, algorithms 4.1 and 7.2;
+        Lin & Moré 1999, doi:10.1137/S1052623498345075 (bounds).
+
+    >>> import hesse, torch
+    >>> x = torch.zeros(2, dtype=torch.float64)
+    >>> hesse.minimize(lambda x: (x - 1).square().sum(), x, TrustCG()).x
+    tensor([1., 1.], dtype=torch.float64)
+    """
+
+    name: ClassVar[str] = "trust-cg"
+
+    def compose(self, setting: Setting) -> tuple[LoopDescent, LoopSearch]:
+        if setting.box is not None:
+            descent = ProjectedDescent(setting, setting.box, self.max_inner_iterations)
+            return descent, TrustRadius()
+        return TruncatedNewton(setting, self.max_inner_iterations), TrustRadius()
+
+    @property
+    def takes_bounds(self) -> bool:
+        """Yes."""
+        return True
+
+
+class TruncatedNewton(LoopDescent):
     r"""p with |H p + g| <= eta |g| by conjugate gradients, within a radius if there is one.
 
     The forcing term eta is that of `EisenstatWalker`, but no tighter than the tolerance of the
@@ -32,61 +98,39 @@ class TruncatedNewton:
     directly, without a radius.
 
     Args:
-        gradient_tolerance: that of the minimisation.
+        setting: of the minimisation.
         max_iterations: of one solve.
-        preconditioner: an approximation of the inverse of H.
-        limits: the limits of a solve that begins now.
-        forcing: the last forcing term, where the minimisation continues.
     """
 
-    def __init__(
-        self,
-        *,
-        gradient_tolerance: float = 0.0,
-        max_iterations: int = 500,
-        preconditioner: LinearOperator | None = None,
-        limits: Callable[[], Run] = lambda: Run("solve"),
-        forcing: ForcingTerm | None = None,
-    ) -> None:
-        self.gradient_tolerance = gradient_tolerance
-        self.max_iterations = max_iterations
-        self.preconditioner = preconditioner
-        self.forcing, self._limits = forcing, limits
-        self._rule = EisenstatWalker()
-        self.along_gradient = False
-        """Whether the next proposal is along the gradient: the last was lower at no length."""
+    def __init__(self, setting: Setting, max_iterations: int = 500) -> None:
+        self.state = ForcingState()
+        self._setting, self._max_iterations = setting, max_iterations
 
     def propose(self, point: Point, scalar: float) -> Proposal:
         """A step from `point` within the radius `scalar`."""
         if self.along_gradient:
-            return Proposal(_along_gradient(point))
+            return Proposal(along_gradient(point))
         if math.isinf(scalar) and (candidate := _direct(point)) is not None:
-            return Proposal(_shortened(point, candidate))
-        unit = _unit(point.gradient_norm)
+            return Proposal(shortened(point, candidate))
+        unit = unit_for(point.gradient_norm)
         system = System(
             point.curvature if unit == 1.0 else unit * point.curvature,
             -unit * point.gradient,
-            preconditioner=self.preconditioner,
-            rtol=self._tolerance(point.gradient_norm),
-            max_iterations=self.max_iterations,
-            run=self._limits(),
+            preconditioner=self._setting.preconditioner,
+            rtol=self.state.tolerance(point.gradient_norm, self.gradient_tolerance),
+            max_iterations=self._max_iterations,
+            run=self._setting.limits(),
         )
         solution = CG(radius=scalar, verify=False).solve_system(system)
         if solution.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
         if solution.iterations == 0 and solution.direction is not None:
-            candidate = _along_negative_curvature(point, solution.direction)
+            p = solution.direction
+            candidate = along_negative_curvature(point, p, point.curvature._curvature(p))
         else:
-            candidate = _shortened(point, Candidate(solution.x, solution.model_value / unit))
+            candidate = shortened(point, Candidate(solution.x, solution.model_value / unit))
         inside = math.isinf(scalar) or point.space.norm(candidate.step) < 0.99 * scalar
         return Proposal(candidate, status=solution.status, on_boundary=not inside)
-
-    def rejected(self) -> None:
-        """No state to drop."""
-
-    def _tolerance(self, gradient_norm: float) -> float:
-        self.forcing = self._rule(gradient_norm, self.forcing)
-        return min(0.5, max(self.forcing.eta, 0.5 * self.gradient_tolerance / gradient_norm))
 
 
 def _direct(point: Point) -> Candidate | None:
@@ -100,12 +144,7 @@ def _direct(point: Point) -> Candidate | None:
     return Candidate(step, slope / 2) if slope < 0.0 else None
 
 
-def _unit(gradient_norm: float) -> float:
-    """What the system is multiplied by where squares might under- or overflow."""
-    return 1.0 if 1e-100 < gradient_norm < 1e100 else 1.0 / gradient_norm
-
-
-def _shortened(point: Point, candidate: Candidate) -> Candidate:
+def shortened(point: Point, candidate: Candidate) -> Candidate:
     """The step, cut where it is longer than a search would go back over."""
     length = point.space.norm(candidate.step)
     longest = LONGEST * max(1.0, point.space.norm(point.x))
@@ -115,16 +154,15 @@ def _shortened(point: Point, candidate: Candidate) -> Candidate:
     return Candidate(t * candidate.step, t * slope * (1 - t / 2))  # p'Hp = -g'p of an iterate
 
 
-def _along_gradient(point: Point) -> Candidate:
+def along_gradient(point: Point) -> Candidate:
     """A step along the gradient, as long as x."""
     t = max(1.0, point.space.norm(point.x)) / point.gradient_norm
-    return Candidate(-t * point.gradient, -t * point.gradient_norm**2)
+    return Candidate(-t * point.gradient, -t * point.gradient_norm * point.gradient_norm)
 
 
-def _along_negative_curvature(point: Point, p: Tensor) -> Candidate:
+def along_negative_curvature(point: Point, p: Tensor, curvature: float) -> Candidate:
     """A step along p with p'Hp <= 0, of the length that Newton's has for curvature |p'Hp|."""
-    space = point.space
-    slope, curvature = space.inner(point.gradient, p), point.curvature._curvature(p)
+    space, slope = point.space, point.space.inner(point.gradient, p)
     length = abs(slope) / abs(curvature) if curvature != 0.0 else math.inf
     length = min(length, max(1.0, space.norm(point.x)) / space.norm(p))
     return Candidate(length * p, length * slope + 0.5 * length**2 * curvature)

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from hesse.optimize.point import Objective, Point
-from hesse.optimize.proposal import Candidate, Proposal
-from hesse.optimize.truncated_newton import LONGEST
+from hesse.operators.algebra import LinearOperator
+from hesse.optimize.point import LONGEST, Objective, Point, unit_for
+from hesse.optimize.proposal import Candidate, LoopDescent, LoopSearch, Proposal
 
 
 def gain_ratio(point: Point, trial: Point, candidate: Candidate) -> float:
@@ -22,21 +24,54 @@ def gain_ratio(point: Point, trial: Point, candidate: Candidate) -> float:
     return (point.value - trial.value + noise) / (noise - candidate.predicted)
 
 
-class TrustRadius:
+@dataclass
+class RadiusState:
+    """The radius, and what a Euclidean length is multiplied by to be in its norm."""
+
+    radius: float = 0.0
+    stretch: float = 1.0
+
+
+class TrustRadius(LoopSearch):
     """A radius that grows where the model predicts f well and shrinks where it does not.
 
     It becomes a quarter of the step's length if rho < 1/4, and doubles if rho > 3/4 for a step to
-    the boundary. A step is accepted if rho > 1e-4. The first radius, unless given, is the length of
-    the step to the minimum of the model along the gradient.
+    the boundary. A step is accepted if rho > 1e-4. The first radius is the length of the step to
+    the minimum of the model along the gradient. Lengths are Euclidean, or in the norm of the
+    inverse of a preconditioner.
 
     Source: Nocedal & Wright 2006, algorithm 4.1.
     """
 
     def __init__(
-        self, point: Point, *, radius: float | None = None, largest: float = 1e100
+        self, preconditioner: LinearOperator | None = None, *, largest: float = 1e100
     ) -> None:
-        self.scalar = _first_radius(point) if radius is None else radius
-        self.largest = largest
+        self.state = RadiusState()
+        self.preconditioner, self.largest = preconditioner, largest
+
+    @property
+    def scalar(self) -> float:
+        """The radius."""
+        return self.state.radius
+
+    @scalar.setter
+    def scalar(self, radius: float) -> None:
+        self.state.radius = radius
+
+    def begin(self, point: Point, descent: LoopDescent) -> None:
+        """The first radius. At most one product."""
+        scales, along = scales_at(point, self.preconditioner), curvature_at(point, descent)
+        self.scalar, self.state.stretch = 0.1 * scales.longest, scales.stretch
+        if 0.0 < along < math.inf:
+            self.scalar = min(scales.slope / along, LONGEST * scales.longest)
+
+    def moved(self, point: Point, length: float, descent: LoopDescent) -> None:
+        """Steps from there may be as long as the way to it."""
+        self.scalar = max(self.scalar, length * self.state.stretch)
+
+    def is_short(self, length: float) -> bool:
+        """Whether the radius is not above this Euclidean length."""
+        return self.scalar <= length * self.state.stretch
 
     def judge(self, objective: Objective, point: Point, proposal: Proposal) -> Point | None:
         """The point at the end of the step if f falls enough there; updates the radius."""
@@ -45,23 +80,50 @@ class TrustRadius:
             self.scalar *= 0.25
             return None
         trial = objective.point(point.x + candidate.step)
-        rho = gain_ratio(point, trial, candidate)
+        rho, length = gain_ratio(point, trial, candidate), self._length(point, candidate)
         if rho < 0.25:
-            self.scalar = 0.25 * point.space.norm(candidate.step)
+            self.scalar = 0.25 * length
         elif rho > 0.75 and proposal.on_boundary:
             self.scalar = min(2.0 * self.scalar, self.largest)
         if rho > 1e-4 and trial.is_usable:
             return trial
-        self.scalar = min(self.scalar, 0.25 * point.space.norm(candidate.step))
+        self.scalar = min(self.scalar, 0.25 * length)
         return None
 
+    def _length(self, point: Point, candidate: Candidate) -> float:
+        euclidean = point.space.norm(candidate.step)
+        if candidate.length is None:
+            return euclidean
+        if euclidean > 0.0 and self.preconditioner is not None:
+            self.state.stretch = candidate.length / euclidean
+        return candidate.length
 
-def _first_radius(point: Point) -> float:
-    scale = max(1.0, point.space.norm(point.x))
-    default = 0.1 * scale
-    if point.gradient_norm == 0.0:
-        return default
-    along = point.curvature._curvature(point.gradient / point.gradient_norm)
-    if not 0.0 < along < math.inf:
-        return default
-    return min(point.gradient_norm / along, LONGEST * scale)
+
+class Scales(NamedTuple):
+    """Sizes at a point in the norm of the inverse of a preconditioner M, and in its dual."""
+
+    longest: float
+    """max(1, |x|), taken as the length of a step along M g."""
+    stretch: float
+    """What a Euclidean length along M g is multiplied by."""
+    slope: float
+    """The root of g'M g."""
+
+
+def scales_at(point: Point, preconditioner: LinearOperator | None) -> Scales:
+    """The sizes at a point; Euclidean without a preconditioner."""
+    space, slope = point.space, point.gradient_norm
+    longest = max(1.0, space.norm(point.x))
+    if preconditioner is None or slope == 0.0:
+        return Scales(longest, 1.0, slope)
+    unit = unit_for(slope)
+    g = unit * point.gradient
+    d = preconditioner._matvec(g)
+    norm = math.sqrt(max(space.inner(g, d), 0.0)) or 1.0
+    stretch = norm / (space.norm(d) or 1.0)
+    return Scales(longest * stretch, stretch, norm / unit)
+
+
+def curvature_at(point: Point, descent: LoopDescent) -> float:
+    """That along the (preconditioned) gradient; NaN where there is none."""
+    return descent.first_curvature(point) if point.gradient_norm > 0.0 else math.nan

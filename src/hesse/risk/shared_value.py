@@ -41,7 +41,7 @@ class Copied(torch.autograd.Function):
         return tuple(part.clone() for part in parts)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: ARG004
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """Keep the processes."""
         ctx.ranks = inputs[0]
 
@@ -64,7 +64,7 @@ class Summed(torch.autograd.Function):
         )
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: ARG004
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """Keep the processes."""
         ctx.ranks = inputs[0]
 

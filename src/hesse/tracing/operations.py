@@ -56,6 +56,11 @@ def is_random(function: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in function.tags
 
 
+def is_profiling(function: Any) -> bool:
+    """Whether an operation marks a place for the profiler, such as `record_function`."""
+    return getattr(function, "namespace", "") == "profiler"
+
+
 def compares_layouts(function: Any) -> bool:
     """Whether it compares the shapes or the memory sizes of two tensors, and reads no entries."""
     return function in _COMPARISONS

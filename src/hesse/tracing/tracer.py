@@ -19,7 +19,13 @@ from torch import Tensor
 
 from hesse.dispatch import Watch
 from hesse.tracing.graph import Graph, Node, TensorMeta, UntraceableError, Value
-from hesse.tracing.operations import compares_layouts, has_dynamic_shape, is_operation, is_random
+from hesse.tracing.operations import (
+    compares_layouts,
+    has_dynamic_shape,
+    is_operation,
+    is_profiling,
+    is_random,
+)
 
 _ATTRIBUTE = "_hesse_traced_value"
 
@@ -53,6 +59,8 @@ class Tracer(Watch):
             raise UntraceableError(f"torch takes another derivative of {function} while it traces")
         if compares_layouts(function):
             return  # a graph is for tensors of one layout: the answer never changes
+        if is_profiling(function):
+            return
         args, kwargs = self._values(args), {key: self._values(a) for key, a in kwargs.items()}
         single = not isinstance(result, (tuple, list))
         parts = [result] if single else result

@@ -157,7 +157,7 @@ class SlopeVectors(Vectors):
         # The slopes of an example over the root of the weight that it has in the mean.
         self._scales = [torch.ones_like(part) for part in rows]
         if blocks == "gradients" and examples is not None:
-            weights = examples.weights(loss.likelihoods)
+            weights = examples.weights_of_rows(loss.likelihoods)
             self._scales = [torch.where(w > 0, w, torch.ones_like(w)).rsqrt() for w in weights]
 
     @property

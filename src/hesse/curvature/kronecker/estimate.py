@@ -7,7 +7,6 @@ eigenbases. Both are sums over batches; the vectors of a single batch are kept i
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -111,7 +110,8 @@ class Estimator:
 
         Call `see_likelihoods` before.
         """
-        other = copy.copy(self)
+        other = Estimator.__new__(Estimator)  # copy.copy would go by __reduce__, and trace again
+        vars(other).update(vars(self))
         other.risk, other.settings = risk, replace(self.settings, seed=seed)
         other._seen = {}
         return other

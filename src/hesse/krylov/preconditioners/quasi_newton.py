@@ -59,12 +59,22 @@ class Pairs(OneLine, list[tuple[Tensor, Tensor]]):
 
 
 class LimitedMemoryBFGS(LinearOperator):
-    """The BFGS approximation of an inverse from the rows of S and Y, latest last."""
+    """The BFGS approximation of an inverse from the rows of S and Y, latest last.
 
-    def __init__(self, space: Space, S: Tensor, Y: Tensor) -> None:
+    A multiple of `first`, or of the identity, is what the pairs update.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        S: Tensor | Sequence[Tensor],
+        Y: Tensor | Sequence[Tensor],
+        first: LinearOperator | None = None,
+    ) -> None:
         super().__init__(space, symmetric=True)
-        self.S, self.Y = S, Y
-        products = space.inner_pairs(*zip(S, Y, strict=True), (Y[-1], Y[-1]))
+        self.S, self.Y, self.first = S, Y, first
+        last = Y[-1] if first is None else first._matvec(Y[-1])
+        products = space.inner_pairs(*zip(S, Y, strict=True), (Y[-1], last))
         self.rho = [1.0 / sy for sy in products[:-1]]
         self.gamma = 1.0 / (self.rho[-1] * products[-1])
 
@@ -76,7 +86,7 @@ class LimitedMemoryBFGS(LinearOperator):
         for s, y, rho in reversed(pairs):
             alphas.append(rho * inner(s, q))
             q.sub_(y, alpha=alphas[-1])
-        q.mul_(self.gamma)
+        q = self.gamma * (q if self.first is None else self.first._matvec(q))
         for (s, y, rho), alpha in zip(pairs, reversed(alphas), strict=True):
             q.add_(s, alpha=alpha - rho * inner(y, q))
         return q
@@ -122,7 +132,7 @@ def quasi_newton(pairs: Sequence[tuple[Tree, Tree]], memory: int = 20) -> Precon
         torch.stack([space.flatten(pair[i], what=what) for pair in pairs])
         for i, what in enumerate("sy")
     )
-    kept = [i for i in range(len(S)) if _curves_upwards(space, S[i], Y[i])]
+    kept = [i for i in range(len(S)) if curves_upwards(space, S[i], Y[i])]
     if not kept:
         raise OperatorError(
             expected="a pair with s'y > 0",
@@ -133,7 +143,7 @@ def quasi_newton(pairs: Sequence[tuple[Tree, Tree]], memory: int = 20) -> Precon
     return Preconditioner(LimitedMemoryBFGS(space, S[chosen], Y[chosen]), products=0)
 
 
-def _curves_upwards(space: Space, s: Tensor, y: Tensor) -> bool:
+def curves_upwards(space: Space, s: Tensor, y: Tensor) -> bool:
     """Whether s'y > 0 beyond rounding."""
     if not (space.all_finite(s) and space.all_finite(y)):
         raise NonFiniteError(

@@ -52,9 +52,8 @@ class SparseOperator(LinearOperator):
         space, d = self.domain.common(D.domain), as_array(diagonal_of(D).cpu())
         return SparseOperator(space, (self.matrix + sp.diags_array(d)).tocsr())
 
-    def block(self, name: str) -> LinearOperator:
-        """The diagonal block of the leaves below a name, a sparse matrix too."""
-        space, where = self.domain.subspace(name)
+    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
+        """A sparse matrix too."""
         rows = as_array(where.cpu()) if isinstance(where, Tensor) else where
         return SparseOperator(space, self.matrix[rows][:, rows])
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from hesse.checkpoint import Checkpoint
 from hesse.errors import Status
 from hesse.operators.diagonal import diagonal_operator
+from hesse.optimize.box import Box
 from hesse.optimize.point import Counts
 from hesse.optimize.squares.bidiagonal import bidiagonal_steps
-from hesse.optimize.squares.box import Box
 from hesse.optimize.squares.newton_family import EmbeddedFamily, NewtonFamily
 from hesse.optimize.squares.radius_search import LinearModel, RadiusSearch, Trial
 from hesse.optimize.squares.residual_point import ResidualPoint, Residuals

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hesse.optimize.squares.box import Box
+from hesse.optimize.box import Box
 from hesse.optimize.squares.newton_family import NewtonFamily
 from hesse.optimize.squares.residual_point import ResidualPoint, Residuals
 from hesse.optimize.squares.step_family import Step, StepFamily

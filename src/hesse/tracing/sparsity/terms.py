@@ -130,7 +130,7 @@ def _product(term: Term, factor: Tensor, shape: Sequence[int], every: Any) -> Te
         if term.factors is None:
             return factor.expand(shape).reshape(-1)
         if term.numbers is every:
-            return _times(term.factors.view(*shape), factor).reshape(-1)
+            return _times(term.factors.reshape(tuple(shape)), factor).reshape(-1)
     values = picked(factor.expand(shape).reshape(-1), term.rows)
     return values if term.factors is None else _times(picked(term.factors, term.numbers), values)
 

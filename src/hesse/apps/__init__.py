@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people do with curvature. Each application is independent of the others."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hesse.apps.implicit.argmin import argmin
+    from hesse.apps.implicit.fixed_point import fixed_point
+    from hesse.apps.implicit.hypergradient import Hypergradient, hypergradient
+    from hesse.apps.implicit.implicit_function import ImplicitFunction
+    from hesse.apps.implicit.report import ImplicitReport
+    from hesse.apps.implicit.root import root
+    from hesse.apps.physics.modes import Modes, modes
+    from hesse.apps.physics.response import Response, response
+    from hesse.apps.physics.saddle import saddle
+    from hesse.apps.statistics.profile import ProfileInterval, profile
+    from hesse.apps.statistics.standard_errors import StandardErrors, standard_errors
+
+# The module of each name, imported when the name is first used.
+_MODULES = {
+    "Hypergradient": "implicit.hypergradient",
+    "ImplicitFunction": "implicit.implicit_function",
+    "ImplicitReport": "implicit.report",
+    "Modes": "physics.modes",
+    "ProfileInterval": "statistics.profile",
+    "Response": "physics.response",
+    "StandardErrors": "statistics.standard_errors",
+    "argmin": "implicit.argmin",
+    "fixed_point": "implicit.fixed_point",
+    "hypergradient": "implicit.hypergradient",
+    "modes": "physics.modes",
+    "profile": "statistics.profile",
+    "response": "physics.response",
+    "root": "implicit.root",
+    "saddle": "physics.saddle",
+    "standard_errors": "statistics.standard_errors",
+}
+
+__all__ = [
+    "Hypergradient",
+    "ImplicitFunction",
+    "ImplicitReport",
+    "Modes",
+    "ProfileInterval",
+    "Response",
+    "StandardErrors",
+    "argmin",
+    "fixed_point",
+    "hypergradient",
+    "modes",
+    "profile",
+    "response",
+    "root",
+    "saddle",
+    "standard_errors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from the module that it lives in."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'hesse.apps' has no attribute {name!r}")
+    module = import_module(f"hesse.apps.{_MODULES[name]}")
+    return globals().setdefault(name, getattr(module, name))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

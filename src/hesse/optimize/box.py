@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Box`: bounds on variables, and what they leave of points and gradients."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.errors import ArgumentError, is_number
+from hesse.operators.algebra import LinearOperator
+from hesse.vectors.arrays import as_tensor
+from hesse.vectors.space import Space
+
+
+@dataclass(frozen=True)
+class Box:
+    """lower <= x <= upper, entry by entry; flat vectors, infinite where there is no bound.
+
+    >>> box = Box(torch.zeros(2), torch.tensor([1.0, math.inf]))
+    >>> box.project(torch.tensor([2.0, -3.0]))
+    tensor([1., 0.])
+    >>> box.free(torch.tensor([1.0, 0.0]), torch.tensor([-1.0, -1.0]))
+    tensor([False,  True])
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+    @staticmethod
+    def of(bounds: Any, space: Space) -> Box:
+        """From a pair (lower, upper) of numbers, tensors, trees or None, or SciPy's `Bounds`.
+
+        Raises:
+            ArgumentError: no such pair; NaN; a lower bound above the upper one.
+        """
+        if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
+            bounds = (bounds.lb, bounds.ub)
+        if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+            raise ArgumentError(
+                expected="bounds to be a pair (lower, upper), or scipy.optimize.Bounds",
+                got=f"a {type(bounds).__name__}",
+                remedy="Give bounds=(0.0, None), for instance; each of the two may be a number, a "
+                "tensor or tree like x0, or None.",
+            )
+        lower = _flat(bounds[0], -math.inf, space, "lower bound")
+        upper = _flat(bounds[1], math.inf, space, "upper bound")
+        if space.any(~(lower <= upper)):
+            worst = int((~(lower <= upper)).int().argmax())
+            raise ArgumentError(
+                expected="lower bounds that are not above the upper ones",
+                got=f"{float(lower[worst]):.6g} and {float(upper[worst]):.6g} for entry {worst}",
+                remedy="Exchange them; equal bounds hold a variable fixed.",
+            )
+        return Box(lower, upper)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The nearest point within the bounds."""
+        return torch.clamp(x, self.lower, self.upper)
+
+    def free(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """Which entries of x may move downhill: a mask."""
+        held = (x <= self.lower) & (gradient > 0.0) | (x >= self.upper) & (gradient < 0.0)
+        return ~(held | (self.lower >= self.upper))
+
+    def held(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """Which entries of x a bound keeps from moving downhill: a mask."""
+        return ~self.free(x, gradient)
+
+    def active(self, x: Tensor) -> Tensor:
+        """-1 at a lower bound, 1 at an upper one, 0 elsewhere, as in SciPy's `active_mask`."""
+        return (x >= self.upper).long() - (x <= self.lower).long()
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Which entries of x are strictly within their bounds: a mask."""
+        return (x > self.lower) & (x < self.upper)
+
+    def first_bound(self, x: Tensor, p: Tensor) -> float:
+        """The largest t with x + t p within the bounds."""
+        room = torch.where(p > 0.0, self.upper - x, self.lower - x) / p
+        return float(torch.where(p == 0.0, math.inf, room).min())
+
+
+class Masked(LinearOperator):
+    """D A D for a diagonal D of zeros and ones: A on the variables that are free."""
+
+    def __init__(self, A: LinearOperator, mask: Tensor) -> None:
+        super().__init__(A.domain, symmetric=A.symmetric)
+        self._A, self._mask = A, mask
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self._mask * self._A._matvec(self._mask * v)
+
+
+def _flat(bound: Any, default: float, space: Space, what: str) -> Tensor:
+    """One of the two bounds as a flat vector."""
+    if isinstance(bound, (list, tuple)) and space.template is None and all(map(is_number, bound)):
+        bound = torch.tensor(bound, dtype=space.dtype)
+    value = as_tensor(default if bound is None else bound, space.device)
+    if isinstance(value, Tensor):
+        value = value.detach().to(space.device, space.dtype)
+        value = float(value) if value.ndim == 0 else value
+    if is_number(value):
+        vector = torch.full((space.size,), float(value), dtype=space.dtype, device=space.device)
+    elif isinstance(value, Tensor) and value.ndim == 1 and not space.is_point(value):
+        vector = space.check_vector(value, what=what)
+    else:
+        vector = space.flatten(value, what=what)
+    if space.any(vector != vector):
+        raise ArgumentError(
+            expected=f"numbers as {what}",
+            got="NaN",
+            remedy="Give None, or infinity, where there is no bound.",
+        )
+    return vector.clone()

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The point of an optimiser of a model: its risk at the parameters as they are now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from typing import Any
+
+from torch import Tensor
+
+from hesse.curvature.operator import CurvatureOperator
+from hesse.engine.cost_model import deterministic
+from hesse.errors import NonFiniteError
+from hesse.optimize.fixed_mode import in_fixed_mode
+from hesse.optimize.hessian_free_state import shapes_of
+from hesse.optimize.point import Counts, Objective, Point
+from hesse.risk.risk import Risk
+from hesse.vectors.space import Space
+
+# The modes that "auto" takes one of.
+MODES = ["traced-split", "retained-graph"]
+
+
+class CurrentPoint:
+    """The objective and the point; those of the last step if nothing has changed since.
+
+    Args:
+        make: `ggn_operator` or `hessian_operator`.
+        space: of the parameters.
+        counts: where evaluations are counted.
+        mode: in which products are taken; "auto" becomes the first of MODES that works.
+    """
+
+    def __init__(
+        self, make: Callable[..., CurvatureOperator], space: Space, counts: Counts, mode: str
+    ) -> None:
+        self._make, self._space, self._counts = make, space, counts
+        self.mode = mode
+        self._is_auto = mode == "auto"
+        self._traced = set[Hashable]()
+        self._known: tuple[Risk, Objective, Point] | None = None
+
+    def of(self, risk: Risk, x: Tensor, value: float | None = None) -> tuple[Objective, Point]:
+        """The objective and the point at x, where the value is as given, if it is."""
+        if self._known is not None:
+            last_risk, objective, point = self._known
+            is_same = value is None or value == point.value
+            if last_risk is risk and is_same and not self._space.any(point.x != x):
+                return objective, point
+        objective = Objective(self.operator(risk, x), self._counts)
+        return objective, objective.start(x)
+
+    def keep(self, risk: Risk, objective: Objective, point: Point) -> None:
+        """The point after a step."""
+        self._known = risk, objective, point
+
+    def forget(self) -> None:
+        """Evaluate anew."""
+        self._known = None
+
+    def falls_back(self) -> bool:
+        """Whether there is another mode to go on in, after the programs were found wrong."""
+        if not self._is_auto or self.mode == MODES[-1]:
+            return False
+        self.mode, self._known = MODES[-1], None
+        return True
+
+    def operator(self, risk: Risk, x: Tensor) -> CurvatureOperator:
+        """The curvature of the model at x, in the mode of all steps."""
+        tree = self._space.unflatten(x)
+
+        def make(mode: str) -> Any:
+            return self._make(risk, tree, mode=mode)
+
+        shapes = shapes_of(risk)
+        if shapes not in self._traced:
+            modes = MODES if self.mode == "auto" else [self.mode]
+            with suppress(NonFiniteError):  # of the risk, which the step tells better
+                self.mode = in_fixed_mode(make, modes)[1]
+                self._traced.add(shapes)
+        with deterministic():
+            return make(self.mode)
