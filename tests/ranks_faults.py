@@ -92,6 +92,11 @@ def other_parameters(place):
     return _error(lambda: hesse.ggn_operator(there, params))
 
 
+def other_settings(place):
+    decay = 0.1 if place.rank == BAD else 0.2
+    return _error(lambda: shared(place, "ragged", weight_decay=decay))
+
+
 def at_construction(place, fault):
     data = batches("ragged", place.rank)
     if fault == "no data":

@@ -120,6 +120,7 @@ def test_a_failure_on_one_rank_is_one_on_all(pool, fault):
         (faults.other_vectors, "another on rank 2 than on rank 0"),
         (faults.other_quantities, "another on rank 1 than on rank 0"),
         (faults.other_operators, "ranks at different steps"),
+        (faults.other_settings, "the same weight_decay"),
         (faults.other_parameters, "the same params on all ranks"),
     ],
 )
@@ -231,13 +232,11 @@ def test_a_group_needs_processes():
         risk(examples(), group=object())
 
 
-def test_the_example_of_the_documentation_runs():
+def test_the_example_of_the_documentation_runs(tmp_path):
     page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
     script = page.split("```python\n", 1)[1].split("```", 1)[0]
-    code = f"import sys; sys.argv = ['spectrum.py']\n{script}"
-    path = ROOT / ".pytest_cache" / "spectrum.py"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(code, encoding="utf-8")
+    path = tmp_path / "spectrum.py"
+    path.write_text(script, encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run([*command, str(path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -132,7 +132,7 @@ class Risk(OneLine):
             # With weights for the examples: how, and the risk without them, which is tested.
             self._weighting: Weighting | None = None
             self._plain = self
-        self.share = Share.of(self.data, ranks)
+        self.share = Share.of(self.data, ranks, self.weight_decay, self._averages)
         with alike(ranks):
             self._check_on(self._first)
 

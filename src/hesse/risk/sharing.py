@@ -16,7 +16,7 @@ from hesse.boundary import warn
 from hesse.data.batches import Batches
 from hesse.data.trees import tensors
 from hesse.errors import ArgumentError, DataError
-from hesse.ranks import Ranks
+from hesse.ranks import RankError, Ranks
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,22 @@ class Share:
     has_several: bool
 
     @staticmethod
-    def of(data: Batches, ranks: Ranks | None) -> Share:
-        """The share of a process with these data; all ranks call it together."""
+    def of(data: Batches, ranks: Ranks | None, *settings: float) -> Share:
+        """The share of a process with these data; all ranks call it together.
+
+        Raises:
+            RankError: the settings of the risk, as numbers, are not the same on all ranks.
+        """
         if ranks is None:
             return Share(None, data.total_weight, True, data.count > 1)
-        rows = ranks.gather(data.total_weight, data.count, _code(data))
-        weights, counts, codes = (list(column) for column in zip(*rows, strict=True))
+        rows = ranks.gather(data.total_weight, data.count, _code(data), *settings)
+        if any(row[3:] != rows[0][3:] for row in rows):
+            raise RankError(
+                expected="the same weight_decay and reduction on all ranks",
+                got=f"{[row[3:] for row in rows]}",
+                remedy="Give all ranks the same; it counts once, not once for each rank.",
+            )
+        weights, counts, codes, *_ = (list(column) for column in zip(*rows, strict=True))
         owner = next((rank for rank, count in enumerate(counts) if count), None)
         if owner is None:
             raise DataError(
