@@ -27,6 +27,7 @@ PAGES = [
     pytest.param("how-to-choose", marks=[pytest.mark.slow, pytest.mark.no_cover]),
     "sparse-hessians",
     "implicit",
+    "influence",
     "standard-errors",
     "vibrations",
     pytest.param("products", marks=[pytest.mark.slow, pytest.mark.no_cover]),

@@ -153,6 +153,17 @@ def test_inverses_and_preconditioners(pair):
     assert hesse.solve(A, v, "cg", preconditioner=inverse, rtol=1e-8).converged
 
 
+def test_influences(pair):
+    A, M = pair
+    if A.shape[0] != N:
+        return
+    each, params = RISK.per_example, RISK.params
+    G = torch.cat(list(each.gradients(params)))
+    got = hesse.apps.influence(RISK, params, RISK, curvature=A, damping=0.1, rtol=1e-11)
+    exact = torch.linalg.solve(M + 0.1 * torch.eye(N, dtype=DOUBLE), G.T)
+    close(got.scores, G @ exact / len(each))
+
+
 def test_eigenvalues_and_norms(pair):
     A, M = pair
     w = torch.linalg.eigvalsh(M)

@@ -84,7 +84,7 @@ def test_one_interrupt_ends_the_minimisation_within_an_inner_solve(method):
         callback=lambda state: time.monotonic() > deadline,
     )  # fmt: skip
     assert result.status is Status.INTERRUPTED
-    assert ctrl_c.waited < 1.0
+    assert ctrl_c.waited < 5.0  # of the 20; a busy machine takes its time
     assert result.fun <= float(f(start))
 
 

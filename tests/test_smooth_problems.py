@@ -81,7 +81,7 @@ def test_the_minimiser_has_the_least_value_and_no_gradient(problem):
     x = problem.minimiser.clone().requires_grad_()
     value = problem.f(x)
     (gradient,) = torch.autograd.grad(value, x)
-    assert float(value) == pytest.approx(problem.minimum, rel=1e-13, abs=1e-13)
+    assert float(value.detach()) == pytest.approx(problem.minimum, rel=1e-13, abs=1e-13)
     assert float(gradient.norm()) < 1e-8
     around = [float(problem.f(x.detach() + 1e-3 * problem.direction(seed))) for seed in range(5)]
     assert min(around) >= problem.minimum - 1e-13 * abs(problem.minimum)

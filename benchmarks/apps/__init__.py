@@ -9,6 +9,7 @@ from importlib import import_module
 APPS = {
     "physics": "clusters: energies and modes; saddle points and responses",
     "statistics": "standard errors and profile intervals beside statsmodels",
+    "influence": "influences against exact retraining: leave-one-out, groups, LDS, MNIST",
     "implicit": "hypergradients: errors by tolerance, warm starts, TorchOpt; iMAML on sinusoids",
 }
 

@@ -163,6 +163,40 @@ def profile():
     return _svg(plot)
 
 
+def influences():
+    """Predicted and actual changes of a loss, of a logistic regression with few examples."""
+    g = torch.Generator().manual_seed(0)
+    X = torch.randn(80, 3, generator=g, dtype=torch.float64)
+    y = (X[:, 0] + 0.5 * torch.randn(80, generator=g, dtype=torch.float64) > 0).long()
+    model = torch.nn.Linear(3, 2).double()
+    loss = torch.nn.CrossEntropyLoss()
+    risk = hesse.Risk(model, loss, (X[:40], y[:40]), weight_decay=0.01)
+    params = hesse.minimize(risk, risk.params, atol=1e-9, rtol=0.0).x
+
+    def query(p):
+        return loss(torch.func.functional_call(model, p, (X[40:],)), y[40:])
+
+    def retrained(i):
+        weights = torch.ones(40)
+        weights[i] = 0.0
+        again = hesse.minimize(risk.weighted(weights), params, atol=1e-9, rtol=0.0).x
+        return float(query(again) - query(params))
+
+    actual = [retrained(i) for i in range(40)]
+    common = {"curvature": "hessian", "groups": torch.arange(40), "rtol": 1e-8}
+    first = hesse.apps.influence(risk, params, query, **common).scores[0]
+    newton = hesse.apps.influence(risk, params, query, removal="newton", **common).scores[0]
+
+    def plot(axes):
+        axes.axline((0.0, 0.0), slope=1.0, color=GREY, linewidth=0.8)
+        axes.plot(actual, first, "o", label="first order")
+        axes.plot(actual, newton, "x", label="one Newton step")
+        axes.set(xlabel="change of the loss, retrained", ylabel="predicted")
+        axes.legend()
+
+    return _svg(plot)
+
+
 def saddles():
     """Walks from a minimum of the surface of Mueller and Brown to its two transition states."""
     A, a, b, c, x0, y0 = (
@@ -206,6 +240,7 @@ def saddles():
 
 
 PICTURES = {
+    "influence": influences,
     "saddles": saddles,
     "profile": profile,
     "hypergradient": hypergradient,

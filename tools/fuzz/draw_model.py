@@ -61,7 +61,7 @@ def _dense(rng: random.Random) -> tuple[str, list[str], int]:
         width = new
         layers += [_activation(rng)] if rng.random() < 0.8 else []
         extra = rng.choice((
-            f"nn.LayerNorm({width})", f"nn.BatchNorm1d({width})", f"nn.RMSNorm({width})",
+            f"nn.LayerNorm({width})", f"nn.BatchNorm1d({width})", f"nn.RMSNorm({width}, eps=1e-5)",
             f"nn.GroupNorm(1, {width})", "nn.Dropout(0.5)",
             f"Residual(nn.Linear({width}, {width}))", f"Twice(nn.Linear({width}, {width}))",
             "nn.Identity()", "nn.PReLU()",

@@ -7,6 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hesse.apps.attribution.influence import Influence, influence
+    from hesse.apps.attribution.lds import lds
+    from hesse.apps.attribution.self_influence import self_influence
     from hesse.apps.implicit.argmin import argmin
     from hesse.apps.implicit.fixed_point import fixed_point
     from hesse.apps.implicit.hypergradient import Hypergradient, hypergradient
@@ -24,6 +27,7 @@ _MODULES = {
     "Hypergradient": "implicit.hypergradient",
     "ImplicitFunction": "implicit.implicit_function",
     "ImplicitReport": "implicit.report",
+    "Influence": "attribution.influence",
     "Modes": "physics.modes",
     "ProfileInterval": "statistics.profile",
     "Response": "physics.response",
@@ -31,11 +35,14 @@ _MODULES = {
     "argmin": "implicit.argmin",
     "fixed_point": "implicit.fixed_point",
     "hypergradient": "implicit.hypergradient",
+    "influence": "attribution.influence",
+    "lds": "attribution.lds",
     "modes": "physics.modes",
     "profile": "statistics.profile",
     "response": "physics.response",
     "root": "implicit.root",
     "saddle": "physics.saddle",
+    "self_influence": "attribution.self_influence",
     "standard_errors": "statistics.standard_errors",
 }
 
@@ -43,6 +50,7 @@ __all__ = [
     "Hypergradient",
     "ImplicitFunction",
     "ImplicitReport",
+    "Influence",
     "Modes",
     "ProfileInterval",
     "Response",
@@ -50,11 +58,14 @@ __all__ = [
     "argmin",
     "fixed_point",
     "hypergradient",
+    "influence",
+    "lds",
     "modes",
     "profile",
     "response",
     "root",
     "saddle",
+    "self_influence",
     "standard_errors",
 ]
 

@@ -37,6 +37,7 @@ from hesse.risk.arguments import check_model_and_loss, check_weight_decay, reduc
 from hesse.risk.averaging import Averaging
 from hesse.risk.call import BatchLoss, LossCall, ModelCall
 from hesse.risk.checks import ParameterNames, check_eval_mode, trainable
+from hesse.risk.per_example import PerExample
 from hesse.risk.shared_value import shared_value
 from hesse.risk.sharing import Share, alike, check_is_whole, check_sampler, ranks_of
 from hesse.risk.trial import constants
@@ -337,6 +338,7 @@ class Risk(OneLine):
         for batch in self.data:
             yield (batch.weight / self.share.weight if self._averages else 1.0), batch
 
+    per_example = property(PerExample)
     sweep_is_free = True
 
     @property
@@ -359,8 +361,6 @@ class Risk(OneLine):
     def loss_of(self, batch: Batch) -> BatchLoss:
         """The loss of a batch as a function of the parameters, and of the outputs of the model."""
         return BatchLoss(self._call_model, LossCall(self.loss), batch, self._weighting)
-
-    # -- Checks of the model and the loss ----------------------------------------------------------
 
     @public("hesse.Risk(model, loss, data)")
     def check_at(self, params: Tree) -> None:

@@ -29,7 +29,7 @@ NETWORKS = (
     "F.layer_norm({0}, {0}.shape[-1:], <s[-1]>, <s[-1]>)",
     "F.layer_norm({0}, {0}.shape[-1:], None, <s[-1]>, eps=1e-3)",
     "F.layer_norm({0}, {0}.shape)",
-    "F.rms_norm({0}, {0}.shape[-1:], <s[-1]>)",
+    "F.rms_norm({0}, {0}.shape[-1:], <s[-1]>, eps=1e-5)",
     "F.group_norm({0}, 1)",
     "F.group_norm({0}, {0}.shape[1], <s[1]>, <s[1]>)",
     f"F.instance_norm({_CHANNELS} * torch.linspace(1, 2, 3, dtype={{0}}.dtype))",

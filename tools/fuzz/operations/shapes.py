@@ -85,7 +85,7 @@ INDEXING = (
     "{0}.narrow({d}, 0, {1|2})",
     "F.embedding(torch.tensor([[0, 1], [1, 1]]), {0})",
     "F.embedding(torch.tensor([0, 1, 1]), {0}, padding_idx={0|1|None})",
-    "F.embedding(torch.tensor([0, 1, 1]), {0}, scale_grad_by_freq={True|False})",
+    "F.embedding(torch.tensor([0, 1, 1]), {0})",
     "F.embedding(torch.tensor([0, 1]), {0}, max_norm={0.5|100.0})",
     "F.embedding_bag(torch.tensor([[0, 1], [1, 1]]), {0}, mode='{sum|mean|max}')",
     "F.embedding_bag(torch.tensor([0, 1, 1]), {0}, torch.tensor([0, 2]), mode='{sum|mean}')",

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which training examples make a model what it is."""
