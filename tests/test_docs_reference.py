@@ -26,7 +26,7 @@ def _hook(name):
 reference = _hook("reference")
 navigation = _hook("navigation")
 PUBLIC = [(package, name) for package in reference.PACKAGES for name in reference.names_of(package)]
-ROOTS = ["errors", "result", "methods", "vectors", "operators", "krylov", "estimators"]
+ROOTS = ["errors", "result", "methods", "ranks", "vectors", "operators", "krylov", "estimators"]
 ROOTS += ["ad", "risk", "curvature", "optimize", "apps", "testing"]
 
 

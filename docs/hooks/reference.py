@@ -22,6 +22,7 @@ PACKAGES = [
     "hesse.errors",
     "hesse.result",
     "hesse.methods",
+    "hesse.ranks",
     "hesse.vectors",
     "hesse.operators",
     "hesse.krylov",

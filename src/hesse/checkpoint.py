@@ -8,6 +8,8 @@ which costs one product: a run never continues from the state of another one. A 
 damaged file. The bits are the same if those of the products are: name the `mode` of a Hessian,
 since "auto" depends on measured times.
 
+Where several ranks share a run, the first writes and all read the same file.
+
 A file that cannot be written (a full disk) does not end a run: it warns once and tries again later.
 """
 
@@ -16,6 +18,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +31,7 @@ from hesse.operators.algebra import LinearOperator
 from hesse.progress import FilePath, check_path
 from hesse.saving.state import pack, restore
 from hesse.saving.tensor_file import DamagedFile, TensorFile, check_place, write
+from hesse.vectors.space import Space
 
 _PAUSE = 20  # after a save, the next one waits 20 times as long as that took
 _FORMAT = 5
@@ -63,16 +68,13 @@ class Checkpoint:
 
     def __init__(self, path: FilePath, A: LinearOperator, **run_key: Any) -> None:
         self.path = check_path(path)
-        self._device = A.device
+        self._device, self._ranks = A.device, A.domain.ranks
+        self._writes = self._ranks is None or self._ranks.rank == 0
         self._next_save, self._has_warned = 0.0, False
         if self.path is None:
             return
-        try:
-            check_place(self.path)
-        except OSError as error:
-            raise self._error(
-                "a file that can be written, in a folder that exists", str(error)
-            ) from error
+        with nullcontext() if self._ranks is None else self._ranks.alike():
+            self._check_place(self.path)
         operators = {k: v for k, v in run_key.items() if isinstance(v, LinearOperator)}
         self._run_key = {
             "format": _FORMAT,
@@ -84,6 +86,17 @@ class Checkpoint:
             name: _fingerprint(each) for name, each in {"A": A, **operators}.items()
         }
 
+    def _check_place(self, path: Path) -> None:
+        """Raise unless the file can be written by the process that does."""
+        if not self._writes:
+            return
+        try:
+            check_place(path)
+        except OSError as error:
+            raise self._error(
+                "a file that can be written, in a folder that exists", str(error)
+            ) from error
+
     def part(self, name: str) -> Checkpoint:
         """The checkpoint of one stage of a run, in a file of its own."""
         part = copy.copy(self)
@@ -93,7 +106,7 @@ class Checkpoint:
 
     def resume(self, state: Any) -> bool:
         """Set the state to that of the file, if there is one; whether there was."""
-        if self.path is None or not self.path.exists():
+        if self.path is None or not self._exists(self.path):
             return False
         try:
             file = TensorFile(self.path)
@@ -103,13 +116,22 @@ class Checkpoint:
             raise self._error("a checkpoint of Hesse", str(error)) from error
         return True
 
+    def _exists(self, path: Path) -> bool:
+        """Whether there is a file; the same one on all ranks."""
+        size = path.stat().st_size if path.exists() else -1
+        if self._ranks is not None:
+            self._ranks.check_same(
+                f"file checkpoint={str(path)!r}", size, "Give a path where all ranks see one file."
+            )
+        return size >= 0
+
     def save(self, state: Any, *, now: bool = False) -> None:
         """Write the state, unless `now` is False and the last save was a short time ago.
 
         Saving takes at most a twentieth of the time of a run.
         """
         began = time.monotonic()
-        if self.path is None or (began < self._next_save and not now):
+        if self.path is None or not self._writes or (began < self._next_save and not now):
             return
         try:
             tensors: dict[str, Tensor] = {}
@@ -177,9 +199,16 @@ class Checkpoint:
         )
 
 
-def generator_for(generator: torch.Generator | None, path: FilePath) -> torch.Generator | None:
-    """The generator; a new one if its state is to be saved and none was given."""
+def generator_for(
+    generator: torch.Generator | None, path: FilePath, space: Space
+) -> torch.Generator | None:
+    """The generator; a new one if its state is to be saved and none was given.
+
+    Ranks that share the vectors of the space have one in common.
+    """
     check_path(path)
+    if generator is None and space.ranks is not None:
+        return space.ranks.generator
     if generator is not None or path is None:
         return generator
     return torch.Generator().manual_seed(int(torch.randint(1 << 62, ())))

@@ -50,6 +50,12 @@ class State(Protocol):
         ...
 
 
+class _Ranks(Protocol):
+    """Processes that take every step together, see `hesse.ranks`."""
+
+    rank: int
+
+
 class _Bar:
     """A progress bar on standard error; gone if that is closed, for the result is worth more."""
 
@@ -141,16 +147,26 @@ class Run:
         self._began = time.monotonic()
         self._bar: _Bar | None = None
         self._outer: Run | None = None
+        # Where ranks share the run, none ends it alone: it wishes to, and all end it together.
+        self._rank: int | None = None
+        self._wish, self._handlers = 0, dict[int, Any]()
+        self._parts, self._whole = list[Run](), self
 
     def __enter__(self) -> Run:
         self._outer, _active.run = _active.run, self
-        self._bar = _Bar(self._total, self.title) if self._enabled else None
+        is_first = self._rank is None or self._rank == 0
+        self._bar = _Bar(self._total, self.title) if self._enabled and is_first else None
+        if self._rank is not None:
+            self._handle_signals()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> bool:
         outer, _active.run = self._outer, self._outer
         if self._bar is not None:
             self._bar.close()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
         if kind is None or not issubclass(kind, KeyboardInterrupt) or outer is not None:
             return False
         self.status = Status.INTERRUPTED
@@ -174,11 +190,13 @@ class Run:
     def rest(self, taken: int) -> Run:
         """What these limits leave after `taken` products, at least one, for a part of the run."""
         left, seconds = self.left(taken), self.max_seconds - (time.monotonic() - self._began)
-        return Run(
+        rest = Run(
             self.title,
             max_products=None if left == math.inf else max(int(left), 1),
             max_seconds=None if seconds == math.inf else max(seconds, 1e-9),
         )
+        rest._rank, rest._whole = self._rank, self
+        return rest
 
     def set_default_limit(self, products: int) -> None:
         """Limit the number of products, if the caller did not."""
@@ -204,20 +222,113 @@ class Run:
     def goes_on(self, state: State) -> bool:
         """Whether to take another step; if not, `status` says why. The callback is not called."""
         self.show(state)
-        if self.allows(state) and time.monotonic() - self._began >= self.max_seconds:
+        if self.allows(state) and self._rank is None and self._is_late:
             self.status = Status.MAX_SECONDS
+        if self._rank is not None and self.status is Status.UNFINISHED:
+            self.status = self._whole.status
         return self.status is Status.UNFINISHED
 
     def after_step(self, state: State) -> bool:
         """As `goes_on`, after calling the callback, which may stop the run."""
         if asks_to_stop(self._callback, state):
-            self.status = Status.STOPPED
+            if self._rank is not None:
+                self._wish = _STOP
+            else:
+                self.status = Status.STOPPED
         return self.goes_on(state) if self.status is Status.UNFINISHED else False
 
     def show(self, state: State) -> None:
         """Update the bar."""
         if self._bar is not None:
             self._bar.move_to(self.before + state.products)
+
+    @property
+    def _is_late(self) -> bool:
+        return time.monotonic() - self._began >= self.max_seconds
+
+    # -- Runs that several ranks share (see `hesse.ranks`) -----------------------------------------
+
+    @property
+    def wish(self) -> int:
+        """Why this rank wants to end the run: a number that grows with the urgency; 0 if not."""
+        own = max(self._wish, _LATE if self._is_late else 0)
+        parts = (part.wish for part in self._parts if part.status is Status.UNFINISHED)
+        return max(own, *parts, 0)
+
+    def share(self, ranks: _Ranks | None) -> None:
+        """From now on no rank ends the run alone; only the first has a bar.
+
+        The ranks learn of one another's wishes with the next product. None shares nothing.
+        """
+        if ranks is None or self._rank is not None:
+            return
+        self._rank = ranks.rank
+        for part in self._parts:
+            part.share(ranks)
+        if self._bar is not None and self._rank > 0:
+            self._bar.close()
+            self._bar = None
+        if self in _runs():
+            self._handle_signals()
+
+    def add_part(self, part: Run) -> Run:
+        """Let a run that is no context end where all ranks end it; the part itself."""
+        self._parts.append(part)
+        part._rank = self._rank
+        return part
+
+    def with_outer(self) -> list[Run]:
+        """The runs around this one, the outermost first, and this one."""
+        return [*([] if self._outer is None else self._outer.with_outer()), self]
+
+    def agree(self, wish: int) -> None:
+        """End the run, or its parts, on all ranks at the same product."""
+        if wish == _INTERRUPT:
+            raise KeyboardInterrupt
+        for run in self._parts or [self]:
+            if run.status is Status.UNFINISHED:
+                run.status = Status.MAX_SECONDS if wish == _LATE else Status.STOPPED
+
+    def _handle_signals(self) -> None:
+        if self._outer is None and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._note_interrupt)
+
+    def _note_interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._wish = _INTERRUPT
+
+
+# Why a rank wants to end a run, by urgency.
+_LATE, _STOP, _INTERRUPT = 1, 2, 3
+_REASONS = 4
+
+
+def share_run(ranks: _Ranks) -> None:
+    """Let the runs of this thread be ended by all ranks together."""
+    for run in _runs():
+        run.share(ranks)
+
+
+def wish_to_end() -> int:
+    """Which run this rank wants to end and why, as one number: the outermost such run; else 0."""
+    for depth, run in enumerate(_runs()):
+        if run.wish:
+            return _REASONS * depth + run.wish
+    return 0
+
+
+def agree_to_end(wishes: list[int]) -> None:
+    """End the outermost run that a rank wants to end, for the most urgent of its reasons."""
+    given = [divmod(wish, _REASONS) for wish in wishes if wish]
+    runs = _runs()
+    if given:
+        depth = min(depth for depth, _ in given)
+        runs[depth].agree(max(reason for at, reason in given if at == depth))
+
+
+def _runs() -> list[Run]:
+    """The runs of this thread that are contexts now, the outermost first."""
+    return [] if _active.run is None else _active.run.with_outer()
 
 
 def current_run() -> Run | None:

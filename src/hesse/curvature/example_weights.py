@@ -46,14 +46,7 @@ class ExampleWeights:
 
     def total(self, summands: Iterable[Summand]) -> float:
         """sum_b c_b sum_n w_n p_n."""
-        total = sum(s.coefficient * self._of(i, s).total for i, s in enumerate(summands))
-        if not total > 0.0:
-            raise ArgumentError(
-                expected="weights of the examples that are at least zero and not all zero",
-                got=f"a sum of {total:g}",
-                remedy="Give risk.weighted(w) other weights.",
-            )
-        return total
+        return sum(s.coefficient * self._of(i, s).total for i, s in enumerate(summands))
 
     def of(self, index: int, summand: Summand) -> Tensor:
         """w_n p_n of the examples of a batch, (number,)."""
@@ -87,3 +80,14 @@ class ExampleWeights:
             )
         p = Examples(len(given), self.axes, self.averages).weights(self.seen(plain).likelihoods)
         return p * given.to(p)
+
+
+def checked_total(total: float) -> float:
+    """The sum of the weights of all examples, which is to be divided by."""
+    if total > 0.0:
+        return total
+    raise ArgumentError(
+        expected="weights of the examples that are at least zero and not all zero",
+        got=f"a sum of {total:g}",
+        remedy="Give risk.weighted(w) other weights.",
+    )

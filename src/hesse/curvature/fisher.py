@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -20,6 +21,7 @@ from hesse.curvature.likelihood_sum import Draws, LikelihoodSum, seen_at
 from hesse.curvature.memory_budget import MemoryBudget, within_budget
 from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.point import point_of
+from hesse.curvature.rank_sum import look_here
 from hesse.curvature.rows_of_examples import example_axes
 from hesse.curvature.same_likelihood import with_likelihood
 from hesse.engine.options import ProductOptions
@@ -27,11 +29,14 @@ from hesse.engine.summed_product import PREPARED_MODES, PreparedMode
 from hesse.errors import ArgumentError, FunctionError, check_choice
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.low_rank_factors import low_rank_operator
+from hesse.ranks import Ranks
 from hesse.risk.risk import Risk
 from hesse.tracing.precision import Precision, check_precision
 from hesse.vectors.space import Tree
 
 FisherKind = Literal["exact", "sampled", "empirical"]
+
+_APART = 0x9E3779B97F4A7C15  # between the seeds of two ranks, of which each batch takes one
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,11 @@ class FisherDefinition(Definition):
         reader = fisher_reader(f, x)
         return None if reader is None else Diagonals(f, reader)
 
-    def of(self, risk: Risk, params: Tree, draws: Draws | None = None) -> LikelihoodSum:
+    def of(
+        self, risk: Risk, params: Tree, draws: Draws | None = None, total: float | None = None
+    ) -> LikelihoodSum:
         """What this is the matrix of."""
-        return LikelihoodSum(risk, params, self.blocks, draws, self.axes)
+        return LikelihoodSum(risk, params, self.blocks, draws, self.axes, total)
 
 
 @public("hesse.fisher_operator(risk, params, kind={kind})")
@@ -137,9 +144,9 @@ def fisher_operator(
     risk, params = _check(risk, params, mode, precision, likelihood)
     draws = axes = None
     if kind == "sampled":
-        draws = Draws(samples, _seed(generator))
+        draws = Draws(samples, _seed(generator, risk.ranks))
     if kind == "empirical" or (kind == "sampled" and per == "example"):
-        axes = example_axes(risk, params, needed=per == "example")
+        axes = _axes(risk, params, needed=per == "example")
     if per == "row":
         axes = None
     definition = FisherDefinition(kind, axes)
@@ -198,11 +205,11 @@ def gradient_covariance_operator(
     tensor([[36.]])
     """
     risk, params = _check(risk, params, mode, precision, likelihood)
-    axes = example_axes(risk, params, needed=True)
-    definition = FisherDefinition("gradients", axes)
+    definition = FisherDefinition("gradients", _axes(risk, params, needed=True))
+    total = _total(definition, risk, params)
     M = within_budget(
         *(definition, risk, params, ProductOptions(mode, precision), memory_budget, "params"),
-        function=lambda risk: definition.of(risk, params),
+        function=lambda risk: definition.of(risk, params, total=total),
     )
     if not centered:
         return M
@@ -227,14 +234,31 @@ def _check(
     params = point_of(risk, params, "params")
     check_choice("mode", mode, ["auto", *PREPARED_MODES])
     check_precision(precision, mode)
-    risk.check_at(params)
-    if likelihood is not None:
-        risk = with_likelihood(risk, params, likelihood)
-    seen_at(risk, params, risk.loss_of(risk.data.first))
-    return risk, params
+
+    def look(here: Risk) -> None:
+        here.check_at(params)
+        if likelihood is not None:
+            here = with_likelihood(here, params, likelihood)
+        seen_at(here, params, here.loss_of(here.data.first))
+
+    look_here(risk, look)
+    return risk if likelihood is None else risk.with_loss(likelihood), params
 
 
-def _seed(generator: torch.Generator | None) -> int:
-    """A seed drawn from a generator, or from the global one."""
+def _axes(risk: Risk, params: Tree, *, needed: bool) -> tuple[Axis, ...] | None:
+    return look_here(risk, lambda here: example_axes(here, params, needed=needed))
+
+
+def _total(definition: FisherDefinition, risk: Risk, params: Tree) -> float | None:
+    """What a mean over the examples of all ranks divides by; None if all are here."""
+    if risk.ranks is None:
+        return None
+    here = look_here(risk, lambda here: definition.of(here, params).total_here())
+    return math.fsum(part for (part,) in risk.ranks.gather(here or 0.0))
+
+
+def _seed(generator: torch.Generator | None, ranks: Ranks | None) -> int:
+    """A seed drawn from a generator, or from the global one; another on each rank."""
     device = "cpu" if generator is None else generator.device
-    return int(torch.randint(2**62, (), generator=generator, device=device))
+    seed = int(torch.randint(2**62, (), generator=generator, device=device))
+    return seed if ranks is None else (seed + ranks.rank * _APART) % 2**62

@@ -14,7 +14,7 @@ from hesse.ad.one_shot import ONE_SHOT_MODES
 from hesse.ad.summands import as_sum, check_at
 from hesse.ad.variables import Variables
 from hesse.boundary import public
-from hesse.curvature.hessian import HessianDefinition, HessianMode
+from hesse.curvature.hessian import HessianDefinition, HessianMode, hessian_operator
 from hesse.curvature.operator import fallback_modes, summand_points
 from hesse.engine.assembly import Assembly, Shared
 from hesse.engine.fallback import PointProduct
@@ -87,6 +87,12 @@ def hvp(
     check_choice("mode", mode, ["auto", *ONE_SHOT_MODES])
     space = Space.of(x)
     direction, leave = space.enter(v)
+    if getattr(f, "ranks", None) is not None:
+        H = hessian_operator(f, x, mode=mode)
+        product = leave(H._matvec(direction))
+        if not value_and_gradient:
+            return product
+        return HVP(product, leave(H.flat_gradient), H.value)
     check_at(f, x)
     definition = HessianDefinition()
     variables = Variables.of(space.copy(x), space)  # f may write to its argument

@@ -21,6 +21,7 @@ from hesse.engine.row_layout import RowLayout
 from hesse.engine.summed_product import PREPARED_MODES, PreparedMode
 from hesse.errors import check_choice
 from hesse.risk.risk import Risk
+from hesse.risk.sharing import check_is_whole
 from hesse.tracing.precision import Precision, check_precision
 from hesse.vectors.space import Space, Tree
 from hesse.vectors.trees import walk
@@ -104,6 +105,8 @@ def jacobian_operator(
     """
     check_choice("mode", mode, ["auto", *PREPARED_MODES])
     check_precision(precision, mode)
+    if isinstance(g, Risk):
+        check_is_whole(g)
     check_at(g, x)
     if isinstance(g, Risk):
         g = g.with_unseen_batches()

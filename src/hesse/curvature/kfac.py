@@ -19,6 +19,7 @@ from hesse.curvature.same_likelihood import with_likelihood
 from hesse.errors import ArgumentError, FunctionError, check_choice
 from hesse.progress import FilePath
 from hesse.risk.risk import Risk
+from hesse.risk.sharing import check_is_whole
 from hesse.vectors.space import Space, Tree
 
 
@@ -197,6 +198,7 @@ def _operator(
             got=f"a {type(risk).__name__}",
             remedy="Build hesse.Risk(model, loss, data).",
         )
+    check_is_whole(risk)
     params = point_of(risk, params, "params")
     risk.check_at(params)
     if likelihood is not None:

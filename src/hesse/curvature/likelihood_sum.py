@@ -18,7 +18,7 @@ from hesse.ad.likelihoods.seen import SeenLoss
 from hesse.ad.quadratic import Quadratic
 from hesse.ad.summands import Summand
 from hesse.ad.variables import BoundFunction, Variables, tracked
-from hesse.curvature.example_weights import ExampleWeights
+from hesse.curvature.example_weights import ExampleWeights, checked_total
 from hesse.data.slicing import num_examples
 from hesse.engine.data_version import DataVersion
 from hesse.engine.program_cache import ProgramCache
@@ -57,6 +57,7 @@ class LikelihoodSum(OneLine):
             all examples, without the weight decay, even if the loss of the risk adds up.
         draws: how targets are drawn; None if they are not.
         axes: where the examples are in each likelihood, if rows are summed over examples.
+        total: what a mean over all examples divides by, if other processes have some of them.
     """
 
     risk: Risk
@@ -64,6 +65,7 @@ class LikelihoodSum(OneLine):
     blocks: Blocks
     draws: Draws | None = None
     axes: tuple[Axis, ...] | None = None
+    total: float | None = None
     _shapes: dict[Hashable, list[torch.Size]] = field(default_factory=dict, compare=False)
     _uniform: dict[int, tuple[DataVersion, tuple[Tensor, ...]]] = field(
         default_factory=dict, compare=False
@@ -74,7 +76,8 @@ class LikelihoodSum(OneLine):
         return f"{self.risk!r}{draws}"
 
     def __reduce__(self):  # the numbers are drawn again from their seed
-        return LikelihoodSum, (self.risk, self.params, self.blocks, self.draws, self.axes)
+        known = self.risk, self.params, self.blocks, self.draws, self.axes, self.total
+        return LikelihoodSum, known
 
     @property
     def weight_decay(self) -> float:
@@ -103,7 +106,7 @@ class LikelihoodSum(OneLine):
     def summands(self) -> Iterator[Summand]:
         """Those of the risk."""
         is_mean = self.blocks == "gradients"
-        scale = 1.0 / self._total() if is_mean else 1.0
+        scale = 1.0 / checked_total(self._total()) if is_mean else 1.0
         for index, summand in enumerate(self.risk.summands()):
             if not isinstance(summand.function, Quadratic):
                 yield self._of_batch(index, summand, scale)
@@ -111,12 +114,15 @@ class LikelihoodSum(OneLine):
                 yield summand
 
     def _total(self) -> float:
-        """What the coefficients of a mean over all examples are divided by."""
+        return self.total_here() if self.total is None else self.total
+
+    def total_here(self) -> float:
+        """What the coefficients of a mean over all examples are divided by, of the risk alone."""
         if self._weights is not None:
             batches = (s for s in self.risk.summands() if not isinstance(s.function, Quadratic))
             return self._weights.total(batches)
         if self.risk.averages:
-            return 1.0
+            return float(self.risk.data.total_weight / self.risk.share.weight)
         return float(sum(_count(batch) for _, batch in self.risk.batches()))
 
     @cached_property

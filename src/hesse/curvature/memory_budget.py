@@ -15,7 +15,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -23,6 +23,7 @@ from hesse.ad.definition import Definition, Vectors
 from hesse.ad.summands import as_sum, check_at
 from hesse.boundary import warn
 from hesse.curvature.operator import CurvatureOperator
+from hesse.curvature.rank_sum import rank_sum
 from hesse.data.batches import Batches
 from hesse.data.slicing import num_examples, slice_batch
 from hesse.engine.options import ProductOptions
@@ -57,7 +58,17 @@ def within_budget(
 
     `layouts`: as of `CurvatureOperator`; the batches of such a function are not cut. `function`:
     from f, or f in smaller batches, to what the definition differentiates; default: f itself.
+
+    Of a function that several ranks share it is the sum of the operators of their parts.
     """
+    ranks = getattr(f, "ranks", None)
+    if ranks is not None:
+        args = definition, f.local, x, options, budget, what, layouts, function
+        whole = f if function is None else function(f)
+        shift = getattr(whole, "weight_decay", 0.0) if definition.is_sum else 0.0
+        has_data = f.local.num_summands > 0
+        A = rank_sum(ranks, lambda: within_budget(*args) if has_data else None, x, what, shift)
+        return cast(CurvatureOperator, A)  # it has all that one calls of such an operator
     Space.of(x, what=what)
 
     def make(f: Any, options: ProductOptions) -> CurvatureOperator:

@@ -14,6 +14,8 @@ from hesse.curvature.memory_budget import within_budget
 from hesse.curvature.point import point_of
 from hesse.engine.options import ProductOptions
 from hesse.errors import MissingExtraError, check_choice
+from hesse.risk.risk import Risk
+from hesse.risk.sharing import check_is_whole
 from hesse.vectors.space import Tree
 
 if TYPE_CHECKING:
@@ -101,5 +103,7 @@ def sparse_hessian_operator(
             got=str(error),
             remedy="pip install 'hesse[scipy]'",
         ) from error
+    if isinstance(f, Risk):
+        check_is_whole(f)
     H = within_budget(HessianDefinition(), f, point_of(f, x), ProductOptions(mode), None)
     return Maker(colouring, pattern).make(H)

@@ -16,15 +16,18 @@ from hesse.ad.summands import Summand, as_sum
 from hesse.curvature.operator import described
 from hesse.data.batches import Batch, flatten_batch
 from hesse.engine.row_layout import RowLayout
+from hesse.ranks import Ranks
 from hesse.result import OneLine
 from hesse.risk.call import device_of
 from hesse.risk.risk import Risk
+from hesse.risk.sharing import check_is_whole
 from hesse.vectors.space import Space, Tree
 
 
 def restrict(f: Any, x: Tree, name: str) -> tuple[Any, Tree, Mapping[Vectors, RowLayout]]:
     """(f, x, layouts) of the function of the named variables alone, the others held fixed."""
     if name == "inputs" and isinstance(f, Risk):
+        check_is_whole(f)
         f.check_at(x)
         of_inputs = InputsOf(f.with_unseen_batches(), x)
         spaces = [Space.of(batch.inputs, what="inputs") for _, batch in of_inputs.batches()]
@@ -109,6 +112,16 @@ class LeavesOf(OneLine):
     def num_summands(self) -> int:
         """As of f."""
         return as_sum(self.f).num_summands
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """As of f."""
+        return getattr(self.f, "ranks", None)
+
+    @property
+    def local(self) -> LeavesOf:
+        """The part of this process."""
+        return replace(self, f=self.f.local)
 
     @property
     def holds_data(self) -> bool:

@@ -66,6 +66,7 @@ class Batches:
         known: (inputs, targets, number of examples) -> the weight, as the loss says; default: the
             number of examples.
         is_cut: whether the data are microbatches of other `Batches`, which check every sweep.
+        may_be_empty: whether there may be no batch, since other processes have some.
 
     Batches of weight zero, of which the loss sees nothing, are left out, but of `with_unseen()`.
 
@@ -81,6 +82,7 @@ class Batches:
         *,
         known: KnownWeight | None = None,
         is_cut: bool = False,
+        may_be_empty: bool = False,
     ) -> None:
         self.weight, self.known, self.is_cut = weight, known, is_cut
         self.reads_targets = weight is None and getattr(known, "reads_targets", False)
@@ -95,7 +97,7 @@ class Batches:
             weights.append(batch.weight)
             if self._checksum is not None and batch.weight > 0.0:
                 self._checksum.add(_named(batch))
-        if not any(weights):
+        if not any(weights) and not may_be_empty:
             raise DataError(
                 expected="at least one batch",
                 got="none",

@@ -133,13 +133,14 @@ class EstimatorRun(Generic[CriterionT]):
         """A run with the arguments of a public function, which are checked here."""
         check_not_empty(A.shape)
         check_generator(generator)
+        limits.share(A.domain.ranks)
         vectors = vectors_in(A, memory_budget)
         block = min(choose_block_size(A, block_size), vectors // 2)
         return EstimatorRun(
             A,
             limits,
             criterion,
-            generator=generator_for(generator, limits.checkpoint),
+            generator=generator_for(generator, limits.checkpoint, A.domain),
             block_size=block,
             max_vectors=vectors,
             run_key={"call": limits.title, **run_key, "block_size": block},

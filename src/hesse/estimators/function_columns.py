@@ -87,6 +87,7 @@ class FunctionColumns:
         self.A.announce(FIRST_CHECK * len(rows))
         total = self.max_products * len(rows)
         shown = Run("f(A) b", progress=self.options.progress, total=total)
+        shown.share(self.A.domain.ranks)
         values = empty_rows(*rows.shape, dtype=rows.dtype, device=rows.device)
         errors = torch.full((len(rows),), math.inf, dtype=torch.float64)
         statuses: list[Status] = []
@@ -110,17 +111,18 @@ class FunctionColumns:
 
     def _fill(self, rows: Tensor, values: Tensor, errors: Tensor, shown: Run) -> list[Status]:
         """Fill in the values and the errors of a group, whose bases are then freed."""
-        columns = [self._begin(b) for b in rows]
+        columns = [self._begin(b, shown) for b in rows]
         self._advance(columns, shown)
         for value, column in zip(values, columns, strict=True):
             value.copy_(column.value())
         errors.copy_(errors.new_tensor([column.state.error for column in columns]))
         return [column.limits.status for column in columns]
 
-    def _begin(self, b: Tensor) -> FunctionColumn:
+    def _begin(self, b: Tensor, shown: Run) -> FunctionColumn:
         lanczos = LanczosProcess(self.A, self.steps, b, self.options.generator)
         length = self.A.domain.norm(b)
-        return FunctionColumn(self.f, lanczos, length, self.rtol, self.options.limits())
+        limits = shown.add_part(self.options.limits())
+        return FunctionColumn(self.f, lanczos, length, self.rtol, limits)
 
     def _advance(self, columns: list[FunctionColumn], shown: Run) -> None:
         """Take steps until all columns have ended."""

@@ -126,9 +126,10 @@ def eigsh(
         progress=progress,
         checkpoint=checkpoint,
     )
+    run.share(A.domain.ranks)
     mass = None if B is None else aslinearoperator(B)._in_space(A.domain)
     budget = None if memory_budget is None else parse_bytes(memory_budget)
-    generator = generator_for(generator, checkpoint)
+    generator = generator_for(generator, checkpoint, A.domain)
     A.domain.check_finite(given_block(A, v0), "v0")
 
     def find(scaled: LinearOperator, scale: float, lost: int) -> Eigenpairs:

@@ -131,6 +131,7 @@ def solve(
         progress=progress,
         checkpoint=checkpoint,
     )
+    run.share(A.domain.ranks)
     if generator is None and checkpoint is not None:  # the preconditioner must be the same again
         generator = torch.Generator().manual_seed(0)
     M = as_preconditioner(preconditioner, A, generator, run.left())

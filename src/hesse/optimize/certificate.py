@@ -25,8 +25,9 @@ from hesse.krylov.lanczos_process import LanczosProcess
 from hesse.krylov.system import System
 from hesse.operators.algebra import LinearOperator
 from hesse.optimize.criterion import Criterion
-from hesse.optimize.point import Objective, Point, is_outside_domain
+from hesse.optimize.point import Objective, Point
 from hesse.progress import Run
+from hesse.ranks import is_outside_domain
 
 # A certificate takes at least so many products, or n; and at most this fraction of those so far.
 _LEAST, _FRACTION = 10, 0.1

@@ -12,6 +12,7 @@ from hesse.errors import ArgumentError, OperatorError, check_choice, check_posit
 from hesse.operators.algebra import LinearOperator
 from hesse.optimize.preconditioners import NAMES
 from hesse.risk.risk import Risk
+from hesse.risk.sharing import check_is_whole
 
 RULES = ("levenberg-marquardt", "scan")
 
@@ -19,6 +20,7 @@ RULES = ("levenberg-marquardt", "scan")
 def groups_of(source: Any) -> tuple[list[Any], Risk | None]:
     """The groups of parameters for `torch.optim.Optimizer`, and the risk if that is the source."""
     if isinstance(source, Risk):
+        check_is_whole(source)
         if isinstance(source.model, nn.Module):
             named = source.model.named_parameters()
             return [{"params": [(name, p) for name, p in named if p.requires_grad]}], source

@@ -15,9 +15,10 @@ from hesse.checkpoint import Checkpoint
 from hesse.errors import OperatorError, Status
 from hesse.optimize.certificate import Certificate
 from hesse.optimize.criterion import Criterion
-from hesse.optimize.point import Counts, Objective, Point, is_outside_domain
+from hesse.optimize.point import Counts, Objective, Point
 from hesse.optimize.proposal import LoopDescent, LoopSearch, NoState, take_step
 from hesse.progress import Run
+from hesse.ranks import is_outside_domain
 
 # Steps without progress before stopping, if the trust radius is small by then.
 _MAX_FAILURES = 12

@@ -172,6 +172,7 @@ def minimize(
         checkpoint=checkpoint,
     )
     start = _operator(f, x0, curvature, mode, is_fixed=checkpoint is not None)
+    limits.share(start.domain.ranks)
     run_key = {
         "method": repr(chosen),
         "curvature": curvature if isinstance(curvature, str) else _name(curvature),

@@ -18,36 +18,16 @@ import torch
 from torch import Tensor
 
 from hesse.curvature.operator import CurvatureOperator
-from hesse.errors import HesseError, NonFiniteError, OperatorError
+from hesse.errors import NonFiniteError
 from hesse.operators.algebra import LinearOperator
 from hesse.optimize.box import Box, Masked
+from hesse.ranks import is_outside_domain
 from hesse.vectors.space import Space, Tree
 
 T = TypeVar("T")
 
 LONGEST = 1e8
 """Of a step, relative to max(1, |x|): a line search of 40 halvings then reaches 1e-4."""
-
-# What a function raises where it is not defined. NumPy's and torch's LinAlgError are among them.
-_OUTSIDE_DOMAIN = (ArithmeticError, ValueError, RuntimeError)
-# What it raises because of a fault in it, or of the machine, which no other point would mend.
-_FAULTS: tuple[type[BaseException], ...] = (
-    NotImplementedError,
-    RecursionError,
-    torch.OutOfMemoryError,
-    getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
-)
-
-
-def is_outside_domain(error: Exception) -> bool:
-    """Whether an error says that f is not defined at a point, and is no fault of f.
-
-    >>> is_outside_domain(ValueError("rate must be positive")), is_outside_domain(KeyError("a"))
-    (True, False)
-    """
-    if isinstance(error, HesseError):
-        return isinstance(error, (NonFiniteError, OperatorError))
-    return isinstance(error, _OUTSIDE_DOMAIN) and not isinstance(error, _FAULTS)
 
 
 def unit_for(gradient_norm: float) -> float:

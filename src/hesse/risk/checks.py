@@ -44,6 +44,15 @@ def _is_random_or_coupled(module: nn.Module) -> bool:
 # Parameters
 
 
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the parameters that are trained, by name."""
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
 class ParameterNames:
     """The names under which a module takes parameters, with their shapes."""
 

@@ -20,6 +20,7 @@ from hesse.engine.program_cache import ProgramCache
 from hesse.errors import ShapeError, check_count
 from hesse.result import OneLine
 from hesse.risk.losses_of_examples import LossesOfExamples, RiskOfExamples
+from hesse.risk.sharing import check_is_whole
 from hesse.vectors.space import Space, Tree
 
 # Gradients of single examples are taken from the graph of so many at once: a backward pass spans
@@ -53,6 +54,7 @@ class PerExample(OneLine):
     """
 
     def __init__(self, risk: RiskOfExamples) -> None:
+        check_is_whole(risk)
         self._risk = risk
         self._losses: LossesOfExamples | None = None
         self.programs = ProgramCache(risk.data.count)

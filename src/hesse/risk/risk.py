@@ -14,42 +14,33 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from hesse.ad.double_backward import differentiating
-from hesse.ad.loss import map_outputs
 from hesse.ad.quadratic import Quadratic
 from hesse.ad.summands import Summand
-from hesse.ad.torch_calls import TorchCalls
 from hesse.boundary import public
+from hesse.data import selection
 from hesse.data.batches import Batch, Batches, Weight, flatten_batch
 from hesse.data.known_weights import known_weight
-from hesse.data.reduction import EvaluatedBatch, check_average, check_batches
-from hesse.data.selection import (
-    Selected,
-    WithWeights,
-    checked_indices,
-    checked_weights,
-    total_examples,
-)
-from hesse.data.slicing import Microbatches, first_microbatches, num_examples
+from hesse.data.slicing import Microbatches, first_microbatches
 from hesse.data.trees import map_tensors, tensors
 from hesse.engine.program_cache import ProgramCache
 from hesse.errors import ArgumentError
+from hesse.ranks import Ranks
 from hesse.result import OneLine
-from hesse.risk.arguments import (
-    check_model_and_loss,
-    check_weight_decay,
-    explaining,
-    reduction_of,
-)
-from hesse.risk.call import BatchLoss, LossCall, ModelCall, device_of
-from hesse.risk.checks import ParameterNames, check_eval_mode
+from hesse.risk.arguments import check_model_and_loss, check_weight_decay, reduction_of
+from hesse.risk.averaging import Averaging
+from hesse.risk.call import BatchLoss, LossCall, ModelCall
+from hesse.risk.checks import ParameterNames, check_eval_mode, trainable
 from hesse.risk.per_example import PerExample
-from hesse.risk.trial import constants, try_model
+from hesse.risk.shared_value import shared_value
+from hesse.risk.sharing import Share, alike, check_is_whole, check_sampler, ranks_of
+from hesse.risk.trial import constants
 from hesse.risk.weighting import Weighting, ignoring_weights
 from hesse.vectors.space import Tree
 
@@ -78,6 +69,10 @@ class Risk(OneLine):
         reduction: whether the loss averages ("mean") or adds up ("sum") over a batch; default:
             `loss.reduction` if there is one, else "mean". Sums are added up over the batches.
         params: the tree for `risk.params` when the model is a plain callable.
+        group: a process group of `torch.distributed`, or a one-dimensional `DeviceMesh`: each of
+            its processes gives its own part of the data, maybe none, and the risk is that of all
+            parts. All make the same calls. Products, values and gradients are sums over them; what
+            is not says so, and takes `risk.local`. Default: the data given are all.
 
     Calling it, `risk(params)`, gives the scalar, differentiable in params. `params` is any tree
     that the model takes; for a module, a mapping from names to tensors, of all its parameters or
@@ -115,35 +110,37 @@ class Risk(OneLine):
         weight: Weight | None = None,
         reduction: Literal["mean", "sum"] | None = None,
         params: Tree | None = None,
+        group: Any = None,
     ) -> None:
-        check_model_and_loss(model, loss, data, params)
-        self._averages = reduction_of(loss, reduction) == "mean"
-        self.model, self.loss = model, loss
-        self.weight_decay = check_weight_decay(weight_decay)
-        check_eval_mode(model)
-        self._known_weight = known_weight(loss) if self._averages else None
-        self.data = self._batches(data, weight)
-        self._params = params
-        self._names: ParameterNames | None = None
-        self.programs = ProgramCache(max(_SHAPES, self.num_summands))
-        if isinstance(model, nn.Module):
-            self._names = ParameterNames(model)
-            if params is None:
-                self._params = {
-                    name: parameter.detach().clone()
-                    for name, parameter in model.named_parameters()
-                    if parameter.requires_grad
-                }
-        self._call_model = ModelCall.of(model)
-        self._unchecked: list[Batch] = []
-        # With weights for the examples: how, and the risk without them, which is what is tested.
-        self._weighting: Weighting | None = None
-        self._plain = self
-        self._check_on([self.data.first])
+        ranks = ranks_of(group)
+        with alike(ranks):
+            check_model_and_loss(model, loss, data, params)
+            check_sampler(data, ranks)
+            self._averages = reduction_of(loss, reduction) == "mean"
+            self.model, self.loss = model, loss
+            self.weight_decay = check_weight_decay(weight_decay)
+            check_eval_mode(model)
+            self._known_weight = known_weight(loss) if self._averages else None
+            self.data = self._batches(data, weight, may_be_empty=ranks is not None)
+            self._params = params
+            self._names: ParameterNames | None = None
+            self.programs = ProgramCache(max(_SHAPES, self.num_summands))
+            if isinstance(model, nn.Module):
+                self._names = ParameterNames(model)
+                self._params = trainable(model) if params is None else params
+            self._call_model = ModelCall.of(model)
+            self._unchecked: list[Batch] = []
+            # With weights for the examples: how, and the risk without them, which is tested.
+            self._weighting: Weighting | None = None
+            self._plain = self
+        self.share = Share.of(self.data, ranks, self.weight_decay, self._averages)
+        with alike(ranks):
+            self._check_on(self._first)
 
     def __repr__(self) -> str:
         n, model = self.num_summands, getattr(self.model, "__name__", type(self.model).__name__)
-        data = f"{n} {'weighted ' * self.is_weighted}batch{'es' * (n > 1)}"
+        data = f"{n} {'weighted ' * self.is_weighted}batch{'es' * (n != 1)}"
+        data += f" on {self.ranks}" if self.ranks else ""
         return f"Risk({model}, {self.loss_name}, {data}, weight_decay={self.weight_decay:g})"
 
     @property
@@ -162,6 +159,22 @@ class Risk(OneLine):
     def num_summands(self) -> int:
         """The number of batches."""
         return self.data.count
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """The processes over which the risk is a sum; None if all of it is here."""
+        return self.share.ranks
+
+    @property
+    def local(self) -> Risk:
+        """The part of this process: its data with their weights in the whole, as one process has.
+
+        The weight decay is in the part of the first process with data.
+        """
+        other = self._with(self.data)
+        other.share = replace(self.share, ranks=None)
+        other.weight_decay = self.weight_decay if self.share.counts_decay else 0.0
+        return other
 
     @property
     def averages(self) -> bool:
@@ -191,13 +204,19 @@ class Risk(OneLine):
         The losses of several batches are tested as at construction.
         """
         other = self.unchecked_on(data, weight)
-        if other.num_summands > 1:
-            other._check_on([other.data.first])
+        if other.share.has_several:
+            with alike(self.ranks):
+                other._check_on(other._first)
         return other
 
     def unchecked_on(self, data: Any, weight: Weight | None = None) -> Risk:
         """As `on`, without the test that the losses of batches average."""
-        return self._with(self._batches(data, weight or self.data.weight))
+        with alike(self.ranks):
+            check_sampler(data, self.ranks)
+            empty = self.ranks is not None
+            other = self._with(self._batches(data, weight or self.data.weight, may_be_empty=empty))
+        other.share = Share.of(other.data, self.ranks)
+        return other
 
     def with_unseen_batches(self) -> Risk:
         """The same risk, with the batches of which the loss sees nothing; the programs are shared.
@@ -242,11 +261,15 @@ class Risk(OneLine):
         tensor(0.5000)
         """
         plain = self._plain
-        weights = checked_weights(weights, total_examples(plain.data))
-        weighting = Weighting.of(plain.loss_of, plain.params, plain.data.first, plain.loss_name)
-        data = WithWeights(plain.data, weights)
-        weigh, known = ignoring_weights(plain.data.weight), ignoring_weights(plain.data.known)
-        other = plain._with(Batches(list(data) if plain.holds_data else data, weigh, known=known))
+        with alike(self.ranks):
+            weights = selection.checked_weights(weights, selection.total_examples(plain.data))
+            weighting = None
+            for first in plain._first:
+                weighting = Weighting.of(plain.loss_of, plain.params, first, plain.loss_name)
+            data = selection.WithWeights(plain.data, weights)
+            weigh, known = ignoring_weights(plain.data.weight), ignoring_weights(plain.data.known)
+            held = list(data) if plain.holds_data else data
+            other = plain._with(Batches(held, weigh, known=known, may_be_empty=not plain._first))
         other._weighting, other._plain, other._known_weight = weighting, plain, known
         return other
 
@@ -263,16 +286,22 @@ class Risk(OneLine):
         >>> risk.subset([1])({"weight": torch.ones(1, 1)})
         tensor(4.)
         """
-        data = Selected(self.data, checked_indices(indices, total_examples(self.data)))
+        data = selection.Selected(
+            self.data, selection.checked_indices(indices, selection.total_examples(self.data))
+        )
         other = self.unchecked_on(list(data) if self.holds_data else data)
         if self._plain is not self:
             other._plain = self._plain.subset(indices)
         return other
 
-    def _batches(self, data: Any, weight: Weight | None, *, is_cut: bool = False) -> Batches:
+    def _batches(self, data: Any, weight: Weight | None, **options: bool) -> Batches:
         if not self._averages and weight is not None:  # a sum has no weights
             weight = _one
-        return Batches(data, weight, known=self._known_weight, is_cut=is_cut)
+        return Batches(data, weight, known=self._known_weight, **options)
+
+    @property
+    def _first(self) -> list[Batch]:
+        return [self.data.first] if self.data.count else []
 
     def _with(self, data: Batches) -> Risk:
         other = copy.copy(self)
@@ -285,9 +314,15 @@ class Risk(OneLine):
     @public("hesse.Risk(model, loss, data)(params)")
     def __call__(self, params: Tree) -> Tensor:
         """R(params), shape (). Its graph spans all batches; products go batch by batch instead."""
+        if self.ranks is not None:
+            return shared_value(self.ranks, self.local._value, params)
+        return self._value(params)
+
+    def _value(self, params: Tree) -> Tensor:
         self.check_at(params)
         params = map_tensors(torch.clone, params)  # a model may write to them
-        return torch.stack([s.coefficient * s.function(params) for s in self.summands()]).sum()
+        parts = [s.coefficient * s.function(params) for s in self.summands()]
+        return torch.stack(parts).sum() if parts else torch.zeros(())
 
     def summands(self) -> Iterator[Summand]:
         """R = sum_b c_b loss_b + (lambda / 2) |params|^2, one summand for each batch."""
@@ -299,8 +334,9 @@ class Risk(OneLine):
 
     def batches(self) -> Iterator[tuple[float, Batch]]:
         """(c_b, batch): R = sum_b c_b loss_b, without the weight decay."""
+        check_is_whole(self)
         for batch in self.data:
-            yield (batch.weight / self.data.total_weight if self._averages else 1.0), batch
+            yield (batch.weight / self.share.weight if self._averages else 1.0), batch
 
     per_example = property(PerExample)
     sweep_is_free = True
@@ -326,8 +362,6 @@ class Risk(OneLine):
         """The loss of a batch as a function of the parameters, and of the outputs of the model."""
         return BatchLoss(self._call_model, LossCall(self.loss), batch, self._weighting)
 
-    # -- Checks of the model and the loss ----------------------------------------------------------
-
     @public("hesse.Risk(model, loss, data)")
     def check_at(self, params: Tree) -> None:
         """Test that model and loss are what the class says, and again after `model.train()`."""
@@ -339,61 +373,27 @@ class Risk(OneLine):
         if not self._call_model.is_current:
             check_eval_mode(self.model)
             self._call_model = ModelCall.of(self.model)
-            self._unchecked = self._unchecked or [self.data.first]
+            self._unchecked = self._unchecked or self._first
         if self._unchecked:
             self._check_model(params)
 
     def _check_model(self, params: Tree) -> None:
         params = constants(params)
         with differentiating():  # a model may differentiate itself in its inputs
-            tolerances = [self._check_batch(params, batch) for batch in self._unchecked]
-            if self.num_summands > 1 and not self._weight_is_known:
-                self._check_batches(params, max(tolerances))
-        self._unchecked = []
-
-    @property
-    def _weight_is_known(self) -> bool:
-        return self._known_weight is not None and self.data.weight is None
+            slices = self.share.has_several or self.num_summands > 1
+            averaging, rtol = Averaging(
+                self._call_model, self.loss, self.data, self._averages, slices
+            ).tested(params, self._unchecked)
+            is_known = self._known_weight is not None and self.data.weight is None
+            if self._unchecked and self.num_summands > 1 and not is_known:
+                averaging.check_batches(params, rtol)
+        self._call_model, self._unchecked = averaging.call, []
 
     def _check_on(self, batches: list[Batch]) -> None:
         """Test model and loss on these batches: now if the parameters are known, or later."""
         self._unchecked = batches
         if next(tensors(self._params), None) is not None:  # not all frozen
             self.check_at(self._params)
-
-    def _check_batch(self, params: Tree, batch: Batch) -> float:
-        """Test model and loss on a batch, and its slices against it; the tolerance for that."""
-        trial = try_model(self._call_model, LossCall(self.loss), params, batch)
-        self._call_model = trial.call
-        if self.num_summands > 1:
-            check_average(
-                lambda part: self._evaluated(part, params)[1],
-                trial.value, batch, self.data, mean=self._averages, rtol=trial.rtol,
-            )  # fmt: skip
-        return trial.rtol
-
-    def _evaluated(self, batch: Batch, params: Tree) -> tuple[Any, Tensor]:
-        """The outputs of the model for a batch, and the loss."""
-        with TorchCalls():
-            outputs, value = self.loss_of(batch).outputs_and_loss(params)
-        return outputs, value.detach()
-
-    def _check_batches(self, params: Tree, rtol: float) -> None:
-        """Test on all batches that a loss averages over what the weights count."""
-
-        def evaluate(batch: Batch) -> EvaluatedBatch:
-            moved = batch.to(device_of(params))
-            with explaining(params, batch):
-                outputs, value = self._evaluated(moved, params)
-            outputs = map_outputs(Tensor.detach, outputs)
-            count = num_examples(batch)
-            return EvaluatedBatch(moved.targets, outputs, count, batch.weight, float(value))
-
-        def loss(outputs: Any, targets: Any) -> Tensor:
-            with TorchCalls(), self._call_model.substitution(params):
-                return LossCall(self.loss)(outputs, targets).detach()
-
-        check_batches(evaluate, loss, self.data, self.data, mean=self._averages, rtol=rtol)
 
 
 def _one(inputs: Any, targets: Any) -> float:

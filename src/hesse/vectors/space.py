@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import accumulate
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hesse.boundary import public
 from hesse.errors import ArgumentError, StructureError
+from hesse.ranks import Ranks
 from hesse.result import OneLine
 from hesse.vectors import checks
 from hesse.vectors.aliasing import unshared as unshared
@@ -45,6 +46,7 @@ class Space(OneLine, WholeVectors):
         dtype: the dtype of flat vectors.
         device: the device of all vectors.
         template: the tree with None in the place of the leaves.
+        ranks: the processes that hold the same vectors, if there are several.
 
     >>> space = Space.of({"w": torch.zeros(2, 3), "b": torch.zeros(3)})
     >>> space.n, space.names
@@ -61,6 +63,7 @@ class Space(OneLine, WholeVectors):
     dtypes: tuple[torch.dtype, ...]
     dtype: torch.dtype
     device: torch.device
+    ranks: Ranks | None = field(default=None, compare=False)
 
     @staticmethod
     @public("hesse.Space.of({tree})", nested=False)
@@ -290,6 +293,7 @@ class Space(OneLine, WholeVectors):
             dtypes=tuple(self.dtypes[i] for i in chosen),
             dtype=self.dtype,
             device=self.device,
+            ranks=self.ranks,
         )
         ends = [0, *accumulate(self.sizes)]
         if chosen[-1] - chosen[0] == len(chosen) - 1:
@@ -300,7 +304,8 @@ class Space(OneLine, WholeVectors):
     def common(self, other: Space) -> Space:
         """Of two spaces, which must agree in dimension, dtype and device, the one with a tree."""
         checks.check_same((self.n, other.n), (self.dtype, other.dtype), (self.device, other.device))
-        return other if self.is_flat else self
+        space, ranks = other if self.is_flat else self, self.ranks or other.ranks
+        return space if space.ranks is ranks else replace(space, ranks=ranks)
 
     def first_bad_name(self, vector: Tensor) -> str | None:
         """Name of the first leaf of a flat vector that holds NaN or Inf, or None."""

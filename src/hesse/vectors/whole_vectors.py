@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from hesse.ranks import Ranks
 from hesse.vectors.checks import check_finite
 from hesse.vectors.inner_products import dot, dots, norm
 from hesse.vectors.random import normal_entries, random_signs
@@ -24,6 +25,7 @@ class WholeVectors:
     shapes: tuple[torch.Size, ...]
     dtype: torch.dtype
     device: torch.device
+    ranks: Ranks | None
 
     @cached_property
     def size(self) -> int:
@@ -48,14 +50,18 @@ class WholeVectors:
 
         A generator on the CPU gives the same vector on every device.
         """
-        return normal_entries(self.size, self.dtype, self.device, generator)
+        return normal_entries(self.size, self.dtype, self.device, self._generator(generator))
 
     def rademacher(self, generator: torch.Generator | None = None) -> Tensor:
         """A flat vector of independent signs, +1 or -1 with probability 1/2 each.
 
         A generator on the CPU gives the same vector on every device.
         """
-        return random_signs(self.size, self.dtype, self.device, generator)
+        return random_signs(self.size, self.dtype, self.device, self._generator(generator))
+
+    def _generator(self, generator: torch.Generator | None) -> torch.Generator | None:
+        """By default the one that all ranks have in common."""
+        return self.ranks.generator if generator is None and self.ranks else generator
 
     def inner(self, u: Tensor, v: Tensor) -> float:
         """The inner product u'v of flat vectors, accumulated in float64.

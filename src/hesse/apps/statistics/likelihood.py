@@ -134,7 +134,7 @@ class RiskLikelihood(Likelihood):
     @property
     def scale(self) -> float:
         """What turns the risk into a sum."""
-        return self.risk.data.total_weight if self.risk.averages else 1.0
+        return self.risk.share.weight if self.risk.averages else 1.0
 
     def total(self, theta: Tensor) -> Tensor:
         return self.scale * self.risk(self.space.unflatten(theta))

@@ -15,8 +15,9 @@ from hesse.curvature.operator import CurvatureOperator
 from hesse.errors import DerivativeError, NonFiniteError
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import diagonal_operator
-from hesse.optimize.point import Counts, is_outside_domain
+from hesse.optimize.point import Counts
 from hesse.optimize.squares.robust_loss import RobustLoss
+from hesse.ranks import is_outside_domain
 from hesse.surroundings import users_contexts
 from hesse.vectors.space import Space, Tree
 from hesse.vectors.trees import walk

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hesse.errors import FunctionError
 from hesse.risk.risk import Risk
+from hesse.risk.sharing import check_is_whole
 from hesse.vectors.space import Tree
 from hesse.vectors.trees import walk
 
@@ -29,6 +30,7 @@ def residuals_of(risk: Risk) -> Callable[[Tree], list[Tensor]]:
     [tensor([[3.],
             [3.]])]
     """
+    check_is_whole(risk)
     if not isinstance(risk.loss, nn.MSELoss) or risk.is_weighted:
         raise FunctionError(
             expected="residuals, or a Risk with the loss nn.MSELoss() and no weights",

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""`RankSum`: the curvature matrix of data that several processes share.
+
+$$ A v = \sum_r A_r v $$
+
+Each rank r has a part of the data and all parameters. It takes the product with its own part by the
+operator that one process would use, and one all-reduce adds the parts up. All ranks get the same
+bits, so that solvers and estimators take the same steps on each of them.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from hesse.boundary import public
+from hesse.curvature.operator import CurvatureOperator
+from hesse.operators.algebra import LinearOperator
+from hesse.operators.diagonal import IdentityOperator
+from hesse.ranks import Ranks
+from hesse.risk.risk import Risk
+from hesse.vectors.space import Space, Tree
+
+T = TypeVar("T")
+
+
+class NoData(LinearOperator):
+    """The part of a rank without data: zero."""
+
+    mode, plan = "no data", "no data on this rank"
+
+    def __init__(self, space: Space) -> None:
+        super().__init__(space, symmetric=True)
+
+    @property
+    def value(self) -> Tensor:
+        return torch.zeros((), dtype=self.dtype, device=self.device)
+
+    @property
+    def flat_gradient(self) -> Tensor:
+        return self.domain.zeros()
+
+    def at(self, x: Tree) -> NoData:
+        self.domain.leaves(x, what="x")
+        return self
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return torch.zeros_like(v)
+
+
+class RankSum(LinearOperator):
+    """The sum over ranks of a symmetric curvature matrix of each rank's part of the data.
+
+    It is made by the functions that make a curvature matrix, of a risk with `group=`.
+
+    Args:
+        local: the matrix of this rank's part.
+        ranks: the processes.
+        shift: the weight decay, which is in the part of one rank.
+    """
+
+    def __init__(self, local: CurvatureOperator | NoData, ranks: Ranks, shift: float = 0.0) -> None:
+        super().__init__(replace(local.domain, ranks=ranks), symmetric=True)
+        self.local, self.ranks, self._shift = local, ranks, shift
+
+    @property
+    @public("{self}.value")
+    def value(self) -> Tensor:
+        """f(x), a scalar tensor; computed at the first use."""
+        return self._value.clone()
+
+    @property
+    def gradient(self) -> Tree:
+        """grad f(x), a tree like x."""
+        return self.domain.unflatten(self.flat_gradient)
+
+    @property
+    @public("{self}.gradient")
+    def flat_gradient(self) -> Tensor:
+        """grad f(x), shape (n,); computed at the first use."""
+        return self._gradient.clone()
+
+    @property
+    def mode(self) -> str:
+        """How this rank takes its products."""
+        return self.local.mode
+
+    @property
+    def plan(self) -> str:
+        """How products are taken."""
+        return f"{self.ranks}, one all-reduce a product; here:\n{self.local.plan}"
+
+    @public("{self}.at(x)")
+    def at(self, x: Tree) -> RankSum:
+        """The matrix of the same function at another point of the same structure."""
+        return RankSum(self.local.at(x), self.ranks, self._shift)
+
+    def _split_shift(self) -> tuple[LinearOperator, float]:
+        shift = self._shift
+        return (self - shift * IdentityOperator(self.domain), shift) if shift else (self, 0.0)
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self.ranks.sum_of(lambda: self.local._matvec(v), torch.empty_like(v), v)
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        return self.ranks.sum_of(lambda: self.local._matmat(block), torch.empty_like(block), block)
+
+    def _curvature(self, v: Tensor) -> float:
+        like = torch.empty((), dtype=torch.float64, device=self.device)
+        return float(self.ranks.sum_of(lambda: like.new_tensor(self.local._curvature(v)), like, v))
+
+    @cached_property
+    def _value(self) -> Tensor:
+        like = torch.empty((), dtype=torch.float64, device=self.device)
+        total = self.ranks.sum_of(lambda: self.local.value.to(like), like)
+        return total.to(self.dtype)
+
+    @cached_property
+    def _gradient(self) -> Tensor:
+        return self.ranks.sum_of(lambda: self.local.flat_gradient, self.domain.empty())
+
+    def _expression(self) -> str:
+        return f"{self.local._expression()} of {self.ranks.size} ranks"
+
+
+def rank_sum(
+    ranks: Ranks, make: Callable[[], CurvatureOperator | None], x: Tree, what: str, shift: float
+) -> RankSum:
+    """The sum over ranks of the matrices that make() gives, None where a rank has no data.
+
+    Raises:
+        RankError: x, which `what` names, is not the same on all ranks.
+    """
+    with ranks.alike():
+        space = Space.of(x, what=what)
+        local = make() or NoData(space)
+        code = _code(space, x)
+    ranks.check_same(
+        what,
+        code,
+        "Give all ranks the same parameters: DistributedDataParallel does at construction, or "
+        "torch.distributed.broadcast.",
+    )
+    return RankSum(local, ranks, shift)
+
+
+def look_here(risk: Risk, look: Callable[[Risk], T]) -> T | None:
+    """What look() finds in the part of a risk in this process; None where it has no data.
+
+    An error on one rank is one on all.
+    """
+    if risk.ranks is None:
+        return look(risk)
+    with risk.ranks.alike():
+        return look(risk.local) if risk.num_summands else None
+
+
+def _code(space: Space, x: Tree) -> float:
+    """A number that tells a tree from others."""
+    code = zlib.crc32(repr((space.names, space.shapes, space.dtypes)).encode())
+    for leaf in space.leaves(x, what="x"):
+        whole = leaf.detach().cpu().contiguous().reshape(-1)
+        code = zlib.crc32(whole.view(torch.uint8).numpy().tobytes(), code)
+    return float(code)

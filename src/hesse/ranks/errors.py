@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`RankError`: what happened on another rank, or between ranks; what tells that f is undefined."""
+
+from __future__ import annotations
+
+import torch
+
+from hesse.errors import HesseError, NonFiniteError, OperatorError
+
+# What a function raises where it is not defined. NumPy's and torch's LinAlgError are among them.
+_OUTSIDE_DOMAIN = (ArithmeticError, ValueError, RuntimeError)
+# What it raises because of a fault in it, or of the machine, which no other point would mend.
+_FAULTS: tuple[type[BaseException], ...] = (
+    NotImplementedError,
+    RecursionError,
+    torch.OutOfMemoryError,
+    getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
+)
+
+
+class RankError(HesseError, RuntimeError):
+    """A computation that one rank could not do, or that ranks do differently; raised on all."""
+
+    is_outside_domain = False
+    """Whether f is not defined at this point, on the rank that failed."""
+
+
+def is_outside_domain(error: Exception) -> bool:
+    """Whether an error says that f is not defined at a point, and is no fault of f.
+
+    >>> is_outside_domain(ValueError("rate must be positive")), is_outside_domain(KeyError("a"))
+    (True, False)
+    """
+    if isinstance(error, RankError):
+        return error.is_outside_domain
+    if isinstance(error, HesseError):
+        return isinstance(error, (NonFiniteError, OperatorError))
+    return isinstance(error, _OUTSIDE_DOMAIN) and not isinstance(error, _FAULTS)

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Ranks`: the processes of a group of torch.distributed, which take every step together.
+
+All communication of Hesse between processes is here: sums over ranks, in which every rank also says
+what went wrong with it, and the agreement that follows. All ranks then return the same bits, or
+raise an error at the same step.
+"""
+
+from __future__ import annotations
+
+import atexit
+import datetime
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from hesse.errors import ArgumentError, DerivativeError, HesseError, NonFiniteError
+from hesse.progress import agree_to_end, share_run, wish_to_end
+from hesse.ranks.errors import RankError
+from hesse.ranks.slots import WIDTH, Fault, Slots, checksum, step_number
+from hesse.result import OneLine
+
+T = TypeVar("T")
+
+_TIMEOUT = datetime.timedelta(minutes=10)
+_LONGEST = 400  # bytes of the message of another rank
+_SEE = "See the error of that rank; its data or parameters are the cause."
+
+# The groups by those that they were made for. torch 2.13 may abort if one lives on at the very end.
+_groups: dict[tuple[Any, datetime.timedelta], Any] = {}
+atexit.register(_groups.clear)
+
+
+class Ranks(OneLine):
+    """The processes that share the data of a risk.
+
+    Args:
+        group: a process group of `torch.distributed`, or a one-dimensional `DeviceMesh`. If it has
+            all processes, Hesse communicates in a group of its own, so that its messages do not
+            meet the user's.
+        timeout: how long to wait for another rank before an error, a `datetime.timedelta`; of a
+            group that has not all processes its own counts.
+    """
+
+    def __init__(self, group: Any, timeout: datetime.timedelta = _TIMEOUT) -> None:
+        import torch.distributed as dist
+
+        if not (dist.is_available() and dist.is_initialized()):
+            raise ArgumentError(
+                expected="torch.distributed to be initialised",
+                got="no process group",
+                remedy="Start with torchrun, and call torch.distributed.init_process_group first.",
+            )
+        self._dist = dist
+        self._key = _process_group(group), timeout
+        if self._key not in _groups:
+            _groups[self._key] = _own_group(*self._key)
+        self.rank: int = dist.get_rank(self._group)
+        self.size: int = dist.get_world_size(self._group)
+        self._steps = 0
+        self.generator = torch.Generator().manual_seed(self._seed_of_first())
+
+    def __repr__(self) -> str:
+        return f"rank {self.rank} of {self.size}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ranks) and other._key == self._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __deepcopy__(self, memo: Any) -> Ranks:
+        return self
+
+    # -- Sums --------------------------------------------------------------------------------------
+
+    def sum_of(
+        self, compute: Callable[[], Tensor], like: Tensor, v: Tensor | None = None
+    ) -> Tensor:
+        """The sum over ranks of what compute() gives, in the shape of `like`.
+
+        One all-reduce of that many numbers and four for each rank. `v`: what is multiplied, which
+        must be the same on all ranks.
+
+        Raises:
+            RankError: compute() failed on a rank, or ranks take different steps or vectors.
+            NonFiniteError: NaN or Inf on a rank made it fail.
+        """
+        size, error, part = like.numel(), None, None
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        share_run(self)
+        try:
+            part = compute()
+        except Exception as raised:
+            error = raised
+        buffer = torch.empty(size + WIDTH * self.size, dtype=dtype, device=like.device)
+        if part is None:
+            buffer[:size] = 0.0
+        else:
+            buffer[:size] = part.reshape(-1)
+        said = (checksum(v), step_number(self._steps), int(Fault.of(error)), wish_to_end())
+        buffer[size:] = Slots.of(self.rank, self.size, said, buffer)
+        self._reduce(buffer)
+        self._steps += 1
+        self._agree(Slots(buffer[size:].view(self.size, WIDTH).cpu()), error)
+        return buffer[:size].view(like.shape).to(like.dtype)
+
+    @contextmanager
+    def alike(self) -> Iterator[None]:
+        """If the block raises an error on some ranks, all of them raise one at its end."""
+        error = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        said = (0, step_number(self._steps), int(Fault.of(error)), 0)
+        slots = Slots.of(self.rank, self.size, said, torch.empty(0, dtype=torch.float64))
+        slots = slots.to(self._device)
+        self._reduce(slots)
+        self._steps += 1
+        self._agree(Slots(slots.view(self.size, WIDTH).cpu()), error)
+
+    def together(self, compute: Callable[[], T]) -> T:
+        """compute(), which may fail on some ranks: all of them then raise."""
+        with self.alike():
+            return compute()
+
+    def gather(self, *numbers: float) -> list[list[float]]:
+        """The numbers of every rank, on every rank."""
+        table = torch.zeros(self.size, len(numbers), dtype=torch.float64, device=self._device)
+        table[self.rank] = torch.tensor(numbers, dtype=torch.float64)
+        self._reduce(table)
+        return table.tolist()
+
+    def check_same(self, what: str, code: float, remedy: str) -> None:
+        """Raise on all ranks unless the code of something is the same on all."""
+        codes = [row[0] for row in self.gather(code)]
+        different = [rank for rank, code in enumerate(codes) if code != codes[0]]
+        if different:
+            raise RankError(
+                expected=f"the same {what} on all ranks",
+                got=f"another on rank {different[0]} than on rank 0",
+                remedy=remedy,
+            )
+
+    # -- What the ranks said -----------------------------------------------------------------------
+
+    def _agree(self, slots: Slots, error: Exception | None) -> None:
+        failed = [rank for rank, fault in enumerate(slots.faults) if fault]
+        if failed:
+            self._raise(failed[0], Fault(slots.faults[failed[0]]), error)
+        if len(set(slots.steps)) > 1:
+            raise RankError(
+                expected="all ranks to make the same calls of Hesse, in the same order",
+                got=f"ranks at different steps, {slots.steps}",
+                remedy="Call Hesse on every rank, and let no rank decide by its own clock or data.",
+            )
+        if len(set(slots.vectors)) > 1:
+            other = next(r for r, c in enumerate(slots.vectors) if c != slots.vectors[0])
+            raise RankError(
+                expected="the same vector on all ranks",
+                got=f"another on rank {other} than on rank 0",
+                remedy="Draw it with a generator of the same seed on all ranks, or broadcast it.",
+            )
+        agree_to_end(slots.wishes)
+
+    def _raise(self, rank: int, fault: Fault, error: Exception | None) -> None:
+        """The error of this rank, if it is the one; elsewhere an error of its kind that says it."""
+        text = self._text_of(rank, error)
+        if rank == self.rank and error is not None:
+            raise error
+        if fault is Fault.NOT_FINITE:
+            raise NonFiniteError(
+                expected=f"a finite result on rank {rank}", got=text, remedy=_SEE
+            ) from error
+        kind = DerivativeError if fault is Fault.DERIVATIVE else RankError
+        failure = kind(
+            expected="a result on every rank", got=f"on rank {rank}: {text}", remedy=_SEE
+        )
+        if isinstance(failure, RankError):
+            failure.is_outside_domain = fault is Fault.DOMAIN
+        raise failure from error
+
+    def _text_of(self, rank: int, error: Exception | None) -> str:
+        """What the error of a rank says, in a few words, on all ranks."""
+        room = torch.zeros(_LONGEST, dtype=torch.uint8, device=self._device)
+        if rank == self.rank and error is not None:
+            known = isinstance(error, HesseError)
+            text = error.got if known else f"{type(error).__name__}: {error}"
+            code = text.encode()[:_LONGEST]
+            room[: len(code)] = torch.frombuffer(bytearray(code), dtype=torch.uint8)
+        self._reduce(room)
+        return bytes(room.tolist()).rstrip(b"\0").decode(errors="replace")
+
+    # -- torch.distributed -------------------------------------------------------------------------
+
+    def _reduce(self, tensor: Tensor) -> None:
+        try:
+            self._dist.all_reduce(tensor, group=self._group)
+        except RuntimeError as error:
+            first = (str(error).strip().splitlines() or [""])[0][:200]
+            raise RankError(
+                expected="an answer from every rank",
+                got=f"{type(error).__name__}: {first}",
+                remedy="A rank has ended, or took too long. Under torchrun --max-restarts a run "
+                "with checkpoint= goes on.",
+            ) from error
+
+    @property
+    def _group(self) -> Any:
+        return _groups[self._key]
+
+    @property
+    def _device(self) -> torch.device:
+        backend = str(self._dist.get_backend(self._group))
+        on_gpu = "nccl" in backend and "gloo" not in backend
+        return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+    def _seed_of_first(self) -> int:
+        """A seed drawn by rank 0 from torch's global generator."""
+        seed = float(torch.randint(2**48, ())) if self.rank == 0 else 0.0
+        return int(math.fsum(row[0] for row in self.gather(seed)))
+
+
+def _process_group(group: Any) -> Any:
+    """The process group of a group or a one-dimensional mesh."""
+    if hasattr(group, "mesh_dim_names") or hasattr(group, "get_group"):
+        if group.ndim != 1:
+            raise ArgumentError(
+                expected="a process group, or a DeviceMesh of one dimension",
+                got=f"a mesh of {group.ndim} dimensions",
+                remedy="Give the dimension over which the data are split: mesh['dp'].",
+            )
+        return group.get_group()
+    import torch.distributed as dist
+
+    if not isinstance(group, dist.ProcessGroup):
+        raise ArgumentError(
+            expected="group to be a process group of torch.distributed, or a DeviceMesh",
+            got=f"a {type(group).__name__}",
+            remedy="Give torch.distributed.group.WORLD for all processes.",
+        )
+    return group
+
+
+def _own_group(group: Any, timeout: datetime.timedelta) -> Any:
+    """A group of the same members, for Hesse alone; the group itself if it has not all processes.
+
+    The others do not know that it is to be made, and without them torch 2.13 finds a name for it
+    from the number of groups that each member is in, which may differ.
+    """
+    import torch.distributed as dist
+
+    is_whole = dist.get_world_size(group) == dist.get_world_size()
+    return dist.new_group(timeout=timeout) if is_whole else group

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""The value of a risk that several processes share, differentiable as often as one likes.
+
+$$ R(\theta) = \sum_r R_r(\theta) $$
+
+Two functions surround the part of a rank: a copy of the parameters in front, whose derivative is
+the sum over ranks, and a sum over ranks behind, whose derivative is the copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.ranks import Ranks
+from hesse.vectors.space import Space, Tree
+
+
+def shared_value(ranks: Ranks, local: Callable[[Tree], Tensor], params: Tree) -> Tensor:
+    """The sum over ranks of local(params), shape (); all ranks call it together."""
+    space = Space.of(params, what="params")
+    leaves = Copied.apply(ranks, *space.leaves(params, what="params"))
+
+    def part() -> Tensor:
+        # Adds nothing, but makes the graphs of all ranks alike, whatever they have data of.
+        nothing = sum((0.0 * torch.sin(leaf)).sum() for leaf in leaves)
+        return local(space.build(list(leaves))).to(space.dtype) + nothing
+
+    return Summed.apply(ranks, ranks.together(part))[0]
+
+
+class Copied(torch.autograd.Function):
+    """The tensors themselves; the gradients of all ranks are added up."""
+
+    @staticmethod
+    def forward(_: Ranks, *parts: Tensor) -> tuple[Tensor, ...]:
+        """Copies, so that none is an argument."""
+        return tuple(part.clone() for part in parts)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep the processes."""
+        ctx.ranks = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """Their sums over ranks."""
+        return None, *Summed.apply(ctx.ranks, *gradients)
+
+
+class Summed(torch.autograd.Function):
+    """The sums over ranks of some tensors, by one all-reduce."""
+
+    @staticmethod
+    def forward(ranks: Ranks, *parts: Tensor) -> tuple[Tensor, ...]:
+        """The sums."""
+        flat = torch.cat([part.reshape(-1) for part in parts])
+        sums = ranks.sum_of(lambda: flat, flat).split([part.numel() for part in parts])
+        return tuple(
+            sum_.view(part.shape).to(part.dtype) for sum_, part in zip(sums, parts, strict=True)
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep the processes."""
+        ctx.ranks = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """The same on every rank."""
+        return None, *Copied.apply(ctx.ranks, *gradients)

@@ -1,0 +1,243 @@
+"""Risks that several processes share: as one process, alike on all ranks, alike in failure."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+import hesse
+from tests import ranks_faults as faults
+from tests import ranks_jobs as jobs
+from tests.ranks_pool import EXAMPLES, SPLITS, Pool, _plain, bits, examples, risk, vector, whole
+
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed"),
+]
+ROOT = Path(__file__).parent.parent
+SIZES = {split: len(sizes) for split, sizes in SPLITS.items()}
+
+
+@pytest.fixture(scope="module")
+def pool():
+    pool = Pool()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return _plain(jobs.answers(whole()))
+
+
+def close(found, wanted, path=()):
+    """Equal to 1e-10 of the largest entry; counts and names are the same."""
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys()
+        for name in wanted:
+            close(found[name], wanted[name], (*path, name))
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted)
+        for index, (one, two) in enumerate(zip(found, wanted, strict=True)):
+            close(one, two, (*path, index))
+    elif isinstance(wanted, (numpy.ndarray, float)):
+        found, wanted = numpy.asarray(found), numpy.asarray(wanted)
+        size = max(numpy.abs(wanted).max(), 1e-300)
+        assert found.shape == wanted.shape, path
+        assert numpy.abs(found - wanted).max() <= 1e-10 * size, path
+    else:
+        assert found == wanted, path
+
+
+# -- As one process --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_ranks_compute_what_one_process_does(pool, expected, split):
+    found = pool.run(jobs.of_shared, split, {}, size=SIZES[split])
+    close(found[0], expected)
+    # matrix_function and others return floats made of the same bits.
+    assert len({bits(answers) for answers in found}) == 1
+
+
+@pytest.mark.parametrize("options", jobs.LOSSES)
+def test_sums_and_weighted_means_do(pool, options):
+    names = [*jobs.MATRICES, "value"]
+    found = pool.run(jobs.of_shared, "empty", jobs.LOSSES[options], names)
+    close(found[0], _plain(jobs.answers(whole(**jobs.LOSSES[options]), names)))
+
+
+def test_weights_of_examples_do(pool):
+    there = whole().weighted(jobs.weights())
+    wanted = {name: answer(there) for name, answer in jobs.WEIGHTED.items()}
+    close(pool.run(jobs.of_weighted, "empty")[0], _plain(wanted))
+
+
+def test_drawn_targets_have_the_expectation_of_the_exact_matrix(pool):
+    found = pool.run(jobs.sampled, 400)
+    by_row, by_example, exact = found[1]
+    for F in (by_row, by_example):
+        assert 0.0 < numpy.linalg.norm(F - exact) < 0.1 * numpy.linalg.norm(exact)
+    assert bits(found[0]) == bits(found[2])
+
+
+# -- Communication ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+@pytest.mark.parametrize("split", ["one", "even", "ragged", "empty"])
+def test_a_product_is_one_reduction_whatever_the_batches(pool, split, kind):
+    p, n = SIZES[split], len(vector())
+    slots = 4 * p
+    for traffic in pool.run(jobs.traffic, split, kind, size=p):
+        assert traffic == [[n + slots], [5 * n + slots], [n + slots], [1 + slots]]
+
+
+# -- Faults ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", faults.FAULTS)
+def test_a_failure_on_one_rank_is_one_on_all(pool, fault):
+    found = pool.run(faults.in_a_product, fault)
+    for rank, ((kind, text), goes_on) in enumerate(found):
+        assert goes_on
+        if fault == "nan":
+            assert kind == "NonFiniteError"
+        elif rank == faults.BAD:
+            assert kind == type(faults.FAULTS[fault]).__name__
+        else:
+            assert kind == "RankError"
+        if rank != faults.BAD:
+            assert "rank 1" in text
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        (faults.other_vectors, "another on rank 2 than on rank 0"),
+        (faults.other_quantities, "another on rank 1 than on rank 0"),
+        (faults.other_operators, "ranks at different steps"),
+        (faults.other_settings, "the same weight_decay"),
+        (faults.other_parameters, "the same params on all ranks"),
+    ],
+)
+def test_ranks_that_differ_are_told_so(pool, job, words):
+    for kind, text in pool.run(job):
+        assert kind == "RankError"
+        assert words in text
+
+
+def test_a_call_that_a_rank_leaves_out_is_missed(pool):
+    found = pool.run(faults.a_missing_call)
+    assert [kind for kind, _ in found] == ["RankError", "none", "RankError"]
+    assert "an answer from every rank" in found[0][1]
+
+
+@pytest.mark.parametrize(("fault", "kind"), [("classes", "FunctionError"), ("form", "DataError")])
+def test_wrong_data_of_one_rank_are_refused_on_all(pool, fault, kind):
+    found = pool.run(faults.at_construction, fault)
+    assert [found[0][0], found[1][0], found[2][0]] == ["RankError", kind, "RankError"]
+    assert "rank 1" in found[0][1]
+
+
+def test_no_data_on_any_rank_are_refused(pool):
+    for kind, text in pool.run(faults.at_construction, "no data"):
+        assert kind == "DataError"
+        assert "at least one batch" in text
+
+
+def test_the_same_data_on_two_ranks_are_warned_of(pool):
+    for messages in pool.run(faults.same_data, size=2):
+        assert [message.split(":")[0] for message in messages] == [
+            "ranks 0 and 1 begin with the same batch"
+        ]
+
+
+def test_a_sampler_that_pads_is_refused(pool):
+    found = pool.run(faults.padded, EXAMPLES)
+    assert "gives 24 for 23 examples" in found[0][0][1]
+    assert [kind for (kind, _), _ in found] == ["ArgumentError", "RankError", "RankError"]
+
+
+def test_a_sampler_that_does_not_is_taken(pool):
+    x, y = examples()
+    wanted = hesse.hessian_operator(risk((x[:21], y[:21]))) @ vector()
+    for (kind, _), product in pool.run(faults.padded, 21):
+        assert kind == "none"
+        close(product, wanted.numpy())
+
+
+def test_what_is_not_summed_over_ranks_is_refused(pool):
+    for refusals in pool.run(faults.refusals):
+        for name, (kind, text) in refusals.items():
+            assert kind == "ArgumentError", name
+            assert "risk.local" in text, name
+
+
+# -- The end of a run ------------------------------------------------------------------------------
+
+_STATUS = {
+    "callback": "STOPPED",
+    "late": "MAX_SECONDS",
+    "a little late": "MAX_SECONDS",
+    "SIGINT": "INTERRUPTED",
+    "SIGTERM": "INTERRUPTED",
+}
+_ENDS = [
+    *((function, how) for function in ("eigsh", "cg", "trace", "minimize") for how in _STATUS),
+    *(("function", how) for how in ("callback", "late")),
+]
+
+
+@pytest.mark.parametrize(("function", "how"), _ENDS)
+def test_ranks_end_a_run_together(pool, function, how):
+    found = pool.run(faults.ended, how, function)
+    assert found[0] == found[1] == found[2]
+    status, products, handlers_are_restored = found[0]
+    assert status == _STATUS[how]
+    assert products > 0
+    assert handlers_are_restored
+
+
+def test_a_trial_point_outside_the_domain_of_one_rank_is_rejected_on_all(pool):
+    wanted = _plain(faults.minimised_rate())
+    assert wanted[-1]  # f raised at a trial point
+    for found in pool.run(faults.minimised_rate, size=2):
+        close(found, wanted)
+
+
+def test_a_run_resumes_on_all_ranks_to_the_same_bits(pool, tmp_path):
+    for status, before, after, undisturbed, same, there in pool.run(faults.resumed, tmp_path):
+        assert status == "STOPPED"
+        assert before < after
+        assert after == undisturbed
+        assert same
+        assert there
+
+
+def test_a_checkpoint_that_only_one_rank_sees_is_refused(pool, tmp_path):
+    for kind, text in pool.run(faults.other_checkpoints, tmp_path):
+        assert kind == "RankError"
+        assert "checkpoint=" in text
+
+
+# -- Without processes -----------------------------------------------------------------------------
+
+
+def test_a_group_needs_processes():
+    with pytest.raises(hesse.HesseError, match="torchrun"):
+        risk(examples(), group=object())
+
+
+def test_the_example_of_the_documentation_runs(tmp_path):
+    page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+    script = page.split("```python\n", 1)[1].split("```", 1)[0]
+    path = tmp_path / "spectrum.py"
+    path.write_text(script, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*command, str(path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("tensor([") == 1
