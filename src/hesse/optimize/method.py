@@ -6,7 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from hesse.errors import ArgumentError, check_count
 from hesse.methods import Hyperparameters
@@ -39,7 +39,7 @@ class MinimizeMethod(Hyperparameters, ABC):
         """A descent and a search for one minimisation."""
 
     @property
-    def hessian(self) -> str | Factory:
+    def hessian(self) -> Literal["hessian"] | Factory:
         """What it takes as the Hessian: "hessian" for products, or a function that makes it."""
         return "hessian"
 
