@@ -71,7 +71,7 @@ class KroneckerPreconditioner:
         before = self.ready(params)
         self._see_likelihoods(risk, params)
         estimator = self._estimator.on(risk, seed)
-        self.blocks = estimator.blocks(params, past=before, decay=past)
+        self.blocks = list(map(_in_rows, estimator.blocks(params, past=before, decay=past)))
 
     def ready(self, params: Tree) -> list[Block]:
         """The present blocks; those loaded, once it is known where they lie."""
@@ -136,6 +136,13 @@ def _tensors(block: Block) -> dict[str, Tensor]:
 
 def _factors(tensors: Mapping[str, Tensor]) -> tuple[Factors, Factors]:
     return Factors(tensors["left"]), Factors(tensors["right"])
+
+
+def _in_rows(block: Block) -> Block:
+    """With contiguous tensors, as a file gives them: bits of products depend on the layout."""
+    tensors = {name: part.contiguous() for name, part in _tensors(block).items()}
+    left, right = _factors(tensors)
+    return _with_tensors(replace(block, left=left, right=right), tensors)
 
 
 def _with_tensors(block: Block, tensors: Mapping[str, Tensor]) -> Block:

@@ -106,8 +106,9 @@ def check_place(path: Path) -> None:
     part.unlink(missing_ok=True)
     try:
         part.touch(exist_ok=False)
-    finally:
-        _remove(part)
+    except FileExistsError:  # another process has just begun to write it: so can this one
+        return
+    _remove(part)
 
 
 def _checksum(header: dict[str, Any], tensors: dict[str, Tensor]) -> int:
