@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hesse.errors import Status
 from hesse.krylov.cg import CG
 from hesse.krylov.krylov_model import KrylovModel, KrylovStep, Subproblem
-from hesse.krylov.system import System
 from hesse.optimize.forcing import ForcingState
 from hesse.optimize.method import Setting
+from hesse.optimize.newton_system import newton_system
 from hesse.optimize.point import Point, unit_for
 from hesse.optimize.proposal import Candidate, LoopDescent, Proposal
 
@@ -96,21 +96,12 @@ class KrylovDescent(LoopDescent):
         if self._setting.preconditioner is not None:
             rows //= 2  # there are two bases
         self._model = None  # its memory is free before the next one takes some
-        model = KrylovModel(self._system(point), min(self._most, rows))
+        model = KrylovModel(newton_system(point, self._setting), min(self._most, rows))
         with point.uncounted():
             while model.size < self.state.kept and not model.is_full:
                 model.extend()
         self._model, self._point = model, point
         return model
-
-    def _system(self, point: Point) -> System:
-        """H s = -g, multiplied by a unit where the gradient is extreme."""
-        unit = unit_for(point.gradient_norm)
-        return System(
-            point.curvature if unit == 1.0 else unit * point.curvature,
-            -unit * point.gradient,
-            preconditioner=self._setting.preconditioner,
-        )
 
     def _tolerance(self, point: Point) -> float:
         return self.state.tolerance(point.gradient_norm, self.gradient_tolerance)
@@ -140,8 +131,8 @@ class KrylovDescent(LoopDescent):
         """CG from the step where the basis ended, within the radius."""
         rtol = self._tolerance(point)
         limit = self._most - (0 if self._model is None else self._model.size)
-        system = replace(
-            self._system(point),
+        system = newton_system(
+            point, self._setting,
             x0=start.step, rtol=rtol, max_iterations=limit, run=self._setting.limits(),
         )  # fmt: skip
         solution = CG(radius=radius, verify=False).solve_system(system)

@@ -25,6 +25,7 @@ from hesse.errors import (
 from hesse.optimize.box import Box
 from hesse.optimize.fixed_mode import in_fixed_mode
 from hesse.optimize.point import Counts
+from hesse.optimize.run_to_end import run_to_end
 from hesse.optimize.squares.covariance import Covariance, dense_covariance, large_covariance
 from hesse.optimize.squares.fit import Fit, FitState, Tolerances
 from hesse.optimize.squares.residual_point import Residuals
@@ -171,7 +172,7 @@ def least_squares(
         adapts_scale=adapts,
         checkpoint=file,
     )
-    return _result(fit, _run(fit, limits))
+    return _result(fit, run_to_end(fit, limits))
 
 
 def _as_function(r: Any) -> Callable[[Any], Any]:
@@ -220,21 +221,6 @@ def _scale(x_scale: Any, space: Space, *, is_dense: bool) -> tuple[Tensor, bool]
             remedy="Give the typical size of every variable; 1 where it is not known.",
         )
     return scale.clone(), False
-
-
-def _run(fit: Fit, limits: Run) -> Status:
-    """Run the loop to its end."""
-    status = Status.UNFINISHED
-    with limits:
-        for iteration in fit.iterations():
-            status = iteration.status
-            if status is Status.UNFINISHED and not limits.after_step(iteration):
-                status = limits.status
-                break
-    if limits.status is Status.INTERRUPTED:
-        status = limits.status
-    fit.save(now=True)
-    return status
 
 
 def _box(bounds: Any, space: Space, x: Tensor) -> Box | None:
@@ -288,6 +274,4 @@ def _covariance(fit: Fit) -> Covariance:
 def _message(status: Status, state: FitState, counts: Counts) -> str:
     """Why the fit ended, and what r raised."""
     text = f"Converged: {state.reason}" if status is Status.CONVERGED else status.value
-    if not counts.nraised:
-        return text
-    return f"{text} r raised at {counts.nraised} trial points; last: {counts.last_error}"
+    return counts.told(text, "r")

@@ -36,9 +36,10 @@ from hesse.optimize.loop import Minimisation, MinimizeState
 from hesse.optimize.method import MinimizeMethod, Setting
 from hesse.optimize.newton_direct import NewtonDirect
 from hesse.optimize.newton_minres import NewtonMINRES
-from hesse.optimize.point import Counts, Objective, Point
+from hesse.optimize.point import Objective, Point
 from hesse.optimize.proposal import LoopDescent, LoopSearch
 from hesse.optimize.result import OptimizeResult
+from hesse.optimize.run_to_end import run_to_end
 from hesse.optimize.truncated_newton import NewtonCG, TrustCG
 from hesse.optimize.trust_krylov import TrustKrylov
 from hesse.progress import Callback, FilePath, Run
@@ -306,22 +307,13 @@ def _hessian(f: Any, point: Point) -> LinearOperator:
 
 def _run(minimisation: Minimisation, limits: Run) -> OptimizeResult:
     """Run the loop to its end."""
-    status = Status.UNFINISHED
-    with limits:
-        for iteration in minimisation.iterations():
-            status = iteration.status
-            if status is Status.UNFINISHED and not limits.after_step(iteration):
-                status = limits.status
-                break
-    if limits.status is Status.INTERRUPTED:
-        status = limits.status
-    minimisation.save(now=True)
+    status = run_to_end(minimisation, limits)
     state, best, space = minimisation.state, minimisation.best, minimisation.objective.space
     return OptimizeResult(
         x=space.unflatten(best.x),
         success=status is Status.CONVERGED,
         status=status,
-        message=_message(status, state.counts),
+        message=state.counts.told(status.value, "f"),
         fun=best.value,
         jac=space.unflatten(best.gradient),
         nit=state.number,
@@ -331,10 +323,3 @@ def _run(minimisation: Minimisation, limits: Run) -> OptimizeResult:
         min_curvature=state.min_curvature,
         history=[(value, norm) for value, norm in state.history],
     )
-
-
-def _message(status: Status, counts: Counts) -> str:
-    """The status as a sentence, and what f raised."""
-    if not counts.nraised:
-        return status.value
-    return f"{status.value} f raised at {counts.nraised} trial points; last: {counts.last_error}"

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from hesse.errors import Status
 from hesse.krylov.minres import MINRES
-from hesse.krylov.system import System
 from hesse.optimize.armijo import ArmijoSearch
 from hesse.optimize.forcing import ForcingState
 from hesse.optimize.method import IterativeMethod, Setting
+from hesse.optimize.newton_system import newton_system
 from hesse.optimize.point import Point, unit_for
 from hesse.optimize.proposal import Candidate, LoopDescent, LoopSearch, Proposal
 from hesse.optimize.truncated_newton import (
@@ -72,10 +72,9 @@ class LeastResidual(LoopDescent):
         if self.along_gradient:
             return Proposal(along_gradient(point))
         unit = unit_for(point.gradient_norm)
-        system = System(
-            point.curvature if unit == 1.0 else unit * point.curvature,
-            -unit * point.gradient,
-            preconditioner=self._setting.preconditioner,
+        system = newton_system(
+            point,
+            self._setting,
             rtol=self.state.tolerance(point.gradient_norm, self.gradient_tolerance),
             max_iterations=self._max_iterations,
             run=self._setting.limits(),

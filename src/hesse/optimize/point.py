@@ -53,6 +53,12 @@ class Counts:
     is_unbounded: bool = False
     """Whether f was minus infinity at a trial point."""
 
+    def told(self, text: str, function: str) -> str:
+        """A text, and after it what the function raised at trial points, if it did."""
+        if not self.nraised:
+            return text
+        return f"{text} {function} raised at {self.nraised} trial points; last: {self.last_error}"
+
     def note(self, error: Exception) -> None:
         """Record why a trial point is not usable."""
         if isinstance(error, NonFiniteError):

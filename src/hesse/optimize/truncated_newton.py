@@ -11,10 +11,10 @@ from torch import Tensor
 
 from hesse.errors import Status
 from hesse.krylov.cg import CG
-from hesse.krylov.system import System
 from hesse.optimize.armijo import ArmijoSearch
 from hesse.optimize.forcing import ForcingState
 from hesse.optimize.method import IterativeMethod, Setting
+from hesse.optimize.newton_system import newton_system
 from hesse.optimize.point import LONGEST, Point, unit_for
 from hesse.optimize.projected_descent import ProjectedDescent
 from hesse.optimize.proposal import Candidate, LoopDescent, LoopSearch, Proposal
@@ -113,10 +113,9 @@ class TruncatedNewton(LoopDescent):
         if math.isinf(scalar) and (candidate := _direct(point)) is not None:
             return Proposal(shortened(point, candidate))
         unit = unit_for(point.gradient_norm)
-        system = System(
-            point.curvature if unit == 1.0 else unit * point.curvature,
-            -unit * point.gradient,
-            preconditioner=self._setting.preconditioner,
+        system = newton_system(
+            point,
+            self._setting,
             rtol=self.state.tolerance(point.gradient_norm, self.gradient_tolerance),
             max_iterations=self._max_iterations,
             run=self._setting.limits(),
