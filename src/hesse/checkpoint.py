@@ -18,7 +18,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from hesse.boundary import warn
 from hesse.errors import ArgumentError
 from hesse.operators.algebra import LinearOperator
 from hesse.progress import FilePath, check_path
+from hesse.ranks import alike
 from hesse.saving.state import pack, restore
 from hesse.saving.tensor_file import DamagedFile, TensorFile, check_place, write
 from hesse.vectors.space import Space
@@ -73,7 +73,7 @@ class Checkpoint:
         self._next_save, self._has_warned = 0.0, False
         if self.path is None:
             return
-        with nullcontext() if self._ranks is None else self._ranks.alike():
+        with alike(self._ranks):
             self._check_place(self.path)
         operators = {k: v for k, v in run_key.items() if isinstance(v, LinearOperator)}
         self._run_key = {

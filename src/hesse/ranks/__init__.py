@@ -2,6 +2,6 @@
 """Processes that share the data of a risk and take every step together."""
 
 from hesse.ranks.errors import RankError, is_outside_domain
-from hesse.ranks.ranks import Ranks
+from hesse.ranks.ranks import Ranks, alike
 
-__all__ = ["RankError", "Ranks", "is_outside_domain"]
+__all__ = ["RankError", "Ranks", "alike", "is_outside_domain"]

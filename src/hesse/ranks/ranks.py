@@ -12,7 +12,7 @@ import atexit
 import datetime
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -102,11 +102,7 @@ class Ranks(OneLine):
             buffer[:size] = 0.0
         else:
             buffer[:size] = part.reshape(-1)
-        said = (checksum(v), step_number(self._steps), int(Fault.of(error)), wish_to_end())
-        buffer[size:] = Slots.of(self.rank, self.size, said, buffer)
-        self._reduce(buffer)
-        self._steps += 1
-        self._agree(Slots(buffer[size:].view(self.size, WIDTH).cpu()), error)
+        self._exchange(buffer, size, error, checksum(v), wish_to_end())
         return buffer[:size].view(like.shape).to(like.dtype)
 
     @contextmanager
@@ -117,12 +113,8 @@ class Ranks(OneLine):
             yield
         except Exception as raised:
             error = raised
-        said = (0, step_number(self._steps), int(Fault.of(error)), 0)
-        slots = Slots.of(self.rank, self.size, said, torch.empty(0, dtype=torch.float64))
-        slots = slots.to(self._device)
-        self._reduce(slots)
-        self._steps += 1
-        self._agree(Slots(slots.view(self.size, WIDTH).cpu()), error)
+        slots = torch.empty(WIDTH * self.size, dtype=torch.float64, device=self._device)
+        self._exchange(slots, 0, error)
 
     def together(self, compute: Callable[[], T]) -> T:
         """compute(), which may fail on some ranks: all of them then raise."""
@@ -148,6 +140,16 @@ class Ranks(OneLine):
             )
 
     # -- What the ranks said -----------------------------------------------------------------------
+
+    def _exchange(
+        self, buffer: Tensor, size: int, error: Exception | None, vector: int = 0, wish: int = 0
+    ) -> None:
+        """Sum a buffer over the ranks, with what each says behind its first `size` numbers."""
+        said = (vector, step_number(self._steps), int(Fault.of(error)), wish)
+        buffer[size:] = Slots.of(self.rank, self.size, said, buffer)
+        self._reduce(buffer)
+        self._steps += 1
+        self._agree(Slots(buffer[size:].view(self.size, WIDTH).cpu()), error)
 
     def _agree(self, slots: Slots, error: Exception | None) -> None:
         failed = [rank for rank, fault in enumerate(slots.faults) if fault]
@@ -224,6 +226,11 @@ class Ranks(OneLine):
         """A seed drawn by rank 0 from torch's global generator."""
         seed = float(torch.randint(2**48, ())) if self.rank == 0 else 0.0
         return int(math.fsum(row[0] for row in self.gather(seed)))
+
+
+def alike(ranks: Ranks | None) -> AbstractContextManager[None]:
+    """Within it, an error on one rank is one on all; nothing where there is one process."""
+    return nullcontext() if ranks is None else ranks.alike()
 
 
 def _process_group(group: Any) -> Any:

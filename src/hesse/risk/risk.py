@@ -31,7 +31,7 @@ from hesse.data.slicing import Microbatches, first_microbatches
 from hesse.data.trees import map_tensors, tensors
 from hesse.engine.program_cache import ProgramCache
 from hesse.errors import ArgumentError
-from hesse.ranks import Ranks
+from hesse.ranks import Ranks, alike
 from hesse.result import OneLine
 from hesse.risk.arguments import check_model_and_loss, check_weight_decay, reduction_of
 from hesse.risk.averaging import Averaging
@@ -39,7 +39,7 @@ from hesse.risk.call import BatchLoss, LossCall, ModelCall
 from hesse.risk.checks import ParameterNames, check_eval_mode, trainable
 from hesse.risk.per_example import PerExample
 from hesse.risk.shared_value import shared_value
-from hesse.risk.sharing import Share, alike, check_is_whole, check_sampler, ranks_of
+from hesse.risk.sharing import Share, check_is_whole, check_sampler, ranks_of
 from hesse.risk.trial import constants
 from hesse.risk.weighting import Weighting, ignoring_weights
 from hesse.vectors.space import Tree

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import zlib
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,11 +65,6 @@ class Share:
 def ranks_of(group: Any) -> Ranks | None:
     """The processes of the argument `group`."""
     return group if group is None or isinstance(group, Ranks) else Ranks(group)
-
-
-def alike(ranks: Ranks | None) -> AbstractContextManager[None]:
-    """Within it, an error on one rank is one on all."""
-    return nullcontext() if ranks is None else ranks.alike()
 
 
 def check_sampler(data: Any, ranks: Ranks | None) -> None:
