@@ -12,15 +12,14 @@ import argparse
 import copy
 import importlib
 import importlib.util
-import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import hesse
+from benchmarks.turns import fastest, flops
 
 CLASSES = 10
 Subjects = dict[str, Callable[[], Tensor]]
@@ -69,19 +68,13 @@ def table(model: nn.Module, images: Tensor, repeats: int) -> None:
     if importlib.util.find_spec("backpack") is not None:
         subjects |= peers(model, images, labels, loss)
     exact = _exact(model, images, labels, loss)
-    flops = {name: _flops(run) for name, run in subjects.items()}  # warms up, too
-    seconds: dict[str, list[float]] = {name: [] for name in subjects}
-    for _ in range(repeats):
-        for name, run in subjects.items():
-            began = time.process_time()
-            run()
-            seconds[name].append(time.process_time() - began)
-    best = {name: min(taken) for name, taken in seconds.items()}
+    counts = {name: flops(run, 3) for name, run in subjects.items()}  # warms up, too
+    best = fastest(subjects, repeats)
     print("| | ms | gradients | FLOPs, in those of a gradient | error |\n|---|--:|--:|--:|--:|")
     for name, run in subjects.items():
         error = float((run().double() - exact).norm() / exact.norm())
         shown = "" if name == "gradient" else f"{error:.1e}"
-        relative = flops[name] / flops["gradient"]
+        relative = counts[name] / counts["gradient"]
         print(
             f"| {name} | {1e3 * best[name]:.1f} | {best[name] / best['gradient']:.1f} | "
             f"{relative:.2f} | {shown} |"
@@ -148,11 +141,3 @@ def _exact(model: nn.Module, images: Tensor, labels: Tensor, loss: nn.Module) ->
         S = p.sqrt().diag() - p[:, None] * p.sqrt()
         total += (S.T @ J).square().sum(0) / len(images)
     return total
-
-
-def _flops(run: Callable[[], Tensor]) -> int:
-    for _ in range(3):
-        run()
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()

@@ -11,17 +11,16 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import hesse
 from benchmarks.models.autoencoders import DATA, autoencoder, real_images, synthetic_images
 from benchmarks.models.losses import ReconstructionLoss
+from benchmarks.turns import fastest, flops
 from hesse.curvature.kronecker.estimate import Estimator, Settings
 
 _IMAGES = 10_000
@@ -58,17 +57,11 @@ def times(images: Tensor, repeats: int) -> None:
     subjects = ours(model, loss, images)
     if importlib.util.find_spec("curvlinops") is not None:
         subjects |= peers(model, loss, images)
-    seconds: dict[str, list[float]] = {name: [] for name in subjects}
-    flops = {name: _flops(run) for name, run in subjects.items()}  # warms up, too
-    for _ in range(repeats):
-        for name, run in subjects.items():
-            began = time.process_time()
-            run()
-            seconds[name].append(time.process_time() - began)
-    best = {name: min(taken) for name, taken in seconds.items()}
+    counts = {name: flops(run) for name, run in subjects.items()}  # warms up, too
+    best = fastest(subjects, repeats)
     print("| | ms | gradients | FLOPs, in those of a gradient |\n|---|--:|--:|--:|")
     for name, taken in best.items():
-        relative = flops[name] / flops["gradient"]
+        relative = counts[name] / counts["gradient"]
         print(f"| {name} | {1e3 * taken:.0f} | {taken / best['gradient']:.2f} | {relative:.2f} |")
     print()
     if "curvlinops K-FAC product" in best:
@@ -146,13 +139,6 @@ def peers(model: nn.Module, loss: nn.Module, images: Tensor) -> Subjects:
         "curvlinops EK-FAC set-up and a product": lambda: make("EKFAC") @ v,
         "curvlinops EK-FAC product": lambda: E @ v,
     }
-
-
-def _flops(run: Callable[[], Any]) -> int:
-    run()
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
 
 
 # -- Conjugate gradients ---------------------------------------------------------------------------
