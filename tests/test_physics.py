@@ -16,6 +16,7 @@ from hesse.errors import (
     ShapeError,
     Status,
 )
+from hesse.testing.surfaces import mueller_brown
 
 DOUBLE = torch.float64
 
@@ -184,24 +185,6 @@ def test_a_point_that_is_not_stationary_warns():
 
 
 # -- Transition states -----------------------------------------------------------------------------
-
-A, a, b, c, X0, Y0 = (
-    torch.tensor(v, dtype=DOUBLE)
-    for v in (
-        (-200, -100, -170, 15),
-        (-1, -1, -6.5, 0.7),
-        (0, 0, 11, 0.6),
-        (-10, -10, -6.5, 0.7),
-        (1, 0, -0.5, -1),
-        (0, 0.5, 1.5, 1),
-    )
-)
-
-
-def mueller_brown(p):
-    x, y = p[0] - X0, p[1] - Y0
-    return (A * torch.exp(a * x**2 + b * x * y + c * y**2)).sum()
-
 
 # The saddle points of the surface, Mueller & Brown 1979, doi:10.1007/BF00547608.
 SADDLES = {

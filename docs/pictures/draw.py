@@ -8,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 import hesse
+from hesse.testing.surfaces import mueller_brown
 
 GREY = "#808080"  # readable on a light page and on a dark one
 STYLE = {
@@ -199,28 +200,12 @@ def influences():
 
 def saddles():
     """Walks from a minimum of the surface of Mueller and Brown to its two transition states."""
-    A, a, b, c, x0, y0 = (
-        torch.tensor(v, dtype=torch.float64)
-        for v in (
-            (-200, -100, -170, 15),
-            (-1, -1, -6.5, 0.7),
-            (0, 0, 11, 0.6),
-            (-10, -10, -6.5, 0.7),
-            (1, 0, -0.5, -1),
-            (0, 0.5, 1.5, 1),
-        )
-    )
-
-    def f(p):
-        x, y = p[0] - x0, p[1] - y0
-        return (A * torch.exp(a * x**2 + b * x * y + c * y**2)).sum()
-
-    start = hesse.minimize(f, torch.tensor([-0.05, 0.467], dtype=torch.float64)).x
-    u = hesse.apps.modes(f, start, rigid="none").vectors[:, 0]
+    start = hesse.minimize(mueller_brown, torch.tensor([-0.05, 0.467], dtype=torch.float64)).x
+    u = hesse.apps.modes(mueller_brown, start, rigid="none").vectors[:, 0]
     x = torch.linspace(-1.4, 1.1, 90, dtype=torch.float64)
     y = torch.linspace(-0.3, 1.9, 90, dtype=torch.float64)
     grid = torch.cartesian_prod(x, y)
-    values = torch.vmap(f)(grid).reshape(90, 90)
+    values = torch.vmap(mueller_brown)(grid).reshape(90, 90)
 
     def plot(axes):
         levels = torch.linspace(-145, 40, 22)
@@ -228,7 +213,11 @@ def saddles():
         for k, sign in enumerate((1.0, -1.0)):
             path = [start]
             found = hesse.apps.saddle(
-                f, start, sign * u, radius=0.03, callback=lambda s, path=path: path.append(s.x)
+                mueller_brown,
+                start,
+                sign * u,
+                radius=0.03,
+                callback=lambda s, path=path: path.append(s.x),
             )
             points = torch.stack([*path, found.x])
             axes.plot(points[:, 0], points[:, 1], ".-", color=f"C{k}")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -80,15 +81,8 @@ def least_squares(
     local_minima: Sequence[float] = (),
 ) -> Problem:
     """The sum of squares of residuals."""
-    return Problem(
-        name,
-        lambda x: residuals(x).square().sum(),
-        x,
-        residuals=residuals,
-        minimum=minimum,
-        minimiser=minimiser,
-        local_minima=tuple(local_minima),
-    )
+    f = smooth(name, lambda x: residuals(x).square().sum(), x, minimum, minimiser, local_minima)
+    return replace(f, residuals=residuals)
 
 
 def sized(name: str, n: int) -> str:
