@@ -115,7 +115,7 @@ def _lstm(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         backend.enabled = before
 
 
-STAND_INS = {
+DECOMPOSITIONS = {
     torch._VF.lstm: _lstm,
     torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
     torch.layer_norm: _layer_norm,

@@ -23,7 +23,6 @@ from torch import Tensor
 from hesse.ad.by_jacobian import ByJacobian
 from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.examples import Examples
-from hesse.ad.likelihoods.likelihood import Likelihood
 from hesse.ad.likelihoods.seen import LikelihoodCalls, SeenLoss, seen_loss
 from hesse.ad.variables import BoundFunction, Leaves, tracked
 
@@ -132,8 +131,3 @@ def seen(f: BoundFunction, leaves: Sequence[Tensor]) -> SeenLoss:
     with LikelihoodCalls() as noted:
         value = f(leaves)
     return seen_loss(value, noted.calls, leaves, f.function.name)
-
-
-def noise_shapes(likelihoods: Sequence[Likelihood]) -> list[torch.Size]:
-    """The shapes of the uniform numbers that one draw takes."""
-    return [likelihood.noise_shape for likelihood in likelihoods]

@@ -51,7 +51,7 @@ class Sum(Protocol):
         ...
 
     def summands(self) -> Iterator[Summand]:
-        """The summands, anew for every sweep.
+        """The summands, made again by every sweep.
 
         Where `sweep_is_free` is set, which is optional, they are held while the data stay.
         """

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hesse.ad.decompositions import STAND_INS
+from hesse.ad.decompositions import DECOMPOSITIONS
 from hesse.ad.kinks import KINKED, OF_RESULT, kink
 from hesse.ad.suspects import SUSPECTS, suspect
 from hesse.dispatch import is_recorded
@@ -76,7 +76,7 @@ class TorchCalls(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call the operation, or what stands for it."""
-        kwargs, run, look = kwargs or {}, STAND_INS.get(func, func), _seeing.get()
+        kwargs, run, look = kwargs or {}, DECOMPOSITIONS.get(func, func), _seeing.get()
         if kwargs.get("generator") is not None:
             TorchCalls.draws += 1
         return run(*args, **kwargs) if look is None else look.call(func, run, args, kwargs)

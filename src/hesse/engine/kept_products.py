@@ -42,7 +42,7 @@ class KnownSummand:
 
 
 Points = Callable[[], Iterator[tuple[Summand, Point]]]
-"""The summands, anew for every sweep, and the point at which each is taken."""
+"""The summands, made again by every sweep, and the point at which each is taken."""
 
 
 class KeptPoints:

@@ -56,7 +56,7 @@ class CurrentPoint:
         self._known = risk, objective, point
 
     def forget(self) -> None:
-        """Evaluate anew."""
+        """Evaluate the risk again when it is next asked for."""
         self._known = None
 
     def falls_back(self) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The preconditioner of a run of `HessianFree`: chosen, refreshed, and made anew from its state."""
+"""The preconditioner of a run of `HessianFree`: chosen, refreshed, restored."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class RunPreconditioner:
             self._other = StructuredPreconditioner(space, None if wanted == "diagonal" else wanted)
 
     def is_due(self, group: Mapping[str, Any]) -> bool:
-        """Whether this step makes it anew."""
+        """Whether this step computes it again."""
         never = self._other is not None and self._parts.vector("refreshed_at") is None
         return group["steps"] % group["refresh_every"] == 0 or never
 
@@ -148,7 +148,7 @@ class RunPreconditioner:
             self._parts.store_vector("refreshed_at", point.x)
 
     def forget(self) -> None:
-        """Make it anew from the state."""
+        """Restore it from the state."""
         self._kronecker = None
         if self._other is not None:
             self._other.forget()

@@ -59,7 +59,7 @@ class PerExample(OneLine):
         self._losses: LossesOfExamples | None = None
         self.programs = ProgramCache(risk.data.count)
         self.num_summands = risk.data.count
-        self.holds_data = False  # the factors are made anew in every sweep
+        self.holds_data = False  # every sweep makes the factors again
 
     def __repr__(self) -> str:
         return f"PerExample({self.number} examples of {self._risk!r})"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The matrix A of influences, A = H + mu I or a stand-in for it, and systems with it."""
+"""The matrix A of influences, A = H + mu I or an approximation of it, and systems with it."""
 
 from __future__ import annotations
 

@@ -78,7 +78,6 @@ def root(
     >>> import torch
     >>> cube_root = root(lambda x, l: x**3 - l, torch.ones((), dtype=torch.float64))
     >>> l = torch.tensor(8.0, dtype=torch.float64, requires_grad=True)
-    >>> import torch
     >>> cube_root(l).backward()
     >>> l.grad * 12
     tensor(1., dtype=torch.float64)

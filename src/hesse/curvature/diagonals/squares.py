@@ -66,7 +66,7 @@ class Squares(ABC):
 
     @abstractmethod
     def take(self, squares: Values) -> Tensor:
-        """The sum, one entry for each of the block, which then begins anew.
+        """The sum, one entry for each of the block; the next one starts from zero.
 
         `squares`: the sums over vectors of the squared operands g that `one_row` names.
         """
