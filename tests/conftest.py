@@ -17,8 +17,25 @@ hypothesis.settings.load_profile("hesse")
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    """`--thorough`: the long tests take all seeds and samples, not a part that covers them."""
+    parser.addoption(
+        "--thorough", action="store_true", help="all seeds and samples of the long tests"
+    )
+
+
+@pytest.fixture(scope="session")
+def thorough(pytestconfig):
+    """Whether to take all seeds and samples."""
+    return pytestconfig.getoption("--thorough")
+
+
 def pytest_collection_modifyitems(items):
-    """Tests marked `gpu` skip themselves where there is no CUDA device."""
+    """Slow tests come first, or a process would wait for them at the end.
+
+    Tests marked `gpu` skip themselves where there is no CUDA device.
+    """
+    items.sort(key=lambda item: "slow" not in item.keywords)
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
@@ -42,10 +59,17 @@ def square():
     return _Square.apply
 
 
+def seed(number):
+    """As `torch.manual_seed`, which keeps a stack trace of each call where there is no CUDA."""
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(number)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     """Each test starts from one seed, and must leave torch's global settings as they were."""
-    torch.manual_seed(0)
+    seed(0)
     yield
     assert torch.get_default_dtype() == torch.float32
     assert torch.is_grad_enabled()

@@ -1,4 +1,7 @@
-"""Every bound that eigsh, svds and the spectral norm state, in 200 seeded runs on each spectrum."""
+"""Every bound that eigsh, svds and the spectral norm state, in seeded runs on each spectrum.
+
+60 runs have each pair of the arguments that `Case` draws by the seed, and `--thorough` takes 200.
+"""
 
 import pytest
 import torch
@@ -9,7 +12,11 @@ from hesse.krylov import LOBPCG, Lanczos, eigsh, svds
 from hesse.operators import diagonal_operator
 
 DOUBLE = torch.float64
-RUNS = 200
+
+
+@pytest.fixture
+def seeds(thorough):
+    return range(200 if thorough else 60)
 
 
 def rand(g, *size):
@@ -88,9 +95,9 @@ def distance(exact, found):
 @pytest.mark.slow
 @pytest.mark.no_cover
 @pytest.mark.parametrize("name", SPECTRA)
-def test_eigenpairs(name):
+def test_eigenpairs(name, seeds):
     missed = 0
-    for seed in range(RUNS):
+    for seed in seeds:
         case = Case(name, seed)
         M, k = case.symmetric(), case.k
         exact = torch.linalg.eigvalsh(M.double())
@@ -113,14 +120,14 @@ def test_eigenpairs(name):
             right = wanted(exact, k, case.which)
             scale = torch.cat([right, exact.abs().max()[None]])
             missed += case.error(torch.cat([found, scale[-1:]]), scale) > 0
-    assert missed <= 2  # of the values that no start sees, one in a hundred
+    assert missed <= len(seeds) // 100  # of the values that no start sees, one in a hundred
 
 
 @pytest.mark.slow
 @pytest.mark.no_cover
 @pytest.mark.parametrize("name", SPECTRA)
-def test_eigenpairs_of_lobpcg(name):
-    for seed in range(RUNS):
+def test_eigenpairs_of_lobpcg(name, seeds):
+    for seed in seeds:
         case = Case(name, seed)
         M = case.symmetric()
         limit = None if case.limit is None else case.limit + 2 * case.k
@@ -130,7 +137,7 @@ def test_eigenpairs_of_lobpcg(name):
             ["LA", "SA"][seed % 2],
             method=LOBPCG(),
             rtol=case.rtol,
-            max_products=500 if limit is None else limit,
+            max_products=150 if limit is None else limit,
             generator=case.generator,
         )
         U = pairs.vectors.double()
@@ -145,9 +152,9 @@ def test_eigenpairs_of_lobpcg(name):
 @pytest.mark.slow
 @pytest.mark.no_cover
 @pytest.mark.parametrize("name", SPECTRA)
-def test_singular_triplets(name):
+def test_singular_triplets(name, seeds):
     missed = 0
-    for seed in range(RUNS):
+    for seed in seeds:
         case = Case(name, seed)
         M = case.rectangular()
         k, exact = min(case.k, *M.shape), torch.linalg.svdvals(M.double())
@@ -161,14 +168,14 @@ def test_singular_triplets(name):
             torch.testing.assert_close(vectors.T @ vectors, eye, rtol=0, atol=50 * case.eps)
         if triplets.status is Status.CONVERGED:
             missed += case.error(S, exact[:k]) > 0
-    assert missed <= 2
+    assert missed <= len(seeds) // 100
 
 
 @pytest.mark.slow
 @pytest.mark.no_cover
 @pytest.mark.parametrize("name", SPECTRA)
-def test_spectral_norms(name):
-    for seed in range(RUNS):
+def test_spectral_norms(name, seeds):
+    for seed in seeds:
         case = Case(name, seed)
         for M in (case.symmetric(), case.rectangular()):
             exact = torch.linalg.svdvals(M.double())
@@ -190,7 +197,7 @@ def test_spectral_norms(name):
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 def test_a_basis_of_long_vectors_that_is_not_orthogonal_to_rounding(dtype):
     """Above 4,096 variables passes over the basis are rare, and what they remove is stated."""
-    for seed in range(20):
+    for seed in range(12):
         g = torch.Generator().manual_seed(seed)
         n, k = 5000, int(torch.randint(1, 12, (), generator=g))
         values = rand(g, n)

@@ -121,13 +121,13 @@ def kill_after(seconds, run, path):
 @pytest.mark.slow
 @pytest.mark.no_cover
 @pytest.mark.parametrize("name", RUNS)
-def test_killed_at_random_moments_it_goes_on_to_the_same_bits(name, tmp_path):
+def test_killed_at_random_moments_it_goes_on_to_the_same_bits(name, tmp_path, thorough):
     run, killed = RUNS[name], 0
     expected = run(tmp_path / "undisturbed")
     began = time.monotonic()
     run(None)
     whole, moments = time.monotonic() - began, random.Random(name)
-    for trial in range(20 if name in ("eigsh", "trace") else 5):
+    for trial in range(20 if thorough else 5):
         path = tmp_path / f"run-{trial}"
         killed += kill_after(whole * moments.uniform(0.1, 0.9), run, path)
         assert same(run(path), expected)

@@ -2,8 +2,9 @@
 
 A count of 1,000 has a standard deviation of 0.7%. A run that has many intervals, of a diagonal,
 counts with the share of them that hold, which varies less: 300 such runs say as much; so many are
-taken of determinants too, of which a run is long (1.3%). Runs stop by
-themselves, at the default target or another, or after a fixed number of products.
+taken of determinants too, of which a run is long (1.3%). Two fifths of the runs decide where they
+hold the truth in 93.5 to 96.5 of 100. Runs stop by themselves, at the default target or another,
+or after a fixed number of products.
 """
 
 import math
@@ -49,12 +50,24 @@ def operator(name, shift=0.0):
     return dense_operator((M + M.T) / 2)
 
 
-def coverage(measure, truth, runs=RUNS):
-    inside = torch.zeros(())
+def assert_coverage(holds, runs=RUNS):
+    """The mean of `holds(seed)`, the share of a run's intervals that hold the truth, is 95 %."""
+    total, first = 0.0, 2 * runs // 5
     for seed in range(runs):
-        low, high = measure(seeded(seed)).interval
-        inside += torch.as_tensor((low <= truth) & (truth <= high)).double().mean()
-    return float(inside / runs)
+        total += float(holds(seed))
+        if seed + 1 == first and 0.935 <= total / first <= 0.965:
+            return
+    assert 0.93 <= total / runs <= 0.97
+
+
+def covers(estimate, A, truth, **options):
+    """The share of intervals that hold the truth, as a function of the seed."""
+
+    def holds(seed):
+        low, high = estimate(A, generator=seeded(seed), **options).interval
+        return torch.as_tensor((low <= truth) & (truth <= high)).double().mean()
+
+    return holds
 
 
 @pytest.mark.parametrize("method", ["auto", "hutchinson", "hutch++", "xtrace", "xnystrace"])
@@ -70,8 +83,7 @@ def test_trace(method, name, limits):
     if limits:
         limits = {**FIXED, "max_products": MAX_PRODUCTS.get(method, 80)}
     truth = float(A.matrix.trace())
-    measured = coverage(lambda g: trace(A, method=method, generator=g, **limits), truth)
-    assert 0.93 <= measured <= 0.97
+    assert_coverage(covers(trace, A, truth, method=method, **limits))
 
 
 @pytest.mark.parametrize("method", ["auto", "hutchinson", "hutch++", "xtrace"])
@@ -79,8 +91,7 @@ def test_trace_of_an_indefinite_operator(method):
     A = operator("indefinite")
     truth = float(A.matrix.trace())
     # At the default target sketches of 100 dimensions would be complete, and exact.
-    measured = coverage(lambda g: trace(A, method=method, generator=g, **FIXED), truth)
-    assert 0.93 <= measured <= 0.97
+    assert_coverage(covers(trace, A, truth, method=method, **FIXED))
 
 
 @pytest.mark.parametrize("method", ["auto", "hutchinson", "xdiag"])
@@ -88,26 +99,18 @@ def test_trace_of_an_indefinite_operator(method):
 def test_diagonal(method, name):
     A = operator(name)
     truth = A.matrix.diagonal()
-    limits = {"rtol": 0.0, "max_products": 60}
-    measured = coverage(
-        lambda g: diagonal(A, method=method, generator=g, **limits), truth, runs=FEW
-    )
-    assert 0.93 <= measured <= 0.97
-    measured = coverage(
-        lambda g: diagonal(A, method=method, rtol=0.05, max_products=150, generator=g),
-        truth,
-        runs=FEW,
-    )
-    if method != "xdiag" or name in ("decaying", "exponential"):
-        assert 0.93 <= measured <= 0.97
+    stops = [{"rtol": 0.0, "max_products": 60}]
+    if method != "xdiag" or name == "decaying":
+        stops.append({"rtol": 0.05, "max_products": 150})
+    for limits in stops:
+        assert_coverage(covers(diagonal, A, truth, method=method, **limits), runs=FEW)
 
 
 @pytest.mark.parametrize(("name", "shift", "rtol"), [("decaying", 0.1, 0.01), ("flat", 0.0, 0.02)])
 def test_logdet(name, shift, rtol):
     A = operator(name, shift)
     truth = float(torch.logdet(A.matrix))
-    measured = coverage(lambda g: logdet(A, rtol=rtol, generator=g), truth, runs=FEW)
-    assert 0.93 <= measured <= 0.97
+    assert_coverage(covers(logdet, A, truth, rtol=rtol), runs=FEW)
 
 
 @pytest.mark.parametrize("name", ["flat", "indefinite"])
@@ -115,8 +118,7 @@ def test_norm(name):
     A = operator(name)
     truth = float(torch.linalg.matrix_norm(A.matrix))
     for limits in ({}, FIXED):
-        measured = coverage(lambda g: norm(A, generator=g, **limits), truth)  # noqa: B023
-        assert 0.93 <= measured <= 0.97
+        assert_coverage(covers(norm, A, truth, **limits))
 
 
 @pytest.mark.parametrize("name", ["decaying", "indefinite"])
@@ -124,8 +126,8 @@ def test_density(name):
     """Pointwise, over the points where the density is above a thousandth of its peak."""
     A = operator(name)
     values = torch.linalg.eigvalsh(A.matrix)
-    inside = 0.0
-    for seed in range(FEW):
+
+    def holds(seed):
         d = spectral_density(
             A, points=50, probes=8, method=LanczosDensity(16), generator=seeded(seed)
         )
@@ -133,5 +135,6 @@ def test_density(name):
         exact = torch.exp(-0.5 * z**2).mean(dim=0) / (d.bandwidth * math.sqrt(2 * math.pi))
         low, high = d.interval
         held = (low <= exact) & (exact <= high)
-        inside += float(held[exact > 1e-3 * exact.max()].double().mean()) / FEW
-    assert 0.93 <= inside <= 0.97, inside
+        return held[exact > 1e-3 * exact.max()].double().mean()
+
+    assert_coverage(holds, runs=FEW)

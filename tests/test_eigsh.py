@@ -228,13 +228,13 @@ def test_limits_stop_it_and_say_so():
 
 
 @pytest.mark.slow
-def test_the_bound_holds_in_a_thousand_random_cases():
+def test_the_bound_holds_in_random_cases(thorough):
     generator = seeded(1)
 
     def draw(low, high):
         return int(torch.randint(low, high, (), generator=generator))
 
-    for case in range(1000):
+    for case in range(1000 if thorough else 300):
         n, k, dtype = draw(2, 60), draw(1, 4), [torch.float32, DOUBLE][case % 2]
         Q, _ = torch.linalg.qr(symmetric(n, case))
         spread = torch.randn(n, generator=generator, dtype=DOUBLE) * 10.0 ** draw(-3, 4)

@@ -168,9 +168,9 @@ class LikelihoodCase(OneLine):
     def make(self, sizes: Sequence[int] = (5, 3)) -> tuple[nn.Module, Any, list[Any]]:
         """(model, loss, batches) in float64; torch's global generator is left as it was."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             model = self.model().double()
-            torch.manual_seed(1)
+            torch.default_generator.manual_seed(1)
             return model, self.loss, [self.batch(n) for n in sizes]
 
 

@@ -16,7 +16,7 @@ from hesse.testing.problems import Problem
 def _seeded(build: Callable[[], Any], dtype: torch.dtype, seed: int = 0) -> Any:
     """A module built from a seed, in eval mode; torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return build().to(dtype).eval()
 
 
