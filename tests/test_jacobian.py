@@ -251,3 +251,24 @@ def test_a_batch_that_the_loss_ignores_has_outputs_and_inputs(loss, order, form)
     H = hessian_operator(risk, risk.params, with_respect_to="inputs")
     expected = torch.func.hessian(lambda x: loss(model(x), targets))(inputs)
     torch.testing.assert_close(H.to_dense(), expected.reshape(20, 20).detach())
+
+
+@pytest.mark.parametrize("call", [2, 3])
+def test_outputs_of_another_length_in_a_later_evaluation_are_refused(call):
+    """A function that leaves out entries: the second evaluation is that of the first product."""
+    calls = []
+
+    def g(x):
+        calls.append(1)
+        return torch.sinh(x)[: -1 if len(calls) == call else None]
+
+    x = torch.linspace(0.1, 1.0, 5, dtype=torch.float64)
+    J = jacobian_operator(g, x)
+    products = [lambda: J.T @ x, lambda: J @ x]
+    if call == 3:  # a new graph
+        products[0]()
+        J = J.at(2.0 * x)
+    for product in products:
+        if len(calls) < call or J is None:
+            with pytest.raises(FunctionError, match="outputs of the same shapes at every"):
+                product()

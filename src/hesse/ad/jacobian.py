@@ -9,7 +9,7 @@ would compute z anew for every v, is not needed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from hesse.ad.double_backward import derivative, differentiating, gradient_of, independent
 from hesse.ad.graph_nodes import UndifferentiableError, custom_function, graph_nodes
 from hesse.ad.variables import Leaves
-from hesse.errors import DerivativeError, HesseError
+from hesse.errors import DerivativeError, FunctionError, HesseError
 from hesse.tracing.graph import UntraceableError
 from hesse.vectors.inner_products import dot, norm
 from hesse.vectors.rows import joined
@@ -47,6 +47,9 @@ class JacobianGraph:
 
     def pull_back(self, u: Leaves) -> list[Tensor]:
         """J' u, one tensor a leaf of x."""
+        wanted, found = ([part.shape for part in parts] for parts in (u, self.z))
+        if found != wanted:
+            raise other_outputs(_shapes(found), _shapes(wanted))
         weights = [part for part, z in zip(u, self.z, strict=True) if z.requires_grad]
         with differentiating():
             return self._pull_back(weights)
@@ -108,6 +111,21 @@ class JacobianGraph:
             raise undifferentiable(
                 "outputs", f"the backward pass of {name} cannot be differentiated"
             )
+
+
+def _shapes(shapes: Sequence[torch.Size]) -> str:
+    """Shapes in words."""
+    return ", ".join(str(tuple(shape)) for shape in shapes)
+
+
+def other_outputs(found: object, wanted: object) -> FunctionError:
+    """The error for a function whose outputs do not have the shapes that they had before."""
+    return FunctionError(
+        expected=f"outputs of the same shapes at every evaluation: {wanted}",
+        got=f"{found}",
+        remedy="Give a function whose outputs have shapes that depend on nothing but the shapes of "
+        "its argument: mask entries instead of leaving them out.",
+    )
 
 
 def _derivative_in_weights(u: Leaves, back: Leaves, v: Leaves) -> list[Tensor]:

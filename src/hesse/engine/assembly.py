@@ -29,6 +29,10 @@ class Assembly(Protocol):
         """The direction of a summand, of a vector or of the rows of a block."""
         ...
 
+    def check(self, part: Tensor, index: int) -> None:
+        """Raise if a result of a summand has another length than at the start."""
+        ...
+
     def store(
         self, total: Tensor, index: int, part: Tensor, coefficient: float, *, first: bool
     ) -> None:
@@ -52,6 +56,9 @@ class Shared:
 
     def take(self, vector: Tensor, index: int) -> Tensor:
         return vector
+
+    def check(self, part: Tensor, index: int) -> None:
+        """Results have the shapes of the variables."""
 
     def store(
         self, total: Tensor, index: int, part: Tensor, coefficient: float, *, first: bool

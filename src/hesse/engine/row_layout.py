@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from hesse.ad.jacobian import other_outputs
 from hesse.errors import ShapeError
 from hesse.vectors.space import Space
 
@@ -65,6 +66,11 @@ class RowLayout:
         if len(self.slices) == 1:
             return vector
         return torch.cat([vector[..., a:b] for a, b in self._ranges(index)], dim=-1)
+
+    def check(self, part: Tensor, index: int) -> None:
+        """Raise if a result of a summand has another length than at the start."""
+        if part.shape[-1] != self.slices[index].size:
+            raise other_outputs(part.shape[-1], self.slices[index].size)
 
     def store(
         self, total: Tensor, index: int, part: Tensor, coefficient: float, *, first: bool

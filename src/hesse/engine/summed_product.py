@@ -168,6 +168,8 @@ class SummedProduct:
         product, part = ready
         if part is None:
             part = self._apply(index, product, quantity, self._take(quantity, direction, index))
+        if quantity.result in self._slices:
+            self._assemblies[quantity.result].check(part, index)
         self.custom_function = self.custom_function or product.custom_function
         return part, product.owns_results
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hesse.ad.dense_jacobian import dense_jacobian
+from hesse.ad.jacobian import other_outputs
 from hesse.curvature.operator import CurvatureOperator
 from hesse.errors import DerivativeError, NonFiniteError
 from hesse.operators.algebra import LinearOperator
@@ -98,9 +99,12 @@ class Residuals:
 
     def _vectorised(self, x: Tensor) -> Tensor | None:
         try:
-            return dense_jacobian(self._flat, x, self.codomain.size)
+            J = dense_jacobian(self._flat, x, self.codomain.size)
         except (RuntimeError, NotImplementedError, DerivativeError):
             return None
+        if len(J) != self.codomain.size:
+            raise other_outputs(len(J), self.codomain.size)
+        return J
 
     def _is_same(self, matrix: Tensor, J: CurvatureOperator) -> bool:
         """Whether a product with one vector agrees with that of the operator up to rounding."""
