@@ -1,7 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
 """Influences: against dense definitions, exact retraining, and what they refuse."""
 
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -9,67 +9,31 @@ import torch
 from torch import nn
 
 import hesse
-from hesse import HesseError, Risk
+from hesse import Risk
 from hesse.apps import influence, lds, self_influence
-
-N, Q, DECAY = 23, 4, 0.05
-CE = nn.CrossEntropyLoss()
-NEAR = {"rtol": 1e-8, "atol": 1e-12}
-TIGHT = {"rtol": 1e-11}
-
-
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-
-
-def data(n=N, seed=1):
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 4, generator=g, dtype=torch.float64)
-    y = (x[:, 0] + 0.5 * torch.randn(n, generator=g, dtype=torch.float64) > 0).long()
-    return x, y + (x[:, 1] > 0.5).long()
-
-
-X, Y = data()
-XQ, YQ = data(Q, 2)
-FIRST = Risk(net(), CE, (X, Y), weight_decay=DECAY)
-THETA = hesse.minimize(FIRST, FIRST.params, atol=1e-11, rtol=0.0).x
-SPACE = hesse.Space.of(THETA)
-FLAT = SPACE.flatten(THETA)
-NET = net()
-
-
-def risk_of(sizes=N, loss=CE, decay=DECAY):
-    batches = list(zip(X.split(sizes), Y.split(sizes), strict=True))
-    return Risk(net(), loss, batches, weight_decay=decay)
-
-
-def losses(flat, x=X, y=Y):
-    z = torch.func.functional_call(NET, SPACE.unflatten(flat), (x,))
-    return nn.functional.cross_entropy(z, y, reduction="none")
-
-
-def jacobian(f, *args):
-    return torch.func.jacrev(f)(FLAT, *args)
-
-
-G, M = jacobian(losses), jacobian(losses, XQ, YQ).T
-I = torch.eye(SPACE.n, dtype=torch.float64)
-
-
-def hessian(weights=None):
-    """Of the data part with these weights and 1/N, plus the weight decay."""
-    w = torch.ones(N, dtype=torch.float64) if weights is None else weights
-    return torch.func.hessian(lambda v: (w * losses(v)).sum() / N)(FLAT) + DECAY * I
-
-
-def ggn(weights=None):
-    w = torch.ones(N, dtype=torch.float64) if weights is None else weights
-    J = jacobian(lambda v: torch.func.functional_call(NET, SPACE.unflatten(v), (X,)))
-    p = torch.func.functional_call(NET, THETA, (X,)).softmax(1)
-    S = torch.diag_embed(p) - p[:, :, None] * p[:, None]
-    return torch.einsum("i,iaj,iab,ibk->jk", w / N, J, S, J) + DECAY * I
-
+from tests.influence_problem import (
+    CE,
+    DECAY,
+    FLAT,
+    NEAR,
+    SPACE,
+    THETA,
+    TIGHT,
+    XQ,
+    YQ,
+    G,
+    I,
+    M,
+    N,
+    Q,
+    X,
+    Y,
+    ggn,
+    hessian,
+    losses,
+    net,
+    risk_of,
+)
 
 # -- The formulas ----------------------------------------------------------------------------------
 
@@ -288,166 +252,3 @@ def test_lds_is_the_mean_rank_correlation_of_scipy():
     assert lds(scores, subsets, predicted).value == pytest.approx(1.0)
     assert lds(-scores, subsets, predicted).value == pytest.approx(-1.0)
     assert lds(0 * scores, subsets, outcomes).value == 0.0
-
-
-# -- What is refused, and what warns ---------------------------------------------------------------
-
-QUERIES = (XQ, YQ)
-REFUSED = {
-    "a function for a risk": (lambda: influence(losses, THETA, QUERIES), "hesse.Risk"),
-    "a name of no curvature": (
-        lambda: influence(FIRST, THETA, QUERIES, curvature="fisher"),
-        "curvature to be one of",
-    ),
-    "an operator of another size": (
-        lambda: influence(FIRST, THETA, QUERIES, curvature=hesse.identity_operator(3)),
-        "symmetric operator of shape",
-    ),
-    "a negative damping": (
-        lambda: influence(FIRST, THETA, QUERIES, damping=-1.0),
-        "the mu >= 0",
-    ),
-    "damping that is no number": (
-        lambda: self_influence(FIRST, THETA, damping="0.1"),
-        "the mu >= 0",
-    ),
-    "a name of no removal": (
-        lambda: influence(FIRST, THETA, QUERIES, removal="renormalize"),
-        "renormalise",
-    ),
-    "newton without groups": (
-        lambda: influence(FIRST, THETA, QUERIES, removal="newton"),
-        "a system of its own",
-    ),
-    "newton of EK-FAC": (
-        lambda: influence(
-            FIRST, THETA, QUERIES, removal="newton", groups=[[0]], curvature="ekfac"
-        ),
-        "of the remaining data",
-    ),
-    "newton with a checkpoint": (
-        lambda: influence(
-            FIRST, THETA, QUERIES, removal="newton", groups=[[0]], checkpoint="file"
-        ),
-        "no checkpoint",
-    ),
-    "newton of a weighted risk": (
-        lambda: influence(
-            FIRST.weighted(torch.ones(N)), THETA, QUERIES, removal="newton", groups=[[0]]
-        ),
-        "without weights",
-    ),
-    "renormalise of a sum": (
-        lambda: influence(
-            risk_of(loss=nn.CrossEntropyLoss(reduction="sum")),
-            THETA, QUERIES, removal="renormalise",
-        ),
-        "weigh alike",
-    ),
-    "renormalise with class weights": (
-        lambda: influence(
-            risk_of(loss=nn.CrossEntropyLoss(weight=torch.arange(1.0, 4.0).double())),
-            THETA, QUERIES, removal="renormalise",
-        ),
-        "weigh alike",
-    ),
-    "labels of another length": (
-        lambda: influence(FIRST, THETA, QUERIES, groups=torch.arange(3)),
-        "labels from 0",
-    ),
-    "a list of places for groups": (
-        lambda: influence(FIRST, THETA, QUERIES, groups=[0, 1]),
-        "list of sets",
-    ),
-    "a place that is not there": (
-        lambda: influence(FIRST, THETA, QUERIES, groups=[[N]]),
-        "places of examples",
-    ),
-    "a group of all": (
-        lambda: influence(FIRST, THETA, QUERIES, groups=torch.zeros(N, dtype=torch.int64)),
-        "leave examples",
-    ),
-    "no top": (lambda: influence(FIRST, THETA, QUERIES, top=0), "top"),
-    "of= that is a name": (lambda: influence(FIRST, THETA, QUERIES, of="margin"), "of='loss'"),
-    "of= beside a function": (
-        lambda: influence(FIRST, THETA, lambda p: p["0.weight"].sum(), of=lambda z, y: z[:, 0]),
-        "either",
-    ),
-    "of= that does not reduce": (
-        lambda: influence(FIRST, THETA, QUERIES, of=lambda z, y: z),
-        "a number for each query",
-    ),
-    "queries that are not finite": (
-        lambda: influence(FIRST, THETA, lambda p: (p["0.weight"] * math.nan).sum()),
-        "finite gradients",
-    ),
-    "one example": (
-        lambda: influence(Risk(net(), CE, (X[:1], Y[:1])), THETA, QUERIES),
-        "two training examples",
-    ),
-    "an indefinite Hessian": (
-        lambda: influence(
-            risk_of(decay=0.0), {k: 3.0 * v for k, v in FIRST.params.items()}, QUERIES,
-            curvature="hessian", rtol=1e-9,
-        ),
-        "negative or zero curvature",
-    ),
-    "a loss that is no mean": (
-        lambda: influence(
-            Risk(net(), lambda z, y: z.logsumexp(1).max(), (X, Y)), THETA, QUERIES
-        ),
-        "by functions of torch",
-    ),
-    "most that is no count": (lambda: self_influence(FIRST, THETA, most=0), "most"),
-    "scores that are a vector": (
-        lambda: lds(torch.ones(3), torch.ones(4, 3).bool(), torch.ones(4, 1)),
-        "scores to be a matrix",
-    ),
-    "subsets that do not fit": (
-        lambda: lds(torch.ones(1, 3), torch.ones(4, 2).bool(), torch.ones(4, 1)),
-        "subsets \\(M, 3\\)",
-    ),
-    "subsets that are no mask": (
-        lambda: lds(torch.ones(1, 3), torch.ones(4, 3), torch.ones(4, 1)),
-        "mask of booleans",
-    ),
-    "two subsets": (
-        lambda: lds(torch.ones(1, 3), torch.ones(2, 3).bool(), torch.ones(2, 1)),
-        "three subsets",
-    ),
-    "outcomes that are not finite": (
-        lambda: lds(torch.ones(1, 3), torch.ones(4, 3).bool(), torch.full((4, 1), math.nan)),
-        "finite scores",
-    ),
-    "outcomes that are all alike": (
-        lambda: lds(torch.ones(1, 3), torch.ones(4, 3).bool(), torch.ones(4, 1)),
-        "change with the subset",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_is_refused_with_a_remedy(case):
-    call, says = REFUSED[case]
-    with pytest.raises(HesseError, match=says) as caught:
-        call()
-    assert caught.value.call
-    assert caught.value.remedy
-
-
-def test_a_system_that_is_not_solved_warns():
-    with pytest.warns(UserWarning, match="not exact"):
-        result = influence(risk_of(), THETA, (XQ, YQ), rtol=1e-12, max_products=12)
-    assert not result.converged
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        influence(risk_of(), THETA, (XQ, YQ))
-
-
-def test_the_default_point_is_the_model_as_it_is_now():
-    risk = risk_of()
-    with torch.no_grad():
-        for name, p in risk.model.named_parameters():
-            p.copy_(THETA[name])
-    got = influence(risk, None, (XQ, YQ), **TIGHT).scores
-    torch.testing.assert_close(got, influence(risk, THETA, (XQ, YQ), **TIGHT).scores, **NEAR)

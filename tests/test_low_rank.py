@@ -14,23 +14,9 @@ import hesse
 from hesse.errors import ArgumentError, HesseError, OperatorError
 from hesse.operators import LinearOperator
 from hesse.testing import CountingOperator, check_operator
+from tests.structured_matrices import DOUBLE, I, N, close, definite, factors, normal, seeded
 
-DOUBLE, EPS = torch.float64, torch.finfo(torch.float64).eps
-N = 8
-I = hesse.identity_operator(N)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=seeded(seed), dtype=DOUBLE)
-
-
-def definite(n: int = N, seed: int = 0) -> torch.Tensor:
-    M = normal(n, n, seed=seed)
-    return M @ M.T / n + 0.1 * torch.eye(n, dtype=DOUBLE)
+EPS = torch.finfo(torch.float64).eps
 
 
 def rotated(values: torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -38,15 +24,6 @@ def rotated(values: torch.Tensor, seed: int = 0) -> torch.Tensor:
     Q = torch.linalg.qr(normal(len(values), len(values), seed=seed)).Q
     M = (Q * values) @ Q.T
     return (M + M.T) / 2
-
-
-def close(ours: torch.Tensor, theirs: torch.Tensor, rtol: float = 1e-10) -> None:
-    assert ours.shape == theirs.shape
-    assert float((ours.double() - theirs.double()).norm()) <= rtol * max(float(theirs.norm()), 1.0)
-
-
-def factors(seed: int, r: int, spread: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-    return normal(N, r, seed=seed), torch.logspace(0.0, spread, r, dtype=DOUBLE)
 
 
 # -- Low rank plus a multiple of the identity, or a diagonal ---------------------------------------

@@ -7,204 +7,24 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 import hesse
 from hesse.errors import DerivativeError, FunctionError, HesseError, RandomnessError
-
-DOUBLE = torch.float64
-MODES = ["auto", "retained-graph", "traced-split"]
-X = torch.linspace(-1.0, 1.3, 4, dtype=DOUBLE)
-V = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=DOUBLE)
-
-
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
-
-
-def data(seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(5, 4, generator=generator, dtype=DOUBLE)
-    return inputs, torch.tensor([0, 1, 2, 1, 0])
-
-
-def risk_of(model):
-    return hesse.Risk(model, nn.CrossEntropyLoss(), data())
-
-
-def near(params):
-    return {name: 1.3 * p.detach() + 0.1 for name, p in params.items()}
-
-
-def direction(risk):
-    n = sum(p.numel() for p in risk.params.values())
-    return torch.linspace(-1.0, 1.0, n, dtype=DOUBLE)
-
-
-def operator(f, x, mode="auto"):
-    """With programs recorded at once under "auto" too."""
-    H = hesse.hessian_operator(f, x, mode=mode)
-    H.announce(1000)
-    return H
-
-
-def assert_close(a, b, tolerance=1e-12):
-    assert a.shape == b.shape
-    assert float((a - b).norm()) <= tolerance * float(b.norm())
-
-
-def assert_like(model, twin, modes=MODES, tolerance=1e-12):
-    """The products of a model at two points are those of its twin, whose parameters are alike."""
-    ours, plain = risk_of(model), risk_of(twin)
-    v = direction(plain)
-    for x, y in [(ours.params, plain.params), (near(ours.params), near(plain.params))]:
-        expected = hesse.hvp(plain, y, v)
-        assert_close(hesse.hvp(ours, x, v), expected, tolerance)
-        for mode in modes:
-            assert_close(operator(ours, x, mode) @ v, expected, tolerance)
-        expected = hesse.ggn_operator(plain, y) @ v
-        assert_close(hesse.ggn_operator(ours, x) @ v, expected, tolerance)
-
-
-# --------------------------------------------------------------------------------------------------
-# Checkpointing
-
-
-class Checkpointed(nn.Module):
-    """A network whose last part is computed again in the backward pass."""
-
-    def __init__(self, **options):
-        super().__init__()
-        self.net, self.options = net(), options
-
-    def forward(self, x):
-        return checkpoint(self.net[1:], self.net[0](x), **self.options)
-
-
-def test_a_checkpointed_function():
-    def f(x):
-        return checkpoint(lambda z: (z**3).sum(), x, use_reentrant=False)
-
-    for mode in MODES:
-        assert_close(operator(f, X, mode) @ V, 6 * X * V)
-
-
-def test_a_checkpointed_model_at_its_own_parameters():
-    ours, plain = risk_of(Checkpointed(use_reentrant=False)), risk_of(net())
-    v = direction(plain)
-    for mode in MODES:
-        product = operator(ours, ours.params, mode) @ v
-        assert_close(product, operator(plain, plain.params, mode) @ v)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_checkpointed_model_at_another_point(mode):
-    ours, plain = risk_of(Checkpointed(use_reentrant=False)), risk_of(net())
-    v = direction(plain)
-    product = operator(ours, near(ours.params), mode) @ v
-    assert_close(product, operator(plain, near(plain.params), mode) @ v)
-
-
-@pytest.mark.parametrize("mode", [*MODES, "reverse-over-reverse"])
-def test_a_checkpointed_model_whose_parameters_are_taken_out_too_early(mode):
-    model = Checkpointed(use_reentrant=False).double()
-    inputs, targets = risk_of(net()).data.first.inputs, risk_of(net()).data.first.targets
-    x = {name: leaf.detach() for name, leaf in model.named_parameters()}
-
-    def f(params):
-        return F.cross_entropy(torch.func.functional_call(model, params, (inputs,)), targets)
-
-    v = direction(risk_of(net()))
-    assert torch.isfinite(operator(f, x, mode) @ v).all()  # the model's own are the right ones
-    with pytest.raises(HesseError, match=r"Give hesse\.Risk"):
-        operator(f, near(x), mode) @ v
-
-
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
-def test_a_reentrant_checkpoint_is_refused_with_its_remedy():
-    risk = risk_of(Checkpointed(use_reentrant=True))
-    with pytest.raises(RuntimeError, match="set use_reentrant=False"):
-        hesse.hvp(risk, risk.params, direction(risk))
-    with pytest.raises(RuntimeError, match="set use_reentrant=False"):
-        operator(risk, risk.params) @ direction(risk)
-
-
-# --------------------------------------------------------------------------------------------------
-# Custom functions
-
-
-class Tanh(torch.autograd.Function):
-    """tanh with a backward pass made of torch operations, and no forward mode."""
-
-    @staticmethod
-    def forward(ctx, x):
-        y = torch.tanh(x)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        (y,) = ctx.saved_tensors
-        return grad * (1 - y**2)
-
-
-class OnceTanh(Tanh):
-    """tanh with a backward pass that says that it cannot be differentiated."""
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        (y,) = ctx.saved_tensors
-        return grad * (1 - y**2)
-
-
-class ForeignTanh(Tanh):
-    """tanh with a backward pass that leaves torch, and does not say so."""
-
-    @staticmethod
-    def backward(ctx, grad):
-        (y,) = ctx.saved_tensors
-        return torch.from_numpy(grad.detach().numpy() * (1 - y.detach().numpy() ** 2))
-
-
-class Apply(nn.Module):
-    """A module that calls a function."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
-def net_with(function):
-    model = net()
-    model[1] = Apply(function)
-    return model
-
-
-def test_a_custom_function_without_forward_mode():
-    assert_like(net_with(Tanh.apply), net(), modes=["auto", "retained-graph"])
-
-
-def test_a_custom_function_is_not_recorded_and_named():
-    risk = risk_of(net_with(Tanh.apply))
-    with pytest.raises(DerivativeError, match="the custom function Tanh is foreign to it"):
-        operator(risk, risk.params, "traced-split") @ direction(risk)
-
-
-@pytest.mark.parametrize("function", [OnceTanh, ForeignTanh])
-def test_a_backward_pass_that_cannot_be_differentiated_is_named(function):
-    risk = risk_of(net_with(function.apply))
-    for mode in ("retained-graph", "reverse-over-reverse"):
-        with pytest.raises(HesseError, match=f"backward pass of {function.__name__}") as caught:
-            operator(risk, risk.params, mode) @ direction(risk)
-        assert "'finite-difference'" in caught.value.remedy
-    with pytest.raises(DerivativeError, match=f"backward pass of {function.__name__}"):
-        hesse.ggn_operator(risk, risk.params) @ direction(risk)
-
+from tests.feature_networks import (
+    DOUBLE,
+    MODES,
+    V,
+    X,
+    assert_close,
+    assert_like,
+    data,
+    direction,
+    near,
+    net,
+    net_with,
+    operator,
+    risk_of,
+)
 
 # --------------------------------------------------------------------------------------------------
 # Control flow, state, layouts

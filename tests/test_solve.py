@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One table: every method, kind of operator, dtype and form of b, against a dense oracle."""
 
 import math
@@ -7,71 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from hesse.curvature import hessian_operator
 from hesse.errors import ArgumentError, HesseError, OperatorError, ShapeError, Status
 from hesse.krylov import CG, GMRES, LSMR, MultiShiftCG, solve
 from hesse.krylov.method import Method
 from hesse.krylov.system import SolverState, after_step, iterate, repeat, solution_of
 from hesse.operators import (
-    block_diagonal_operator,
     dense_operator,
     diagonal_operator,
     function_operator,
     identity_operator,
-    kronecker_operator,
-    low_rank_operator,
 )
 from hesse.testing import CountingOperator, symmetric_matrix
-
-DOUBLE = torch.float64
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape, seed=0, dtype=DOUBLE):
-    return torch.randn(*shape, generator=seeded(seed), dtype=DOUBLE).to(dtype)
-
-
-def hidden(matrix, *, symmetric):
-    """A matrix that shows nothing but its products."""
-    other = {} if symmetric else {"rmatvec": lambda u: matrix.T @ u}
-    m, n = matrix.shape
-    return function_operator(
-        lambda v: matrix @ v, n, m, symmetric=symmetric, dtype=matrix.dtype, **other
-    )
-
-
-N = 24
-DEFINITE = torch.linspace(1.0, 6.0, N)
-INDEFINITE = torch.cat([-DEFINITE[: N // 3], DEFINITE[N // 3 :]])
-
-
-def kinds(dtype):
-    """(kind, operator) of symmetric positive definite operators of dimension 24."""
-    M = symmetric_matrix(DEFINITE, dtype=dtype)
-    U = normal(N, 3, seed=1, dtype=dtype) / 5
-    d, unknown = torch.linspace(1.0, 3.0, N, dtype=dtype), hidden(M, symmetric=False)
-    A, B = (
-        symmetric_matrix(torch.linspace(1, 2, 4), dtype=dtype),
-        symmetric_matrix(torch.linspace(1, 3, 6), dtype=dtype),
-    )
-    return {
-        "dense": dense_operator(M),
-        "hidden": hidden(M, symmetric=True),
-        "function": function_operator(lambda v: M @ v, N, symmetric=True, dtype=dtype),
-        "diagonal": diagonal_operator(d),
-        "identity": 2.0 * identity_operator(N, dtype),
-        "sum": dense_operator(M) + 0.5 * identity_operator(N),
-        "low rank": low_rank_operator(U, torch.ones(3, dtype=dtype)) + identity_operator(N),
-        "blocks": block_diagonal_operator(
-            [A, symmetric_matrix(torch.linspace(1, 2, 20), dtype=dtype)]
-        ),
-        "kronecker": kronecker_operator(A, B),
-        "gram": unknown.T @ unknown,
-        "hessian": hessian_operator(lambda x: 0.5 * x @ (M @ x), d),
-    }
+from tests.linear_systems import DEFINITE, DOUBLE, INDEFINITE, N, hidden, kinds, normal, seeded
 
 
 @pytest.mark.parametrize("columns", [0, 1, 3])
@@ -213,59 +161,6 @@ def test_auto_goes_on_with_minres_where_curvature_is_negative():
     alone = solve(A, b, "cg")
     assert alone.status is Status.NEGATIVE_CURVATURE
     assert not alone.converged
-
-
-def test_all_dampings_for_the_products_of_one():
-    M, b, shifts = symmetric_matrix(DEFINITE), normal(N, seed=13), [0.0, 0.1, 1.0, 10.0]
-    A = CountingOperator(hidden(M, symmetric=True))
-    one = solve(A, b, rtol=1e-9).iterations
-    A.products = 0
-    solution = solve(A, b, MultiShiftCG(shifts), rtol=1e-9)
-    assert solution.method == "multi-shift-cg"
-    assert solution.converged
-    assert solution.products == A.products <= one + 1 + len(shifts)
-    for column, s in zip(solution.x.T, shifts, strict=True):
-        exact = torch.linalg.solve(M + s * torch.eye(N, dtype=DOUBLE), b)
-        torch.testing.assert_close(column, exact, rtol=1e-7, atol=0)
-
-
-@pytest.mark.parametrize("method", ["auto", "cg", "minres", "lsmr", "gmres", "direct", "block-cg"])
-def test_damping_is_a_multiple_of_the_identity(method):
-    M, b = symmetric_matrix(DEFINITE), normal(N, seed=13)
-    exact = torch.linalg.solve(M + 0.7 * torch.eye(N, dtype=DOUBLE), b)
-    A = dense_operator(M) if method == "direct" else hidden(M, symmetric=True)
-    solution = solve(A, b, method, damping=0.7, rtol=1e-10)
-    assert solution.converged
-    torch.testing.assert_close(solution.x, exact, rtol=1e-7, atol=1e-9)
-    same = solve(A + 0.7 * identity_operator(N), b, method, rtol=1e-10)
-    assert solution.products == same.products
-    assert torch.equal(solution.x, same.x)
-
-
-def test_damping_of_a_matrix_that_is_not_symmetric():
-    M, b = normal(N, N, seed=3), normal(N, seed=13)
-    exact = torch.linalg.solve(M + 20.0 * torch.eye(N, dtype=DOUBLE), b)
-    torch.testing.assert_close(solve(M, b, damping=20).x, exact)
-    torch.testing.assert_close(
-        solve(hidden(M, symmetric=False), b, damping=20.0, rtol=1e-12).x, exact
-    )
-
-
-def test_damping_that_does_not_fit_is_refused():
-    b = normal(30, seed=15)
-    with pytest.raises(ShapeError, match=r"LSMR\(tikhonov=c\)"):
-        solve(normal(30, 12, seed=14), b, damping=0.7)
-    for wrong in (-1.0, math.nan, math.inf, "a", torch.ones(2)):
-        with pytest.raises(ArgumentError, match=r"A \+ c \* I"):
-            solve(torch.eye(30, dtype=DOUBLE), b, damping=wrong)
-
-
-def test_least_squares_with_a_penalty():
-    M, b = normal(30, 12, seed=14), normal(30, seed=15)
-    solution = solve(M, b, LSMR(tikhonov=0.7), rtol=1e-12)
-    exact = torch.linalg.solve(M.T @ M + 0.7 * torch.eye(12, dtype=DOUBLE), M.T @ b)
-    assert solution.method == "lsmr"
-    torch.testing.assert_close(solution.x, exact)
 
 
 @pytest.mark.parametrize("name", ["jacobi", "block-jacobi", "nystrom", "pivoted-cholesky"])

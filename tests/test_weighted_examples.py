@@ -16,115 +16,20 @@ from hesse import (
     jacobian_operator,
 )
 from hesse.errors import ArgumentError, DataError, FunctionError
-
-DOUBLE = torch.float64
-V = 4
-N = 7
-
-
-class Sequences(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embedding, self.head = nn.Embedding(V, 3), nn.Linear(3, V)
-
-    def forward(self, tokens):
-        return self.head(torch.tanh(self.embedding(tokens).cumsum(1)))
-
-
-class OwnLoss(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner = Sequences()
-
-    def forward(self, ids, labels):
-        z = self.inner(ids)
-        return {"loss": F.cross_entropy(z.transpose(1, 2), labels), "logits": z}
-
-
-def mlp():
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, V))
-
-
-def x():
-    return torch.randn(N, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
-
-
-def y(*shape):
-    return torch.randint(0, V, shape or (N,), generator=torch.Generator().manual_seed(2))
-
-
-def padded():
-    targets = y(N, 3)
-    targets[2, 1:] = -100
-    return targets
-
-
-def time_first(z, targets):
-    return F.cross_entropy(z.transpose(0, 1).reshape(-1, V), targets.t().reshape(-1))
-
-
-def masked(z, targets):
-    mask = (targets > 0).double()
-    rows = F.cross_entropy(z, targets, reduction="none")
-    return (rows * mask).sum() / mask.sum()
-
-
-W = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=DOUBLE)
-# name -> (model, loss, (inputs, targets))
-RISKS = {
-    "mean": (mlp, nn.CrossEntropyLoss(), (x(), y())),
-    "class weights": (mlp, nn.CrossEntropyLoss(W, ignore_index=1, label_smoothing=0.1), (x(), y())),
-    "sum": (mlp, nn.MSELoss(reduction="sum"), (x(), torch.ones(N, V, dtype=DOUBLE))),
-    "huber": (mlp, nn.SmoothL1Loss(), (x(), torch.ones(N, V, dtype=DOUBLE))),
-    "bernoulli": (mlp, nn.BCEWithLogitsLoss(pos_weight=W), (x(), y(N, V) % 2 + 0.0 * W)),
-    "tokens": (Sequences, time_first, (y(N, 3), padded())),
-    "masked": (mlp, masked, (x(), y())),
-}
-
-
-def risk(name, parts=(N,), **options):
-    model, loss, (inputs, targets) = RISKS[name]
-    torch.manual_seed(0)
-    batches = list(zip(inputs.split(parts), targets.split(parts), strict=True))
-    return Risk(model().double(), loss, batches, **options)
-
-
-def flat(tree):
-    return torch.cat([part.reshape(-1) for part in tree.values()])
-
-
-def contributions(r):
-    """R_n as functions of the parameters: what is lost of R where the targets of n are cut out.
-
-    By finite arithmetic: the rows of example n, over what the mean of the whole divides by.
-    """
-    ((_, batch),) = r.batches()
-    inputs, targets = batch.inputs, batch.targets
-    loss = r.loss
-
-    def part(params, n):
-        z = torch.func.functional_call(r.model, params, (inputs[n : n + 1],))
-        t = targets[n : n + 1]
-        if isinstance(loss, nn.CrossEntropyLoss):
-            w = torch.ones(V).double() if loss.weight is None else loss.weight
-            divisor = (w[targets] * (targets != loss.ignore_index)).sum()
-            rows = F.cross_entropy(
-                z, t, loss.weight, ignore_index=loss.ignore_index, reduction="sum",
-                label_smoothing=loss.label_smoothing,
-            )  # fmt: skip
-            return rows / divisor
-        if loss is time_first:
-            return F.cross_entropy(z[0], t[0], reduction="sum") / (targets != -100).sum()
-        if loss is masked:
-            return F.cross_entropy(z, t, reduction="sum") * (t > 0).sum() / (targets > 0).sum()
-        if loss.reduction == "sum":
-            return loss(z, t)
-        return loss(z, t) / N
-
-    return part
-
-
-WEIGHTS = torch.tensor([1.0, 0.0, 2.0, 0.5, 1.5, 0.25, 3.0], dtype=DOUBLE)
+from tests.weighted_risks import (
+    DOUBLE,
+    RISKS,
+    WEIGHTS,
+    N,
+    OwnLoss,
+    V,
+    contributions,
+    padded,
+    risk,
+    time_first,
+    x,
+    y,
+)
 
 
 @pytest.mark.parametrize("name", RISKS)
@@ -164,110 +69,6 @@ def test_gauss_newton_and_fisher_matrices_of_weighted_examples(name):
         torch.testing.assert_close(all_ones, make(r, r.params).to_dense())
     J, Jw = (jacobian_operator(each, r.params).to_dense() for each in (r, weighted))
     torch.testing.assert_close(J, Jw)
-
-
-def covariance(r, weights, centered):
-    """By the gradients of the single losses, from what each adds to the plain risk."""
-    part = contributions(r)
-    divided = counted(r)
-    gradients = []
-    for n in range(N):
-        leaves = {key: leaf.clone().requires_grad_() for key, leaf in r.params.items()}
-        value = part(leaves, n) / divided[n].clamp(min=1e-300)
-        parts = torch.autograd.grad(value, list(leaves.values()))
-        gradients.append(torch.cat([part.reshape(-1) for part in parts]))
-    w = weights * divided / (weights * divided).sum()
-    G = torch.stack(gradients)
-    M = G.T @ (w[:, None] * G)
-    return M - torch.outer(w @ G, w @ G) if centered else M
-
-
-def counted(r):
-    """What each example weighs in the mean of the risk, which adds up to one."""
-    ((_, batch),) = r.batches()
-    t = batch.targets
-    if isinstance(r.loss, nn.CrossEntropyLoss) and r.loss.weight is not None:
-        counts = r.loss.weight[t] * (t != r.loss.ignore_index)
-    elif r.loss is time_first:
-        counts = (t != -100).sum(1).double()
-    elif r.loss is masked:
-        counts = (t > 0).double()
-    else:
-        counts = torch.ones(N, dtype=DOUBLE)
-    return torch.ones(N).double() if r.loss is not masked and is_sum(r) else counts / counts.sum()
-
-
-def is_sum(r):
-    return getattr(r.loss, "reduction", "mean") == "sum"
-
-
-LIKELIHOODS = ["mean", "class weights", "sum", "bernoulli", "tokens", "masked"]
-
-
-@pytest.mark.parametrize("name", LIKELIHOODS)
-@pytest.mark.parametrize("centered", [False, True])
-@pytest.mark.parametrize("mode", ["retained-graph", "traced-split"])
-def test_the_covariance_of_gradients_of_weighted_examples(name, centered, mode):
-    r = risk(name, weight_decay=0.1)
-    exact = covariance(r, WEIGHTS, centered)
-    for scale in (1.0, 3.0):  # the mean divides by the sum of the weights
-        weighted = r.weighted(scale * WEIGHTS)
-        M = gradient_covariance_operator(weighted, r.params, centered=centered, mode=mode)
-        torch.testing.assert_close(M.to_dense(), exact, rtol=1e-9, atol=1e-12)
-    weight = {"tokens": lambda inputs, t: float((t != -100).sum()),
-              "masked": lambda inputs, t: float((t > 0).sum())}.get(name)  # fmt: skip
-    ragged = risk(name, (3, 3, 1), weight=weight).weighted(WEIGHTS)
-    M = gradient_covariance_operator(ragged, r.params, centered=centered, mode=mode)
-    torch.testing.assert_close(M.to_dense(), exact, rtol=1e-9, atol=1e-12)
-    ones = r.weighted(torch.full((N,), 2.0, dtype=DOUBLE))
-    torch.testing.assert_close(
-        gradient_covariance_operator(ones, r.params, centered=centered, mode=mode).to_dense(),
-        gradient_covariance_operator(r, r.params, centered=centered, mode=mode).to_dense(),
-    )
-
-
-def test_a_weighted_covariance_counts_an_example_as_often_as_it_weighs():
-    """The covariance of a sample with repetitions, at two points, and of a subset."""
-    r, times = risk("mean", (4, 3)), torch.tensor([1, 0, 2, 0, 1, 0, 3])
-    repeated = r.subset(torch.repeat_interleave(torch.arange(N), times))
-    weighted = r.weighted(times.double())
-    moved = {key: leaf + 0.1 for key, leaf in r.params.items()}
-    M = gradient_covariance_operator(weighted, r.params)
-    for at in (r.params, moved):
-        expected = gradient_covariance_operator(repeated, at)
-        torch.testing.assert_close(M.at(at).to_dense(), expected.to_dense())
-        torch.testing.assert_close(M.at(at).gradient, expected.gradient)
-        torch.testing.assert_close(M.at(at).value, expected.value)
-    kept = torch.tensor([0, 2, 4, 6])
-    for each in (weighted.subset(kept), r.subset(kept).weighted(times[kept].double())):
-        torch.testing.assert_close(
-            gradient_covariance_operator(each, r.params, centered=True).to_dense(),
-            gradient_covariance_operator(repeated, r.params, centered=True).to_dense(),
-        )
-
-
-def test_a_weighted_covariance_sees_what_is_written_into_the_targets():
-    inputs, targets = x(), y().clone()
-    model = mlp().double()
-    r = Risk(model, nn.CrossEntropyLoss(W), [(inputs[:4], targets[:4]), (inputs[4:], targets[4:])])
-    M = gradient_covariance_operator(r.weighted(WEIGHTS), r.params)
-    M.to_dense()
-    targets.copy_(targets.flip(0))
-    fresh = Risk(model, nn.CrossEntropyLoss(W), (inputs, targets.clone()))
-    expected = gradient_covariance_operator(fresh.weighted(WEIGHTS), r.params)
-    torch.testing.assert_close(M.at(r.params).to_dense(), expected.to_dense())
-
-
-def test_a_weighted_covariance_within_a_budget():
-    torch.manual_seed(0)
-    inputs, targets = torch.randn(300, 20).double(), torch.randint(0, V, (300,))
-    model = nn.Sequential(nn.Linear(20, 40), nn.Tanh(), nn.Linear(40, V)).double()
-    r = Risk(model, nn.CrossEntropyLoss(), (inputs, targets)).weighted(torch.rand(300).double())
-    exact, small = (
-        gradient_covariance_operator(r, r.params, memory_budget=budget) for budget in (None, "2MB")
-    )
-    v = exact.domain.gaussian()
-    torch.testing.assert_close(small @ v, exact @ v)
 
 
 @pytest.mark.parametrize("name", RISKS)

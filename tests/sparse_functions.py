@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions whose Hessians are sparse."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+
+DOUBLE = torch.float64
+LAPLACE = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=DOUBLE)[None, None]
+
+
+def point(n, seed=0):
+    return torch.rand(n, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed)) + 0.2
+
+
+@cache  # f must not draw random numbers
+def integers(high, *shape):
+    return torch.randint(0, high, shape, generator=torch.Generator().manual_seed(1))
+
+
+def rosenbrock(x):
+    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+
+def bratu(u):
+    side = round(len(u) ** 0.5)
+    g = F.pad(u.view(side, side), (1, 1, 1, 1))
+    squares = (g[1:, 1:-1] - g[:-1, 1:-1]).square().sum() + (
+        g[1:-1, 1:] - g[1:-1, :-1]
+    ).square().sum()
+    return squares / 2 - 6.8 / (side + 1) ** 2 * u.exp().sum()
+
+
+def surface(u):
+    side = round(len(u) ** 0.5)
+    g = F.pad(u.view(side, side), (1, 1, 1, 1))
+    a, b = g[1:, 1:] - g[:-1, :-1], g[1:, :-1] - g[:-1, 1:]
+    return torch.sqrt(1 + side**2 * (a * a + b * b) / 2).sum() / side**2
+
+
+def arrow(x):
+    return ((x[1:-1] - x[2:]) ** 4).sum() + (x[0] * x[1:] ** 2).sum()
+
+
+def elements(x, m=12):
+    i = integers(len(x), m, 3)
+    return (x[i[:, 0]] * torch.sin(x[i[:, 1]]) * x[i[:, 2]]).sum() + (x**4).sum()
+
+
+def by_scatter(x):
+    """Node forces by index_add and scatter_add."""
+    i, j = integers(len(x), 2, 10)
+    forces = torch.zeros_like(x).index_add(0, i, x[j] ** 2)
+    return (forces**2).sum() + (torch.zeros_like(x).scatter_add(0, j, x[i].sin()) ** 3).sum()
+
+
+def triangles(x):
+    """Linear finite elements: matrices of elements times their values."""
+    stiffness = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 2.0, -1.0], [0.0, -1.0, 1.0]], dtype=DOUBLE)
+    values = x[integers(len(x), 8, 3)]
+    return (values * (values @ stiffness)).sum() + (values.prod(1) ** 2).sum()
+
+
+def small_matrices(x):
+    """A batch of 2 x 2 matrices that depend on x, times vectors that do."""
+    blocks = x[:16].view(4, 2, 2)
+    return (blocks @ x[4:12].view(4, 2, 1)).square().sum()
+
+
+def sparse_matrix(x):
+    """|D x|^4 with a constant matrix D that is mostly zero."""
+    n = len(x)
+    D = torch.eye(n, dtype=DOUBLE) - torch.diag(torch.ones(n - 2, dtype=DOUBLE), 2)
+    return ((D @ x) ** 4).sum()
+
+
+def constant(values):
+    return torch.tensor(values, dtype=DOUBLE)
+
+
+def convolved(x):
+    kernel = constant([[[1.0, -2.0, 1.0], [0.0, 0.5, 0.0]], [[0.0, 0.0, 3.0], [1.0, 0.0, 0.0]]])
+    y = F.conv1d(x[:16].view(1, 2, 8), kernel, padding=1)
+    z = F.conv1d(x[:16].view(1, 4, 4), constant([[[1.0, 2.0]]] * 4), groups=4, stride=2)
+    up = F.conv_transpose1d(x[:8].view(1, 2, 4), kernel, stride=2)
+    return (y**3).sum() + (z**3).sum() + (up**3).sum()
+
+
+def softened(x):
+    return (x[:12].view(3, 4).softmax(1) * x[4:16].view(3, 4)).sum() + x[:6].logsumexp(0)
+
+
+def cumulative(x):
+    return (x.view(-1, 4).cumsum(1) ** 3).sum()
+
+
+FUNCTIONS = {
+    "rosenbrock": (rosenbrock, 9),
+    "bratu": (bratu, 16),
+    "minimal surface": (surface, 16),
+    "arrow": (arrow, 9),
+    "elements": (elements, 10),
+    "scatter": (by_scatter, 9),
+    "triangles": (triangles, 11),
+    "small matrices": (small_matrices, 17),
+    "sparse matrix": (sparse_matrix, 8),
+    "convolutions": (convolved, 17),
+    "softmax": (softened, 17),
+    "cumsum": (cumulative, 12),
+    "biharmonic": (
+        lambda u: (F.conv2d(u.view(1, 1, 5, 5), LAPLACE, padding=1) ** 2).sum() + (u**4).sum(),
+        25,
+    ),
+    "periodic": (lambda x: ((x - x.roll(1)) ** 4).sum() + (x * x.flip(0)).sum(), 7),
+    "branches": (lambda x: torch.where(x > 0.6, x**3, x[0] * x**2).sum(), 6),
+    "masked": (lambda x: (x * constant([1.0, 0.0] * 4) * x.roll(1)).square().sum(), 8),
+    "replaced": (lambda x: (x.clone().index_put((torch.tensor([1]),), x[3:4] ** 2) ** 3).sum(), 5),
+    "reflected": (
+        lambda x: (F.pad(x.view(1, 1, -1), (2, 2), mode="reflect").diff() ** 4).sum(),
+        7,
+    ),
+    "replicated": (
+        lambda x: (F.pad(x.view(1, 3, 3), (1, 1, 1, 1), mode="replicate").diff() ** 3).sum(),
+        9,
+    ),
+    "unfolded": (lambda x: (x.unfold(0, 3, 2).prod(1) ** 2).sum(), 9),
+    "patches": (lambda x: F.unfold(x.view(1, 1, 4, 4), 2, stride=2).prod(1).exp().sum(), 16),
+    "interpolated": (
+        lambda x: (F.interpolate(x.view(1, 1, -1), scale_factor=2).diff() ** 4).sum(),
+        6,
+    ),
+    "gathered": (lambda x: (x.view(3, 4).gather(1, integers(4, 3, 2)).prod(1) ** 2).sum(), 12),
+    "means": (lambda x: (x.view(4, 3).mean(1) ** 3).sum() + (x.view(4, 3).sum(0) ** 3).sum(), 12),
+    "triangle": (lambda x: (x.view(3, 3).tril() ** 3).sum(), 9),
+    "a diagonal": (lambda x: (x.view(3, 3) ** 3).diagonal().sum(), 9),
+    "every other link": (lambda x: (x[1:] * x[:-1] ** 2)[::2].sum(), 9),
+    "a trace": (lambda x: (x.view(3, 3) ** 2).trace() * x[0], 9),
+    "linear": (lambda x: (3 * x).sum() + x[0] ** 2, 5),
+    "dense": (lambda x: x.norm() ** 4, 6),
+}
+
+
+# Both branches belong to the pattern, a difference of equal entries does, and where `trace` has its
+# zeros is an index that is computed.
+LARGER = {"branches", "interpolated", "a trace"}
+
+
+def dense_of(f, x):
+    return torch.autograd.functional.hessian(f, x)
+
+
+# An operation of theirs has no rule for entries: they are found from products.
+WITHOUT_PROGRAM = {"small matrices", "sparse matrix", "triangles", "convolutions", "biharmonic"}
