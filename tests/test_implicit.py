@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Implicit derivatives against closed forms, dense definitions and finite differences."""
 
+import warnings
+
 import pytest
 import torch
 from torch.func import grad, jacfwd, jacrev, vmap
@@ -214,6 +216,17 @@ def test_a_search_that_stops_early_warns_and_a_hopeless_one_is_refused():
         argmin(lambda x, l: (x * l).sum() - (x**4).sum(), PAIR + 0.1)(PAIR + 1.0)
     with pytest.raises(OperatorError, match="solution x of the inner problem"):
         root(lambda x, l: x**2 + 1.0 + 0 * l, PAIR + 0.3)(PAIR)
+
+
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_a_point_that_is_no_solution_warns(kind):
+    make, explicit = FUNCTIONS[kind]
+    for error, warns in ((0.5, True), (1e-3, False)):
+        x, l = make(solve=lambda x0, l: explicit(l) + error, **OPTIONS), L0.clone()  # noqa: B023
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            x(l.requires_grad_()).sum().backward()
+        assert ["is no solution" in str(w.message) for w in caught] == [True] * warns
 
 
 REFUSED = {

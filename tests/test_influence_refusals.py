@@ -11,6 +11,7 @@ from torch import nn
 import hesse
 from hesse import HesseError, Risk
 from hesse.apps import influence, lds, self_influence
+from hesse.errors import NonFiniteError
 from tests.influence_problem import (
     CE,
     FIRST,
@@ -188,3 +189,13 @@ def test_the_default_point_is_the_model_as_it_is_now():
             p.copy_(THETA[name])
     got = influence(risk, None, (XQ, YQ), **TIGHT).scores
     torch.testing.assert_close(got, influence(risk, THETA, (XQ, YQ), **TIGHT).scores, **NEAR)
+
+
+def test_an_example_whose_target_is_missing_is_named():
+    """The Gauss-Newton matrix does not see targets, so the system itself is solved."""
+    model, x = nn.Linear(3, 2).double(), torch.randn(7, 3, dtype=torch.float64)
+    y = x[:, :2].clone()
+    y[5, 1] = math.nan
+    risk = Risk(model, nn.MSELoss(), [(x[:4], y[:4]), (x[4:], y[4:])], weight_decay=0.1)
+    with pytest.raises(NonFiniteError, match="NaN or Inf for example 5"):
+        influence(risk, None, (x[:2], x[:2, :2]))

@@ -3,6 +3,8 @@
 
 import copy
 import json
+import os
+import stat
 
 import pytest
 import torch
@@ -122,3 +124,14 @@ def test_a_file_that_cannot_be_written_or_read_is_named(tmp_path):
     with pytest.raises(ArgumentError, match="missing"):
         load_kfac(tmp_path / "missing")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_and_a_folder_are_not_replaced(tmp_path):
+    """Where root saves, a file could be renamed even to a device."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(ArgumentError, match="a folder, a device or a pipe"):
+            operator().save(tmp_path / name)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "folder"}

@@ -81,8 +81,10 @@ def write(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> Non
     """Write a file in one step: at any moment there is the one before, or this one.
 
     Raises:
-        OSError: it cannot be written; the file before is as it was.
+        OSError: it cannot be written; the file before is as it was. A folder, a device or a pipe
+            is not replaced.
     """
+    _check_kind(path)
     header = {**header, "checksum": _checksum(header, tensors)}
     part = _part(path)
     try:
@@ -100,8 +102,7 @@ def check_place(path: Path) -> None:
     """Raise OSError unless a file can be written here; it leaves none."""
     if not path.absolute().parent.is_dir():
         raise OSError(f"no folder {path.parent}")
-    if path.exists() and not path.is_file():
-        raise OSError("a folder, a device or a pipe")
+    _check_kind(path)
     part = _part(path)
     part.unlink(missing_ok=True)
     try:
@@ -109,6 +110,12 @@ def check_place(path: Path) -> None:
     except FileExistsError:  # another process has just begun to write it: so can this one
         return
     _remove(part)
+
+
+def _check_kind(path: Path) -> None:
+    """Raise unless there is nothing, or a file: root could rename a file to a device."""
+    if path.exists() and not path.is_file():
+        raise OSError("a folder, a device or a pipe")
 
 
 def _checksum(header: dict[str, Any], tensors: dict[str, Tensor]) -> int:

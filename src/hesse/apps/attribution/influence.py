@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,7 +16,13 @@ from hesse.apps.attribution.removal import Groups, check_newton, check_renormali
 from hesse.boundary import public
 from hesse.checkpoint import FilePath
 from hesse.curvature.point import point_of
-from hesse.errors import ArgumentError, StructureError, check_choice, check_count
+from hesse.errors import (
+    ArgumentError,
+    NonFiniteError,
+    StructureError,
+    check_choice,
+    check_count,
+)
 from hesse.krylov.solution import Solution
 from hesse.operators.algebra import LinearOperator
 from hesse.result import Result
@@ -126,8 +132,8 @@ def influence(
     Raises:
         HesseError: a direction of negative curvature, where the formula has no meaning; a loss
             whose examples cannot be told apart (see `Risk.weighted`); groups of all examples;
-            "renormalise" of a sum or of examples that do not weigh alike. Warns where a system is
-            not solved to rtol.
+            "renormalise" of a sum or of examples of other weights; an example whose gradient
+            is not finite. Warns where a system is not solved to rtol.
 
     References: Koh & Liang 2017, arXiv:1703.04730 (whose formula has the opposite sign); Basu et
         al. 2020, arXiv:1911.00418 (groups); Grosse et al. 2023, arXiv:2308.03296 (EK-FAC).
@@ -196,11 +202,26 @@ def _first_order(
     if removal == "renormalise":
         ones = torch.full((N,), 1.0 / N, dtype=S.dtype, device=S.device)
         mean = S.T @ each.vjp(params, ones)[:, None]
-    pieces = (slopes.T - mean for slopes in each.jvps(params, S))
+    pieces = (slopes.T - mean for slopes in _finite(each.jvps(params, S)))
     removed = torch.ones(1) if sets is None else sets.sizes
     left = (N - removed if removal == "renormalise" else torch.full_like(removed, N)).to(mean)
     for piece in pieces if sets is None else _added(pieces, sets):
         yield piece / left
+
+
+def _finite(slopes: Iterable[Tensor]) -> Iterator[Tensor]:
+    """These slopes, a row for each example; raise if one is not finite."""
+    start = 0
+    for rows in slopes:
+        bad = (~torch.isfinite(rows)).flatten(1).any(1).nonzero()
+        if len(bad):
+            raise NonFiniteError(
+                expected="examples whose losses have finite gradients",
+                got=f"NaN or Inf for example {start + int(bad[0])}",
+                remedy="Look at its inputs and its target, and leave it out.",
+            )
+        yield rows
+        start += len(rows)
 
 
 def _added(pieces: Iterator[Tensor], sets: Groups) -> Iterator[Tensor]:

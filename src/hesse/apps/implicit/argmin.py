@@ -98,7 +98,7 @@ def argmin(
             tensor that it closes over gets no gradient.
         x0: where the first search starts.
         solve: a function (x0, l) -> x that minimises f(., l) in a way of your own. Default:
-            `hesse.minimize`, to its default tolerance.
+            `hesse.minimize`, to its default tolerance. A point that is far from a minimum warns.
         rtol: of the adjoint system, |f_xx s - g| <= rtol |g|.
         method, preconditioner: of the adjoint system, see `hesse.solve`.
         max_iterations: of the adjoint system. A limit truncates it in silence, as in iMAML; without

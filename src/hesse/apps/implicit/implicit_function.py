@@ -31,6 +31,8 @@ from hesse.vectors.space import Space, Tree
 
 # Of systems that only tell how large an error is.
 _LOOSE_RTOL = 0.1
+# A point of the user's farther than this from a solution, relative to its norm, is none.
+_FAR = 0.1
 
 Solve = Callable[[Any, Any], Any]
 """(x0, l) -> x, a user's way to a solution."""
@@ -138,11 +140,24 @@ class ImplicitFunction(OneLine, ABC):
             self._adjoints[key] = y.x.clone()
         if order == 0:
             self._report(y.residual_norm, y.status, y.products)
+            if self._solve is not None and b.ndim == 1:
+                self._warn_of_other_points(spaces.x, x, b, y.x)
             if self._estimates and b.ndim == 1:
                 self._estimate(spaces, x, l, b, y.x)
         elif self.report is not None:
             self.report = replace(self.report, products=self.report.products + y.products)
         return y.x
+
+    def _warn_of_other_points(self, space: Space, x: Tensor, g: Tensor, s: Tensor) -> None:
+        """|F(x)| |s| / |g| is about how far x is from a solution, as J' s = g."""
+        assert self.report is not None
+        far, size = self.report.residual * space.norm(s), space.norm(g)
+        if far > _FAR * size * space.norm(x):
+            warn(
+                f"x of solve= is no solution: |F(x, l)| = {self.report.residual:.3g}, about "
+                f"{far / size:.3g} from one, with |x| = {space.norm(x):.3g}. The derivative is "
+                "that of a solution: solve further, or look at report.residual."
+            )
 
     def _report(self, residual: float, status: Status, products: int) -> None:
         before = ImplicitReport(float("nan")) if self.report is None else self.report
