@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all tests share: seeds, and hypothesis without a clock. No default dtype is changed."""
 
+import resource
+from pathlib import Path
+
 import hypothesis
 import pytest
 import torch
@@ -93,3 +96,14 @@ def build():
         return Risk(model, loss, batches, **(case.options | changes))
 
     return risk
+
+
+@pytest.fixture
+def little_memory():
+    """At most 4 GB more of address space than now."""
+    with Path("/proc/self/statm").open() as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**32, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)

@@ -4,7 +4,6 @@
 import json
 import os
 import pickle
-import resource
 import struct
 import zipfile
 from pathlib import Path
@@ -85,17 +84,6 @@ STRANGE = {
         json.dumps({"run_key": {"format": "x" * 10**6}, "operator_fingerprints": {}})
     ),
 }
-
-
-@pytest.fixture
-def little_memory():
-    """At most 4 GB more of address space than now."""
-    with Path("/proc/self/statm").open() as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + 2**32, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @pytest.mark.parametrize("name", STRANGE)
