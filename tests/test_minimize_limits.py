@@ -14,7 +14,7 @@ from torch import nn
 from hesse.errors import ArgumentError, Status
 from hesse.krylov import inverse_operator
 from hesse.operators import function_operator
-from hesse.optimize import minimize
+from hesse.optimize import least_squares, minimize
 from hesse.optimize.minimize import METHODS as METHODS_BY_NAME
 from hesse.risk.risk import Risk
 
@@ -192,3 +192,25 @@ def test_ctrl_c_in_a_solve_for_a_product_ends_the_outer_run():
     left[0] = 10
     with pytest.raises(KeyboardInterrupt):
         inverse_operator(H) @ torch.ones(60, dtype=DOUBLE)
+
+
+@pytest.mark.parametrize("call", ["minimize", "least_squares"])
+def test_a_checkpoint_of_a_function_with_the_same_derivative_is_refused(call, tmp_path):
+    """A Hessian does not see a linear term, a Jacobian no constant."""
+    A = torch.linspace(1.0, 4.0, 12, dtype=torch.float64).view(4, 3).cos()
+
+    def run(shift, **limits):
+        x, path = torch.ones(3, dtype=torch.float64), tmp_path / "run"
+        if call == "minimize":
+            return minimize(
+                lambda x: (x**4).sum() + (A @ x).cosh().sum() - shift * x.sum(),
+                x,
+                checkpoint=path,
+                **limits,
+            )
+        return least_squares(lambda x: torch.sinh(A @ x) + shift, x, checkpoint=path, **limits)
+
+    run(0.5, max_iterations=2)
+    with pytest.raises(ArgumentError, match=r"a run with this operator (gradient|residuals)"):
+        run(0.25)
+    assert run(0.5).success

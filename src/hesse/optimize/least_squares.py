@@ -22,6 +22,7 @@ from hesse.errors import (
     check_tolerances,
     is_number,
 )
+from hesse.operators.diagonal import diagonal_operator
 from hesse.optimize.box import Box
 from hesse.optimize.fixed_mode import in_fixed_mode
 from hesse.optimize.point import Counts
@@ -144,9 +145,13 @@ def least_squares(
     is_dense = method == "svd" or (method == "auto" and _is_small(start))
     box = _box(bounds, space, x)
     scale, adapts = _scale(x_scale, space, is_dense=is_dense)
+    residuals = Residuals(r, start, robust, is_dense=is_dense)
+    # r and a constant have the same Jacobian.
+    at_start = None if checkpoint is None else diagonal_operator(residuals.value(x))
     file = Checkpoint(
         limits.checkpoint,
         start,
+        residuals=at_start,
         function="least_squares",
         method="svd" if is_dense else "lsmr",
         loss=loss if isinstance(loss, str) else getattr(loss, "__qualname__", type(loss).__name__),
@@ -157,7 +162,6 @@ def least_squares(
         lower=None if box is None else box.lower,
         upper=None if box is None else box.upper,
     )
-    residuals = Residuals(r, start, robust, is_dense=is_dense)
     state = FitState(x, residuals.counts, scale)
     if file.resume(state):
         residuals.counts, residuals.products = state.counts, state.products

@@ -25,6 +25,7 @@ from hesse.errors import (
 )
 from hesse.methods import find_method
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.diagonal import diagonal_operator
 from hesse.optimize.box import Box
 from hesse.optimize.certificate import Certificate
 from hesse.optimize.criterion import Criterion
@@ -182,6 +183,8 @@ def minimize(
         "x0": start.domain.flatten(x0, what="x0"),
         "lower": None if box is None else box.lower,
         "upper": None if box is None else box.upper,
+        # f with a linear term has the same Hessian.
+        "gradient": None if checkpoint is None else diagonal_operator(start.flat_gradient),
     }
     file = Checkpoint(
         limits.checkpoint, start, function="minimize", **run_key, preconditioner=preconditioner

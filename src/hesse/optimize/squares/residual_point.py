@@ -57,8 +57,12 @@ class Residuals:
         return ResidualPoint(x, self, is_trial=is_trial)
 
     def evaluate(self, x: Tensor) -> Tensor:
-        """r(x), flat."""
+        """r(x), flat, counted."""
         self.counts.nfev += 1
+        return self.value(x)
+
+    def value(self, x: Tensor) -> Tensor:
+        """r(x), flat."""
         with torch.no_grad(), users_contexts():
             outputs = self._r(self.space.unflatten(x.clone()))  # r may write to its argument
         return self.codomain.flatten(outputs, what="r(x)").detach().clone()
