@@ -36,7 +36,7 @@ lint: $(VENV)/.dev  ## check style, types, layers and the length of files
 bench: $(VENV)/.bench  ## run the benchmarks
 	$(BIN)/python -m benchmarks
 
-faults: $(VENV)/.dev  ## make some 400 things go wrong and write docs/faults.md
+faults: $(VENV)/.dev  ## make some 780 things go wrong and write docs/faults.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.faults
 
 coverage: $(VENV)/.dev  ## see which rule covers which parameter and write docs/coverage.md

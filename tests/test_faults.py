@@ -4,6 +4,7 @@
 import importlib
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,17 @@ def _group(faults):
 
 # What is asked of Hesse above all: a few rows of every kind, in seconds.
 FAST = [
-    "/ trace, hutchinson", "f returns", "f writes", "a file that is", "data written to between",
+    "/ trace, hutchinson", "f returns", "f writes", "a file that is with a flipped bit",
+    "data written to between",
     "eight threads", "a loader that gives", "at a trial point / minimize, newton-cg",
+    "third call / least_squares, svd", "None at its 4th call / hesse.scipy.lbfgs",
+    "solve= gives no solution / root",
+    "the other rank has", "a file that is cut off in its tensors",
+]  # fmt: skip
+SLOW = [
+    "workers of", "a worker of", "two processes",
+    *(f"kill -9 at random moments, and the same call again / {call}"
+      for call in ("eigsh", "trace", "HessianFree", "least_squares", "minimize, lbfgs")),
 ]  # fmt: skip
 
 
@@ -69,8 +79,8 @@ def test_some_faults_again():
 
 @pytest.mark.slow
 @pytest.mark.no_cover
-def test_the_slow_faults_again_with_fewer_moments_of_kill_9():
-    code, output = run("--check", "--slow", "--moments=4")
+def test_some_slow_faults_again_with_few_moments_of_kill_9():
+    code, output = run("--check", "--slow", "--moments=3", *(f"--only={text}" for text in SLOW))
     assert code == 0, output
 
 
@@ -123,6 +133,13 @@ def test_the_rule_tells_good_from_bad(tools):
         tools, numbers=1.0, expected=2.0, status=Status.MAX_PRODUCTS, usual=Status.MAX_PRODUCTS
     )
     assert outcome(tools, usual) == "silent"  # the status is that without the fault
+    for text, verdict in (("x is no solution", "caught"), ("something else", "silent")):
+
+        def warned(text=text):
+            warnings.warn(text, UserWarning, stacklevel=1)
+            return seen(tools, numbers=1.0, expected=2.0, warning="is no solution")
+
+        assert outcome(tools, warned) == verdict
     nan = lambda: seen(tools, numbers=float("nan"), expected=1.0, rtol=0.1)  # noqa: E731
     assert outcome(tools, nan) == "silent"
 

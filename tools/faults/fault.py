@@ -92,6 +92,7 @@ class Seen:
         error: an error that came before the numbers.
         status: a status that says what happened.
         usual: the status without the fault.
+        warning: what a warning says that tells of other numbers; others do not.
     """
 
     numbers: Any = 0.0
@@ -100,6 +101,7 @@ class Seen:
     error: BaseException | None = None
     status: Status | None = None
     usual: Status | None = Status.CONVERGED
+    warning: str | None = None
 
     @property
     def is_told(self) -> bool:
@@ -195,12 +197,21 @@ def _verdict(seen: Seen, told: list[warnings.WarningMessage]) -> Outcome:
         kind = Verdict.CAUGHT if seen.status in _TELLING else Verdict.NOT_CONVERGED
         return Outcome(kind, f"status {seen.status.name}: {_sentence(seen.status.value)}")
     if not agree(seen.numbers, seen.expected, seen.rtol):
-        return Outcome(Verdict.SILENT, f"{_difference(seen)}, status {seen.status}")
+        return _told_by_a_warning(seen, told)
     says = "the same bits" if seen.rtol == 0.0 else "the same numbers"
     if told:
         first = str(told[0].message).splitlines()[0]
         return Outcome(Verdict.SURVIVED, f"{says}, and a {told[0].category.__name__}: {first}")
     return Outcome(Verdict.SURVIVED, says)
+
+
+def _told_by_a_warning(seen: Seen, told: list[warnings.WarningMessage]) -> Outcome:
+    """Whether other numbers came with the warning that tells of them."""
+    for warning in told:
+        text = str(warning.message)
+        if seen.warning is not None and seen.warning in text:
+            return Outcome(Verdict.CAUGHT, f"{warning.category.__name__}: {text}")
+    return Outcome(Verdict.SILENT, f"{_difference(seen)}, status {seen.status}")
 
 
 def _kind(error: BaseException) -> Verdict:

@@ -21,7 +21,7 @@ process of its own with a time limit. One rule gives the verdict:
 | verdict | what it means |
 |---|---|
 | refused | an error of Hesse says what is wrong with an argument, a function or a file |
-| caught | an error of Hesse, or the status of the result, says what happened |
+| caught | an error of Hesse, the status of the result or a warning says what happened |
 | not converged | the status of the result says that it is not the one asked for |
 | survived | the result is the same as without the fault; a warning is quoted |
 | passed on | the error of the user's own code reaches the caller; the next call is right |

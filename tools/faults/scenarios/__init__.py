@@ -4,7 +4,21 @@
 from __future__ import annotations
 
 from tools.faults.scenarios import products  # isort: skip
-from tools.faults.scenarios import functions, models, memory  # isort: skip
-from tools.faults.scenarios import processes, files, interrupts  # isort: skip
+from tools.faults.scenarios import functions, minimisers, least_squares  # isort: skip
+from tools.faults.scenarios import models, memory, applications  # isort: skip
+from tools.faults.scenarios import processes, ranks, files, structures, interrupts  # isort: skip
 
-__all__ = ["files", "functions", "interrupts", "memory", "models", "processes", "products"]
+__all__ = [
+    "applications",
+    "files",
+    "functions",
+    "interrupts",
+    "least_squares",
+    "memory",
+    "minimisers",
+    "models",
+    "processes",
+    "products",
+    "ranks",
+    "structures",
+]

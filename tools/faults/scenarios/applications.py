@@ -158,7 +158,7 @@ _EQUATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 }
 
 
-def _derived(make: Callable[..., Any], f: Any, **options: Any) -> Seen:
+def _derived(make: Callable[..., Any], f: Any, warning: str | None = None, **options: Any) -> Seen:
     """The solution, and the gradient of its sum of squares."""
     x = make(f, torch.zeros(6, dtype=DOUBLE), rtol=1e-10, warm_start=False, **options)
     l = _L.clone().requires_grad_()
@@ -166,7 +166,8 @@ def _derived(make: Callable[..., Any], f: Any, **options: Any) -> Seen:
     found.square().sum().backward()
     right = _L.clone().requires_grad_()
     _exact(right).square().sum().backward()
-    return Seen([found, l.grad], [_exact(_L), right.grad], 1e-5, status=x.report.adjoint_status)
+    return Seen([found, l.grad], [_exact(_L), right.grad], 1e-5, status=x.report.adjoint_status,
+                warning=warning)  # fmt: skip
 
 
 for _what, _make in _CHANGES.items():
@@ -197,7 +198,7 @@ for _what, _solve in _SOLVES.items():
             Happened.now()
             return solve(x0, l)
 
-        return _derived(*equation, solve=given)
+        return _derived(*equation, "is no solution", solve=given)
 
 
 @fault(_GROUP, "a map that does not contract", "fixed_point")

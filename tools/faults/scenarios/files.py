@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import hesse
 from hesse import checkpoint
 from hesse.saving import tensor_file
 from tools.faults.fault import Happened, Seen, fault
+from tools.faults.scenarios.applications import influences
 from tools.faults.scenarios.calls import DOUBLE, definite, randn, seeded
+from tools.faults.scenarios.minimisers import METHODS
 from tools.faults.scenarios.models import batches, network
 
 _GROUP = "Checkpoints"
@@ -50,15 +53,35 @@ def solution(path: Any, **options: Any) -> list[Tensor]:
     return [result.x, torch.tensor(result.products), torch.tensor(result.history)]
 
 
-def minimum(path: Any, **options: Any) -> list[Tensor]:
+_START = torch.tensor([-1.2, 1.0] * 5, dtype=DOUBLE)
+
+
+def minimum(path: Any, method: Any = "auto", f: Any = None, **options: Any) -> list[Tensor]:
     """A minimum, with a checkpoint."""
-    start = torch.tensor([-1.2, 1.0] * 5, dtype=DOUBLE)
-    result = hesse.minimize(_rosenbrock, start, checkpoint=path, **options)
+    f = _rosenbrock if f is None else f
+    result = hesse.minimize(f, _START, method, checkpoint=path, **options)
     return [result.x, torch.tensor([result.nit, result.nhev])]
 
 
+def _valleys(x: Tensor) -> Tensor:
+    return torch.cat([10 * (x[1:] - x[:-1] ** 2), 1 - x[:-1]])
+
+
 def _rosenbrock(x: Tensor) -> Tensor:
-    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+    return _valleys(x).square().sum()
+
+
+def fit(path: Any, r: Any = _valleys, **options: Any) -> list[Tensor]:
+    """Least squares, with a checkpoint."""
+    result = hesse.least_squares(r, _START, checkpoint=path, **options)
+    return [result.x, torch.tensor(result.nit)]
+
+
+def scores(path: Any, **options: Any) -> list[Tensor]:
+    """Influences, with a checkpoint."""
+    with hesse.deterministic():
+        found = influences(path, **options)
+    return [torch.zeros(0) if found.scores is None else found.scores]
 
 
 def trained(path: Any, steps: int = 6) -> list[Tensor]:
@@ -76,6 +99,9 @@ RUNS: dict[str, Callable[..., list[Tensor]]] = {
     "solve, cg": solution,
     "minimize": minimum,
     "HessianFree": trained,
+    **{f"minimize, {m}": partial(minimum, method=m) for m in METHODS if m != "trust-cg"},
+    "least_squares": fit,
+    "influence": scores,
 }
 
 # -- Where nothing can be written ------------------------------------------------------------------
@@ -162,7 +188,14 @@ def _newer(data: bytes) -> bytes:
     return data.replace(old, new)
 
 
-_DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+# The same calls, which end early.
+_READERS: dict[str, tuple[Callable[..., Any], dict[str, int]]] = {
+    "eigsh": (eigenvalues, {"max_products": 60}),
+    "minimize, lbfgs": (partial(minimum, method="lbfgs"), {"max_iterations": 10}),
+    "least_squares": (fit, {"max_iterations": 5}),
+    "influence": (scores, {"max_products": 20}),
+}
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda data: b"",
     "cut off in its header": lambda data: data[:200],
     "cut off in its tensors": lambda data: data[:-1000],
@@ -173,32 +206,33 @@ _DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "of a newer version": _newer,
     "of zeros": lambda data: bytes(len(data)),
 }
-for _what, _damage in _DAMAGES.items():
+for _what, _damage in DAMAGES.items():
 
-    @fault(_GROUP, f"a file that is {_what}", "eigsh")
-    def damaged(damage: Any = _damage) -> Seen:
+    @fault(_GROUP, f"a file that is {_what}", _READERS)
+    def damaged(reader: Any, damage: Any = _damage) -> Seen:
         """Refused, and left as it is."""
-        eigenvalues("run", max_products=60)
+        run, limits = reader
+        run("run", **limits)
         data = damage(Path("run").read_bytes())
         Path("run").write_bytes(data)
         Happened.now()
-        return Seen(eigenvalues("run"), eigenvalues(None))
+        return Seen(run("run"), run(None))
 
 
-@fault(_GROUP, "a safetensors file of a model", "eigsh")
-def foreign() -> Seen:
+@fault(_GROUP, "a safetensors file of a model", _READERS)
+def foreign(reader: Any) -> Seen:
     """A file of something else."""
     save_file({"weight": torch.ones(3)}, "run")
     Happened.now()
-    return Seen(eigenvalues("run"), eigenvalues(None))
+    return Seen(reader[0]("run"), reader[0](None))
 
 
-@fault(_GROUP, "a pickle", "eigsh")
-def pickled() -> Seen:
+@fault(_GROUP, "a pickle", _READERS)
+def pickled(reader: Any) -> Seen:
     """A file of torch.save."""
     torch.save({"state": torch.ones(3)}, "run")
     Happened.now()
-    return Seen(eigenvalues("run"), eigenvalues(None))
+    return Seen(reader[0]("run"), reader[0](None))
 
 
 _OTHERS: dict[str, Callable[[], Any]] = {
@@ -216,6 +250,26 @@ for _what, _other in _OTHERS.items():
         other()
         Happened.now()
         return Seen(eigenvalues("run"), eigenvalues(None))
+
+
+_RUNS_OF_OTHERS: dict[str, tuple[Callable[[], Any], Callable[..., Any]]] = {
+    "minimize, with the file of another method": (
+        lambda: minimum("run", "trust-krylov", max_iterations=5), partial(minimum, method="lbfgs")),
+    "minimize, with the file of another f": (
+        lambda: minimum("run", f=lambda x: (x**4).sum(), max_iterations=3), minimum),
+    "least_squares, with the file of another r": (
+        lambda: fit("run", lambda x: _valleys(x) + 1.0, max_iterations=3), fit),
+    "influence, with the file of another damping": (
+        lambda: influences("run", damping=0.5, max_products=20), scores),
+}  # fmt: skip
+
+
+@fault(_GROUP, "a checkpoint of another run", _RUNS_OF_OTHERS)
+def other_question(pair: Any) -> Seen:
+    """Refused, as above."""
+    pair[0]()
+    Happened.now()
+    return Seen(pair[1]("run"), pair[1](None))
 
 
 @fault(_GROUP, "two processes that save to one file", "eigsh", slow=True)

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 import hesse
-from hesse.errors import Status
 from tools.faults.fault import Happened, Injected, Seen, error_of, fault
-from tools.faults.scenarios.calls import DOUBLE, randn, seeded
+from tools.faults.scenarios.calls import DOUBLE, randn
 
-_GROUP, _MINIMISE = "Functions", "Minimisation"
+_GROUP = "Functions"
 _X, _V = randn(20), randn(20, seed=1)
 
 
@@ -156,7 +155,7 @@ def nan_direction(way: str) -> Seen:
     return Seen(H @ v, _product(), 1e-10)
 
 
-_RAISED: dict[str, Callable[[], BaseException]] = {
+RAISED: dict[str, Callable[[], BaseException]] = {
     "an error of the user's": lambda: Injected("a fault of the user's"),
     "RuntimeError": lambda: RuntimeError("a fault of the user's"),
     "ValueError": lambda: ValueError("a fault of the user's"),
@@ -165,7 +164,7 @@ _RAISED: dict[str, Callable[[], BaseException]] = {
     "torch.OutOfMemoryError": lambda: torch.OutOfMemoryError("out of memory"),
     "RecursionError": lambda: RecursionError("too deep"),
 }
-for _what, _make in _RAISED.items():
+for _what, _make in RAISED.items():
 
     @fault(_GROUP, f"f raises {_what} at its first call", "hessian_operator(f, x) @ v")
     def raises_first(make: Any = _make) -> Seen:
@@ -185,7 +184,7 @@ def _raises(make: Callable[[], BaseException], at: int) -> Seen:
         calls.append(1)
         if len(calls) == at:
             Happened.now()
-            raise _marked(make())
+            raise marked(make())
         return quartic(y)
 
     H = hesse.hessian_operator(f, _X, mode="traced-split")
@@ -198,100 +197,13 @@ def _raises(make: Callable[[], BaseException], at: int) -> Seen:
     return Seen(H @ _V, _product(4 * _X), 1e-10, error=error)
 
 
-def _marked(error: BaseException) -> BaseException:
+def marked(error: BaseException) -> BaseException:
+    """The error as one of the user's own."""
     error.injected = True  # type: ignore[attr-defined]
     return error
 
 
-# -- Minimisation ----------------------------------------------------------------------------------
-
-
-def _minimise(f: Any, x: Tensor | None = None, **options: Any) -> Seen:
-    start = torch.full((6,), 2.0, dtype=DOUBLE) if x is None else x
-    result = hesse.minimize(f, start, **options)
-    return Seen(result.x, torch.zeros(6, dtype=DOUBLE), 1.0, status=result.status)
-
-
-def _at_trial(make: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A function that is something else at its third call, a trial point."""
-    calls: list[int] = []
-
-    def f(x: Tensor) -> Tensor:
-        calls.append(1)
-        if len(calls) == 3:
-            Happened.now()
-            return make(x)
-        return torch.log1p(x**2).sum() + 0.1 * (x**2).sum()
-
-    return f
-
-
-_METHODS = {f"minimize, {m}": m for m in ("newton-cg", "trust-cg")}
-_TRIALS: dict[str, Callable[[Tensor], Any]] = {
-    "is NaN": lambda x: x.sum() * math.nan,
-    "is infinite": lambda x: x.sum() * 0 + math.inf,
-}
-for _what, _trial in _TRIALS.items():
-
-    @fault(_MINIMISE, f"f {_what} at a trial point", _METHODS)
-    def bad_trial(method: str, trial: Any = _trial) -> Seen:
-        """The trial is rejected."""
-        result = hesse.minimize(_at_trial(trial), torch.full((6,), 2.0, dtype=DOUBLE), method)
-        return Seen(result.jac.norm() < 1e-6, torch.tensor(True), status=result.status)
-
-
-for _what, _make in _RAISED.items():
-
-    @fault(_MINIMISE, f"f raises {_what} at a trial point", _METHODS)
-    def raising_trial(method: str, make: Any = _make) -> Seen:
-        """Rejected where f is not defined, passed on where it is a fault."""
-
-        def trial(x: Tensor) -> Tensor:
-            raise _marked(make())
-
-        start = torch.full((6,), 2.0, dtype=DOUBLE)
-        results: list[Any] = []
-        error = error_of(lambda: results.append(hesse.minimize(_at_trial(trial), start, method)))
-        if error is not None:
-            return Seen(start, torch.full((6,), 2.0, dtype=DOUBLE), error=error)
-        return Seen(results[0].jac.norm() < 1e-6, torch.tensor(True), status=results[0].status)
-
-
-@fault(_MINIMISE, "f has no minimum", _METHODS)
-def unbounded(method: str) -> Seen:
-    """f falls without end."""
-    Happened.now()
-    result = hesse.minimize(lambda x: (x - x**3).sum(), torch.ones(6, dtype=DOUBLE), method)
-    return Seen(0.0, 1.0, status=result.status)
-
-
-@fault(_MINIMISE, "x0 is a saddle point", _METHODS)
-def saddle(method: str) -> Seen:
-    """The gradient vanishes at the start."""
-    Happened.now()
-    result = hesse.minimize(lambda x: (x**4 - x**2).sum(), torch.zeros(6, dtype=DOUBLE), method)
-    return Seen(result.fun, -1.5, 1e-6, status=result.status)
-
-
-@fault(_MINIMISE, "f is not finite at x0", _METHODS)
-def bad_start(method: str) -> Seen:
-    """The start is outside of the domain."""
-    Happened.now()
-    hesse.minimize(lambda x: torch.log(x).sum(), -torch.ones(6, dtype=DOUBLE), method)
-    return Seen(0.0, 1.0)
-
-
-@fault(_MINIMISE, "a preconditioner that is not positive definite", _METHODS)
-def indefinite_preconditioner(method: str) -> Seen:
-    """A preconditioner with negative eigenvalues."""
-    Happened.now()
-    d = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0], dtype=DOUBLE)
-    result = hesse.minimize(
-        lambda x: (x**4).sum() + (x**2).sum(), torch.full((6,), 2.0, dtype=DOUBLE), method,
-        preconditioner=hesse.diagonal_operator(d),
-    )  # fmt: skip
-    return Seen(result.jac.norm() < 1e-6, torch.tensor(True), status=result.status)
-
+# -- Preconditioners -------------------------------------------------------------------------------
 
 _BAD = {
     "not positive definite": lambda r: r * torch.linspace(-1, 1, 20, dtype=DOUBLE),
@@ -330,6 +242,3 @@ def bad_generator(name: str) -> Seen:
         return Seen(hesse.eigsh(A, 2, generator=generator).values, torch.ones(2), 1e-6)
     A = hesse.function_operator(lambda v: v + 0, 50, dtype=DOUBLE)
     return Seen(hesse.trace(A, method="hutchinson", generator=generator).value, 50.0, 1e-6)
-
-
-__all__ = ["Status", "quartic", "seeded"]

@@ -11,14 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import hesse
-from hesse import checkpoint
+from hesse import apps, checkpoint
 from hesse.errors import Status
 from hesse.saving import tensor_file
-from tools.faults.fault import Happened, Seen, agree, fault
+from tools.faults.fault import Happened, Seen, agree, error_of, fault
 from tools.faults.runner import kill_after
 from tools.faults.scenarios import settings
-from tools.faults.scenarios.files import RUNS, minimum, trained
+from tools.faults.scenarios.applications import START, chain, energy, influences
+from tools.faults.scenarios.calls import DOUBLE
+from tools.faults.scenarios.files import RUNS, scores, trained
+from tools.faults.scenarios.models import batches
 
 _GROUP = "Ctrl-C and kill -9"
 
@@ -108,23 +113,67 @@ def interrupted(call: Callable[..., Any]) -> Seen:
     return Seen(_numbers(rest), _numbers(whole), status=broken.status, usual=whole.status)
 
 
-@fault(_GROUP, "Ctrl-C in an iteration, and the same call again", "minimize")
-def interrupted_minimum() -> Seen:
-    """As above."""
-    interrupt, statuses = _Interrupt(12), []
+_ITERATIONS = {name: run for name, run in RUNS.items() if name.startswith(("minimize", "least"))}
+
+
+@fault(_GROUP, "Ctrl-C in an iteration, and the same call again", _ITERATIONS)
+def interrupted_minimum(run: Callable[..., Any]) -> Seen:
+    """The call ends in spite of Ctrl-C, and the rest comes to the same bits."""
+    interrupt = _Interrupt(6)
 
     def callback(state: Any) -> None:
         interrupt()
 
-    whole = minimum(None)
-    statuses.append(_status_of(lambda: minimum("run", callback=callback)))
-    return Seen(minimum("run"), minimum("other") if whole else None, status=statuses[0])
+    run("run", callback=callback)
+    return Seen(run("run"), run(None), status=Status.INTERRUPTED)
 
 
-def _status_of(call: Callable[[], Any]) -> Status:
-    """INTERRUPTED if a call ends in spite of Ctrl-C, as it should."""
-    call()
-    return Status.INTERRUPTED
+class _InterruptedLoader:
+    """Data whose loader is interrupted in a later sweep."""
+
+    def __init__(self) -> None:
+        self.interrupt = _Interrupt(8)
+
+    def __iter__(self) -> Any:
+        self.interrupt()
+        yield from batches()
+
+
+@fault(_GROUP, "Ctrl-C in a product, and the same call again", "influence")
+def interrupted_influence() -> Seen:
+    """As above, in a sweep of the data."""
+    data = _InterruptedLoader()
+    found: list[Any] = []
+    error = error_of(lambda: found.append(influences("run", data=data)))
+    if isinstance(error, KeyboardInterrupt):
+        error.injected = True  # type: ignore[attr-defined]
+    status = found[0].solution.status if found else None
+    return Seen(scores("run", data=data), scores(None), error=error, status=status)
+
+
+_SEARCHES: dict[str, Callable[..., Any]] = {
+    "saddle": lambda **o: apps.saddle(energy, START, rigid="none", **o),
+    "modes": lambda **o: apps.modes(
+        chain, torch.zeros(40, dtype=DOUBLE), k=2, rigid="none", max_products=500, **o
+    ),
+}
+
+
+@fault(_GROUP, "Ctrl-C in an iteration, and the next call", _SEARCHES)
+def interrupted_search(search: Callable[..., Any]) -> Seen:
+    """The status says so; the next call is right."""
+    interrupt = _Interrupt(1)
+
+    def callback(state: Any) -> None:
+        interrupt()
+
+    broken, again, whole = search(callback=callback), search(), search()
+    ours, theirs = (_found(result) for result in (again, whole))
+    return Seen(ours, theirs, 1e-8, status=broken.status, usual=whole.status)
+
+
+def _found(result: Any) -> Any:
+    return result.eigenvalues if hasattr(result, "eigenvalues") else result.x
 
 
 @fault(_GROUP, "Ctrl-C in a step, and the next step", "HessianFree")

@@ -112,7 +112,6 @@ _DIFFERENCES: dict[str, Callable[[int, Any], Any]] = {
     "other parameters": lambda rank, ranks: _made(rank, ranks, scale=1.0 + 1e-12 * rank),
     "another weight_decay": lambda rank, ranks: _made(rank, ranks, weight_decay=0.1 * (1 + rank)),
     "another vector": lambda rank, ranks: _made(rank, ranks) @ _vector(rank),
-    "no data": lambda rank, ranks: _made(rank, ranks, data=[] if rank else None) @ _vector(0),
 }
 
 
@@ -134,3 +133,16 @@ for _what, _job in _DIFFERENCES.items():
         Happened.now()
         _with_other(job)
         return Seen(0.0, 1.0)
+
+
+@fault(_GROUP, "the other rank has no data", "hessian_operator(risk, params) @ v")
+def no_data() -> Seen:
+    """The data of this rank are all there are."""
+
+    def job(rank: int, ranks: Any) -> Tensor:
+        return _made(rank, ranks, data=[] if rank else None) @ _vector(0)
+
+    Happened.now()
+    risk = hesse.Risk(network(), nn.MSELoss(), _half(0))
+    alone = hesse.hessian_operator(risk, risk.params) @ _vector(0)
+    return Seen(_with_other(job), alone, 1e-10)
