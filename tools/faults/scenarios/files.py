@@ -176,9 +176,9 @@ for _what, _place in _PLACES.items():
 # -- Files that are not what they should be --------------------------------------------------------
 
 
-def _flipped(data: bytes, place: float) -> bytes:
+def _flipped(data: bytes, place: int) -> bytes:
     changed = bytearray(data)
-    changed[int(place * len(data))] ^= 4
+    changed[place] ^= 4
     return bytes(changed)
 
 
@@ -199,8 +199,8 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda data: b"",
     "cut off in its header": lambda data: data[:200],
     "cut off in its tensors": lambda data: data[:-1000],
-    "with a flipped bit in its header": lambda data: _flipped(data, 0.002),
-    "with a flipped bit in a tensor": lambda data: _flipped(data, 0.7),
+    "with a flipped bit in its header": lambda data: _flipped(data, 45),
+    "with a flipped bit in a tensor": lambda data: _flipped(data, -20),
     "longer than it was": lambda data: data + bytes(100),
     "text": lambda data: b"not a checkpoint\n" * 100,
     "of a newer version": _newer,
