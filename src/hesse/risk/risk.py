@@ -134,8 +134,7 @@ class Risk(OneLine):
             self._weighting: Weighting | None = None
             self._plain = self
         self.share = Share.of(self.data, ranks, self.weight_decay, self._averages)
-        with alike(ranks):
-            self._check_on(self._first)
+        self._check_on(self._first)
 
     def __repr__(self) -> str:
         n, model = self.num_summands, getattr(self.model, "__name__", type(self.model).__name__)
@@ -205,8 +204,7 @@ class Risk(OneLine):
         """
         other = self.unchecked_on(data, weight)
         if other.share.has_several:
-            with alike(self.ranks):
-                other._check_on(other._first)
+            other._check_on(other._first)
         return other
 
     def unchecked_on(self, data: Any, weight: Weight | None = None) -> Risk:
@@ -261,11 +259,12 @@ class Risk(OneLine):
         tensor(0.5000)
         """
         plain = self._plain
+        params = self.share.whole(plain.params)
         with alike(self.ranks):
             weights = selection.checked_weights(weights, selection.total_examples(plain.data))
             weighting = None
             for first in plain._first:
-                weighting = Weighting.of(plain.loss_of, plain.params, first, plain.loss_name)
+                weighting = Weighting.of(plain.loss_of, params, first, plain.loss_name)
             data = selection.WithWeights(plain.data, weights)
             weigh, known = ignoring_weights(plain.data.weight), ignoring_weights(plain.data.known)
             held = list(data) if plain.holds_data else data
@@ -391,9 +390,11 @@ class Risk(OneLine):
 
     def _check_on(self, batches: list[Batch]) -> None:
         """Test model and loss on these batches: now if the parameters are known, or later."""
-        self._unchecked = batches
-        if next(tensors(self._params), None) is not None:  # not all frozen
-            self.check_at(self._params)
+        whole = self.share.whole(self._params)
+        with alike(self.ranks):
+            self._unchecked = batches
+            if next(tensors(whole), None) is not None:  # not all frozen
+                self.check_at(whole)
 
 
 def _one(inputs: Any, targets: Any) -> float:
