@@ -15,7 +15,7 @@ import hesse
 from hesse.ranks import Ranks
 
 SIZE = 3
-TIMEOUT = datetime.timedelta(seconds=30)
+TIMEOUT = datetime.timedelta(seconds=20)
 EXAMPLES = 23
 
 
@@ -40,7 +40,7 @@ class Pool:
             pipe.send((job, size, args))
         answers = []
         for pipe in self.pipes[:size]:
-            assert pipe.poll(90), "a rank does not answer"
+            assert pipe.poll(180), "a rank does not answer"
             answers.append(pipe.recv())
         failures = [text for failed, text in answers if failed]
         assert not failures, "\n".join(failures)

@@ -178,7 +178,7 @@ class Shards:
         packed, at = rows.new_zeros(len(rows), self.width), 0
         for cut, cell in self._cells(packed):
             part = cut.part(self.rank)
-            here = rows[:, at : at + math.prod(part)].reshape(-1, *part)
+            here = rows[:, at : at + math.prod(part)].reshape(len(rows), *part)
             cell.narrow(cut.dim + 1, 0, part[cut.dim]).copy_(here)
             at += math.prod(part)
         return packed.view(-1)
@@ -189,7 +189,9 @@ class Shards:
         if all(cut.is_even for cut in self.cuts):
             return packed
         parts = [
-            cell.narrow(cut.dim + 1, 0, cut.part(self.rank)[cut.dim]).reshape(k, -1)
+            cell.narrow(cut.dim + 1, 0, cut.part(self.rank)[cut.dim]).reshape(
+                k, math.prod(cut.part(self.rank))
+            )
             for cut, cell in self._cells(packed)
         ]
         return torch.cat(parts, dim=1)

@@ -349,6 +349,10 @@ class Space(OneLine, WholeVectors):
         space, ranks = other if self.is_flat else self, self.ranks or other.ranks
         return space if space.ranks is ranks else replace(space, ranks=ranks)
 
+    def in_dtype(self, dtype: torch.dtype) -> Space:
+        """The space of the same vectors in another dtype."""
+        return replace(self, dtype=dtype, dtypes=(dtype,) * len(self.dtypes))
+
     def first_bad_name(self, vector: Tensor) -> str | None:
         """Name of the first leaf of a flat vector that holds NaN or Inf, or None."""
         for name, part in zip(self.names, vector.split(self.sizes), strict=True):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hesse.ranks import Ranks
 from hesse.vectors.checks import check_finite
-from hesse.vectors.inner_products import dot, dots, norm
+from hesse.vectors.inner_products import dot, dots, largest, norm
 from hesse.vectors.random import Draw, Stream, normal_entries, random_signs
 from hesse.vectors.shards import Shards
 
@@ -113,6 +113,17 @@ class WholeVectors:
         table = self.ranks.gather_rows(self.shards.pack(rows))
         return self.shards.assemble(table, len(rows))
 
+    def part(self, whole: Tensor) -> Tensor:
+        """The entries of this process (size,) of a whole vector (n,)."""
+        if self.shards is None:
+            return whole
+        return self.shards.take(lambda start, stop: whole[start:stop])
+
+    def constant(self, v: Tensor) -> float | None:
+        """The number that all entries of a flat vector are; None if they differ."""
+        smallest, largest = self.extremes(v)
+        return largest if smallest == largest else None
+
     def total(self, part: Tensor) -> Tensor:
         """The sum over the processes that share vectors of what each computed of its entries."""
         if self.shards is None:
@@ -208,7 +219,17 @@ class WholeVectors:
         >>> Space.flat(2).norm(torch.tensor([3.0, 4.0]))
         5.0
         """
-        return math.hypot(*(part for (part,) in self._gathered(norm(v))))
+        return self.norms(v)[0]
+
+    def norms(self, *vectors: Tensor) -> list[float]:
+        """The norms of several flat vectors, such as the rows of a basis, in one reduction.
+
+        >>> from hesse.vectors import Space
+        >>> Space.flat(2).norms(*torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+        [5.0, 1.0]
+        """
+        parts = self._gathered(*map(norm, vectors))
+        return [math.hypot(*part) for part in zip(*parts, strict=True)]
 
     def column_norms(self, block: Tensor) -> Tensor:
         """The norms of the columns of a block (n, k): (k,), float64, on the CPU.
@@ -232,6 +253,15 @@ class WholeVectors:
         here = (float(v.min()), float(v.max())) if len(v) else (math.inf, -math.inf)
         smallest, largest = zip(*self._gathered(*here), strict=True)
         return min(smallest), max(largest)
+
+    def largest(self, *vectors: Tensor) -> list[float]:
+        """The largest entry in magnitude of several vectors or blocks, without a copy.
+
+        >>> from hesse.vectors import Space
+        >>> Space.flat(2).largest(torch.tensor([1.0, -3.0]), torch.zeros(2))
+        [3.0, 0.0]
+        """
+        return [max(part) for part in zip(*self._gathered(*map(largest, vectors)), strict=True)]
 
     def any(self, v: Tensor) -> bool:
         """Whether an entry of a vector, a block or a mask of its shape is not zero.

@@ -67,7 +67,7 @@ def jacobi(
     if d is None:
         d, products = _estimate(A, probes, generator)
     size = d.abs()
-    largest = float(size.max())
+    _, largest = A.domain.extremes(size)
     if not 0.0 < largest < float("inf"):
         raise OperatorError(
             expected="a diagonal that is finite and not zero",
