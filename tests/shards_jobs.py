@@ -6,6 +6,7 @@ from torch import nn
 import hesse
 from hesse.distributed import shard
 from hesse.testing import CountingOperator
+from hesse.vectors.space import Space
 
 EXAMPLES, INPUTS = 24, 6
 
@@ -282,3 +283,15 @@ def audited(place, layout, names):
     """What each of these gives on shards."""
     problem = Problem(layout, place)
     return {name: {**AUDIT, **EXACT}[name](problem) for name in names}
+
+
+def drawn(place):
+    """Long random vectors of a space whose leaves are cut along several dimensions."""
+    from torch.distributed.tensor import Shard
+
+    whole = {"a": torch.zeros(30_000, 3), "b": torch.zeros(7), "c": torch.zeros(3, 25_000)}
+    parts = shard(whole, mesh(place))
+    parts["c"] = parts["c"].redistribute(placements=[Shard(1)])
+    space = Space.of(parts, ranks=place.ranks())
+    draws = {"normal": space.gaussian, "signs": space.rademacher}
+    return {name: space.whole(draw(seed())[None])[0] for name, draw in draws.items()}

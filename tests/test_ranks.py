@@ -93,7 +93,8 @@ def test_a_product_is_one_reduction_whatever_the_batches(pool, split, kind):
     p, n = SIZES[split], len(vector())
     slots = 4 * p
     for traffic in pool.run(jobs.traffic, split, kind, size=p):
-        assert traffic == [[n + slots], [5 * n + slots], [n + slots], [1 + slots]]
+        numbers = [n + slots, 5 * n + slots, n + slots, 1 + slots]
+        assert traffic == [[{"all-reduce": 1}, {"all-reduce": count}] for count in numbers]
 
 
 # -- Faults ----------------------------------------------------------------------------------------

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hesse.errors import ArgumentError, NonFiniteError, OperatorError, ShapeError
+from hesse.errors import NonFiniteError, OperatorError, ShapeError
 from hesse.operators.protocol import OperatorProtocol
-from hesse.vectors.space import Space
 
 
 def check_square(A: OperatorProtocol) -> None:
@@ -18,16 +17,6 @@ def check_square(A: OperatorProtocol) -> None:
             expected="a square operator",
             got=f"shape {A.shape}",
             remedy="Use A.T @ A or A @ A.T.",
-        )
-
-
-def check_whole(space: Space, what: str, remedy: str) -> None:
-    """Raise for sharded vectors, where there is no `what`; `remedy` is what to take instead."""
-    if space.shards is not None:
-        raise ArgumentError(
-            expected="vectors that are whole in each process",
-            got=f"sharded ones, of which there are no {what}",
-            remedy=f"Take {remedy} instead.",
         )
 
 

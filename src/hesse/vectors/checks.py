@@ -158,6 +158,16 @@ def check_same_shards(one: Shards | None, other: Shards | None) -> None:
     )
 
 
+def check_whole(shards: Shards | None, what: str, remedy: str) -> None:
+    """Raise for sharded vectors, where there is no `what`."""
+    if shards is not None:
+        raise StructureError(
+            expected=f"vectors that are whole in each process, for {what}",
+            got="vectors that are sharded over processes",
+            remedy=remedy,
+        )
+
+
 def check_finite(what: str, is_finite: bool) -> None:
     """Raise unless a vector was found finite."""
     if not is_finite:

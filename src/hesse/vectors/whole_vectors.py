@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hesse.ranks import Ranks
-from hesse.vectors.checks import check_finite
+from hesse.vectors.checks import check_finite, check_whole
 from hesse.vectors.inner_products import dot, dots, largest, norm
 from hesse.vectors.random import Draw, Stream, normal_entries, random_signs
 from hesse.vectors.shards import Shards
@@ -280,7 +280,11 @@ class WholeVectors:
         False
         """
         here = math.isfinite(float(v.sum())) or bool(torch.isfinite(v).all())
-        return all(part for (part,) in self._gathered(here))
+        return not any(is_bad for (is_bad,) in self._gathered(not here))
+
+    def check_whole(self, what: str, remedy: str) -> None:
+        """Raise for sharded vectors, for which there is no `what`; `remedy` says what to do."""
+        check_whole(self.shards, what, remedy)
 
     def check_finite(self, v: Tensor, what: str = "v") -> Tensor:
         """A vector or block itself; raises NonFiniteError, which says `what`, for NaN or Inf."""

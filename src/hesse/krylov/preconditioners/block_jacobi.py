@@ -14,7 +14,7 @@ from hesse.boundary import public
 from hesse.errors import OperatorError, check_count, check_not_empty
 from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.operators.algebra import LinearOperator
-from hesse.operators.checks import check_finite_products, check_symmetric, check_whole
+from hesse.operators.checks import check_finite_products, check_symmetric
 from hesse.operators.dense import aslinearoperator
 from hesse.vectors.rows import stacked
 from hesse.vectors.space import Space
@@ -68,7 +68,7 @@ def block_jacobi(
     A = aslinearoperator(A)
     check_symmetric(A)
     check_not_empty(A.shape)
-    check_whole(A.domain, "blocks of rows and columns", "preconditioner='jacobi' or 'nystrom'")
+    A.domain.check_whole("blocks", "Take preconditioner='jacobi' or 'nystrom'.")
     size = check_count("size", size, 1)
     index = _pieces(A.domain, size)
     n, largest = A.domain.n, index.shape[1]

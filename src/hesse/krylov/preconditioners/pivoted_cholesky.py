@@ -12,12 +12,7 @@ from hesse.krylov.preconditioners.deflation import deflation
 from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.krylov.rounding import unit_roundoff
 from hesse.operators.algebra import LinearOperator
-from hesse.operators.checks import (
-    check_finite_products,
-    check_symmetric,
-    check_whole,
-    not_semidefinite,
-)
+from hesse.operators.checks import check_finite_products, check_symmetric, not_semidefinite
 from hesse.operators.dense import aslinearoperator
 from hesse.vectors.space import Tree
 
@@ -61,7 +56,7 @@ def pivoted_cholesky(
     A = aslinearoperator(A)
     check_symmetric(A)
     check_not_empty(A.shape)
-    check_whole(A.domain, "pivots", "preconditioner='nystrom'")
+    A.domain.check_whole("pivots", "Take preconditioner='nystrom'.")
     rank = check_count("rank", rank, 1)
     check_tolerances(damping=damping)
     d = A._diagonal() if diagonal is None else A.domain.enter(diagonal, what="d")[0]
