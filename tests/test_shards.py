@@ -91,10 +91,10 @@ def test_modules_of_fully_shard_are_taken_and_trained_on(pool, size, at_once):
 
 @distributed
 def test_modules_that_are_sharded_otherwise_are_refused(pool):
-    for found in pool.run(fsdp.refusals):
-        assert "group=mesh" in found["no group"][1]
-        assert "tensor parallelism" in found["tensor parallel"][1]
-        assert "HSDP" in found["two dimensions"][1]
+    found = pool.run(fsdp.refusals)
+    for words in ("group=mesh", "tensor parallelism", "HSDP"):
+        assert sum(words in text for _, text in found[0].values()) == 1
+    assert all(kind.endswith("Error") for each in found for kind, _ in each.values())
 
 
 # -- Communication ---------------------------------------------------------------------------------
@@ -117,10 +117,9 @@ def test_a_product_is_one_gather_and_one_scatter(pool, size):
 @distributed
 def test_reductions_of_a_step_are_few(pool):
     (found, _), _ = pool.run(faults.traffic, size=2)
-    calls = found["cg"][0]
-    assert calls["all-reduce"] <= 2.6 * calls["all-gather"]
-    calls = found["lanczos"][0]
-    assert calls["all-reduce"] <= 4.5 * calls["all-gather"]
+    for method, most in (("cg", 3), ("lanczos", 4.2)):  # with those at the start and the end
+        calls = found[method][0]
+        assert calls["all-reduce"] <= most * calls["all-gather"]
 
 
 # -- Faults ----------------------------------------------------------------------------------------

@@ -29,7 +29,8 @@ def solve_scaled(method: Method | Auto, system: System) -> Solution:
     """
     if not method.is_homogeneous:
         return method.solve_system(system)
-    t = usual_scale(*system.A.codomain.largest(system.b), system.A.dtype)
+    (size,) = system.A.codomain.largest(system.b)
+    t = usual_scale(size, system.A.dtype)
     before = system.run.before
 
     def solve(A: LinearOperator, s: float, lost: int) -> Solution:

@@ -8,6 +8,7 @@ each. They give the same result in each process, so that all processes take the 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -184,6 +185,21 @@ class WholeVectors:
         if self.shards is None:
             return here
         return self.total(torch.tensor(here, dtype=torch.float64)).tolist()
+
+    def measure(
+        self, pairs: Sequence[tuple[Tensor, Tensor]], vectors: Sequence[Tensor]
+    ) -> tuple[list[float], list[float]]:
+        """The inner products of pairs, and the norms of vectors, in one reduction.
+
+        >>> from hesse.vectors import Space
+        >>> u, v = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+        >>> Space.flat(2).measure([(u, v)], [v])
+        ([11.0], [5.0])
+        """
+        here = [*(dot(u, v) for u, v in pairs), *map(norm, vectors)]
+        parts = list(zip(*self._gathered(*here), strict=True))
+        k = len(pairs)
+        return [math.fsum(part) for part in parts[:k]], [math.hypot(*part) for part in parts[k:]]
 
     def inners(self, basis: Tensor, v: Tensor) -> Tensor:
         """The inner products of the rows of a basis with v or with its rows, in their dtype.
