@@ -221,7 +221,7 @@ def _others(p):
     return {
         "fisher": p.whole(fisher @ v),
         "moment": p.whole(moment @ v),
-        "budget": p.whole(hesse.ggn_operator(p.risk, p.params, memory_budget="20MB") @ v),
+        "budget": p.whole(hesse.ggn_operator(p.risk, p.params, memory_budget="none") @ v),
         "block": block.domain.whole((block @ v[: block.domain.size])[None]),
     }
 
@@ -270,11 +270,11 @@ AUDIT = {
 
 # From all columns, or from structure.
 EXACT = {
-    "trace": _counted(_estimate(hesse.trace)),
-    "diagonal": _counted(_estimate(hesse.diagonal, is_vector=True), "hessian"),
-    "norm": _counted(_estimate(hesse.norm)),
-    "logdet": _counted(_estimate(hesse.logdet, shift=1.0)),
-    "count": _counted(_estimate(hesse.count_eigenvalues, 0.06, 10.0)),
+    "exact trace": _counted(_estimate(hesse.trace)),
+    "exact diagonal": _counted(_estimate(hesse.diagonal, is_vector=True), "hessian"),
+    "exact norm": _counted(_estimate(hesse.norm)),
+    "exact logdet": _counted(_estimate(hesse.logdet, shift=1.0)),
+    "exact count": _counted(_estimate(hesse.count_eigenvalues, 0.06, 10.0)),
     "structured": _structured,
 }
 
