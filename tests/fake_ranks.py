@@ -23,7 +23,7 @@ def fake_ranks(size):
     fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
     distributed.init_process_group("fake", store=fake.FakeStore(), rank=0, world_size=size)
     try:
-        with mock.patch.object(Ranks, "_check_steps", lambda *_: None):
+        with mock.patch.object(Ranks, "_check_steps"):
             yield
     finally:
         distributed.destroy_process_group()

@@ -76,7 +76,6 @@ def refusals(place):
         "checkpoint": lambda: hesse.eigsh(H, 2, checkpoint="there"),
         "whole and sharded": lambda: H + hesse.hessian_operator(there, there.params),
         "bounds": lambda: hesse.minimize(there, params, bounds=(0.0, 1.0)),
-        "value": lambda: there(params),
         "kfac": lambda: hesse.kfac_operator(there, params),
         "jacobian": lambda: hesse.jacobian_operator(there, params),
         "shard": lambda: shard({"w": torch.zeros(())}, there_mesh),

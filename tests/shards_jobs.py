@@ -212,6 +212,20 @@ def _products(p):
     }
 
 
+def _derivatives(p):
+    """The risk as a function that is differentiated twice."""
+    params = {name: leaf.detach().clone().requires_grad_() for name, leaf in p.params.items()}
+    leaves, value = list(params.values()), p.risk(params)
+    gradient = torch.autograd.grad(value, leaves, create_graph=True)
+    v = p.space.unflatten(p.vector())
+    product = torch.autograd.grad(gradient, leaves, list(v.values()))
+    return {
+        "value": value,
+        "gradient": p.whole(dict(zip(params, gradient, strict=True))),
+        "product": p.whole(dict(zip(params, product, strict=True))),
+    }
+
+
 def _others(p):
     v = p.vector()
     fisher = hesse.fisher_operator(p.risk, p.params, "empirical")
@@ -229,6 +243,7 @@ def _others(p):
 # Short runs: what differs between shards and one process shows in a few steps.
 AUDIT = {
     "products": _products,
+    "derivatives": _derivatives,
     "others": _others,
     "eigsh": _counted(_pairs(2, max_products=24), "hessian"),
     "eigsh of blocks": _counted(

@@ -40,7 +40,7 @@ def expected(layout):
 
 # All layouts and numbers of ranks: the products. All methods: where every kind of part occurs.
 _ALL = [("ragged", 3), ("few", 2)]
-_SOME = ["products", "cg", "xtrace"]
+_SOME = ["products", "derivatives", "cg", "xtrace"]
 
 
 @distributed

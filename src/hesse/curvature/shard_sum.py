@@ -11,7 +11,6 @@ communicates.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -19,8 +18,8 @@ from torch import Tensor
 
 from hesse.curvature.rank_sum import Make, NoData, RankSum
 from hesse.ranks import Ranks
+from hesse.vectors.exchange import gather, sum_and_scatter
 from hesse.vectors.rows import transposed
-from hesse.vectors.shards import Shards
 from hesse.vectors.space import Space, Tree
 
 
@@ -43,39 +42,21 @@ class ShardSum(RankSum):
         return self.domain.whole_tree(x)
 
     def _matvec(self, v: Tensor) -> Tensor:
-        whole = self._gathered(v[None])[0]
-        return self._shared_out(1, lambda: self.local._matvec(whole)[None])[0]
+        whole = gather(self.domain, v[None])[0]
+        return sum_and_scatter(self.domain, 1, lambda: self.local._matvec(whole)[None])[0]
 
     def _matmat(self, block: Tensor) -> Tensor:
-        whole = self._gathered(transposed(block)).T
-        return self._shared_out(block.shape[1], lambda: transposed(self.local._matmat(whole))).T
+        whole, k = gather(self.domain, transposed(block)).T, block.shape[1]
+        return sum_and_scatter(self.domain, k, lambda: transposed(self.local._matmat(whole))).T
 
     def _curvature(self, v: Tensor) -> float:
-        whole, like = self._gathered(v[None])[0], v.new_empty((), dtype=torch.float64)
+        whole, like = gather(self.domain, v[None])[0], v.new_empty((), dtype=torch.float64)
         return float(self.ranks.sum_of(lambda: like.new_tensor(self.local._curvature(whole)), like))
 
     @cached_property
     def _gradient(self) -> Tensor:
-        self.ranks.gather_step(self.domain.empty()[:0])
-        return self._shared_out(1, lambda: self.local.flat_gradient[None])[0]
-
-    def _gathered(self, rows: Tensor) -> Tensor:
-        """Whole vectors (k, n) of parts (k, size)."""
-        shards = self._shards
-        return shards.assemble(self.ranks.gather_step(shards.pack(rows)), len(rows))
-
-    def _shared_out(self, k: int, compute: Callable[[], Tensor]) -> Tensor:
-        """The parts (k, size) of the sum over ranks of whole vectors (k, n)."""
-        shards, like = self._shards, self.domain.empty()
-        row = self.ranks.share_out(
-            k * shards.width, like, lambda parts: shards.distribute(compute(), parts)
-        )
-        return shards.unpack(row, k)
-
-    @property
-    def _shards(self) -> Shards:
-        assert self.domain.shards is not None
-        return self.domain.shards
+        self.ranks.gather_step(self.domain.empty()[:0])  # says which step it is
+        return sum_and_scatter(self.domain, 1, lambda: self.local.flat_gradient[None])[0]
 
 
 def shard_sum(ranks: Ranks, make: Make, x: Tree, what: str, shift: float) -> ShardSum:

@@ -152,7 +152,7 @@ class Shards:
                     got=str(leaf.placements),
                     remedy="Call its redistribute(placements=...) first.",
                 )
-            found.append(leaf.detach().to_local())
+            found.append(leaf.to_local())
         return found
 
     def whole(self, parts: Sequence[Tensor]) -> list[Tensor]:

@@ -199,7 +199,7 @@ class WholeVectors:
         here = [*(dot(u, v) for u, v in pairs), *map(norm, vectors)]
         parts = list(zip(*self._gathered(*here), strict=True))
         k = len(pairs)
-        return [math.fsum(part) for part in parts[:k]], [math.hypot(*part) for part in parts[k:]]
+        return [sum(part) for part in parts[:k]], [math.hypot(*part) for part in parts[k:]]
 
     def inners(self, basis: Tensor, v: Tensor) -> Tensor:
         """The inner products of the rows of a basis with v or with its rows, in their dtype.
