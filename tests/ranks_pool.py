@@ -169,3 +169,22 @@ def bits(answers):
     if isinstance(answers, (list, tuple)):
         return b"".join(map(bits, answers))
     return repr(answers).encode()
+
+
+def close(found, wanted, path=()):
+    """Equal to 1e-10 of the largest entry; counts and names are the same."""
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys()
+        for name in wanted:
+            close(found[name], wanted[name], (*path, name))
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted)
+        for index, (one, two) in enumerate(zip(found, wanted, strict=True)):
+            close(one, two, (*path, index))
+    elif isinstance(wanted, (numpy.ndarray, float)):
+        found, wanted = numpy.asarray(found), numpy.asarray(wanted)
+        size = max(numpy.abs(wanted).max(), 1e-300)
+        assert found.shape == wanted.shape, path
+        assert numpy.abs(found - wanted).max() <= 1e-10 * size, path
+    else:
+        assert found == wanted, path

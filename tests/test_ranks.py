@@ -11,7 +11,7 @@ import torch
 import hesse
 from tests import ranks_faults as faults
 from tests import ranks_jobs as jobs
-from tests.ranks_pool import EXAMPLES, SPLITS, Pool, _plain, bits, examples, risk, vector, whole
+from tests.ranks_pool import EXAMPLES, SPLITS, _plain, bits, close, examples, risk, vector, whole
 
 pytestmark = [
     pytest.mark.distributed,
@@ -22,34 +22,8 @@ SIZES = {split: len(sizes) for split, sizes in SPLITS.items()}
 
 
 @pytest.fixture(scope="module")
-def pool():
-    pool = Pool()
-    yield pool
-    pool.close()
-
-
-@pytest.fixture(scope="module")
 def expected():
     return _plain(jobs.answers(whole()))
-
-
-def close(found, wanted, path=()):
-    """Equal to 1e-10 of the largest entry; counts and names are the same."""
-    if isinstance(wanted, dict):
-        assert found.keys() == wanted.keys()
-        for name in wanted:
-            close(found[name], wanted[name], (*path, name))
-    elif isinstance(wanted, list):
-        assert len(found) == len(wanted)
-        for index, (one, two) in enumerate(zip(found, wanted, strict=True)):
-            close(one, two, (*path, index))
-    elif isinstance(wanted, (numpy.ndarray, float)):
-        found, wanted = numpy.asarray(found), numpy.asarray(wanted)
-        size = max(numpy.abs(wanted).max(), 1e-300)
-        assert found.shape == wanted.shape, path
-        assert numpy.abs(found - wanted).max() <= 1e-10 * size, path
-    else:
-        assert found == wanted, path
 
 
 # -- As one process --------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """Vectors that are cut over processes: as one process, the products counted, alike in failure."""
 
-import functools
-
 import pytest
 import torch
 
@@ -12,8 +10,7 @@ from tests import shards_faults as faults
 from tests import shards_fsdp as fsdp
 from tests import shards_jobs as jobs
 from tests.ranks_faults import BAD
-from tests.ranks_pool import Pool, _plain, bits, examples, vector, whole
-from tests.test_ranks import close
+from tests.ranks_pool import _plain, bits, close, examples, vector, whole
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="torch without distributed"
@@ -21,25 +18,10 @@ pytestmark = pytest.mark.skipif(
 distributed = pytest.mark.distributed
 
 
-@pytest.fixture(scope="module")
-def pool():
-    pool = Pool()
-    yield pool
-    pool.close()
-
-
-@functools.cache
-def expected(layout):
-    """What one process gives with whole vectors."""
-    problem = jobs.Problem(layout)
-    tables = {**jobs.AUDIT, **jobs.EXACT} if layout == "few" else jobs.AUDIT
-    return {name: _plain(answer(problem)) for name, answer in tables.items()}
-
-
 # -- As one process --------------------------------------------------------------------------------
 
 # All layouts and numbers of ranks: the products. All methods: where every kind of part occurs.
-_ALL = [("ragged", 3), ("few", 2)]
+_ALL = {("ragged", 3): jobs.AUDIT, ("few", 2): jobs.AUDIT | jobs.EXACT}
 _SOME = ["products", "derivatives", "cg", "xtrace"]
 
 
@@ -49,10 +31,9 @@ _SOME = ["products", "derivatives", "cg", "xtrace"]
     [(layout, size) for size in (1, 2, 3) for layout in ("even", "ragged", "empty")] + [("few", 2)],
 )
 def test_shards_give_what_one_process_does(pool, layout, size):
-    wanted = expected(layout)
-    names = list(wanted) if (layout, size) in _ALL else _SOME
+    names = list(_ALL.get((layout, size), _SOME))
     found = pool.run(jobs.audited, layout, names, size=size)
-    close(found[0], {name: wanted[name] for name in names})
+    close(found[0], _plain(jobs.audited(None, layout, names)))
     assert len({bits(answers) for answers in found}) == 1
 
 
@@ -116,6 +97,7 @@ def test_a_product_is_one_gather_and_one_scatter(pool, size):
             assert found[name][0] == {"all-reduce": 1}
 
 
+@distributed
 def test_what_is_sent_does_not_grow_in_number_with_the_ranks():
     (few, _), (found, width) = (fake_ranks.counts(size) for size in (8, 1024))
     calls, numbers = found["product"]
