@@ -78,6 +78,16 @@ def _seeded():
     assert torch.is_grad_enabled()
 
 
+@pytest.fixture(scope="session")
+def pool():
+    """Three processes that wait for jobs, see `ranks_pool`."""
+    from tests.ranks_pool import Pool
+
+    pool = Pool()
+    yield pool
+    pool.close()
+
+
 @pytest.fixture
 def sampled(monkeypatch):
     """Estimators sample also where the exact answer takes fewer products."""

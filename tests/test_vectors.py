@@ -309,7 +309,7 @@ def test_a_distributed_tensor_is_refused():
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("got:      a DTensor") == 3
     assert "full_tensor()" in done.stdout
-    assert "not supported yet" in done.stdout
+    assert "Of a hesse.Risk with group=" in done.stdout
 
 
 def test_a_point_without_entries_is_a_space_of_dimension_zero():

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hesse import apps, testing
+    from hesse import apps, distributed, testing
     from hesse import scipy as scipy
     from hesse.curvature import (
         CurvatureOperator,
@@ -147,6 +147,7 @@ __all__ = [
     "deterministic",
     "diagonal",
     "diagonal_operator",
+    "distributed",
     "eigsh",
     "ekfac_operator",
     "fisher_operator",
@@ -187,7 +188,7 @@ _PACKAGES += ["risk", "curvature", "optimize"]
 
 def __getattr__(name: str) -> Any:
     """A public name, from the package that it lives in."""
-    if name in ("apps", "scipy", "testing"):
+    if name in ("apps", "distributed", "scipy", "testing"):
         return import_module(f"hesse.{name}")
     if name in __all__:
         for package in map(import_module, (f"hesse.{package}" for package in _PACKAGES)):

@@ -73,6 +73,12 @@ class Checkpoint:
         self._next_save, self._has_warned = 0.0, False
         if self.path is None:
             return
+        if A.domain.shards is not None:
+            raise ArgumentError(
+                expected="checkpoint=None where vectors are sharded over processes",
+                got=f"checkpoint={str(self.path)!r}",
+                remedy="Leave it out: the state of a sharded run is in no file.",
+            )
         with alike(self._ranks):
             self._check_place(self.path)
         operators = {k: v for k, v in run_key.items() if isinstance(v, LinearOperator)}

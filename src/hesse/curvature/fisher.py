@@ -28,7 +28,7 @@ from hesse.engine.options import ProductOptions
 from hesse.engine.summed_product import PREPARED_MODES, PreparedMode
 from hesse.errors import ArgumentError, FunctionError, check_choice
 from hesse.operators.algebra import LinearOperator
-from hesse.operators.low_rank_factors import low_rank_operator
+from hesse.operators.low_rank import LowRankOperator
 from hesse.ranks import Ranks
 from hesse.risk.risk import Risk
 from hesse.tracing.precision import Precision, check_precision
@@ -141,18 +141,18 @@ def fisher_operator(
         raise ArgumentError(
             expected="samples to be a positive integer", got=repr(samples), remedy="Give 1 or more."
         )
-    risk, params = _check(risk, params, mode, precision, likelihood)
+    risk, params, here = _check(risk, params, mode, precision, likelihood)
     draws = axes = None
     if kind == "sampled":
         draws = Draws(samples, _seed(generator, risk.ranks))
     if kind == "empirical" or (kind == "sampled" and per == "example"):
-        axes = _axes(risk, params, needed=per == "example")
+        axes = _axes(risk, here, needed=per == "example")
     if per == "row":
         axes = None
     definition = FisherDefinition(kind, axes)
     return within_budget(
         *(definition, risk, params, ProductOptions(mode, precision), memory_budget, "params"),
-        function=lambda risk: definition.of(risk, params, draws),
+        function=lambda risk: definition.of(risk, here, draws),
     )
 
 
@@ -204,17 +204,17 @@ def gradient_covariance_operator(
     >>> gradient_covariance_operator(risk, at, centered=True).to_dense()
     tensor([[36.]])
     """
-    risk, params = _check(risk, params, mode, precision, likelihood)
-    definition = FisherDefinition("gradients", _axes(risk, params, needed=True))
-    total = _total(definition, risk, params)
+    risk, params, here = _check(risk, params, mode, precision, likelihood)
+    definition = FisherDefinition("gradients", _axes(risk, here, needed=True))
+    total = _total(definition, risk, here)
     M = within_budget(
         *(definition, risk, params, ProductOptions(mode, precision), memory_budget, "params"),
-        function=lambda risk: definition.of(risk, params, total=total),
+        function=lambda risk: definition.of(risk, here, total=total),
     )
     if not centered:
         return M
     g = M.flat_gradient
-    return M - low_rank_operator(g[:, None], torch.ones(1, dtype=g.dtype, device=g.device))
+    return M - LowRankOperator(M.domain, g[:, None], torch.ones(1, dtype=g.dtype, device=g.device))
 
 
 def _check(
@@ -223,8 +223,11 @@ def _check(
     mode: str,
     precision: Precision,
     likelihood: Callable[[Any, Any], Tensor] | None,
-) -> tuple[Risk, Tree]:
-    """The risk, whose loss is seen to be a likelihood on the first batch, and the point."""
+) -> tuple[Risk, Tree, Tree]:
+    """The risk, whose loss is seen to be a likelihood on the first batch, and the point twice.
+
+    The second one is of whole tensors, also where the parameters are sharded.
+    """
     if not isinstance(risk, Risk):
         raise FunctionError(
             expected="risk to be a hesse.Risk, which knows its loss and its batches",
@@ -235,14 +238,16 @@ def _check(
     check_choice("mode", mode, ["auto", *PREPARED_MODES])
     check_precision(precision, mode)
 
+    whole = risk.share.whole(params)
+
     def look(here: Risk) -> None:
-        here.check_at(params)
+        here.check_at(whole)
         if likelihood is not None:
-            here = with_likelihood(here, params, likelihood)
-        seen_at(here, params, here.loss_of(here.data.first))
+            here = with_likelihood(here, whole, likelihood)
+        seen_at(here, whole, here.loss_of(here.data.first))
 
     look_here(risk, look)
-    return risk if likelihood is None else risk.with_loss(likelihood), params
+    return risk if likelihood is None else risk.with_loss(likelihood), params, whole
 
 
 def _axes(risk: Risk, params: Tree, *, needed: bool) -> tuple[Axis, ...] | None:

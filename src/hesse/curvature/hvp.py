@@ -85,9 +85,10 @@ def hvp(
     {'x': tensor(2.), 'y': tensor(6.)}
     """
     check_choice("mode", mode, ["auto", *ONE_SHOT_MODES])
-    space = Space.of(x)
+    ranks = getattr(f, "ranks", None)
+    space = Space.of(x, ranks=ranks)
     direction, leave = space.enter(v)
-    if getattr(f, "ranks", None) is not None:
+    if ranks is not None:
         H = hessian_operator(f, x, mode=mode)
         product = leave(H._matvec(direction))
         if not value_and_gradient:

@@ -24,8 +24,10 @@ from hesse.ad.summands import as_sum, check_at
 from hesse.boundary import warn
 from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.rank_sum import rank_sum
+from hesse.curvature.shard_sum import shard_sum
 from hesse.data.batches import Batches
 from hesse.data.slicing import num_examples, slice_batch
+from hesse.data.trees import tensors
 from hesse.engine.options import ProductOptions
 from hesse.engine.program_cache import ProgramCache
 from hesse.engine.row_layout import RowLayout
@@ -33,6 +35,7 @@ from hesse.errors import ArgumentError, DerivativeError, FallbackWarning, HesseE
 from hesse.memory.peak import PeakMemory
 from hesse.memory.sizes import parse_bytes
 from hesse.risk.risk import Risk
+from hesse.vectors.shards import is_sharded
 from hesse.vectors.space import Space, Tree
 
 MemoryBudget = int | float | str | None
@@ -63,11 +66,15 @@ def within_budget(
     """
     ranks = getattr(f, "ranks", None)
     if ranks is not None:
-        args = definition, f.local, x, options, budget, what, layouts, function
         whole = f if function is None else function(f)
         shift = getattr(whole, "weight_decay", 0.0) if definition.is_sum else 0.0
-        has_data = f.local.num_summands > 0
-        A = rank_sum(ranks, lambda: within_budget(*args) if has_data else None, x, what, shift)
+
+        def make_here(x: Tree) -> CurvatureOperator | None:
+            args = definition, f.local, x, options, budget, what, layouts, function
+            return within_budget(*args) if f.local.num_summands else None
+
+        sum_of = shard_sum if any(map(is_sharded, tensors(x))) else rank_sum
+        A = sum_of(ranks, make_here, x, what, shift)
         return cast(CurvatureOperator, A)  # it has all that one calls of such an operator
     Space.of(x, what=what)
 

@@ -61,13 +61,14 @@ class RankSum(LinearOperator):
 
     Args:
         local: the matrix of this rank's part.
-        ranks: the processes.
+        space: of the vectors, with the processes.
         shift: the weight decay, which is in the part of one rank.
     """
 
-    def __init__(self, local: CurvatureOperator | NoData, ranks: Ranks, shift: float = 0.0) -> None:
-        super().__init__(replace(local.domain, ranks=ranks), symmetric=True)
-        self.local, self.ranks, self._shift = local, ranks, shift
+    def __init__(self, local: CurvatureOperator | NoData, space: Space, shift: float = 0.0) -> None:
+        super().__init__(space, symmetric=True)
+        assert space.ranks is not None
+        self.local, self.ranks, self._shift = local, space.ranks, shift
 
     @property
     @public("{self}.value")
@@ -99,7 +100,11 @@ class RankSum(LinearOperator):
     @public("{self}.at(x)")
     def at(self, x: Tree) -> RankSum:
         """The matrix of the same function at another point of the same structure."""
-        return RankSum(self.local.at(x), self.ranks, self._shift)
+        return type(self)(self.local.at(self._here(x)), self.domain, self._shift)
+
+    def _here(self, x: Tree) -> Tree:
+        """The whole point, as this rank needs it."""
+        return x
 
     def _split_shift(self) -> tuple[LinearOperator, float]:
         shift = self._shift
@@ -129,17 +134,19 @@ class RankSum(LinearOperator):
         return f"{self.local._expression()} of {self.ranks.size} ranks"
 
 
-def rank_sum(
-    ranks: Ranks, make: Callable[[], CurvatureOperator | None], x: Tree, what: str, shift: float
-) -> RankSum:
-    """The sum over ranks of the matrices that make() gives, None where a rank has no data.
+Make = Callable[[Tree], CurvatureOperator | None]
+"""The matrix of this rank's part of the data at a point; None where it has none."""
+
+
+def rank_sum(ranks: Ranks, make: Make, x: Tree, what: str, shift: float) -> RankSum:
+    """The sum over ranks of the matrices that make() gives.
 
     Raises:
         RankError: x, which `what` names, is not the same on all ranks.
     """
     with ranks.alike():
-        space = Space.of(x, what=what)
-        local = make() or NoData(space)
+        space = replace(Space.of(x, what=what), ranks=ranks)
+        local = make(x) or NoData(space)
         code = _code(space, x)
     ranks.check_same(
         what,
@@ -147,7 +154,7 @@ def rank_sum(
         "Give all ranks the same parameters: DistributedDataParallel does at construction, or "
         "torch.distributed.broadcast.",
     )
-    return RankSum(local, ranks, shift)
+    return RankSum(local, space, shift)
 
 
 def look_here(risk: Risk, look: Callable[[Risk], T]) -> T | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -137,6 +138,7 @@ def diagonal(
         progress=progress,
         checkpoint=checkpoint,
     )
+    exact = partial(diagonal_of, A.domain)
     run = EstimatorRun.of(
         A,
         limits,
@@ -144,14 +146,14 @@ def diagonal(
         generator=generator,
         block_size=block_size,
         memory_budget=memory_budget,
-        exact=diagonal_of if chosen.name == AutoDiagonal.name else None,
+        exact=exact if chosen.name == AutoDiagonal.name else None,
         method=chosen.name,
     )
     known = known_diagonal(A) if run.exact is not None else None
     if known is not None:
         return known
     if run.is_small or run.starts_exact(FIRST_CHECK):
-        return run.of_all_columns(diagonal_of)
+        return run.of_all_columns(exact)
     computed = computed_diagonal(run) if run.exact is not None else None
     if computed is not None:
         return computed

@@ -103,7 +103,7 @@ class RunningMean:
         self.squares = self.squares + self._scaled(change) * self._scaled(sample - self.mean)
 
     def _rescale(self, sample: Any) -> None:
-        if not isinstance(sample, Tensor) or sample.dtype != torch.float32:
+        if not isinstance(sample, Tensor) or sample.dtype != torch.float32 or not len(sample):
             return
         size = float(sample.abs().max())
         too_large, too_small = size > 1e12 * self.scale, 0.0 < size < 1e-12 * self.scale

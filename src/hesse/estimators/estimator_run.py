@@ -244,9 +244,8 @@ class EstimatorRun(Generic[CriterionT]):
     def _columns(self, state: EstimatorState) -> Columns:
         space = self.A.domain
         for first in range(0, space.n, self.block_size):
-            units = space.zeros().repeat(min(self.block_size, space.n - first), 1)
-            units[:, first:].diagonal().fill_(1.0)
-            images = products(self.A, units, self.block_size)
+            units = space.units(first, min(self.block_size, space.n - first))
+            images = space.whole(products(self.A, units, self.block_size))
             state.products += len(images)
             yield first, images
             so_far = state.estimate()

@@ -14,6 +14,7 @@ from hesse.errors import Status
 from hesse.estimators.estimate import Estimate
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.checks import check_finite_products
+from hesse.vectors.space import Space
 
 MAX_DENSE = 8192
 """The largest dimension of which a dense matrix is factored: 0.5 GB."""
@@ -48,10 +49,10 @@ def trace_of(columns: Columns) -> ExactValue:
     return ExactValue(math.fsum(value), 0.0, math.fsum(rounding))
 
 
-def diagonal_of(columns: Columns) -> ExactValue:
-    """The diagonal, shape (n,)."""
+def diagonal_of(space: Space, columns: Columns) -> ExactValue:
+    """The diagonal, a flat vector of the space."""
     parts = [(rows[:, first:].diagonal().clone(), _rounding(rows)) for first, rows in columns]
-    value, rounding = (torch.cat(part) for part in zip(*parts, strict=True))
+    value, rounding = (space.part(torch.cat(part)) for part in zip(*parts, strict=True))
     return ExactValue(value, torch.zeros_like(value), rounding.to(value.dtype))
 
 

@@ -40,7 +40,7 @@ def extend(
     R = torch.zeros(j + len(rows), len(rows), dtype=torch.float64)
     for start in range(0, len(rows), _PANEL):
         panel, known = rows[start : start + _PANEL], [*basis, rows[:start]]
-        rounding = [torch.finfo(space.dtype).eps * space.norm(row) for row in panel]
+        rounding = [torch.finfo(space.dtype).eps * size for size in space.norms(*panel)]
         R[: j + start, start : start + len(panel)] = orthogonalise(space, known, panel)
         for i, row in enumerate(panel):
             before, column = [*known, panel[:i]], R[:, start + i]

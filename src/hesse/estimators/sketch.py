@@ -71,7 +71,7 @@ class Sketch:
         """Add probes: one product with A + shift I each, the shift so many rounding errors."""
         rows, space = products(A, probes, block_size), A.domain
         if self.size == 0:
-            largest = max(space.norm(row) for row in rows) or torch.finfo(A.dtype).tiny ** 0.25
+            largest = max(space.norms(*rows)) or torch.finfo(A.dtype).tiny ** 0.25
             self.shift = roundings * torch.finfo(A.dtype).eps * largest
         if self.shift > 0.0:
             rows.add_(probes, alpha=self.shift)

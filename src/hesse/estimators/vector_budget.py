@@ -35,8 +35,8 @@ def vectors_in(A: LinearOperator, memory_budget: Budget) -> int:
 
 
 def vector_bytes(A: LinearOperator) -> int:
-    """Bytes of one vector in this process."""
-    return max(A.domain.size, A.codomain.size) * torch.finfo(A.dtype).bits // 8
+    """Bytes of one vector in a process."""
+    return max(A.domain.max_size, A.codomain.max_size) * torch.finfo(A.dtype).bits // 8
 
 
 def raise_too_small(

@@ -103,8 +103,10 @@ def _entries(
     h = -U * N  # beside what is captured
     covariance = _sum_of_pairs(U, V, N, g, w) / (m * (m - 1))
     captured = (Q * images).sum(dim=0, dtype=torch.float64)
-    variance = h.var(dim=0) / m + covariance.clamp(min=0.0)
-    return (captured + h.mean(dim=0)).to(Q), variance.sqrt().to(Q)
+    mean = h.mean(dim=0)
+    spread = (h - mean).square().sum(dim=0) / (m - 1)  # torch's var warns of no entries
+    variance = spread / m + covariance.clamp(min=0.0)
+    return (captured + mean).to(Q), variance.sqrt().to(Q)
 
 
 def _sum_of_pairs(u: Tensor, v: Tensor, n: Tensor, g: Tensor, w: Tensor) -> Tensor:

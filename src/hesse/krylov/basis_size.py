@@ -22,7 +22,7 @@ def choose_basis_size(
     room: int | None,
 ) -> int:
     """Vectors that are kept, at most n, within `room` bytes."""
-    n, entries = A.domain.n, A.domain.size
+    n, entries = A.domain.n, A.domain.max_size
     is_free = size is None and room is None
     default = n if is_free and n <= _WHOLE else usual_size(k, b)
     m = default if size is None else size

@@ -18,7 +18,7 @@ from hesse.errors import Status
 from hesse.krylov.block import BlockState
 from hesse.krylov.method import Method
 from hesse.krylov.solution import Solution
-from hesse.krylov.system import System, after_step, is_flat, iterate, repeat, solution_of
+from hesse.krylov.system import System, after_step, curvatures, iterate, repeat, solution_of
 from hesse.vectors.space import Space
 
 
@@ -114,13 +114,13 @@ def _step(system: System, state: BlockCGState) -> Status:
     if not space.all_finite(AP):
         return Status.NOT_FINITE
     P, AP = _conjugate(system, P, AP)
-    curvatures = space.inner_pairs(*zip(P.T, AP.T, strict=True))
-    for p, Ap, pAp in zip(P.T, AP.T, curvatures, strict=True):
-        if is_flat(space, pAp, p, Ap):
+    found = list(curvatures(space, list(P.T), list(AP.T)))
+    for p, (_, is_flat) in zip(P.T, found, strict=True):
+        if is_flat:
             state.direction = p.contiguous()
             return Status.NEGATIVE_CURVATURE
     state.P, state.AP = P, AP
-    state.curvatures = torch.tensor(curvatures, dtype=torch.float64)
+    state.curvatures = torch.tensor([pAp for pAp, _ in found], dtype=torch.float64)
     _move(system, state)
     return after_step(system, state)
 

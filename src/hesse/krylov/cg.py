@@ -22,7 +22,7 @@ from hesse.krylov.system import (
     SolverState,
     System,
     after_step,
-    is_flat,
+    curvatures,
     iterate,
     repeat,
     solution_of,
@@ -41,6 +41,8 @@ class CGState(SolverState):
     iterates: list[Iterate] = field(default_factory=list)
     p: Tensor | None = None
     rz: float = 0.0
+    square: float = 0.0
+    """r'r where it is known already; else 0."""
     unit: float = 1.0
     """What directions are multiplied by, where products with them might under- or overflow."""
 
@@ -124,7 +126,8 @@ def _descend(system: System, state: CGState, options: CG) -> Status:
     """The recurrence, from the residual in `state` until a rule ends it."""
     status = repeat(system, state, lambda: _step(system, state, options))
     if status is Status.CONVERGED:
-        state.p = None  # if the recomputed residual is too large, restart from that
+        # If the recomputed residual is too large, restart from that.
+        state.p, state.square = None, 0.0
     return status
 
 
@@ -134,28 +137,28 @@ def _step(system: System, state: CGState, options: CG) -> Status:
     p, rz = _next_direction(system, state)
     Ap = system.A._matvec(p)
     state.products += 1
-    pAp = space.inner(p, Ap)
+    ((pAp, is_flat),) = curvatures(space, [p], [Ap])
     if not math.isfinite(pAp):
         return Status.NOT_FINITE
     state.p, state.rz = p, rz
-    if is_flat(space, pAp, p, Ap):
+    if is_flat:
         state.direction = p
         if math.isfinite(radius):
-            _move(space, state, Ap, _to_boundary(space, state.x, p, radius), pAp)
+            _move(system, state, Ap, _to_boundary(space, state.x, p, radius), pAp)
         return Status.NEGATIVE_CURVATURE
     alpha = rz / pAp
     if math.isfinite(radius) and space.norm(state.x + alpha * p) >= radius:
-        _move(space, state, Ap, _to_boundary(space, state.x, p, radius), pAp)
+        _move(system, state, Ap, _to_boundary(space, state.x, p, radius), pAp)
         state.history.append(state.residual_norm)
         return Status.BOUNDARY
-    _move(space, state, Ap, alpha, pAp)
+    _move(system, state, Ap, alpha, pAp)
     return _after_step(system, state, options)
 
 
 def _next_direction(system: System, state: CGState) -> tuple[Tensor, float]:
     """p = z + (r'z / last r'z) last p, and r'z; both in the unit of directions."""
     z = system.precondition(state.residual)
-    rz = system.preconditioned_inner(state.residual, z)
+    rz = state.square or system.preconditioned_inner(state.residual, z)
     if state.p is None:
         state.unit = _unit(system.A.domain.norm(z))
         p = z.clone()
@@ -170,12 +173,16 @@ def _unit(length: float) -> float:
     return 1.0 if is_usual else 2.0 ** -round(math.log2(length))
 
 
-def _move(space: Space, state: CGState, Ap: Tensor, alpha: float, pAp: float) -> None:
+def _move(system: System, state: CGState, Ap: Tensor, alpha: float, pAp: float) -> None:
     """x + alpha p in place. p'r = r'z in exact arithmetic, so the model's change costs nothing."""
     assert state.p is not None
     state.x.add_(state.p, alpha=alpha)
     state.residual.sub_(Ap, alpha=alpha)
-    state.residual_norm = space.norm(state.residual)
+    r = state.residual
+    # Without a preconditioner the next step needs r'r, which comes in the same reduction.
+    pairs = [(r, r)] if system.preconditioner is None else []
+    squares, (state.residual_norm,) = system.A.domain.measure(pairs, [r])
+    state.square = squares[0] if squares else 0.0
     state.model_values.append(state.model_value + alpha * (0.5 * alpha * pAp - state.rz))
     state.iteration += 1
 
@@ -184,6 +191,7 @@ def _after_step(system: System, state: CGState, options: CG) -> Status:
     every = options.replace_every
     if every and state.iteration % every == 0 and system.run.allows(state):
         state.recompute(system)
+        state.square = 0.0
     if options.keep is not None and options.keep(state.iteration):
         state.iterates.append(Iterate(state.iteration, state.x.clone(), state.model_value))
     status = after_step(system, state)

@@ -44,12 +44,6 @@ def usual_scale(size: float, dtype: torch.dtype) -> float:
     return 2.0 ** max(min(exponent, 1022), -1022)
 
 
-def largest_entry(x: Tensor) -> float:
-    """The largest entry in magnitude, without a copy of x."""
-    least, most = torch.aminmax(x)
-    return max(abs(float(least)), abs(float(most)))
-
-
 def with_usual_products(
     A: LinearOperator, compute: Callable[[LinearOperator, float, int], ResultT]
 ) -> ResultT:
@@ -115,7 +109,7 @@ class _Watched(_Wrapped):
 
     def _see(self, v: Tensor, w: Tensor) -> Tensor:
         if not self.is_seen:
-            given, found = largest_entry(v), largest_entry(w)
+            (given,), (found,) = self.domain.largest(v), self.codomain.largest(w)
             self.is_seen = found > 0.0
             scale = usual_scale(found / given, self.domain.dtype) if given else 1.0
             if scale != 1.0:

@@ -53,4 +53,4 @@ def twice_if_needed(
 
 
 def _norms(space: Space, rows: Tensor) -> list[float]:
-    return [space.norm(row) for row in rows.view(-1, rows.shape[-1])]
+    return space.norms(*(rows if rows.ndim == 2 else rows[None]))

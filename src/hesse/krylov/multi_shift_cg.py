@@ -20,7 +20,7 @@ from hesse.errors import ArgumentError, Status
 from hesse.krylov.block import BlockState
 from hesse.krylov.method import Method
 from hesse.krylov.solution import Solution
-from hesse.krylov.system import System, after_step, is_flat, iterate, repeat, solution_of
+from hesse.krylov.system import System, after_step, curvatures, iterate, repeat, solution_of
 from hesse.operators.algebra import LinearOperator
 
 
@@ -173,10 +173,10 @@ def _step(A: Shifted, state: MultiShiftState, system: System) -> Status:
     p = state.P[:, 0].contiguous()
     Ap = A.of(state.first, p)
     state.products += 1
-    pAp = A.domain.inner(p, Ap)
+    ((pAp, is_flat),) = curvatures(A.domain, [p], [Ap])
     if not math.isfinite(pAp):
         return Status.NOT_FINITE
-    if is_flat(A.domain, pAp, p, Ap):
+    if is_flat:
         state.direction = p
         return Status.NEGATIVE_CURVATURE
     _move(A, state, Ap, state.rr / pAp)

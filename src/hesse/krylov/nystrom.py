@@ -20,6 +20,7 @@ from hesse.operators.checks import check_finite_products, check_symmetric, not_s
 from hesse.operators.dense import aslinearoperator
 from hesse.operators.low_rank import LowRankOperator, LowRankPlusDiagonal
 from hesse.vectors.rows import stacked
+from hesse.vectors.space import Space
 
 
 @public("hesse.nystrom_operator({A}, rank={rank})")
@@ -75,7 +76,7 @@ def nystrom_operator(
             remedy="Ask for fewer; of a small matrix take all, with torch.linalg.eigh.",
         )
     G, c = A._split_shift()
-    U, values = eigenpairs_of_sketch(*sketch(G, size, generator))
+    U, values = eigenpairs_of_sketch(A.domain, *sketch(G, size, generator))
     low_rank = LowRankOperator(A.domain, U[:, :rank].contiguous(), values[:rank])
     if c == 0.0:
         return low_rank
@@ -92,27 +93,27 @@ def sketch(
     A.announce(count)
     new = stacked(count, (A.domain.gaussian(generator) for _ in range(count))).T
     if known is None:
-        Omega, _ = torch.linalg.qr(new)
+        Omega, _ = A.domain.qr(new)
         return Omega, check_finite_products(A, A._matmat(Omega))
     Omega, Y = known
-    new, _ = torch.linalg.qr(new - Omega @ (Omega.T @ new))
+    new, _ = A.domain.qr(new - Omega @ A.domain.total(Omega.T @ new))
     products = check_finite_products(A, A._matmat(new))
     return torch.cat([Omega, new], dim=1), torch.cat([Y, products], dim=1)
 
 
-def eigenpairs_of_sketch(Omega: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+def eigenpairs_of_sketch(space: Space, Omega: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
     """U and the diagonal of Lambda, descending, in float64."""
     eps = torch.finfo(Y.dtype).eps
-    core = Omega.T.double() @ Y.double()
+    core = space.total(Omega.T.double() @ Y.double())
     core = (core + core.T) / 2
     smallest, largest = torch.linalg.eigvalsh(core)[[0, -1]].tolist()
     if smallest < -(eps**0.5) * max(largest, 0.0):
         raise not_semidefinite(f"v'Av = {smallest:.3g} |v|^2 for some v")
-    scale = float(torch.linalg.vector_norm(Y, dtype=torch.float64))
-    shift = max(Y.shape[0] ** 0.5 * eps * scale, -2.0 * smallest)
+    scale = float(space.column_norms(Y).norm())
+    shift = max(space.n**0.5 * eps * scale, -2.0 * smallest)
     eye = torch.eye(len(core), dtype=core.dtype, device=core.device)
     root = torch.linalg.cholesky(core + shift * eye) if shift > 0.0 else eye
     shifted = torch.add(Y, Omega, alpha=shift)
     B = torch.linalg.solve_triangular(root.T.to(Y), shifted, upper=True, left=False)
-    U, roots, _ = torch.linalg.svd(B, full_matrices=False)
+    U, roots = space.svd(B)
     return U, (roots.double() ** 2 - shift).clamp(min=0.0)

@@ -13,7 +13,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from hesse.krylov.auto import Auto
-from hesse.krylov.extreme import largest_entry, usual_scale, with_usual_products
+from hesse.krylov.extreme import usual_scale, with_usual_products
 from hesse.krylov.method import Method
 from hesse.krylov.solution import Solution
 from hesse.krylov.system import System
@@ -29,7 +29,8 @@ def solve_scaled(method: Method | Auto, system: System) -> Solution:
     """
     if not method.is_homogeneous:
         return method.solve_system(system)
-    t = usual_scale(largest_entry(system.b), system.A.dtype)
+    (size,) = system.A.codomain.largest(system.b)
+    t = usual_scale(size, system.A.dtype)
     before = system.run.before
 
     def solve(A: LinearOperator, s: float, lost: int) -> Solution:
@@ -60,8 +61,8 @@ def _scaled(system: System, A: LinearOperator, s: float, t: float) -> System:
 def _usual(M: LinearOperator, b: Tensor) -> LinearOperator:
     """c M of the size of the identity: the scale of a preconditioner says nothing."""
     v = b if b.ndim == 1 else b[:, 0]
-    size = largest_entry(v)
-    return usual_scale(largest_entry(M._matvec(v)) / size, M.dtype) * M if size else M
+    size, product = M.domain.largest(v, M._matvec(v))
+    return usual_scale(product / size, M.dtype) * M if size else M
 
 
 def _unscaled(found: Solution, s: float, t: float) -> Solution:

@@ -9,7 +9,7 @@ recomputed one as long as that still helps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -237,6 +237,13 @@ def solution_of(state: SolverState, method: str, **fields: Any) -> Solution:
     )
 
 
-def is_flat(space: Space, pAp: float, p: Tensor, Ap: Tensor) -> bool:
-    """Whether p'Ap <= 0 to rounding: below eps |p||Ap| it cannot be told from zero."""
-    return pAp <= 0.0 or pAp <= unit_roundoff(space) * space.norm(p) * space.norm(Ap)
+def curvatures(
+    space: Space, P: Sequence[Tensor], AP: Sequence[Tensor]
+) -> Iterator[tuple[float, bool]]:
+    """p'Ap of each direction, and whether it is <= 0 to rounding, by one reduction.
+
+    Below eps |p||Ap| it cannot be told from zero.
+    """
+    values, norms = space.measure(list(zip(P, AP, strict=True)), [*P, *AP])
+    for pAp, length, image in zip(values, norms[: len(P)], norms[len(P) :], strict=True):
+        yield pAp, pAp <= 0.0 or pAp <= unit_roundoff(space) * length * image

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from hesse.errors import OperatorError
-from hesse.krylov.extreme import largest_entry
 from hesse.krylov.rounding import rounding_level
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.checks import check_finite_products
@@ -114,14 +113,14 @@ class TrialSpace:
         if self.w and self.known:
             along = self.A.domain.gram(self.BV[: self.known], self.new)
             self.new.addmm_(along.T.to(self.V), self.V[: self.known], alpha=-1.0)
-            left = torch.tensor([self.A.domain.norm(row) for row in self.new])
+            left = torch.tensor(self.A.domain.norms(*self.new))
             self.keep(left > 100 * self.eps)
 
     def _normalise(self) -> None:
         """Rows of W of unit length; the squares of their entries might over- or underflow."""
-        for row in self.new:
-            row /= largest_entry(row) or 1.0
-            row /= self.A.domain.norm(row) or 1.0
+        for sizes in (self.A.domain.largest, self.A.domain.norms):
+            for row, size in zip(self.new, sizes(*self.new), strict=True):
+                row /= size or 1.0
 
     def _orthonormalise(self) -> None:
         """B-orthonormal rows of the span of W; directions that vanish are dropped."""

@@ -313,16 +313,20 @@ class _Compression(LinearOperator):
         return f"{self.a._expression()}.project({self.Q.shape[1]} columns)"
 
     def _matvec(self, v: Tensor) -> Tensor:
-        return self.Q.T @ self.a._matvec(self.Q @ v)
+        return self._along(self.a._matvec(self.Q @ v))
 
     def _rmatvec(self, u: Tensor) -> Tensor:
-        return self.Q.T @ self.a._rmatvec(self.Q @ u)
+        return self._along(self.a._rmatvec(self.Q @ u))
 
     def _matmat(self, block: Tensor) -> Tensor:
-        return self.Q.T @ self.a._matmat(self.Q @ block)
+        return self._along(self.a._matmat(self.Q @ block))
 
     def _rmatmat(self, block: Tensor) -> Tensor:
-        return self.Q.T @ self.a._rmatmat(self.Q @ block)
+        return self._along(self.a._rmatmat(self.Q @ block))
 
     def _curvature(self, v: Tensor) -> float:
         return self.a._curvature(self.Q @ v)
+
+    def _along(self, products: Tensor) -> Tensor:
+        """Q' times products."""
+        return self.a.domain.total(self.Q.T @ products)

@@ -41,10 +41,10 @@ class DiagonalOperator(LinearOperator):
         return self.diagonal
 
     def _logdet(self) -> tuple[float, float]:
-        return logdet_of(self.diagonal)
+        return logdet_of(self.diagonal, self.domain)
 
     def _eigenvalues(self) -> Tensor:
-        return self.diagonal.double()
+        return self.domain.whole(self.diagonal[None])[0].double()
 
     def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator:
         return DiagonalOperator(self.domain, f(self.diagonal.double()).to(self.dtype))
@@ -100,7 +100,7 @@ class IdentityOperator(LinearOperator):
         return 1.0, 0.0
 
     def _eigenvalues(self) -> Tensor:
-        return self._diagonal().double()
+        return torch.ones(self.domain.n, dtype=torch.float64, device=self.device)
 
     def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator:
         return self._as_diagonal()._function(f)

@@ -23,6 +23,7 @@ def entries(space: Space, index: Any) -> Tensor:
     >>> entries(Space.flat(4), [2, -4]), entries(Space.flat(2), torch.tensor([False, True]))
     (tensor([2, 0]), tensor([1]))
     """
+    space.check_whole("a set of indices", "Take A.block(name), the name of a leaf or of several.")
     given = _as_tensor(index, space.device)
     if not isinstance(given, Tensor) or (given.dtype is torch.bool and space.is_point(given)):
         chosen = _flat_mask(space, given).nonzero()[:, 0]

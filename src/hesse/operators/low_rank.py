@@ -25,10 +25,10 @@ class LowRankOperator(LinearOperator):
         self._weights = s.to(U.dtype)
 
     def _matvec(self, v: Tensor) -> Tensor:
-        return self.U @ (self._weights * (self.U.T @ v))
+        return self.U @ (self._weights * self.domain.total(self.U.T @ v))
 
     def _matmat(self, block: Tensor) -> Tensor:
-        return self.U @ (self._weights[:, None] * (self.U.T @ block))
+        return self.U @ (self._weights[:, None] * self.domain.total(self.U.T @ block))
 
     def _diagonal(self) -> Tensor:
         return self.U**2 @ self._weights
@@ -36,7 +36,7 @@ class LowRankOperator(LinearOperator):
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor]:
         """Orthonormal V (n, r) and w (r,) with A = V diag(w) V', in float64."""
-        V, R = torch.linalg.qr(self.U.double())
+        V, R = self.domain.qr(self.U.double())
         w, P = torch.linalg.eigh((R * self.s.double()) @ R.T)
         return V @ P, w
 
@@ -65,7 +65,7 @@ class LowRankOperator(LinearOperator):
         values = f(torch.cat([w, w.new_zeros(min(1, n - len(w)))]) + c)
         rest = values[len(w) :] if len(w) < n else values.new_zeros(1)
         changed = LowRankOperator(space, V.to(space.dtype), values[: len(w)] - rest)
-        return LowRankPlusDiagonal(changed, rest.expand(n))
+        return LowRankPlusDiagonal(changed, rest.expand(space.size))
 
     def _updated_inverse(self, inverse: LinearOperator) -> LinearOperator | None:
         r"""Woodbury 1950, with J = sign(s) and W = U |s|^{1/2}.
@@ -76,7 +76,8 @@ class LowRankOperator(LinearOperator):
             return None
         W, signs = self.signed_root
         solved = inverse._matmat(W.to(self.dtype)).double()
-        eigenpairs = _diagonalised(torch.diag(signs) + W.T @ solved, solved, self.dtype)
+        core = torch.diag(signs) + self.domain.total(W.T @ solved)
+        eigenpairs = _diagonalised(core, solved, self.dtype)
         if eigenpairs is None:
             return None
         V, k = eigenpairs
@@ -87,7 +88,7 @@ class LowRankOperator(LinearOperator):
 
     def _compressed(self, Q: Tensor) -> LinearOperator:
         space = Space.flat(Q.shape[1], self.dtype, self.device)
-        return LowRankOperator(space, Q.T @ self.U, self.s)
+        return LowRankOperator(space, self.domain.total(Q.T @ self.U), self.s)
 
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
         return LowRankPlusDiagonal(self, diagonal_of(D), self.domain.common(D.domain))
@@ -133,7 +134,7 @@ class LowRankPlusDiagonal(LinearOperator):
     @cached_property
     def _shift(self) -> float | None:
         """c, where the diagonal is c I."""
-        return None if self.domain.any(self.d != self.d[0]) else float(self.d[0])
+        return self.domain.constant(self.d)
 
     @cached_property
     def _scaled(self) -> tuple[Tensor, LowRankOperator] | None:
@@ -141,7 +142,7 @@ class LowRankPlusDiagonal(LinearOperator):
         root = self.d.double().sqrt()  # NaN below zero
         if not self.domain.all_finite(1.0 / root):
             return None
-        space = Space.flat(self.domain.n, torch.float64, self.device)
+        space = self.domain.in_dtype(torch.float64)
         U = self.low_rank.U.double() / root[:, None]
         return root, LowRankOperator(space, U, self.low_rank.s)
 
@@ -189,7 +190,7 @@ class LowRankPlusDiagonal(LinearOperator):
             return None
         W, signs = self.low_rank.signed_root
         solved = inverse_d[:, None] * W
-        return torch.diag(signs) + W.T @ solved, signs, solved
+        return torch.diag(signs) + self.domain.total(W.T @ solved), signs, solved
 
     def _logdet(self) -> tuple[float, float] | None:
         """That of the eigenvalues, or det D det (I + X), or det D det J det K."""
@@ -197,13 +198,13 @@ class LowRankPlusDiagonal(LinearOperator):
             return logdet_of(values)
         if self._scaled is not None:
             sign, log = logdet_of(1.0 + self._scaled[1].spectrum[1])
-            return sign, log + logdet_of(self.d)[1]
+            return sign, log + logdet_of(self.d, self.domain)[1]
         core = self._core()
         if core is None:
             return None
         K, signs, _ = core
         sign, log = torch.linalg.slogdet(K)
-        sign_d, log_d = logdet_of(self.d)
+        sign_d, log_d = logdet_of(self.d, self.domain)
         return float(sign * signs.prod()) * sign_d, float(log) + log_d
 
     def _num_negative(self) -> int | None:
@@ -220,7 +221,8 @@ class LowRankPlusDiagonal(LinearOperator):
             return None
         K, signs, _ = core
         k = torch.linalg.eigvalsh(K)
-        return int((self.d < 0.0).sum()) + int((k > 0.0).sum()) - int((signs > 0.0).sum())
+        below = int(self.domain.total((self.d < 0.0).sum()))
+        return below + int((k > 0.0).sum()) - int((signs > 0.0).sum())
 
     def _eigenvalues(self) -> Tensor | None:
         return None if self._shift is None else self.low_rank._eigenvalues() + self._shift

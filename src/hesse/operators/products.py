@@ -15,6 +15,7 @@ from hesse.operators.protocol import OperatorProtocol
 from hesse.operators.to_scipy import as_scipy, not_an_array
 from hesse.result import html_table
 from hesse.vectors.arrays import as_array, as_tensor
+from hesse.vectors.rows import transposed
 from hesse.vectors.space import Tree
 
 if TYPE_CHECKING:
@@ -125,7 +126,10 @@ class Products(OperatorProtocol):
                 [0., 2.]])
         """
         self.announce(self.domain.n)
-        return self.matmat(torch.eye(self.domain.n, dtype=self.dtype, device=self.device))
+        columns = self.matmat(self.domain.units(0, self.domain.n).T)
+        if self.codomain.shards is None:
+            return columns
+        return self.codomain.whole(transposed(columns)).T
 
     @public("{self}.to_scipy()", nested=False)
     def to_scipy(self) -> ScipyOperator:

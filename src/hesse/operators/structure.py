@@ -17,6 +17,7 @@ from torch import Tensor
 from hesse.operators.computed_diagonal import combined
 from hesse.operators.kept import kept
 from hesse.operators.protocol import OperatorProtocol
+from hesse.vectors.space import Space
 
 Function = Callable[[Tensor], Tensor]
 T = TypeVar("T")
@@ -29,10 +30,16 @@ def diagonal_of(D: OperatorProtocol) -> Tensor:
     return d
 
 
-def logdet_of(factors: Tensor) -> tuple[float, float]:
-    """The sign and the logarithm of the absolute value of a product of numbers."""
+def logdet_of(factors: Tensor, space: Space | None = None) -> tuple[float, float]:
+    """The sign and the logarithm of the absolute value of a product of numbers.
+
+    `space`: that of which the numbers are a flat vector, if they are one.
+    """
     exact = factors.double()
-    return float(exact.sign().prod()), float(exact.abs().log().sum())
+    negative, zero, log = (exact < 0.0).sum(), (exact == 0.0).sum(), exact.abs().log().sum()
+    parts = torch.stack([negative.double(), zero.double(), log])
+    negative, zero, log = (parts if space is None else space.total(parts)).tolist()
+    return (0.0 if zero else (-1.0) ** negative), log
 
 
 class SumStructure(OperatorProtocol):
@@ -121,10 +128,10 @@ class SumStructure(OperatorProtocol):
 
     def _split_shift(self) -> tuple[Any, float]:
         for term, D in self._shifted():
-            d = diagonal_of(D)
-            if not self.domain.any(d != d[0]):
-                G, c = term._split_shift()
-                return G, c + float(d[0])
+            c = self.domain.constant(diagonal_of(D))
+            if c is not None:
+                G, shift = term._split_shift()
+                return G, shift + c
         return self, 0.0
 
 

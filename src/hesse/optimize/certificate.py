@@ -138,7 +138,7 @@ class Certificate:
         """How many products may be taken now."""
         taken = self.objective.counts.nhev
         wanted = max(_LEAST, int(_FRACTION * taken))
-        fits = max(_LEAST, _ENTRIES // max(self.objective.space.size, 1))
+        fits = max(_LEAST, _ENTRIES // max(self.objective.space.max_size, 1))
         return int(min(wanted, fits, self.objective.space.n, self.limits.left(taken)))
 
     def _smallest_ritz(self, point: Point) -> _Ritz | None:

@@ -92,7 +92,7 @@ class KrylovDescent(LoopDescent):
         """
         if self._model is not None and self._point is point:
             return self._model
-        rows = max(_LEAST_ROWS, _ENTRIES // max(point.space.size, 1))
+        rows = max(_LEAST_ROWS, _ENTRIES // max(point.space.max_size, 1))
         if self._setting.preconditioner is not None:
             rows //= 2  # there are two bases
         self._model = None  # its memory is free before the next one takes some

@@ -105,6 +105,55 @@ class Ranks(OneLine):
         self._exchange(buffer, size, error, checksum(v), wish_to_end())
         return buffer[:size].view(like.shape).to(like.dtype)
 
+    def gather_step(self, row: Tensor) -> Tensor:
+        """The rows of all ranks, shape (ranks, len(row)), as a step that all take together.
+
+        One all-gather of the rows and two numbers for each.
+        """
+        share_run(self)
+        said = row.new_tensor([step_number(self._steps), wish_to_end()])
+        rows = self.gather_rows(torch.cat([row, said]))
+        self._steps += 1
+        steps, wishes = (rows[:, i].round().long().tolist() for i in (-2, -1))
+        self._check_steps(steps)
+        agree_to_end(wishes)
+        return rows[:, :-2]
+
+    def share_out(self, width: int, like: Tensor, compute: Callable[[Tensor], None]) -> Tensor:
+        """This rank's part of a sum over ranks: what compute(parts) writes, its row of the sum.
+
+        One reduce-scatter of the parts and one number for each.
+
+        Args:
+            width: the length of a part.
+            like: a tensor of the dtype and device of the parts.
+            compute: writes the parts of all ranks, shape (ranks, width).
+
+        Raises:
+            RankError: compute() failed on a rank.
+            NonFiniteError: NaN or Inf on a rank made it fail.
+        """
+        parts, error = like.new_empty(self.size, width + 1), None
+        try:
+            compute(parts[:, :-1])
+            parts[:, -1] = 0.0
+        except Exception as raised:
+            error = raised
+            parts.zero_()
+            parts[:, -1] = 1.0
+        part = self._scatter_sum(parts)
+        if float(part[-1]) > 0.0:
+            faults = [int(row[0]) for row in self.gather(int(Fault.of(error)))]
+            rank = next(rank for rank, fault in enumerate(faults) if fault)
+            self._raise(rank, Fault(faults[rank]), error)
+        return part[:-1]
+
+    def total(self, part: Tensor) -> Tensor:
+        """The sum over ranks of a tensor; one all-reduce of its size."""
+        whole = part.to(self._device, copy=True)
+        self._reduce(whole)
+        return whole.to(part.device)
+
     @contextmanager
     def alike(self) -> Iterator[None]:
         """If the block raises an error on some ranks, all of them raise one at its end."""
@@ -127,6 +176,18 @@ class Ranks(OneLine):
         table[self.rank] = torch.tensor(numbers, dtype=torch.float64)
         self._reduce(table)
         return table.tolist()
+
+    def check_are(self, mesh: Any) -> None:
+        """Raise unless these are the processes of a `DeviceMesh`, in its order."""
+        ours, theirs = (
+            self._dist.get_process_group_ranks(group) for group in (self._group, mesh.get_group())
+        )
+        if ours != theirs:
+            raise ArgumentError(
+                expected=f"tensors that are sharded over the processes of the group, {ours}",
+                got=f"a mesh of {theirs}",
+                remedy="Give hesse.Risk the mesh of the parameters: group=mesh.",
+            )
 
     def check_same(self, what: str, code: float, remedy: str) -> None:
         """Raise on all ranks unless the code of something is the same on all."""
@@ -155,12 +216,7 @@ class Ranks(OneLine):
         failed = [rank for rank, fault in enumerate(slots.faults) if fault]
         if failed:
             self._raise(failed[0], Fault(slots.faults[failed[0]]), error)
-        if len(set(slots.steps)) > 1:
-            raise RankError(
-                expected="all ranks to make the same calls of Hesse, in the same order",
-                got=f"ranks at different steps, {slots.steps}",
-                remedy="Call Hesse on every rank, and let no rank decide by its own clock or data.",
-            )
+        self._check_steps(slots.steps)
         if len(set(slots.vectors)) > 1:
             other = next(r for r, c in enumerate(slots.vectors) if c != slots.vectors[0])
             raise RankError(
@@ -169,6 +225,15 @@ class Ranks(OneLine):
                 remedy="Draw it with a generator of the same seed on all ranks, or broadcast it.",
             )
         agree_to_end(slots.wishes)
+
+    @staticmethod
+    def _check_steps(steps: list[int]) -> None:
+        if len(set(steps)) > 1:
+            raise RankError(
+                expected="all ranks to make the same calls of Hesse, in the same order",
+                got=f"ranks at different steps, {steps}",
+                remedy="Call Hesse on every rank, and let no rank decide by its own clock or data.",
+            )
 
     def _raise(self, rank: int, fault: Fault, error: Exception | None) -> None:
         """The error of this rank, if it is the one; elsewhere an error of its kind that says it."""
@@ -201,16 +266,22 @@ class Ranks(OneLine):
     # -- torch.distributed -------------------------------------------------------------------------
 
     def _reduce(self, tensor: Tensor) -> None:
-        try:
+        with _answering():
             self._dist.all_reduce(tensor, group=self._group)
-        except RuntimeError as error:
-            first = (str(error).strip().splitlines() or [""])[0][:200]
-            raise RankError(
-                expected="an answer from every rank",
-                got=f"{type(error).__name__}: {first}",
-                remedy="A rank has ended, or took too long. Under torchrun --max-restarts a run "
-                "with checkpoint= goes on.",
-            ) from error
+
+    def gather_rows(self, row: Tensor) -> Tensor:
+        """The rows of all ranks, shape (ranks, len(row))."""
+        rows = row.new_empty(self.size, len(row))
+        with _answering():
+            self._dist.all_gather_single(rows.view(-1), row, group=self._group)
+        return rows
+
+    def _scatter_sum(self, parts: Tensor) -> Tensor:
+        """The part of this rank of the sum over ranks of (ranks, width) parts."""
+        part = parts.new_empty(parts.shape[1])
+        with _answering():
+            self._dist.reduce_scatter_single(part, parts.view(-1), group=self._group)
+        return part
 
     @property
     def _group(self) -> Any:
@@ -226,6 +297,21 @@ class Ranks(OneLine):
         """A seed drawn by rank 0 from torch's global generator."""
         seed = float(torch.randint(2**48, ())) if self.rank == 0 else 0.0
         return int(math.fsum(row[0] for row in self.gather(seed)))
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """The errors of torch for a rank that does not answer, as ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        first = (str(error).strip().splitlines() or [""])[0][:200]
+        raise RankError(
+            expected="an answer from every rank",
+            got=f"{type(error).__name__}: {first}",
+            remedy="A rank has ended, or took too long. Under torchrun --max-restarts a run "
+            "with checkpoint= goes on.",
+        ) from error
 
 
 def alike(ranks: Ranks | None) -> AbstractContextManager[None]:

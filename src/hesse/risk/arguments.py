@@ -16,6 +16,7 @@ from hesse.data.batches import Batch
 from hesse.data.known_weights import reduction_option
 from hesse.data.trees import tensors
 from hesse.errors import ArgumentError, DtypeError, FunctionError, HesseError, check_choice
+from hesse.vectors.shards import is_sharded
 from hesse.vectors.space import Tree
 
 _ORDER = "The order is hesse.Risk(model, loss, data)."
@@ -81,11 +82,11 @@ def _check_parameters(model: Any) -> None:
                 remedy="Call the model once, with torch.no_grad(): model(inputs), and build the "
                 "risk after that.",
             )
-        if type(tensor.data).__name__ in ("DTensor", "ShardedTensor"):
+        if is_sharded(tensor) and not isinstance(tensor, nn.Parameter):
             raise ArgumentError(
-                expected="a module whose parameters are whole tensors",
+                expected="a module whose buffers are whole tensors",
                 got=f"{name!r}, which is sharded over several processes",
-                remedy="Give the module before fully_shard or FullyShardedDataParallel.",
+                remedy="Give buffer.full_tensor() in its place.",
             )
         if tensor.is_meta:
             raise ArgumentError(

@@ -26,6 +26,7 @@ from hesse.data.selection import WeightedTargets
 from hesse.data.trees import tensors
 from hesse.errors import FunctionError
 from hesse.risk.checks import check_eval_mode
+from hesse.risk.fsdp import is_fsdp, without_fsdp
 from hesse.risk.substitution import Substitution
 from hesse.surroundings import users_contexts
 from hesse.vectors.space import Tree
@@ -85,7 +86,7 @@ class ModelCall:
         """The outputs of the model."""
         if _train_modes(self.modules) != self.modes:
             check_eval_mode(self.model)
-        with users_contexts():
+        with users_contexts(), without_fsdp(self._sharded):
             return self._outputs(params, inputs)
 
     @property
@@ -101,6 +102,11 @@ class ModelCall:
         modules = _modules_of(self.model)
         same = modules == self.modules and _train_modes(modules) == self.modes
         return same and _tensors_of(self.model) == self.tensors
+
+    @cached_property
+    def _sharded(self) -> list[nn.Module]:
+        """Modules that gather their parameters themselves."""
+        return [module for module in self.modules if is_fsdp(module)]
 
     @cached_property
     def _has_ties(self) -> bool:

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from hesse.errors import HesseError, RandomnessError, ShapeError, StructureError
+from hesse.ranks import Ranks
+from hesse.risk.fsdp import check_shards, hold_shards
 from hesse.vectors.space import Tree
+
+
+def check_module(model: Any, ranks: Ranks | None) -> None:
+    """Raise for a module in train mode, or with parameters that cannot be gathered."""
+    check_eval_mode(model)
+    check_shards(model, ranks)
 
 
 def check_eval_mode(model: Any) -> None:
@@ -46,6 +54,7 @@ def _is_random_or_coupled(module: nn.Module) -> bool:
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
     """Copies of the parameters that are trained, by name."""
+    hold_shards(model)
     return {
         name: parameter.detach().clone()
         for name, parameter in model.named_parameters()

@@ -36,7 +36,7 @@ from hesse.result import OneLine
 from hesse.risk.arguments import check_model_and_loss, check_weight_decay, reduction_of
 from hesse.risk.averaging import Averaging
 from hesse.risk.call import BatchLoss, LossCall, ModelCall
-from hesse.risk.checks import ParameterNames, check_eval_mode, trainable
+from hesse.risk.checks import ParameterNames, check_eval_mode, check_module, trainable
 from hesse.risk.per_example import PerExample
 from hesse.risk.shared_value import shared_value
 from hesse.risk.sharing import Share, check_is_whole, check_sampler, ranks_of
@@ -69,10 +69,9 @@ class Risk(OneLine):
         reduction: whether the loss averages ("mean") or adds up ("sum") over a batch; default:
             `loss.reduction` if there is one, else "mean". Sums are added up over the batches.
         params: the tree for `risk.params` when the model is a plain callable.
-        group: a process group of `torch.distributed`, or a one-dimensional `DeviceMesh`: each of
-            its processes gives its own part of the data, maybe none, and the risk is that of all
-            parts. All make the same calls. Products, values and gradients are sums over them; what
-            is not says so, and takes `risk.local`. Default: the data given are all.
+        group: a process group of `torch.distributed`, or a one-dimensional `DeviceMesh`, whose
+            processes make the same calls, each with its part of the data, maybe none. What is not
+            summed over all parts says so, and takes `risk.local`. Default: the data given are all.
 
     Calling it, `risk(params)`, gives the scalar, differentiable in params. `params` is any tree
     that the model takes; for a module, a mapping from names to tensors, of all its parameters or
@@ -119,7 +118,7 @@ class Risk(OneLine):
             self._averages = reduction_of(loss, reduction) == "mean"
             self.model, self.loss = model, loss
             self.weight_decay = check_weight_decay(weight_decay)
-            check_eval_mode(model)
+            check_module(model, ranks)
             self._known_weight = known_weight(loss) if self._averages else None
             self.data = self._batches(data, weight, may_be_empty=ranks is not None)
             self._params = params
@@ -134,8 +133,7 @@ class Risk(OneLine):
             self._weighting: Weighting | None = None
             self._plain = self
         self.share = Share.of(self.data, ranks, self.weight_decay, self._averages)
-        with alike(ranks):
-            self._check_on(self._first)
+        self._check_on(self._first)
 
     def __repr__(self) -> str:
         n, model = self.num_summands, getattr(self.model, "__name__", type(self.model).__name__)
@@ -205,8 +203,7 @@ class Risk(OneLine):
         """
         other = self.unchecked_on(data, weight)
         if other.share.has_several:
-            with alike(self.ranks):
-                other._check_on(other._first)
+            other._check_on(other._first)
         return other
 
     def unchecked_on(self, data: Any, weight: Weight | None = None) -> Risk:
@@ -261,11 +258,12 @@ class Risk(OneLine):
         tensor(0.5000)
         """
         plain = self._plain
+        params = self.share.whole(plain.params)
         with alike(self.ranks):
             weights = selection.checked_weights(weights, selection.total_examples(plain.data))
             weighting = None
             for first in plain._first:
-                weighting = Weighting.of(plain.loss_of, plain.params, first, plain.loss_name)
+                weighting = Weighting.of(plain.loss_of, params, first, plain.loss_name)
             data = selection.WithWeights(plain.data, weights)
             weigh, known = ignoring_weights(plain.data.weight), ignoring_weights(plain.data.known)
             held = list(data) if plain.holds_data else data
@@ -391,9 +389,11 @@ class Risk(OneLine):
 
     def _check_on(self, batches: list[Batch]) -> None:
         """Test model and loss on these batches: now if the parameters are known, or later."""
-        self._unchecked = batches
-        if next(tensors(self._params), None) is not None:  # not all frozen
-            self.check_at(self._params)
+        whole = self.share.whole(self._params)
+        with alike(self.ranks):
+            self._unchecked = batches
+            if next(tensors(whole), None) is not None:  # not all frozen
+                self.check_at(whole)
 
 
 def _one(inputs: Any, targets: Any) -> float:

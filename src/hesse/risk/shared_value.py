@@ -4,11 +4,13 @@ r"""The value of a risk that several processes share, differentiable as often as
 $$ R(\theta) = \sum_r R_r(\theta) $$
 
 Two functions surround the part of a rank: a copy of the parameters in front, whose derivative is
-the sum over ranks, and a sum over ranks behind, whose derivative is the copy.
+the sum over ranks, and a sum over ranks behind, whose derivative is the copy. Parameters that are
+sharded are gathered instead of copied; the derivative of that is the part of this rank in the sum.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,20 +18,66 @@ import torch
 from torch import Tensor
 
 from hesse.ranks import Ranks
+from hesse.vectors.exchange import gather, sum_and_scatter
 from hesse.vectors.space import Space, Tree
+from hesse.vectors.trees import fill
 
 
 def shared_value(ranks: Ranks, local: Callable[[Tree], Tensor], params: Tree) -> Tensor:
     """The sum over ranks of local(params), shape (); all ranks call it together."""
-    space = Space.of(params, what="params")
-    leaves = Copied.apply(ranks, *space.leaves(params, what="params"))
+    space = Space.of(params, what="params", ranks=ranks)
+    parts = space.leaves(params, what="params")
+    leaves = Copied.apply(ranks, *parts) if space.shards is None else Gathered.apply(space, *parts)
 
     def part() -> Tensor:
         # Adds nothing, but makes the graphs of all ranks alike, whatever they have data of.
         nothing = sum((0.0 * torch.sin(leaf)).sum() for leaf in leaves)
-        return local(space.build(list(leaves))).to(space.dtype) + nothing
+        return local(fill(space.template, iter(leaves))).to(space.dtype) + nothing
 
     return Summed.apply(ranks, ranks.together(part))[0]
+
+
+class Gathered(torch.autograd.Function):
+    """The whole leaves of which this rank has these parts."""
+
+    @staticmethod
+    def forward(space: Space, *parts: Tensor) -> tuple[Tensor, ...]:
+        """One all-gather."""
+        assert space.shards is not None
+        whole = gather(space, space.join(parts)[None])[0]
+        pieces = whole.split([math.prod(shape) for shape in space.shards.shapes])
+        rows = zip(pieces, space.shards.shapes, space.dtypes, strict=True)
+        return tuple(piece.view(shape).to(dtype, copy=True) for piece, shape, dtype in rows)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep the space."""
+        ctx.space = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """The parts of this rank in the sums of the gradients of all ranks."""
+        return None, *Scattered.apply(ctx.space, *gradients)
+
+
+class Scattered(torch.autograd.Function):
+    """The parts of this rank in the sums over ranks of whole leaves."""
+
+    @staticmethod
+    def forward(space: Space, *leaves: Tensor) -> tuple[Tensor, ...]:
+        """One reduce-scatter."""
+        part = sum_and_scatter(space, 1, lambda: space.join(leaves)[None])[0]
+        return tuple(piece.clone() for piece in space.split(part))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep the space."""
+        ctx.space = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """The gradients of all parts, on every rank."""
+        return None, *Gathered.apply(ctx.space, *gradients)
 
 
 class Copied(torch.autograd.Function):

@@ -16,6 +16,8 @@ from hesse.data.batches import Batches
 from hesse.data.trees import tensors
 from hesse.errors import ArgumentError, DataError
 from hesse.ranks import RankError, Ranks
+from hesse.vectors.shards import is_sharded
+from hesse.vectors.space import Space, Tree
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,19 @@ class Share:
             )
         _warn_of_same(counts, codes)
         return Share(ranks, math.fsum(weights), owner == ranks.rank, sum(counts) > 1)
+
+    def whole(self, params: Tree) -> Tree:
+        """Parameters that are sharded over the ranks, gathered on each; others as they are.
+
+        None for sharded parameters where there are no ranks to gather them from.
+        """
+        if not any(map(is_sharded, tensors(params))):
+            return params
+        if self.ranks is None:
+            return None
+        with self.ranks.alike():
+            space = Space.of(params, what="params", ranks=self.ranks)
+        return space.whole_tree(params)
 
 
 def ranks_of(group: Any) -> Ranks | None:

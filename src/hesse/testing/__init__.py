@@ -6,6 +6,7 @@ dense_hessian(f, x), ...            the definition, in float64, by an independen
 all_problems()                      functions that differ in what they ask of autodiff
 smooth_problems()                   functions to minimise, with starts and known minima
 CountingOperator(A), PeakMemory()   contracts of cost
+Traffic()                           what a process sends to others
 """
 
 from hesse.memory.peak import PeakMemory
@@ -24,6 +25,7 @@ from hesse.testing.oracles import (
 )
 from hesse.testing.problems import Problem
 from hesse.testing.smooth import more_garbow_hillstrom, smooth_problems
+from hesse.testing.traffic import Traffic
 
 __all__ = [
     # checks
@@ -48,4 +50,5 @@ __all__ = [
     # meters
     "CountingOperator",
     "PeakMemory",
+    "Traffic",
 ]

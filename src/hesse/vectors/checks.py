@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hesse.errors import DeviceError, DtypeError, NonFiniteError, ShapeError, StructureError
+from hesse.vectors.shards import Shards, is_sharded
 
 # Whether a tensor stands for the batch of tensors of a `torch.vmap` around.
 is_batched = torch._C._functorch.is_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
@@ -24,12 +24,12 @@ def check_leaf(label: str, leaf: Tensor, device: torch.device) -> None:
             remedy="Take several directions at once with hessian_operator(f, x).matmat(V), V of "
             "shape (n, k); go through several points in a loop, operator.at(x).",
         )
-    if _is_dtensor(leaf):
+    if is_sharded(leaf):
         raise StructureError(
             expected=f"{label} to be a plain tensor",
             got="a DTensor (torch.distributed.tensor)",
-            remedy="Give leaf.full_tensor(), or leaf.to_local() for the part of this process; "
-            "sharded vectors are not supported yet.",
+            remedy="Of a hesse.Risk with group= the parameters may be sharded; elsewhere give "
+            "leaf.full_tensor().",
         )
     if leaf.layout != torch.strided:
         raise StructureError(
@@ -53,12 +53,6 @@ def check_leaf(label: str, leaf: Tensor, device: torch.device) -> None:
             got=str(leaf.device),
             remedy=f"Move it: .to('{device}').",
         )
-
-
-def _is_dtensor(leaf: Tensor) -> bool:
-    """Whether a tensor is distributed; without importing what makes such tensors."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(leaf, module.DTensor)
 
 
 def check_leaf_like(
@@ -150,6 +144,27 @@ def check_same(
             expected="operators on one device",
             got=f"{devices[0]} and {devices[1]}",
             remedy="Move the tensors that one of them is made from.",
+        )
+
+
+def check_same_shards(one: Shards | None, other: Shards | None) -> None:
+    """Raise unless two spaces of one dimension are cut over processes in the same way."""
+    if one == other:
+        return
+    raise StructureError(
+        expected="operators whose vectors are sharded alike",
+        got="whole vectors and sharded ones" if one is None or other is None else "other shards",
+        remedy="Make both at parameters that are sharded over one mesh.",
+    )
+
+
+def check_whole(shards: Shards | None, what: str, remedy: str) -> None:
+    """Raise for sharded vectors, where there is no `what`."""
+    if shards is not None:
+        raise StructureError(
+            expected=f"vectors that are whole in each process, for {what}",
+            got="vectors that are sharded over processes",
+            remedy=remedy,
         )
 
 

@@ -90,3 +90,11 @@ def _norm_by_rows(v: Tensor) -> float:
     """The norm, from the norms of short pieces in the vector's own precision."""
     norms = [torch.linalg.vector_norm(rows, dim=1) for rows in _rows(v)]
     return float(torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64))
+
+
+def largest(x: Tensor) -> float:
+    """The largest entry in magnitude, without a copy of x; 0 if there is none."""
+    if not x.numel():
+        return 0.0
+    least, most = torch.aminmax(x)
+    return max(abs(float(least)), abs(float(most)))

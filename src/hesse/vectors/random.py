@@ -3,10 +3,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy
 import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError
+
+Draw = Callable[[int, torch.dtype, torch.device, torch.Generator | None], Tensor]
+"""(n, dtype, device, generator) -> n independent numbers."""
+
+_BLOCK = 1 << 16
 
 
 def normal_entries(
@@ -27,6 +35,44 @@ def random_signs(
     eight = 1 - 2 * (byte[:, None] >> torch.arange(8, device=words.device) & 1)
     signs = eight.to(dtype).index_select(0, words.view(torch.uint8).int())
     return signs.view(-1)[:n].to(device)
+
+
+class Stream:
+    """n independent numbers, of which only the blocks are drawn that are asked for.
+
+    Each block has a generator of its own, whose seed is made of one number from the given generator
+    and the number of the block. Up to one block they are the numbers that `draw` gives at once.
+    """
+
+    def __init__(
+        self,
+        draw: Draw,
+        n: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: torch.Generator | None,
+    ) -> None:
+        self._draw, self._kind = draw, (dtype, device)
+        source = _source(device, generator)
+        self._last: tuple[int, Tensor] = -1, torch.empty(0)
+        if n <= _BLOCK:
+            self._last = 0, draw(n, dtype, device, generator)
+            return
+        self._seed = int(torch.randint(2**63 - 1, (), generator=generator, device=source))
+        self._source = torch.Generator(source)
+
+    def entries(self, start: int, stop: int) -> Tensor:
+        """The numbers from `start` to `stop`."""
+        first, last = start // _BLOCK, max(start, stop - 1) // _BLOCK
+        numbers = torch.cat([self._block(number) for number in range(first, last + 1)])
+        return numbers[start - first * _BLOCK : stop - first * _BLOCK]
+
+    def _block(self, number: int) -> Tensor:
+        if self._last[0] != number:
+            state = numpy.random.SeedSequence((self._seed, number)).generate_state(1, "uint64")
+            generator = self._source.manual_seed(int(state[0]) % 2**63)
+            self._last = number, self._draw(_BLOCK, *self._kind, generator)
+        return self._last[1]
 
 
 def _source(device: torch.device, generator: torch.Generator | None) -> torch.device:

@@ -27,6 +27,7 @@ from hesse.vectors import checks
 from hesse.vectors.aliasing import unshared as unshared
 from hesse.vectors.arrays import as_array, as_tensor
 from hesse.vectors.rows import joined
+from hesse.vectors.shards import Shards, is_sharded
 from hesse.vectors.trees import Tree, fill, is_of_arrays, map_leaves, match, subscript, walk
 from hesse.vectors.whole_vectors import WholeVectors
 
@@ -46,7 +47,9 @@ class Space(OneLine, WholeVectors):
         dtype: the dtype of flat vectors.
         device: the device of all vectors.
         template: the tree with None in the place of the leaves.
-        ranks: the processes that hold the same vectors, if there are several.
+        ranks: the processes that hold the same vectors, or parts of them, if there are several.
+        shards: how the leaves are cut over these processes; `shapes` are then those of the parts
+            in this process, and so are flat vectors. None if each process has whole vectors.
 
     >>> space = Space.of({"w": torch.zeros(2, 3), "b": torch.zeros(3)})
     >>> space.n, space.names
@@ -64,15 +67,17 @@ class Space(OneLine, WholeVectors):
     dtype: torch.dtype
     device: torch.device
     ranks: Ranks | None = field(default=None, compare=False)
+    shards: Shards | None = None
 
     @staticmethod
     @public("hesse.Space.of({tree})", nested=False)
-    def of(tree: Tree, *, what: str = "x") -> Space:
+    def of(tree: Tree, *, what: str = "x", ranks: Ranks | None = None) -> Space:
         """The space of the trees like this one; NumPy arrays may stand for tensors.
 
         Args:
             tree: a tensor, or a nesting of dicts, lists, tuples and namedtuples of tensors.
             what: what a message calls the tree.
+            ranks: the processes over whose mesh the leaves are sharded, if they are `DTensor`s.
 
         Raises:
             StructureError: there is no tensor, or a leaf is not a plain tensor.
@@ -90,17 +95,25 @@ class Space(OneLine, WholeVectors):
                 remedy="Give the tensors to differentiate with respect to (a model whose "
                 "parameters are all frozen has none).",
             )
-        device = leaves[0][1].device
-        for name, leaf in leaves:
-            checks.check_leaf(f"{what}{subscript(name)}", leaf, device)
+        shards, parts = None, [leaf for _, leaf in leaves]
+        if ranks is not None and any(map(is_sharded, parts)):
+            labelled = [(f"{what}{subscript(name)}", leaf) for name, leaf in leaves]
+            shards = Shards.of(labelled)
+            ranks.check_are(shards.mesh)
+            parts = shards.parts(labelled)
+        device = parts[0].device
+        for (name, _), part in zip(leaves, parts, strict=True):
+            checks.check_leaf(f"{what}{subscript(name)}", part, device)
         dtypes = tuple(leaf.dtype for _, leaf in leaves)
         return Space(
             template=map_leaves(lambda _: None, tree),
             names=tuple(name for name, _ in leaves),
-            shapes=tuple(leaf.shape for _, leaf in leaves),
+            shapes=tuple(part.shape for part in parts),
             dtypes=dtypes,
             dtype=_vector_dtype(dtypes),
             device=device,
+            ranks=None if shards is None else ranks,
+            shards=shards,
         )
 
     @staticmethod
@@ -124,7 +137,7 @@ class Space(OneLine, WholeVectors):
     @cached_property
     def is_flat(self) -> bool:
         """Whether the user's vectors are plain 1-D tensors."""
-        return self.template is None and len(self.shapes[0]) == 1
+        return self.template is None and len(self.shapes[0]) == 1 and self.shards is None
 
     @cached_property
     def is_plain(self) -> bool:
@@ -135,8 +148,14 @@ class Space(OneLine, WholeVectors):
 
     @public("space.leaves({tree})", nested=False)
     def leaves(self, tree: Tree, *, what: str = "v") -> list[Tensor]:
-        """The leaves of a tree in the order of this space; raises HesseError if it does not fit."""
+        """The leaves of a tree in the order of this space; raises HesseError if it does not fit.
+
+        Of `DTensor`s the parts in this process.
+        """
         leaves = list(match(self.template, tree, what, self.device))
+        if self.shards is not None:
+            labels = (f"{what}{subscript(name)}" for name in self.names)
+            leaves = self.shards.parts(list(zip(labels, leaves, strict=True)))
         for name, shape, dtype, leaf in zip(
             self.names, self.shapes, self.dtypes, leaves, strict=True
         ):
@@ -216,17 +235,30 @@ class Space(OneLine, WholeVectors):
 
     def is_point(self, v: Tensor) -> bool:
         """Whether v has the shape of x itself, where x is a single tensor."""
+        if self.shards is not None:
+            return self.template is None and is_sharded(v)
         return self.template is None and v.shape == self.shapes[0]
 
     def copy(self, tree: Tree) -> Tree:
         """A copy of a tree without its autograd graph; frozen parameters stay frozen."""
+        leaves = self.leaves(tree, what="x")
+        return self.build([_as_frozen(leaf.detach().clone(), leaf) for leaf in leaves])
 
-        def copied(leaf: Tensor) -> Tensor:
-            fresh = leaf.detach().clone()
-            frozen = isinstance(leaf, torch.nn.Parameter) and not leaf.requires_grad
-            return torch.nn.Parameter(fresh, requires_grad=False) if frozen else fresh
+    def whole_tree(self, tree: Tree) -> Tree:
+        """The tree of whole tensors, on every process that has a part of them; frozen ones stay so.
 
-        return self.build([copied(leaf) for leaf in self.leaves(tree, what="x")])
+        One all-gather.
+        """
+        if self.shards is None:
+            return tree
+        given = match(self.template, tree, "x", self.device)
+        (whole,) = self.whole(self.flatten(tree, what="x")[None])
+        parts = whole.split([math.prod(shape) for shape in self.shards.shapes])
+        leaves = [
+            _as_frozen(part.view(leaf.shape).to(leaf.dtype), leaf)
+            for part, leaf in zip(parts, given, strict=True)
+        ]
+        return fill(self.template, iter(leaves))
 
     def join(self, leaves: Sequence[Tensor]) -> Tensor:
         """The flat vector of leaves that are known to fit. May share memory with a single leaf."""
@@ -242,10 +274,16 @@ class Space(OneLine, WholeVectors):
         ]
 
     def build(self, leaves: list[Tensor]) -> Tree:
-        """The tree with these leaves."""
+        """The tree with these leaves; `DTensor`s of these parts of theirs, if they are sharded."""
+        if self.shards is not None:
+            leaves = self.shards.whole(leaves)
         if self._keys is not None:
             return dict(zip(self._keys, leaves, strict=True))
         return fill(self.template, iter(leaves))
+
+    @property
+    def _whole_shapes(self) -> tuple[torch.Size, ...]:
+        return self.shapes if self.shards is None else self.shards.shapes
 
     @cached_property
     def _keys(self) -> list | None:
@@ -258,8 +296,10 @@ class Space(OneLine, WholeVectors):
     def check_vector(self, vector: Tensor, *, what: str = "v", ndim: int = 1) -> Tensor:
         """`vector` itself if it is a flat vector of this space or, with ndim=2, a block (n, k)."""
         tree = "" if ndim == 2 or self.is_flat else f", or a tree like x ({self.describe()})"
+        if self.shards is not None:
+            tree = f", the part of this process of {self.n} entries{tree}"
         checks.check_vector(
-            what, vector, n=self.n, ndim=ndim, dtype=self.dtype, device=self.device, tree=tree
+            what, vector, n=self.size, ndim=ndim, dtype=self.dtype, device=self.device, tree=tree
         )
         return vector
 
@@ -294,6 +334,7 @@ class Space(OneLine, WholeVectors):
             dtype=self.dtype,
             device=self.device,
             ranks=self.ranks,
+            shards=None if self.shards is None else self.shards.some(chosen),
         )
         ends = [0, *accumulate(self.sizes)]
         if chosen[-1] - chosen[0] == len(chosen) - 1:
@@ -304,8 +345,13 @@ class Space(OneLine, WholeVectors):
     def common(self, other: Space) -> Space:
         """Of two spaces, which must agree in dimension, dtype and device, the one with a tree."""
         checks.check_same((self.n, other.n), (self.dtype, other.dtype), (self.device, other.device))
+        checks.check_same_shards(self.shards, other.shards)
         space, ranks = other if self.is_flat else self, self.ranks or other.ranks
         return space if space.ranks is ranks else replace(space, ranks=ranks)
+
+    def in_dtype(self, dtype: torch.dtype) -> Space:
+        """The space of the same vectors in another dtype."""
+        return replace(self, dtype=dtype, dtypes=(dtype,) * len(self.dtypes))
 
     def first_bad_name(self, vector: Tensor) -> str | None:
         """Name of the first leaf of a flat vector that holds NaN or Inf, or None."""
@@ -318,10 +364,16 @@ class Space(OneLine, WholeVectors):
         """The names and shapes of the first leaves, for messages."""
         words = [
             f"{name or 'x'}: {tuple(shape)}"
-            for name, shape in zip(self.names[:limit], self.shapes, strict=False)
+            for name, shape in zip(self.names[:limit], self._whole_shapes, strict=False)
         ]
         more = len(self.names) - limit
         return ", ".join(words) + (f", and {more} more" if more > 0 else "")
+
+
+def _as_frozen(fresh: Tensor, leaf: Tensor) -> Tensor:
+    """A fresh tensor as a frozen parameter, if the leaf is one."""
+    frozen = isinstance(leaf, torch.nn.Parameter) and not leaf.requires_grad
+    return torch.nn.Parameter(fresh, requires_grad=False) if frozen else fresh
 
 
 def _unchanged(vector: Tensor) -> Tensor:

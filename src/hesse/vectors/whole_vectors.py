@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is computed from whole vectors: inner products, norms, decisions, random vectors.
 
-If vectors were sharded over several processes, only these methods would communicate. They would
-give the same result in each process, so that all processes take the same branch.
+Where vectors are sharded over several processes, only these methods communicate: one all-reduce
+each. They give the same result in each process, so that all processes take the same branch.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from hesse.ranks import Ranks
-from hesse.vectors.checks import check_finite
-from hesse.vectors.inner_products import dot, dots, norm
-from hesse.vectors.random import normal_entries, random_signs
+from hesse.vectors.checks import check_finite, check_whole
+from hesse.vectors.inner_products import dot, dots, largest, norm
+from hesse.vectors.random import Draw, Stream, normal_entries, random_signs
+from hesse.vectors.shards import Shards
 
 
 class WholeVectors:
@@ -26,6 +28,7 @@ class WholeVectors:
     dtype: torch.dtype
     device: torch.device
     ranks: Ranks | None
+    shards: Shards | None
 
     @cached_property
     def size(self) -> int:
@@ -35,7 +38,12 @@ class WholeVectors:
     @property
     def n(self) -> int:
         """Dimension of the space, over all processes that share its vectors: compute with it."""
-        return self.size
+        return self.size if self.shards is None else self.shards.n
+
+    @property
+    def max_size(self) -> int:
+        """The largest `size` in any process: decide with it what all must decide alike."""
+        return self.size if self.shards is None else self.shards.width
 
     def empty(self) -> Tensor:
         """A flat vector of uninitialised memory."""
@@ -48,20 +56,113 @@ class WholeVectors:
     def gaussian(self, generator: torch.Generator | None = None) -> Tensor:
         """A flat vector of independent N(0, 1) entries.
 
-        A generator on the CPU gives the same vector on every device.
+        A generator on the CPU gives the same vector on every device. Sharded, each process has its
+        part of one vector, which does not depend on how many there are.
         """
-        return normal_entries(self.size, self.dtype, self.device, self._generator(generator))
+        return self._drawn(normal_entries, generator)
 
     def rademacher(self, generator: torch.Generator | None = None) -> Tensor:
         """A flat vector of independent signs, +1 or -1 with probability 1/2 each.
 
-        A generator on the CPU gives the same vector on every device.
+        As of `gaussian`, on every device and in every process.
         """
-        return random_signs(self.size, self.dtype, self.device, self._generator(generator))
+        return self._drawn(random_signs, generator)
 
-    def _generator(self, generator: torch.Generator | None) -> torch.Generator | None:
-        """By default the one that all ranks have in common."""
-        return self.ranks.generator if generator is None and self.ranks else generator
+    def _drawn(self, draw: Draw, generator: torch.Generator | None) -> Tensor:
+        if generator is None and self.ranks:  # the one that all ranks have in common
+            generator = self.ranks.generator
+        if self.shards is None:
+            return draw(self.size, self.dtype, self.device, generator)
+        stream = Stream(draw, self.n, self.dtype, self.device, generator)
+        return self.shards.take(stream.entries)
+
+    @property
+    def positions(self) -> Tensor:
+        """Where the entries of this process lie in a whole vector: (size,) of integers."""
+
+        def between(start: int, stop: int) -> Tensor:
+            return torch.arange(start, stop, device=self.device)
+
+        return between(0, self.n) if self.shards is None else self.shards.take(between)
+
+    def alternate(self, v: Tensor) -> Tensor:
+        """A flat vector itself, after every second entry of the whole vector changed its sign.
+
+        >>> from hesse.vectors import Space
+        >>> Space.flat(3).alternate(torch.ones(3))
+        tensor([ 1., -1.,  1.])
+        """
+        if self.shards is None:
+            v[1::2].neg_()
+            return v
+        return v.mul_(1 - 2 * (self.positions % 2))
+
+    def units(self, first: int, count: int) -> Tensor:
+        """The unit vectors `first`, `first` + 1, ... as rows (count, size)."""
+        if self.shards is not None:
+            numbers = torch.arange(first, first + count, device=self.device)
+            return (numbers[:, None] == self.positions).to(self.dtype)
+        units = self.zeros().repeat(count, 1)
+        units[:, first:].diagonal().fill_(1.0)
+        return units
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """All entries (k, n) of vectors that are rows (k, size), on every process."""
+        if self.shards is None:
+            return rows
+        assert self.ranks is not None
+        table = self.ranks.gather_rows(self.shards.pack(rows))
+        return self.shards.assemble(table, len(rows))
+
+    def part(self, whole: Tensor) -> Tensor:
+        """The entries of this process (size,) of a whole vector (n,)."""
+        if self.shards is None:
+            return whole
+        return self.shards.take(lambda start, stop: whole[start:stop])
+
+    def constant(self, v: Tensor) -> float | None:
+        """The number that all entries of a flat vector are; None if they differ."""
+        smallest, largest = self.extremes(v)
+        return largest if smallest == largest else None
+
+    def total(self, part: Tensor) -> Tensor:
+        """The sum over the processes that share vectors of what each computed of its entries."""
+        if self.shards is None:
+            return part
+        assert self.ranks is not None
+        return self.ranks.total(part)
+
+    def _gathered(self, *numbers: float) -> list[list[float]]:
+        """These numbers of all processes that share vectors."""
+        if self.shards is None:
+            return [list(numbers)]
+        assert self.ranks is not None
+        return self.ranks.gather(*numbers)
+
+    def qr(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Q (n, k) with orthonormal columns and an upper triangular R with Q R = columns.
+
+        Of shards by the factors R of the parts of all processes, which together are factored again
+        (Demmel, Grigori, Hoemmen & Langou 2012, doi:10.1137/080731992).
+        """
+        Q, R = torch.linalg.qr(columns)
+        if self.shards is None:
+            return Q, R
+        assert self.ranks is not None
+        k = columns.shape[1]
+        square = torch.nn.functional.pad(R, (0, 0, 0, k - len(R)))
+        together, R = torch.linalg.qr(self.ranks.gather_rows(square.reshape(-1)).view(-1, k))
+        own = together[k * self.shards.rank :][: Q.shape[1]]
+        return Q @ own, R
+
+    def svd(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """The left singular vectors (n, k) and the singular values (k,), descending."""
+        if self.shards is None:
+            U, values, _ = torch.linalg.svd(columns, full_matrices=False)
+            return U, values
+        Q, R = self.qr(columns)
+        U, values, _ = torch.linalg.svd(R)
+        return Q @ U, values
 
     def inner(self, u: Tensor, v: Tensor) -> float:
         """The inner product u'v of flat vectors, accumulated in float64.
@@ -70,7 +171,7 @@ class WholeVectors:
         >>> Space.flat(2).inner(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
         11.0
         """
-        return dot(u, v)
+        return self.inner_pairs((u, v))[0]
 
     def inner_pairs(self, *pairs: tuple[Tensor, Tensor]) -> list[float]:
         """The inner products u'v of several pairs (u, v) of flat vectors, in one reduction.
@@ -80,7 +181,25 @@ class WholeVectors:
         >>> Space.flat(2).inner_pairs((u, u), (u, v))
         [5.0, 11.0]
         """
-        return [dot(u, v) for u, v in pairs]
+        here = [dot(u, v) for u, v in pairs]
+        if self.shards is None:
+            return here
+        return self.total(torch.tensor(here, dtype=torch.float64)).tolist()
+
+    def measure(
+        self, pairs: Sequence[tuple[Tensor, Tensor]], vectors: Sequence[Tensor]
+    ) -> tuple[list[float], list[float]]:
+        """The inner products of pairs, and the norms of vectors, in one reduction.
+
+        >>> from hesse.vectors import Space
+        >>> u, v = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+        >>> Space.flat(2).measure([(u, v)], [v])
+        ([11.0], [5.0])
+        """
+        here = [*(dot(u, v) for u, v in pairs), *map(norm, vectors)]
+        parts = list(zip(*self._gathered(*here), strict=True))
+        k = len(pairs)
+        return [sum(part) for part in parts[:k]], [math.hypot(*part) for part in parts[k:]]
 
     def inners(self, basis: Tensor, v: Tensor) -> Tensor:
         """The inner products of the rows of a basis with v or with its rows, in their dtype.
@@ -96,7 +215,8 @@ class WholeVectors:
         >>> Space.flat(2).inners(torch.eye(2), torch.tensor([3.0, 4.0]))
         tensor([3., 4.])
         """
-        return dots(basis, v)
+        here = dots(basis, v)
+        return here if self.shards is None else self.total(here.double()).to(here.dtype)
 
     def gram(self, left: Tensor, right: Tensor) -> Tensor:
         """The inner products of all rows (j, n) with all rows (k, n): (j, k), float64, on the CPU.
@@ -115,7 +235,17 @@ class WholeVectors:
         >>> Space.flat(2).norm(torch.tensor([3.0, 4.0]))
         5.0
         """
-        return norm(v)
+        return self.norms(v)[0]
+
+    def norms(self, *vectors: Tensor) -> list[float]:
+        """The norms of several flat vectors, such as the rows of a basis, in one reduction.
+
+        >>> from hesse.vectors import Space
+        >>> Space.flat(2).norms(*torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+        [5.0, 1.0]
+        """
+        parts = self._gathered(*map(norm, vectors))
+        return [math.hypot(*part) for part in zip(*parts, strict=True)]
 
     def column_norms(self, block: Tensor) -> Tensor:
         """The norms of the columns of a block (n, k): (k,), float64, on the CPU.
@@ -124,7 +254,30 @@ class WholeVectors:
         >>> Space.flat(2).column_norms(torch.tensor([[3.0, 0.0], [4.0, 1.0]]))
         tensor([5., 1.], dtype=torch.float64)
         """
-        return torch.linalg.vector_norm(block, dim=0, dtype=torch.float64).cpu()
+        here = torch.linalg.vector_norm(block, dim=0, dtype=torch.float64).cpu()
+        if self.shards is None:
+            return here
+        return torch.tensor(self._gathered(*here.tolist()), dtype=torch.float64).norm(dim=0)
+
+    def extremes(self, v: Tensor) -> tuple[float, float]:
+        """The smallest and the largest entry of a flat vector.
+
+        >>> from hesse.vectors import Space
+        >>> Space.flat(3).extremes(torch.tensor([2.0, -1.0, 0.0]))
+        (-1.0, 2.0)
+        """
+        here = (float(v.min()), float(v.max())) if len(v) else (math.inf, -math.inf)
+        smallest, largest = zip(*self._gathered(*here), strict=True)
+        return min(smallest), max(largest)
+
+    def largest(self, *vectors: Tensor) -> list[float]:
+        """The largest entry in magnitude of several vectors or blocks, without a copy.
+
+        >>> from hesse.vectors import Space
+        >>> Space.flat(2).largest(torch.tensor([1.0, -3.0]), torch.zeros(2))
+        [3.0, 0.0]
+        """
+        return [max(part) for part in zip(*self._gathered(*map(largest, vectors)), strict=True)]
 
     def any(self, v: Tensor) -> bool:
         """Whether an entry of a vector, a block or a mask of its shape is not zero.
@@ -133,7 +286,7 @@ class WholeVectors:
         >>> Space.flat(2).any(torch.tensor([0.0, 2.0])), Space.flat(2).any(torch.zeros(2))
         (True, False)
         """
-        return bool(v.any())
+        return any(part for (part,) in self._gathered(bool(v.any())))
 
     def all_finite(self, v: Tensor) -> bool:
         """Whether a vector or block has neither NaN nor Inf. One sum tells, unless it overflows.
@@ -142,7 +295,12 @@ class WholeVectors:
         >>> Space.flat(2).all_finite(torch.tensor([0.0, math.inf]))
         False
         """
-        return math.isfinite(float(v.sum())) or bool(torch.isfinite(v).all())
+        here = math.isfinite(float(v.sum())) or bool(torch.isfinite(v).all())
+        return not any(is_bad for (is_bad,) in self._gathered(not here))
+
+    def check_whole(self, what: str, remedy: str) -> None:
+        """Raise for sharded vectors, for which there is no `what`; `remedy` says what to do."""
+        check_whole(self.shards, what, remedy)
 
     def check_finite(self, v: Tensor, what: str = "v") -> Tensor:
         """A vector or block itself; raises NonFiniteError, which says `what`, for NaN or Inf."""

@@ -68,6 +68,7 @@ def block_jacobi(
     A = aslinearoperator(A)
     check_symmetric(A)
     check_not_empty(A.shape)
+    A.domain.check_whole("blocks", "Take preconditioner='jacobi' or 'nystrom'.")
     size = check_count("size", size, 1)
     index = _pieces(A.domain, size)
     n, largest = A.domain.n, index.shape[1]

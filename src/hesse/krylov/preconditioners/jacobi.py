@@ -67,7 +67,7 @@ def jacobi(
     if d is None:
         d, products = _estimate(A, probes, generator)
     size = d.abs()
-    largest = float(size.max())
+    _, largest = A.domain.extremes(size)
     if not 0.0 < largest < float("inf"):
         raise OperatorError(
             expected="a diagonal that is finite and not zero",
@@ -97,5 +97,7 @@ def _estimate(
         Z = stacked(probes, (A.domain.rademacher(generator) for _ in range(probes))).T
         samples, products = Z * A._matmat(Z), 1
     check_finite_products(A, samples)
-    error = samples.std(dim=1) / probes**0.5
-    return torch.maximum(samples.mean(dim=1).abs(), error), probes * products
+    mean = samples.mean(dim=1)
+    squares = (samples - mean[:, None]).square().sum(dim=1)  # torch's std warns of no entries
+    error = (squares / (probes * (probes - 1))).sqrt()
+    return torch.maximum(mean.abs(), error), probes * products

@@ -70,11 +70,11 @@ def nystrom(
     G, mu = _undamped(A, damping)
     limit = min(A.domain.n, rank if max_rank is None else max(rank, max_rank))
     Omega, Y = sketch(G, min(rank, limit), generator)
-    U, values = eigenpairs_of_sketch(Omega, Y)
+    U, values = eigenpairs_of_sketch(A.domain, Omega, Y)
     while len(values) < limit and float(values[-1]) > mu > 0.0:
         more = min(2 * len(values), limit) - len(values)
         Omega, Y = sketch(G, more, generator, (Omega, Y))
-        U, values = eigenpairs_of_sketch(Omega, Y)
+        U, values = eigenpairs_of_sketch(A.domain, Omega, Y)
     level = max(float(values[-1]) + mu, unit_roundoff(A) * float(values[0]))
     if level == 0.0:
         raise OperatorError(

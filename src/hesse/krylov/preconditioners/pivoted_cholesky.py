@@ -56,6 +56,7 @@ def pivoted_cholesky(
     A = aslinearoperator(A)
     check_symmetric(A)
     check_not_empty(A.shape)
+    A.domain.check_whole("pivots", "Take preconditioner='nystrom'.")
     rank = check_count("rank", rank, 1)
     check_tolerances(damping=damping)
     d = A._diagonal() if diagonal is None else A.domain.enter(diagonal, what="d")[0]

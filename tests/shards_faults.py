@@ -1,0 +1,128 @@
+"""What goes wrong with vectors that are cut over processes, and what is refused."""
+
+import torch
+from torch import nn
+
+import hesse
+from hesse.distributed import shard
+from hesse.testing import Traffic
+from hesse.vectors.space import Space
+from tests.ranks_faults import BAD, FAULTS, _error, _Switch
+from tests.ranks_pool import batches, model, shared, vector
+from tests.shards_jobs import mesh
+
+
+def _operator(place, loss=None, **options):
+    loss = nn.CrossEntropyLoss() if loss is None else loss
+    there = hesse.Risk(model(), loss, batches("ragged", place.rank), 0.05, group=place.ranks())
+    return hesse.hessian_operator(there, shard(there.params, mesh(place)), **options)
+
+
+def in_a_product(place, fault):
+    """The errors of a product in which a rank fails, and whether the next one is right."""
+    loss = _Switch()
+    H = _operator(place, loss, mode="reverse-over-reverse")
+    v = H.domain.part(vector())
+    before = H @ v
+    loss.fault = FAULTS[fault] if place.rank == BAD else None
+    error = _error(lambda: H @ v)
+    loss.fault = None
+    return error, bool((H @ v == before).all())
+
+
+def a_missing_call(place):
+    there = hesse.Risk(
+        *(model(), nn.CrossEntropyLoss(), batches("ragged", place.rank)),
+        group=place.ranks(seconds=5),
+    )
+    H = hesse.hessian_operator(there, shard(there.params, mesh(place)))
+    return _error(lambda: None if place.rank == BAD else H @ H.domain.zeros())
+
+
+def ended(place, how):
+    """The status and the number of products of a run that one rank wants to end."""
+    H = _operator(place, mode="retained-graph")
+    steps = []
+
+    def callback(state):
+        steps.append(state)
+        return how == "callback" and place.rank == BAD and len(steps) == 2
+
+    seconds = 1e-9 if how == "late" and place.rank == BAD else None
+    found = hesse.eigsh(H, 3, rtol=1e-14, callback=callback, max_seconds=seconds)
+    return found.status.name, found.products
+
+
+def refusals(place):
+    """What is not done with sharded vectors, by name."""
+    there = shared(place, "empty")
+    there_mesh = mesh(place)
+    params = shard(there.params, there_mesh)
+    H = hesse.hessian_operator(there, params)
+    v = H.domain.zeros()
+    mixed = {**params, "0.bias": there.params["0.bias"]}
+    turned = {name: leaf.redistribute(placements=[_along(1)]) if leaf.ndim == 2 else leaf
+              for name, leaf in params.items()}  # fmt: skip
+    calls = {
+        "a part of another length": lambda: H @ torch.zeros(H.shape[0] + 1, dtype=H.dtype),
+        "a whole tree": lambda: H @ there.params,
+        "some of the tensors": lambda: hesse.hessian_operator(there, mixed),
+        "another cut": lambda: H @ turned,
+        "no group": lambda: hesse.hessian_operator(lambda p: sum(p.values()), params),
+        "indices": lambda: H.restrict([0, 1]),
+        "scipy": lambda: H.to_scipy(),
+        "blocks": lambda: hesse.solve(H, v + 1.0, "cg", "block-jacobi"),
+        "pivots": lambda: hesse.krylov.preconditioners.pivoted_cholesky(H, diagonal=v + 1.0),
+        "checkpoint": lambda: hesse.eigsh(H, 2, checkpoint="there"),
+        "whole and sharded": lambda: H + hesse.hessian_operator(there, there.params),
+        "bounds": lambda: hesse.minimize(there, params, bounds=(0.0, 1.0)),
+        "kfac": lambda: hesse.kfac_operator(there, params),
+        "jacobian": lambda: hesse.jacobian_operator(there, params),
+        "shard": lambda: shard({"w": torch.zeros(())}, there_mesh),
+        "mesh": lambda: shard({"w": torch.zeros(2)}, place.group),
+    }
+    return {name: _error(call) for name, call in calls.items()}
+
+
+def _along(dim):
+    from torch.distributed.tensor import Shard
+
+    return Shard(dim)
+
+
+def traffic(place):
+    """What a product, a block, a gradient and a step of CG and Lanczos send."""
+    H = _operator(place)
+    v, space = H.domain.part(vector()), H.domain
+    block = torch.stack([v] * 5, dim=1)
+    G = H + 10.0 * hesse.identity_operator(H.shape[0])
+    calls = {
+        "product": lambda: H @ v,
+        "block": lambda: H @ block,
+        "gradient": lambda: H.flat_gradient,
+        "norm": lambda: space.norm(v),
+        "inner": lambda: space.inner_pairs((v, v), (v, v)),
+        "gram": lambda: space.gram(block.T, block.T),
+        "cg": lambda: hesse.solve(G, v, "cg", rtol=0.0, max_iterations=10),
+        "lanczos": lambda: hesse.eigsh(H, 2, max_products=20),
+    }
+    found = {}
+    for name, call in calls.items():
+        with Traffic() as one:
+            call()
+        found[name] = one.calls, one.numbers
+    return found, space.shards.width
+
+
+def turned(place):
+    """A product at parameters that are cut along their last dimensions, and one process's."""
+    there = shared(place, "ragged")
+    params = {
+        name: leaf.redistribute(placements=[_along(leaf.ndim - 1)])
+        for name, leaf in shard(there.params, mesh(place)).items()
+    }
+    H = hesse.hessian_operator(there, params)
+    space = Space.of(params, ranks=there.ranks)
+    product = H @ space.unflatten(space.part(vector()))
+    whole = torch.cat([leaf.full_tensor().flatten() for leaf in product.values()])
+    return whole, space.whole(space.gaussian(torch.Generator().manual_seed(3))[None])[0]
