@@ -106,6 +106,8 @@ def shown() -> list:
         hesse.apps.self_influence(risk, damping=1.0),
         hesse.apps.standard_errors(lambda p: p.exp() - p, torch.zeros(20)),
         hesse.apps.profile(lambda p: p.exp() - p, torch.zeros(1).double()),
+        hesse.apps.linearised(net),
+        hesse.apps.linearised(net).fit(*data[0], ridge=1.0),
         hesse.apps.modes(lambda x: (x**2).sum(), torch.ones(4) * 0),
         hesse.apps.response(lambda x, q: (x - q) ** 2, torch.ones(()), torch.ones(())),
         hesse.apps.hypergradient(

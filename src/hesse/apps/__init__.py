@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from hesse.apps.implicit.implicit_function import ImplicitFunction
     from hesse.apps.implicit.report import ImplicitReport
     from hesse.apps.implicit.root import root
+    from hesse.apps.kernels.alignment import alignment
+    from hesse.apps.kernels.linearised import Linearised, LinearisedFit, linearised
+    from hesse.apps.kernels.ntk import ntk
     from hesse.apps.physics.modes import Modes, modes
     from hesse.apps.physics.response import Response, response
     from hesse.apps.physics.saddle import saddle
@@ -28,16 +31,21 @@ _MODULES = {
     "ImplicitFunction": "implicit.implicit_function",
     "ImplicitReport": "implicit.report",
     "Influence": "attribution.influence",
+    "Linearised": "kernels.linearised",
+    "LinearisedFit": "kernels.linearised",
     "Modes": "physics.modes",
     "ProfileInterval": "statistics.profile",
     "Response": "physics.response",
     "StandardErrors": "statistics.standard_errors",
+    "alignment": "kernels.alignment",
     "argmin": "implicit.argmin",
     "fixed_point": "implicit.fixed_point",
     "hypergradient": "implicit.hypergradient",
     "influence": "attribution.influence",
     "lds": "attribution.lds",
+    "linearised": "kernels.linearised",
     "modes": "physics.modes",
+    "ntk": "kernels.ntk",
     "profile": "statistics.profile",
     "response": "physics.response",
     "root": "implicit.root",
@@ -51,16 +59,21 @@ __all__ = [
     "ImplicitFunction",
     "ImplicitReport",
     "Influence",
+    "Linearised",
+    "LinearisedFit",
     "Modes",
     "ProfileInterval",
     "Response",
     "StandardErrors",
+    "alignment",
     "argmin",
     "fixed_point",
     "hypergradient",
     "influence",
     "lds",
+    "linearised",
     "modes",
+    "ntk",
     "profile",
     "response",
     "root",
