@@ -152,6 +152,7 @@ CALLS = {
     "self_influence": lambda: hesse.apps.self_influence(RISK, RISK.params, rtol=1e-9).scores,
     "per_example": lambda: RISK.per_example.jvp(RISK.params, RISK.params),
     "gradients of examples": lambda: torch.cat(list(RISK.per_example.gradients(RISK.params))),
+    "CurvatureTracker": lambda: hesse.apps.CurvatureTracker(RISK).step(RISK.params).sharpness,
     "ntk": lambda: products(hesse.apps.ntk(RISK, trace=True, generator=seeded())),
     "linearised": lambda: (
         hesse.apps.linearised(torch.add, X).fit(X, X, ridge=0.5, generator=seeded()).change

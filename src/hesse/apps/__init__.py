@@ -24,15 +24,20 @@ if TYPE_CHECKING:
     from hesse.apps.physics.saddle import saddle
     from hesse.apps.statistics.profile import ProfileInterval, profile
     from hesse.apps.statistics.standard_errors import StandardErrors, standard_errors
+    from hesse.apps.training.history import CurvatureHistory, CurvatureMeasurement
+    from hesse.apps.training.tracker import CurvatureTracker
 
 # The module of each name, imported when the name is first used.
 _MODULES = {
+    "CurvatureTracker": "training.tracker",
+    "CurvatureHistory": "training.history",
     "Hypergradient": "implicit.hypergradient",
     "ImplicitFunction": "implicit.implicit_function",
     "ImplicitReport": "implicit.report",
     "Influence": "attribution.influence",
     "Linearised": "kernels.linearised",
     "LinearisedFit": "kernels.linearised",
+    "CurvatureMeasurement": "training.history",
     "Modes": "physics.modes",
     "ProfileInterval": "statistics.profile",
     "Response": "physics.response",
@@ -55,12 +60,15 @@ _MODULES = {
 }
 
 __all__ = [
+    "CurvatureTracker",
+    "CurvatureHistory",
     "Hypergradient",
     "ImplicitFunction",
     "ImplicitReport",
     "Influence",
     "Linearised",
     "LinearisedFit",
+    "CurvatureMeasurement",
     "Modes",
     "ProfileInterval",
     "Response",
