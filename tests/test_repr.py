@@ -109,6 +109,7 @@ def shown() -> list:
         tracker := hesse.apps.CurvatureTracker(risk),
         tracker.step(learning_rate=0.1),
         tracker.history,
+        hesse.apps.landscape(risk, grid=3),
         hesse.apps.linearised(net),
         hesse.apps.linearised(net).fit(*data[0], ridge=1.0),
         hesse.apps.modes(lambda x: (x**2).sum(), torch.ones(4) * 0),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hesse.apps.statistics.profile import ProfileInterval, profile
     from hesse.apps.statistics.standard_errors import StandardErrors, standard_errors
     from hesse.apps.training.history import CurvatureHistory, CurvatureMeasurement
+    from hesse.apps.training.landscape import Landscape, landscape
     from hesse.apps.training.tracker import CurvatureTracker
 
 # The module of each name, imported when the name is first used.
@@ -35,6 +36,7 @@ _MODULES = {
     "ImplicitFunction": "implicit.implicit_function",
     "ImplicitReport": "implicit.report",
     "Influence": "attribution.influence",
+    "Landscape": "training.landscape",
     "Linearised": "kernels.linearised",
     "LinearisedFit": "kernels.linearised",
     "CurvatureMeasurement": "training.history",
@@ -47,6 +49,7 @@ _MODULES = {
     "fixed_point": "implicit.fixed_point",
     "hypergradient": "implicit.hypergradient",
     "influence": "attribution.influence",
+    "landscape": "training.landscape",
     "lds": "attribution.lds",
     "linearised": "kernels.linearised",
     "modes": "physics.modes",
@@ -66,6 +69,7 @@ __all__ = [
     "ImplicitFunction",
     "ImplicitReport",
     "Influence",
+    "Landscape",
     "Linearised",
     "LinearisedFit",
     "CurvatureMeasurement",
@@ -78,6 +82,7 @@ __all__ = [
     "fixed_point",
     "hypergradient",
     "influence",
+    "landscape",
     "lds",
     "linearised",
     "modes",
