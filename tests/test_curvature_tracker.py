@@ -339,32 +339,20 @@ def test_the_transformers_callback_steps_with_the_optimizer(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_trainer_of_transformers_calls_it(tmp_path):
+def test_the_handler_of_transformers_calls_it():
+    """What `transformers.Trainer` hands its callbacks to."""
     transformers = pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
+    from transformers.trainer_callback import CallbackHandler
 
-    class Wrapped(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = net().float()
-
-        def forward(self, x, labels=None):
-            z = self.net(x)
-            return {"loss": CE(z, labels), "logits": z}
-
-    model = Wrapped()
-    R = Risk(model.net, CE, (X.float(), Y))
-    tracker = CurvatureTracker(R, every=2, budget=None)
-    arguments = transformers.TrainingArguments(
-        str(tmp_path), max_steps=5, report_to=[], use_cpu=True, optim="sgd", learning_rate=0.01
-    )
-    rows = [{"x": x.float(), "labels": y} for x, y in zip(X, Y, strict=True)]
-    trainer = transformers.Trainer(
-        model, arguments, train_dataset=rows, callbacks=[tracker.transformers()]
-    )
-    trainer.train()
-    assert [row.step for row in tracker.history] == [0, 2, 4]
-    assert tracker.history[0].loss != tracker.history[2].loss
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
+    tracker = CurvatureTracker(risk(model), every=2, budget=None)
+    handler = CallbackHandler([tracker.transformers()], model, None, optimizer, None)
+    for _ in range(5):
+        handler.on_step_end(None, transformers.TrainerState(), transformers.TrainerControl())
+    assert [(row.step, row.learning_rate) for row in tracker.history] == [
+        (k, 0.25) for k in (0, 2, 4)
+    ]
 
 
 @pytest.mark.slow

@@ -23,6 +23,9 @@ from hesse.apps import CurvatureTracker
 
 from .influence import Digits
 
+RUNS = ((0.1, 0.0), (0.2, 0.0), (0.4, 0.0), (0.4, 0.5), (0.4, 0.8))
+"""(eta, beta)."""
+
 
 def main(arguments: Sequence[str] = ()) -> None:
     """Print the tables."""
@@ -36,7 +39,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     problem = Problem(digits.X, one_hot(digits.y, 10).double())
     edge_of_stability(problem, options.steps)
     if options.repeats:
-        overhead(problem, options.steps // 2, options.repeats)
+        overhead(problem, options.steps, options.repeats)
 
 
 class Problem:
@@ -81,7 +84,7 @@ class Half(nn.Module):
 def edge_of_stability(problem: Problem, steps: int) -> None:
     print("  eta  beta   limit  lambda / limit: first  mean of 2nd half (range)   products", end="")
     print("  seconds of measurements and of all")
-    for rate, momentum in ((0.1, 0.0), (0.2, 0.0), (0.4, 0.0), (0.1, 0.5), (0.05, 0.8)):
+    for rate, momentum in RUNS:
         tracker, seconds = problem.train(rate, momentum, steps, 100, None)
         assert tracker is not None
         rows = list(tracker.history)

@@ -257,10 +257,11 @@ def edge_of_stability():
 
 
 def landscape():
-    """The loss on the plane of the two sharpest directions of a trained network."""
+    """The loss of a trained network along the eigenvectors of both ends of the spectrum."""
     model, x, y, loss = small_regression()
     descend(model, x, y, loss, 0.05, 500)
-    plane = hesse.apps.landscape(hesse.Risk(model, loss, (x, y)), radius=4.0, grid=31)
+    risk = hesse.Risk(model, loss, (x, y))
+    plane = hesse.apps.landscape(risk, directions="ends", radius=(1.0, 4.0), grid=31)
     return _svg(plane.plot)
 
 

@@ -77,7 +77,8 @@ class CurvatureTracker(OneLine):
 
     Cost: 5 to 15 products with H and as many with the Gauss-Newton matrix, which start from the
         eigenvectors found last; as many for each layer; for the trace some tens, for the noise a
-        gradient and a product for each example. Between measurements `top` + 1 vectors are held.
+        gradient and a product for each example. Between measurements two vectors are held, and
+        one for each layer.
 
     Raises:
         HesseError: no risk and no model; options out of range; a file that cannot be written.
