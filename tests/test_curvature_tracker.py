@@ -87,6 +87,7 @@ def test_numbers_are_those_of_dense_matrices():
     assert row.products > 0
 
 
+@pytest.mark.slow
 def test_the_noise_of_a_sum_is_that_of_its_mean():
     total = Risk(net(), nn.CrossEntropyLoss(reduction="sum"), BATCHES, weight_decay=N * DECAY)
     rows = [CurvatureTracker(R, noise=10).step() for R in (risk(), total)]
@@ -225,6 +226,7 @@ def test_measurements_keep_within_their_share_of_the_time():
 # -- Where it goes ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rows_are_written_as_they_come(tmp_path):
     class Board:
         def __init__(self):
@@ -282,6 +284,7 @@ def test_the_history_is_a_table_and_a_picture():
     assert limit == pytest.approx([4.0] * 12)
 
 
+@pytest.mark.slow
 def test_a_tracker_goes_on_from_its_state(tmp_path):
     path = tmp_path / "state.pt"
     points = [{name: (1 + 0.1 * k) * p for name, p in risk().params.items()} for k in range(6)]

@@ -124,6 +124,7 @@ def test_gradient_flow_is_the_matrix_exponential(side, ridge):
         torch.testing.assert_close(fit.predict(x).reshape(-1), there, **NEAR)
 
 
+@pytest.mark.slow
 def test_gradient_descent_on_a_linear_model_takes_the_steps_of_the_flow():
     model = nn.Linear(4, C).double()
     start = {name: p.detach().clone() for name, p in model.named_parameters()}

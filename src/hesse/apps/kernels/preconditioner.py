@@ -18,8 +18,9 @@ from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import identity_operator
 from hesse.operators.kronecker import kronecker_operator
 
-# The first rank, and the last one, of sketches that double until the ridge covers the rest.
-_RANK, _MOST = 20, 160
+# The first rank of sketches that double until the ridge covers the rest, and the last one. That of
+# a trace kernel is an approximation already, which more directions do not mend.
+_RANK, _MOST, _MOST_OF_TRACE = 20, 160, 80
 
 
 def trace_kernel_preconditioner(
@@ -27,12 +28,15 @@ def trace_kernel_preconditioner(
 ) -> Preconditioner:
     """M, close to the inverse of J J' + ridge I up to a factor; it took `M.products`."""
     C = num_outputs(J)
-    M = sketched(trace_kernel(J, J, directions(C, 1, J, generator)), ridge, generator)
+    T = trace_kernel(J, J, directions(C, 1, J, generator))
+    M = sketched(T, ridge, generator, _MOST_OF_TRACE)
     I = identity_operator(C, dtype=J.dtype, device=J.device)
     return Preconditioner(kronecker_operator(M, I), products=M.products)
 
 
-def sketched(A: LinearOperator, ridge: float, generator: torch.Generator | None) -> Preconditioner:
+def sketched(
+    A: LinearOperator, ridge: float, generator: torch.Generator | None, most: int = _MOST
+) -> Preconditioner:
     """The Nystrom preconditioner of A + ridge I."""
-    rank, most = (min(number, A.shape[0]) for number in (_RANK, _MOST))
+    rank, most = (min(number, A.shape[0]) for number in (_RANK, most))
     return nystrom(A, rank, max_rank=most, damping=ridge, generator=generator)
