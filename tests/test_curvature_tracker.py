@@ -388,6 +388,10 @@ REFUSED = {
     "a budget of zero": (lambda: CurvatureTracker(risk(), budget=0.0), "share of the training"),
     "a trace that is no flag": (lambda: forever(trace=1), "True or False"),
     "noise of one example": (lambda: forever(noise=1.5), "noise"),
+    "the noise of a single example": (
+        lambda: CurvatureTracker((X[:1], Y[:1]), net(), CE, noise=True),
+        "two examples",
+    ),
     "layers by one name": (lambda: forever(per_layer="0"), "list of names"),
     "a layer that is not there": (lambda: forever(per_layer=["3"]), "name of a leaf"),
     "a file of another kind": (lambda: forever(file="history.txt"), "jsonl"),

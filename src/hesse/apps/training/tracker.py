@@ -123,7 +123,7 @@ class CurvatureTracker(OneLine):
             check_count("top", top, 1),
             _layers(self.risk, per_layer),
             trace,
-            _SAMPLED if noise is True else 0 if noise is False else check_count("noise", noise, 2),
+            _sampled(self.risk, noise),
             torch.Generator().manual_seed(0) if generator is None else generator,
         )
         self._budget = TimeBudget(_share(budget), clock)
@@ -139,7 +139,6 @@ class CurvatureTracker(OneLine):
         """The measurements so far."""
         return self._history
 
-    @public("hesse.apps.CurvatureTracker.step()")
     def step(
         self,
         params: Tree | nn.Module | None = None,
@@ -161,10 +160,19 @@ class CurvatureTracker(OneLine):
         Returns:
             The measurement, or None. A loss that is not finite is recorded as it is.
         """
-        rates = rates_of(learning_rate, momentum, nesterov)
         step, self._steps = self._steps, self._steps + 1
-        if step % self.every or not self._is_within_budget():
+        if step % self.every:  # nearly always: not even the boundary is entered
             return None
+        return self._measure(step, params, learning_rate, momentum, nesterov)
+
+    @public("hesse.apps.CurvatureTracker.step()")
+    def _measure(
+        self, step: int, params: Any, learning_rate: Any, momentum: float, nesterov: bool
+    ) -> CurvatureMeasurement | None:
+        """Measure, if that is within the budget."""
+        if not self._is_within_budget():
+            return None
+        rates = rates_of(learning_rate, momentum, nesterov)
         point = _point(self.risk, params)
         device = device_of(point)
         wait_for(device)
@@ -176,10 +184,12 @@ class CurvatureTracker(OneLine):
             sink(row)
         return row
 
+    @public("hesse.apps.CurvatureTracker.lightning()")
     def lightning(self) -> Any:
         """A callback for `lightning.Trainer(callbacks=[...])`, of the model that the risk has."""
         return lightning_callback(self)
 
+    @public("hesse.apps.CurvatureTracker.transformers()")
     def transformers(self) -> Any:
         """A callback for `transformers.Trainer(callbacks=[...])`, of the model of the risk."""
         return transformers_callback(self)
@@ -266,6 +276,20 @@ def _risk_of(given: Any, model: Any, loss: Any) -> Risk:
     with undisturbed(model, device):  # a loader that shuffles draws random numbers
         is_pair = isinstance(given, dict) or is_one_batch(given)
         return Risk(model, loss, given if is_pair else list(given))
+
+
+def _sampled(risk: Risk, noise: Any) -> int:
+    """How many examples give the noise scale; 0 for none."""
+    if noise is False:
+        return 0
+    count = _SAMPLED if noise is True else check_count("noise", noise, 2)
+    if risk.per_example.number < 2:
+        raise ArgumentError(
+            expected="at least two examples, for the covariance of their gradients",
+            got="one",
+            remedy="Give more data, or leave out noise.",
+        )
+    return count
 
 
 def _layers(risk: Risk, per_layer: Any) -> list[str]:
