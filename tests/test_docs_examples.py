@@ -28,6 +28,8 @@ PAGES = [
     "sparse-hessians",
     "implicit",
     "influence",
+    "curvature-over-training",
+    "tangent-kernels",
     "standard-errors",
     "vibrations",
     pytest.param("products", marks=[pytest.mark.slow, pytest.mark.no_cover]),

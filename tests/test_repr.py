@@ -106,6 +106,12 @@ def shown() -> list:
         hesse.apps.self_influence(risk, damping=1.0),
         hesse.apps.standard_errors(lambda p: p.exp() - p, torch.zeros(20)),
         hesse.apps.profile(lambda p: p.exp() - p, torch.zeros(1).double()),
+        tracker := hesse.apps.CurvatureTracker(risk),
+        tracker.step(learning_rate=0.1),
+        tracker.history,
+        hesse.apps.landscape(risk, grid=3),
+        hesse.apps.linearised(net),
+        hesse.apps.linearised(net).fit(*data[0], ridge=1.0),
         hesse.apps.modes(lambda x: (x**2).sum(), torch.ones(4) * 0),
         hesse.apps.response(lambda x, q: (x - q) ** 2, torch.ones(()), torch.ones(())),
         hesse.apps.hypergradient(

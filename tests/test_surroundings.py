@@ -159,6 +159,12 @@ CALLS = {
     "self_influence": lambda: hesse.apps.self_influence(RISK, RISK.params, rtol=1e-9).scores,
     "per_example": lambda: RISK.per_example.jvp(RISK.params, RISK.params),
     "gradients of examples": lambda: torch.cat(list(RISK.per_example.gradients(RISK.params))),
+    "CurvatureTracker": lambda: hesse.apps.CurvatureTracker(RISK).step(RISK.params).sharpness,
+    "landscape": lambda: hesse.apps.landscape(quartic, X, (X, X**2), 0.5, 3).values,
+    "ntk": lambda: products(hesse.apps.ntk(RISK, trace=True, generator=seeded())),
+    "linearised": lambda: (
+        hesse.apps.linearised(torch.add, X).fit(X, X, ridge=0.5, generator=seeded()).change
+    ),
     "standard_errors": lambda: hesse.apps.standard_errors(counts, X - X.mean()).covariance,
     "modes": lambda: hesse.apps.modes(quartic, X, rigid="none").eigenvalues,
     "saddle": lambda: hesse.apps.saddle(double_well, X[:2] - 1.4, rigid="none").x,

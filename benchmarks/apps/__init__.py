@@ -10,6 +10,8 @@ APPS = {
     "physics": "clusters: energies and modes; saddle points and responses",
     "statistics": "standard errors and profile intervals beside statsmodels",
     "influence": "influences against exact retraining: leave-one-out, groups, LDS, MNIST",
+    "ntk": "tangent kernels: products by preconditioner, 10^5 x 10 rows",
+    "tracker": "curvature over training: edge of stability, products, overhead",
     "implicit": "hypergradients: errors by tolerance, warm starts, TorchOpt; iMAML on sinusoids",
 }
 

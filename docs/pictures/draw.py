@@ -228,7 +228,80 @@ def saddles():
     return _svg(plot)
 
 
+def small_regression():
+    """A network of 141 parameters, the data that it is trained on, and its loss."""
+    torch.manual_seed(0)
+    x = torch.randn(60, 5, dtype=torch.float64)
+    y = torch.sin(2 * x[:, :1]) + x[:, 1:2] * x[:, 2:3]
+    layers = torch.nn.Linear(5, 20), torch.nn.Tanh(), torch.nn.Linear(20, 1)
+    return torch.nn.Sequential(*layers).double(), x, y, torch.nn.MSELoss()
+
+
+def descend(model, x, y, loss, rate, steps, each=None):
+    """Gradient descent with all data; `each` is called with the optimizer before every step."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    for _ in range(steps):
+        if each is not None:
+            each(optimizer)
+        optimizer.zero_grad()
+        loss(model(x), y).backward()
+        optimizer.step()
+
+
+def edge_of_stability():
+    """The sharpness of a network under gradient descent, and the limit of stability."""
+    model, x, y, loss = small_regression()
+    tracker = hesse.apps.CurvatureTracker([(x, y)], model, loss, every=25, budget=None)
+    descend(model, x, y, loss, 0.15, 1001, lambda optimizer: tracker.step(model, optimizer))
+    return _svg(tracker.history.plot)
+
+
+def landscape():
+    """The loss of a trained network along the eigenvectors of both ends of the spectrum."""
+    model, x, y, loss = small_regression()
+    descend(model, x, y, loss, 0.05, 500)
+    risk = hesse.Risk(model, loss, (x, y))
+    plane = hesse.apps.landscape(risk, directions="ends", radius=(1.0, 4.0), grid=31)
+    return _svg(plane.plot)
+
+
+def linearised():
+    """The squared error of a network in training, and of its linearisation at the same time."""
+    torch.manual_seed(0)
+    x = torch.rand(60, 2, dtype=torch.float64) * 4 - 2
+    y = torch.stack([torch.sin(2 * x[:, 0]), x[:, 0] * x[:, 1]], 1)
+    rate, steps = 5e-5, [10 * 2**k for k in range(9)]
+    curves = {}
+    for width in (20, 200):
+        layers = torch.nn.Linear(2, width), torch.nn.Tanh(), torch.nn.Linear(width, 2)
+        model = torch.nn.Sequential(*layers).double()
+        line = hesse.apps.linearised(model)
+        fits = [line.fit(x, y, time=rate * k, rtol=1e-4).predict(x) for k in steps]
+        errors = []
+
+        def each(optimizer, model=model, errors=errors):
+            errors.append(float((model(x) - y).detach().square().mean()))
+
+        half = torch.nn.MSELoss(reduction="sum")
+        descend(model, x, y, lambda f, y, half=half: 0.5 * half(f, y), rate, steps[-1] + 1, each)
+        linear = [float((fit - y).square().mean()) for fit in fits]
+        curves[width] = [errors[k] for k in steps], linear
+
+    def plot(axes):
+        times = [rate * k for k in steps]
+        for k, (width, (trained, linear)) in enumerate(curves.items()):
+            axes.plot(times, trained, "o-", color=f"C{k}", label=f"network, width {width}")
+            axes.plot(times, linear, "x--", color=f"C{k}", label="linearised")
+        axes.set(xlabel="steps times learning rate", ylabel="mean squared error", xscale="log")
+        axes.legend()
+
+    return _svg(plot)
+
+
 PICTURES = {
+    "edge-of-stability": edge_of_stability,
+    "landscape": landscape,
+    "linearised": linearised,
     "influence": influences,
     "saddles": saddles,
     "profile": profile,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.errors import StructureError
+from hesse.errors import MissingExtraError, StructureError
 
 _ENTRIES = 6
 _WIDTH = 88
@@ -87,6 +87,21 @@ def html_table(caption: str, rows: Iterable[tuple[str, str]]) -> str:
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows
     )
     return f"<table><caption>{html.escape(caption)}</caption>{''.join(cells)}</table>"
+
+
+def pyplot() -> Any:
+    """The module `matplotlib.pyplot`.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise MissingExtraError(
+            expected="matplotlib", got=str(error), remedy="pip install 'hesse[report]'"
+        ) from error
+    return pyplot
 
 
 def summary(value: Any) -> str:

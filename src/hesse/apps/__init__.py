@@ -16,28 +16,44 @@ if TYPE_CHECKING:
     from hesse.apps.implicit.implicit_function import ImplicitFunction
     from hesse.apps.implicit.report import ImplicitReport
     from hesse.apps.implicit.root import root
+    from hesse.apps.kernels.alignment import alignment
+    from hesse.apps.kernels.linearised import Linearised, LinearisedFit, linearised
+    from hesse.apps.kernels.ntk import ntk
     from hesse.apps.physics.modes import Modes, modes
     from hesse.apps.physics.response import Response, response
     from hesse.apps.physics.saddle import saddle
     from hesse.apps.statistics.profile import ProfileInterval, profile
     from hesse.apps.statistics.standard_errors import StandardErrors, standard_errors
+    from hesse.apps.training.history import CurvatureHistory, CurvatureMeasurement
+    from hesse.apps.training.landscape import Landscape, landscape
+    from hesse.apps.training.tracker import CurvatureTracker
 
 # The module of each name, imported when the name is first used.
 _MODULES = {
+    "CurvatureTracker": "training.tracker",
+    "CurvatureHistory": "training.history",
     "Hypergradient": "implicit.hypergradient",
     "ImplicitFunction": "implicit.implicit_function",
     "ImplicitReport": "implicit.report",
     "Influence": "attribution.influence",
+    "Landscape": "training.landscape",
+    "Linearised": "kernels.linearised",
+    "LinearisedFit": "kernels.linearised",
+    "CurvatureMeasurement": "training.history",
     "Modes": "physics.modes",
     "ProfileInterval": "statistics.profile",
     "Response": "physics.response",
     "StandardErrors": "statistics.standard_errors",
+    "alignment": "kernels.alignment",
     "argmin": "implicit.argmin",
     "fixed_point": "implicit.fixed_point",
     "hypergradient": "implicit.hypergradient",
     "influence": "attribution.influence",
+    "landscape": "training.landscape",
     "lds": "attribution.lds",
+    "linearised": "kernels.linearised",
     "modes": "physics.modes",
+    "ntk": "kernels.ntk",
     "profile": "statistics.profile",
     "response": "physics.response",
     "root": "implicit.root",
@@ -47,20 +63,30 @@ _MODULES = {
 }
 
 __all__ = [
+    "CurvatureTracker",
+    "CurvatureHistory",
     "Hypergradient",
     "ImplicitFunction",
     "ImplicitReport",
     "Influence",
+    "Landscape",
+    "Linearised",
+    "LinearisedFit",
+    "CurvatureMeasurement",
     "Modes",
     "ProfileInterval",
     "Response",
     "StandardErrors",
+    "alignment",
     "argmin",
     "fixed_point",
     "hypergradient",
     "influence",
+    "landscape",
     "lds",
+    "linearised",
     "modes",
+    "ntk",
     "profile",
     "response",
     "root",

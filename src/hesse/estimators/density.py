@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from hesse.boundary import public
-from hesse.errors import MissingExtraError, Status, check_choice
+from hesse.errors import Status, check_choice
 from hesse.estimators.estimate import student
-from hesse.result import Result
+from hesse.result import Result, pyplot
 
 _EXACT = 1e-3  # what rounding may change of a density of all eigenvalues
 _SPARSE = 1e-2  # a density is sparse if it is below this fraction of its peak on half of the grid
@@ -96,7 +96,7 @@ class SpectralDensity(Result):
         """
         check_choice("scale", scale, ["auto", "linear", "log"])
         if axes is None:
-            axes = _pyplot().subplots()[1]
+            axes = pyplot().subplots()[1]
         peak, (low, high) = float(self.density.max()), self.interval
         is_log = self.is_sparse if scale == "auto" else scale == "log"
         # With few probes the band may have no upper end; a logarithmic axis has no zero.
@@ -117,13 +117,3 @@ def mean_and_error(curves: Tensor, *, exact: bool = False) -> tuple[Tensor, Tens
         return curves[0], torch.zeros_like(curves[0])
     error = curves.std(dim=0) / math.sqrt(m) if m > 1 else torch.full_like(curves[0], math.inf)
     return curves.mean(dim=0), error
-
-
-def _pyplot() -> Any:
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise MissingExtraError(
-            expected="matplotlib", got=str(error), remedy="pip install 'hesse[report]'"
-        ) from error
-    return pyplot

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tangent kernels: a model that is linear in the change of its parameters."""

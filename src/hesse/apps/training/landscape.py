@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`landscape`: the loss on a plane through a point, along eigenvectors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hesse.ad.summands import as_sum, check_at
+from hesse.apps.training.plane import Plane, plane_of
+from hesse.boundary import public
+from hesse.curvature.hessian import hessian_operator
+from hesse.curvature.point import point_of
+from hesse.errors import ArgumentError, FunctionError, Status, check_count, is_number
+from hesse.progress import Run
+from hesse.result import Result, pyplot
+from hesse.risk.risk import Risk
+from hesse.risk.sharing import check_is_whole
+from hesse.vectors.space import Tree
+
+
+@dataclass(frozen=True, repr=False)
+class Landscape(Result):
+    """The loss on a grid of points theta + a u + b v."""
+
+    values: Tensor
+    """(grid, grid): the loss, a changing from row to row and b from column to column; NaN where it
+    is NaN."""
+    quadratic: Tensor
+    """(grid, grid): R + g's + s'Hs / 2 on the same points, what second derivatives know of it."""
+    a: Tensor
+    """(grid,): from -radius to radius."""
+    b: Tensor
+    """(grid,): likewise."""
+    eigenvalues: Tensor
+    """(2,): u'Hu / u'u and v'Hv / v'v, of eigenvectors their eigenvalues."""
+    directions: Tensor
+    """(n, 2): u and v."""
+    products: int
+    """Products with the Hessian."""
+
+    @public("hesse.apps.Landscape.plot()")
+    def plot(self, axes: Any = None, *, levels: int | Sequence[float] = 20) -> Any:
+        """Draw contours of the loss, and dashed ones of the quadratic, with matplotlib.
+
+        Args:
+            axes: where to draw; new ones by default.
+            levels: how many contours, or where.
+
+        Returns:
+            The axes. They are labelled with the eigenvalues.
+        """
+        if axes is None:
+            axes = pyplot().subplots()[1]
+        a, b = self.a.cpu().numpy(), self.b.cpu().numpy()
+        drawn = axes.contourf(a, b, self.values.T.cpu().numpy(), levels=levels)
+        model = self.quadratic.T.cpu().numpy()
+        axes.contour(a, b, model, levels=drawn.levels, colors="white", linestyles="--")
+        axes.plot(0.0, 0.0, "+", color="white")
+        first, second = self.eigenvalues.tolist()
+        axes.set(xlabel=f"a, along λ = {first:.3g}", ylabel=f"b, along λ = {second:.3g}")
+        axes.figure.colorbar(drawn, ax=axes)
+        return axes
+
+
+@public("hesse.apps.landscape(risk, params)")
+def landscape(
+    risk: Risk | Callable[[Any], Tensor],
+    params: Tree | None = None,
+    directions: Literal["top", "ends", "gradient"] | tuple[Tree, Tree] = "top",
+    radius: float | tuple[float, float] | None = None,
+    grid: int = 41,
+    *,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> Landscape:
+    r"""The loss on a plane, R(theta + a u + b v), and the quadratic that touches it.
+
+    Random directions show an average of the spectrum, in which the few large eigenvalues drown;
+    along eigenvectors the picture says how good the second-order model is, and how far.
+
+    Args:
+        risk: a `Risk`, or another scalar function of one argument.
+        params: the centre; of a risk by default the model as it is now.
+        directions: "top": the eigenvectors of the two largest eigenvalues of the Hessian; "ends":
+            of the largest and the smallest; "gradient": that of the gradient, and the top
+            eigenvector made orthogonal to it; or two vectors u and v, flat or trees, taken as they
+            are.
+        radius: of a and of b, or of each. Default: where the quadratic term is as large as the
+            loss itself, but at most |theta|.
+        grid: points along each direction; of an odd number one is the centre.
+        generator: of the search for eigenvectors.
+        progress: show a bar that counts evaluations.
+
+    Returns:
+        Landscape(values, quadratic, a, b, eigenvalues, directions, products), with `plot()`.
+
+    Cost: grid^2 evaluations, a gradient, some tens of products. The data are swept once: all points
+        are taken with one batch before the next one is read; no graph is kept.
+
+    Raises:
+        HesseError: no scalar function; directions that do not fit, are zero or parallel; a radius
+            that is not above zero; fewer than three points.
+
+    References: Li et al. 2018, arXiv:1712.09913 (random directions); Yao et al. 2020,
+        arXiv:1912.07145 (eigenvectors).
+
+    >>> f = lambda x: 2 * x[0] ** 2 + x[1] ** 2
+    >>> plane = landscape(f, torch.tensor([0.0, 1.0]), radius=1.0, grid=3)
+    >>> plane.eigenvalues
+    tensor([4., 2.], dtype=torch.float64)
+    >>> plane.values[0, 1], plane.quadratic[0, 1]                    # 2 + 1, at a = -1 and b = 0
+    (tensor(3.0000), tensor(3.0000))
+    """
+    if not callable(risk):
+        raise FunctionError(
+            expected="a hesse.Risk, or a scalar function of one argument",
+            got=f"a {type(risk).__name__}",
+            remedy="Build hesse.Risk(model, loss, data).",
+        )
+    params = point_of(risk, params, "params")
+    count = check_count("grid", grid, 3)
+    given = _radii(radius)
+    if isinstance(risk, Risk):
+        check_is_whole(risk)
+    check_at(risk, params)
+    H = hessian_operator(risk, params)
+    plane = plane_of(H, H.domain.flatten(params), directions, generator)
+    reach = [plane.reach(0), plane.reach(1)] if given is None else given
+    a, b = (torch.linspace(-r, r, count, dtype=torch.float64) for r in reach)
+    values = _evaluated(risk, plane, a, b, progress)
+    return Landscape(
+        values, plane.quadratic(a, b), a, b, plane.eigenvalues, plane.directions, plane.products
+    )
+
+
+@dataclass
+class _Evaluations:
+    """What the bar shows."""
+
+    products: int = 0
+
+
+def _evaluated(f: Any, plane: Plane, a: Tensor, b: Tensor, progress: bool) -> Tensor:
+    """f at all points, one summand of f after the other."""
+    total, space, directions = as_sum(f), plane.H.domain, plane.directions
+    values = torch.zeros(len(a), len(b), dtype=space.dtype)
+    evaluations = len(a) * len(b) * max(total.num_summands, 1)
+    state = _Evaluations()
+    with Run("landscape", progress=progress, total=evaluations) as run, torch.no_grad():
+        for summand in total.summands():
+            for i, j in torch.cartesian_prod(torch.arange(len(a)), torch.arange(len(b))).tolist():
+                step = torch.stack([a[i], b[j]]).to(directions)
+                point = space.unflatten(plane.theta + directions @ step)
+                values[i, j] += summand.coefficient * float(summand.function(point))
+                state.products += 1
+                run.show(state)
+    if run.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt  # a sum over some of the batches is no loss
+    return values
+
+
+def _radii(radius: Any) -> list[float] | None:
+    """The radius of a and of b."""
+    if radius is None:
+        return None
+    radii = list(radius) if isinstance(radius, (tuple, list)) else [radius, radius]
+    good = len(radii) == 2 and all(is_number(r) and 0.0 < r < math.inf for r in radii)
+    if not good:
+        raise ArgumentError(
+            expected="radius > 0, or one for each of two directions",
+            got=repr(radius),
+            remedy="Leave it out, to take it from the curvature.",
+        )
+    return [float(r) for r in radii]
