@@ -93,6 +93,7 @@ if TYPE_CHECKING:
         TrustKrylov,
         least_squares,
         minimize,
+        sparse_init_,
     )
     from hesse.risk import Risk
     from hesse.vectors import Space
@@ -171,6 +172,7 @@ __all__ = [
     "sample_normal",
     "solve",
     "sparse_hessian_operator",
+    "sparse_init_",
     "spectral_density",
     "svds",
     "testing",
