@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import asdict, dataclass, field
@@ -32,8 +33,10 @@ class History:
         self.rows.append((self.seconds, self.cpu_seconds, self.steps, error))
 
 
-def train(task: Task, rival: Rival, seed: int, seconds: float, folder: Path) -> History:
-    """Train for so many seconds of the wall, of which earlier parts of the run count.
+def train(
+    task: Task, rival: Rival, seed: int, seconds: float, folder: Path, most_steps: float = math.inf
+) -> History:
+    """Train for so many seconds of the wall, of which those of earlier parts of the run count.
 
     Every step draws its data from a generator seeded by its number: a run that was cut off
     continues with the data that it would have had.
@@ -50,7 +53,7 @@ def train(task: Task, rival: Rival, seed: int, seconds: float, folder: Path) -> 
     _resume(path, model, optimizer, history)
     saved = time.perf_counter()
     try:
-        while history.seconds < seconds and not _is_solved(task, history):
+        while not _is_over(task, history, seconds, most_steps):
             batch = _batch(task, rival, seed, history.steps)
             began = time.perf_counter(), time.process_time()
             rival.step(optimizer, task, model, batch)
@@ -80,8 +83,9 @@ def _count(history: History, began: tuple[float, float]) -> None:
     history.cpu_seconds += time.process_time() - began[1]
 
 
-def _is_solved(task: Task, history: History) -> bool:
-    return bool(history.rows) and history.rows[-1][3] < task.solved
+def _is_over(task: Task, history: History, seconds: float, most_steps: float) -> bool:
+    is_solved = bool(history.rows) and history.rows[-1][3] < task.solved
+    return is_solved or history.seconds >= seconds or history.steps >= most_steps
 
 
 def _save(path: Path, model: nn.Module, optimizer: Any, history: History) -> None:

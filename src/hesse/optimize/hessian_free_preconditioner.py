@@ -27,7 +27,7 @@ Matrix = Callable[[Point], LinearOperator]
 """Makes the curvature at a point."""
 
 _LONGEST_MEMORY = 0.8
-"""The largest weight of past factors: over the data of large batches, those of 20 steps ago mislead."""
+"""The largest weight of past factors, whose average then reaches back five steps."""
 
 
 class RunPreconditioner:
