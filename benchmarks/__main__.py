@@ -17,6 +17,8 @@ BENCHMARKS = {
     "apps": "applications of curvature: python -m benchmarks apps NAME",
     "compare": "two versions of Hesse beside each other: OLD_SRC NEW_SRC (see --help)",
     "optimizers": "HessianFree, AdamW and L-BFGS on the digits autoencoder",
+    "mnist": "the autoencoder of MNIST: HessianFree beside AdamW (see --help)",
+    "recurrent": "memory tasks of recurrent networks: HessianFree beside AdamW (see --help)",
     "tune-adamw": "AdamW's best settings there",
 }
 

@@ -163,6 +163,15 @@ def test_on_a_quadratic_a_scan_takes_newtons_step():
     assert float(g.norm()) < 1e-7 * float(torch.linalg.eigvalsh(H)[-1])
 
 
+def test_a_scan_tries_no_larger_damping_where_the_model_is_exact():
+    _, _, optimizer = quadratic("scan", damping=0.1, damping_bounds=(0.1, 1e8))
+    optimizer.step()
+    for _ in range(3):
+        before = optimizer.counts.nfev
+        optimizer.step()
+        assert optimizer.counts.nfev == before + 1
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("curvature", ["ggn", "hessian", hesse.fisher_operator])
 def test_batches_add_up_to_the_whole(curvature, rule):

@@ -131,3 +131,50 @@ def test_refreshing_traces_once_for_all_points():
         params = {name: p + 0.1 * seed for name, p in risk.params.items()}
         kronecker.refresh(risk, params, seed=seed, past=0.5 if seed else 0.0)
     assert kronecker.traces == 1
+
+
+class Counted(nn.Sequential):
+    """A model that counts its forward passes."""
+
+    passes = 0
+
+    def forward(self, x):
+        self.passes += 1
+        return super().forward(x)
+
+
+def test_most_refreshments_take_no_forward_pass_and_find_the_same_factors():
+    model = Counted(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    data = torch.randn(30, 3, dtype=DOUBLE), torch.randn(30, 2, dtype=DOUBLE)
+    risk = Risk(model, nn.MSELoss(), data)
+    kronecker, passes = preconditioner(risk), []
+    for seed in range(8):
+        moved = {name: p + 0.1 * seed for name, p in risk.params.items()}
+        before = model.passes
+        kronecker.refresh(risk, moved, seed=seed, past=0.0)
+        passes.append(model.passes - before)
+    # outputs of the program are compared with those of the model each time the points have doubled
+    assert passes.count(0) >= 4
+    assert max(passes[1:]) == 1
+    fresh = preconditioner(risk)
+    fresh.refresh(risk, moved, seed=seed, past=0.0)
+    for ours, right in zip(kronecker.blocks, fresh.blocks, strict=True):
+        torch.testing.assert_close(ours.left.entries, right.left.entries)
+        torch.testing.assert_close(ours.right.entries, right.right.entries)
+
+
+def test_bases_that_are_refreshed_tend_to_the_eigenvectors():
+    risk = problem()
+    kronecker = preconditioner(risk)
+    kronecker.refresh(risk, risk.params, seed=0, past=0.0)
+    off = []
+    for _ in range(31):  # the same new factors every time
+        kronecker.refresh(risk, risk.params, seed=1, past=0.0)
+        rotated = []
+        for block in kronecker.blocks:
+            for side, basis in zip((block.left, block.right), block.basis, strict=True):
+                P = basis.entries
+                torch.testing.assert_close(P.mT @ P, torch.eye(side.size, dtype=DOUBLE)[None])
+                rotated.append(P.mT @ side.entries @ P)
+        off.append(sum(float((R - R.diagonal(0, 1, 2).diag_embed()).norm()) for R in rotated))
+    assert off[-1] < 0.03 * off[0]

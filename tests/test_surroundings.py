@@ -154,6 +154,9 @@ CALLS = {
     "matrix_function": lambda: hesse.matrix_function("sqrt", dense(), B).value,
     "minimize": lambda: hesse.minimize(quartic, X).x,
     "least_squares": lambda: hesse.least_squares(lambda x: x**2 - 2.0, X).x,
+    "sparse_init_": lambda: hesse.sparse_init_(
+        nn.Linear(30, 8, device="cpu", dtype=DOUBLE), generator=seeded()
+    ).weight.detach(),
     "argmin": lambda: slope_of_argmin(),
     "influence": lambda: hesse.apps.influence(RISK, RISK.params, RISK, rtol=1e-9).scores,
     "self_influence": lambda: hesse.apps.self_influence(RISK, RISK.params, rtol=1e-9).scores,

@@ -94,6 +94,7 @@ if TYPE_CHECKING:
         TrustKrylov,
         least_squares,
         minimize,
+        sparse_init_,
     )
     from hesse.risk import Risk
     from hesse.vectors import Space
@@ -174,6 +175,7 @@ __all__ = [
     "sample_normal",
     "solve",
     "sparse_hessian_operator",
+    "sparse_init_",
     "spectral_density",
     "svds",
     "testing",

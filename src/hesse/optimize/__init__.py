@@ -16,6 +16,7 @@ from hesse.optimize.minimize import minimize
 from hesse.optimize.newton_direct import NewtonDirect
 from hesse.optimize.newton_minres import NewtonMINRES
 from hesse.optimize.result import OptimizeResult
+from hesse.optimize.sparse_init import sparse_init_
 from hesse.optimize.squares.result import LeastSquaresResult
 from hesse.optimize.truncated_newton import NewtonCG, TrustCG
 from hesse.optimize.trust_krylov import TrustKrylov
@@ -33,4 +34,5 @@ __all__ = [
     "TrustKrylov",
     "least_squares",
     "minimize",
+    "sparse_init_",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from hesse.optimize.point import Objective, Point
 from hesse.optimize.proposal import Candidate, Proposal
+from hesse.optimize.trust_radius import gain_ratio
 
 _FACTOR = 4.0
 """Between neighbouring dampings of the scan."""
@@ -18,15 +19,16 @@ class DampingScan:
     """Take the step of the smallest damping that lowers f nearly as much as the best.
 
     From the damping of the last step the scan goes down by factors of 4 as long as f falls further;
-    else up. From the best it then goes on downwards while f falls by at least `share` of the best
-    decrease: the step of a smaller damping also moves along directions of small curvature, whose
-    gain comes in later steps. No dampings are tried above the bounds, where the step is rejected,
-    nor such as leave negative curvature in the model.
+    else up, unless f falls nearly as the model says: a larger damping promises less. From the best
+    it then goes on downwards while f falls by at least `share` of the best decrease: the step of a
+    smaller damping also moves along directions of small curvature, whose gain comes in later steps.
+    No dampings are tried above the bounds, where the step is rejected, nor such as leave negative
+    curvature in the model.
 
     Args:
         damping: the first lambda.
         bounds: its range.
-        share: of the best decrease.
+        share: of the best decrease, or of the one that the model predicts.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class DampingScan:
 
     def _higher(self, scan: _Scan, damping: float) -> float:
         """Upwards while f falls further, or not enough."""
+        if scan.falls_enough(damping) and scan.gain_ratio(damping) >= self.share:
+            return damping
         while damping * _FACTOR <= self.bounds[1]:
             next_ = damping * _FACTOR
             if scan.falls_enough(damping) and not scan.decrease(next_) > scan.decrease(damping):
@@ -88,6 +92,11 @@ class _Scan:
     def decrease(self, damping: float) -> float:
         """By how much f falls; minus infinity where it is not finite."""
         return self._point.value - self._trial(damping)[1].value
+
+    def gain_ratio(self, damping: float) -> float:
+        """The decrease of f over that of the undamped model."""
+        candidate, trial = self._trial(damping)
+        return gain_ratio(self._point, trial, candidate)
 
     def falls_enough(self, damping: float) -> bool:
         """Whether the step descends, and f falls by a little of what the slope promises."""

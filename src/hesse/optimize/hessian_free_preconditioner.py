@@ -26,8 +26,8 @@ Damped = Callable[[float], LinearOperator]
 Matrix = Callable[[Point], LinearOperator]
 """Makes the curvature at a point."""
 
-_LONGEST_MEMORY = 0.95
-"""The largest weight of past factors."""
+_LONGEST_MEMORY = 0.8
+"""The largest weight of past factors, whose average then reaches back five steps."""
 
 
 class RunPreconditioner:

@@ -70,8 +70,10 @@ class KroneckerPreconditioner:
         """Estimate the factors at `params`, averaged with weight `past` on the old."""
         before = self.ready(params)
         self._see_likelihoods(risk, params)
-        estimator = self._estimator.on(risk, seed)
-        self.blocks = list(map(_in_rows, estimator.blocks(params, past=before, decay=past)))
+        self._estimator = self._estimator.on(risk, seed)
+        # The factors are averages, which turn slowly: so do their eigenbases.
+        blocks = self._estimator.blocks(params, previous=before, past=before, decay=past)
+        self.blocks = list(map(_in_rows, blocks))
 
     def ready(self, params: Tree) -> list[Block]:
         """The present blocks; those loaded, once it is known where they lie."""

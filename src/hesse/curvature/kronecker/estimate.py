@@ -108,12 +108,13 @@ class Estimator:
     def on(self, risk: Risk, seed: int) -> Estimator:
         """The same on other data, with other random signs; programs are shared.
 
-        Call `see_likelihoods` before.
+        On the same risk its likelihoods are too. Call `see_likelihoods` before.
         """
         other = Estimator.__new__(Estimator)  # copy.copy would go by __reduce__, and trace again
         vars(other).update(vars(self))
         other.risk, other.settings = risk, replace(self.settings, seed=seed)
-        other._seen = {}
+        if risk is not self.risk:
+            other._seen = {}
         return other
 
     def layouts(self, params: Tree) -> list[BlockLayout]:

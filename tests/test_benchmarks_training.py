@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks of training: the tasks are what they say, and a run that is cut off goes on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def root(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("name", "shift"), [("addition", 1.0), ("multiplication", 0.25)])
+def test_the_answer_is_that_of_the_two_marked_numbers(name, shift):
+    from benchmarks.training import memory_tasks
+
+    x, target = getattr(memory_tasks, name)(50, 40, seeded())
+    assert x.shape == (50, 40, 2)
+    for (values, marks), right in zip(x.transpose(1, 2), target.flatten(), strict=True):
+        first, second = (marks == 1).nonzero().flatten().tolist()
+        assert first in range(1, 4)
+        assert second in range(4, 20)
+        assert (marks == -1).nonzero().flatten().tolist() == [0, 37]
+        a, b = float(values[first]) + 0.5, float(values[second]) + 0.5
+        answer = a + b if name == "addition" else a * b
+        assert float(right) == pytest.approx(answer - shift, abs=1e-6)
+
+
+def test_the_bits_come_first_and_the_cue_before_they_are_to_be_repeated():
+    from benchmarks.training.memory_tasks import five_bits
+
+    x, bits = five_bits(20, 30, seeded())
+    symbols = x.argmax(-1)
+    assert torch.equal(symbols[:, :5], bits)
+    assert (symbols[:, 5:34] == 2).all()
+    assert (symbols[:, 34] == 3).all()
+    assert (symbols[:, 35:] == 2).all()
+    assert symbols.shape == (20, 40)
+
+
+def small_task():
+    from benchmarks.training.task import Task
+
+    test = torch.randn(40, 3, generator=seeded(1))
+
+    def model(seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3))
+
+    def draw(count, generator):
+        x = torch.randn(count, 3, generator=generator)
+        return x, x.sin()
+
+    @torch.no_grad()
+    def error(model):
+        return float((model(test) - test.sin()).square().mean())
+
+    return Task("small", model, nn.functional.mse_loss, draw, error, "error", 0.0)
+
+
+def rivals():
+    from benchmarks.training.task import adamw, growing, hessian_free
+
+    return {
+        "AdamW": adamw(1e-2, 10, clip=1.0),
+        "HessianFree": hessian_free(
+            growing(20, 40, 3), damping_rule="scan", mode="retained-graph", max_cg_iterations=3
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["AdamW", "HessianFree"])
+def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(name, tmp_path):
+    from benchmarks.training.run import train
+
+    rival, ends = rivals()[name], []
+    for folder, parts in (("whole", [6]), ("parts", [2, 6])):
+        (tmp_path / folder).mkdir()
+        for steps in parts:
+            history = train(small_task(), rival, 0, 1e9, tmp_path / folder, most_steps=steps)
+        saved = torch.load(tmp_path / folder / f"small-{name}-0.pt")
+        ends.append((history.steps, history.rows[-1][3], saved["model"]))
+    assert ends[0][:2] == ends[1][:2]
+    assert all(torch.equal(a, ends[1][2][key]) for key, a in ends[0][2].items())
+
+
+def test_the_table_tells_who_reached_what(tmp_path):
+    from benchmarks.training.report import plot, table
+    from benchmarks.training.run import History
+
+    task = small_task()
+    runs = {("small", "AdamW", 0): History(2, 4.0, 3.0, [(2.0, 1.5, 1, 0.5), (4.0, 3.0, 2, 0.25)])}
+    row = table([task], runs, thresholds=(0.5, 0.1)).splitlines()[-1]
+    assert row == "| small | AdamW | 0 | 0.2500 | 2 | 4.0 | 3.0 | 2.0 | never |"
+    pytest.importorskip("matplotlib")
+    plot(tmp_path / "plot.png", [task], runs)
+    assert (tmp_path / "plot.png").stat().st_size > 0
