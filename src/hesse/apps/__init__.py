@@ -21,14 +21,21 @@ if TYPE_CHECKING:
     from hesse.apps.physics.saddle import saddle
     from hesse.apps.statistics.profile import ProfileInterval, profile
     from hesse.apps.statistics.standard_errors import StandardErrors, standard_errors
+    from hesse.apps.uncertainty.calibration import Calibration
+    from hesse.apps.uncertainty.laplace import laplace
+    from hesse.apps.uncertainty.predictive import Normal
+    from hesse.apps.uncertainty.result import Laplace
 
 # The module of each name, imported when the name is first used.
 _MODULES = {
+    "Calibration": "uncertainty.calibration",
     "Hypergradient": "implicit.hypergradient",
     "ImplicitFunction": "implicit.implicit_function",
     "ImplicitReport": "implicit.report",
     "Influence": "attribution.influence",
+    "Laplace": "uncertainty.result",
     "Modes": "physics.modes",
+    "Normal": "uncertainty.predictive",
     "ProfileInterval": "statistics.profile",
     "Response": "physics.response",
     "StandardErrors": "statistics.standard_errors",
@@ -36,6 +43,7 @@ _MODULES = {
     "fixed_point": "implicit.fixed_point",
     "hypergradient": "implicit.hypergradient",
     "influence": "attribution.influence",
+    "laplace": "uncertainty.laplace",
     "lds": "attribution.lds",
     "modes": "physics.modes",
     "profile": "statistics.profile",
@@ -47,11 +55,14 @@ _MODULES = {
 }
 
 __all__ = [
+    "Calibration",
     "Hypergradient",
     "ImplicitFunction",
     "ImplicitReport",
     "Influence",
+    "Laplace",
     "Modes",
+    "Normal",
     "ProfileInterval",
     "Response",
     "StandardErrors",
@@ -59,6 +70,7 @@ __all__ = [
     "fixed_point",
     "hypergradient",
     "influence",
+    "laplace",
     "lds",
     "modes",
     "profile",
