@@ -1,0 +1,227 @@
+"""Laplace's approximation: dense formulas, closed forms, and numbers of laplace-torch."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, jacrev
+
+import hesse
+from hesse import Risk
+from hesse.apps import laplace
+
+N, DOUBLE = 23, torch.float64
+CE = nn.CrossEntropyLoss()
+NEAR = {"rtol": 1e-9, "atol": 1e-12}
+TIGHT = {"max_dense": 1, "rtol": 1e-11}  # without the matrix
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def net(outputs=3):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, outputs)).double()
+
+
+def data():
+    g = seeded(1)
+    X = torch.randn(N, 4, generator=g, dtype=DOUBLE)
+    y = torch.randint(3, (N,), generator=g)
+    x = torch.randn(2, 4, generator=g, dtype=DOUBLE)
+    return X, y, x, torch.randn(N, 2, generator=g, dtype=DOUBLE)
+
+
+X, Y, XT, NUMBERS = data()
+
+
+def risk_of(sizes=(10, 13), loss=CE, targets=Y, model=None, decay=0.0):
+    batches = list(zip(X.split(list(sizes)), targets.split(list(sizes)), strict=True))
+    return Risk(net() if model is None else model, loss, batches, weight_decay=decay)
+
+
+NET = net()
+THETA = dict(NET.named_parameters())
+SPACE = hesse.Space.of(THETA)
+FLAT = SPACE.flatten(THETA).detach()
+I = torch.eye(SPACE.n, dtype=DOUBLE)
+
+
+def logits(flat, x):
+    return functional_call(NET, SPACE.unflatten(flat), (x,))
+
+
+def rows(x):
+    return jacrev(logits)(FLAT, x)
+
+
+def ggn():
+    """Of the sum of the losses."""
+    J, p = rows(X), logits(FLAT, X).softmax(1)
+    B = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    return torch.einsum("ian,iab,ibm->nm", J, B, J)
+
+
+G, JT = ggn(), rows(XT)
+FIT = -float(nn.functional.cross_entropy(logits(FLAT, X), Y, reduction="sum"))
+
+
+def dense_evidence(A, D, index=slice(None)):
+    P = A + torch.diag(D)
+    log_ratio = torch.linalg.slogdet(P)[1] - D.log().sum()
+    return float(FIT - 0.5 * (log_ratio + D @ FLAT[index] ** 2))
+
+
+def dense_variance(A, D, index=slice(None)):
+    J = JT[..., index]
+    return torch.einsum("qan,nm,qbm->qab", J, torch.linalg.inv(A + torch.diag(D)), J)
+
+
+def close(a, b, **tolerance):
+    torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), **(tolerance or NEAR))
+
+
+# -- The formulas ----------------------------------------------------------------------------------
+
+
+def structures():
+    K = hesse.kfac_operator(risk_of(), THETA).to_dense() * N
+    values, vectors = torch.linalg.eigh(G)
+    top = vectors[:, -6:] * values[-6:] @ vectors[:, -6:].T
+    last = torch.arange(25, SPACE.n)
+    every = torch.arange(SPACE.n)
+    blocks = torch.zeros_like(G)
+    blocks[:25, :25], blocks[25:, 25:] = G[:25, :25], G[25:, 25:]
+    return {
+        "full": ({}, G, every),
+        "without the matrix": (TIGHT, G, every),
+        "kron": ({"structure": "kron"}, K, every),
+        "diag": ({"structure": "diag"}, torch.diag(G.diagonal()), every),
+        "low-rank": ({"structure": "low-rank", "rank": 6}, top, every),
+        "last layer": ({"structure": "last-layer"}, G[25:, 25:], last),
+        "last layer by factors": (
+            {"structure": "last-layer", "max_dense": 1},
+            K[25:, 25:],
+            last,
+        ),
+        "one layer": ({"where": "0.*"}, G[:25, :25], torch.arange(25)),
+        "factors of one layer": (
+            {"where": ["0.weight", "0.bias"], "structure": "kron"},
+            K[:25, :25],
+            torch.arange(25),
+        ),
+        "some entries": (
+            {"where": [40, 3, 7]},
+            G[[3, 7, 40]][:, [3, 7, 40]],
+            torch.tensor([3, 7, 40]),
+        ),
+        "some entries without the matrix": (
+            {"where": [40, 3, 7], **TIGHT},
+            G[[3, 7, 40]][:, [3, 7, 40]],
+            torch.tensor([3, 7, 40]),
+        ),
+        "a matrix": ({"structure": blocks / N}, blocks, every),
+    }
+
+
+@pytest.mark.parametrize("name", structures())
+def test_evidence_variance_and_draws_are_those_of_the_dense_formulas(name):
+    options, A, index = structures()[name]
+    D = torch.full((len(index),), 0.7, dtype=DOUBLE)
+    got = laplace(risk_of(decay=0.1), THETA, prior=0.7, generator=seeded(), **options)
+    close(got.log_evidence.value, dense_evidence(A, D, index), rtol=1e-8, atol=0.0)
+    close(got.functional_variance(XT), dense_variance(A, D, index), rtol=1e-7, atol=1e-11)
+    gamma = float((A @ torch.linalg.inv(A + torch.diag(D))).trace())
+    low, high = got.effective_parameters.interval
+    assert low - 1e-9 <= gamma <= high + 1e-9
+    # x'P x of draws from N(0, P^-1) has the mean s.
+    draws = torch.cat([leaf.reshape(200, -1) for leaf in got.samples(200).values()], 1) - FLAT
+    P, x = A + torch.diag(D), draws[:, index]
+    squares = torch.einsum("kn,nm,km->k", x, P, x)
+    assert abs(float(squares.mean()) - len(index)) < 4 * math.sqrt(2 * len(index) / 200)
+    assert float(draws.abs().sum()) == pytest.approx(float(x.abs().sum()))
+
+
+@pytest.mark.parametrize("options", [{}, {"structure": "kron"}, {"structure": "diag"}, TIGHT])
+def test_groups_have_prior_precisions_of_their_own(options):
+    D = torch.cat([torch.full((25,), 0.5), torch.full((18,), 3.0)]).double()
+    got = laplace(
+        risk_of(), THETA, prior=[0.5, 3.0], groups=["0.*", "2.*"], generator=seeded(), **options
+    )
+    A = N * got.posterior.curvature.A.to_dense()
+    close(got.log_evidence.value, dense_evidence(A, D), rtol=1e-8, atol=0.0)
+    close(got.functional_variance(XT), dense_variance(A, D), rtol=1e-7, atol=1e-11)
+    assert got.prior_precision == {"0.*": 0.5, "2.*": 3.0}
+
+
+def test_a_temperature_multiplies_the_likelihood():
+    got = laplace(risk_of(), THETA, prior=0.7, temperature=0.5)
+    D = torch.full((SPACE.n,), 0.7, dtype=DOUBLE)
+    close(got.log_evidence.value, dense_evidence(2 * G, D) + FIT, rtol=1e-10, atol=0.0)
+    close(got.functional_variance(XT), dense_variance(2 * G, D))
+
+
+def test_the_weight_decay_is_a_prior_precision():
+    got = laplace(risk_of(decay=0.02), THETA, prior="weight-decay")
+    assert got.prior_precision == pytest.approx(0.02 * N)
+    total = Risk(net(), nn.CrossEntropyLoss(reduction="sum"), (X, Y), weight_decay=0.46)
+    same = laplace(total, THETA, prior="weight-decay")
+    close(same.log_evidence.value, got.log_evidence.value)
+
+
+# -- Numbers of laplace-torch 0.3 on this problem --------------------------------------------------
+
+LAPLACE_TORCH = {  # evidence; the best prior precision, evidence there; probit; bridge
+    "full": (
+        -35.215577003500, 2.2642685842, -33.228301980413,
+        [0.3171011808, 0.2741579007, 0.4087409185], [0.2900631979, 0.2296268649, 0.4803099372],
+    ),
+    "diag": (
+        -40.737292444433, 3.1857991366, -34.618657337244,
+        [0.3156558161, 0.2726573633, 0.4116868206], [0.2571436878, 0.1936821428, 0.5491741694],
+    ),
+    "kron": (  # weights and biases apart
+        -38.211108254068, 2.8437012033, -34.192956044144,
+        [0.3172099217, 0.2748439316, 0.4079461467], [0.2866123289, 0.2133123683, 0.5000753027],
+    ),
+    "last-layer": (
+        -32.771599608887, 3.6021874088, -30.315963837859,
+        [0.3169565481, 0.2699587255, 0.4130847264], [0.3208382532, 0.2704493315, 0.4087124153],
+    ),
+    "kron, last-layer": (
+        -33.605622559185, 3.9501083015, -30.538278264566,
+        [0.3169503689, 0.269830003, 0.4132196281], [0.3151905194, 0.2707172681, 0.4140922125],
+    ),
+}  # fmt: skip
+
+
+def biases_apart(blocks):
+    """K-FAC with a block for each weight and each bias, as others have it."""
+    parts = []
+    for block in blocks:
+        S, A = block.left.entries[0], block.right.entries[0]
+        weight = hesse.kronecker_operator(S, A[:-1, :-1].contiguous())
+        parts += [weight, hesse.dense_operator(S * A[-1, -1])]
+    return hesse.block_diagonal_operator(parts)
+
+
+@pytest.mark.parametrize("name", LAPLACE_TORCH)
+def test_the_numbers_are_those_of_laplace_torch(name):
+    evidence, prior, best, by_probit, by_bridge = LAPLACE_TORCH[name]
+    options = {"structure": name}
+    if name.startswith("kron"):
+        blocks = hesse.kfac_operator(risk_of(), THETA).blocks
+        is_last = name.endswith("last-layer")
+        A = biases_apart(blocks[-1:] if is_last else blocks)
+        options = {"structure": A, "where": "2.*" if is_last else None}
+    got = laplace(risk_of(), THETA, prior=0.7, **options)
+    close(got.log_evidence.value, evidence, rtol=1e-9, atol=0.0)
+    close(got.predict(XT)[0], torch.tensor(by_probit, dtype=DOUBLE), rtol=1e-8, atol=0.0)
+    close(
+        got.predict(XT, "bridge")[0], torch.tensor(by_bridge, dtype=DOUBLE), rtol=1e-8, atol=0.0
+    )
+    found = laplace(risk_of(), THETA, prior="evidence", **options)
+    assert found.prior_precision == pytest.approx(prior, rel=1e-6)
+    close(found.log_evidence.value, best, rtol=1e-9, atol=0.0)
