@@ -219,9 +219,7 @@ def test_the_numbers_are_those_of_laplace_torch(name):
     got = laplace(risk_of(), THETA, prior=0.7, **options)
     close(got.log_evidence.value, evidence, rtol=1e-9, atol=0.0)
     close(got.predict(XT)[0], torch.tensor(by_probit, dtype=DOUBLE), rtol=1e-8, atol=0.0)
-    close(
-        got.predict(XT, "bridge")[0], torch.tensor(by_bridge, dtype=DOUBLE), rtol=1e-8, atol=0.0
-    )
+    close(got.predict(XT, "bridge")[0], torch.tensor(by_bridge, dtype=DOUBLE), rtol=1e-8, atol=0.0)
     found = laplace(risk_of(), THETA, prior="evidence", **options)
     assert found.prior_precision == pytest.approx(prior, rel=1e-6)
     close(found.log_evidence.value, best, rtol=1e-9, atol=0.0)
