@@ -80,6 +80,7 @@ def risk():
 
 
 RISK = risk()
+INPUTS = torch.linspace(-1, 1, 8, dtype=DOUBLE).view(2, 4)
 OUTPUTS = torch.linspace(-1, 1, 54, dtype=DOUBLE)
 
 
@@ -153,6 +154,8 @@ CALLS = {
     "per_example": lambda: RISK.per_example.jvp(RISK.params, RISK.params),
     "gradients of examples": lambda: torch.cat(list(RISK.per_example.gradients(RISK.params))),
     "standard_errors": lambda: hesse.apps.standard_errors(counts, X - X.mean()).covariance,
+    "fisher_root_operator": lambda: hesse.fisher_root_operator(RISK).to_dense(),
+    "laplace": lambda: hesse.apps.laplace(RISK).functional_variance(INPUTS),
     "modes": lambda: hesse.apps.modes(quartic, X, rigid="none").eigenvalues,
     "saddle": lambda: hesse.apps.saddle(double_well, X[:2] - 1.4, rigid="none").x,
     "response": lambda: (

@@ -17,7 +17,7 @@ _BINS = 15
 _LOG_T = 5.0  # |log T| at most
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Calibration:
     """A table of scores, one row for each predictive distribution; made to be printed."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from hesse.apps.uncertainty.posterior import Posterior
@@ -20,8 +21,9 @@ from hesse.boundary import warn
 from hesse.errors import ArgumentError
 
 _MOST = 500  # steps of the fixed point
-_EXACT = 1e-12  # its relative tolerance where gamma is exact
+_EXACT = 1e-12  # its relative tolerance where gamma is exact, in float64
 _ESTIMATED = 1e-3  # and where it is the mean of draws, which are the same in every step
+_LOG_S = 20.0  # log s above that of the residuals, at most
 _FAR = 1e12  # a prior precision, relative to the curvature, that stands for infinity
 
 
@@ -33,7 +35,7 @@ def maximised(posterior: Posterior, *, prior: bool, noise: bool) -> Posterior:
             got="a group of parameters that are all zero",
             remedy="Train the model first, or give a prior precision.",
         )
-    tolerance = _EXACT if isinstance(posterior.precision, ExactPrecision) else _ESTIMATED
+    tolerance = _tolerance(posterior)
     for _ in range(_MOST):
         before = posterior
         if prior:
@@ -46,17 +48,22 @@ def maximised(posterior: Posterior, *, prior: bool, noise: bool) -> Posterior:
     return posterior
 
 
+def _tolerance(posterior: Posterior) -> float:
+    if not isinstance(posterior.precision, ExactPrecision):
+        return _ESTIMATED
+    return max(_EXACT, 100 * torch.finfo(posterior.chosen.whole.dtype).eps)
+
+
 def _best_prior(posterior: Posterior) -> Posterior:
     """The best precision for this noise where all eigenvalues are known; else one step."""
-    A = posterior.curvature.A
-    w = A._eigenvalues() if len(posterior.prior.names) == 1 and A.is_structured else None
+    w = posterior.spectrum
     if w is None:
         return posterior.at(posterior.effective / posterior.squares)
     return posterior.at(_root(posterior.scale * w, float(posterior.squares[0])))
 
 
 def _root(w: Tensor, square: float) -> float:
-    """delta with sum w / (w + delta) = delta |theta|^2, by bisection of its logarithm."""
+    """delta with sum w / (w + delta) = delta |theta|^2."""
     top = float(w.max())
     if not top > 0.0:
         raise ArgumentError(
@@ -84,16 +91,33 @@ def bisected(f: Callable[[float], float], low: float, high: float) -> float:
 
 
 def _best_noise(posterior: Posterior) -> float:
-    """s^2 = sum of squared errors / (number of observations - gamma)."""
-    observations = posterior.observations
-    free = observations.entries - float(posterior.effective.sum())
-    if not free > 0.0 or not observations.total > 0.0:
-        raise ArgumentError(
-            expected="errors of the fit from which the noise can be learnt",
-            got=f"a sum of squares of {observations.total:g}, and {free:.3g} degrees of freedom",
-            remedy="Give noise=, a standard deviation.",
-        )
-    return math.sqrt(observations.total / posterior.temperature / free)
+    """The best s for this prior where all eigenvalues are known; else one step towards it."""
+    observations, w = posterior.observations, posterior.spectrum
+    total = observations.total / posterior.temperature
+    if not total > 0.0:
+        raise _no_errors("a sum of squared errors of 0")
+    if w is None:
+        free = observations.entries - float(posterior.effective.sum())
+        if not free > 0.0:
+            raise _no_errors(f"{free:.3g} degrees of freedom")
+        return math.sqrt(total / free)
+    scale, delta = posterior.at(1.0, 1.0).scale, float(posterior.prior.values[0])
+
+    def excess(log: float) -> float:
+        data = scale * w / math.exp(2.0 * log)
+        gamma = float((data / (data + delta)).sum())
+        return total / math.exp(2.0 * log) - observations.entries + gamma
+
+    least = 0.5 * math.log(total / observations.entries)
+    return math.exp(bisected(excess, least, least + _LOG_S))
+
+
+def _no_errors(got: str) -> ArgumentError:
+    return ArgumentError(
+        expected="errors of the fit from which the noise can be learnt",
+        got=got,
+        remedy="Give noise=, a standard deviation.",
+    )
 
 
 def _change(before: Posterior, after: Posterior) -> float:

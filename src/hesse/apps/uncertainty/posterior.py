@@ -59,6 +59,11 @@ class Posterior:
         likelihood = self.observations.log_likelihood(self.noise, self.temperature)
         return likelihood - 0.5 * float(self.prior.values @ self.squares)
 
+    @property
+    def spectrum(self) -> Tensor | None:
+        """The eigenvalues of A in float64, where they and one prior precision give all."""
+        return self.curvature.spectrum if len(self.prior.names) == 1 else None
+
     @cached_property
     def effective_columns(self) -> Tensor:
         """Columns whose mean is `effective`, (g, k): several where it is estimated."""

@@ -18,18 +18,21 @@ from hesse.apps.uncertainty.posterior import Posterior
 from hesse.apps.uncertainty.precision import ExactPrecision
 from hesse.data.batches import Batch
 from hesse.errors import ArgumentError
+from hesse.result import Result
 
 DRAWS = 100
 """Draws of a predictive distribution, where none are asked for."""
 
 
-class Normal(NamedTuple):
-    """The predictive distribution of a regression: independent normal numbers."""
-
+class _Normal(NamedTuple):
     mean: Tensor
     """(Q, ...), the outputs of the model."""
     variance: Tensor
     """Of what is observed: that of the outputs plus the noise s^2."""
+
+
+class Normal(Result, _Normal):
+    """The predictive distribution of a regression, (mean, variance): independent numbers."""
 
 
 @dataclass(frozen=True)

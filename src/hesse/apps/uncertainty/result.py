@@ -59,6 +59,7 @@ class Laplace:
         return self.posterior.work.products
 
     @cached_property
+    @public("hesse.apps.laplace(...).effective_parameters")
     def effective_parameters(self) -> Estimate:
         """gamma = tr(M beta A P^-1): how many parameters the data determine."""
         mean = RunningMean()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -40,6 +41,11 @@ class Curvature:
     products: int = 0
     root: LinearOperator | None = None
     """R with A = E' R R' E, from outputs to all parameters, where A is not a matrix."""
+
+    @cached_property
+    def spectrum(self) -> Tensor | None:
+        """The eigenvalues in float64, where structure gives them."""
+        return self.A._eigenvalues() if self.A.is_structured else None
 
 
 @dataclass(frozen=True)
