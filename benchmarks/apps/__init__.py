@@ -10,6 +10,7 @@ APPS = {
     "physics": "clusters: energies and modes; saddle points and responses",
     "statistics": "standard errors and profile intervals beside statsmodels",
     "influence": "influences against exact retraining: leave-one-out, groups, LDS, MNIST",
+    "laplace": "evidence, priors and predictions beside laplace-torch; intervals; a CNN on MNIST",
     "implicit": "hypergradients: errors by tolerance, warm starts, TorchOpt; iMAML on sinusoids",
 }
 
