@@ -126,9 +126,15 @@ def structures():
     }
 
 
-@pytest.mark.parametrize("name", structures())
+STRUCTURES = structures()
+FAST = ["full", "without the matrix", "last layer"]
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in STRUCTURES]
+)
 def test_evidence_variance_and_draws_are_those_of_the_dense_formulas(name):
-    options, A, index = structures()[name]
+    options, A, index = STRUCTURES[name]
     D = torch.full((len(index),), 0.7, dtype=DOUBLE)
     got = laplace(risk_of(decay=0.1), THETA, prior=0.7, generator=seeded(), **options)
     close(got.log_evidence.value, dense_evidence(A, D, index), rtol=1e-8, atol=0.0)
@@ -144,6 +150,7 @@ def test_evidence_variance_and_draws_are_those_of_the_dense_formulas(name):
     assert float(draws.abs().sum()) == pytest.approx(float(x.abs().sum()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"structure": "kron"}, {"structure": "diag"}, TIGHT])
 def test_groups_have_prior_precisions_of_their_own(options):
     D = torch.cat([torch.full((25,), 0.5), torch.full((18,), 3.0)]).double()
@@ -242,6 +249,7 @@ def slope(posterior, values, noise=None):
     return torch.tensor(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["full", "kron", "diag"])
 @pytest.mark.parametrize("groups", [None, ["*", "2.*"]])
 def test_the_prior_of_the_evidence_is_its_maximum(structure, groups):
@@ -249,6 +257,7 @@ def test_the_prior_of_the_evidence_is_its_maximum(structure, groups):
     assert slope(got.posterior, got.posterior.prior.values).abs().max() < 1e-6
 
 
+@pytest.mark.slow
 def test_without_the_matrix_the_prior_of_the_evidence_is_near():
     exact = laplace(risk_of(), THETA, prior="evidence")
     got = laplace(risk_of(), THETA, prior="evidence", generator=seeded(), **TIGHT)

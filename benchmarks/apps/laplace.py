@@ -82,8 +82,25 @@ class Digits:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10))
         risk = hesse.Risk(model, CE, self.train, weight_decay=delta / 300)
-        result = hesse.minimize(risk, risk.params, atol=1e-8, rtol=0.0, max_iterations=1000)
-        return risk, result.x
+        parameters = list(model.parameters())
+        optimizer = torch.optim.LBFGS(
+            *(parameters, 1, 400),
+            history_size=30,
+            tolerance_grad=1e-8,
+            tolerance_change=0,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            decay = sum((p**2).sum() for p in parameters) * (delta / 600)
+            value = CE(model(self.train[0]), self.train[1]) + decay
+            value.backward()
+            return value
+
+        optimizer.step(closure)  # pyright: ignore
+        start = {name: p.detach().clone() for name, p in model.named_parameters()}
+        return risk, hesse.minimize(risk, start, "trust-cg", atol=1e-8, rtol=0.0).x
 
 
 def structures(digits: Digits, risk: hesse.Risk, theta: Any) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -36,9 +35,12 @@ from hesse.errors import (
     is_number,
 )
 from hesse.operators.algebra import LinearOperator
+from hesse.risk.call import device_of
 from hesse.risk.risk import Risk
 from hesse.risk.sharing import check_is_whole
 from hesse.vectors.space import Tree
+
+_LEAST_NOISE = 1e-12  # where the fit has no error, before it is found that there is none
 
 
 @public("hesse.apps.laplace(risk, params, structure={structure})")
@@ -129,41 +131,31 @@ def laplace(
     tensor([0.1667, 0.6667], dtype=torch.float64)
     """
     risk, params = _checked(risk, params)
-    _check_arguments(structure, prior, noise, temperature, held_out, risk)
-    check_count("rank", rank, 1)
-    check_count("max_dense", max_dense, 1)
-    check_positive(rtol=rtol)
-    last = _last_layer(risk, params, where) if structure == "last-layer" else None
+    name = structure if isinstance(structure, str) else "operator"
+    way = prior if isinstance(prior, str) else "given"
+    _check_structure(name, where, rank, max_dense)
+    _check_prior(way, groups, held_out, risk)
+    check_positive(rtol=rtol, temperature=temperature)
+    last = _last_layer(risk, params) if name == "last-layer" else None
     chosen = Chosen.of(params, where if last is None else list(last.names))
     observations = observations_of(risk, params)
     start = Prior.of(prior, groups, chosen)
-    if prior == "held-out" and len(start.names) > 1:
-        raise ArgumentError(
-            expected="one prior precision for prior='held-out'",
-            got=f"{len(start.names)} groups",
-            remedy="Leave out groups=, or take prior='evidence'.",
-        )
-    is_uniform = len(start.names) == 1
-    settings = Settings(rank, max_dense, is_uniform, memory_budget, generator)
-    data_part = risk.with_loss(risk.loss)
-    data_part.weight_decay = 0.0
-    curvature = curvature_of(data_part, chosen, structure, settings)
-    solver, work = Solver(rtol, generator, progress), Work(curvature.products)
-    fixed = _noise(noise, observations)
+    settings = Settings(rank, max_dense, len(start.names) == 1, memory_budget, generator)
+    curvature = curvature_of(_data_part(risk), chosen, structure, settings)
     posterior = Posterior(
-        *(curvature, chosen, observations, start, fixed, temperature, solver, work)
+        *(curvature, chosen, observations, start, _noise(noise, observations), temperature),
+        *(Solver(rtol, generator, progress), Work(curvature.products)),
     )
-    posterior = _with_prior(posterior, risk, prior, noise)
+    posterior = _learnt(posterior, way, noise, risk.weight_decay)
 
     def predictive(posterior: Posterior) -> Predictive:
         return Predictive(posterior, Outputs.of(risk, chosen), last)
 
-    if prior == "held-out":
+    if way == "held-out":
         found = predictive(posterior)
         posterior = chosen_on(found, held_out_data(held_out, found.outputs, posterior))
     _ = posterior.precision  # raises here, not at the first use
-    name = structure if isinstance(structure, str) else "operator"
-    return Laplace(name, posterior, partial(predictive), held_out)
+    return Laplace(name, posterior, predictive, held_out)
 
 
 def _checked(risk: Any, params: Tree | None) -> tuple[Risk, Tree]:
@@ -179,28 +171,35 @@ def _checked(risk: Any, params: Tree | None) -> tuple[Risk, Tree]:
     return risk, params
 
 
-def _check_arguments(
-    structure: Any, prior: Any, noise: Any, temperature: Any, held_out: Any, risk: Risk
-) -> None:
-    if isinstance(structure, str):
-        check_choice("structure", structure, structures.NAMES)
-    if isinstance(prior, str):
-        check_choice("prior", prior, priors.NAMES)
-    is_name = isinstance(noise, str) and noise == "evidence"
-    if not (is_name or (is_number(noise) and 0.0 < float(noise) < math.inf)):
+def _check_structure(name: str, where: Any, rank: int, max_dense: int) -> None:
+    if name != "operator":
+        check_choice("structure", name, structures.NAMES)
+    check_count("rank", rank, 1)
+    check_count("max_dense", max_dense, 1)
+    if name == "last-layer" and where is not None:
         raise ArgumentError(
-            expected="noise to be a standard deviation above 0, or 'evidence'",
-            got=repr(noise),
-            remedy="Leave it out to learn it from the data.",
+            expected="no where= beside structure='last-layer'",
+            got=repr(where),
+            remedy="Give structure='full' for the parameters that where= names.",
         )
-    check_positive(temperature=temperature)
-    if prior == "held-out" and held_out is None:
+
+
+def _check_prior(way: str, groups: Any, held_out: Any, risk: Risk) -> None:
+    if way != "given":
+        check_choice("prior", way, priors.NAMES)
+    if way == "held-out" and held_out is None:
         raise ArgumentError(
             expected="held_out= for prior='held-out'",
             got="none",
             remedy="Give data that were not trained on, or prior='evidence'.",
         )
-    if prior == "weight-decay" and not risk.weight_decay:
+    if way in ("held-out", "weight-decay") and groups is not None:
+        raise ArgumentError(
+            expected=f"one prior precision for prior={way!r}",
+            got=f"groups={groups!r}",
+            remedy="Leave out groups=, or take prior='evidence'.",
+        )
+    if way == "weight-decay" and not risk.weight_decay:
         raise ArgumentError(
             expected="a risk with a weight decay, for prior='weight-decay'",
             got="one without",
@@ -208,41 +207,46 @@ def _check_arguments(
         )
 
 
-def _last_layer(risk: Risk, params: Tree, where: Any) -> LastLayer:
-    if where is not None:
-        raise ArgumentError(
-            expected="no where= beside structure='last-layer'",
-            got=repr(where),
-            remedy="Give structure='full' for the parameters that where= names.",
-        )
+def _last_layer(risk: Risk, params: Tree) -> LastLayer:
     _, batch = next(risk.batches())
-    return LastLayer.of(risk, params, batch.to(next(iter(params.values())).device))
+    return LastLayer.of(risk, params, batch.to(device_of(params)))
+
+
+def _data_part(risk: Risk) -> Risk:
+    """The risk without its weight decay."""
+    other = risk.with_loss(risk.loss)
+    other.weight_decay = 0.0
+    return other
 
 
 def _noise(noise: Any, observations: Observations) -> float | None:
-    """s to begin with: that of the residuals, where it is to be found."""
+    """s; where it is to be found, that of the residuals, to begin with."""
+    is_name = isinstance(noise, str) and noise == "evidence"
     if observations.kind != "gaussian":
-        if noise != "evidence":
+        if not is_name:
             raise ArgumentError(
                 expected="no noise= of a classification",
                 got=repr(noise),
                 remedy="Leave it out; a regression has MSELoss.",
             )
         return None
-    if noise != "evidence":
+    if not (is_name or (is_number(noise) and 0.0 < float(noise) < math.inf)):
+        raise ArgumentError(
+            expected="noise to be a standard deviation above 0, or 'evidence'",
+            got=repr(noise),
+            remedy="Leave it out to learn it from the data.",
+        )
+    if not is_name:
         return float(noise)
-    return max(math.sqrt(observations.total / observations.entries), 1e-12)
+    return max(math.sqrt(observations.total / observations.entries), _LEAST_NOISE)
 
 
-def _with_prior(posterior: Posterior, risk: Risk, prior: Any, noise: Any) -> Posterior:
-    """The posterior with the prior, and the noise, that are to be found by the evidence."""
-    learns_noise = posterior.noise is not None and noise == "evidence"
-    learns_prior = isinstance(prior, str) and prior == "evidence"
-    if isinstance(prior, str) and prior == "weight-decay":
-        posterior = posterior.at(risk.weight_decay * posterior.scale)
-    if not (learns_noise or learns_prior):
+def _learnt(posterior: Posterior, way: str, noise: Any, decay: float) -> Posterior:
+    """The posterior with the prior, and the noise, that the evidence and the weight decay give."""
+    learns_noise = posterior.noise is not None and isinstance(noise, str)
+    if way == "weight-decay":
+        posterior = posterior.at(decay * posterior.scale)
+    if not (learns_noise or way == "evidence"):
         return posterior
-    found = maximised(posterior, prior=learns_prior, noise=learns_noise)
-    if isinstance(prior, str) and prior == "weight-decay":
-        return found.at(risk.weight_decay * found.scale)
-    return found
+    found = maximised(posterior, prior=way == "evidence", noise=learns_noise)
+    return found.at(decay * found.scale) if way == "weight-decay" else found
