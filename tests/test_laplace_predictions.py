@@ -355,6 +355,7 @@ REFUSED = {
         lambda: laplace(risk_with(nn.MSELoss(), X[:30, :2], 2)).predict(XT, "bridge"),
         "a row of logits",
     ),
+    "a table of no data": (lambda: FULL.calibration(), "data for the table"),
     "no draws": (lambda: FULL.samples(0), "count"),
     "inputs with their targets": (lambda: FULL.predict((XT, YT[:3])), "inputs alone"),
     "no inputs": (lambda: FULL.predict(XT[:0]), "at least one example"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class HeldOut:
         for _, batch in self.risk.batches():
             yield batch.inputs, targets_of(self.risk, self.params, batch)
 
-    @property
+    @cached_property
     def targets(self) -> Tensor:
         """All of them, (m,)."""
         return torch.cat([y.reshape(-1) for _, y in self])
@@ -64,22 +65,35 @@ class HeldOut:
 
 def chosen_on(predictive: Predictive, data: HeldOut) -> Posterior:
     """The posterior whose prior precision has the least NLL of the data, on a grid."""
-    posterior = predictive.posterior
     grid = _GRID if predictive.is_exact else _COARSE
-    candidates = [posterior.at(delta) for delta in grid]
+    losses = (_at_once if predictive.is_exact else _one_by_one)(predictive, data, grid)
+    best = min(range(len(losses)), key=losses.__getitem__)
+    return predictive.posterior.at(grid[best])
+
+
+def _one_by_one(predictive: Predictive, data: HeldOut, grid: Tensor) -> list[float]:
+    """The NLL for each prior precision, by variances from the same random numbers."""
+    losses = []
+    for delta in grid:
+        here = predictive.at(predictive.posterior.at(delta))
+        predictions = [here.predict(x, "probit", GAMMA_DRAWS) for x, _ in data]
+        losses.append(data.scores(predictions)[0])
+    return losses
+
+
+def _at_once(predictive: Predictive, data: HeldOut, grid: Tensor) -> list[float]:
+    """The NLL for each prior precision, from one Jacobian for all of them."""
+    candidates = [predictive.posterior.at(delta) for delta in grid]
     predictions: list[list[Any]] = [[] for _ in candidates]
     for x, _ in data:
         for found, prediction in zip(predictions, _of_all(predictive, candidates, x), strict=True):
             found.append(prediction)
-    losses = [data.scores(found)[0] for found in predictions]
-    return candidates[min(range(len(losses)), key=losses.__getitem__)]
+    return [data.scores(found)[0] for found in predictions]
 
 
 def _of_all(predictive: Predictive, candidates: list[Posterior], x: Any) -> list[Any]:
     """The predictive distribution for x of each candidate."""
     outputs, kind = predictive.outputs, predictive.posterior.observations.kind
-    if not predictive.is_exact:
-        return [predictive.at(c).predict(x, "probit", GAMMA_DRAWS) for c in candidates]
     if predictive.last_layer is not None:
         return [predictive.at(c).predict(x, "probit", None) for c in candidates]
     parts = [_variances(candidates, *outputs.rows(b)) for b in outputs.small_batches(x)]

@@ -25,7 +25,7 @@ from hesse.apps.uncertainty.posterior import Posterior
 from hesse.apps.uncertainty.precision import ExactPrecision
 from hesse.apps.uncertainty.predictive import DRAWS, Normal, Predictive
 from hesse.boundary import public
-from hesse.errors import check_choice, check_count
+from hesse.errors import ArgumentError, check_choice, check_count
 from hesse.estimators.estimate import Estimate, RunningMean, quantile_of
 from hesse.result import html_table, summary
 from hesse.vectors.space import Tree
@@ -168,6 +168,12 @@ class Laplace:
             held-out data, these; and "Laplace". Nothing promises that the last row is best.
         """
         check_choice("link", link, LINKS)
+        if data is None and self.held_out is None:
+            raise ArgumentError(
+                expected="data for the table, or held_out= of laplace",
+                got="none",
+                remedy="Give data that were not trained on.",
+            )
         data = self._held_out if data is None else self._data(data)
         draws = None if self._predictive.is_exact else DRAWS
         predictions = [self._predictive.predict(x, link, draws) for x, _ in data]
