@@ -55,7 +55,7 @@ class Chosen:
         return self.take(self.whole.flatten(self.params).detach())
 
     @property
-    def names(self) -> Tensor:
+    def leaf_of(self) -> Tensor:
         """The number of the leaf that each chosen entry is in."""
         sizes = torch.tensor(self.whole.sizes, device=self.index.device)
         return torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)[

@@ -101,7 +101,7 @@ def laplace(
         held_out: data like those of the risk, for prior="held-out" and for a calibration table.
         rank: of "low-rank".
         max_dense: the most parameters of which a dense matrix is decomposed.
-        rtol: of systems.
+        rtol: of systems. A variance is wrong by a square: on digits by 0.8% at 0.1, 0.006% at 0.01.
         memory_budget: of products, as of `ggn_operator`.
         generator: of all random numbers.
         progress: show bars.

@@ -60,7 +60,7 @@ class Prior:
 
 
 def _groups(groups: Any, chosen: Chosen) -> tuple[Tensor, tuple[str, ...]]:
-    leaves, names = chosen.names, chosen.whole.names
+    leaves, names = chosen.leaf_of, chosen.whole.names
     if groups is None:
         return torch.zeros_like(leaves), ("all",)
     if isinstance(groups, str) and groups == "parameter":
