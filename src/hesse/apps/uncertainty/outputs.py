@@ -28,7 +28,7 @@ from hesse.vectors.trees import walk
 _BYTES = 1 << 28
 _VECTORS = 10  # of a system
 _MOST_ROWS = 64  # of J at a time
-_EXAMPLES = 4096  # whose outputs are taken at a time, where no rows are
+_EXAMPLES = 1024  # whose outputs are taken at a time, where no rows are
 
 
 @dataclass(frozen=True)
