@@ -258,13 +258,16 @@ def test_the_prior_of_the_evidence_is_its_maximum(structure, groups):
 
 
 @pytest.mark.slow
-def test_without_the_matrix_the_prior_of_the_evidence_is_near():
+def test_without_the_matrix_the_prior_of_the_evidence_is_near(tmp_path):
     exact = laplace(risk_of(), THETA, prior="evidence")
     got = laplace(risk_of(), THETA, prior="evidence", generator=seeded(), **TIGHT)
     assert got.prior_precision == pytest.approx(exact.prior_precision, rel=0.3)
     low, high = got.log_evidence.interval
     assert exact.log_evidence.value - 0.5 < low <= high <= exact.log_evidence.value + 1e-6
     assert got.products > 0
+    sampled, again = (got.evidence(rtol=0.3, checkpoint=tmp_path / "file") for _ in range(2))
+    assert sampled.standard_error > 0.0
+    assert (again.value, again.standard_error) == (sampled.value, sampled.standard_error)
 
 
 def regression(outputs=2, model=None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
@@ -74,7 +75,7 @@ class Posterior:
         """gamma: how many parameters of each group the data determine, (g,)."""
         return self.effective_columns.mean(1)
 
-    def evidence(self, **options: float) -> Estimate:
+    def evidence(self, **options: Any) -> Estimate:
         """log p(D) by Laplace's method; the options are those of `logdet`."""
         ratio = self.precision.log_ratio(**options)
         found = Estimate(

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,7 +136,7 @@ class Precision(ABC):
         return DiagonalOperator(space, d.to(space.dtype))
 
     @abstractmethod
-    def log_ratio(self, **options: float) -> Estimate:
+    def log_ratio(self, **options: Any) -> Estimate:
         """log det P - log det D; the options are those of `logdet`."""
 
     @abstractmethod
@@ -194,7 +195,7 @@ class ExactPrecision(Precision):
             remedy="Raise the prior precision, or use a float64 model.",
         )
 
-    def log_ratio(self, **options: float) -> Estimate:
+    def log_ratio(self, **options: Any) -> Estimate:
         known = self.P._logdet()
         assert known is not None
         value = known[1] - float(self.delta.log().sum())
@@ -224,7 +225,7 @@ class ExactPrecision(Precision):
 class IterativePrecision(Precision):
     """P by products alone."""
 
-    def log_ratio(self, **options: float) -> Estimate:
+    def log_ratio(self, **options: Any) -> Estimate:
         """log det of D^(-1/2) P D^(-1/2), whose eigenvalues are 1 where there are no data."""
         if self.is_uniform:
             scaled = (self.scale / float(self.delta[0])) * self.A
@@ -232,8 +233,8 @@ class IterativePrecision(Precision):
             root = DiagonalOperator(self.A.domain, self.delta.rsqrt().to(self.A.dtype))
             scaled = self.scale * (root @ self.A @ root)
         P = scaled + IdentityOperator(self.A.domain)
-        given = {"generator": self.solver.generator, "progress": self.solver.progress}
-        estimate = logdet(P, **{"rtol": 0.01, **options}, **given)
+        generator, progress = self.solver.generator, self.solver.progress
+        estimate = logdet(P, **options, generator=generator, progress=progress)
         self.work.products += estimate.products
         return estimate
 

@@ -25,6 +25,7 @@ from hesse.apps.uncertainty.posterior import Posterior
 from hesse.apps.uncertainty.precision import ExactPrecision
 from hesse.apps.uncertainty.predictive import DRAWS, Normal, Predictive
 from hesse.boundary import public
+from hesse.checkpoint import FilePath
 from hesse.errors import ArgumentError, check_choice, check_count
 from hesse.estimators.estimate import Estimate, RunningMean, quantile_of
 from hesse.result import html_table, summary
@@ -78,7 +79,11 @@ class Laplace:
 
     @public("hesse.apps.laplace(...).evidence()")
     def evidence(
-        self, rtol: float = 0.01, atol: float = 0.0, max_products: int = 10000
+        self,
+        rtol: float = 0.01,
+        atol: float = 0.0,
+        max_products: int = 10000,
+        checkpoint: FilePath = None,
     ) -> Estimate:
         r"""log p(D) of the model by Laplace's method.
 
@@ -86,13 +91,15 @@ class Laplace:
            + \sum \delta\, \theta^2\Bigr] $$
 
         Args:
-            rtol, atol, max_products: as of `logdet`, for the difference of the logarithms; where P
-                has an exact determinant they do not matter.
+            rtol, atol, max_products, checkpoint: as of `logdet`, for the difference of the
+                logarithms; where P has an exact determinant they do not matter.
 
         Returns:
             Estimate; its `interval` contains the number that a dense matrix would give.
         """
-        return self.posterior.evidence(rtol=rtol, atol=atol, max_products=max_products)
+        return self.posterior.evidence(
+            rtol=rtol, atol=atol, max_products=max_products, checkpoint=checkpoint
+        )
 
     # -- The posterior of parameters and outputs ---------------------------------------------------
 
