@@ -89,7 +89,7 @@ class Outputs:
         """f, (q, ...), and J X, (k, q, ...), for directions X (s, k)."""
         variables, leaves, z = self._graph(batch)
         graph = JacobianGraph([z], leaves)
-        columns = self.chosen.embed(X.T.contiguous())
+        columns = (self.chosen.embed(x.contiguous()) for x in X.T)
         pushed = [graph.push_forward(variables.split(v))[0] for v in columns]
         return z.detach(), torch.stack(pushed)
 
