@@ -30,6 +30,7 @@ PAGES = [
     "influence",
     "curvature-over-training",
     "tangent-kernels",
+    "laplace",
     "standard-errors",
     "vibrations",
     pytest.param("products", marks=[pytest.mark.slow, pytest.mark.no_cover]),

@@ -80,6 +80,7 @@ def risk():
 
 
 RISK = risk()
+INPUTS = torch.linspace(-1, 1, 8, dtype=DOUBLE).view(2, 4)
 OUTPUTS = torch.linspace(-1, 1, 54, dtype=DOUBLE)
 
 
@@ -169,6 +170,8 @@ CALLS = {
         hesse.apps.linearised(torch.add, X).fit(X, X, ridge=0.5, generator=seeded()).change
     ),
     "standard_errors": lambda: hesse.apps.standard_errors(counts, X - X.mean()).covariance,
+    "fisher_root_operator": lambda: hesse.fisher_root_operator(RISK).to_dense(),
+    "laplace": lambda: hesse.apps.laplace(RISK).functional_variance(INPUTS),
     "modes": lambda: hesse.apps.modes(quartic, X, rigid="none").eigenvalues,
     "saddle": lambda: hesse.apps.saddle(double_well, X[:2] - 1.4, rigid="none").x,
     "response": lambda: (

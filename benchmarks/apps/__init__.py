@@ -12,6 +12,7 @@ APPS = {
     "influence": "influences against exact retraining: leave-one-out, groups, LDS, MNIST",
     "ntk": "tangent kernels: products by preconditioner, 10^5 x 10 rows",
     "tracker": "curvature over training: edge of stability, products, overhead",
+    "laplace": "evidence, priors and predictions beside laplace-torch; intervals; a CNN on MNIST",
     "implicit": "hypergradients: errors by tolerance, warm starts, TorchOpt; iMAML on sinusoids",
 }
 

@@ -198,6 +198,28 @@ def influences():
     return _svg(plot)
 
 
+def uncertainty():
+    """A curve through points with a gap, and the spread of new points about it."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.cat([torch.linspace(-2.0, -0.7, 14), torch.linspace(0.9, 1.6, 10)]).double()[:, None]
+    y = torch.sin(2.0 * x) + 0.1 * torch.randn(24, 1, dtype=torch.float64, generator=g)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(1, 12), torch.nn.Tanh(), torch.nn.Linear(12, 1))
+    risk = hesse.Risk(model.double(), torch.nn.MSELoss(), (x, y), weight_decay=1e-3)
+    params = hesse.minimize(risk, risk.params, atol=1e-8, rtol=0.0, max_iterations=300).x
+    grid = torch.linspace(-3.0, 2.6, 120, dtype=torch.float64)[:, None]
+    mean, variance = hesse.apps.laplace(risk, params, prior="evidence").predict(grid)
+    at, middle, width = grid[:, 0], mean[:, 0], 2.0 * variance[:, 0].sqrt()
+
+    def plot(axes):
+        axes.fill_between(at, middle - width, middle + width, alpha=0.25)
+        axes.plot(at, middle)
+        axes.plot(x[:, 0], y[:, 0], "o", color="C1")
+        axes.set(xlabel="x", ylabel="y", ylim=(-3.0, 3.0))
+
+    return _svg(plot)
+
+
 def saddles():
     """Walks from a minimum of the surface of Mueller and Brown to its two transition states."""
     start = hesse.minimize(mueller_brown, torch.tensor([-0.05, 0.467], dtype=torch.float64)).x
@@ -303,6 +325,7 @@ PICTURES = {
     "landscape": landscape,
     "linearised": linearised,
     "influence": influences,
+    "laplace": uncertainty,
     "saddles": saddles,
     "profile": profile,
     "hypergradient": hypergradient,

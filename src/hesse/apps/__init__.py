@@ -27,20 +27,27 @@ if TYPE_CHECKING:
     from hesse.apps.training.history import CurvatureHistory, CurvatureMeasurement
     from hesse.apps.training.landscape import Landscape, landscape
     from hesse.apps.training.tracker import CurvatureTracker
+    from hesse.apps.uncertainty.calibration import Calibration
+    from hesse.apps.uncertainty.laplace import laplace
+    from hesse.apps.uncertainty.predictive import Normal
+    from hesse.apps.uncertainty.result import Laplace
 
 # The module of each name, imported when the name is first used.
 _MODULES = {
-    "CurvatureTracker": "training.tracker",
+    "Calibration": "uncertainty.calibration",
     "CurvatureHistory": "training.history",
+    "CurvatureMeasurement": "training.history",
+    "CurvatureTracker": "training.tracker",
     "Hypergradient": "implicit.hypergradient",
     "ImplicitFunction": "implicit.implicit_function",
     "ImplicitReport": "implicit.report",
     "Influence": "attribution.influence",
     "Landscape": "training.landscape",
+    "Laplace": "uncertainty.result",
     "Linearised": "kernels.linearised",
     "LinearisedFit": "kernels.linearised",
-    "CurvatureMeasurement": "training.history",
     "Modes": "physics.modes",
+    "Normal": "uncertainty.predictive",
     "ProfileInterval": "statistics.profile",
     "Response": "physics.response",
     "StandardErrors": "statistics.standard_errors",
@@ -50,6 +57,7 @@ _MODULES = {
     "hypergradient": "implicit.hypergradient",
     "influence": "attribution.influence",
     "landscape": "training.landscape",
+    "laplace": "uncertainty.laplace",
     "lds": "attribution.lds",
     "linearised": "kernels.linearised",
     "modes": "physics.modes",
@@ -63,17 +71,20 @@ _MODULES = {
 }
 
 __all__ = [
-    "CurvatureTracker",
+    "Calibration",
     "CurvatureHistory",
+    "CurvatureMeasurement",
+    "CurvatureTracker",
     "Hypergradient",
     "ImplicitFunction",
     "ImplicitReport",
     "Influence",
     "Landscape",
+    "Laplace",
     "Linearised",
     "LinearisedFit",
-    "CurvatureMeasurement",
     "Modes",
+    "Normal",
     "ProfileInterval",
     "Response",
     "StandardErrors",
@@ -83,6 +94,7 @@ __all__ = [
     "hypergradient",
     "influence",
     "landscape",
+    "laplace",
     "lds",
     "linearised",
     "modes",

@@ -3,6 +3,7 @@
 
 from hesse.curvature.dry_run import DryRun, plan
 from hesse.curvature.fisher import fisher_operator, gradient_covariance_operator
+from hesse.curvature.fisher_root import fisher_root_operator
 from hesse.curvature.gauss_newton import ggn_operator
 from hesse.curvature.hessian import hessian_operator
 from hesse.curvature.hvp import HVP, hvp
@@ -24,6 +25,7 @@ __all__ = [
     "deterministic",
     "ekfac_operator",
     "fisher_operator",
+    "fisher_root_operator",
     "ggn_operator",
     "gradient_covariance_operator",
     "hessian_operator",

@@ -52,6 +52,10 @@ class Categorical(Likelihood):
         p, s = self.p, self.p.sqrt() * wide(e[0])
         return [self.omega.sqrt() * (s - p * s.sum(self.row_dim, keepdim=True))]
 
+    def root_adjoint(self, u: Tensors) -> list[Tensor]:
+        p, v = self.p, wide(u[0])
+        return [self.omega.sqrt() * p.sqrt() * (v - (p * v).sum(self.row_dim, keepdim=True))]
+
     def draw(self, uniform: Tensor) -> Tensor:
         """The class in whose part of [0, 1] the number lies; shaped as `noise_shape`."""
         below = self.p.cumsum(self.row_dim) <= uniform
@@ -77,6 +81,9 @@ class LogProbabilities(Categorical):
 
     def root(self, e: Tensors) -> list[Tensor]:
         return [(self.omega * self.p).sqrt() * wide(e[0])]
+
+    def root_adjoint(self, u: Tensors) -> list[Tensor]:
+        return self.root(u)  # of a diagonal S
 
     def slope(self, y: Tensor) -> list[Tensor]:
         return [-self.omega.sqrt() * _one_hot(y, self.z, self.row_dim)]

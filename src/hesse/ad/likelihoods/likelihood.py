@@ -72,6 +72,10 @@ class Likelihood(ABC):
         For random signs e, E[r r'] = omega F.
         """
 
+    def root_adjoint(self, u: Tensors) -> list[Tensor]:
+        """sqrt(omega) S' u, shaped like the parameters; S is diagonal unless a subclass says."""
+        return self.root(u)
+
     @abstractmethod
     def draw(self, uniform: Tensor) -> Tensor:
         """A target for every row from p(. | z): the inverse distribution function at `uniform`.
