@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from hesse.apps.physics.modes import Modes, modes
     from hesse.apps.physics.response import Response, response
     from hesse.apps.physics.saddle import saddle
+    from hesse.apps.pruning.prune import Pruned, prune
+    from hesse.apps.pruning.repair import Repair
     from hesse.apps.statistics.profile import ProfileInterval, profile
     from hesse.apps.statistics.standard_errors import StandardErrors, standard_errors
 
@@ -30,6 +32,8 @@ _MODULES = {
     "Influence": "attribution.influence",
     "Modes": "physics.modes",
     "ProfileInterval": "statistics.profile",
+    "Pruned": "pruning.prune",
+    "Repair": "pruning.repair",
     "Response": "physics.response",
     "StandardErrors": "statistics.standard_errors",
     "argmin": "implicit.argmin",
@@ -39,6 +43,7 @@ _MODULES = {
     "lds": "attribution.lds",
     "modes": "physics.modes",
     "profile": "statistics.profile",
+    "prune": "pruning.prune",
     "response": "physics.response",
     "root": "implicit.root",
     "saddle": "physics.saddle",
@@ -53,6 +58,8 @@ __all__ = [
     "Influence",
     "Modes",
     "ProfileInterval",
+    "Pruned",
+    "Repair",
     "Response",
     "StandardErrors",
     "argmin",
@@ -62,6 +69,7 @@ __all__ = [
     "lds",
     "modes",
     "profile",
+    "prune",
     "response",
     "root",
     "saddle",
