@@ -10,6 +10,7 @@ APPS = {
     "physics": "clusters: energies and modes; saddle points and responses",
     "statistics": "standard errors and profile intervals beside statsmodels",
     "influence": "influences against exact retraining: leave-one-out, groups, LDS, MNIST",
+    "prune": "MLPNet on MNIST, 95 % sparse: one-shot, gradual, with refit",
     "implicit": "hypergradients: errors by tolerance, warm starts, TorchOpt; iMAML on sinusoids",
 }
 

@@ -62,21 +62,21 @@ def _kept(
     """The mask of one weight, (groups, rows, columns)."""
     W, masks = block.place.take(w).reshape(block.shape), []
     for number, H in enumerate(block.right.entries):
-        columns = allowed[number].any(0)  # a bias is the last column
+        columns = allowed[number].any(0)  # a bias is a column as well
         if not bool(columns.any()):
             masks.append(torch.ones_like(allowed[number]))
             continue
         H = 2.0 * (torch.diag(H) if block.right.is_diagonal else H)
         m = None if pattern.kept_of is None else pattern.kept_of[1]
         result = eliminate_columns(
-            W[number], H + damping * torch.eye(len(H)).to(H), sparsity, int(columns.sum()), m
+            W[number], H + damping * torch.eye(len(H)).to(H), sparsity, columns, m
         )
         masks.append(result[1])
     return torch.stack(masks)
 
 
 def eliminate_columns(
-    W: Tensor, H: Tensor, sparsity: float, columns: int, m: int | None = None
+    W: Tensor, H: Tensor, sparsity: float, allowed: Tensor, m: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Weights of which some are zero, the others of the same row changed to make up for them.
 
@@ -88,7 +88,7 @@ def eliminate_columns(
         W: (rows, q).
         H: (q, q), with its damping.
         sparsity: the share that goes, of every 128 columns, or of every m entries of a row.
-        columns: how many columns, the first ones, are pruned.
+        allowed: the columns that are pruned, a mask (q,).
         m: of the pattern "n:m".
 
     Returns:
@@ -101,10 +101,11 @@ def eliminate_columns(
     U = _inverse_factor(H)
     keep, d = torch.ones_like(W, dtype=torch.bool), U.diagonal()
     width = _COLUMNS if m is None else m
-    for start in range(0, columns, width):
-        stop = min(start + width, columns)
-        score = W[:, start:stop] ** 2 / d[start:stop] ** 2
-        keep[:, start:stop] = ~_lowest(score, sparsity, by_row=m is not None)
+    for start in range(0, len(d), width):
+        stop = min(start + width, len(d))
+        here = allowed[start:stop]
+        score = (W[:, start:stop] ** 2 / d[start:stop] ** 2)[:, here]
+        keep[:, start:stop][:, here] = ~_lowest(score, sparsity, by_row=m is not None)
         for j in range(start, stop):
             error = torch.where(keep[:, j], 0.0, W[:, j]) / d[j]
             W[:, j:] -= torch.outer(error, U[j, j:])
@@ -117,7 +118,7 @@ def _lowest(score: Tensor, sparsity: float, by_row: bool) -> Tensor:
     table = score if by_row else score.reshape(1, -1)
     number = round(sparsity * table.shape[1])
     gone = torch.zeros_like(table, dtype=torch.bool)
-    gone.scatter_(1, table.argsort(1, stable=True)[:, :number], True)
+    gone.scatter_(1, table.argsort(dim=1, stable=True)[:, :number], True)
     return gone.reshape(score.shape)
 
 
