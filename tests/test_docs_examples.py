@@ -28,6 +28,7 @@ PAGES = [
     "sparse-hessians",
     "implicit",
     "influence",
+    "pruning",
     "standard-errors",
     "vibrations",
     pytest.param("products", marks=[pytest.mark.slow, pytest.mark.no_cover]),

@@ -11,9 +11,7 @@ from torch.nn.utils import prune as torch_prune
 import hesse
 from hesse import HesseError, Risk, Status
 from hesse.apps import Repair, prune
-from hesse.apps.pruning.curvature import layer_curvature
 from hesse.apps.pruning.elimination import eliminated
-from hesse.apps.pruning.layerwise import eliminate_columns
 from hesse.apps.pruning.patterns import Pattern
 
 EXACT = Repair(rtol=1e-12)
@@ -188,50 +186,6 @@ def test_only_what_is_named_is_pruned_and_counted():
     one = prune(NETWORK, TRAINED, 0.5, damping=1e-3, where=["2.*"])
     assert one.mask["0.weight"].all()
     assert int((~one.mask["2.weight"]).sum()) + int((~one.mask["2.bias"]).sum()) == 10
-
-
-# -- Layers ---------------------------------------------------------------------------------------
-
-
-def test_layer_curvature_is_that_of_the_outputs():
-    A = layer_curvature(LINEAR, BEST).to_dense()
-    torch.testing.assert_close(A, torch.kron(torch.eye(3).double(), 2 * X.T @ X / 17), **NEAR)
-
-
-@pytest.mark.parametrize("m", [None, 4])
-def test_columns_are_eliminated_as_in_each_row(m):
-    """By the inverse of what is left of H, for each row and column by itself."""
-    S = 2 * X.T @ X / 17
-    V = BEST["weight"]
-    found, keep = eliminate_columns(V, S, 0.5, torch.ones(8, dtype=torch.bool), m)
-    assert int((~keep).sum()) == 12
-    expected = V.clone()
-    for row, kept in zip(expected, keep, strict=True):
-        for j in range(8):
-            if not kept[j]:
-                rest = torch.linalg.inv(S[j:, j:])
-                row[j:] -= row[j].clone() / rest[0, 0] * rest[:, 0]
-    torch.testing.assert_close(found, expected, **NEAR)
-    if m is not None:
-        assert (keep.view(3, 2, 4).sum(-1) == 2).all()
-
-
-def test_dead_inputs_lose_their_weights():
-    S = 2 * X.T @ X / 17
-    S[2], S[:, 2] = 0.0, 0.0
-    found, keep = eliminate_columns(BEST["weight"], S, 1 / 8, torch.ones(8, dtype=torch.bool))
-    assert not keep[:, 2].any()
-    rest = torch.arange(8) != 2
-    torch.testing.assert_close(found[:, rest], BEST["weight"][:, rest])
-
-
-def test_layers_are_pruned_alike():
-    for score in ("obs", "exchange"):
-        result = prune(NETWORK, TRAINED, 0.5, curvature="layers", score=score, damping=0.01)
-        assert [int((~result.mask[k]).sum()) for k in ("0.weight", "2.weight")] == [24, 9]
-        assert result.mask["0.bias"].all()
-    half = prune(NETWORK, TRAINED, None, curvature="layers", score="obs", pattern="1:2")
-    assert (half.mask["0.weight"].view(6, 4, 2).sum(-1) == 1).all()
 
 
 # -- The search, steps, refit ---------------------------------------------------------------------
