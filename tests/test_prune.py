@@ -211,6 +211,18 @@ def test_the_last_repair_uses_all_examples():
     assert again.held_out_loss is None
 
 
+def test_all_steps_are_taken_again_with_all_examples():
+    seen = []
+    result = prune(NETWORK, TRAINED, 0.6, steps=2, callback=lambda s: seen.append(s.step))
+    assert seen == [1, 2, 1, 2]
+    again, dampings = TRAINED, [row[1] for row in result.history]
+    for k, damping in enumerate(dampings):
+        share = 0.6 * (1 - (1 - (k + 1) / 2) ** 3)
+        again = prune(NETWORK, again, share, damping=damping).params
+    for name, values in again.items():
+        torch.testing.assert_close(result.params[name], values, **NEAR)
+
+
 def test_steps_rise_to_the_sparsity():
     seen = []
 

@@ -152,7 +152,7 @@ CALLS = {
     "self_influence": lambda: hesse.apps.self_influence(RISK, RISK.params, rtol=1e-9).scores,
     "prune": lambda: hesse.apps.prune(
         RISK, RISK.params, 0.5, damping=0.1, repair=hesse.apps.Repair(rtol=1e-9)
-    ).params["weight"],
+    ).params["0.weight"],
     "per_example": lambda: RISK.per_example.jvp(RISK.params, RISK.params),
     "gradients of examples": lambda: torch.cat(list(RISK.per_example.gradients(RISK.params))),
     "standard_errors": lambda: hesse.apps.standard_errors(counts, X - X.mean()).covariance,

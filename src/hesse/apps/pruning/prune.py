@@ -114,15 +114,16 @@ def prune(
         damping: mu, which keeps weights near where they are; None for a search: 0.1 to 100 times
             the mean diagonal of A, then a quarter to four times the last, by the held-out loss.
         held_out: data, or a risk, that the search is judged by. None: a fifth of the examples of
-            the risk, which count again in the last repair.
+            the risk; all steps are then taken again with all examples and the dampings found,
+            unless something is trained.
         steps: the sparsity rises to its end as 1 - (1 - t / steps)^3, with a new model each time.
         pattern: "entries"; "2:4" or any n:m, n of m neighbours in a row are kept; "rows", all that
             leads into a unit; "blocks", 1x4, or any "4x4".
         where: names of parameters, or patterns of names, that are pruned. Default: all of two or
             more dimensions; biases and norms are neither pruned nor counted.
         generator: of a diagonal that is sampled, and of `Repair(examples=...)`.
-        callback: called after every step with its `products`, `loss`, `damping`, the flat vectors
-            `w` and `keep`, ...; a true result stops.
+        callback: called after every step, of a search as well, with its `step`, `products`,
+            `loss`, `damping`, the flat vectors `w` and `keep`, ...; a true result stops.
         progress, checkpoint: as in `hesse.solve`; the state is saved after every step.
 
     Returns:
@@ -171,34 +172,30 @@ def prune(
         function="prune",
         options=repr((sparsity, score, options, damping, steps, pattern, where)),
     )
-    file.resume(state)
-    refits = 0 if options is None else options.refit
-    status = _run(run, stages, state, file, sparsity, steps, refits)
+    targets = [sparsity * (1.0 - (1.0 - t / steps) ** 3) for t in range(1, steps + 1)]
+    status = _run(run, stages, state, file, targets, 0 if options is None else options.refit)
     return _result(stages, state, status)
 
 
 def _run(
-    run: Run,
-    stages: Stages,
-    state: Progress,
-    file: Checkpoint,
-    sparsity: float,
-    steps: int,
-    refits: int,
+    run: Run, stages: Stages, state: Progress, file: Checkpoint, targets: list[float], refits: int
 ) -> Status:
-    """Take the steps that are left."""
-    failures = 0
+    """Take the steps that are left: to each of the targets, and then those of a refit."""
+    start, failures = state.w, 0
+    file.resume(state)
     with run:
-        while state.step < steps + refits and failures < _TRIES:
-            if state.step < steps:
-                t = (state.step + 1) / steps
-                stages.prune(state, sparsity * (1.0 - (1.0 - t) ** 3), t == 1.0)
+        while True:
+            if state.step == len(targets) and stages.repeats and not state.found:
+                state.restart(start)
+            if state.step == len(targets) + refits or failures == _TRIES:
+                return Status.CONVERGED
+            if state.step < len(targets):
+                stages.prune(state, targets[state.step])
             elif not stages.refit(state):
                 failures += 1
             file.save(state)
             if not run.after_step(state):
                 return run.status
-        return Status.CONVERGED
     return run.status
 
 

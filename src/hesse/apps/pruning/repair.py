@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from hesse.errors import ArgumentError, check_count, check_flags, check_tolerances
-from hesse.result import OneLine
+from hesse.methods import Hyperparameters
 
 
-@dataclass(frozen=True)
-class Repair(OneLine):
+@dataclass(frozen=True, repr=False)
+class Repair(Hyperparameters):
     """How the weights that are kept make up for those that go; the options of `prune`.
 
     Args:
@@ -28,7 +28,7 @@ class Repair(OneLine):
         max_iterations: of conjugate gradients for a system; an unsolved one is used as it is.
 
     >>> Repair(refit=3)
-    Repair(gradient=False, refit=3, exchanges=10, examples=None, rtol=0.01, max_iterations=150)
+    Repair(refit=3)
     """
 
     gradient: bool = False
@@ -38,7 +38,7 @@ class Repair(OneLine):
     rtol: float = 1e-2
     max_iterations: int = 150
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         check_flags(gradient=self.gradient)
         check_count("refit", self.refit, 0)
         check_count("exchanges", self.exchanges, 0)

@@ -52,6 +52,14 @@ class Progress:
     """Models made, each of which draws anew."""
     history: list[list[float]] = field(default_factory=list)
     """For each step: sparsity, damping, predicted increase, loss of the judge."""
+    found: list[list[float]] = field(default_factory=list)
+    """The history of a search that has ended; its steps are taken again with all examples."""
+
+    def restart(self, w: Tensor) -> None:
+        """Back to the first weights, with the dampings that were found."""
+        self.found = self.history
+        self.w, self.keep = w, torch.ones_like(self.keep)
+        self.step, self.increase, self.history = 0, 0.0, []
 
 
 @dataclass(frozen=True)
@@ -75,17 +83,26 @@ class Stages:
     repair: Repair | None
     damping: float | None
 
-    def prune(self, at: Progress, sparsity: float, is_last: bool) -> None:
+    def prune(self, at: Progress, sparsity: float) -> None:
         """One step to a sparsity."""
-        model = self._model(at, self._sample(at), self._options.gradient)
-        best = self._best(at, model, self._proposals(at, model, sparsity))
-        products = model.products
-        if is_last and self.calibration.splits and self.repair and self.repair.examples is None:
-            model = self._model(at, self.calibration.risk, self._options.gradient)
-            w = model.repaired(best.keep, best.damping)  # the held-out examples count as well now
-            best = Proposal(best.damping, best.keep, w)
-            products += model.products
-        self._advance(at, model, best, products)
+        risk = self.calibration.risk if at.found else self._sample(at)
+        model = self._model(at, risk, self._options.gradient)
+        if at.found:
+            _, damping, _, at.loss = at.found[at.step]
+            best = self._pruned(model, sparsity, damping)
+        else:
+            best = self._best(at, model, self._proposals(at, model, sparsity))
+        self._advance(at, model, best, model.products)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the steps of a search are taken again, with the examples that were held out.
+
+        Not where something is trained: then these examples judge to the end.
+        """
+        options = self._options
+        trains = options.gradient or options.refit > 0 or options.examples is not None
+        return self.calibration.splits and not trains
 
     def refit(self, at: Progress) -> bool:
         """One step that trains what is kept; False, and nothing is changed, if none is better."""
@@ -135,6 +152,8 @@ class Stages:
         """Those to try: the one that was given, unless it adapts, or some of a search."""
         if self.damping is not None and not adapts:
             return [self.damping]
+        if self.score == "magnitude" and self.repair is None:
+            return [0.0]
         if at.damping > 0.0:
             return [factor * at.damping for factor in _NEXT]
         mean = float(model.diagonal[self.pattern.prunable].double().mean())
@@ -145,40 +164,39 @@ class Stages:
     ) -> Iterator[Proposal]:
         """Weights for each damping. One for which the matrix is not definite is left out."""
         dampings, error = self._dampings(at, model), None
-        if self.score == "magnitude":
+        if self.score == "magnitude" and self.repair is not None:  # one mask for all dampings
             keep = magnitude(model, self.pattern, sparsity)
-            if self.repair is None:
-                yield Proposal(self.damping or 0.0, keep, model.removed(keep))
-                return
             for damping, w in zip(dampings, model.all_repaired(keep, dampings), strict=True):
                 yield Proposal(damping, keep, w)
             return
         found = 0
         for damping in dampings:
             try:
-                yield Proposal(damping, *self._pruned(model, sparsity, damping))
+                yield self._pruned(model, sparsity, damping)
                 found += 1
             except OperatorError as indefinite:
                 error = indefinite
         if error is not None and not found:
             raise error
 
-    def _pruned(
-        self, model: QuadraticModel, sparsity: float, damping: float
-    ) -> tuple[Tensor, Tensor]:
+    def _pruned(self, model: QuadraticModel, sparsity: float, damping: float) -> Proposal:
         """The mask and the weights for one damping."""
-        pattern = self.pattern
-        if self.score == "obs":
-            surgery = layerwise_surgery if self.curvature == "layers" else optimal_brain_surgery
-            keep = surgery(model, pattern, sparsity, damping)
-        else:
-            keep = optimal_brain_damage(model, pattern, sparsity, damping)
+        keep = self._mask(model, sparsity, damping)
         if self.repair is None:
-            return keep, model.removed(keep)
+            return Proposal(damping, keep, model.removed(keep))
         if self.score == "exchange":
-            exchange = Exchange(model, pattern, sparsity, self.repair.exchanges)
-            return exchange.from_mask(keep, damping)
-        return keep, model.repaired(keep, damping)
+            exchange = Exchange(model, self.pattern, sparsity, self.repair.exchanges)
+            return Proposal(damping, *exchange.from_mask(keep, damping))
+        return Proposal(damping, keep, model.repaired(keep, damping))
+
+    def _mask(self, model: QuadraticModel, sparsity: float, damping: float) -> Tensor:
+        """The mask by the score alone; that with which exchanges begin."""
+        if self.score == "magnitude":
+            return magnitude(model, self.pattern, sparsity)
+        if self.score != "obs":
+            return optimal_brain_damage(model, self.pattern, sparsity, damping)
+        surgery = layerwise_surgery if self.curvature == "layers" else optimal_brain_surgery
+        return surgery(model, self.pattern, sparsity, damping)
 
     def _best(self, at: Progress, model: QuadraticModel, proposals: Iterator[Proposal]) -> Proposal:
         """The proposal of the least loss; the only one is not judged."""
