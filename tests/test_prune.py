@@ -118,7 +118,7 @@ def test_surgery_of_one_weight():
 @pytest.mark.parametrize("pattern", ["rows", "2x2", "1x4"])
 def test_surgery_of_one_group(pattern):
     """The group whose constrained minimum is least, for each of its weights."""
-    groups = Pattern.of(LINEAR_SPACE, pattern, None)
+    groups = Pattern.of(hesse.Space.of(BEST), pattern, None)
     size = int(groups.sizes.max())
     masks = [groups.group != k for k in range(len(groups.sizes))]
     costs = [constrained_minimum(H, 0 * W, W, keep)[1] / int((~keep).sum()) for keep in masks]
@@ -126,9 +126,6 @@ def test_surgery_of_one_group(pattern):
     fits = (size + 0.01) / 24
     result = prune(LINEAR, BEST, fits, score="obs", pattern=pattern, damping=0.0, repair=EXACT)
     torch.testing.assert_close(result.mask["weight"].reshape(-1), best)
-
-
-LINEAR_SPACE = hesse.Space.of(BEST)
 
 
 def test_elimination_is_the_inverse_of_the_rest():
