@@ -31,6 +31,7 @@ PAGES = [
     "curvature-over-training",
     "tangent-kernels",
     "laplace",
+    "pruning",
     "standard-errors",
     "vibrations",
     pytest.param("products", marks=[pytest.mark.slow, pytest.mark.no_cover]),

@@ -104,6 +104,8 @@ def shown() -> list:
         hesse.apps.influence(risk, None, data, damping=1.0),
         hesse.apps.influence(risk, None, data, damping=1.0, top=2).top,
         hesse.apps.self_influence(risk, damping=1.0),
+        hesse.apps.prune(risk, None, 0.5, damping=1.0),
+        hesse.apps.Repair(),
         hesse.apps.standard_errors(lambda p: p.exp() - p, torch.zeros(20)),
         hesse.apps.laplace(risk, structure="kron", held_out=data[0]),
         hesse.apps.laplace(risk, structure="diag").calibration(data),

@@ -161,6 +161,9 @@ CALLS = {
     "argmin": lambda: slope_of_argmin(),
     "influence": lambda: hesse.apps.influence(RISK, RISK.params, RISK, rtol=1e-9).scores,
     "self_influence": lambda: hesse.apps.self_influence(RISK, RISK.params, rtol=1e-9).scores,
+    "prune": lambda: hesse.apps.prune(
+        RISK, RISK.params, 0.5, damping=0.1, repair=hesse.apps.Repair(rtol=1e-9)
+    ).params["0.weight"],
     "per_example": lambda: RISK.per_example.jvp(RISK.params, RISK.params),
     "gradients of examples": lambda: torch.cat(list(RISK.per_example.gradients(RISK.params))),
     "CurvatureTracker": lambda: hesse.apps.CurvatureTracker(RISK).step(RISK.params).sharpness,

@@ -13,6 +13,7 @@ APPS = {
     "ntk": "tangent kernels: products by preconditioner, 10^5 x 10 rows",
     "tracker": "curvature over training: edge of stability, products, overhead",
     "laplace": "evidence, priors and predictions beside laplace-torch; intervals; a CNN on MNIST",
+    "prune": "MLPNet on MNIST, 95 % sparse: one-shot, gradual, with refit",
     "implicit": "hypergradients: errors by tolerance, warm starts, TorchOpt; iMAML on sinusoids",
 }
 

@@ -220,6 +220,34 @@ def uncertainty():
     return _svg(plot)
 
 
+def pruning():
+    """The loss of a small network by its sparsity, pruned in four ways."""
+    torch.manual_seed(0)
+    X = torch.randn(300, 10, dtype=torch.float64)
+    y = (X[:, :3].norm(dim=1) > 1.5).long()
+    layers = torch.nn.Linear(10, 12), torch.nn.Tanh(), torch.nn.Linear(12, 2)
+    model = torch.nn.Sequential(*layers).double()
+    risk = hesse.Risk(model, torch.nn.CrossEntropyLoss(), (X, y), weight_decay=1e-3)
+    params = hesse.minimize(risk, risk.params, "lbfgs", max_iterations=200).x
+    ways = {
+        "magnitude": {"score": "magnitude", "repair": False},
+        "optimal brain damage": {"score": "obd", "repair": False},
+        "with repair": {"score": "obd"},
+        "with exchanges": {},
+    }
+    levels = [0.3, 0.5, 0.6, 0.7, 0.8, 0.9]
+
+    def plot(axes):
+        for (name, options), style in zip(ways.items(), "sx^o", strict=True):
+            pruned = [hesse.apps.prune(risk, params, level, **options) for level in levels]
+            axes.plot(levels, [float(risk(p.params)) for p in pruned], f"{style}-", label=name)
+        axes.axhline(float(risk(params)), color=GREY, linewidth=0.8)
+        axes.set(xlabel="sparsity", ylabel="loss")
+        axes.legend()
+
+    return _svg(plot)
+
+
 def saddles():
     """Walks from a minimum of the surface of Mueller and Brown to its two transition states."""
     start = hesse.minimize(mueller_brown, torch.tensor([-0.05, 0.467], dtype=torch.float64)).x
@@ -326,6 +354,7 @@ PICTURES = {
     "linearised": linearised,
     "influence": influences,
     "laplace": uncertainty,
+    "pruning": pruning,
     "saddles": saddles,
     "profile": profile,
     "hypergradient": hypergradient,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from hesse.apps.physics.modes import Modes, modes
     from hesse.apps.physics.response import Response, response
     from hesse.apps.physics.saddle import saddle
+    from hesse.apps.pruning.prune import Pruned, prune
+    from hesse.apps.pruning.repair import Repair
     from hesse.apps.statistics.profile import ProfileInterval, profile
     from hesse.apps.statistics.standard_errors import StandardErrors, standard_errors
     from hesse.apps.training.history import CurvatureHistory, CurvatureMeasurement
@@ -49,6 +51,8 @@ _MODULES = {
     "Modes": "physics.modes",
     "Normal": "uncertainty.predictive",
     "ProfileInterval": "statistics.profile",
+    "Pruned": "pruning.prune",
+    "Repair": "pruning.repair",
     "Response": "physics.response",
     "StandardErrors": "statistics.standard_errors",
     "alignment": "kernels.alignment",
@@ -63,6 +67,7 @@ _MODULES = {
     "modes": "physics.modes",
     "ntk": "kernels.ntk",
     "profile": "statistics.profile",
+    "prune": "pruning.prune",
     "response": "physics.response",
     "root": "implicit.root",
     "saddle": "physics.saddle",
@@ -86,6 +91,8 @@ __all__ = [
     "Modes",
     "Normal",
     "ProfileInterval",
+    "Pruned",
+    "Repair",
     "Response",
     "StandardErrors",
     "alignment",
@@ -100,6 +107,7 @@ __all__ = [
     "modes",
     "ntk",
     "profile",
+    "prune",
     "response",
     "root",
     "saddle",

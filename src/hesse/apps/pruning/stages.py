@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of a pruning: a model of the risk, masks for several dampings, and the best of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hesse.apps.pruning.curvature import Curvature, curvature_at
+from hesse.apps.pruning.elimination import optimal_brain_surgery
+from hesse.apps.pruning.held_out import Calibration
+from hesse.apps.pruning.layerwise import layerwise_surgery
+from hesse.apps.pruning.masks import Exchange, magnitude, optimal_brain_damage
+from hesse.apps.pruning.model import QuadraticModel
+from hesse.apps.pruning.patterns import Pattern
+from hesse.apps.pruning.repair import Repair
+from hesse.curvature.hessian import hessian_operator
+from hesse.errors import NonFiniteError, OperatorError
+from hesse.estimators.diagonal import diagonal
+from hesse.risk.risk import Risk
+from hesse.vectors.space import Space
+
+_GRID = (0.1, 1.0, 10.0, 100.0)  # times the mean diagonal: the first dampings that are tried
+_NEXT = (0.25, 1.0, 4.0)  # times the last damping: those of further steps
+_RAISE = 4.0  # of the damping after a step that found nothing better
+_PROBES = 100  # for a diagonal that has to be sampled
+
+
+@dataclass
+class Progress:
+    """Where a pruning is, as a callback sees it."""
+
+    w: Tensor
+    """The weights, a flat vector."""
+    keep: Tensor
+    """The mask of what is kept, a flat vector."""
+    step: int = 0
+    """Steps done, those of a refit included."""
+    products: int = 0
+    damping: float = math.nan
+    """The last one; NaN before the first search."""
+    loss: float = math.nan
+    """What the judge said last; NaN if it was not asked."""
+    increase: float = 0.0
+    """The increases of the risk that the models predicted, added."""
+    seed: int = 0
+    draws: int = 0
+    """Models made, each of which draws anew."""
+    history: list[list[float]] = field(default_factory=list)
+    """For each step: sparsity, damping, predicted increase, loss of the judge."""
+    found: list[list[float]] = field(default_factory=list)
+    """The history of a search that has ended; its steps are taken again with all examples."""
+
+    def restart(self, w: Tensor) -> None:
+        """Back to the first weights, with the dampings that were found."""
+        self.found = self.history
+        self.w, self.keep = w, torch.ones_like(self.keep)
+        self.step, self.increase, self.history = 0, 0.0, []
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Weights with a mask, by one damping."""
+
+    damping: float
+    keep: Tensor
+    w: Tensor
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What all steps share."""
+
+    calibration: Calibration
+    space: Space
+    pattern: Pattern
+    curvature: Curvature
+    score: str
+    repair: Repair | None
+    damping: float | None
+
+    def prune(self, at: Progress, sparsity: float) -> None:
+        """One step to a sparsity."""
+        risk = self.calibration.risk if at.found else self._sample(at)
+        model = self._model(at, risk, self._options.gradient)
+        if at.found:
+            _, damping, _, at.loss = at.found[at.step]
+            best = self._pruned(model, sparsity, damping)
+        else:
+            best = self._best(at, model, self._proposals(at, model, sparsity))
+        self._advance(at, model, best, model.products)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the steps of a search are taken again, with the examples that were held out.
+
+        Not where something is trained: then these examples judge to the end.
+        """
+        options = self._options
+        trains = options.gradient or options.refit > 0 or options.examples is not None
+        return self.calibration.splits and not trains
+
+    def refit(self, at: Progress) -> bool:
+        """One step that trains what is kept; False, and nothing is changed, if none is better."""
+        model = self._model(at, self._sample(at), True)
+        dampings = self._dampings(at, model, adapts=True)
+        before = self._loss(at.w)
+        weights = model.all_repaired(at.keep, dampings)
+        losses = [self._loss(w) for w in weights]
+        lowest = min(losses)
+        if not lowest < before:
+            at.products += model.products
+            at.damping *= _RAISE
+            return False
+        at.loss, best = lowest, losses.index(lowest)
+        self._advance(at, model, Proposal(dampings[best], at.keep, weights[best]), model.products)
+        return True
+
+    # -- The model ---------------------------------------------------------------------------------
+
+    @property
+    def _options(self) -> Repair:
+        return self.repair or Repair()
+
+    def _sample(self, at: Progress) -> Risk:
+        return self.calibration.sample(self._options.examples, at.seed + at.draws)
+
+    def _model(self, at: Progress, risk: Risk, with_gradient: bool) -> QuadraticModel:
+        params = self.space.unflatten(at.w)
+        A = curvature_at(self.curvature, risk, params, self.space)
+        probes = torch.Generator().manual_seed(at.seed + at.draws)
+        known = diagonal(A, max_products=_PROBES, generator=probes)
+        at.draws += 1
+        g = torch.zeros_like(at.w)
+        if with_gradient:
+            g = hessian_operator(risk, params).flat_gradient
+        options = self._options
+        return QuadraticModel(
+            *(A, at.w, g, known.value.clamp(min=0.0), options.rtol, options.max_iterations),
+            products=known.products,
+        )
+
+    # -- Masks and dampings ------------------------------------------------------------------------
+
+    def _dampings(
+        self, at: Progress, model: QuadraticModel, *, adapts: bool = False
+    ) -> list[float]:
+        """Those to try: the one that was given, unless it adapts, or some of a search."""
+        if self.damping is not None and not adapts:
+            return [self.damping]
+        if self.score == "magnitude" and self.repair is None:
+            return [0.0]
+        if at.damping > 0.0:
+            return [factor * at.damping for factor in _NEXT]
+        mean = float(model.diagonal[self.pattern.prunable].double().mean())
+        return [factor * (mean or 1.0) for factor in _GRID]
+
+    def _proposals(
+        self, at: Progress, model: QuadraticModel, sparsity: float
+    ) -> Iterator[Proposal]:
+        """Weights for each damping. One for which the matrix is not definite is left out."""
+        dampings, error = self._dampings(at, model), None
+        if self.score == "magnitude" and self.repair is not None:  # one mask for all dampings
+            keep = magnitude(model, self.pattern, sparsity)
+            for damping, w in zip(dampings, model.all_repaired(keep, dampings), strict=True):
+                yield Proposal(damping, keep, w)
+            return
+        found = 0
+        for damping in dampings:
+            try:
+                yield self._pruned(model, sparsity, damping)
+                found += 1
+            except OperatorError as indefinite:
+                error = indefinite
+        if error is not None and not found:
+            raise error
+
+    def _pruned(self, model: QuadraticModel, sparsity: float, damping: float) -> Proposal:
+        """The mask and the weights for one damping."""
+        keep = self._mask(model, sparsity, damping)
+        if self.repair is None:
+            return Proposal(damping, keep, model.removed(keep))
+        if self.score == "exchange":
+            exchange = Exchange(model, self.pattern, sparsity, self.repair.exchanges)
+            return Proposal(damping, *exchange.from_mask(keep, damping))
+        return Proposal(damping, keep, model.repaired(keep, damping))
+
+    def _mask(self, model: QuadraticModel, sparsity: float, damping: float) -> Tensor:
+        """The mask by the score alone; that with which exchanges begin."""
+        if self.score == "magnitude":
+            return magnitude(model, self.pattern, sparsity)
+        if self.score != "obs":
+            return optimal_brain_damage(model, self.pattern, sparsity, damping)
+        surgery = layerwise_surgery if self.curvature == "layers" else optimal_brain_surgery
+        return surgery(model, self.pattern, sparsity, damping)
+
+    def _best(self, at: Progress, model: QuadraticModel, proposals: Iterator[Proposal]) -> Proposal:
+        """The proposal of the least loss; the only one is not judged."""
+        several = list(proposals)
+        if len(several) == 1 and not self.is_judged:
+            return several[0]
+        losses = [self._loss(proposal.w) for proposal in several]
+        at.loss = min(losses)
+        if not at.loss < math.inf:
+            raise NonFiniteError(
+                expected="a finite loss of the pruned network",
+                got="NaN or Inf, for every damping",
+                remedy="Give a larger damping, more steps, or a lower sparsity.",
+            )
+        return several[losses.index(at.loss)]
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there are data that only judge."""
+        return self.calibration.judge is not self.calibration.risk
+
+    def _loss(self, w: Tensor) -> float:
+        loss = self.calibration.loss(self.space.unflatten(w))
+        return loss if math.isfinite(loss) else math.inf
+
+    def _advance(self, at: Progress, model: QuadraticModel, best: Proposal, products: int) -> None:
+        increase = model.increase(best.w)[0]
+        at.w, at.keep, at.damping = best.w, best.keep, best.damping
+        at.step += 1
+        at.products += products + 1
+        at.increase += increase
+        share = 1.0 - float(best.keep[self.pattern.prunable].double().mean())
+        at.history.append([share, best.damping, increase, at.loss])
