@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import hesse
 from hesse import Risk, fisher_operator, ggn_operator, gradient_covariance_operator
-from hesse.curvature.diagonals import squares
+from hesse.curvature.diagonals import batch_squares, several_rows
 from hesse.errors import DataError, NonFiniteError, Status
 from hesse.estimators import computed
 from hesse.krylov.preconditioners import jacobi
@@ -260,8 +260,8 @@ def test_a_single_batch_of_one_example():
 
 @pytest.mark.parametrize("pairs", [0, 1 << 23])
 def test_every_way_to_add_up_rows(monkeypatch, pairs):
-    monkeypatch.setattr(squares, "_PAIRS", pairs)
-    monkeypatch.setattr(squares, "_CHUNK", 30)
+    monkeypatch.setattr(batch_squares, "_PAIRS", pairs)
+    monkeypatch.setattr(several_rows, "_CHUNK", 30)
     for name in ("lstm", "not convex"):
         risk = build(name, sizes=(3, 2))
         assert error(way(ggn_operator(risk)).exact(), definition(risk)) < EXACT
@@ -416,7 +416,7 @@ def test_rows_that_several_examples_share():
 
 
 def test_a_model_that_cannot_be_traced(monkeypatch):
-    from hesse.curvature.diagonals import diagonal as module
+    from hesse.curvature.diagonals import visits as module
 
     def refuse(*_, **__):
         raise module.UntraceableError("an operation")
@@ -585,7 +585,7 @@ def test_few_rows_and_many_vectors_take_few_operations():
         way(A).exact()
     few = flops(lambda: way(A).exact())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(squares, "_PAIRS", 0)
+        patch.setattr(batch_squares, "_PAIRS", 0)
         many = flops(lambda: way(A).exact())
     assert few < 0.7 * many
 

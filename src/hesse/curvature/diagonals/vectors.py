@@ -28,7 +28,7 @@ from hesse.ad.examples import Axis, Examples
 from hesse.ad.fisher import Blocks, columns
 from hesse.ad.jacobian import random_like
 from hesse.ad.likelihoods.likelihood import Likelihood
-from hesse.ad.likelihoods.seen import SeenLoss
+from hesse.ad.likelihoods.seen import SeenLikelihoods
 from hesse.ad.loss import LossHessian
 from hesse.curvature.kronecker.roots import (
     LikelihoodRoots,
@@ -96,8 +96,8 @@ class Vectors(ABC):
 class RootVectors(Vectors):
     """B = omega F of likelihoods."""
 
-    def __init__(self, loss: SeenLoss, axes: Sequence[Axis], examples: int) -> None:
-        self._roots = LikelihoodRoots(loss.likelihoods, axes)
+    def __init__(self, loss: SeenLikelihoods, axes: Sequence[Axis], examples: int) -> None:
+        self._roots = LikelihoodRoots(loss, axes)
         super().__init__(self._roots.z, self._roots.axes, examples)
 
     @property
@@ -136,14 +136,14 @@ class SlopeVectors(Vectors):
 
     def __init__(
         self,
-        loss: SeenLoss,
+        loss: SeenLikelihoods,
         blocks: Blocks,
         uniform: Sequence[Tensor],
         axes: Sequence[Axis],
         examples: Examples | None,
         number: int,
     ) -> None:
-        roots = LikelihoodRoots(loss.likelihoods, axes)
+        roots = LikelihoodRoots(loss, axes)
         super().__init__(roots.z, roots.axes, number)
         self._likelihoods, self._per_example = loss.likelihoods, examples is not None
         self._slopes = columns(loss, blocks, uniform)

@@ -9,6 +9,7 @@ time comes first, and experts have the rows that were sent to them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,11 @@ class ExampleMap:
     examples: int
     index: Tensor | None = None
     inner: int | None = None
+
+    def is_of(self, operand: Tensor) -> bool:
+        """Whether the first dimension of (N, channels, places...) counts the examples."""
+        places = math.prod(operand.shape[2:])
+        return self.index is None and self.inner == places and len(operand) == self.examples
 
     def arrange(self, rows: Tensor) -> Tensor:
         """Rows (R, ...) as (examples, T, ...); zero where an example has fewer."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from torch import Tensor
 from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.examples import Axis
 from hesse.ad.fisher import seen
-from hesse.ad.likelihoods.likelihood import Likelihood
+from hesse.ad.likelihoods.seen import SeenLikelihoods
 from hesse.ad.loss import LossHessian
 from hesse.ad.variables import BoundFunction, Leaves
 from hesse.errors import FunctionError
@@ -126,33 +125,17 @@ class LikelihoodRoots(LossRoots):
     """Roots of the Fisher matrices of the likelihoods in a loss.
 
     Args:
-        likelihoods: these.
+        loss: these.
         axes: where the examples are in each.
-        slopes: the derivatives of the loss in the parameters of each, for the observed targets.
     """
 
-    def __init__(
-        self,
-        likelihoods: Sequence[Likelihood],
-        axes: Sequence[Axis],
-        slopes: Sequence[Sequence[Tensor]] = (),
-    ) -> None:
-        self.likelihoods, self._given_axes, self._slopes = likelihoods, axes, slopes
-        self.z = [part for likelihood in likelihoods for part in likelihood.parameters]
+    def __init__(self, loss: SeenLikelihoods, axes: Sequence[Axis]) -> None:
+        self.loss, self.z = loss, loss.z
         self.axes = [
             Axis(axis.dim + likelihood.z.ndim - part.ndim, outer=axis.outer)
-            for axis, likelihood in zip(axes, likelihoods, strict=True)
+            for axis, likelihood in zip(axes, loss.likelihoods, strict=True)
             for part in likelihood.parameters
         ]
-
-    def at(self, z: Sequence[Tensor]) -> LikelihoodRoots:
-        """Those of the same targets at other outputs."""
-        rest = iter(z)
-        likelihoods = [
-            replace(likelihood, parameters=tuple(next(rest) for _ in likelihood.parameters))
-            for likelihood in self.likelihoods
-        ]
-        return LikelihoodRoots(likelihoods, self._given_axes, self._slopes)
 
     def per_example(self, examples: int) -> list[int]:
         return [z.numel() // examples for z in self.z]
@@ -163,13 +146,13 @@ class LikelihoodRoots(LossRoots):
 
     def root(self, e: Sequence[Tensor]) -> list[Tensor]:
         rest, parts = iter(e), []
-        for likelihood in self.likelihoods:
+        for likelihood in self.loss.likelihoods:
             parts += likelihood.root([next(rest) for _ in likelihood.parameters])
         return parts
 
     def observed(self, generator: torch.Generator) -> list[Tensor]:
         parts = []
-        for likelihood, slope in zip(self.likelihoods, self._slopes, strict=True):
+        for likelihood, slope in zip(self.loss.likelihoods, self.loss.slopes, strict=True):
             rows = likelihood.row_inner(likelihood.parameters, likelihood.parameters)
             signs = _signs(rows.shape, generator, rows)
             parts += likelihood.row_multiples(likelihood.observed(slope), signs)
@@ -273,8 +256,7 @@ def loss_roots(f: BoundFunction, leaves: Leaves, axes: Sequence[Axis] | None) ->
     """
     with twice_differentiable():
         if axes is not None:
-            loss = seen(f, leaves)
-            return LikelihoodRoots(loss.likelihoods, axes, loss.slopes)
+            return LikelihoodRoots(seen(f, leaves), axes)
         loss = f.function.function
         inner = BoundFunction(loss, f.variables)
         return HessianRoots(LossHessian(inner.outputs(leaves), inner.loss))

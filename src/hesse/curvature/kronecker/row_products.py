@@ -82,6 +82,8 @@ def arranged(map_: ExampleMap, rows: Rows) -> Rows:
 def gradients(left: Rows, right: Rows, part: slice) -> Tensor:
     """(examples, groups, p, q): the sum over rows of l r' for some of the examples."""
     if isinstance(left, Tensor) and isinstance(right, Tensor):
+        if left.shape[3] > right.shape[3]:  # a wide result takes less time than a tall one
+            return gradients(right, left, part).mT
         return left[part].permute(0, 2, 3, 1) @ right[part].permute(0, 2, 1, 3)
     hot, other = (left, right) if isinstance(left, OneHot) else (right, left)
     assert isinstance(hot, OneHot) and isinstance(other, Tensor)

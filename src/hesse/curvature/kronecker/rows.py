@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hesse.curvature.kronecker.examples import ExampleMap
 from hesse.tracing.uses import Use
 
 
@@ -36,6 +37,8 @@ Rows = Tensor | OneHot
 Values = Mapping[int, Tensor]
 """Operands, by the value of the graph."""
 
+_OF_CHANNELS = ("channel sum", "batch norm", "group norm")
+
 
 def rows_of_g(use: Use, tangent: Values, primal: Values) -> Tensor:
     """The rows of a factored use that depend on u: l if `use.g_is_left`, else r."""
@@ -48,10 +51,18 @@ def rows_of_g(use: Use, tangent: Values, primal: Values) -> Tensor:
         rows = _matrix_rows(use, g, is_x=use.g_is_left != use.is_swapped)
         rows = rows * _members(use, len(rows), primal[use.a[1]])
     elif use.rule == "convolution":
-        rows = _places(use, g)
+        rows = _places(use, g).flatten(0, 1)
     else:
         rows = _patches(use, g)
     return _multiplied(use, rows, primal)
+
+
+def rows_by_example(use: Use, tangent: Values, primal: Values, map_: ExampleMap) -> Tensor:
+    """The rows of `rows_of_g` as (examples, T, groups, d): a view where they lie in that order."""
+    g = tangent[use.g]
+    if use.rule == "convolution" and map_.is_of(g):
+        return _multiplied(use, _places(use, g), primal)
+    return map_.arrange(rows_of_g(use, tangent, primal))
 
 
 def rows_of_a(use: Use, primal: Values, g_shape: Sequence[int]) -> Rows:
@@ -64,7 +75,9 @@ def rows_of_a(use: Use, primal: Values, g_shape: Sequence[int]) -> Rows:
     if use.rule == "grouped mm":
         rows = _matrix_rows(use, a[0], is_x=use.g_is_left == use.is_swapped)
         return rows.expand(-1, use.shape[0], -1)
-    return _patches(use, a[0]) if use.rule == "convolution" else _places(use, a[0])
+    if use.rule == "convolution":
+        return _patches(use, a[0])
+    return _places(use, a[0]).flatten(0, 1)
 
 
 def gradient_rows(use: Use, tangent: Values, primal: Values) -> Tensor:
@@ -76,12 +89,17 @@ def gradient_rows(use: Use, tangent: Values, primal: Values) -> Tensor:
     elif use.rule == "own gradient":
         rows = g.reshape(1, -1)
     else:
-        if use.rule == "batch norm":
-            g = g * _batch_normed(use, *a)
-        elif use.rule == "group norm":
-            g = g * _group_normed(use, *a)
-        rows = g.movedim(1, -1).reshape(-1, *use.shape)
+        rows = _channels(use, g, a).movedim(1, -1).reshape(-1, *use.shape)
     return _multiplied(use, rows, primal)
+
+
+def gradient_sums(use: Use, tangent: Values, primal: Values, map_: ExampleMap) -> Tensor:
+    """(examples, D): the sum of the rows of `gradient_rows` over those of each example."""
+    g = tangent[use.g]
+    if use.rule in _OF_CHANNELS and g.ndim > 2 and map_.is_of(g):
+        sums = _channels(use, g, [primal[number] for number in use.a]).flatten(2).sum(2)
+        return _multiplied(use, sums, primal)
+    return map_.sums(gradient_rows(use, tangent, primal))
 
 
 def _multiplied(use: Use, rows: Tensor, primal: Values) -> Tensor:
@@ -129,12 +147,12 @@ def _one_hot(use: Use, indices: Tensor, g_shape: Sequence[int]) -> OneHot:
 
 
 def _places(use: Use, g: Tensor) -> Tensor:
-    """Every place of the outputs of a convolution: (N T, groups, channels / groups).
+    """Every place of the outputs of a convolution: (N, T, groups, channels / groups).
 
     A transposed convolution is one from its outputs to its inputs.
     """
     groups = use.settings[4]
-    return g.unflatten(1, (groups, -1)).flatten(3).permute(0, 3, 1, 2).flatten(0, 1)
+    return g.unflatten(1, (groups, -1)).flatten(3).permute(0, 3, 1, 2)
 
 
 def _patches(use: Use, x: Tensor) -> Tensor:
@@ -148,6 +166,15 @@ def _patches(use: Use, x: Tensor) -> Tensor:
         x = torch.stack([window[every] for window in windows], dim=-1)
     x = x.reshape(N, groups, x.shape[1] // groups, math.prod(sizes), math.prod(kernel))
     return x.permute(0, 3, 1, 2, 4).reshape(N * math.prod(sizes), groups, -1)
+
+
+def _channels(use: Use, g: Tensor, a: Sequence[Tensor]) -> Tensor:
+    """(N, channels, ...): what the gradient of a number for each channel is the sum of."""
+    if use.rule == "batch norm":
+        return g * _batch_normed(use, *a)
+    if use.rule == "group norm":
+        return g * _group_normed(use, *a)
+    return g
 
 
 def _batch_normed(use: Use, x: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
