@@ -175,8 +175,13 @@ def test_fisher_is_the_hessian_where_parameters_are_natural(case):
 def test_a_root_squares_to_the_fisher_matrix(case):
     loss, parameters, _ = case
     (likelihood,) = look(loss, parameters)[0].likelihoods
-    fisher, root = (matrix(f, parameters) for f in (likelihood.product, likelihood.root))
-    torch.testing.assert_close(root @ root.T, fisher)
+    fisher = matrix(likelihood.product, parameters)
+    for f in (likelihood.root, likelihood.short_root):
+        root = matrix(f, parameters)
+        torch.testing.assert_close(root @ root.T, fisher)
+    rows = likelihood.z.numel() // likelihood.z.shape[likelihood.row_dim or 0]
+    if likelihood.is_singular:
+        assert int((root == 0).all(0).sum()) == rows  # one column of each
 
 
 @cases

@@ -72,6 +72,13 @@ class Likelihood(ABC):
         For random signs e, E[r r'] = omega F.
         """
 
+    is_singular: ClassVar[bool] = False
+    """Whether F has a null vector, so that `short_root` has one column less in a row."""
+
+    def short_root(self, e: Tensors) -> list[Tensor]:
+        """As `root`, of an S whose last column in a row is zero where F is singular."""
+        return self.root(e)
+
     @abstractmethod
     def draw(self, uniform: Tensor) -> Tensor:
         """A target for every row from p(. | z): the inverse distribution function at `uniform`.

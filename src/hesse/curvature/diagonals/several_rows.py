@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from hesse.curvature.diagonals.squares import Squares, each_vector
-from hesse.curvature.kronecker.row_products import OneHotSums, arranged, gradients, products
-from hesse.curvature.kronecker.rows import OneHot, Rows, Values, gradient_sums
+from hesse.curvature.diagonals.squares import BlockRows, Squares
+from hesse.curvature.kronecker.row_products import OneHotSums, gradients, products
+from hesse.curvature.kronecker.rows import OneHot, Rows, Values
+from hesse.tracing.uses import Use
 
 # Entries of gradients of single examples at a time, which stay in a cache.
 _CHUNK = 1 << 18
@@ -29,8 +31,8 @@ class OneHotRows(Squares):
             hot = rows.of_a(use, g[use.g].shape[1:])
             assert isinstance(hot, OneHot)
             self._sums = OneHotSums.of(hot, rows.maps[0])
-        for own, weight in each_vector(g, weights):
-            sums = self._sums.sums(rows.of_g(use, own)[:, 0])
+        for own, weight in zip(g[use.g], weights, strict=True):
+            sums = self._sums.sums(rows.of_g(use, {use.g: own})[:, 0])
             self._total = self._total + weight * (sums * sums)
 
     def take(self) -> Tensor:
@@ -48,11 +50,10 @@ class FewRows(Squares):
     def add(self, g: Values, weights: Sequence[float]) -> None:
         (use,), (map_,) = self.rows.uses, self.rows.maps
         if self._arranged is None:
-            own = self.rows.of_a(use, g[use.g].shape[1:])
+            own = self.rows.of_a_by_example(use, g[use.g].shape[1:], map_)
             assert isinstance(own, Tensor)
-            self._arranged = map_.arrange(own)
-        for own, weight in each_vector(g, weights):
-            rows = self.rows.by_example(use, own, map_)
+            self._arranged = own
+        for rows, weight in zip(self.rows.by_example(use, g, map_), weights, strict=True):
             if self._total is None:
                 examples, count, groups, size = rows.shape
                 self._total = rows.new_zeros(count, count, examples, groups, size)
@@ -79,35 +80,45 @@ class FewRows(Squares):
 class ManyRows(Squares):
     """A weight with several uses, or many rows of an example.
 
-    The rows of all vectors lie side by side, so that one matrix product gives the gradients of an
-    example for all of them.
+    Rows of several uses are like more rows of one. Those of all vectors lie side by side, so that
+    one matrix product gives the gradients of an example for all of them.
     """
 
     _total: Tensor | None = None
-    _arranged: list[Rows] | None = None
+
+    def __init__(self, rows: BlockRows) -> None:
+        super().__init__(rows)
+        self._alike = _alike(rows.uses)
+        self._arranged: list[Rows] = []
 
     def add(self, g: Values, weights: Sequence[float]) -> None:
-        uses, maps = self.rows.uses, self.rows.maps
-        if self._arranged is None:
-            own = [self.rows.of_a(use, g[use.g].shape[1:]) for use in uses]
-            self._arranged = [arranged(m, rows) for m, rows in zip(maps, own, strict=True)]
-        vectors = [values for values, _ in each_vector(g, weights)]
-        sides = [
-            _side_by_side([self.rows.by_example(use, values, map_) for values in vectors])
-            for use, map_ in zip(uses, maps, strict=True)
+        maps = dict(zip(self.rows.uses, self.rows.maps, strict=True))
+        sides = []
+        for uses in self._alike:
+            parts = [self.rows.by_example(use, g, maps[use]) for use in uses]
+            sides.append(_side_by_side(parts[0] if len(parts) == 1 else torch.cat(parts, 2)))
+        self._arranged = self._arranged or [
+            _joined([self.rows.of_a_by_example(u, g[u.g].shape[1:], maps[u]) for u in uses])
+            for uses in self._alike
         ]
-        weighted = sides[0].new_tensor(weights)
-        step = max(1, _CHUNK // (self.rows.block.n * len(weights)))
-        for first in range(0, maps[0].examples, step):
-            gradient = self._gradients(sides, slice(first, first + step), len(weights))
-            squares = torch.einsum("guxy,u->gxy", gradient.square_().sum(0), weighted)
+        numbers = sides[0].new_tensor(weights)
+        for part in self._chunks(len(weights)):
+            gradient = self._gradients(sides, part, len(weights))
+            squares = torch.einsum("guxy,u->gxy", gradient.square_().sum(0), numbers)
             self._total = squares if self._total is None else self._total.add_(squares)
+
+    def _chunks(self, vectors: int) -> Iterator[slice]:
+        """Examples whose gradients fit into a cache, as equal numbers as can be."""
+        examples = self.rows.maps[0].examples
+        most = max(1, _CHUNK // (self.rows.block.n * vectors))
+        step = math.ceil(examples / math.ceil(examples / most))
+        for first in range(0, examples, step):
+            yield slice(first, first + step)
 
     def _gradients(self, sides: Sequence[Tensor], part: slice, vectors: int) -> Tensor:
         """(examples, groups, vectors, p, q), of some examples."""
-        assert self._arranged is not None
         parts = []
-        for use, side, own in zip(self.rows.uses, sides, self._arranged, strict=True):
+        for (use, *_), side, own in zip(self._alike, sides, self._arranged, strict=True):
             gradient = gradients(side, own, part).unflatten(2, (vectors, -1))
             parts.append(gradient if use.g_is_left else gradient.mT)
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
@@ -118,34 +129,41 @@ class ManyRows(Squares):
         return total
 
 
-def _side_by_side(rows: Sequence[Tensor]) -> Tensor:
-    """(examples, T, groups, vectors * d), of rows (examples, T, groups, d) of each vector."""
+def _alike(uses: Sequence[Use]) -> list[list[Use]]:
+    """Uses whose rows can be joined: dense ones, of which the same side depends on u."""
+    lists: dict[Hashable, list[Use]] = {}
+    for use in uses:
+        key = use if use.rule == "embedding" else use.g_is_left
+        lists.setdefault(key, []).append(use)
+    return list(lists.values())
+
+
+def _joined(rows: Sequence[Rows]) -> Rows:
+    """Rows (examples, T, groups, d) of several uses as rows of one."""
+    dense = [part for part in rows if isinstance(part, Tensor)]
+    return rows[0] if len(rows) == 1 else torch.cat(dense, 1)
+
+
+def _side_by_side(rows: Tensor) -> Tensor:
+    """(examples, T, groups, vectors * d), of rows (vectors, examples, T, groups, d)."""
     if len(rows) == 1:
         return rows[0]
-    if rows[0].stride(1) == 1:  # as of convolutions: places stay next to one another
-        return (
-            torch.stack([part.permute(0, 2, 3, 1) for part in rows], 2)
-            .flatten(2, 3)
-            .permute(0, 3, 1, 2)
-        )
-    return torch.stack(list(rows), 3).flatten(3)
+    if rows.stride(2) == 1:  # as of convolutions: places stay next to one another
+        return rows.permute(1, 3, 0, 4, 2).flatten(2, 3).permute(0, 3, 1, 2)
+    return rows.permute(1, 2, 3, 0, 4).flatten(3)
 
 
 class Sums(Squares):
     """A parameter whose gradient is a sum of rows of its own size."""
 
-    _total: Tensor | float = 0.0
+    _total: Tensor | None = None
 
     def add(self, g: Values, weights: Sequence[float]) -> None:
-        rows = self.rows
-        for own, weight in each_vector(g, weights):
-            h: Tensor | float = 0.0
-            for use, map_ in zip(rows.uses, rows.maps, strict=True):
-                h = h + gradient_sums(use, own, rows.a, map_).to(rows.dtype)
-            assert isinstance(h, Tensor)
-            self._total = self._total + weight * (h * h).sum(0)
+        squares = self.rows.sums(g).square_().sum(1)
+        total = squares.new_tensor(weights) @ squares
+        self._total = total if self._total is None else self._total.add_(total)
 
     def take(self) -> Tensor:
-        total, self._total = self._total, 0.0
-        assert isinstance(total, Tensor)
+        total, self._total = self._total, None
+        assert total is not None
         return total

@@ -19,15 +19,23 @@ The first two are in `single_rows`, the others in `several_rows`; `batch_squares
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, vmap
 
 from hesse.curvature.kronecker.examples import ExampleMap
 from hesse.curvature.kronecker.layout import BlockLayout
-from hesse.curvature.kronecker.rows import Rows, Values, rows_by_example, rows_of_a, rows_of_g
+from hesse.curvature.kronecker.rows import (
+    Rows,
+    Values,
+    gradient_sums,
+    rows_by_example,
+    rows_of_a,
+    rows_of_a_by_example,
+    rows_of_g,
+)
 from hesse.tracing.uses import Use
 
 
@@ -57,8 +65,29 @@ class BlockRows:
         return rows_of_g(use, g, self.a).to(self.dtype)
 
     def by_example(self, use: Use, g: Values, map_: ExampleMap) -> Tensor:
+        """The same for some vectors: (vectors, examples, T, groups, d)."""
+
+        def of_one(operand: Tensor) -> Tensor:
+            return rows_by_example(use, {use.g: operand}, self.a, map_)
+
+        return _for_each(of_one, g[use.g]).to(self.dtype)
+
+    def of_a_by_example(self, use: Use, g_shape: Sequence[int], map_: ExampleMap) -> Rows:
         """The same as (examples, T, groups, d)."""
-        return rows_by_example(use, g, self.a, map_).to(self.dtype)
+        rows = rows_of_a_by_example(use, self.a, g_shape, map_)
+        return rows.to(self.dtype) if isinstance(rows, Tensor) else rows
+
+    def sums(self, g: Values) -> Tensor:
+        """(vectors, examples, D): the gradients of single examples, of a parameter of D numbers."""
+
+        def of_one(*operands: Tensor) -> Tensor:
+            own = dict(zip(numbers, operands, strict=True))
+            pairs = zip(self.uses, self.maps, strict=True)
+            parts = [gradient_sums(use, own, self.a, map_).to(self.dtype) for use, map_ in pairs]
+            return parts[0].clone() if len(parts) == 1 else torch.stack(parts).sum(0)
+
+        numbers = list(dict.fromkeys(use.g for use in self.uses))
+        return _for_each(of_one, *(g[number] for number in numbers))
 
     def of_a(self, use: Use, g_shape: Sequence[int]) -> Rows:
         """The rows that do not."""
@@ -102,7 +131,8 @@ class OfSquaredOperand(ABC):
         """The sum, from the summed squares of operands."""
 
 
-def each_vector(g: Values, weights: Sequence[float]) -> Iterator[tuple[Values, float]]:
-    """The operands of one vector after the other, and its weight."""
-    for j, weight in enumerate(weights):
-        yield {number: block[j] for number, block in g.items()}, weight
+def _for_each(function: Callable[..., Tensor], *blocks: Tensor) -> Tensor:
+    """The function of each vector, all at once."""
+    if len(blocks[0]) == 1:  # saves the overhead of vmap
+        return function(*(block[0] for block in blocks))[None]
+    return vmap(function)(*blocks)

@@ -102,7 +102,11 @@ class RootVectors(Vectors):
 
     @property
     def count(self) -> int:
-        return sum(self._roots.per_example(self.examples))
+        return sum(map(len, self._units))
+
+    @cached_property
+    def _units(self) -> list[Tensor]:
+        return self._roots.units(self.examples)
 
     def all(self) -> Iterator[Weighted]:
         for us in self._columns():
@@ -118,14 +122,14 @@ class RootVectors(Vectors):
         """The columns of the roots, several at a time in the first dimension."""
         sizes = self._roots.per_example(self.examples)
         step = max(1, _ENTRIES // sum(z.numel() for z in self.z))
-        for k, size in enumerate(sizes):
-            for first in range(0, size, step):
-                count = min(step, size - first)
-                e = [z.new_zeros(count, *z.shape) for z in self.z]
-                units = torch.eye(size, dtype=e[k].dtype, device=e[k].device)
-                numbers = units[first : first + count, None].expand(-1, self.examples, -1)
+        for k, (size, units) in enumerate(zip(sizes, self._units, strict=True)):
+            for some in units.split(step):
+                e = [z.new_zeros(len(some), *z.shape) for z in self.z]
+                numbers = e[k].new_zeros(len(some), size)
+                numbers[torch.arange(len(some)), some] = 1.0
+                numbers = numbers[:, None].expand(-1, self.examples, -1)
                 e[k] = spread_blocks(self.axes[k], numbers, self.z[k])
-                yield self._like_z(self._roots.root(e))
+                yield self._like_z(self._roots.columns(e))
 
     def random(self, generator: torch.Generator) -> Iterator[Weighted]:
         yield 1.0, self._like_z(self._roots.root([_signs(z, generator) for z in self.z]))

@@ -35,10 +35,9 @@ class ExampleMap:
     index: Tensor | None = None
     inner: int | None = None
 
-    def is_of(self, operand: Tensor) -> bool:
-        """Whether the first dimension of (N, channels, places...) counts the examples."""
-        places = math.prod(operand.shape[2:])
-        return self.index is None and self.inner == places and len(operand) == self.examples
+    def is_of_images(self, shape: Sequence[int]) -> bool:
+        """Whether N of a shape (N, channels, places...) counts the examples."""
+        return self.inner == math.prod(shape[2:]) and shape[0] == self.examples
 
     def arrange(self, rows: Tensor) -> Tensor:
         """Rows (R, ...) as (examples, T, ...); zero where an example has fewer."""

@@ -55,6 +55,14 @@ class LossRoots(ABC):
     def per_example(self, examples: int) -> list[int]:
         """How many entries of each z belong to one example."""
 
+    def units(self, examples: int) -> list[Tensor]:
+        """The entries of an example, of each z, whose unit vectors e give all `columns(e)`."""
+        return [torch.arange(size) for size in self.per_example(examples)]
+
+    def columns(self, e: Sequence[Tensor]) -> list[Tensor]:
+        """S e, for a root that may have fewer columns than that of `root`."""
+        return self.root(e)
+
     @abstractmethod
     def spread(self, numbers: Sequence[Tensor]) -> list[Tensor]:
         """Numbers (examples, entries of an example) in the shape of z; one column serves all."""
@@ -62,7 +70,7 @@ class LossRoots(ABC):
 
 def exact_count(loss: LossRoots, examples: int) -> int:
     """How many vectors the exact root takes."""
-    return sum(loss.per_example(examples))
+    return sum(map(len, loss.units(examples)))
 
 
 def vectors(
@@ -83,11 +91,11 @@ def vectors(
 
 def _columns(loss: LossRoots, examples: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
     sizes = loss.per_example(examples)
-    for k, size in enumerate(sizes):
-        for j in range(size):
+    for k, units in enumerate(loss.units(examples)):
+        for j in units.tolist():
             numbers = [z.new_zeros(examples, s) for z, s in zip(loss.z, sizes, strict=True)]
             numbers[k][:, j] = _signs((examples,), generator, loss.z[k])
-            yield _like(loss.root(loss.spread(numbers)), loss.z)
+            yield _like(loss.columns(loss.spread(numbers)), loss.z)
 
 
 def scaled(loss: LossRoots, u: Sequence[Tensor], numbers: Tensor) -> list[Tensor]:
@@ -148,6 +156,23 @@ class LikelihoodRoots(LossRoots):
         rest, parts = iter(e), []
         for likelihood in self.loss.likelihoods:
             parts += likelihood.root([next(rest) for _ in likelihood.parameters])
+        return parts
+
+    def units(self, examples: int) -> list[Tensor]:
+        found, axes = [], iter(self.axes)
+        for likelihood in self.loss.likelihoods:
+            for z, axis in zip(likelihood.parameters, axes, strict=False):
+                needed = torch.ones(z.shape, dtype=torch.bool)
+                if likelihood.is_singular and z.shape[likelihood.row_dim or 0] > 1:
+                    needed.narrow(likelihood.row_dim, -1, 1).fill_(False)
+                first = axis.split(needed, examples).select(axis.dim - 1, 0)
+                found.append(first.reshape(-1).nonzero()[:, 0])
+        return found
+
+    def columns(self, e: Sequence[Tensor]) -> list[Tensor]:
+        rest, parts = iter(e), []
+        for likelihood in self.loss.likelihoods:
+            parts += likelihood.short_root([next(rest) for _ in likelihood.parameters])
         return parts
 
     def observed(self, generator: torch.Generator) -> list[Tensor]:

@@ -53,14 +53,14 @@ def rows_of_g(use: Use, tangent: Values, primal: Values) -> Tensor:
     elif use.rule == "convolution":
         rows = _places(use, g).flatten(0, 1)
     else:
-        rows = _patches(use, g)
+        rows = _patches(use, g).flatten(0, 1)
     return _multiplied(use, rows, primal)
 
 
 def rows_by_example(use: Use, tangent: Values, primal: Values, map_: ExampleMap) -> Tensor:
     """The rows of `rows_of_g` as (examples, T, groups, d): a view where they lie in that order."""
     g = tangent[use.g]
-    if use.rule == "convolution" and map_.is_of(g):
+    if use.rule == "convolution" and map_.is_of_images(g.shape):
         return _multiplied(use, _places(use, g), primal)
     return map_.arrange(rows_of_g(use, tangent, primal))
 
@@ -76,8 +76,20 @@ def rows_of_a(use: Use, primal: Values, g_shape: Sequence[int]) -> Rows:
         rows = _matrix_rows(use, a[0], is_x=use.g_is_left == use.is_swapped)
         return rows.expand(-1, use.shape[0], -1)
     if use.rule == "convolution":
-        return _patches(use, a[0])
+        return _patches(use, a[0]).flatten(0, 1)
     return _places(use, a[0]).flatten(0, 1)
+
+
+def rows_of_a_by_example(
+    use: Use, primal: Values, g_shape: Sequence[int], map_: ExampleMap
+) -> Rows:
+    """The rows of `rows_of_a` by example; of a convolution with places next to one another."""
+    if use.rule == "convolution" and map_.is_of_images(g_shape):
+        return _patches(use, primal[use.a[0]])
+    rows = rows_of_a(use, primal, g_shape)
+    if isinstance(rows, OneHot):
+        return OneHot(map_.arrange(rows.index + 1) - 1, rows.size)
+    return map_.arrange(rows)
 
 
 def gradient_rows(use: Use, tangent: Values, primal: Values) -> Tensor:
@@ -96,7 +108,7 @@ def gradient_rows(use: Use, tangent: Values, primal: Values) -> Tensor:
 def gradient_sums(use: Use, tangent: Values, primal: Values, map_: ExampleMap) -> Tensor:
     """(examples, D): the sum of the rows of `gradient_rows` over those of each example."""
     g = tangent[use.g]
-    if use.rule in _OF_CHANNELS and g.ndim > 2 and map_.is_of(g):
+    if use.rule in _OF_CHANNELS and g.ndim > 2 and map_.is_of_images(g.shape):
         sums = _channels(use, g, [primal[number] for number in use.a]).flatten(2).sum(2)
         return _multiplied(use, sums, primal)
     return map_.sums(gradient_rows(use, tangent, primal))
@@ -156,16 +168,19 @@ def _places(use: Use, g: Tensor) -> Tensor:
 
 
 def _patches(use: Use, x: Tensor) -> Tensor:
-    """The windows that the places are computed from: (N T, groups, channels / groups * K)."""
+    """The windows that the places are computed from: (N, T, groups, channels / groups * K).
+
+    Places are next to one another in memory.
+    """
     kernel, stride, padding, dilation, groups, sizes = use.settings
-    N = x.shape[0]
+    N, channels = x.shape[:2]
     x = F.pad(x, [p for pad in reversed(padding) for p in (pad, pad)])
-    for i, (k, s, step, size) in enumerate(zip(kernel, stride, dilation, sizes, strict=True)):
-        windows = [x.narrow(2 + i, j * step, (size - 1) * s + 1) for j in range(k)]
-        every = (slice(None),) * (2 + i) + (slice(None, None, s),)
-        x = torch.stack([window[every] for window in windows], dim=-1)
-    x = x.reshape(N, groups, x.shape[1] // groups, math.prod(sizes), math.prod(kernel))
-    return x.permute(0, 3, 1, 2, 4).reshape(N * math.prod(sizes), groups, -1)
+    inner = x.stride()[2:]
+    moves = [step * d for step, d in zip(inner, dilation, strict=True)]
+    steps = [step * s for step, s in zip(inner, stride, strict=True)]
+    windows = x.as_strided((N, channels, *kernel, *sizes), (*x.stride()[:2], *moves, *steps))
+    rows = windows.reshape(N, groups, channels // groups * math.prod(kernel), math.prod(sizes))
+    return rows.permute(0, 3, 1, 2)
 
 
 def _channels(use: Use, g: Tensor, a: Sequence[Tensor]) -> Tensor:
