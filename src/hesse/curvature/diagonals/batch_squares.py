@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`BatchSquares`: the sums of squares of all parameters of a batch that have a rule."""
+"""`BatchSquares`: the sums of squares of all blocks of a batch that have a rule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hesse.curvature.diagonals.single_rows import OneRow, OneSum, SquaredOperand
 from hesse.curvature.diagonals.squares import BlockRows, OfSquaredOperand, Squares
 from hesse.curvature.diagonals.visits import Visit
 from hesse.curvature.kronecker.rows import Values, gradient_rows, rows_of_g
-from hesse.operators.placed_blocks import Range
+from hesse.operators.placed_blocks import Place, Range
 
 # Entries of the sums of l_t l_s of a weight.
 _PAIRS = 1 << 23
@@ -48,9 +48,11 @@ class BatchSquares:
         """Add the sums, times a coefficient, to a flat vector; the next ones start from zero."""
         operands = self._operands.take()
         for part in self._of_squares:
-            _put(part, part.of(operands), total, coefficient)
+            blocks = part.rows.block.parts or (part.rows.block,)
+            for block, sums in zip(blocks, part.of(operands), strict=True):
+                _put(block.place, sums, total, coefficient)
         for part in self._squares:
-            _put(part, part.take(), total, coefficient)
+            _put(part.rows.block.place, part.take(), total, coefficient)
 
     def _choose(self, g: Values) -> None:
         """The way of every parameter, from the operands of one vector."""
@@ -61,8 +63,7 @@ class BatchSquares:
             (self._squares if isinstance(part, Squares) else self._of_squares).append(part)
 
 
-def _put(part: Part, sums: Tensor, total: Tensor, coefficient: float) -> None:
-    place = part.rows.block.place
+def _put(place: Place, sums: Tensor, total: Tensor, coefficient: float) -> None:
     entries = place.take(total).add_(sums.reshape(-1), alpha=coefficient)
     if not isinstance(place, Range):  # they were a copy
         place.put(total, entries)

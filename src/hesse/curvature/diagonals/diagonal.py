@@ -19,7 +19,6 @@ from hesse.curvature.diagonals.vectors import Block, Weighted, in_blocks
 from hesse.curvature.diagonals.visits import Batches, NoBlocksError, Reading, Visit
 from hesse.operators.computed_diagonal import VECTORS_OF_A_PRODUCT, ComputedDiagonal
 from hesse.tracing.vmap import directions_at_once
-from hesse.vectors.space import Space, Tree
 
 Take = Callable[[], Iterable[Weighted]]
 
@@ -40,10 +39,10 @@ class Diagonals:
     def __post_init__(self) -> None:
         self.batches = Batches(self.reader)
 
-    def at(self, x: Tree) -> RiskDiagonal | None:
+    def at(self, variables: Variables) -> RiskDiagonal | None:
         """The diagonal at a point; None where the examples of a batch cannot be taken apart."""
         try:
-            return RiskDiagonal(self.f, self.batches, x)
+            return RiskDiagonal(self.f, self.batches, variables)
         except NoBlocksError:
             return None
 
@@ -54,25 +53,24 @@ class RiskDiagonal(ComputedDiagonal):
     Args:
         f: the summands.
         batches: what is known of them.
-        x: the point.
+        variables: the point.
     """
 
-    def __init__(self, f: Sum, batches: Batches, x: Tree) -> None:
+    def __init__(self, f: Sum, batches: Batches, variables: Variables) -> None:
         self._f, self._batches = f, batches
-        self._space = Space.of(x)
-        self._variables = Variables.of(x, self._space)
+        self._variables, self._space = variables, variables.space
         self._count = 0
         # A single batch that was read to count its vectors, until the first use.
         self._reading: Reading | None = None
         for number, summand in enumerate(f.summands()):
             if isinstance(summand.function, Quadratic):
                 continue
-            vectors = batches.known(number, summand, self._variables)
-            if vectors is None:
-                reading = batches.read(summand, self._variables)
-                vectors = reading.vectors
+            count = batches.known_count(number, summand)
+            if count is None:
+                reading = batches.read(summand, variables)
+                count = reading.vectors.count
                 self._reading = reading if f.num_summands == 1 else None
-            self._count = max(self._count, vectors.count)
+            self._count = max(self._count, count)
 
     @property
     def num_vectors(self) -> int:

@@ -21,20 +21,21 @@ class OneRow(OfSquaredOperand):
     Entries of its rows are entries of the operand, so that the operand is squared.
     """
 
-    def of(self, squares: Values) -> Tensor:
+    def of(self, squares: Values) -> list[Tensor]:
         use, rows = squared(self.rows.uses[0]), self.rows
         own = rows.of_a(use, squares[use.g].shape)
         assert isinstance(own, Tensor)
-        left, right = rows.of_g(use, squares), own * own
-        return products(left, right) if use.g_is_left else products(right, left)
+        given, own = rows.of_g(use, squares), own * own
+        weight = products(given, own) if use.g_is_left else products(own, given)
+        return [weight, given.sum(0)] if rows.block.has_bias else [weight]
 
 
 class OneSum(OfSquaredOperand):
-    """A bias with one use, of which an example has one row at most."""
+    """A bias with one use, of which an example has one row at most, and no weight in its block."""
 
-    def of(self, squares: Values) -> Tensor:
+    def of(self, squares: Values) -> list[Tensor]:
         use, rows = squared(self.rows.uses[0]), self.rows
-        return gradient_rows(use, squares, rows.a).to(rows.dtype).sum(0)
+        return [gradient_rows(use, squares, rows.a).to(rows.dtype).sum(0)]
 
 
 class SquaredOperands:

@@ -35,13 +35,14 @@ from hesse.curvature.kronecker.rows import (
     rows_of_a,
     rows_of_a_by_example,
     rows_of_g,
+    with_ones,
 )
 from hesse.tracing.uses import Use
 
 
 @dataclass(frozen=True)
 class BlockRows:
-    """The rows of one parameter, or a part of one, on one batch.
+    """The rows of one block on one batch: of a weight, perhaps with its bias, or another parameter.
 
     Args:
         block: its layout.
@@ -75,7 +76,9 @@ class BlockRows:
     def of_a_by_example(self, use: Use, g_shape: Sequence[int], map_: ExampleMap) -> Rows:
         """The same as (examples, T, groups, d)."""
         rows = rows_of_a_by_example(use, self.a, g_shape, map_)
-        return rows.to(self.dtype) if isinstance(rows, Tensor) else rows
+        if not isinstance(rows, Tensor):
+            return rows
+        return (with_ones(rows) if self.block.has_bias else rows).to(self.dtype)
 
     def sums(self, g: Values) -> Tensor:
         """(vectors, examples, D): the gradients of single examples, of a parameter of D numbers."""
@@ -96,7 +99,7 @@ class BlockRows:
 
 
 class Squares(ABC):
-    """The sum over vectors of the squares for one parameter."""
+    """The sum over vectors of the squares for one block."""
 
     def __init__(self, rows: BlockRows) -> None:
         self.rows = rows
@@ -127,8 +130,8 @@ class OfSquaredOperand(ABC):
         return self.rows.uses[0].g
 
     @abstractmethod
-    def of(self, squares: Values) -> Tensor:
-        """The sum, from the summed squares of operands."""
+    def of(self, squares: Values) -> list[Tensor]:
+        """The sums, from the summed squares of operands: of the weight, and of its bias."""
 
 
 def _for_each(function: Callable[..., Tensor], *blocks: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ for B with a block B_n for every example n, of which a vector has a column for a
 
 | B | vectors |
 |---|---|
-| omega F of likelihoods | the columns of its root, one for each output of an example |
+| omega F of likelihoods | the columns of its root, one for each output of an example, at most |
 | slopes r r' of rows | the slopes of one row of every example |
 | slopes r r' of examples | one, the slopes themselves; for draws, one for each |
 | the Hessian of any loss | the columns of its roots; w = -1 for those of negative eigenvalues |

@@ -106,12 +106,12 @@ class Batches:
     def __post_init__(self) -> None:
         self.programs = FactorPrograms(lambda f, x: self.reader.outputs(self.reader.loss(f, x)))
         self._seen = SeenBatches(self.programs)
+        self._counts: dict[int, int] = {}  # of vectors, by the number of the batch
 
-    def known(self, number: int, summand: Summand, variables: Variables) -> Vectors | None:
-        """The vectors of a batch that was seen before, at the outputs of that time."""
-        likelihoods = self._seen.likelihoods(number, summand.data)
-        f = BoundFunction(summand.function, variables)
-        return None if likelihoods is None else self._vectors(f, likelihoods)
+    def known_count(self, number: int, summand: Summand) -> int | None:
+        """How many vectors a batch has that was seen before."""
+        known = self._seen.likelihoods(number, summand.data) is not None
+        return self._counts[number] if known else None
 
     def read(self, summand: Summand, variables: Variables) -> Reading:
         """A batch by a forward pass of the model.
@@ -131,8 +131,9 @@ class Batches:
         if visit is None:
             visit = self._first(number, summand, reading or self.read(summand, variables))
         if visit.point is not None:
-            self._split_biases(visit.point)
             visit.maps = self._maps(visit.point, visit.vectors)
+            while self._split_half_covered(visit.point):
+                visit.maps = self._maps(visit.point, visit.vectors)
         names = variables.space.names
         self.uncovered.update(dict.fromkeys(names[k] for k in visit.uncovered))
         return visit
@@ -162,6 +163,7 @@ class Batches:
             return visit
         if isinstance(loss, SeenLikelihoods):
             self._seen.remember(number, summand.data, loss)
+            self._counts[number] = vectors.count
         return visit
 
     def _vectors(self, f: BoundFunction, loss: Any) -> Vectors:
@@ -175,12 +177,16 @@ class Batches:
 
     # -- Programs ----------------------------------------------------------------------------------
 
-    def _split_biases(self, point: FactorPoint) -> None:
-        """A block for each parameter alone."""
+    def _split_half_covered(self, point: FactorPoint) -> bool:
+        """Take a weight and a bias of one block apart where another part of one has no rule."""
         blocks = point.program.blocks
-        if any(block.parts for block in blocks):
-            parts = [part for block in blocks for part in block.parts or (block,)]
+        bare = {block.parameter[0] for block in blocks if block.kind == "scalar"}
+        split = [any(part.parameter[0] in bare for part in block.parts) for block in blocks]
+        if any(split):
+            pairs = zip(blocks, split, strict=True)
+            parts = [part for block, cut in pairs for part in (block.parts if cut else (block,))]
             self.programs.change(point, point.program.with_blocks(parts))
+        return any(split)
 
     def _maps(self, point: FactorPoint, vectors: Vectors) -> dict[Use, ExampleMap]:
         """The examples of the rows of all uses; blocks that mix them lose their rule."""

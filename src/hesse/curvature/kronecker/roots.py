@@ -3,7 +3,7 @@ r"""Vectors u at the outputs with sum u u' = B, the matrix between J' and J.
 
 | fisher | vectors |
 |---|---|
-| "exact" | all columns of the roots of B, one for each output of an example, all examples at once |
+| "exact" | all columns of the roots of B, one at most for each output, all examples at once |
 | "sampled" | roots times random signs, for every row its own: E[u u'] = B |
 | "empirical" | the observed slopes times random signs, one for each row |
 

@@ -122,8 +122,12 @@ def _multiplied(use: Use, rows: Tensor, primal: Values) -> Tensor:
 
 
 def with_ones(rows: Tensor) -> Tensor:
-    """Rows with a 1 appended, for a bias."""
-    return torch.cat([rows, rows.new_ones(*rows.shape[:-1], 1)], dim=-1)
+    """Rows with a 1 appended, for a bias; what was next to one another in memory remains so."""
+    ones = rows.new_ones(*rows.shape[:-1], 1)
+    if rows.ndim == 4 and rows.stride(1) == 1:  # (examples, T, groups, d), of a convolution
+        parts = [part.permute(0, 2, 3, 1) for part in (rows, ones)]
+        return torch.cat(parts, dim=2).permute(0, 3, 1, 2)
+    return torch.cat([rows, ones], dim=-1)
 
 
 def dense(rows: Rows, dtype: torch.dtype) -> Tensor:
