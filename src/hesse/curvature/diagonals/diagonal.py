@@ -62,10 +62,10 @@ class RiskDiagonal(ComputedDiagonal):
         self._count = 0
         # A single batch that was read to count its vectors, until the first use.
         self._reading: Reading | None = None
-        for number, summand in enumerate(f.summands()):
+        for summand in f.summands():
             if isinstance(summand.function, Quadratic):
                 continue
-            count = batches.known_count(number, summand)
+            count = batches.known_count(summand)
             if count is None:
                 reading = batches.read(summand, variables)
                 count = reading.vectors.count

@@ -159,7 +159,7 @@ class Sums(Squares):
     _total: Tensor | None = None
 
     def add(self, g: Values, weights: Sequence[float]) -> None:
-        squares = self.rows.sums(g).square_().sum(1)
+        squares = self.rows.sums(g).square().sum(1)
         total = squares.new_tensor(weights) @ squares
         self._total = total if self._total is None else self._total.add_(total)
 

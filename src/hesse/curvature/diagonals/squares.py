@@ -65,8 +65,13 @@ class BlockRows:
         """The rows that depend on u."""
         return rows_of_g(use, g, self.a).to(self.dtype)
 
+    def of_a(self, use: Use, g_shape: Sequence[int]) -> Rows:
+        """The rows that do not."""
+        rows = rows_of_a(use, self.a, g_shape)
+        return rows.to(self.dtype) if isinstance(rows, Tensor) else rows
+
     def by_example(self, use: Use, g: Values, map_: ExampleMap) -> Tensor:
-        """The same for some vectors: (vectors, examples, T, groups, d)."""
+        """The rows of some vectors: (vectors, examples, T, groups, d)."""
 
         def of_one(operand: Tensor) -> Tensor:
             return rows_by_example(use, {use.g: operand}, self.a, map_)
@@ -74,7 +79,7 @@ class BlockRows:
         return _for_each(of_one, g[use.g]).to(self.dtype)
 
     def of_a_by_example(self, use: Use, g_shape: Sequence[int], map_: ExampleMap) -> Rows:
-        """The same as (examples, T, groups, d)."""
+        """The rows that do not depend on u: (examples, T, groups, d), with a 1 for the bias."""
         rows = rows_of_a_by_example(use, self.a, g_shape, map_)
         if not isinstance(rows, Tensor):
             return rows
@@ -87,15 +92,10 @@ class BlockRows:
             own = dict(zip(numbers, operands, strict=True))
             pairs = zip(self.uses, self.maps, strict=True)
             parts = [gradient_sums(use, own, self.a, map_).to(self.dtype) for use, map_ in pairs]
-            return parts[0].clone() if len(parts) == 1 else torch.stack(parts).sum(0)
+            return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
         numbers = list(dict.fromkeys(use.g for use in self.uses))
         return _for_each(of_one, *(g[number] for number in numbers))
-
-    def of_a(self, use: Use, g_shape: Sequence[int]) -> Rows:
-        """The rows that do not."""
-        rows = rows_of_a(use, self.a, g_shape)
-        return rows.to(self.dtype) if isinstance(rows, Tensor) else rows
 
 
 class Squares(ABC):

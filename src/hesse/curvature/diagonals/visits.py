@@ -7,6 +7,7 @@ points; later ones take its outputs from the program (`kronecker.seen_batches`).
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -106,12 +107,11 @@ class Batches:
     def __post_init__(self) -> None:
         self.programs = FactorPrograms(lambda f, x: self.reader.outputs(self.reader.loss(f, x)))
         self._seen = SeenBatches(self.programs)
-        self._counts: dict[int, int] = {}  # of vectors, by the number of the batch
+        self._counts: dict[Hashable, int] = {}
 
-    def known_count(self, number: int, summand: Summand) -> int | None:
-        """How many vectors a batch has that was seen before."""
-        known = self._seen.likelihoods(number, summand.data) is not None
-        return self._counts[number] if known else None
+    def known_count(self, summand: Summand) -> int | None:
+        """How many vectors a batch has, if one of this shape was seen before."""
+        return self._counts.get(_shape(summand))
 
     def read(self, summand: Summand, variables: Variables) -> Reading:
         """A batch by a forward pass of the model.
@@ -163,7 +163,7 @@ class Batches:
             return visit
         if isinstance(loss, SeenLikelihoods):
             self._seen.remember(number, summand.data, loss)
-            self._counts[number] = vectors.count
+            self._counts[_shape(summand)] = vectors.count
         return visit
 
     def _vectors(self, f: BoundFunction, loss: Any) -> Vectors:
@@ -206,6 +206,10 @@ class Batches:
             self.programs.change(point, program.with_blocks(blocks))
         known = point.program.maps
         return {use: map_ for use in uses if (map_ := known[use]) is not None}
+
+
+def _shape(summand: Summand) -> Hashable:
+    return summand.key, tuple(tensor.shape for tensor in summand.data)
 
 
 def _batch(f: BoundFunction) -> Any:

@@ -16,12 +16,22 @@ from hesse.vectors.matmul import empty_matrix, matmul
 
 _CHUNK = 1 << 24  # entries of gradients of single examples at a time
 
+# Entries of a row that are looked at before all of them are.
+_FIRST = 16
+
 # From this size on, panels of one half of X'X take less time than all of it.
 _SMALL_GRAM, _PANELS = 256, 6
 
 
 def nonzero_rows(rows: Tensor) -> Tensor:
-    """Which rows (R, groups, d) have an entry other than zero; a fifth of the time of `any`."""
+    """Which rows (R, groups, d) have an entry other than zero.
+
+    Nearly always the first entries tell. Where they do not, the extremes of a row take a fifth of
+    the time of `any`.
+    """
+    found = (rows[..., :_FIRST] != 0).any(-1)
+    if bool(found.all()):
+        return found
     return (rows.amax(-1) != 0) | (rows.amin(-1) != 0)
 
 

@@ -179,10 +179,10 @@ def _patches(use: Use, x: Tensor) -> Tensor:
     kernel, stride, padding, dilation, groups, sizes = use.settings
     N, channels = x.shape[:2]
     x = F.pad(x, [p for pad in reversed(padding) for p in (pad, pad)])
-    inner = x.stride()[2:]
-    moves = [step * d for step, d in zip(inner, dilation, strict=True)]
-    steps = [step * s for step, s in zip(inner, stride, strict=True)]
-    windows = x.as_strided((N, channels, *kernel, *sizes), (*x.stride()[:2], *moves, *steps))
+    for i, (k, s, step, size) in enumerate(zip(kernel, stride, dilation, sizes, strict=True)):
+        x = x.unfold(2 + i, (k - 1) * step + 1, s)[..., ::step].narrow(2 + i, 0, size)
+    places = len(sizes)
+    windows = x.movedim(tuple(range(2, 2 + places)), tuple(range(-places, 0)))
     rows = windows.reshape(N, groups, channels // groups * math.prod(kernel), math.prod(sizes))
     return rows.permute(0, 3, 1, 2)
 

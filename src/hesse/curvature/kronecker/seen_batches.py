@@ -57,11 +57,11 @@ class SeenBatches:
             addresses = {tensor.data_ptr() for tensor in data}
             held = [*likelihoods.z, *likelihoods.given]
             self._bytes += sum(t.nbytes for t in held if t.data_ptr() not in addresses)
-        if self._bytes <= _KEPT:
+        if number in self._known or self._bytes <= _KEPT:
             version = DataVersion.of(data)
             self._known[number] = _Seen(version, versions(likelihoods.given), likelihoods)
 
-    def likelihoods(self, number: int, data: Sequence[Tensor]) -> SeenLikelihoods | None:
+    def _likelihoods(self, number: int, data: Sequence[Tensor]) -> SeenLikelihoods | None:
         """Those of a batch, at the outputs where it was seen; None if it is another one now."""
         seen = self._known.get(number)
         if seen is None or versions(seen.likelihoods.given) != seen.given:
@@ -72,7 +72,7 @@ class SeenBatches:
         self, number: int, f: BoundFunction, summand: Summand, *, single_example: bool
     ) -> tuple[FactorPoint, SeenLikelihoods] | None:
         """The batch at another point; None where the model must be run."""
-        known = self.likelihoods(number, summand.data)
+        known = self._likelihoods(number, summand.data)
         if known is None:
             return None
         point = self._programs.enter_unchecked(
