@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from hesse.curvature.diagonals.squares import BlockRows, Squares
-from hesse.curvature.kronecker.row_products import OneHotSums, gradients, products
+from hesse.curvature.kronecker.row_products import (
+    OneHotSums,
+    gradients,
+    products,
+    sum_of_squares,
+)
 from hesse.curvature.kronecker.rows import OneHot, Rows, Values
 from hesse.tracing.uses import Use
 
@@ -101,11 +106,15 @@ class ManyRows(Squares):
             _joined([self.rows.of_a_by_example(u, g[u.g].shape[1:], maps[u]) for u in uses])
             for uses in self._alike
         ]
-        numbers = sides[0].new_tensor(weights)
+        total: Tensor | None = None
         for part in self._chunks(len(weights)):
-            gradient = self._gradients(sides, part, len(weights))
-            squares = torch.einsum("guxy,u->gxy", gradient.square_().sum(0), numbers)
-            self._total = squares if self._total is None else self._total.add_(squares)
+            squares = sum_of_squares(self._gradients(sides, part, len(weights)))
+            total = squares if total is None else total.add_(squares)
+        assert total is not None
+        for squares, weight in zip(total.unbind(1), weights, strict=True):
+            self._total = (
+                weight * squares if self._total is None else self._total.add_(squares, alpha=weight)
+            )
 
     def _chunks(self, vectors: int) -> Iterator[slice]:
         """Examples whose gradients fit into a cache, as equal numbers as can be."""
