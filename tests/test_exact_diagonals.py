@@ -561,7 +561,7 @@ def flops(run):
 
 
 @pytest.mark.parametrize("batches", [1, 2])
-def test_it_takes_2_2_gradients_for_ten_classes(batches):
+def test_it_takes_1_7_gradients_for_ten_classes(batches):
     layers = []
     for i, o in pairwise((196, 64, 32, 10)):
         layers += [nn.Linear(i, o), nn.ReLU()]
@@ -569,14 +569,14 @@ def test_it_takes_2_2_gradients_for_ten_classes(batches):
     x, y = torch.randn(64, 196), torch.randint(0, 10, (64,))
     parts = list(zip(x.chunk(batches), y.chunk(batches), strict=True))
     A = ggn_operator(Risk(model, loss, parts))
-    for _ in range(4):
+    for _ in range(5):  # the model is run at uses 1, 2, 4, 8
         hesse.diagonal(A)
     gradient = flops(lambda: loss(model(x), y).backward())
-    assert flops(lambda: hesse.diagonal(A)) < 2.3 * gradient
+    assert flops(lambda: hesse.diagonal(A)) < 1.7 * gradient
     E = gradient_covariance_operator(Risk(model, loss, parts))
-    for _ in range(4):
+    for _ in range(5):
         hesse.diagonal(E)
-    assert flops(lambda: hesse.diagonal(E)) < 1.7 * gradient
+    assert flops(lambda: hesse.diagonal(E)) < 1.2 * gradient
 
 
 def test_few_rows_and_many_vectors_take_few_operations():
