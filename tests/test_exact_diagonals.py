@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import hesse
 from hesse import Risk, fisher_operator, ggn_operator, gradient_covariance_operator
-from hesse.curvature.diagonals import squares
+from hesse.curvature.diagonals import batch_squares, several_rows
 from hesse.krylov.preconditioners import jacobi
 from tests.diagonal_models import (
     DOUBLE,
@@ -61,8 +61,8 @@ def test_a_single_batch_of_one_example():
 
 @pytest.mark.parametrize("pairs", [0, 1 << 23])
 def test_every_way_to_add_up_rows(monkeypatch, pairs):
-    monkeypatch.setattr(squares, "_PAIRS", pairs)
-    monkeypatch.setattr(squares, "_CHUNK", 30)
+    monkeypatch.setattr(batch_squares, "_PAIRS", pairs)
+    monkeypatch.setattr(several_rows, "_CHUNK", 30)
     for name in ("lstm", "not convex"):
         risk = build(name, sizes=(3, 2))
         assert error(way(ggn_operator(risk)).exact(), definition(risk)) < EXACT
@@ -163,7 +163,7 @@ def test_expressions_have_the_diagonals_of_their_parts():
     ):  # fmt: skip
         found = hesse.diagonal(A)
         assert error(found.value, A.to_dense().diagonal()) < EXACT
-        assert found.products in (2, 3)  # five vectors, or twice as many
+        assert found.products in (1, 2)  # four vectors, or twice as many
         samples = torch.stack(way(A).samples(100, torch.Generator().manual_seed(0)))
         assert error(samples.mean(0), found.value) < 0.1
 
@@ -189,7 +189,7 @@ def test_jacobi_takes_the_exact_diagonal_where_that_costs_no_more():
     exact = A.to_dense().diagonal()
     M = jacobi(A)
     assert error(1.0 / M._diagonal(), exact) < EXACT
-    assert M.products == 5  # 20 vectors, as many as the longer batch has
+    assert M.products == 4  # 16 vectors, as many as the longer batch has
     few = jacobi(A, probes=3, generator=torch.Generator().manual_seed(0))
     assert few.products == 3
     assert 1e-6 < error(1.0 / few._diagonal(), exact) < 1.0
@@ -206,7 +206,7 @@ def flops(run):
 
 
 @pytest.mark.parametrize("batches", [1, 2])
-def test_it_takes_2_2_gradients_for_ten_classes(batches):
+def test_it_takes_1_7_gradients_for_ten_classes(batches):
     layers = []
     for i, o in pairwise((196, 64, 32, 10)):
         layers += [nn.Linear(i, o), nn.ReLU()]
@@ -214,14 +214,14 @@ def test_it_takes_2_2_gradients_for_ten_classes(batches):
     x, y = torch.randn(64, 196), torch.randint(0, 10, (64,))
     parts = list(zip(x.chunk(batches), y.chunk(batches), strict=True))
     A = ggn_operator(Risk(model, loss, parts))
-    for _ in range(4):
+    for _ in range(5):  # the model is run at uses 1, 2, 4, 8
         hesse.diagonal(A)
     gradient = flops(lambda: loss(model(x), y).backward())
-    assert flops(lambda: hesse.diagonal(A)) < 2.3 * gradient
+    assert flops(lambda: hesse.diagonal(A)) < 1.7 * gradient
     E = gradient_covariance_operator(Risk(model, loss, parts))
-    for _ in range(4):
+    for _ in range(5):
         hesse.diagonal(E)
-    assert flops(lambda: hesse.diagonal(E)) < 1.7 * gradient
+    assert flops(lambda: hesse.diagonal(E)) < 1.2 * gradient
 
 
 def test_few_rows_and_many_vectors_take_few_operations():
@@ -230,7 +230,7 @@ def test_few_rows_and_many_vectors_take_few_operations():
         way(A).exact()
     few = flops(lambda: way(A).exact())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(squares, "_PAIRS", 0)
+        patch.setattr(batch_squares, "_PAIRS", 0)
         many = flops(lambda: way(A).exact())
     assert few < 0.7 * many
 

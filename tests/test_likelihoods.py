@@ -175,8 +175,14 @@ def test_fisher_is_the_hessian_where_parameters_are_natural(case):
 def test_a_root_squares_to_the_fisher_matrix(case):
     loss, parameters, _ = case
     (likelihood,) = look(loss, parameters)[0].likelihoods
-    fisher, root = (matrix(f, parameters) for f in (likelihood.product, likelihood.root))
-    torch.testing.assert_close(root @ root.T, fisher)
+    fisher = matrix(likelihood.product, parameters)
+    for f in (likelihood.root, likelihood.short_root):
+        root = matrix(f, parameters)
+        torch.testing.assert_close(root @ root.T, fisher)
+    if likelihood.is_singular:  # the last column of every row is not needed
+        last = torch.zeros_like(likelihood.z)
+        last.narrow(likelihood.row_dim, -1, 1).fill_(1.0)
+        assert not flat(likelihood.short_root([last])).any()
 
 
 @cases

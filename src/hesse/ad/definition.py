@@ -127,7 +127,7 @@ class Definition:
     def diagonals(self, f: Any, x: Any) -> Any:
         """How the diagonal is computed, for all points of f; None where there is no way.
 
-        `diagonals.at(x)` is a `ComputedDiagonal`, or None.
+        `diagonals.at(variables)` is a `ComputedDiagonal`, or None.
         """
         del f, x
         return None

@@ -23,7 +23,7 @@ from torch import Tensor
 from hesse.ad.by_jacobian import ByJacobian
 from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.examples import Examples
-from hesse.ad.likelihoods.seen import LikelihoodCalls, SeenLoss, seen_loss
+from hesse.ad.likelihoods.seen import LikelihoodCalls, SeenLikelihoods, SeenLoss, seen_loss
 from hesse.ad.variables import BoundFunction, Leaves, tracked
 
 Blocks = Literal["exact", "sampled", "empirical", "gradients"]
@@ -113,7 +113,7 @@ class FisherGraph(ByJacobian):
         return [t / w for t, w in zip(rows, safe, strict=True)]
 
 
-def columns(loss: SeenLoss, blocks: Blocks, uniform: Sequence[Tensor]) -> list[list[Tensor]]:
+def columns(loss: SeenLikelihoods, blocks: Blocks, uniform: Sequence[Tensor]) -> list[list[Tensor]]:
     """r of each likelihood, with a leading dimension of draws; none where B is exact."""
     if blocks == "sampled":
         pairs = zip(loss.likelihoods, uniform, strict=True)

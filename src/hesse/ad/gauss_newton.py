@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hesse.ad.by_jacobian import ByJacobian
 from hesse.ad.double_backward import differentiating
-from hesse.ad.likelihoods.seen import Call, LikelihoodCalls, seen_loss
+from hesse.ad.likelihoods.seen import LikelihoodCalls, NotedCall, seen_loss
 from hesse.ad.loss import LinearLossError, LossHessian
 from hesse.ad.torch_calls import TorchCalls
 from hesse.ad.variables import BoundFunction, Leaves, tracked
@@ -81,7 +81,7 @@ class GaussNewtonGraph(ByJacobian):
         return self.between(quantity, direction, self._loss.product)
 
 
-def _loss_in_model(value: Tensor, calls: Sequence[Call], x: list[Tensor]) -> LossHessian:
+def _loss_in_model(value: Tensor, calls: Sequence[NotedCall], x: list[Tensor]) -> LossHessian:
     """The loss that the model computed itself, as a function of what its likelihoods are given."""
     try:
         seen = seen_loss(value, calls, x)

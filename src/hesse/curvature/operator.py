@@ -72,15 +72,26 @@ class CurvatureOperator(LinearOperator):
         self._space = Space.of(x)
         # A copy: the operator is that of this point even if the caller's tensors move on.
         self._x = self._space.copy(x)
-        variables = Variables.of(self._x, self._space)
-        assemblies: dict[Vectors, Assembly] = {"variables": Shared(variables), **self._layouts}
+        self._variables = Variables.of(self._x, self._space)
+        self._assemblies: dict[Vectors, Assembly] = {
+            "variables": Shared(self._variables),
+            **self._layouts,
+        }
         product = definition.quantities[0]
         domain, codomain = (
-            assemblies[side or "variables"].space for side in (product.direction, product.result)
+            self._assemblies[side or "variables"].space
+            for side in (product.direction, product.result)
         )
         super().__init__(domain, codomain, symmetric=product.direction == product.result)
-        points = partial(summand_points, definition, as_sum(f), variables, self._layouts)
-        self._at = point_product(points, assemblies, definition, options, self._programs, as_sum(f))
+
+    @cached_property
+    def _at(self) -> PointProduct:
+        """The product at the point, made when one is asked for: a diagonal needs none."""
+        f = as_sum(self._f)
+        points = partial(summand_points, self._definition, f, self._variables, self._layouts)
+        return point_product(
+            points, self._assemblies, self._definition, self._options, self._programs, f
+        )
 
     @property
     @public("{self}.value")
@@ -167,7 +178,7 @@ class CurvatureOperator(LinearOperator):
 
     @cached_property
     def _known_way(self) -> Any:
-        return self._diagonals.at(self._x)
+        return self._diagonals.at(self._x, self._variables)
 
     def _check_scalar(self) -> None:
         if not self.symmetric:
@@ -197,12 +208,12 @@ class _Diagonals:
         self._definition, self._f = definition, f
         self._found: tuple[Any] | None = None
 
-    def at(self, x: Tree) -> Any:
-        """The `ComputedDiagonal` at x, or None."""
+    def at(self, x: Tree, variables: Variables) -> Any:
+        """The `ComputedDiagonal` at x, which has these variables; or None."""
         if self._found is None:
             self._found = (self._definition.diagonals(self._f, x),)
         (diagonals,) = self._found
-        return None if diagonals is None else diagonals.at(x)
+        return None if diagonals is None else diagonals.at(variables)
 
 
 def summand_points(

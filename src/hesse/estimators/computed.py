@@ -74,7 +74,7 @@ def _sampled(run: EstimatorRun, way: ComputedDiagonal) -> Estimate:
 def _exact(space: Space, way: ComputedDiagonal) -> ExactValue:
     diagonal = way.exact()
     _check_finite(space, diagonal)
-    rounding = 32.0 * torch.finfo(diagonal.dtype).eps * diagonal.abs()
+    rounding = diagonal.abs().mul_(32.0 * torch.finfo(diagonal.dtype).eps)
     return ExactValue(diagonal, torch.zeros_like(diagonal), rounding)
 
 

@@ -2,7 +2,11 @@
 r"""Categorical distributions: cross-entropy of logits, and the likelihood of log-probabilities.
 
 For logits, p = softmax(z) and the Fisher matrix of a row is diag(p) - p p' = S S' with
-S = diag(sqrt p) - p sqrt(p)'. For log-probabilities, p = exp(z) and it is diag(p).
+S = diag(sqrt p) - p sqrt(p)'. Its last column is not needed: S Q is a root, too, where Q are the
+columns of the reflection that takes sqrt(p) to the last unit vector, without the last one. With
+t = sqrt(p_C), column j of S Q is sqrt(p_j) (e_j - (p_1, ..., p_{C-1}, t + p_C) / (1 + t)).
+
+For log-probabilities, p = exp(z) and the Fisher matrix of a row is diag(p).
 
 The weight of a row is that of its Hessian: with class weights w, smoothing e and target y,
 
@@ -28,6 +32,8 @@ from hesse.ad.likelihoods.likelihood import Likelihood, Tensors, wide
 @dataclass(frozen=True)
 class Categorical(Likelihood):
     """Rows of logits along the dimension of the classes."""
+
+    is_singular = True
 
     @property
     def row_dim(self) -> int:
@@ -56,6 +62,15 @@ class Categorical(Likelihood):
         p, v = self.p, wide(u[0])
         return [self.omega.sqrt() * p.sqrt() * (v - (p * v).sum(self.row_dim, keepdim=True))]
 
+    def short_root(self, e: Tensors) -> list[Tensor]:
+        p, dim = self.p, self.row_dim
+        s = (p.sqrt() * wide(e[0])).narrow(dim, 0, p.shape[dim] - 1)
+        total = s.sum(dim, keepdim=True)
+        first, last = p.split([p.shape[dim] - 1, 1], dim)
+        last = last.sqrt()
+        parts = s - first / (1.0 + last) * total, -last * total
+        return [self.omega.sqrt() * torch.cat(parts, dim)]
+
     def draw(self, uniform: Tensor) -> Tensor:
         """The class in whose part of [0, 1] the number lies; shaped as `noise_shape`."""
         below = self.p.cumsum(self.row_dim) <= uniform
@@ -71,6 +86,7 @@ class LogProbabilities(Categorical):
     """Rows of log-probabilities: the likelihood is linear in them, and its Hessian zero."""
 
     is_natural = False
+    is_singular = False
 
     @property
     def p(self) -> Tensor:
@@ -84,6 +100,9 @@ class LogProbabilities(Categorical):
 
     def root_adjoint(self, u: Tensors) -> list[Tensor]:
         return self.root(u)  # of a diagonal S
+
+    def short_root(self, e: Tensors) -> list[Tensor]:
+        return self.root(e)
 
     def slope(self, y: Tensor) -> list[Tensor]:
         return [-self.omega.sqrt() * _one_hot(y, self.z, self.row_dim)]

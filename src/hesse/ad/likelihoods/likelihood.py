@@ -76,6 +76,13 @@ class Likelihood(ABC):
         """sqrt(omega) S' u, shaped like the parameters; S is diagonal unless a subclass says."""
         return self.root(u)
 
+    is_singular: ClassVar[bool] = False
+    """Whether F has a null vector, so that `short_root` has one column less in a row."""
+
+    def short_root(self, e: Tensors) -> list[Tensor]:
+        """As `root`, of an S whose last column in a row is zero where F is singular."""
+        return self.root(e)
+
     @abstractmethod
     def draw(self, uniform: Tensor) -> Tensor:
         """A target for every row from p(. | z): the inverse distribution function at `uniform`.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,18 +42,23 @@ LOSSES = sorted(function.__name__ for function in _LIKELIHOODS)
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a loss of torch: its arguments by name, its value, what has been written to."""
+    """A call of a loss of torch, with its arguments by name."""
 
     function: Any
     arguments: dict[str, Any]
-    value: Tensor
-    versions: tuple[int, ...]
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
         """The tensors that the distribution is given by."""
         names = ("input", "var") if self.function is F.gaussian_nll_loss else ("input",)
         return tuple(p for p in map(self.arguments.get, names) if isinstance(p, Tensor))
+
+    @property
+    def given(self) -> list[Tensor]:
+        """The other tensors among the arguments, targets and weights."""
+        own = {id(p) for p in self.parameters}
+        tensors = [a for a in self.arguments.values() if isinstance(a, Tensor)]
+        return [tensor for tensor in tensors if id(tensor) not in own]
 
     @property
     def name(self) -> str:
@@ -64,10 +70,22 @@ class Call:
         """What changes when somebody writes to the parameters."""
         return tuple(-1 if p.is_inference() else p._version for p in self.parameters)
 
-    def at(self, parameters: Sequence[Tensor]) -> Tensor:
-        """The value for other parameters of the distribution."""
+    def at(self, parameters: Sequence[Tensor]) -> Call:
+        """The call with other parameters of the distribution."""
         changed = dict(zip(("input", "var"), parameters, strict=False))
-        return self.function(**{**self.arguments, **changed})
+        return Call(self.function, {**self.arguments, **changed})
+
+    def take(self) -> Tensor:
+        """The value, computed anew."""
+        return self.function(**self.arguments)
+
+
+@dataclass(frozen=True)
+class NotedCall(Call):
+    """A call within a loss: its value there, and what had been written to."""
+
+    value: Tensor
+    versions: tuple[int, ...] = ()
 
 
 class LikelihoodCalls(TorchFunctionMode):
@@ -82,7 +100,7 @@ class LikelihoodCalls(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[Call] = []
+        self.calls: list[NotedCall] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call `func`."""
@@ -92,27 +110,41 @@ class LikelihoodCalls(TorchFunctionMode):
             return value
         arguments = _arguments(func, args, kwargs)
         # A copy, so that what the user writes into the value (loss *= 2) comes after it.
-        call = Call(func, arguments, value.clone(), ())
+        call = NotedCall(func, arguments, value.clone())
         self.calls.append(replace(call, versions=call.present_versions))
         return call.value
 
 
 @dataclass(frozen=True)
-class SeenLoss:
-    """L = sum_k c_k' l_k + const, with likelihoods l_k of the tensors z_k.
+class SeenLikelihoods:
+    """sum_k c_k' l_k, with likelihoods l_k of the tensors z_k.
 
     Args:
-        value: L.
-        likelihoods: those of its calls that depend on the variables.
-        slopes: the derivative of each c_k' l_k in its parameters.
-        calls, weights: the calls and c_k.
+        likelihoods: those of the calls.
+        calls, weights: the calls of a loss that depend on the variables, and c_k.
     """
 
-    value: Tensor
     likelihoods: list[Likelihood]
-    slopes: list[list[Tensor]]
-    calls: list[Call]
+    calls: Sequence[Call]
     weights: list[Tensor]
+
+    def at(self, z: Sequence[Tensor]) -> SeenLikelihoods:
+        """Those of the same targets at other outputs."""
+        rest = iter(z)
+        calls = [call.at([next(rest) for _ in call.parameters]) for call in self.calls]
+        pairs = zip(self.likelihoods, calls, strict=True)
+        likelihoods = [replace(each, parameters=call.parameters) for each, call in pairs]
+        return SeenLikelihoods(likelihoods, calls, self.weights)
+
+    @property
+    def given(self) -> list[Tensor]:
+        """The targets and weights that the calls were given."""
+        return [tensor for call in self.calls for tensor in call.given]
+
+    @cached_property
+    def slopes(self) -> list[list[Tensor]]:
+        """The derivative of each c_k' l_k in its parameters."""
+        return [_slope(call, c) for call, c in zip(self.calls, self.weights, strict=True)]
 
     @property
     def z(self) -> list[Tensor]:
@@ -125,10 +157,10 @@ class SeenLoss:
         return [part for parts in self.slopes for part in parts]
 
     def of_parameters(self, z: Sequence[Tensor]) -> Tensor:
-        """L without its constant, as a function of the parameters of its likelihoods."""
+        """The sum as a function of the parameters of the likelihoods."""
         rest, total = iter(z), []
         for call, c in zip(self.calls, self.weights, strict=True):
-            values = call.at([next(rest) for _ in call.parameters])
+            values = call.at([next(rest) for _ in call.parameters]).take()
             total.append((c * values).sum())
         return torch.stack(total).sum()
 
@@ -146,7 +178,16 @@ class SeenLoss:
                     )
 
 
-def seen_loss(value: Tensor, calls: Sequence[Call], x: Leaves, loss: str = "the loss") -> SeenLoss:
+@dataclass(frozen=True)
+class SeenLoss(SeenLikelihoods):
+    """A loss L that is such a sum, and a constant; `value` is L."""
+
+    value: Tensor
+
+
+def seen_loss(
+    value: Tensor, calls: Sequence[NotedCall], x: Leaves, loss: str = "the loss"
+) -> SeenLoss:
     """The likelihoods of a loss with this value, from the calls that were noted.
 
     Args:
@@ -184,15 +225,16 @@ def seen_loss(value: Tensor, calls: Sequence[Call], x: Leaves, loss: str = "the 
         _LIKELIHOODS[call.function](call.arguments, wide(c))
         for call, c in zip(calls, weights, strict=True)
     ]
-    slopes = [_slope(call, c) for call, c in zip(calls, weights, strict=True)]
-    return SeenLoss(number(value), likelihoods, slopes, calls, weights)
+    loss = SeenLoss(likelihoods, calls, weights, number(value))
+    _ = loss.slopes  # now, since the user may write to the targets later
+    return loss
 
 
 def _slope(call: Call, c: Tensor) -> list[Tensor]:
     """The derivative of c'l in the parameters, which may depend on one another in the model."""
     with twice_differentiable():
         z = tracked(call.parameters)
-        parts = gradients(call.at(z), z, c)
+        parts = gradients(call.at(z).take(), z, c)
     pairs = zip(parts, z, strict=True)
     return [torch.zeros_like(leaf) if part is None else part for part, leaf in pairs]
 

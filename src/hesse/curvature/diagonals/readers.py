@@ -20,7 +20,7 @@ from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.examples import Axis
 from hesse.ad.fisher import LikelihoodLoss, seen
 from hesse.ad.jacobian import JacobianGraph, random_like
-from hesse.ad.likelihoods.seen import LikelihoodCalls, SeenLoss, seen_loss
+from hesse.ad.likelihoods.seen import LikelihoodCalls, SeenLikelihoods, SeenLoss, seen_loss
 from hesse.ad.loss import LinearLossError, LossHessian, map_outputs
 from hesse.ad.variables import BoundFunction, Leaves, Variables, tracked
 from hesse.curvature.diagonals.vectors import HessianVectors, RootVectors, SlopeVectors, Vectors
@@ -60,7 +60,7 @@ class Reader(ABC, Generic[LossT]):
 
 
 @dataclass(frozen=True)
-class LikelihoodReader(Reader[SeenLoss]):
+class LikelihoodReader(Reader[SeenLikelihoods]):
     """Of a loss that is made of likelihoods.
 
     Args:
@@ -80,7 +80,7 @@ class LikelihoodReader(Reader[SeenLoss]):
     def outputs(self, loss: SeenLoss) -> list[Tensor]:
         return loss.z
 
-    def vectors(self, loss: SeenLoss, function: Any, examples: int) -> Vectors:
+    def vectors(self, loss: SeenLikelihoods, function: Any, examples: int) -> Vectors:
         loss.check()
         blocks = function.blocks if isinstance(function, LikelihoodLoss) else "exact"
         if blocks == "exact":

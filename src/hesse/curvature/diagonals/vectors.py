@@ -8,7 +8,7 @@ for B with a block B_n for every example n, of which a vector has a column for a
 
 | B | vectors |
 |---|---|
-| omega F of likelihoods | the columns of its root, one for each output of an example |
+| omega F of likelihoods | the columns of its root, one for each output of an example, at most |
 | slopes r r' of rows | the slopes of one row of every example |
 | slopes r r' of examples | one, the slopes themselves; for draws, one for each |
 | the Hessian of any loss | the columns of its roots; w = -1 for those of negative eigenvalues |
@@ -28,7 +28,7 @@ from hesse.ad.examples import Axis, Examples
 from hesse.ad.fisher import Blocks, columns
 from hesse.ad.jacobian import random_like
 from hesse.ad.likelihoods.likelihood import Likelihood
-from hesse.ad.likelihoods.seen import SeenLoss
+from hesse.ad.likelihoods.seen import SeenLikelihoods
 from hesse.ad.loss import LossHessian
 from hesse.curvature.kronecker.roots import (
     LikelihoodRoots,
@@ -96,13 +96,17 @@ class Vectors(ABC):
 class RootVectors(Vectors):
     """B = omega F of likelihoods."""
 
-    def __init__(self, loss: SeenLoss, axes: Sequence[Axis], examples: int) -> None:
-        self._roots = LikelihoodRoots(loss.likelihoods, axes)
+    def __init__(self, loss: SeenLikelihoods, axes: Sequence[Axis], examples: int) -> None:
+        self._roots = LikelihoodRoots(loss, axes)
         super().__init__(self._roots.z, self._roots.axes, examples)
 
     @property
     def count(self) -> int:
-        return sum(self._roots.per_example(self.examples))
+        return sum(map(len, self._units))
+
+    @cached_property
+    def _units(self) -> list[Tensor]:
+        return self._roots.units(self.examples)
 
     def all(self) -> Iterator[Weighted]:
         for us in self._columns():
@@ -118,14 +122,14 @@ class RootVectors(Vectors):
         """The columns of the roots, several at a time in the first dimension."""
         sizes = self._roots.per_example(self.examples)
         step = max(1, _ENTRIES // sum(z.numel() for z in self.z))
-        for k, size in enumerate(sizes):
-            for first in range(0, size, step):
-                count = min(step, size - first)
-                e = [z.new_zeros(count, *z.shape) for z in self.z]
-                units = torch.eye(size, dtype=e[k].dtype, device=e[k].device)
-                numbers = units[first : first + count, None].expand(-1, self.examples, -1)
+        for k, (size, units) in enumerate(zip(sizes, self._units, strict=True)):
+            for some in units.split(step):
+                e = [z.new_zeros(len(some), *z.shape) for z in self.z]
+                numbers = e[k].new_zeros(len(some), size)
+                numbers[torch.arange(len(some)), some] = 1.0
+                numbers = numbers[:, None].expand(-1, self.examples, -1)
                 e[k] = spread_blocks(self.axes[k], numbers, self.z[k])
-                yield self._like_z(self._roots.root(e))
+                yield self._like_z(self._roots.columns(e))
 
     def random(self, generator: torch.Generator) -> Iterator[Weighted]:
         yield 1.0, self._like_z(self._roots.root([_signs(z, generator) for z in self.z]))
@@ -136,14 +140,14 @@ class SlopeVectors(Vectors):
 
     def __init__(
         self,
-        loss: SeenLoss,
+        loss: SeenLikelihoods,
         blocks: Blocks,
         uniform: Sequence[Tensor],
         axes: Sequence[Axis],
         examples: Examples | None,
         number: int,
     ) -> None:
-        roots = LikelihoodRoots(loss.likelihoods, axes)
+        roots = LikelihoodRoots(loss, axes)
         super().__init__(roots.z, roots.axes, number)
         self._likelihoods, self._per_example = loss.likelihoods, examples is not None
         self._slopes = columns(loss, blocks, uniform)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hesse.ad.examples import Axis
 from hesse.ad.fisher import LikelihoodLoss
-from hesse.ad.likelihoods.likelihood import Likelihood
+from hesse.ad.likelihoods.seen import SeenLikelihoods
 from hesse.ad.quadratic import Quadratic
 from hesse.ad.summands import Summand
 from hesse.ad.variables import BoundFunction, Leaves, Variables, tracked
@@ -35,10 +35,10 @@ from hesse.curvature.kronecker.roots import (
     vectors,
 )
 from hesse.curvature.kronecker.rows import gradient_rows, rows_of_g
+from hesse.curvature.kronecker.seen_batches import SeenBatches
 from hesse.curvature.likelihood_sum import seen_at
 from hesse.curvature.rows_of_examples import example_axes
 from hesse.data.slicing import num_examples
-from hesse.engine.data_version import DataVersion
 from hesse.errors import DataError, FunctionError
 from hesse.operators.batched_kronecker import Factors
 from hesse.operators.eigenbasis import refreshed_basis
@@ -100,8 +100,7 @@ class Estimator:
         self.programs = FactorPrograms(lambda f, leaves: self._roots(f, leaves).z)
         self.axes: tuple[Axis, ...] | None = None
         self._unseen = False
-        # The likelihoods of batches, by their number, for the data that they were seen on.
-        self._seen: dict[int, tuple[DataVersion, Sequence[Likelihood]]] = {}
+        self._seen = SeenBatches(self.programs)
         self.fisher: str = settings.fisher
         self.vectors = 0
 
@@ -114,7 +113,7 @@ class Estimator:
         vars(other).update(vars(self))
         other.risk, other.settings = risk, replace(self.settings, seed=seed)
         if risk is not self.risk:
-            other._seen = {}
+            other._seen = SeenBatches(self.programs)
         return other
 
     def layouts(self, params: Tree) -> list[BlockLayout]:
@@ -263,32 +262,26 @@ class Estimator:
     def _enter(self, number: int, summand: Summand, variables: Variables, examples: int) -> _Visit:
         f = BoundFunction(LikelihoodLoss(summand.function, self.risk.loss_name), variables)
         single = examples == 1 and self.risk.num_summands == 1
-        found = self._again(number, f, summand, single)
-        if found is None:
-            loss = self._roots(f, tracked(variables.x))
-            point = self.programs.enter(f, summand.data, summand.key, loss.z, single_example=single)
-            if isinstance(loss, LikelihoodRoots):
-                if self.fisher != "empirical":
-                    self._seen[number] = DataVersion.of(summand.data), loss.likelihoods
-                loss = loss.at(point.outputs)  # as where no forward pass is taken: the same bits
-        else:
-            point, loss = found
+        again = self._seen.enter(number, f, summand, single_example=single)
+        point, loss = again or self._first(number, f, summand, single)
+        if isinstance(loss, SeenLikelihoods):
+            assert self.axes is not None
+            loss = LikelihoodRoots(loss, self.axes)
         maps = self._example_maps(point, loss, examples)
         self._choose_vectors(loss, examples)
         seed = (self.settings.seed + number) % 2**63
         return _Visit(summand.coefficient, point, loss, examples, seed, maps)
 
-    def _again(
+    def _first(
         self, number: int, f: BoundFunction, summand: Summand, single: bool
-    ) -> tuple[FactorPoint, LossRoots] | None:
-        """A batch that was seen before, at another point: without a forward pass of the model."""
-        version, likelihoods = self._seen.get(number, (None, ()))
-        if version is None or self.axes is None or not version.matches(summand.data):
-            return None
-        point = self.programs.enter_unchecked(f, summand.data, summand.key, single_example=single)
-        if point is None:
-            return None
-        return point, LikelihoodRoots(likelihoods, self.axes).at(point.outputs)
+    ) -> tuple[FactorPoint, LossRoots | SeenLikelihoods]:
+        """A batch by a forward pass of the model, with which the program is compared."""
+        loss = self._roots(f, tracked(f.variables.x))
+        point = self.programs.enter(f, summand.data, summand.key, loss.z, single_example=single)
+        if not isinstance(loss, LikelihoodRoots):
+            return point, loss
+        self._seen.remember(number, summand.data, loss.loss)
+        return point, loss.loss.at(point.outputs)  # as without a forward pass: the same bits
 
     def _choose_vectors(self, loss: LossRoots, examples: int) -> None:
         count = exact_count(loss, examples)

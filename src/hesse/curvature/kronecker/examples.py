@@ -9,6 +9,7 @@ time comes first, and experts have the rows that were sent to them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,10 @@ class ExampleMap:
     examples: int
     index: Tensor | None = None
     inner: int | None = None
+
+    def is_of_images(self, shape: Sequence[int]) -> bool:
+        """Whether N of a shape (N, channels, places...) counts the examples."""
+        return self.inner == math.prod(shape[2:]) and shape[0] == self.examples
 
     def arrange(self, rows: Tensor) -> Tensor:
         """Rows (R, ...) as (examples, T, ...); zero where an example has fewer."""

@@ -35,7 +35,7 @@ from hesse.curvature.kronecker.rows import (
     Rows,
     Values,
     dense,
-    gradient_rows,
+    gradient_sums,
     rows_of_a,
     rows_of_g,
     with_ones,
@@ -269,10 +269,9 @@ class RowMoments:
         """Add the gradients of single examples for one u."""
         h: Tensor | float = 0.0
         for use in self._block.uses:
-            rows = gradient_rows(use, g, self._a).to(self._dtype)
             map_ = self._maps[use]
             assert map_ is not None
-            h = h + map_.sums(rows)
+            h = h + gradient_sums(use, g, self._a, map_).to(self._dtype)
         assert isinstance(h, Tensor)
         self._total = self._total + weight * ((h * h).sum(0) if self._diagonal else gram(h))
 

@@ -100,6 +100,8 @@ class FactorPoint:
     def tangents(self, us: Sequence[Tensor]) -> dict[int, Tensor]:
         """The operands g of several u, which are in the first dimension of every tensor."""
         k, known = len(us[0]), self.program.together
+        if k == 1:
+            return {n: g[None] for n, g in self.tangent([u[0] for u in us]).items()}
         if k not in known:
             known[k] = self._together(us)
         program = known[k]

@@ -3,7 +3,7 @@ r"""Vectors u at the outputs with sum u u' = B, the matrix between J' and J.
 
 | fisher | vectors |
 |---|---|
-| "exact" | all columns of the roots of B, one for each output of an example, all examples at once |
+| "exact" | all columns of the roots of B, one at most for each output, all examples at once |
 | "sampled" | roots times random signs, for every row its own: E[u u'] = B |
 | "empirical" | the observed slopes times random signs, one for each row |
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from torch import Tensor
 from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.examples import Axis
 from hesse.ad.fisher import seen
-from hesse.ad.likelihoods.likelihood import Likelihood
+from hesse.ad.likelihoods.seen import SeenLikelihoods
 from hesse.ad.loss import LossHessian
 from hesse.ad.variables import BoundFunction, Leaves
 from hesse.errors import FunctionError
@@ -56,6 +55,14 @@ class LossRoots(ABC):
     def per_example(self, examples: int) -> list[int]:
         """How many entries of each z belong to one example."""
 
+    def units(self, examples: int) -> list[Tensor]:
+        """The entries of an example, of each z, whose unit vectors e give all `columns(e)`."""
+        return [torch.arange(size) for size in self.per_example(examples)]
+
+    def columns(self, e: Sequence[Tensor]) -> list[Tensor]:
+        """S e, for a root that may have fewer columns than that of `root`."""
+        return self.root(e)
+
     @abstractmethod
     def spread(self, numbers: Sequence[Tensor]) -> list[Tensor]:
         """Numbers (examples, entries of an example) in the shape of z; one column serves all."""
@@ -63,7 +70,7 @@ class LossRoots(ABC):
 
 def exact_count(loss: LossRoots, examples: int) -> int:
     """How many vectors the exact root takes."""
-    return sum(loss.per_example(examples))
+    return sum(map(len, loss.units(examples)))
 
 
 def vectors(
@@ -84,11 +91,11 @@ def vectors(
 
 def _columns(loss: LossRoots, examples: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
     sizes = loss.per_example(examples)
-    for k, size in enumerate(sizes):
-        for j in range(size):
+    for k, units in enumerate(loss.units(examples)):
+        for j in units.tolist():
             numbers = [z.new_zeros(examples, s) for z, s in zip(loss.z, sizes, strict=True)]
             numbers[k][:, j] = _signs((examples,), generator, loss.z[k])
-            yield _like(loss.root(loss.spread(numbers)), loss.z)
+            yield _like(loss.columns(loss.spread(numbers)), loss.z)
 
 
 def scaled(loss: LossRoots, u: Sequence[Tensor], numbers: Tensor) -> list[Tensor]:
@@ -126,33 +133,17 @@ class LikelihoodRoots(LossRoots):
     """Roots of the Fisher matrices of the likelihoods in a loss.
 
     Args:
-        likelihoods: these.
+        loss: these.
         axes: where the examples are in each.
-        slopes: the derivatives of the loss in the parameters of each, for the observed targets.
     """
 
-    def __init__(
-        self,
-        likelihoods: Sequence[Likelihood],
-        axes: Sequence[Axis],
-        slopes: Sequence[Sequence[Tensor]] = (),
-    ) -> None:
-        self.likelihoods, self._given_axes, self._slopes = likelihoods, axes, slopes
-        self.z = [part for likelihood in likelihoods for part in likelihood.parameters]
+    def __init__(self, loss: SeenLikelihoods, axes: Sequence[Axis]) -> None:
+        self.loss, self.z = loss, loss.z
         self.axes = [
             Axis(axis.dim + likelihood.z.ndim - part.ndim, outer=axis.outer)
-            for axis, likelihood in zip(axes, likelihoods, strict=True)
+            for axis, likelihood in zip(axes, loss.likelihoods, strict=True)
             for part in likelihood.parameters
         ]
-
-    def at(self, z: Sequence[Tensor]) -> LikelihoodRoots:
-        """Those of the same targets at other outputs."""
-        rest = iter(z)
-        likelihoods = [
-            replace(likelihood, parameters=tuple(next(rest) for _ in likelihood.parameters))
-            for likelihood in self.likelihoods
-        ]
-        return LikelihoodRoots(likelihoods, self._given_axes, self._slopes)
 
     def per_example(self, examples: int) -> list[int]:
         return [z.numel() // examples for z in self.z]
@@ -163,13 +154,30 @@ class LikelihoodRoots(LossRoots):
 
     def root(self, e: Sequence[Tensor]) -> list[Tensor]:
         rest, parts = iter(e), []
-        for likelihood in self.likelihoods:
+        for likelihood in self.loss.likelihoods:
             parts += likelihood.root([next(rest) for _ in likelihood.parameters])
+        return parts
+
+    def units(self, examples: int) -> list[Tensor]:
+        found, axes = [], iter(self.axes)
+        for likelihood in self.loss.likelihoods:
+            for z, axis in zip(likelihood.parameters, axes, strict=False):
+                needed = torch.ones(z.shape, dtype=torch.bool)
+                if likelihood.is_singular and z.shape[likelihood.row_dim or 0] > 1:
+                    needed.narrow(likelihood.row_dim, -1, 1).fill_(False)
+                first = axis.split(needed, examples).select(axis.dim - 1, 0)
+                found.append(first.reshape(-1).nonzero()[:, 0])
+        return found
+
+    def columns(self, e: Sequence[Tensor]) -> list[Tensor]:
+        rest, parts = iter(e), []
+        for likelihood in self.loss.likelihoods:
+            parts += likelihood.short_root([next(rest) for _ in likelihood.parameters])
         return parts
 
     def observed(self, generator: torch.Generator) -> list[Tensor]:
         parts = []
-        for likelihood, slope in zip(self.likelihoods, self._slopes, strict=True):
+        for likelihood, slope in zip(self.loss.likelihoods, self.loss.slopes, strict=True):
             rows = likelihood.row_inner(likelihood.parameters, likelihood.parameters)
             signs = _signs(rows.shape, generator, rows)
             parts += likelihood.row_multiples(likelihood.observed(slope), signs)
@@ -273,8 +281,7 @@ def loss_roots(f: BoundFunction, leaves: Leaves, axes: Sequence[Axis] | None) ->
     """
     with twice_differentiable():
         if axes is not None:
-            loss = seen(f, leaves)
-            return LikelihoodRoots(loss.likelihoods, axes, loss.slopes)
+            return LikelihoodRoots(seen(f, leaves), axes)
         loss = f.function.function
         inner = BoundFunction(loss, f.variables)
         return HessianRoots(LossHessian(inner.outputs(leaves), inner.loss))

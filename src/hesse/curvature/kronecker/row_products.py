@@ -16,12 +16,22 @@ from hesse.vectors.matmul import empty_matrix, matmul
 
 _CHUNK = 1 << 24  # entries of gradients of single examples at a time
 
+# Entries of a row that are looked at before all of them are.
+_FIRST = 16
+
 # From this size on, panels of one half of X'X take less time than all of it.
 _SMALL_GRAM, _PANELS = 256, 6
 
 
 def nonzero_rows(rows: Tensor) -> Tensor:
-    """Which rows (R, groups, d) have an entry other than zero; a fifth of the time of `any`."""
+    """Which rows (R, groups, d) have an entry other than zero.
+
+    Nearly always the first entries tell. Where they do not, the extremes of a row take a fifth of
+    the time of `any`.
+    """
+    found = (rows[..., :_FIRST] != 0).any(-1)
+    if bool(found.all()):
+        return found
     return (rows.amax(-1) != 0) | (rows.amin(-1) != 0)
 
 
@@ -82,6 +92,8 @@ def arranged(map_: ExampleMap, rows: Rows) -> Rows:
 def gradients(left: Rows, right: Rows, part: slice) -> Tensor:
     """(examples, groups, p, q): the sum over rows of l r' for some of the examples."""
     if isinstance(left, Tensor) and isinstance(right, Tensor):
+        if left.shape[3] > right.shape[3]:  # a wide result takes less time than a tall one
+            return gradients(right, left, part).mT
         return left[part].permute(0, 2, 3, 1) @ right[part].permute(0, 2, 1, 3)
     hot, other = (left, right) if isinstance(left, OneHot) else (right, left)
     assert isinstance(hot, OneHot) and isinstance(other, Tensor)
@@ -104,10 +116,20 @@ def summed_squares(pairs: Sequence[tuple[Rows, Rows]], entries: int) -> Tensor:
     for i in range(0, examples, step):
         parts = [gradients(left, right, slice(i, i + step)) for left, right in pairs]
         gradient = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
-        squares = (gradient * gradient).sum(0)
-        total = squares if total is None else total + squares
+        squares = sum_of_squares(gradient)
+        total = squares if total is None else total.add_(squares)
     assert total is not None
     return total
+
+
+def sum_of_squares(rows: Tensor) -> Tensor:
+    """Over the first dimension of rows that may be written to.
+
+    The sum is taken in the order of the memory, and lies like a row: others take many times longer.
+    """
+    order = sorted(range(1, rows.ndim), key=lambda dim: -rows.stride(dim))
+    dense = rows.permute(0, *order).square_().sum(0)
+    return dense.permute([order.index(dim) for dim in range(1, rows.ndim)])
 
 
 @dataclass(frozen=True)

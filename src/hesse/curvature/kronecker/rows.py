@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hesse.curvature.kronecker.examples import ExampleMap
 from hesse.tracing.uses import Use
 
 
@@ -36,6 +37,8 @@ Rows = Tensor | OneHot
 Values = Mapping[int, Tensor]
 """Operands, by the value of the graph."""
 
+_OF_CHANNELS = ("channel sum", "batch norm", "group norm")
+
 
 def rows_of_g(use: Use, tangent: Values, primal: Values) -> Tensor:
     """The rows of a factored use that depend on u: l if `use.g_is_left`, else r."""
@@ -48,10 +51,18 @@ def rows_of_g(use: Use, tangent: Values, primal: Values) -> Tensor:
         rows = _matrix_rows(use, g, is_x=use.g_is_left != use.is_swapped)
         rows = rows * _members(use, len(rows), primal[use.a[1]])
     elif use.rule == "convolution":
-        rows = _places(use, g)
+        rows = _places(use, g).flatten(0, 1)
     else:
-        rows = _patches(use, g)
+        rows = _patches(use, g).flatten(0, 1)
     return _multiplied(use, rows, primal)
+
+
+def rows_by_example(use: Use, tangent: Values, primal: Values, map_: ExampleMap) -> Tensor:
+    """The rows of `rows_of_g` as (examples, T, groups, d): a view where they lie in that order."""
+    g = tangent[use.g]
+    if use.rule == "convolution" and map_.is_of_images(g.shape):
+        return _multiplied(use, _places(use, g), primal)
+    return map_.arrange(rows_of_g(use, tangent, primal))
 
 
 def rows_of_a(use: Use, primal: Values, g_shape: Sequence[int]) -> Rows:
@@ -64,7 +75,21 @@ def rows_of_a(use: Use, primal: Values, g_shape: Sequence[int]) -> Rows:
     if use.rule == "grouped mm":
         rows = _matrix_rows(use, a[0], is_x=use.g_is_left == use.is_swapped)
         return rows.expand(-1, use.shape[0], -1)
-    return _patches(use, a[0]) if use.rule == "convolution" else _places(use, a[0])
+    if use.rule == "convolution":
+        return _patches(use, a[0]).flatten(0, 1)
+    return _places(use, a[0]).flatten(0, 1)
+
+
+def rows_of_a_by_example(
+    use: Use, primal: Values, g_shape: Sequence[int], map_: ExampleMap
+) -> Rows:
+    """The rows of `rows_of_a` by example; of a convolution with places next to one another."""
+    if use.rule == "convolution" and map_.is_of_images(g_shape):
+        return _patches(use, primal[use.a[0]])
+    rows = rows_of_a(use, primal, g_shape)
+    if isinstance(rows, OneHot):
+        return OneHot(map_.arrange(rows.index + 1) - 1, rows.size)
+    return map_.arrange(rows)
 
 
 def gradient_rows(use: Use, tangent: Values, primal: Values) -> Tensor:
@@ -76,12 +101,17 @@ def gradient_rows(use: Use, tangent: Values, primal: Values) -> Tensor:
     elif use.rule == "own gradient":
         rows = g.reshape(1, -1)
     else:
-        if use.rule == "batch norm":
-            g = g * _batch_normed(use, *a)
-        elif use.rule == "group norm":
-            g = g * _group_normed(use, *a)
-        rows = g.movedim(1, -1).reshape(-1, *use.shape)
+        rows = _channels(use, g, a).movedim(1, -1).reshape(-1, *use.shape)
     return _multiplied(use, rows, primal)
+
+
+def gradient_sums(use: Use, tangent: Values, primal: Values, map_: ExampleMap) -> Tensor:
+    """(examples, D): the sum of the rows of `gradient_rows` over those of each example."""
+    g = tangent[use.g]
+    if use.rule in _OF_CHANNELS and g.ndim > 2 and map_.is_of_images(g.shape):
+        sums = _channels(use, g, [primal[number] for number in use.a]).flatten(2).sum(2)
+        return _multiplied(use, sums, primal)
+    return map_.sums(gradient_rows(use, tangent, primal))
 
 
 def _multiplied(use: Use, rows: Tensor, primal: Values) -> Tensor:
@@ -92,8 +122,12 @@ def _multiplied(use: Use, rows: Tensor, primal: Values) -> Tensor:
 
 
 def with_ones(rows: Tensor) -> Tensor:
-    """Rows with a 1 appended, for a bias."""
-    return torch.cat([rows, rows.new_ones(*rows.shape[:-1], 1)], dim=-1)
+    """Rows with a 1 appended, for a bias; what was next to one another in memory remains so."""
+    ones = rows.new_ones(*rows.shape[:-1], 1)
+    if rows.ndim == 4 and rows.stride(1) == 1:  # (examples, T, groups, d), of a convolution
+        parts = [part.permute(0, 2, 3, 1) for part in (rows, ones)]
+        return torch.cat(parts, dim=2).permute(0, 3, 1, 2)
+    return torch.cat([rows, ones], dim=-1)
 
 
 def dense(rows: Rows, dtype: torch.dtype) -> Tensor:
@@ -129,25 +163,37 @@ def _one_hot(use: Use, indices: Tensor, g_shape: Sequence[int]) -> OneHot:
 
 
 def _places(use: Use, g: Tensor) -> Tensor:
-    """Every place of the outputs of a convolution: (N T, groups, channels / groups).
+    """Every place of the outputs of a convolution: (N, T, groups, channels / groups).
 
     A transposed convolution is one from its outputs to its inputs.
     """
     groups = use.settings[4]
-    return g.unflatten(1, (groups, -1)).flatten(3).permute(0, 3, 1, 2).flatten(0, 1)
+    return g.unflatten(1, (groups, -1)).flatten(3).permute(0, 3, 1, 2)
 
 
 def _patches(use: Use, x: Tensor) -> Tensor:
-    """The windows that the places are computed from: (N T, groups, channels / groups * K)."""
+    """The windows that the places are computed from: (N, T, groups, channels / groups * K).
+
+    Places are next to one another in memory.
+    """
     kernel, stride, padding, dilation, groups, sizes = use.settings
-    N = x.shape[0]
+    N, channels = x.shape[:2]
     x = F.pad(x, [p for pad in reversed(padding) for p in (pad, pad)])
     for i, (k, s, step, size) in enumerate(zip(kernel, stride, dilation, sizes, strict=True)):
-        windows = [x.narrow(2 + i, j * step, (size - 1) * s + 1) for j in range(k)]
-        every = (slice(None),) * (2 + i) + (slice(None, None, s),)
-        x = torch.stack([window[every] for window in windows], dim=-1)
-    x = x.reshape(N, groups, x.shape[1] // groups, math.prod(sizes), math.prod(kernel))
-    return x.permute(0, 3, 1, 2, 4).reshape(N * math.prod(sizes), groups, -1)
+        x = x.unfold(2 + i, (k - 1) * step + 1, s)[..., ::step].narrow(2 + i, 0, size)
+    places = len(sizes)
+    windows = x.movedim(tuple(range(2, 2 + places)), tuple(range(-places, 0)))
+    rows = windows.reshape(N, groups, channels // groups * math.prod(kernel), math.prod(sizes))
+    return rows.permute(0, 3, 1, 2)
+
+
+def _channels(use: Use, g: Tensor, a: Sequence[Tensor]) -> Tensor:
+    """(N, channels, ...): what the gradient of a number for each channel is the sum of."""
+    if use.rule == "batch norm":
+        return g * _batch_normed(use, *a)
+    if use.rule == "group norm":
+        return g * _group_normed(use, *a)
+    return g
 
 
 def _batch_normed(use: Use, x: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
