@@ -16,6 +16,8 @@ BENCHMARKS = {
     "least-squares": "least_squares beside SciPy: evaluations, Jacobians, seconds (see --help)",
     "apps": "applications of curvature: python -m benchmarks apps NAME",
     "compare": "two versions of Hesse beside each other: OLD_SRC NEW_SRC (see --help)",
+    "suite": "smooth problems: profiles of Hesse and its peers, resumable (see --help)",
+    "large": "functions of 250,000 variables and more beside SciPy and GALAHAD (see --help)",
     "optimizers": "HessianFree, AdamW and L-BFGS on the digits autoencoder",
     "tune-adamw": "AdamW's best settings there",
 }

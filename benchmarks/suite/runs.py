@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All runs of all solvers: those of the file, and the others from processes that may be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.suite.peers import ENVIRONMENT
+
+# A process is given up if it writes nothing for so many times the limit of a run, and a minute:
+# that is seconds of the processor, which a busy machine shares out.
+_PATIENCE, _GRACE = 4.0, 60.0
+
+
+def records(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """(solver, problem) -> its run, as far as there are any in the file."""
+    if not path.exists():
+        return {}
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            run = json.loads(line)
+        except json.JSONDecodeError:  # the process ended while it wrote
+            continue
+        found[run["solver"], run["problem"]] = run
+    return found
+
+
+def complete(
+    path: Path, solver: str, problems: list[str], *, max_cost: float, max_seconds: float
+) -> None:
+    """Run one solver on the problems that the file has no run of."""
+    while missing := [p for p in problems if (solver, p) not in records(path)]:
+        command = [sys.executable, "-m", "benchmarks.suite.worker", solver, str(path)]
+        command += [str(max_cost), str(max_seconds), *missing]
+        worker = subprocess.Popen(
+            command,
+            env=os.environ | (ENVIRONMENT if solver.startswith("galahad") else {}),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            how = _watch(worker, path, _PATIENCE * max_seconds + _GRACE, solver, len(problems))
+        finally:
+            worker.kill()
+            worker.wait()
+        missing = [p for p in problems if (solver, p) not in records(path)]
+        if missing:  # it did not get beyond this one
+            _write(path, {"solver": solver, "problem": missing[0], **_no_result(how)})
+
+
+def _watch(
+    worker: subprocess.Popen, path: Path, patience: float, solver: str, total: int
+) -> str:
+    """Wait for the end of the process, or until it has written nothing for too long."""
+    size, since = -1, time.monotonic()
+    while worker.poll() is None:
+        now = path.stat().st_size if path.exists() else 0
+        if now != size:
+            size, since = now, time.monotonic()
+            done = sum(1 for key in records(path) if key[0] == solver)
+            print(f"\r{solver:22} {done:4} of {total}", end="", file=sys.stderr, flush=True)
+        if time.monotonic() - since > patience:
+            return "did not return"
+        time.sleep(0.3)
+    print(file=sys.stderr)
+    return f"the process ended with {worker.returncode}"
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _no_result(how: str) -> dict[str, Any]:
+    nothing = dict.fromkeys(("seconds", "cost", "values", "gradients", "products", "n"), 0)
+    return {
+        **nothing, "claims": False, "message": how, "error": how,
+        "verdict": {"kind": "no result"}, "path": [],
+    }  # fmt: skip
