@@ -145,7 +145,7 @@ def _plain(message: Any) -> str:
 HESSE = {
     f"hesse {method}": with_hesse(method)
     for method in (
-        "auto", "trust-cg", "trust-krylov", "cubic", "newton-minres",
+        "auto", "newton-cg", "trust-cg", "trust-krylov", "cubic", "newton-minres",
         "newton-direct", "lbfgs",
     )
 }  # fmt: skip

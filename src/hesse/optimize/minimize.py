@@ -29,6 +29,7 @@ from hesse.optimize.box import Box
 from hesse.optimize.certificate import Certificate
 from hesse.optimize.criterion import Criterion
 from hesse.optimize.cubic import Cubic
+from hesse.optimize.enriched import Enriched
 from hesse.optimize.factory import Factory, made
 from hesse.optimize.fixed_mode import in_fixed_mode
 from hesse.optimize.lbfgs import LBFGS
@@ -47,6 +48,7 @@ from hesse.vectors.space import Space, Tree
 
 MethodName = Literal[
     "auto",
+    "enriched",
     "newton-cg",
     "trust-cg",
     "trust-krylov",
@@ -56,9 +58,12 @@ MethodName = Literal[
     "newton-direct",
 ]
 
-_ALL = NewtonCG(), TrustCG(), TrustKrylov(), Cubic(), LBFGS(), NewtonMINRES(), NewtonDirect()
+_ALL = (
+    Enriched(), NewtonCG(), TrustCG(), TrustKrylov(), Cubic(), LBFGS(), NewtonMINRES(),
+    NewtonDirect(),
+)  # fmt: skip
 METHODS: dict[str, MinimizeMethod] = {
-    "auto": NewtonCG(),
+    "auto": Enriched(),
     **{method.name: method for method in _ALL},
 }
 """The methods by name, with their default options."""
@@ -156,8 +161,8 @@ def minimize(
     """
     chosen = find_method(method, METHODS, "compose")
     box, x0 = _box(bounds, x0)
-    if box is not None and method == "auto":
-        chosen = TrustCG()
+    if method == "auto":
+        chosen = _default(box, curvature)
     chosen.check_bounds(box)
     if not callable(curvature):
         check_choice("curvature", curvature, ("hessian", "ggn"))
@@ -209,6 +214,13 @@ def minimize(
         checkpoint=file,
     )
     return _run(minimisation, limits)
+
+
+def _default(box: Box | None, curvature: Any) -> MinimizeMethod:
+    """What "auto" takes: a curvature that was given is there to be used."""
+    if box is not None:
+        return TrustCG()
+    return METHODS["auto"] if curvature == "hessian" else NewtonCG()
 
 
 def _box(bounds: Any, x0: Tree) -> tuple[Box | None, Tree]:
