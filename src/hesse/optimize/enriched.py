@@ -18,9 +18,13 @@ from hesse.optimize.trust_radius import RadiusState, TrustRadius
 from hesse.optimize.wolfe import StrongWolfeSearch
 
 # L-BFGS is judged after so many steps; it is fast if the gradient has become this much smaller.
-_WINDOW, _FAST = 10, 0.1
-# Newton's method is judged after so many steps.
-_TRIAL = 3
+_WINDOW, _FAST = 10, 0.2
+# Newton's method is first tried after so many of them, and judged after so many steps of its own.
+_WAIT, _TRIAL = 40, 3
+# A step of it takes at most this many products, or this part of what all has cost so far.
+_LEAST_PRODUCTS, _PART = 10, 0.25
+# It is near a minimum if its steps have made the gradient this much smaller.
+_NEAR = 0.5
 # What is counted in gradients: a value, the gradient after it, a product.
 _VALUE, _GRADIENT, _PRODUCT = 1 / 3, 2 / 3, 2.0
 
@@ -36,10 +40,11 @@ class Enriched(IterativeMethod):
     A step of L-BFGS costs a gradient, one of Newton's as many products as its Krylov space has
     dimensions. Where a function is well conditioned the first reach the minimum before the others
     have paid for a few steps; where it is not, they crawl. Every ten steps of L-BFGS are judged. If
-    they have not made the gradient ten times smaller, three steps of `TrustKrylov` follow. The
-    method goes on with those that gained more, in log |g| or in f, for what they cost; if Newton's
-    lose, it is twice as long until they are tried again. Where L-BFGS finds no lower point, Newton's
-    method goes on.
+    they have not made the gradient five times smaller, and forty have been taken, three steps of
+    `TrustKrylov` follow. The method goes on with those that gained more for what they cost, in
+    log |g| near a minimum, else in f; if Newton's lose, it is twice as long until they are tried
+    again. Where L-BFGS finds no lower point, Newton's method goes on. No step takes more products
+    than a quarter of what all has cost so far, in gradients, so that a trial that fails is cheap.
 
     Args:
         max_inner_iterations: products of one step at most.
@@ -76,9 +81,11 @@ class AlternatingState(QuasiNewtonState, KrylovDescentState):
     is_quasi: bool = True
     steps: int = 0
     """Of this kind, since it was chosen or last judged."""
-    wait: int = _WINDOW
+    wait: int = _WAIT
     """Steps of L-BFGS before Newton's are tried."""
     waited: int = 0
+    allowed: int = _LEAST_PRODUCTS
+    """Products of the next step of Newton's."""
     before: float = math.nan
     """|g| when the steps began; beside it f, and the cost so far."""
     value: float = math.nan
@@ -100,12 +107,13 @@ class Alternating(LoopDescent):
     def __init__(self, setting: Setting, memory: int, most: int) -> None:
         self.state = AlternatingState()
         self._quasi = QuasiNewton(memory, setting.preconditioner)
-        self.krylov = KrylovDescent(setting, within_ball, most, is_bounded=True)
+        self.krylov, self._most = KrylovDescent(setting, within_ball, most, is_bounded=True), most
 
     @property
     def _next(self) -> LoopDescent:
         descent = self._quasi if self.state.is_quasi else self.krylov
         descent.state, descent.gradient_tolerance = self.state, self.gradient_tolerance
+        self.krylov.most = min(self._most, self.state.allowed)
         return descent
 
     def propose(self, point: Point, scalar: float) -> Proposal:
@@ -169,6 +177,7 @@ class AlternatingSearch(LoopSearch):
                 self._to_newton(point, accepted or point, objective.counts)
             return accepted
         accepted = self._trust.judge(objective, point, proposal)
+        state.allowed = _allowed(objective.counts)
         if accepted is not None and _has_lost(state, accepted, objective.counts):
             state.is_quasi = True
         return accepted
@@ -177,6 +186,7 @@ class AlternatingSearch(LoopSearch):
         """Newton's turn; its radius is at least as long as the last step."""
         state = self._descent.state
         state.is_quasi, state.kept = False, 0
+        state.allowed = _allowed(counts)
         if self.state.radius == 0.0:
             self._trust.begin(point, self._descent)
         length = point.space.norm(point.x - before.x)
@@ -186,6 +196,11 @@ class AlternatingSearch(LoopSearch):
 
 def _cost(counts: Counts) -> float:
     return _VALUE * counts.nfev + _GRADIENT * counts.njev + _PRODUCT * counts.nhev
+
+
+def _allowed(counts: Counts) -> int:
+    """Products of a step that may fail."""
+    return max(_LEAST_PRODUCTS, int(_PART * _cost(counts)))
 
 
 def _begin(state: AlternatingState, point: Point, counts: Counts) -> None:
@@ -222,8 +237,9 @@ def _has_lost(state: AlternatingState, point: Point, counts: Counts) -> bool:
     if state.steps < _TRIAL:
         return False
     digits, fall = _gains(state, point, counts)
+    is_near = point.gradient_norm <= _NEAR * state.before
     _begin(state, point, counts)
-    if digits > state.digits or fall > state.fall:
+    if digits > state.digits if is_near else fall > state.fall:
         return False
     state.wait *= 2
     return True

@@ -191,7 +191,7 @@ class Minimisation:
                 state.counts.note(error)
                 self._is_undefined = True
                 return
-            if self.point is before:
+            if self.point is before or state.failures == _FEW_FAILURES:
                 self._measure_noise(proposal)
         state.number += 1
         state.rejections = state.rejections + 1 if self.point is before else 0
@@ -202,7 +202,7 @@ class Minimisation:
             state.failures += 1
 
     def _measure_noise(self, proposal: Proposal) -> None:
-        """Measure the rounding error of f once where it may be what a step was rejected for."""
+        """Measure the rounding error of f, once, where it may be why f does not fall."""
         promised, state = -proposal.best.predicted, self.state
         fallen = max(abs(self.point.value), state.start_value - self.point.value)
         may_be_noise = 0.0 < promised <= torch.finfo(self.point.x.dtype).eps ** 0.5 * fallen
