@@ -10,7 +10,7 @@ from hesse.errors import NonFiniteError, Status
 from hesse.optimize import minimize
 
 DOUBLE = torch.float64
-METHODS = ["newton-cg", "trust-cg", "trust-krylov", "cubic", "lbfgs", "newton-minres"]
+METHODS = ["enriched", "newton-cg", "trust-cg", "trust-krylov", "cubic", "lbfgs", "newton-minres"]
 
 
 def vector(*entries):

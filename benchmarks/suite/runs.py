@@ -46,7 +46,7 @@ def complete(
             stderr=subprocess.DEVNULL,
         )
         try:
-            how = _watch(worker, path, _PATIENCE * max_seconds + _GRACE, solver, len(problems))
+            how = _watch(worker, path, _PATIENCE * max_seconds + _GRACE, solver, problems)
         finally:
             worker.kill()
             worker.wait()
@@ -56,16 +56,16 @@ def complete(
 
 
 def _watch(
-    worker: subprocess.Popen, path: Path, patience: float, solver: str, total: int
+    worker: subprocess.Popen, path: Path, patience: float, solver: str, problems: list[str]
 ) -> str:
     """Wait for the end of the process, or until it has written nothing for too long."""
     size, since = -1, time.monotonic()
     while worker.poll() is None:
         now = path.stat().st_size if path.exists() else 0
         if now != size:
-            size, since = now, time.monotonic()
-            done = sum(1 for key in records(path) if key[0] == solver)
-            print(f"\r{solver:22} {done:4} of {total}", end="", file=sys.stderr, flush=True)
+            size, since, found = now, time.monotonic(), records(path)
+            done = sum((solver, problem) in found for problem in problems)
+            print(f"\r{solver:22} {done:4} of {len(problems)}", end="", file=sys.stderr, flush=True)
         if time.monotonic() - since > patience:
             return "did not return"
         time.sleep(0.3)

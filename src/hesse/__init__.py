@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from hesse.optimize import (
         LBFGS,
         Cubic,
+        Enriched,
         HessianFree,
         LeastSquaresResult,
         NewtonCG,
@@ -106,6 +107,7 @@ __all__ = [
     "CurvatureOperator",
     "Direct",
     "Eigenpairs",
+    "Enriched",
     "Estimate",
     "GMRES",
     "HesseError",

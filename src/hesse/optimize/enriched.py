@@ -20,7 +20,7 @@ from hesse.optimize.wolfe import StrongWolfeSearch
 # L-BFGS is judged after so many steps; it is fast if the gradient has become this much smaller.
 _WINDOW, _FAST = 10, 0.2
 # Newton's method is first tried after so many of them, and judged after so many steps of its own.
-_WAIT, _TRIAL = 40, 3
+_WAIT, _TRIAL = 80, 3
 # A step of it takes at most this many products, or this part of what all has cost so far.
 _LEAST_PRODUCTS, _PART = 10, 0.25
 # It is near a minimum if its steps have made the gradient this much smaller.
@@ -40,7 +40,7 @@ class Enriched(IterativeMethod):
     A step of L-BFGS costs a gradient, one of Newton's as many products as its Krylov space has
     dimensions. Where a function is well conditioned the first reach the minimum before the others
     have paid for a few steps; where it is not, they crawl. Every ten steps of L-BFGS are judged. If
-    they have not made the gradient five times smaller, and forty have been taken, three steps of
+    they have not made the gradient five times smaller, and eighty have been taken, three steps of
     `TrustKrylov` follow. The method goes on with those that gained more for what they cost, in
     log |g| near a minimum, else in f; if Newton's lose, it is twice as long until they are tried
     again. Where L-BFGS finds no lower point, Newton's method goes on. No step takes more products

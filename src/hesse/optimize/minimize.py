@@ -96,11 +96,12 @@ def minimize(
         f: scalar function of one argument, or a `Risk`.
         x0: where to start: a tensor or a tree of tensors. Use float64 for high accuracy.
         method: a name, or an object with options, such as `TrustKrylov(max_inner_iterations=100)`:
+            "enriched", L-BFGS while it is fast, else Newton steps within a trust radius;
             "newton-cg", truncated Newton steps with a line search; "trust-cg", within a trust
             radius; "trust-krylov", minima within a trust radius on a Krylov space; "cubic", with
             cubic regularisation; "newton-minres", for singular Hessians; "newton-direct", which
-            factorises a sparse Hessian; "lbfgs", which takes no products; "auto", newton-cg, or
-            trust-cg where there are bounds.
+            factorises a sparse Hessian; "lbfgs", which takes no products; "auto", enriched, or
+            trust-cg where there are bounds, or newton-cg with another `curvature`.
         bounds: a pair (lower, upper) of numbers, tensors or trees like x0, or None, or a
             `scipy.optimize.Bounds`. With "auto" and "trust-cg". f is evaluated within them only;
             an x0 outside of them is projected, with a warning. The gradient is then, in all that
