@@ -22,6 +22,7 @@ DOUBLE = torch.float64
 METHODS = ["enriched", "newton-cg", "trust-cg", "trust-krylov", "cubic", "lbfgs", "newton-minres"]
 
 INNER = [name for name in METHODS if hasattr(METHODS_BY_NAME[name], "max_inner_iterations")]
+INNER.remove("enriched")  # whose steps begin without an inner solve
 ENDLESS = {name: replace(METHODS_BY_NAME[name], max_inner_iterations=10**6) for name in INNER}
 
 

@@ -72,7 +72,9 @@ def _run(path: Path, solver: str, function: str, n: int, max_seconds: float) -> 
 
 def _row(run: dict[str, Any]) -> str:
     if "seconds" not in run:
-        return f"| {run['function']} | {run['n']:,} | {run['solver']} | | | | | | {run['message']} |"
+        return (
+            f"| {run['function']} | {run['n']:,} | {run['solver']} | | | | | | {run['message']} |"
+        )
     return (
         f"| {run['function']} | {run['n']:,} | {run['solver']} | {run['seconds']:.1f} "
         f"| {run['products']} | {run['vectors']:.0f} | {run['gradient']:.1e} "

@@ -31,9 +31,8 @@ def with_hesse(method: str) -> Callable[[Counted, Tensor], tuple[Ending, int]]:
     """`hesse.minimize` in its default form; also the products that it counts."""
 
     def solve(f: Counted, x: Tensor) -> tuple[Ending, int]:
-        r: Any = hesse.minimize(
-            f.f, x, method, rtol=RTOL, max_seconds=f.max_seconds  # type: ignore[arg-type]
-        )
+        name: Any = method
+        r: Any = hesse.minimize(f.f, x, name, rtol=RTOL, max_seconds=f.max_seconds)
         return Ending(r.x, r.success, r.status.name), r.nhev
 
     return solve

@@ -42,7 +42,7 @@ def burgers(viscosity: float = 0.01 / math.pi) -> Equation:
     return Equation(
         "burgers",
         ((0.0, 1.0), (-1.0, 1.0)),
-        lambda u, t, x: u.t + u.u * u.x - viscosity * u.xx,
+        lambda u, _t, _x: u.t + u.u * u.x - viscosity * u.xx,
         lambda t, x: cole_hopf(t, x, viscosity),
     )
 
@@ -67,7 +67,7 @@ def convection(speed: float = 40.0) -> Equation:
     return Equation(
         "convection",
         ((0.0, 1.0), (0.0, 2 * math.pi)),
-        lambda u, t, x: u.t + speed * u.x,
+        lambda u, _t, _x: u.t + speed * u.x,
         lambda t, x: torch.sin(x - speed * t),
         is_periodic=True,
     )
@@ -84,7 +84,7 @@ def reaction(rate: float = 5.0) -> Equation:
     return Equation(
         "reaction",
         ((0.0, 1.0), (0.0, 2 * math.pi)),
-        lambda u, t, x: u.t - rate * u.u * (1 - u.u),
+        lambda u, _t, _x: u.t - rate * u.u * (1 - u.u),
         exact,
         is_periodic=True,
     )
@@ -100,7 +100,7 @@ def wave() -> Equation:
     return Equation(
         "wave",
         ((0.0, 1.0), (0.0, 1.0)),
-        lambda u, t, x: u.tt - 4 * u.xx,
+        lambda u, _t, _x: u.tt - 4 * u.xx,
         exact,
         starts_at_rest=True,
     )

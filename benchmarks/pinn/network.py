@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -36,7 +37,7 @@ class Network:
     ) -> None:
         self.domain = domain
         sizes = [2, *[width] * depth, 1]
-        self._shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
+        self._shapes = list(pairwise(sizes))
         self.size = sum((a + 1) * b for a, b in self._shapes)
 
     def start(self, seed: int, dtype: torch.dtype) -> Tensor:
@@ -45,9 +46,7 @@ class Network:
         leaves = []
         for a, b in self._shapes:
             scale = math.sqrt(2.0 / (a + b))
-            leaves.append(
-                scale * torch.randn(a * b, dtype=torch.float64, generator=generator)
-            )
+            leaves.append(scale * torch.randn(a * b, dtype=torch.float64, generator=generator))
             leaves.append(torch.zeros(b, dtype=torch.float64))
         return torch.cat(leaves).to(dtype)
 

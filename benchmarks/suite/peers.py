@@ -145,7 +145,11 @@ def installed() -> tuple[dict[str, Solver], list[str]]:
     galahad = {f"galahad {m}": with_galahad(m) for m in ("tru", "arc")}
     optimistix = {f"optimistix {m}": with_optimistix(m) for m in ("BFGS", "NonlinearCG")}
     solvers, missing = {}, []
-    for module, some in {"torchmin": torchmin, "galahad": galahad, "optimistix": optimistix}.items():
+    for module, some in {
+        "torchmin": torchmin,
+        "galahad": galahad,
+        "optimistix": optimistix,
+    }.items():
         if find_spec(module) is None:
             missing.append(module)
         else:

@@ -41,7 +41,7 @@ def taken(run: dict[str, Any], values: list[float], tolerance: float, measure: s
     reached = [v for v in values if least - v <= tolerance * (start - v) and v <= start]
     if not reached:
         return math.inf
-    target = max(v for v in reached)
+    target = max(reached)
     bound = target + tolerance * (start - target)
     for step in run["path"]:
         if step[0] <= bound:

@@ -91,8 +91,9 @@ def with_hesse(method: str) -> Solver:
             options["rtol"] = rtol
         if method == "newton-direct":
             options["curvature"] = SparseHessians(f, x)
-        result = hesse.minimize(f, x, method, **options)  # type: ignore
-        return Ending(result.x, result.success, result.status.name)  # type: ignore
+        options["method"] = method
+        result: Any = hesse.minimize(f, x, **options)
+        return Ending(result.x, result.success, result.status.name)
 
     return solve
 

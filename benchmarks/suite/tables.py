@@ -34,40 +34,38 @@ def _solved(runs: Runs) -> str:
         for i, solver in enumerate(solvers):
             row = cells.setdefault(solver, [])
             row.append(str(int(np.isfinite(cost[i]).sum())))
-            for _, _, entries in tables.values():
-                row.append(_mean_ratio(entries[i], entries[place]))
+            for measure, (_, _, entries) in tables.items():
+                least = 1e-3 if measure == "seconds" else 1.0
+                row.append(_mean_ratio(entries[i], entries[place], least))
     rows += [f"| {solver} | {' | '.join(row)} |" for solver, row in cells.items()]
     return "\n".join(rows)
 
 
-def _mean_ratio(entries: np.ndarray, others: np.ndarray) -> str:
-    """The geometric mean of (1 + a) / (1 + b) where both solved the problem."""
+def _mean_ratio(entries: np.ndarray, others: np.ndarray, least: float) -> str:
+    """The geometric mean of a / b where both solved the problem; what is below `least` is that."""
     both = np.isfinite(entries) & np.isfinite(others)
     if not both.any():
         return "-"
-    shift = 1e-3 if entries.dtype != object and others[both].max() < 600 and False else 0.0
-    a, b = entries[both], others[both]
-    usable = (a > 0) & (b > 0)
-    if not usable.any():
-        return "-"
-    return f"{np.exp(np.log((a[usable] + shift) / (b[usable] + shift)).mean()):.2f}"
+    a, b = np.maximum(entries[both], least), np.maximum(others[both], least)
+    return f"{np.exp(np.log(a / b).mean()):.2f}"
 
 
 def _endings(runs: Runs) -> str:
     """How the runs of each solver ended, by claim and verdict."""
-    kinds = ("minimum", "saddle", "not stationary", "not finite", "no result")
     solvers = dict.fromkeys(solver for solver, _ in runs)
     rows = [
-        "| solver | claims a minimum: is one | is none | says no: is one | is none | total, gradients"
-        " | reasons of those that say no |",
+        "| solver | claims a minimum: is one | is none | says no: is one | is none "
+        "| total, gradients | reasons of those that say no |",
         "|---|--:|--:|--:|--:|--:|---|",
     ]
     for solver in solvers:
         ours = [run for key, run in runs.items() if key[0] == solver]
-        counts = Counter((run["claims"], run["verdict"]["kind"] == kinds[0]) for run in ours)
+        counts = Counter((run["claims"], run["verdict"]["kind"] == "minimum") for run in ours)
         reasons = Counter(run["message"] for run in ours if not run["claims"])
         said = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(5))
-        cells = [counts[c, m] for c, m in ((True, True), (True, False), (False, True), (False, False))]
+        cells = [
+            counts[c, m] for c, m in ((True, True), (True, False), (False, True), (False, False))
+        ]
         cost = [max(run["cost"], 1.0) for run in ours if run["path"]]
         mean = np.exp(np.log(cost).mean()) if cost else float("nan")
         rows.append(f"| {solver} | {' | '.join(map(str, cells))} | {mean:.0f} | {said} |")

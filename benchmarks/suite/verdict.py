@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is the point where a solver ended a minimum? The dense Hessian there tells, and nobody's claim."""
+"""Is the point where a solver ended a minimum? The dense Hessian there tells."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ Reference: Moré & Wild 2011, doi:10.1137/100786125.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 
@@ -32,6 +33,6 @@ def measured_noise(objective: Objective, point: Point) -> float:
     if not all(map(math.isfinite, values)):
         return 0.0
     for _ in range(_ORDER):
-        values = [b - a for a, b in zip(values[:-1], values[1:], strict=True)]
+        values = [b - a for a, b in pairwise(values)]
     mean = sum(value * value for value in values) / len(values)
     return math.factorial(_ORDER) * math.sqrt(mean / math.factorial(2 * _ORDER))

@@ -120,7 +120,7 @@ class Point:
 
     @property
     def rounding_error(self) -> float:
-        """How much f(x) may change through rounding: 10 eps |f(x)|, or 10 times what was measured."""
+        """How much f(x) may change through rounding: 10 times eps |f(x)| or what was measured."""
         return 10 * max(torch.finfo(self.x.dtype).eps * abs(self.value), self._counts.noise)
 
     @cached_property
