@@ -32,7 +32,9 @@ def with_hesse(method: str) -> Callable[[Counted, Tensor], tuple[Ending, int]]:
 
     def solve(f: Counted, x: Tensor) -> tuple[Ending, int]:
         name: Any = method
-        r: Any = hesse.minimize(f.f, x, name, rtol=RTOL, max_seconds=f.max_seconds)
+        r: Any = hesse.minimize(
+            f.f, x, name, rtol=RTOL, callback=lambda _: f.seconds > f.max_seconds
+        )
         return Ending(r.x, r.success, r.status.name), r.nhev
 
     return solve

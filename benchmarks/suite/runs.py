@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 from benchmarks.suite.peers import ENVIRONMENT
 
+_START = re.compile(r'\{"solver": "([^"]*)", "problem": "([^"]*)"')
 # A process is given up if it writes nothing for so many times the limit of a run, and a minute:
 # that is seconds of the processor, which a busy machine shares out.
 _PATIENCE, _GRACE = 4.0, 60.0
@@ -32,11 +34,20 @@ def records(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return found
 
 
+def finished(path: Path) -> set[tuple[str, str]]:
+    """(solver, problem) of each run in the file, read off the beginning of its line."""
+    if not path.exists():
+        return set()
+    with path.open(encoding="utf-8") as file:
+        starts = [line[:300] for line in file if line.endswith("}\n")]
+    return {(match[1], match[2]) for match in map(_START.match, starts) if match}
+
+
 def complete(
     path: Path, solver: str, problems: list[str], *, max_cost: float, max_seconds: float
 ) -> None:
     """Run one solver on the problems that the file has no run of."""
-    while missing := [p for p in problems if (solver, p) not in records(path)]:
+    while missing := [p for p in problems if (solver, p) not in finished(path)]:
         command = [sys.executable, "-m", "benchmarks.suite.worker", solver, str(path)]
         command += [str(max_cost), str(max_seconds), *missing]
         worker = subprocess.Popen(
@@ -50,7 +61,7 @@ def complete(
         finally:
             worker.kill()
             worker.wait()
-        missing = [p for p in problems if (solver, p) not in records(path)]
+        missing = [p for p in problems if (solver, p) not in finished(path)]
         if missing:  # it did not get beyond this one
             _write(path, {"solver": solver, "problem": missing[0], **_no_result(how)})
 
@@ -63,12 +74,12 @@ def _watch(
     while worker.poll() is None:
         now = path.stat().st_size if path.exists() else 0
         if now != size:
-            size, since, found = now, time.monotonic(), records(path)
+            size, since, found = now, time.monotonic(), finished(path)
             done = sum((solver, problem) in found for problem in problems)
             print(f"\r{solver:22} {done:4} of {len(problems)}", end="", file=sys.stderr, flush=True)
         if time.monotonic() - since > patience:
             return "did not return"
-        time.sleep(0.3)
+        time.sleep(1.0)
     print(file=sys.stderr)
     return f"the process ended with {worker.returncode}"
 

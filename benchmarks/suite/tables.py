@@ -19,11 +19,12 @@ def markdown(runs: Runs) -> str:
 
 def _solved(runs: Runs) -> str:
     """Problems solved at each tolerance, and geometric means of ratios to the default method."""
-    head = "| solver | " + " | ".join(
+    runs_of = Counter(solver for solver, _ in runs)
+    head = "| solver | runs | " + " | ".join(
         f"solved, {t:.0e} | gradients / default | products / default | seconds / default"
         for t in TOLERANCES
     )
-    rows = [head + " |", "|---|" + "--:|" * (4 * len(TOLERANCES))]
+    rows = [head + " |", "|---|--:|" + "--:|" * (4 * len(TOLERANCES))]
     cells: dict[str, list[str]] = {}
     for tolerance in TOLERANCES:
         tables = {m: table(runs, tolerance, m) for m in ("cost", "products", "seconds")}
@@ -37,7 +38,8 @@ def _solved(runs: Runs) -> str:
             for measure, (_, _, entries) in tables.items():
                 least = 1e-3 if measure == "seconds" else 1.0
                 row.append(_mean_ratio(entries[i], entries[place], least))
-    rows += [f"| {solver} | {' | '.join(row)} |" for solver, row in cells.items()]
+    for solver, row in cells.items():
+        rows.append(f"| {solver} | {runs_of[solver]} | {' | '.join(row)} |")
     return "\n".join(rows)
 
 
