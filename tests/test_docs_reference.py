@@ -81,7 +81,7 @@ def test_what_a_user_makes_or_gets_is_shown_with_its_base():
     names += "jacobian_operator hessian_operator ggn_operator fisher_operator ntk_operator "
     names += "gradient_covariance_operator sparse_hessian_operator deterministic Solution "
     names += "Eigenpairs NewtonCG TrustCG TrustKrylov Cubic LBFGS NewtonMINRES NewtonDirect "
-    names += "fisher_root_operator"
+    names += "Enriched fisher_root_operator"
     assert {f"hesse.{name}" for name in names.split()} <= shown
     assert {"hesse.result.Result", "hesse.krylov.method.Method"} <= shown
     assert "[`hesse.result.Result`]" in reference.entries("hesse.krylov")

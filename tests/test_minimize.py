@@ -13,7 +13,7 @@ from hesse.optimize import minimize
 from hesse.risk.risk import Risk
 
 DOUBLE = torch.float64
-METHODS = ["newton-cg", "trust-cg", "trust-krylov", "cubic", "lbfgs", "newton-minres"]
+METHODS = ["enriched", "newton-cg", "trust-cg", "trust-krylov", "cubic", "lbfgs", "newton-minres"]
 
 
 def rosenbrock(x):
@@ -94,7 +94,7 @@ def test_evaluations_are_counted():
         calls.append(1)
         return rosenbrock(x)
 
-    result = minimize(f, torch.tensor([-1.2, 1.0], dtype=DOUBLE))
+    result = minimize(f, torch.tensor([-1.2, 1.0], dtype=DOUBLE), "newton-cg")
     # The gradient and its products reuse the graph of the value, or a program that the value
     # validates; tracing and checking programs takes a few calls more.
     assert result.nfev <= len(calls) <= result.nfev + 10

@@ -19,9 +19,10 @@ from hesse.optimize.minimize import METHODS as METHODS_BY_NAME
 from hesse.risk.risk import Risk
 
 DOUBLE = torch.float64
-METHODS = ["newton-cg", "trust-cg", "trust-krylov", "cubic", "lbfgs", "newton-minres"]
+METHODS = ["enriched", "newton-cg", "trust-cg", "trust-krylov", "cubic", "lbfgs", "newton-minres"]
 
 INNER = [name for name in METHODS if hasattr(METHODS_BY_NAME[name], "max_inner_iterations")]
+INNER.remove("enriched")  # whose steps begin without an inner solve
 ENDLESS = {name: replace(METHODS_BY_NAME[name], max_inner_iterations=10**6) for name in INNER}
 
 

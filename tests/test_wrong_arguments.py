@@ -44,7 +44,7 @@ from hesse.krylov.preconditioners import (
     quasi_newton,
 )
 from hesse.operators import diagonal_operator, function_operator
-from hesse.optimize import LBFGS, Cubic, NewtonCG, NewtonMINRES, TrustCG, TrustKrylov
+from hesse.optimize import LBFGS, Cubic, Enriched, NewtonCG, NewtonMINRES, TrustCG, TrustKrylov
 from hesse.testing import symmetric_matrix
 
 N = 12
@@ -141,6 +141,7 @@ CASES = {
         "shifts": [1.0, "12", [], [None], [math.nan], [math.inf], torch.ones(2, 2), [1j], {}],
     }),
     "LSMR": (LSMR, {}, {"tikhonov": [*NEGATIVE, None, math.inf]}),
+    "Enriched": (Enriched, {}, {"memory": [*NOT_COUNTS, None]}),
     "NewtonCG": (NewtonCG, {}, {"max_inner_iterations": [*NOT_COUNTS, None]}),
     "TrustCG": (TrustCG, {}, {"max_inner_iterations": [*NOT_COUNTS, None]}),
     "TrustKrylov": (TrustKrylov, {}, {"max_inner_iterations": [*NOT_COUNTS, None]}),

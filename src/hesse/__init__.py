@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from hesse.optimize import (
         LBFGS,
         Cubic,
+        Enriched,
         HessianFree,
         LeastSquaresResult,
         NewtonCG,
@@ -109,6 +110,7 @@ __all__ = [
     "CurvatureOperator",
     "Direct",
     "Eigenpairs",
+    "Enriched",
     "Estimate",
     "GMRES",
     "HesseError",

@@ -9,6 +9,7 @@ of the two; as the argument of `minimize` it is an object, such as `TrustKrylov(
 """
 
 from hesse.optimize.cubic import Cubic
+from hesse.optimize.enriched import Enriched
 from hesse.optimize.hessian_free import HessianFree
 from hesse.optimize.lbfgs import LBFGS
 from hesse.optimize.least_squares import least_squares
@@ -23,6 +24,7 @@ from hesse.optimize.trust_krylov import TrustKrylov
 
 __all__ = [
     "Cubic",
+    "Enriched",
     "HessianFree",
     "LBFGS",
     "LeastSquaresResult",

@@ -53,7 +53,7 @@ class KrylovDescent(LoopDescent):
     ) -> None:
         self.state = KrylovDescentState()
         self._setting, self._subproblem = setting, subproblem
-        self._most, self._is_bounded = most, is_bounded
+        self.most, self._is_bounded = most, is_bounded
         self._model: KrylovModel | None = None
         self._point: Point | None = None
 
@@ -96,7 +96,7 @@ class KrylovDescent(LoopDescent):
         if self._setting.preconditioner is not None:
             rows //= 2  # there are two bases
         self._model = None  # its memory is free before the next one takes some
-        model = KrylovModel(newton_system(point, self._setting), min(self._most, rows))
+        model = KrylovModel(newton_system(point, self._setting), min(self.most, rows))
         with point.uncounted():
             while model.size < self.state.kept and not model.is_full:
                 model.extend()
@@ -125,12 +125,12 @@ class KrylovDescent(LoopDescent):
     def _is_cut(self, model: KrylovModel, found: KrylovStep) -> bool:
         """Whether the room for the basis ended an interior solve early."""
         is_inside = found.shift == 0.0 and self._setting.preconditioner is None
-        return is_inside and model.is_full and not model.is_invariant and model.size < self._most
+        return is_inside and model.is_full and not model.is_invariant and model.size < self.most
 
     def _continued(self, point: Point, start: Candidate, radius: float) -> Candidate:
         """CG from the step where the basis ended, within the radius."""
         rtol = self._tolerance(point)
-        limit = self._most - (0 if self._model is None else self._model.size)
+        limit = self.most - (0 if self._model is None else self._model.size)
         system = newton_system(
             point, self._setting,
             x0=start.step, rtol=rtol, max_iterations=limit, run=self._setting.limits(),

@@ -78,7 +78,7 @@ class QuasiNewton(LoopDescent):
 
     def propose(self, point: Point, scalar: float) -> Proposal:
         """A step from `point`."""
-        self._learn(point)
+        self.learn(point)
         state, space, g = self.state, point.space, point.gradient
         if self.along_gradient:
             return Proposal(along_gradient(point))
@@ -103,7 +103,7 @@ class QuasiNewton(LoopDescent):
         """The next point is no neighbour."""
         self.state.x = self.state.gradient = None
 
-    def _learn(self, point: Point) -> None:
+    def learn(self, point: Point) -> None:
         """The pair of the step to this point, if it shows positive curvature."""
         state, before = self.state, (self.state.x, self.state.gradient)
         state.x, state.gradient = point.x, point.gradient

@@ -47,6 +47,7 @@ def least_squares(
     x0: Tree,
     method: Literal["auto", "svd", "lsmr"] = "auto",
     *,
+    jac: Callable[[Any], Tensor] | None = None,
     loss: Literal["linear", "huber", "soft_l1", "cauchy", "arctan"] | Rho = "linear",
     f_scale: float = 1.0,
     bounds: tuple[Any, Any] | None = None,
@@ -73,6 +74,10 @@ def least_squares(
         method: how J is taken. "svd": as a matrix, by its singular value decomposition; "lsmr": by
             products alone, with the bidiagonalisation of LSMR; "auto": "svd" for up to 4 million
             entries and 1000 on the shorter side.
+        jac: x -> J as a matrix, shape (m, n), with "svd", where there is a faster way to it than
+            one backward pass a residual: where each residual depends on one example,
+            `torch.func.vmap(torch.func.grad(...))` takes about two passes in all. The first one is
+            compared with a product.
         loss: rho. "linear", z; "huber", z up to 1 and 2 sqrt(z) - 1 above; "soft_l1",
             2 (sqrt(1 + z) - 1); "cauchy", log(1 + z); "arctan", arctan z; or a function of a tensor
             z, entry by entry.
@@ -142,10 +147,16 @@ def least_squares(
     space = start.domain
     x = space.flatten(x0, what="x0").clone()
     space.check_finite(x, "x0")
-    is_dense = method == "svd" or (method == "auto" and _is_small(start))
+    is_dense = method == "svd" or (method == "auto" and (jac is not None or _is_small(start)))
+    if jac is not None and not is_dense:
+        raise ArgumentError(
+            expected="jac with method 'svd', which takes J as a matrix",
+            got="method='lsmr'",
+            remedy="Leave jac out: 'lsmr' takes products.",
+        )
     box = _box(bounds, space, x)
     scale, adapts = _scale(x_scale, space, is_dense=is_dense)
-    residuals = Residuals(r, start, robust, is_dense=is_dense)
+    residuals = Residuals(r, start, robust, is_dense=is_dense, jac=jac)
     # r and a constant have the same Jacobian.
     at_start = None if checkpoint is None else diagonal_operator(residuals.value(x))
     file = Checkpoint(

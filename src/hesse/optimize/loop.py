@@ -15,8 +15,9 @@ from hesse.checkpoint import Checkpoint
 from hesse.errors import OperatorError, Status
 from hesse.optimize.certificate import Certificate
 from hesse.optimize.criterion import Criterion
+from hesse.optimize.noise import measured_noise
 from hesse.optimize.point import Counts, Objective, Point
-from hesse.optimize.proposal import LoopDescent, LoopSearch, NoState, take_step
+from hesse.optimize.proposal import LoopDescent, LoopSearch, NoState, Proposal, take_step
 from hesse.progress import Run
 from hesse.ranks import is_outside_domain
 
@@ -181,13 +182,17 @@ class Minimisation:
         else:
             self.descent.along_gradient = self._has_no_scalar and state.rejections == 1
             try:
-                self.point, _ = take_step(self.objective, self.point, self.descent, self.search)
+                self.point, proposal = take_step(
+                    self.objective, self.point, self.descent, self.search
+                )
             except Exception as error:
                 if isinstance(error, OperatorError) or not is_outside_domain(error):
                     raise
                 state.counts.note(error)
                 self._is_undefined = True
                 return
+            if self.point is before or state.failures == _FEW_FAILURES:
+                self._measure_noise(proposal)
         state.number += 1
         state.rejections = state.rejections + 1 if self.point is before else 0
         if _is_better(self.point, self.best):
@@ -195,6 +200,14 @@ class Minimisation:
             state.min_curvature = math.nan
         else:
             state.failures += 1
+
+    def _measure_noise(self, proposal: Proposal) -> None:
+        """Measure the rounding error of f, once, where it may be why f does not fall."""
+        promised, state = -proposal.best.predicted, self.state
+        fallen = max(abs(self.point.value), state.start_value - self.point.value)
+        may_be_noise = 0.0 < promised <= torch.finfo(self.point.x.dtype).eps ** 0.5 * fallen
+        if may_be_noise and state.rejections == 0:
+            state.counts.noise = measured_noise(self.objective, self.point)
 
     def _move_to(self, lower: Point) -> None:
         """Go on from a point that is no neighbour: its gradient is that of a new start."""

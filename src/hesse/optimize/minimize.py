@@ -30,6 +30,7 @@ from hesse.optimize.box import Box
 from hesse.optimize.certificate import Certificate
 from hesse.optimize.criterion import Criterion
 from hesse.optimize.cubic import Cubic
+from hesse.optimize.enriched import Enriched
 from hesse.optimize.factory import Factory, made
 from hesse.optimize.fixed_mode import in_fixed_mode
 from hesse.optimize.lbfgs import LBFGS
@@ -48,6 +49,7 @@ from hesse.vectors.space import Space, Tree
 
 MethodName = Literal[
     "auto",
+    "enriched",
     "newton-cg",
     "trust-cg",
     "trust-krylov",
@@ -57,9 +59,12 @@ MethodName = Literal[
     "newton-direct",
 ]
 
-_ALL = NewtonCG(), TrustCG(), TrustKrylov(), Cubic(), LBFGS(), NewtonMINRES(), NewtonDirect()
+_ALL = (
+    Enriched(), NewtonCG(), TrustCG(), TrustKrylov(), Cubic(), LBFGS(), NewtonMINRES(),
+    NewtonDirect(),
+)  # fmt: skip
 METHODS: dict[str, MinimizeMethod] = {
-    "auto": NewtonCG(),
+    "auto": Enriched(),
     **{method.name: method for method in _ALL},
 }
 """The methods by name, with their default options."""
@@ -92,11 +97,12 @@ def minimize(
         f: scalar function of one argument, or a `Risk`.
         x0: where to start: a tensor or a tree of tensors. Use float64 for high accuracy.
         method: a name, or an object with options, such as `TrustKrylov(max_inner_iterations=100)`:
+            "enriched", L-BFGS while it is fast, else Newton steps within a trust radius;
             "newton-cg", truncated Newton steps with a line search; "trust-cg", within a trust
             radius; "trust-krylov", minima within a trust radius on a Krylov space; "cubic", with
             cubic regularisation; "newton-minres", for singular Hessians; "newton-direct", which
-            factorises a sparse Hessian; "lbfgs", which takes no products; "auto", newton-cg, or
-            trust-cg where there are bounds.
+            factorises a sparse Hessian; "lbfgs", which takes no products; "auto", enriched, or
+            trust-cg where there are bounds, or newton-cg with another `curvature`.
         bounds: a pair (lower, upper) of numbers, tensors or trees like x0, or None, or a
             `scipy.optimize.Bounds`. With "auto" and "trust-cg". f is evaluated within them only;
             an x0 outside of them is projected, with a warning. The gradient is then, in all that
@@ -157,8 +163,8 @@ def minimize(
     """
     chosen = find_method(method, METHODS, "compose")
     box, x0 = _box(bounds, x0)
-    if box is not None and method == "auto":
-        chosen = TrustCG()
+    if method == "auto":
+        chosen = _default(box, curvature)
     chosen.check_bounds(box)
     if not callable(curvature):
         check_choice("curvature", curvature, ("hessian", "ggn"))
@@ -212,6 +218,13 @@ def minimize(
         checkpoint=file,
     )
     return _run(minimisation, limits)
+
+
+def _default(box: Box | None, curvature: Any) -> MinimizeMethod:
+    """What "auto" takes: a curvature that was given is there to be used."""
+    if box is not None:
+        return TrustCG()
+    return METHODS["auto"] if curvature == "hessian" else NewtonCG()
 
 
 def _box(bounds: Any, x0: Tree) -> tuple[Box | None, Tree]:

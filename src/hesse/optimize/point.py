@@ -52,6 +52,8 @@ class Counts:
     """The last such error."""
     is_unbounded: bool = False
     """Whether f was minus infinity at a trial point."""
+    noise: float = 0.0
+    """The rounding error of f as it was measured, where it was: see noise.py."""
 
     def told(self, text: str, function: str) -> str:
         """A text, and after it what the function raised at trial points, if it did."""
@@ -118,8 +120,8 @@ class Point:
 
     @property
     def rounding_error(self) -> float:
-        """How much f(x) may change through rounding: 10 eps |f(x)|."""
-        return 10 * torch.finfo(self.x.dtype).eps * abs(self.value)
+        """How much f(x) may change through rounding: 10 times eps |f(x)| or what was measured."""
+        return 10 * max(torch.finfo(self.x.dtype).eps * abs(self.value), self._counts.noise)
 
     @cached_property
     def gradient(self) -> Tensor:

@@ -11,6 +11,7 @@ from hesse.errors import MissingExtraError
 try:
     from hesse.scipy.methods import (
         cubic,
+        enriched,
         lbfgs,
         newton_cg,
         newton_minres,
@@ -24,4 +25,12 @@ except ImportError as error:
         remedy="pip install 'hesse[scipy]'",
     ) from error
 
-__all__ = ["cubic", "lbfgs", "newton_cg", "newton_minres", "trust_cg", "trust_krylov"]
+__all__ = [
+    "cubic",
+    "enriched",
+    "lbfgs",
+    "newton_cg",
+    "newton_minres",
+    "trust_cg",
+    "trust_krylov",
+]

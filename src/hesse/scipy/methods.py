@@ -27,6 +27,16 @@ _OPTIONS = {
 }  # fmt: skip
 
 
+def enriched(fun: Callable, x0: Any, **arguments: Any) -> OptimizeResult:
+    """`hesse.Enriched` as a method of SciPy; see `trust_krylov`.
+
+    >>> from scipy.optimize import minimize, rosen
+    >>> minimize(lambda x: (x - 1).square().sum(), [0.0, 0.0], method=enriched).x
+    array([1., 1.])
+    """
+    return _minimize("enriched", fun, x0, **arguments)
+
+
 def newton_cg(fun: Callable, x0: Any, **arguments: Any) -> OptimizeResult:
     """`hesse.NewtonCG` as a method of SciPy; see `trust_krylov`.
 

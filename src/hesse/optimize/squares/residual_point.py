@@ -35,6 +35,7 @@ class Residuals:
         start: its Jacobian at the start; `at` gives those at other points.
         loss: how residuals count.
         is_dense: whether Jacobians are wanted as matrices.
+        jac: x, flat -> the matrix, where the caller has a way to it.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class Residuals:
         loss: RobustLoss,
         *,
         is_dense: bool,
+        jac: Callable[[Tree], Tensor] | None = None,
     ) -> None:
         self._r, self._start, self.loss, self.is_dense = r, start, loss, is_dense
+        self._jac = jac
         self.space: Space = start.domain
         self.codomain: Space = start.codomain
         self.counts = Counts()
@@ -74,6 +77,8 @@ class Residuals:
     def matrix(self, x: Tensor) -> Tensor:
         """The Jacobian as a matrix (m, n): vectorised if that gives the same as the operator."""
         self.counts.njev += 1
+        if self._jac is not None:
+            return self._given(self._jac, x)
         matrix = None if self._vectorises is False else self._vectorised(x)
         if matrix is not None and self._vectorises is None:
             self._vectorises = self._is_same(matrix, self.operator(x))
@@ -82,6 +87,30 @@ class Residuals:
             self.products += self.space.n
             return self.operator(x).to_dense()
         self.products += min(self.space.n, self.codomain.n)
+        return matrix
+
+    def _given(self, jac: Callable[[Tree], Tensor], x: Tensor) -> Tensor:
+        """The caller's matrix; the first one is compared with a product."""
+        with users_contexts():
+            matrix = jac(self.space.unflatten(x.clone()))
+        shape = self.codomain.n, self.space.n
+        if not (isinstance(matrix, Tensor) and tuple(matrix.shape) == shape):
+            got = tuple(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
+            raise DerivativeError(
+                expected=f"jac(x0) to be a tensor of shape {shape}",
+                got=str(got),
+                remedy="Return one row for each residual, one column for each variable.",
+            )
+        matrix = matrix.detach()
+        if self._vectorises is None:
+            self._vectorises = self._is_same(matrix, self.operator(x))
+            if not self._vectorises:
+                raise DerivativeError(
+                    expected="jac(x0) to be the Jacobian of r",
+                    got="another matrix: its product with a vector differs",
+                    remedy="Compare it with torch.func.jacrev(r)(x0).",
+                )
+        self.products += min(shape)
         return matrix
 
     def second_order(self, x: Tensor, u: Tensor) -> Tensor | None:
