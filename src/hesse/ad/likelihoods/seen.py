@@ -225,9 +225,9 @@ def seen_loss(
         _LIKELIHOODS[call.function](call.arguments, wide(c))
         for call, c in zip(calls, weights, strict=True)
     ]
-    loss = SeenLoss(likelihoods, calls, weights, number(value))
-    _ = loss.slopes  # now, since the user may write to the targets later
-    return loss
+    seen = SeenLoss(likelihoods, calls, weights, number(value))
+    _ = seen.slopes  # now, since the user may write to the targets later
+    return seen
 
 
 def _slope(call: Call, c: Tensor) -> list[Tensor]:

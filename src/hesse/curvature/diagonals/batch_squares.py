@@ -60,7 +60,10 @@ class BatchSquares:
             maps = [self.visit.maps[use] for use in block.uses]
             assert self.visit.point is not None
             part = chosen(BlockRows(block, self.visit.point.a, maps, self._dtype), g, self._vectors)
-            (self._squares if isinstance(part, Squares) else self._of_squares).append(part)
+            if isinstance(part, Squares):
+                self._squares.append(part)
+            else:
+                self._of_squares.append(part)
 
 
 def _put(place: Place, sums: Tensor, total: Tensor, coefficient: float) -> None:

@@ -77,7 +77,7 @@ class LikelihoodReader(Reader[SeenLikelihoods]):
         with twice_differentiable():
             return seen(f, leaves)
 
-    def outputs(self, loss: SeenLoss) -> list[Tensor]:
+    def outputs(self, loss: SeenLikelihoods) -> list[Tensor]:
         return loss.z
 
     def vectors(self, loss: SeenLikelihoods, function: Any, examples: int) -> Vectors:

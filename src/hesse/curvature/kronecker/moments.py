@@ -66,7 +66,7 @@ class _Side:
         if isinstance(self.total, Tensor):
             self.total.add_(moment, alpha=weight)
         else:
-            self.total = weight * moment
+            self.total = _times(moment, weight)
         if active is not None:
             self.count = self.count + active.sum(0)
 
@@ -184,12 +184,13 @@ class KroneckerMoments:
             if isinstance(left, OneHot) or isinstance(right, OneHot):
                 squares = self._one_hot_squares(left, right, map_)
             elif len(left) == map_.examples:
-                squares = products(left.square(), right.square())
+                squares = products(*map(_squared, (left, right), self._basis))
             else:
                 squares = self._summed_squares([(left, right)])
         else:
             squares = self._summed_squares(pairs)
-        self.d = self.d + weight * squares
+        squares = _times(squares, weight)
+        self.d = self.d.add_(squares) if isinstance(self.d, Tensor) else squares
 
     def _summed_squares(self, pairs: list[tuple[Rows, Rows]]) -> Tensor:
         """The sum over examples of the squares of the sum over their rows of l r'."""
@@ -228,6 +229,16 @@ class KroneckerMoments:
         map_ = self._maps[use]
         assert map_ is not None
         return map_
+
+
+def _times(fresh: Tensor, number: float) -> Tensor:
+    """The product, in memory of its own or in that of a tensor that nobody else has."""
+    return fresh.mul_(number) if fresh.is_floating_point() else fresh * number
+
+
+def _squared(projected: Tensor, basis: Factors) -> Tensor:
+    """The squares of projected rows, which are those given in a basis of unit vectors."""
+    return projected.square() if basis.is_diagonal else projected.square_()
 
 
 def _partial_traces(pairs: list[tuple[Factors, Factors]]) -> tuple[Factors, Factors]:

@@ -161,10 +161,11 @@ class LikelihoodRoots(LossRoots):
     def units(self, examples: int) -> list[Tensor]:
         found, axes = [], iter(self.axes)
         for likelihood in self.loss.likelihoods:
+            dim = likelihood.row_dim
             for z, axis in zip(likelihood.parameters, axes, strict=False):
                 needed = torch.ones(z.shape, dtype=torch.bool)
-                if likelihood.is_singular and z.shape[likelihood.row_dim or 0] > 1:
-                    needed.narrow(likelihood.row_dim, -1, 1).fill_(False)
+                if likelihood.is_singular and dim is not None and z.shape[dim] > 1:
+                    needed.narrow(dim, -1, 1).fill_(False)
                 first = axis.split(needed, examples).select(axis.dim - 1, 0)
                 found.append(first.reshape(-1).nonzero()[:, 0])
         return found
