@@ -72,7 +72,8 @@ class NystromPreconditioner:
     ) -> None:
         """Sketch the curvature."""
         generator = torch.Generator().manual_seed(seed)
-        self._pairs = eigenpairs_of_sketch(*sketch(curvature(), self.products, generator))
+        directions = sketch(curvature(), self.products, generator)
+        self._pairs = eigenpairs_of_sketch(self._space, *directions)
 
     def __call__(self, damping: float) -> LinearOperator:
         """(lambda_r + damping) U (Lambda + damping I)^-1 U' + I - U U'."""
