@@ -51,9 +51,8 @@ class Problem:
             self.risk = hesse.Risk(model, nn.CrossEntropyLoss(), (x, y), **options)
             self.params = self.risk.params
         else:
-            mine = slice(
-                place.rank * 7, (place.rank + 1) * 7 if place.rank + 1 < place.size else 24
-            )
+            ends = [*range(0, 7 * place.size, 7), EXAMPLES]  # 7 examples, the rest on the last rank
+            mine = slice(ends[place.rank], ends[place.rank + 1])
             options["group"] = place.ranks()
             self.risk = hesse.Risk(model, nn.CrossEntropyLoss(), [(x[mine], y[mine])], **options)
             self.params = shard(self.risk.params, mesh(place))
@@ -70,13 +69,10 @@ class Problem:
     def vector(self, seed=5):
         """This process's part of a vector."""
         generator = torch.Generator().manual_seed(seed)
-        return self.part(torch.randn(self.space.n, generator=generator, dtype=torch.float64))
+        return self.space.part(torch.randn(self.space.n, generator=generator, dtype=torch.float64))
 
     def block(self, columns):
         return torch.stack([self.vector(9 + i) for i in range(columns)], dim=1)
-
-    def part(self, v):
-        return v if self.space.shards is None else self.space.shards.take(lambda a, b: v[a:b])
 
     def whole(self, part):
         """All entries of a vector, of the columns of a block, or of the leaves of a tree."""
@@ -166,7 +162,7 @@ def _normal(A, p):
 def _structured(p):
     """What is known of a matrix of low rank plus a diagonal one, with and without products."""
     space = p.space
-    d = p.part(torch.linspace(1.0, 2.0, space.n, dtype=torch.float64))
+    d = p.space.part(torch.linspace(1.0, 2.0, space.n, dtype=torch.float64))
     D = hesse.operators.diagonal.DiagonalOperator(space, d)
     N = hesse.nystrom_operator(p.ggn, 4, generator=seed())
     answers = {}
