@@ -101,7 +101,7 @@ class Images:
     @torch.no_grad()
     def accuracy(self, model: nn.Module, params: Any = None) -> float:
         """On the test images, in percent."""
-        given = dict(model.named_parameters()) if params is None else params
+        given: dict[str, Any] = dict(model.named_parameters()) if params is None else params
         outputs = torch.func.functional_call(model, given, (self.X_test,))
         return 100.0 * float((outputs.argmax(1) == self.y_test).double().mean())
 

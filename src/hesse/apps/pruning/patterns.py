@@ -83,10 +83,13 @@ class Pattern:
         gone = torch.zeros_like(self.group, dtype=torch.bool)
         for number in range(int(self.leaf.max()) + 1):
             here = self.leaf == number
-            part = Pattern(self.prunable[here], self.group[here].unique(return_inverse=True)[1],
-                           self.leaf[here])  # fmt: skip
-            gone[here] = part._lowest(score[here], sparsity)
+            gone[here] = self._only(here)._lowest(score[here], sparsity)
         return gone
+
+    def _only(self, here: Tensor) -> Pattern:
+        """The pattern on some of the prunable entries."""
+        group = self.group[here].unique(return_inverse=True)[1]
+        return Pattern(self.prunable[here], group, self.leaf[here])
 
     def _lowest(self, score: Tensor, sparsity: float) -> Tensor:
         """Whole groups, by their score for each entry, as long as they fit."""
