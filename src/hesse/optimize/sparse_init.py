@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -84,7 +84,7 @@ def sparse_init_(
     return model
 
 
-def _parameters(layers: Iterable[nn.Module]) -> Iterator[tuple[str, Tensor]]:
+def _parameters(layers: Sequence[nn.Module]) -> Iterator[tuple[str, Tensor]]:
     for layer in layers:
         yield from layer.named_parameters(recurse=False)
 
