@@ -97,9 +97,9 @@ def test_a_jacobian_of_the_callers_gives_the_same_fit():
         return x[0] * torch.exp(-x[1] * t) - y
 
     x0 = torch.ones(2, dtype=DOUBLE)
-    own, given = (hesse.least_squares(r, x0, jac=j) for j in (None, torch.func.jacrev(r)))
+    own, given = (hesse.least_squares(fit, x0) for fit in (r, (r, torch.func.jacrev(r))))
     torch.testing.assert_close(own.x, given.x, rtol=1e-12, atol=0)
     with pytest.raises(DerivativeError, match="another matrix"):
-        hesse.least_squares(r, x0, jac=lambda x: 2 * torch.func.jacrev(r)(x))
+        hesse.least_squares((r, lambda x: 2 * torch.func.jacrev(r)(x)), x0)
     with pytest.raises(DerivativeError, match="shape"):
-        hesse.least_squares(r, x0, jac=lambda x: torch.func.jacrev(r)(x).T)
+        hesse.least_squares((r, lambda x: torch.func.jacrev(r)(x).T), x0)

@@ -65,7 +65,7 @@ def fit(name: str, options: argparse.Namespace) -> str:
     watch = Watch(options.output / f"{stem}.jsonl", problem, options.seconds)
     if not watch.rows or watch.rows[-1]["seconds"] < options.seconds:
         hesse.least_squares(
-            problem.residuals, network.start(options.seed, dtype), "svd", jac=problem.jacobian,
+            (problem.residuals, problem.jacobian), network.start(options.seed, dtype), "svd",
             ftol=0.0, xtol=0.0, gtol=0.0, max_iterations=100_000, callback=watch,
             checkpoint=options.output / f"{stem}.run",
         )  # fmt: skip

@@ -37,8 +37,8 @@ class Equation:
     """Whether u is given on the last edge in t too."""
 
 
-def burgers(viscosity: float = 0.01 / math.pi) -> Equation:
-    """u_t + u u_x = nu u_xx with u(0, x) = -sin(pi x), on [-1, 1], nu = 0.01 / pi."""
+def burgers(viscosity: float = 0.01) -> Equation:
+    """u_t + u u_x = 0.01 u_xx with u(0, x) = -sin(pi x), on [-1, 1]."""
     return Equation(
         "burgers",
         ((0.0, 1.0), (-1.0, 1.0)),

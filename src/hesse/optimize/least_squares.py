@@ -43,11 +43,10 @@ _MOST_ENTRIES, _LONGEST_SIDE = 1 << 22, 1000
 
 @public("hesse.least_squares(r, x0, method={method})")
 def least_squares(
-    r: Callable[[Any], Any] | Risk,
+    r: Callable[[Any], Any] | Risk | tuple[Callable[[Any], Any], Callable[[Any], Tensor]],
     x0: Tree,
     method: Literal["auto", "svd", "lsmr"] = "auto",
     *,
-    jac: Callable[[Any], Tensor] | None = None,
     loss: Literal["linear", "huber", "soft_l1", "cauchy", "arctan"] | Rho = "linear",
     f_scale: float = 1.0,
     bounds: tuple[Any, Any] | None = None,
@@ -69,15 +68,15 @@ def least_squares(
     Args:
         r: function of one argument whose result, the residuals, is a tensor or a tree of tensors;
             for weights multiply the residuals by their roots. Or a `Risk` with the loss
-            `nn.MSELoss()`, whose value is then the cost; all batches are evaluated together.
+            `nn.MSELoss()`, whose value is then the cost; all batches are evaluated together. Or a
+            pair (r, J), where J(x) is the matrix of shape (m, n) and there is a faster way to it
+            than a backward pass a residual: where each residual depends on one example,
+            `torch.func.vmap(torch.func.grad(...))` takes a few passes in all. The first matrix is
+            compared with a product.
         x0: where to start: a tensor or a tree of tensors. Use float64 for high accuracy.
         method: how J is taken. "svd": as a matrix, by its singular value decomposition; "lsmr": by
             products alone, with the bidiagonalisation of LSMR; "auto": "svd" for up to 4 million
             entries and 1000 on the shorter side.
-        jac: x -> J as a matrix, shape (m, n), with "svd", where there is a faster way to it than
-            one backward pass a residual: where each residual depends on one example,
-            `torch.func.vmap(torch.func.grad(...))` takes about two passes in all. The first one is
-            compared with a product.
         loss: rho. "linear", z; "huber", z up to 1 and 2 sqrt(z) - 1 above; "soft_l1",
             2 (sqrt(1 + z) - 1); "cauchy", log(1 + z); "arctan", arctan z; or a function of a tensor
             z, entry by entry.
@@ -142,6 +141,7 @@ def least_squares(
         progress=progress,
         checkpoint=checkpoint,
     )
+    r, jac = r if isinstance(r, tuple) else (r, None)
     r = _as_function(r)
     start = _jacobian(r, x0, is_fixed=checkpoint is not None)
     space = start.domain
@@ -150,9 +150,9 @@ def least_squares(
     is_dense = method == "svd" or (method == "auto" and (jac is not None or _is_small(start)))
     if jac is not None and not is_dense:
         raise ArgumentError(
-            expected="jac with method 'svd', which takes J as a matrix",
-            got="method='lsmr'",
-            remedy="Leave jac out: 'lsmr' takes products.",
+            expected="r alone with method 'lsmr', which takes products",
+            got="a pair of functions",
+            remedy="Give r, or take method='svd'.",
         )
     box = _box(bounds, space, x)
     scale, adapts = _scale(x_scale, space, is_dense=is_dense)

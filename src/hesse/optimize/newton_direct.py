@@ -71,7 +71,7 @@ class NewtonDirect(MinimizeMethod):
                 got=str(setting.preconditioner).partition("\n")[0],
                 remedy="Leave it out, or take method='trust-krylov'.",
             )
-        return FactorisedNewton(), TrustRadius()
+        return FactorisedNewton(), TrustRadius(starts_long=True)
 
 
 class FactorisedNewton(LoopDescent):

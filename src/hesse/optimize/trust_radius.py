@@ -37,17 +37,23 @@ class TrustRadius(LoopSearch):
 
     It becomes a quarter of the step's length if rho < 1/4, and doubles if rho > 3/4 for a step to
     the boundary. A step is accepted if rho > 1e-4. The first radius is the length of the step to
-    the minimum of the model along the gradient. Lengths are Euclidean, or in the norm of the
+    the minimum of the model along the gradient; or, where it starts long because Newton's step
+    costs no more than another, sqrt(n) max(1, |x|). Lengths are Euclidean, or in the norm of the
     inverse of a preconditioner.
 
     Source: Nocedal & Wright 2006, algorithm 4.1.
     """
 
     def __init__(
-        self, preconditioner: LinearOperator | None = None, *, largest: float = 1e100
+        self,
+        preconditioner: LinearOperator | None = None,
+        *,
+        largest: float = 1e100,
+        starts_long: bool = False,
     ) -> None:
         self.state = RadiusState()
         self.preconditioner, self.largest = preconditioner, largest
+        self._starts_long = starts_long
 
     @property
     def scalar(self) -> float:
@@ -60,7 +66,11 @@ class TrustRadius(LoopSearch):
 
     def begin(self, point: Point, descent: LoopDescent) -> None:
         """The first radius. At most one product."""
-        scales, along = scales_at(point, self.preconditioner), curvature_at(point, descent)
+        scales = scales_at(point, self.preconditioner)
+        if self._starts_long:
+            self.scalar, self.state.stretch = point.space.n**0.5 * scales.longest, scales.stretch
+            return
+        along = curvature_at(point, descent)
         self.scalar, self.state.stretch = 0.1 * scales.longest, scales.stretch
         if 0.0 < along < math.inf:
             self.scalar = min(scales.slope / along, LONGEST * scales.longest)

@@ -34,7 +34,8 @@ class ArgMin(ImplicitFunction):
     """l -> the minimiser of f(., l); see `argmin`."""
 
     def search(self, spaces: Spaces, x0: Tensor, l: Tensor) -> tuple[Tensor, ImplicitReport]:
-        result = minimize(self.equation.at(spaces, l), spaces.x.unflatten(x0))
+        # Newton's last step ends far below the tolerance, which derivatives profit from.
+        result = minimize(self.equation.at(spaces, l), spaces.x.unflatten(x0), "newton-cg")
         if result.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
         if result.status not in _USABLE:

@@ -97,7 +97,7 @@ class Residuals:
         if not (isinstance(matrix, Tensor) and tuple(matrix.shape) == shape):
             got = tuple(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
             raise DerivativeError(
-                expected=f"jac(x0) to be a tensor of shape {shape}",
+                expected=f"J(x0) to be a tensor of shape {shape}",
                 got=str(got),
                 remedy="Return one row for each residual, one column for each variable.",
             )
@@ -106,7 +106,7 @@ class Residuals:
             self._vectorises = self._is_same(matrix, self.operator(x))
             if not self._vectorises:
                 raise DerivativeError(
-                    expected="jac(x0) to be the Jacobian of r",
+                    expected="J(x0) to be the Jacobian of r",
                     got="another matrix: its product with a vector differs",
                     remedy="Compare it with torch.func.jacrev(r)(x0).",
                 )
