@@ -103,6 +103,10 @@ def counts(x):
     return x.exp() - (X - X.mean()).exp() * x
 
 
+def both(x):
+    return ((x["a"] * x["b"]) ** 2).sum()
+
+
 def double_well(x):
     return x[0] ** 4 / 4 - x[0] ** 2 / 2 + 2 * x[1] ** 2
 
@@ -117,6 +121,9 @@ def slope_of_argmin():
 CALLS = {
     "hvp": lambda: hesse.hvp(quartic, X, X),
     "hessian_operator": lambda: products(hesse.hessian_operator(quartic, X)),
+    "hessian_operator of a leaf": lambda: products(
+        hesse.hessian_operator(both, {"a": X, "b": X}, with_respect_to="a")
+    ),
     "hessian of a risk": lambda: products(hesse.hessian_operator(RISK, RISK.params)),
     "ggn_operator": lambda: products(hesse.ggn_operator(RISK, RISK.params)),
     "fisher_operator": lambda: products(hesse.fisher_operator(RISK, RISK.params, "empirical")),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         kfac_operator,
         load_kfac,
         ntk_operator,
+        plan,
         sparse_hessian_operator,
     )
     from hesse.errors import HesseError, Status
@@ -170,6 +171,7 @@ __all__ = [
     "norm",
     "ntk_operator",
     "nystrom_operator",
+    "plan",
     "sample_normal",
     "solve",
     "sparse_hessian_operator",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `hesse demo`, or `python -m hesse demo`."""
+"""The command line: `hesse curvature FILE`, `hesse demo`; or `python -m hesse demo`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
 
-from hesse.errors import MissingExtraError
+from hesse.errors import HesseError, MissingExtraError
 
 EXTRA = {"jinja2", "matplotlib", "rich", "scipy", "sklearn", "threadpoolctl", "typer"}
 """The packages of the extra hesse[demo], by import name."""
@@ -62,5 +62,34 @@ def application():
 
         leave_busy_cores()
         run_demo(Path(output), seed=seed, effort=QUICK if quick else None, progress=progress)
+
+    @app.command()
+    def curvature(
+        file: str = typer.Argument(help="A script that leaves a `risk`, or `f` and `x`."),
+        output: str = typer.Option("hesse-curvature", help="Folder for the page."),
+        curvature: str = typer.Option("hessian", help="hessian or ggn."),
+        eigenvalues: int = typer.Option(10, help="How many of the largest."),
+        rtol: float = typer.Option(0.01, help="Relative accuracy."),
+        seconds: float | None = typer.Option(None, help="Limit of each measurement."),
+        seed: int = typer.Option(0, help="Seed of the random vectors."),
+        progress: bool = typer.Option(True, help="Show progress bars."),
+    ) -> None:
+        """Measure eigenvalues, trace and spectral density of a model; write an HTML page."""
+        from hesse.report.measuring import measure_file
+
+        try:
+            measure_file(
+                *(Path(file), Path(output)),
+                curvature=curvature,  # pyright: ignore[reportArgumentType]  # checked there
+                eigenvalues=eigenvalues,
+                rtol=rtol,
+                seconds=seconds,
+                seed=seed,
+                progress=progress,
+            )
+        except HesseError as error:
+            error.call = error.call or f"hesse curvature {file}"
+            print(error, file=sys.stderr)
+            raise typer.Exit(1) from error
 
     return app

@@ -9,8 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+# Autograd makes zeros without memory for the derivative of `sgn`, say. In a dispatch mode
+# `mul` by a number reads them all the same, and ends the process (torch 2.13).
+_IN_MEMORY = {torch.ops.aten._efficientzerotensor.default: torch.ops.aten.zeros.default}
 
 _stack = getattr(_python_dispatch, "_get_current_dispatch_mode_stack", list)
 
@@ -32,6 +37,7 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation."""
         kwargs = kwargs or {}
+        func = _IN_MEMORY.get(func, func)
         result = func(*args, **kwargs)
         self.observe(func, args, kwargs, result)
         return result

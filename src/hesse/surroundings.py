@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contexts of a user around a public call: autocast, a default device, anomaly detection.
+"""The contexts of a user around a public call: autocast, a default device, inference mode.
 
 Hesse's own arithmetic runs without them and the user's functions run within them: a public function
 sets them aside, and what calls a function of the user's puts them back.
@@ -122,15 +122,27 @@ def _default_device() -> torch.device | None:
 
 
 def is_surrounded() -> bool:
-    """Whether there is something to set aside; takes a fifth of a microsecond."""
-    return _any_autocast() or _default_device() is not None or torch.is_anomaly_enabled()
+    """Whether there is something to set aside; takes a quarter of a microsecond."""
+    return (
+        _any_autocast()
+        or _default_device() is not None
+        or torch.is_anomaly_enabled()
+        or torch.is_inference_mode_enabled()
+    )
 
 
 @contextmanager
 def set_aside() -> Iterator[None]:
-    """Within it there is no autocast, no default device and no anomaly detection."""
+    """Within it there is no autocast, no default device, no anomaly detection.
+
+    Inference mode becomes `no_grad`: what a function makes and keeps, such as a copy of x, has to
+    go through autograd later, which takes no inference tensors.
+    """
     found = _found()
     with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
         for device, _ in found.autocasts:
             stack.enter_context(torch.autocast(device, enabled=False))
         if found.device is not None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Curvature matrices as operators: Hessian, Gauss-Newton, Fisher, Jacobian, and others."""
 
+from hesse.curvature.dry_run import DryRun, plan
 from hesse.curvature.fisher import fisher_operator, gradient_covariance_operator
 from hesse.curvature.gauss_newton import ggn_operator
 from hesse.curvature.hessian import hessian_operator
@@ -18,6 +19,7 @@ __all__ = [
     "HVP",
     "Coverage",
     "CurvatureOperator",
+    "DryRun",
     "KroneckerCurvature",
     "deterministic",
     "ekfac_operator",
@@ -30,5 +32,6 @@ __all__ = [
     "kfac_operator",
     "load_kfac",
     "ntk_operator",
+    "plan",
     "sparse_hessian_operator",
 ]

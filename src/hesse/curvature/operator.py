@@ -265,8 +265,13 @@ def _kept_products(f: Sum, options: ProductOptions, device: torch.device) -> Kep
         return KeptProducts(options.kept_bytes, keeps_graphs=keeps_graphs, stays=_stays(f))
     if f.num_summands == 1:
         return KeptProducts((math.inf, math.inf))
-    share = _SHARE * available_bytes(device)
+    share = kept_share(device)
     return KeptProducts((share, share), stays=_stays(f))
+
+
+def kept_share(device: torch.device) -> float:
+    """The bytes that residuals of several batches may take by default."""
+    return _SHARE * available_bytes(device)
 
 
 def _stays(f: Sum) -> bool:

@@ -3,18 +3,12 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from hesse.report import plots
 from hesse.report.digits import autoencoder, code, digits
@@ -25,8 +19,9 @@ from hesse.report.minimising import (
     by_newton_cg,
     logistic_regression,
 )
-from hesse.report.page import render
-from hesse.report.spectrum import Spectrum, measure_spectrum
+from hesse.report.page import write_page
+from hesse.report.section import Bars, Section, bars_on, figure, print_section
+from hesse.report.spectrum import eigenvalue_table, measure_spectrum, on_negative_curvature
 from hesse.report.training import ADAMW, Curve, train_adamw, train_hessian_free, train_lbfgs
 
 
@@ -41,17 +36,6 @@ class Effort:
 
 
 QUICK = Effort(hessian_free_steps=3, adamw_epochs=4, lbfgs_iterations=8, lanczos_steps=8)
-
-
-@dataclass
-class Section:
-    """One section of the report: text, tables, figures."""
-
-    title: str
-    text: str
-    tables: list[dict[str, Any]]
-    verdict: str
-    figures: list[dict[str, str]]
 
 
 def run_demo(
@@ -69,19 +53,15 @@ def run_demo(
         lambda bars: measure(models[0], pixels, seed, effort, bars),
     ]
     try:
-        with _bars(console, progress) as bars:
+        with bars_on(console, progress) as bars:
             sections.extend(part(bars) for part in parts)  # an interrupt keeps the finished ones
     except KeyboardInterrupt:
         console.print("Interrupted: the report holds the finished parts.")
     for section in sections:
-        _print(console, section)
+        print_section(console, section)
     path = _write(output, sections, seed, effort)
     console.print(f"\nReport: [bold]{path}[/bold]")
     return path
-
-
-Bars = Callable[[str], Callable[[float], None]]
-"""title -> a function that sets its progress bar to a fraction."""
 
 
 def train(
@@ -124,16 +104,16 @@ def train(
         ],
         verdict=training_verdict(newton, adamw, lbfgs),
         figures=[
-            _figure(
+            figure(
                 plots.training_curves(curves),
                 "Training error against seconds and against work, where a gradient over all digits "
                 "counts 1, a value 1/3, a Gauss-Newton product 4/3.",
             ),
-            _figure(
+            figure(
                 plots.reconstructions(rows),
                 "The first digit of each kind, and what two numbers keep of it.",
             ),
-            _figure(
+            figure(
                 plots.code_scatter(
                     {c.name: code(c.model, pixels) for c in (newton, adamw)}, labels
                 ),
@@ -194,7 +174,7 @@ def minimise(bars: Bars) -> Section:
             }
         ],
         verdict=minimising_verdict(newton, quasi),
-        figures=[_figure(plots.gradient_curves([newton, quasi]), "How the gradient falls.")],
+        figures=[figure(plots.gradient_curves([newton, quasi]), "How the gradient falls.")],
     )
 
 
@@ -222,13 +202,15 @@ def measure(
         title="Measure: the Hessian of the trained network",
         text=f"All {spectrum.n:,} parameters, the exact Hessian, never formed. Each eigenvalue has "
         "a bound: an eigenvalue of the Hessian lies within it.",
-        tables=[_eigenvalue_table(spectrum)],
+        tables=[eigenvalue_table(spectrum.largest, spectrum.smallest)],
         verdict=f"Trace {spectrum.trace.value:.4g} with standard error "
         f"{spectrum.trace.standard_error:.2g} ({spectrum.trace.products} products). "
-        + _on_negative_curvature(spectrum),
+        + on_negative_curvature(spectrum.smallest),
         figures=[
-            _figure(
-                plots.densities(spectrum.before, spectrum.after),
+            figure(
+                plots.densities(
+                    {"at the random start": spectrum.before, "after training": spectrum.after}
+                ),
                 "Density of eigenvalues, smoothed, with a band of two standard errors; note the "
                 "logarithmic scale: nearly all directions are flat.",
             )
@@ -236,64 +218,18 @@ def measure(
     )
 
 
-def _eigenvalue_table(spectrum: Spectrum) -> dict[str, Any]:
-    rows = []
-    for name, pairs in (("largest", spectrum.largest), ("smallest", spectrum.smallest)):
-        for value, residual, done in zip(
-            pairs.values, pairs.residuals, pairs.converged, strict=True
-        ):
-            note = "yes" if done else "not yet"
-            rows.append([name, f"{float(value):.5g}", f"{float(residual):.1e}", note])
-    return {"head": ["end of the spectrum", "eigenvalue", "within", "converged"], "rows": rows}
-
-
-def _on_negative_curvature(spectrum: Spectrum) -> str:
-    value, bound = float(spectrum.smallest.values[0]), float(spectrum.smallest.residuals[0])
-    if value + bound < 0.0:
-        return "There are directions of negative curvature: this is no minimum yet."
-    if value - bound > 0.0:
-        return "No direction of negative curvature was found."
-    return "Whether there is negative curvature is within the bound of the smallest: undecided."
-
-
-def _figure(svg: str, caption: str) -> dict[str, str]:
-    return {"svg": svg, "caption": caption}
-
-
-def _print(console: Console, section: Section) -> None:
-    for table in section.tables:
-        shown = Table(title=section.title, title_justify="left")
-        for i, head in enumerate(table["head"]):
-            shown.add_column(head, justify="left" if i == 0 else "right")
-        for row in table["rows"]:
-            shown.add_row(*row)
-        console.print(shown)
-    console.print(section.verdict, "")
-
-
 def _write(output: Path, sections: list[Section], seed: int, effort: Effort) -> Path:
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / "report.html"
-    html = render(
+    return write_page(
+        output / "report.html",
+        title="Hesse: a demonstration",
+        heading="Curvature at work",
+        lead="Real digits, a deep autoencoder, a logistic regression: what Hessian-vector products "
+        "buy, measured on this machine, and who won.",
         sections=sections,
         settings=f"Seed {seed}. HessianFree {effort.hessian_free_steps} steps, AdamW "
         f"{effort.adamw_epochs} epochs, L-BFGS {effort.lbfgs_iterations} iterations, Lanczos "
         f"{effort.lanczos_steps} steps for each of 4 probes.",
-        versions=f"Hesse {version('hesse')}, PyTorch {torch.__version__}, Python "
-        f"{platform.python_version()}, {torch.get_num_threads()} threads.",
         command=f"hesse demo --seed {seed}",
+        note="The same seed gives the same errors after the same number of steps; seconds depend "
+        "on the machine.",
     )
-    path.write_text(html, encoding="utf-8")
-    return path
-
-
-@contextmanager
-def _bars(console: Console, enabled: bool) -> Iterator[Bars]:
-    columns = (TextColumn("{task.description:>12}"), BarColumn(40), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not enabled) as progress:
-
-        def bar(title: str) -> Callable[[float], None]:
-            task = progress.add_task(title, total=1.0)
-            return lambda fraction: progress.update(task, completed=fraction)
-
-        yield bar

@@ -105,12 +105,10 @@ def reconstructions(rows: dict[str, Tensor]) -> str:
     return _svg(figure)
 
 
-def densities(before: SpectralDensity, after: SpectralDensity) -> str:
-    """Spectral density before and after training, with a band of two standard errors."""
-    figure, axes = _figure(1, 2, (9.6, 3.4))
-    for axis, density, title in zip(
-        axes, (before, after), ("at the random start", "after training"), strict=True
-    ):
+def densities(titled: dict[str, SpectralDensity]) -> str:
+    """Spectral densities side by side, each with a band of two standard errors."""
+    figure, axes = _figure(1, len(titled), (4.8 * len(titled), 3.4))
+    for axis, (title, density) in zip(axes, titled.items(), strict=True):
         peak = float(density.density.max())
         floor = 1e-7 * peak
         low = (density.density - 2 * density.standard_error).clamp(min=floor)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The spectrum of the autoencoder's Hessian before and after training."""
+"""The spectrum of a Hessian: that of the autoencoder before and after training, and tables."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,3 +77,25 @@ def measure_spectrum(
     estimate = trace(after, rtol=0.05, max_products=2 * steps, generator=generator)
     tick(1.0)
     return Spectrum(after.shape[0], largest, smallest, estimate, density_before, density_after)
+
+
+def eigenvalue_table(largest: Eigenpairs, smallest: Eigenpairs) -> dict[str, Any]:
+    """The eigenvalues at both ends, each with its bound."""
+    rows = []
+    for name, pairs in (("largest", largest), ("smallest", smallest)):
+        for value, residual, done in zip(
+            pairs.values, pairs.residuals, pairs.converged, strict=True
+        ):
+            note = "yes" if done else "not yet"
+            rows.append([name, f"{float(value):.5g}", f"{float(residual):.1e}", note])
+    return {"head": ["end of the spectrum", "eigenvalue", "within", "converged"], "rows": rows}
+
+
+def on_negative_curvature(smallest: Eigenpairs) -> str:
+    """Whether there is a direction of negative curvature, as far as the bound says."""
+    value, bound = float(smallest.values[0]), float(smallest.residuals[0])
+    if value + bound < 0.0:
+        return "There are directions of negative curvature: this is no minimum yet."
+    if value - bound > 0.0:
+        return "No direction of negative curvature was found."
+    return "Whether there is negative curvature is within the bound of the smallest: undecided."

@@ -131,7 +131,7 @@ class Program:
 
 def run(program: Callable[..., list[Tensor]], tensors: list[Tensor]) -> list[Tensor]:
     """The outputs of a program, with autograd switched off."""
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.no_grad():
         return program(*tensors)
 
 

@@ -24,7 +24,7 @@ VIEWS = (
     "{0}.view(-1)",
     "{0}.view({0}.shape)",
     "{0}.unflatten(0, (1, -1))",
-    "{0}.as_strided(({0}.numel(),), (1,))",
+    "{0}.contiguous().as_strided(({0}.numel(),), (1,))",  # of values, not of a layout
     "{0}.diagonal()",
     "torch.diag({0})",
     "torch.diag_embed({0})",
