@@ -12,7 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hesse import apps, distributed, testing
+    from hesse import apps, testing
+    from hesse import distributed as distributed
     from hesse import scipy as scipy
     from hesse.curvature import (
         CurvatureOperator,
@@ -151,7 +152,6 @@ __all__ = [
     "deterministic",
     "diagonal",
     "diagonal_operator",
-    "distributed",
     "eigsh",
     "ekfac_operator",
     "fisher_operator",

@@ -64,6 +64,8 @@ class ModelCall:
     """All modules of the model; one that has two names is there twice."""
     tensors: tuple[int, ...] = ()
     """The ids of its parameters, one that has two names twice."""
+    sharded: tuple[nn.Module, ...] = ()
+    """Those that gather their parameters themselves."""
     modes: tuple[bool, ...] = ()
     """Whether each of them was in train mode when the model was tried."""
 
@@ -80,20 +82,26 @@ class ModelCall:
             prefix, model = f"{prefix}{attribute}.", getattr(model, attribute)
         modules = _modules_of(model)
         state = {"tensors": _tensors_of(model), "modes": _train_modes(modules)}
-        return ModelCall(model, prefix, modules=modules, **state)
+        sharded = tuple(filter(is_fsdp, modules))
+        return ModelCall(model, prefix, modules=modules, sharded=sharded, **state)
 
     def __call__(self, params: Tree, inputs: Any) -> Any:
         """The outputs of the model."""
         if _train_modes(self.modules) != self.modes:
             check_eval_mode(self.model)
-        with users_contexts(), without_fsdp(self._sharded):
+        aside = without_fsdp(self.sharded) if self.sharded else nullcontext()
+        with users_contexts(), aside:
             return self._outputs(params, inputs)
 
     @property
     def untried(self) -> ModelCall:
         """The same without what a trial shows."""
         return ModelCall(
-            self.model, self.prefix, modules=self.modules, tensors=self.tensors, modes=self.modes
+            *(self.model, self.prefix),
+            modules=self.modules,
+            tensors=self.tensors,
+            sharded=self.sharded,
+            modes=self.modes,
         )
 
     @property
@@ -102,11 +110,6 @@ class ModelCall:
         modules = _modules_of(self.model)
         same = modules == self.modules and _train_modes(modules) == self.modes
         return same and _tensors_of(self.model) == self.tensors
-
-    @cached_property
-    def _sharded(self) -> list[nn.Module]:
-        """Modules that gather their parameters themselves."""
-        return [module for module in self.modules if is_fsdp(module)]
 
     @cached_property
     def _has_ties(self) -> bool:
