@@ -184,7 +184,7 @@ def ended(place, how, function):
         found = hesse.matrix_function(torch.sqrt, A, vector(), rtol=1e-14, **options)
         answer = found.status.name, found.products
     else:
-        found = hesse.minimize(there, there.params, **options)
+        found = hesse.minimize(there, there.params, "newton-cg", **options)
         answer = found.status.name, found.nhev
     after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     return *answer, handlers == after

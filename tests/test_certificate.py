@@ -133,7 +133,8 @@ def test_a_kink_stagnates_at_the_best_point(method):
     assert not result.success
     assert result.fun < 1e-6
     values = [value for value, _ in result.history]
-    assert result.fun == min(values)
+    # To rounding: the last steps are judged by the gradient.
+    assert result.fun == pytest.approx(min(values), rel=1e-14)
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("lbfgs", "enriched")])

@@ -150,6 +150,10 @@ def test_a_file_with_other_tensors_is_refused_or_harmless(good, tmp_path):
 B = torch.ones(N, dtype=DOUBLE)
 
 
+def quartic(M, x):
+    return (x**4).sum() + x @ (M @ x)
+
+
 def fourths(D, x):
     """Residuals that take many steps to the solution zero."""
     return torch.cat([x**2, D @ x**2])
@@ -182,7 +186,7 @@ RUNS = {
         A, 2, generator=seeded(), checkpoint=path, max_products=n + 20
     ),
     "minimize": lambda A, path, n: hesse.minimize(
-        lambda x: (x**4).sum() + x @ (A.to_dense() @ x), B, checkpoint=path, max_products=n
+        partial(quartic, A.to_dense()), B, checkpoint=path, max_iterations=n
     ),
     "least_squares": lambda A, path, n: hesse.least_squares(
         partial(fourths, A.to_dense()), B, checkpoint=path, max_iterations=n

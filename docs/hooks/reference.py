@@ -23,6 +23,7 @@ PACKAGES = [
     "hesse.result",
     "hesse.methods",
     "hesse.ranks",
+    "hesse.distributed",
     "hesse.vectors",
     "hesse.operators",
     "hesse.krylov",

@@ -74,13 +74,15 @@ def sparse_init_(
             remedy="Initialise layers of your own with torch.nn.init.sparse_.",
         )
     for name, parameter in _parameters(layers):
-        if "bias" in name:
-            parameter.fill_(bias)
-            continue
-        parameter.copy_(_sparse(parameter, connections, std, generator))
-        if "weight_hh" in name and spectral_radius is not None:
-            for gate in parameter.split(parameter.shape[1]):
-                gate.mul_(_scale(gate, spectral_radius))
+        # Only in inference mode can one write to what was made in it.
+        with torch.inference_mode() if parameter.is_inference() else torch.no_grad():
+            if "bias" in name:
+                parameter.fill_(bias)
+                continue
+            parameter.copy_(_sparse(parameter, connections, std, generator))
+            if "weight_hh" in name and spectral_radius is not None:
+                for gate in parameter.split(parameter.shape[1]):
+                    gate.mul_(_scale(gate, spectral_radius))
     return model
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from hesse.dispatch import Watch
+from hesse.result import OneLine
 
 # What torch.distributed calls, and which argument counts: the larger of what is given and received.
 _COLLECTIVES = {
@@ -18,7 +19,7 @@ _COLLECTIVES = {
 }
 
 
-class Traffic(Watch):
+class Traffic(OneLine, Watch):
     """Within it, the collectives of torch.distributed are counted, with their numbers.
 
     Attributes:
@@ -35,6 +36,9 @@ class Traffic(Watch):
     def __init__(self) -> None:
         super().__init__()
         self.calls, self.numbers = Counter[str](), Counter[str]()
+
+    def __repr__(self) -> str:
+        return f"Traffic({', '.join(f'{k} {name}' for name, k in self.calls.items()) or 'none'})"
 
     def observe(self, function: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
         """Count a collective."""

@@ -195,7 +195,7 @@ class CurvatureTracker(OneLine):
         return transformers_callback(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a tracker of the same arguments needs to go on, for `torch.save`."""
+        """All that a tracker of the same arguments needs to go on."""
         return {
             "steps": self._steps,
             "history": [row.to_dict() for row in self._history],

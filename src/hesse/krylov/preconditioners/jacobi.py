@@ -97,7 +97,7 @@ def _estimate(
         Z = stacked(probes, (A.domain.rademacher(generator) for _ in range(probes))).T
         samples, products = Z * A._matmat(Z), 1
     check_finite_products(A, samples)
-    mean = samples.mean(dim=1)
-    squares = (samples - mean[:, None]).square().sum(dim=1)  # torch's std warns of no entries
-    error = (squares / (probes * (probes - 1))).sqrt()
-    return torch.maximum(mean.abs(), error), probes * products
+    if len(samples) == 0:  # on this rank; torch's std would warn
+        return samples.new_zeros(0), probes * products
+    error = samples.std(dim=1) / probes**0.5
+    return torch.maximum(samples.mean(dim=1).abs(), error), probes * products
