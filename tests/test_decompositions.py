@@ -127,6 +127,15 @@ def test_values_are_those_of_torch(name):
     assert abs(float(value - f(x))) <= 1e-13 * abs(float(value))
 
 
+def test_an_lstm_where_the_flags_of_torch_are_frozen(monkeypatch):
+    monkeypatch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", False)
+    lstm, x = torch.nn.LSTM(2, 3).double(), torch.randn(4, 2, dtype=torch.float64)
+    H = hessian_operator(lambda x: lstm(x)[0].square().sum(), x)
+    v = torch.ones_like(x)
+    difference = (H.at(x + 1e-5 * v).flat_gradient - H.at(x - 1e-5 * v).flat_gradient) / 2e-5
+    torch.testing.assert_close(H @ v.reshape(-1), difference, rtol=1e-6, atol=1e-8)
+
+
 def test_the_distance_of_points_that_coincide_has_no_second_derivative():
     def squares(x):
         return torch.cdist(x, Y[:2]).square().diagonal().sum()

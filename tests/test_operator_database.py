@@ -55,9 +55,12 @@ RULES = {  # of `WRONG_FORWARD_RULES`: the operations of the database that show 
 @cache
 def database():
     reason = "torch's tests need expecttest, of the extra dev"
+    frozen = "__allow_nonbracketed_mutation_flag"  # which this import sets for the whole process
+    before = getattr(torch.backends, frozen)
     tests = pytest.importorskip(
         "torch.testing._internal.common_methods_invocations", reason=reason, exc_type=ImportError
     )
+    setattr(torch.backends, frozen, before)
     torch.set_num_threads(1)
     return [
         operation

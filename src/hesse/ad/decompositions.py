@@ -108,11 +108,13 @@ def _memory_format(input: Tensor) -> torch.memory_format:
 
 def _lstm(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     backend = torch.backends.mkldnn
-    before, backend.enabled = backend.enabled, False
-    try:
-        return torch._VF.lstm(*args)
-    finally:
-        backend.enabled = before
+    # Flags may be frozen: the import of torch's own tests freezes them.
+    with torch.backends.__allow_nonbracketed_mutation():
+        before, backend.enabled = backend.enabled, False
+        try:
+            return torch._VF.lstm(*args)
+        finally:
+            backend.enabled = before
 
 
 DECOMPOSITIONS = {
