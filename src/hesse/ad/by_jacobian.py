@@ -50,6 +50,11 @@ class ByJacobian:
         u = self._jacobian.push_forward(v)
         Bu = times(u)
         if quantity == "product":
-            return self._jacobian.pull_back([b.to(a.dtype) for a, b in zip(u, Bu, strict=True)])
+            return self._jacobian.pull_back(in_dtypes_of(u, Bu))
         parts = [(a * b).sum(dtype=torch.float64) for a, b in zip(u, Bu, strict=True)]
         return torch.stack(parts).sum()
+
+
+def in_dtypes_of(z: Sequence[Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
+    """The parts, each in the dtype of its z, which backward passes need."""
+    return [part.to(like.dtype) for like, part in zip(z, parts, strict=True)]

@@ -56,31 +56,38 @@ class LikelihoodLoss:
         return self.function(x)
 
 
-class FisherGraph(ByJacobian):
-    """J' B J at x, with the value and the gradient; retains the graphs of z and J'u."""
+class LikelihoodGraph(ByJacobian):
+    """The likelihoods of a loss at x, and J = dz/dx of their parameters z, with their graphs."""
 
     def __init__(self, f: BoundFunction, x: Leaves) -> None:
         with twice_differentiable():
             leaves = tracked(x)
             self._loss = seen(f, leaves)
         super().__init__(self._loss.z, leaves)
-        self._blocks: Blocks = f.function.blocks
-        self._examples: Examples | None = f.function.examples
-        self._columns = columns(self._loss, self._blocks, f.function.uniform)
 
     @property
     def outputs(self) -> list[Tensor]:
         """The value of the loss, in a list."""
         return [self._loss.value]
 
+    def check(self) -> None:
+        """Raise unless the loss is a likelihood at these outputs."""
+        self._loss.check()
+
+
+class FisherGraph(LikelihoodGraph):
+    """J' B J at x, with the value and the gradient; retains the graphs of z and J'u."""
+
+    def __init__(self, f: BoundFunction, x: Leaves) -> None:
+        super().__init__(f, x)
+        self._blocks: Blocks = f.function.blocks
+        self._examples: Examples | None = f.function.examples
+        self._columns = columns(self._loss, self._blocks, f.function.uniform)
+
     @property
     def gradient(self) -> list[Tensor]:
         """J' dL/dz."""
         return self._jacobian.pull_back(self._loss.slope)
-
-    def check(self) -> None:
-        """Raise unless the loss is a likelihood at these outputs."""
-        self._loss.check()
 
     def apply(self, quantity: str, direction: Leaves) -> list[Tensor] | Tensor:
         """J' B J v; or v' J' B J v."""
@@ -88,8 +95,7 @@ class FisherGraph(ByJacobian):
 
     def _times_blocks(self, u: Sequence[Tensor]) -> list[Tensor]:
         """B u, in the order of z."""
-        likelihoods, rest = self._loss.likelihoods, iter(u)
-        pairs = [(each, [next(rest) for _ in each.parameters]) for each in likelihoods]
+        pairs = self._loss.pairs(u)
         if self._blocks == "exact":
             return [part for likelihood, own in pairs for part in likelihood.product(own)]
         rows = [

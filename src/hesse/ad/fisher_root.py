@@ -9,49 +9,26 @@ from typing import Any
 
 from torch import Tensor
 
-from hesse.ad.by_jacobian import ByJacobian
-from hesse.ad.double_backward import twice_differentiable
-from hesse.ad.fisher import seen
-from hesse.ad.variables import BoundFunction, Leaves, tracked
+from hesse.ad.by_jacobian import in_dtypes_of
+from hesse.ad.fisher import LikelihoodGraph
+from hesse.ad.variables import Leaves
 
 
-class FisherRootGraph(ByJacobian):
+class FisherRootGraph(LikelihoodGraph):
     """J' S at x; retains the graphs of z and J'u."""
-
-    def __init__(self, f: BoundFunction, x: Leaves) -> None:
-        with twice_differentiable():
-            leaves = tracked(x)
-            self._loss = seen(f, leaves)
-        super().__init__(self._loss.z, leaves)
-
-    @property
-    def outputs(self) -> list[Tensor]:
-        """The value of the loss, in a list."""
-        return [self._loss.value]
 
     @property
     def gradient(self) -> list[Tensor]:
         """None: the matrix is not that of a scalar."""
         return []
 
-    def check(self) -> None:
-        """Raise unless the loss is a likelihood at these outputs."""
-        self._loss.check()
-
     def apply(self, quantity: str, direction: Leaves) -> Sequence[Tensor]:
         """J' S e, or S' J v."""
         if quantity == "product":
-            rooted = self._of_each("root", direction)
-            return self._jacobian.pull_back(_like(rooted, self._loss.z))
-        return self._of_each("root_adjoint", self._jacobian.push_forward(direction))
-
-    def _of_each(self, method: str, parts: Leaves) -> list[Tensor]:
-        """What a method of each likelihood makes of its part, in the order of z."""
-        rest, results = iter(parts), []
-        for likelihood in self._loss.likelihoods:
-            own = [next(rest) for _ in likelihood.parameters]
-            results += getattr(likelihood, method)(own)
-        return results
+            Se = [part for each, own in self._loss.pairs(direction) for part in each.root(own)]
+            return self._jacobian.pull_back(in_dtypes_of(self._loss.z, Se))
+        pairs = self._loss.pairs(self._jacobian.push_forward(direction))
+        return [part for each, own in pairs for part in each.root_adjoint(own)]
 
 
 @dataclass(frozen=True)
@@ -65,7 +42,3 @@ class ScaledLoss:
 
     def __call__(self, x: Any) -> Tensor:
         return self.factor * self.function(x)
-
-
-def _like(parts: Sequence[Tensor], z: Sequence[Tensor]) -> list[Tensor]:
-    return [part.to(like.dtype) for part, like in zip(parts, z, strict=True)]

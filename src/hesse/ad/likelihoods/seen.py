@@ -10,7 +10,7 @@ weigh what the call says times the derivative of the loss in the value of the ca
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -76,7 +76,7 @@ class Call:
         return Call(self.function, {**self.arguments, **changed})
 
     def take(self) -> Tensor:
-        """The value, computed anew."""
+        """The value, recomputed."""
         return self.function(**self.arguments)
 
 
@@ -150,6 +150,11 @@ class SeenLikelihoods:
     def z(self) -> list[Tensor]:
         """The parameters of all likelihoods, with their graph."""
         return [part for likelihood in self.likelihoods for part in likelihood.parameters]
+
+    def pairs(self, parts: Iterable[Tensor]) -> list[tuple[Likelihood, list[Tensor]]]:
+        """Each likelihood with those of the parts, in the order of `z`, that are its own."""
+        rest = iter(parts)
+        return [(each, [next(rest) for _ in each.parameters]) for each in self.likelihoods]
 
     @property
     def slope(self) -> list[Tensor]:

@@ -10,12 +10,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from hesse.ad.by_jacobian import in_dtypes_of
 from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.examples import Axis
 from hesse.ad.fisher import LikelihoodLoss, seen
@@ -201,11 +201,6 @@ def _is_hessian(hessian: LossHessian, outputs: Any, f: BoundFunction) -> bool:
     except FunctionError:
         return False
     jacobian, u = JacobianGraph(loss.z, free), random_like(free)
-    rest = iter(jacobian.push_forward(u))
-    products: Sequence[Tensor] = [
-        part
-        for likelihood in loss.likelihoods
-        for part in likelihood.product([next(rest) for _ in likelihood.parameters])
-    ]
-    narrow = [part.to(z.dtype) for part, z in zip(products, loss.z, strict=True)]
-    return agree(jacobian.pull_back(narrow), hessian.product(u), 0.0)
+    pairs = loss.pairs(jacobian.push_forward(u))
+    products = [part for each, own in pairs for part in each.product(own)]
+    return agree(jacobian.pull_back(in_dtypes_of(loss.z, products)), hessian.product(u), 0.0)

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from hesse.ad.by_jacobian import in_dtypes_of
 from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.examples import Axis
 from hesse.ad.fisher import seen
@@ -86,7 +87,7 @@ def vectors(
             u = loss.root([_signs(z.shape, generator, z) for z in loss.z])
         else:
             u = loss.observed(generator)
-        yield 1.0 / samples, _like(u, loss.z)
+        yield 1.0 / samples, in_dtypes_of(loss.z, u)
 
 
 def _columns(loss: LossRoots, examples: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
@@ -95,7 +96,7 @@ def _columns(loss: LossRoots, examples: int, generator: torch.Generator) -> Iter
         for j in units.tolist():
             numbers = [z.new_zeros(examples, s) for z, s in zip(loss.z, sizes, strict=True)]
             numbers[k][:, j] = _signs((examples,), generator, loss.z[k])
-            yield _like(loss.columns(loss.spread(numbers)), loss.z)
+            yield in_dtypes_of(loss.z, loss.columns(loss.spread(numbers)))
 
 
 def scaled(loss: LossRoots, u: Sequence[Tensor], numbers: Tensor) -> list[Tensor]:
@@ -107,10 +108,6 @@ def scaled(loss: LossRoots, u: Sequence[Tensor], numbers: Tensor) -> list[Tensor
 def _signs(shape: Sequence[int], generator: torch.Generator, like: Tensor) -> Tensor:
     bits = torch.randint(0, 2, tuple(shape), generator=generator, dtype=torch.int8)
     return bits.to(like).mul_(2).sub_(1)
-
-
-def _like(u: Sequence[Tensor], z: Sequence[Tensor]) -> list[Tensor]:
-    return [part.to(like.dtype) for part, like in zip(u, z, strict=True)]
 
 
 def spread_entries(axis: Axis, numbers: Tensor, like: Tensor) -> Tensor:
@@ -153,10 +150,7 @@ class LikelihoodRoots(LossRoots):
         return [spread_entries(axis, part, z) for part, z, axis in trios]
 
     def root(self, e: Sequence[Tensor]) -> list[Tensor]:
-        rest, parts = iter(e), []
-        for likelihood in self.loss.likelihoods:
-            parts += likelihood.root([next(rest) for _ in likelihood.parameters])
-        return parts
+        return [part for each, own in self.loss.pairs(e) for part in each.root(own)]
 
     def units(self, examples: int) -> list[Tensor]:
         found, axes = [], iter(self.axes)
@@ -171,10 +165,7 @@ class LikelihoodRoots(LossRoots):
         return found
 
     def columns(self, e: Sequence[Tensor]) -> list[Tensor]:
-        rest, parts = iter(e), []
-        for likelihood in self.loss.likelihoods:
-            parts += likelihood.short_root([next(rest) for _ in likelihood.parameters])
-        return parts
+        return [part for each, own in self.loss.pairs(e) for part in each.short_root(own)]
 
     def observed(self, generator: torch.Generator) -> list[Tensor]:
         parts = []
