@@ -32,6 +32,7 @@ from hesse.operators.low_rank import LowRankOperator
 from hesse.ranks import Ranks
 from hesse.risk.risk import Risk
 from hesse.tracing.precision import Precision, check_precision
+from hesse.vectors.random import drawn_seed
 from hesse.vectors.space import Tree
 
 FisherKind = Literal["exact", "sampled", "empirical"]
@@ -264,6 +265,5 @@ def _total(definition: FisherDefinition, risk: Risk, params: Tree) -> float | No
 
 def _seed(generator: torch.Generator | None, ranks: Ranks | None) -> int:
     """A seed drawn from a generator, or from the global one; another on each rank."""
-    device = "cpu" if generator is None else generator.device
-    seed = int(torch.randint(2**62, (), generator=generator, device=device))
+    seed = drawn_seed(generator)
     return seed if ranks is None else (seed + ranks.rank * _APART) % 2**62

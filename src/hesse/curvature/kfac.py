@@ -20,6 +20,7 @@ from hesse.errors import ArgumentError, FunctionError, check_choice
 from hesse.progress import FilePath
 from hesse.risk.risk import Risk
 from hesse.risk.sharing import check_is_whole
+from hesse.vectors.random import drawn_seed
 from hesse.vectors.space import Space, Tree
 
 
@@ -179,9 +180,7 @@ def _settings(
         raise ArgumentError(
             expected="samples to be a positive integer", got=repr(samples), remedy="Give 1 or more."
         )
-    device = "cpu" if generator is None else generator.device
-    seed = int(torch.randint(2**62, (), generator=generator, device=device))
-    return Settings(fisher, samples, approximation, rotated, seed)
+    return Settings(fisher, samples, approximation, rotated, drawn_seed(generator))
 
 
 def _operator(

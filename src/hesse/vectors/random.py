@@ -37,6 +37,12 @@ def random_signs(
     return signs.view(-1)[:n].to(device)
 
 
+def drawn_seed(generator: torch.Generator | None) -> int:
+    """A seed for further generators, drawn from this one, or from the global one."""
+    device = "cpu" if generator is None else generator.device
+    return int(torch.randint(2**62, (), generator=generator, device=device))
+
+
 class Stream:
     """n independent numbers, of which only the blocks are drawn that are asked for.
 

@@ -33,6 +33,7 @@ from hesse.krylov.solve import solve
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import DenseOperator
 from hesse.operators.diagonal import DiagonalOperator, IdentityOperator
+from hesse.vectors.random import drawn_seed
 from hesse.vectors.rows import stacked
 
 GAMMA_DRAWS = 32
@@ -53,8 +54,7 @@ class Work:
     def numbers(self, generator: torch.Generator | None) -> torch.Generator:
         """A generator that begins with the same numbers in every call."""
         if self.seed is None:
-            device = "cpu" if generator is None else generator.device
-            self.seed = int(torch.randint(2**62, (), generator=generator, device=device))
+            self.seed = drawn_seed(generator)
         return torch.Generator().manual_seed(self.seed)
 
 

@@ -19,6 +19,7 @@ from hesse.curvature.diagonals.vectors import Block, Weighted, in_blocks
 from hesse.curvature.diagonals.visits import Batches, NoBlocksError, Reading, Visit
 from hesse.operators.computed_diagonal import VECTORS_OF_A_PRODUCT, ComputedDiagonal
 from hesse.tracing.vmap import directions_at_once
+from hesse.vectors.random import drawn_seed
 
 Take = Callable[[], Iterable[Weighted]]
 
@@ -99,9 +100,7 @@ class RiskDiagonal(ComputedDiagonal):
         return total
 
     def samples(self, count: int, generator: torch.Generator | None) -> list[Tensor]:
-        device = "cpu" if generator is None else generator.device
-        seed = int(torch.randint(2**62, (), generator=generator, device=device))
-        signs = torch.Generator().manual_seed(seed)
+        signs = torch.Generator().manual_seed(drawn_seed(generator))
         constant = self._space.zeros()
         totals = [torch.zeros_like(constant) for _ in range(count)]
         for visit in self._visits(constant):
