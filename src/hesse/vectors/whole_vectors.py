@@ -235,7 +235,7 @@ class WholeVectors:
         >>> Space.flat(2).norm(torch.tensor([3.0, 4.0]))
         5.0
         """
-        return self.norms(v)[0]
+        return norm(v) if self.shards is None else self.norms(v)[0]
 
     def norms(self, *vectors: Tensor) -> list[float]:
         """The norms of several flat vectors, such as the rows of a basis, in one reduction.
@@ -286,7 +286,8 @@ class WholeVectors:
         >>> Space.flat(2).any(torch.tensor([0.0, 2.0])), Space.flat(2).any(torch.zeros(2))
         (True, False)
         """
-        return any(part for (part,) in self._gathered(bool(v.any())))
+        here = bool(v.any())
+        return here if self.shards is None else any(part for (part,) in self._gathered(here))
 
     def all_finite(self, v: Tensor) -> bool:
         """Whether a vector or block has neither NaN nor Inf. One sum tells, unless it overflows.
@@ -296,6 +297,8 @@ class WholeVectors:
         False
         """
         here = math.isfinite(float(v.sum())) or bool(torch.isfinite(v).all())
+        if self.shards is None:
+            return here
         return not any(is_bad for (is_bad,) in self._gathered(not here))
 
     def check_whole(self, what: str, remedy: str) -> None:
