@@ -27,8 +27,8 @@ from hesse.risk.risk import Risk
 from hesse.risk.sharing import check_is_whole
 from hesse.vectors.space import Space, Tree
 
-_OPERATORS = {"hessian": hessian_operator, "ggn": ggn_operator, "fisher": fisher_operator}
-_NAMES = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix", "fisher": "Fisher matrix"}
+OPERATORS = {"hessian": hessian_operator, "ggn": ggn_operator, "fisher": fisher_operator}
+TITLES = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix", "fisher": "Fisher matrix"}
 _MANY = 1000  # products, of which an operator is told, so that it takes the time to trace them
 _REPEATS = 3
 
@@ -89,7 +89,7 @@ class DryRun(Result):
 
     def _title(self) -> str:
         seen = f", seen on the first of {self.batches}" if self.batches > 1 else ""
-        name = _NAMES[self.curvature]
+        name = TITLES[self.curvature]
         return f"Dry run: products of the {name} of {self.n:,} variables{seen}"
 
     def _rows(self) -> list[tuple[str, str]]:
@@ -147,7 +147,7 @@ def plan(
     >>> run.n, run.batches, run.vector_bytes, run.seconds(10) > run.setup_seconds
     (1000, 1, 4000, True)
     """
-    check_choice("curvature", curvature, tuple(_OPERATORS))
+    check_choice("curvature", curvature, tuple(OPERATORS))
     x = point_of(f, x)
     space = Space.of(x)
     head, batches = _first_batch(f)
@@ -223,7 +223,7 @@ def _measured(curvature: str, f: Any, x: Tree, **options: Any) -> _Measured:
 
 
 def _ready(curvature: str, f: Any, x: Tree, options: dict[str, Any]) -> CurvatureOperator:
-    A = _OPERATORS[curvature](f, x, **options)
+    A = OPERATORS[curvature](f, x, **options)
     A.announce(_MANY)
     return A
 

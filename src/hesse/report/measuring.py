@@ -7,14 +7,13 @@ The file is a Python script that leaves a `risk`, a `hesse.Risk`; or a function 
 from __future__ import annotations
 
 import runpy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from rich.console import Console
 
-from hesse.curvature import ggn_operator, hessian_operator, plan
+from hesse.curvature.dry_run import OPERATORS, TITLES, plan
 from hesse.errors import ArgumentError, check_choice, check_count
 from hesse.estimators import Estimate, SpectralDensity, spectral_density, trace
 from hesse.krylov import Eigenpairs, eigsh
@@ -25,11 +24,7 @@ from hesse.report.section import Section, figure, print_section
 from hesse.report.spectrum import eigenvalue_table, on_negative_curvature
 from hesse.risk.risk import Risk
 
-_OPERATORS: dict[str, Callable[..., LinearOperator]] = {
-    "hessian": hessian_operator,
-    "ggn": ggn_operator,
-}
-_NAMES = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}
+_CURVATURES = ("hessian", "ggn")
 
 
 def measure_file(
@@ -61,7 +56,7 @@ def measure_file(
     Raises:
         HesseError: the file leaves no risk and no f and x; as `eigsh`.
     """
-    check_choice("curvature", curvature, tuple(_OPERATORS))
+    check_choice("curvature", curvature, _CURVATURES)
     check_count("eigenvalues", eigenvalues, 1)
     f, x = problem_of(file)
     ranks = getattr(f, "ranks", None)
@@ -69,7 +64,7 @@ def measure_file(
     console = Console(quiet=not speaks)
     if ranks is None:
         console.print(repr(plan(f, x, curvature=curvature)), "", highlight=False, soft_wrap=True)
-    A = _OPERATORS[curvature](f, x)
+    A = OPERATORS[curvature](f, x)
     k = min(eigenvalues, A.shape[0])
     output.mkdir(parents=True, exist_ok=True)
 
@@ -136,7 +131,7 @@ def _section(
 ) -> Section:
     products = largest.products + smallest.products + estimate.products + density.products
     return Section(
-        title=f"The {_NAMES[curvature]}",
+        title=f"The {TITLES[curvature]}",
         text=f"{A.shape[0]:,} variables, {products:,} products; the matrix was never formed. Each "
         "eigenvalue has a bound: an eigenvalue of the matrix lies within it.",
         tables=[eigenvalue_table(largest, smallest)],
