@@ -157,6 +157,12 @@ def fault(
     return enter
 
 
+def marked(error: BaseException) -> BaseException:
+    """The error as one of the user's own."""
+    error.injected = True  # type: ignore[attr-defined]
+    return error
+
+
 def error_of(call: Callable[[], Any]) -> BaseException | None:
     """The error that a call raises, if it does."""
     try:

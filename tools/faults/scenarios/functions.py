@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import hesse
-from tools.faults.fault import Happened, Injected, Seen, error_of, fault
+from tools.faults.fault import Happened, Injected, Seen, error_of, fault, marked
 from tools.faults.scenarios.calls import DOUBLE, randn
 
 _GROUP = "Functions"
@@ -195,12 +195,6 @@ def _raises(make: Callable[[], BaseException], at: int) -> Seen:
         if not torch.allclose(H @ _V, _product(x), rtol=1e-10):
             return Seen(H @ _V, _product(x), 1e-10, error=error)
     return Seen(H @ _V, _product(4 * _X), 1e-10, error=error)
-
-
-def marked(error: BaseException) -> BaseException:
-    """The error as one of the user's own."""
-    error.injected = True  # type: ignore[attr-defined]
-    return error
 
 
 # -- Preconditioners -------------------------------------------------------------------------------

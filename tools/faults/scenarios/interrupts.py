@@ -17,7 +17,7 @@ import hesse
 from hesse import apps, checkpoint
 from hesse.errors import Status
 from hesse.saving import tensor_file
-from tools.faults.fault import Happened, Seen, agree, error_of, fault
+from tools.faults.fault import Happened, Seen, agree, error_of, fault, marked
 from tools.faults.runner import kill_after
 from tools.faults.scenarios import settings
 from tools.faults.scenarios.applications import START, chain, energy, influences
@@ -146,7 +146,7 @@ def interrupted_influence() -> Seen:
     found: list[Any] = []
     error = error_of(lambda: found.append(influences("run", data=data)))
     if isinstance(error, KeyboardInterrupt):
-        error.injected = True  # type: ignore[attr-defined]
+        marked(error)
     status = found[0].solution.status if found else None
     return Seen(scores("run", data=data), scores(None), error=error, status=status)
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import hesse
-from tools.faults.fault import Happened, Injected, Seen, error_of, fault
+from tools.faults.fault import Happened, Injected, Seen, error_of, fault, marked
 from tools.faults.scenarios.calls import DOUBLE, randn
-from tools.faults.scenarios.functions import RAISED, marked
+from tools.faults.scenarios.functions import RAISED
 
 _GROUP, _SCIPY = "Least squares", "Methods for SciPy"
 _METHODS = {f"least_squares, {m}": m for m in ("svd", "lsmr")}

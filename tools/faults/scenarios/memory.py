@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import hesse
-from tools.faults.fault import Happened, Seen, error_of, fault
+from tools.faults.fault import Happened, Seen, error_of, fault, marked
 from tools.faults.scenarios.calls import randn, seeded
 from tools.faults.scenarios.models import batches, network
 
@@ -70,7 +70,7 @@ def _limited(call: Any) -> BaseException | None:
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
     if error is not None and "memory" in f"{type(error).__name__} {error}".lower():
         Happened.now()
-        error.injected = True  # type: ignore[attr-defined]
+        marked(error)
     return error
 
 

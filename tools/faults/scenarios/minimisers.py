@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import hesse
-from tools.faults.fault import Happened, Seen, error_of, fault
+from tools.faults.fault import Happened, Seen, error_of, fault, marked
 from tools.faults.scenarios.calls import DOUBLE
-from tools.faults.scenarios.functions import RAISED, marked
+from tools.faults.scenarios.functions import RAISED
 
 _MINIMISE = "Minimisation"
 METHODS = ("newton-cg", "trust-cg", "trust-krylov", "cubic", "lbfgs", "newton-minres",

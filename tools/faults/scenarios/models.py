@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hesse
-from tools.faults.fault import Happened, Seen, error_of, fault
+from tools.faults.fault import Happened, Seen, error_of, fault, marked
 from tools.faults.scenarios.calls import randn
 
 _MODELS, _DATA = "Models", "Data"
@@ -234,9 +234,7 @@ def raising_loader() -> Seen:
             for number, batch in enumerate(batches()):
                 if len(calls) == 4 and number == 2:
                     Happened.now()
-                    error = OSError("the disk is gone")
-                    error.injected = True  # type: ignore[attr-defined]
-                    raise error
+                    raise marked(OSError("the disk is gone"))
                 yield batch
 
     H = _hessian(network(), Loader())
@@ -276,7 +274,7 @@ def killed_worker() -> Seen:
         Happened.now()
     error = error_of(lambda: H @ v)
     if "exited unexpectedly" in str(error) or isinstance(error, ConnectionError):
-        error = RuntimeError("a worker of the DataLoader exited unexpectedly")  # the sooner of two
-        error.injected = True  # type: ignore[attr-defined]
+        # Which of the two comes first differs from run to run.
+        error = marked(RuntimeError("a worker of the DataLoader exited unexpectedly"))
     os.remove("kill")
     return Seen(H @ v, _expected(), 1e-8, error=error)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import hesse
-from tools.faults.fault import Happened, Injected, Seen, fault
+from tools.faults.fault import Happened, Injected, Seen, fault, marked
 from tools.faults.scenarios.calls import (
     CALLS,
     FEW,
@@ -183,8 +183,7 @@ def one_buffer(call: Any) -> Seen:
 
 def _raise(error: BaseException) -> Any:
     def disturb(v: Any, product: Any) -> Any:
-        error.injected = True  # type: ignore[attr-defined]
-        raise error
+        raise marked(error)
 
     return disturb
 
