@@ -14,21 +14,22 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import hesse
-from benchmarks.training.report import Runs, plot, table
+from benchmarks.training.options import parse, parser
+from benchmarks.training.report import Runs, write
 from benchmarks.training.run import train
 from benchmarks.training.task import Batch, Task, adamw, growing, hessian_free
 
 THRESHOLDS = (2.1, 1.4, 0.73, 0.69, 0.5)
+_PIXELS = 784
 _MEASURED = 5000  # images on which the error is measured
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run both, continuing where an earlier call was cut off; write table and plot."""
-    options = _options(arguments or [])
-    options.output.mkdir(parents=True, exist_ok=True)
-    task = _task(options.data)
-    images = len(_images(options.data))
-    sizes = growing(min(options.batch, images), min(options.last_batch, images), options.every)
+    options = _options(arguments)
+    images = _images(options.data)
+    task, most = _task(images), len(images)
+    sizes = growing(min(options.batch, most), min(options.last_batch, most), options.every)
     rivals = [
         hessian_free(sizes, damping_rule=options.damping_rule, max_cg_iterations=options.cg),
         adamw(options.adamw_lr, options.adamw_batch),
@@ -39,10 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
             if rival.name in options.rivals or not options.rivals:
                 history = train(task, rival, seed, options.seconds, options.output)
                 runs[task.name, rival.name, seed] = history
-    text = table([task], runs, THRESHOLDS)
-    print(text)
-    (options.output / "mnist.md").write_text(text + "\n", encoding="utf-8")
-    plot(options.output / "mnist.png", [task], runs)
+    write(options.output / "mnist", [task], runs, THRESHOLDS)
 
 
 def autoencoder(widths: tuple[int, ...], seed: int) -> nn.Sequential:
@@ -72,9 +70,9 @@ def _images(data: Path | None) -> Tensor:
     return images / 255 if images.max() > 1 else images
 
 
-def _task(data: Path | None) -> Task:
-    images = _images(data)
-    widths = (784, 1000, 500, 250, 30) if data is not None else (64, 128, 64, 32, 2)
+def _task(images: Tensor) -> Task:
+    is_mnist = images.shape[1] == _PIXELS
+    widths = (_PIXELS, 1000, 500, 250, 30) if is_mnist else (64, 128, 64, 32, 2)
     measured = images[:_MEASURED]
 
     def draw(count: int, generator: torch.Generator) -> Batch:
@@ -92,7 +90,7 @@ def _task(data: Path | None) -> Task:
         return float(((model(measured).sigmoid() - measured) ** 2).sum(dim=1).mean())
 
     return Task(
-        name="digits" if data is None else "mnist",
+        name="mnist" if is_mnist else "digits",
         model=lambda seed: autoencoder(widths, seed),
         loss=loss,
         draw=draw,
@@ -102,23 +100,13 @@ def _task(data: Path | None) -> Task:
     )
 
 
-def _options(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks mnist", description=__doc__)
-    add = parser.add_argument
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    shared = parser("mnist", __doc__)
+    shared.set_defaults(seeds=1, seconds=3600.0, cg=20, damping_rule="scan")
+    add = shared.add_argument
     add("--data", type=Path, help="an .npz file with the images of MNIST")
-    add("--seeds", type=int, default=1)
-    add("--seconds", type=float, default=3600.0, help="for each run")
     add("--batch", type=int, default=1000, help="images of the first steps of HessianFree")
     add("--last-batch", type=int, default=60_000, help="images that its batches grow to")
     add("--every", type=int, default=100, help="steps after which its batches double")
-    add("--cg", type=int, default=20, help="iterations of CG at most")
-    add("--damping-rule", default="scan")
-    add("--adamw-lr", type=float, default=1e-3)
     add("--adamw-batch", type=int, default=200)
-    add("--rivals", nargs="+", default=[], help="HessianFree, AdamW")
-    add("--threads", type=int)
-    add("--output", type=Path, default=Path("hesse-bench/mnist"), help="folder")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    return options
+    return parse(shared, arguments)

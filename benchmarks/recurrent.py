@@ -7,20 +7,17 @@ more than 0.04, or with a wrong bit. The rates of AdamW are options: give the be
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-
-import torch
 
 from benchmarks.training.memory_tasks import TASKS, lstm, memory_task, sizes_of
-from benchmarks.training.report import Runs, plot, table
+from benchmarks.training.options import parse, parser
+from benchmarks.training.report import Runs, write
 from benchmarks.training.run import train
 from benchmarks.training.task import Rival, adamw, hessian_free
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the tasks, continuing where an earlier call was cut off; write table and plot."""
-    options = _options(arguments or [])
-    options.output.mkdir(parents=True, exist_ok=True)
+    options = _options(arguments)
     tasks = {name: memory_task(name, options.length) for name in options.tasks}
     runs: Runs = {}
     for name, task in tasks.items():
@@ -28,10 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
             for rival in _rivals(name, options):
                 history = train(task, rival, seed, options.seconds, options.output)
                 runs[task.name, rival.name, seed] = history
-    text = table(list(tasks.values()), runs)
-    print(text)
-    (options.output / "recurrent.md").write_text(text + "\n", encoding="utf-8")
-    plot(options.output / "recurrent.png", list(tasks.values()), runs)
+    write(options.output / "recurrent", list(tasks.values()), runs)
 
 
 def _rivals(name: str, options: argparse.Namespace) -> list[Rival]:
@@ -49,23 +43,13 @@ def _rivals(name: str, options: argparse.Namespace) -> list[Rival]:
     return [rival for rival in rivals if rival.name in options.rivals or not options.rivals]
 
 
-def _options(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks recurrent", description=__doc__)
-    add = parser.add_argument
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    shared = parser("recurrent", __doc__)
+    shared.set_defaults(seeds=3, seconds=600.0, cg=50, damping_rule="levenberg-marquardt")
+    add = shared.add_argument
     add("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     add("--length", type=int, default=80, help="steps of a sequence")
-    add("--seeds", type=int, default=3)
-    add("--seconds", type=float, default=600.0, help="for each run")
     add("--sequences", type=int, default=1000, help="of a step of HessianFree")
-    add("--cg", type=int, default=50, help="iterations of CG at most")
     add("--damping", type=float, default=0.1)
-    add("--damping-rule", default="levenberg-marquardt")
     add("--preconditioner", default="ekfac")
-    add("--adamw-lr", type=float, default=1e-3)
-    add("--rivals", nargs="+", default=[], help="HessianFree, AdamW/rnn, AdamW/lstm")
-    add("--threads", type=int)
-    add("--output", type=Path, default=Path("hesse-bench/recurrent"), help="folder")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    return options
+    return parse(shared, arguments)

@@ -12,6 +12,14 @@ Runs = dict[tuple[str, str, int], History]
 """By task, rival and seed."""
 
 
+def write(path: Path, tasks: Sequence[Task], runs: Runs, thresholds: Sequence[float] = ()) -> None:
+    """Print the table, and write it and the picture to `path` with their endings."""
+    text = table(tasks, runs, thresholds)
+    print(text)
+    path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    plot(path.with_suffix(".png"), tasks, runs)
+
+
 def table(tasks: Sequence[Task], runs: Runs, thresholds: Sequence[float] = ()) -> str:
     """One row for each run: its last error, and the seconds to every threshold."""
     head = ["task", "optimiser", "seed", "error", "steps", "seconds", "CPU seconds"]
