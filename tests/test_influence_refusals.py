@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import hesse
-from hesse import HesseError, Risk
+from hesse import Risk
 from hesse.apps import influence, lds, self_influence
 from hesse.errors import NonFiniteError
 from tests.influence_problem import (
@@ -27,6 +27,7 @@ from tests.influence_problem import (
     net,
     risk_of,
 )
+from tests.refusals import assert_refused
 
 # -- What is refused, and what warns ---------------------------------------------------------------
 
@@ -166,11 +167,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_is_refused_with_a_remedy(case):
-    call, says = REFUSED[case]
-    with pytest.raises(HesseError, match=says) as caught:
-        call()
-    assert caught.value.call
-    assert caught.value.remedy
+    assert_refused(*REFUSED[case])
 
 
 def test_a_system_that_is_not_solved_warns():

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hesse import Risk, ggn_operator, hessian_operator, jacobian_operator
 from hesse.errors import DataError, FunctionError, HesseError, ShapeError
 from hesse.testing import check_operator
+from tests.feature_networks import Apply
 
 DOUBLE = torch.float64
 MODES = ["auto", "traced-split", "retained-graph"]
@@ -187,15 +188,6 @@ def test_the_adjoint_needs_one_derivative_only(sizes):
     torch.testing.assert_close(J.T @ u, dense(squared, inputs, risk.params).T @ u)
     with pytest.raises(HesseError, match="once_differentiable"):
         J @ torch.ones(J.shape[1], dtype=DOUBLE)
-
-
-class Apply(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 def test_no_grad_around_products_of_several_batches():
