@@ -8,8 +8,8 @@ images and their labels, a fifth of which finds the damping and then counts in t
 "One-shot" is one step. Nothing is trained: the models have no gradient.
 
 `--checkpoint FILE` adds a network from an .npz file (fc1.weight, fc2.weight, fc3.weight), pruned as
-above, and pruned with refit: every step takes the gradient of 10,000 images, drawn anew from the
-55,000 that are not held out. That is training, and is to be compared with training.
+above, and pruned with refit: every step takes the gradient of 10,000 images, others each time, of
+the 55,000 that are not held out. That is training, and is to be compared with training.
 """
 
 from __future__ import annotations

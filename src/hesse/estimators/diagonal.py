@@ -113,7 +113,7 @@ def diagonal(
         J'BJ: a backward pass without weight gradients for each vector u, 1/3 of a gradient, which
         `products` counts as 1/4 of a product; two to three times that where weights are shared by
         many places of an example; and one gradient for each sweep. For a multilayer perceptron and
-        ten classes 2.2 gradients in all. A trace at the first time. Parameters whose gradient no
+        ten classes 1.6 gradients in all. A trace at the first time. Parameters whose gradient no
         rule reads off the trace take a backward pass for each example and vector, and `about` names
         them. Limits of time are seen between samples, not within the exact diagonal.
 

@@ -50,7 +50,7 @@ class Calibration:
         return Calibration(risk, risk.subset(~held), risk.subset(held), True)
 
     def sample(self, examples: int | None, seed: int) -> Risk:
-        """Some of the fitted examples, drawn anew with every seed; all of them for None."""
+        """Some of the fitted examples, others with every seed; all of them for None."""
         if examples is None or examples >= self.fitted.per_example.number:
             return self.fitted
         order = torch.randperm(

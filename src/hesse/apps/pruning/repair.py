@@ -22,7 +22,7 @@ class Repair(Hyperparameters):
             steps that minimise the risk over the weights that are kept. They end where the judge, a
             held-out risk if there is one, finds nothing better.
         exchanges: exchanges of kept for removed weights that are tried, with score="exchange".
-        examples: examples of the risk that make the model of a step, drawn anew for each; None for
+        examples: examples of the risk that make the model of a step, others for each; None for
             all of them.
         rtol: of a system.
         max_iterations: of conjugate gradients for a system; an unsolved one is used as it is.

@@ -49,7 +49,7 @@ class Progress:
     """The increases of the risk that the models predicted, added."""
     seed: int = 0
     draws: int = 0
-    """Models made, each of which draws anew."""
+    """Models made, each of which draws examples of its own."""
     history: list[list[float]] = field(default_factory=list)
     """For each step: sparsity, damping, predicted increase, loss of the judge."""
     found: list[list[float]] = field(default_factory=list)
