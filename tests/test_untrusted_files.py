@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import struct
+import threading
 import zipfile
 from pathlib import Path
 
@@ -143,7 +144,8 @@ def test_what_is_no_file_is_refused_and_stays(kind, tmp_path):
 def test_a_link_in_the_place_of_the_unfinished_file_is_not_followed(tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    (tmp_path / "run.part").symlink_to(victim)
+    unfinished = f"run.{os.getpid()}-{threading.get_ident()}.part"
+    (tmp_path / unfinished).symlink_to(victim)
     run(tmp_path / "run")
     assert victim.read_text() == "precious"
 

@@ -30,7 +30,7 @@ from hesse.operators.algebra import LinearOperator
 from hesse.progress import FilePath, check_path
 from hesse.ranks import alike
 from hesse.saving.state import pack, restore
-from hesse.saving.tensor_file import DamagedFile, TensorFile, check_place, write
+from hesse.saving.tensor_file import DamagedFile, check_place, read, write
 from hesse.vectors.space import Space
 
 _PAUSE = 20  # after a save, the next one waits 20 times as long as that took
@@ -115,9 +115,8 @@ class Checkpoint:
         if self.path is None or not self._exists(self.path):
             return False
         try:
-            file = TensorFile(self.path)
-            self._check_same_run(file.header)
-            restore(state, file.header.get("state"), file.tensors(), self._device)
+            header, tensors = read(self.path, self._check_same_run)
+            restore(state, header.get("state"), tensors, self._device)
         except DamagedFile as error:
             raise self._error("a checkpoint of Hesse", str(error)) from error
         return True

@@ -22,7 +22,7 @@ from hesse.errors import ArgumentError
 from hesse.operators.batched_kronecker import Factors
 from hesse.operators.placed_blocks import Indexed, Place, Range, WithColumn
 from hesse.progress import FilePath
-from hesse.saving.tensor_file import DamagedFile, TensorFile, write
+from hesse.saving.tensor_file import DamagedFile, Header, read, write
 from hesse.vectors.space import Space
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def save(K: KroneckerCurvature, path: FilePath) -> None:
 def load(path: FilePath, device: torch.device | str) -> tuple[Space, list[Block], dict[str, Any]]:
     """The space, the blocks and the options of an operator that was saved."""
     try:
-        return _read(TensorFile(_path(path)), torch.device(device))
+        return _unpacked(*read(_path(path), _check_format), torch.device(device))
     except DamagedFile as error:
         raise ArgumentError(
             expected=f"path {str(path)!r} to be a file that K.save(path) wrote",
@@ -118,11 +118,15 @@ def _ranges(place: Place) -> list[list[int]]:
 # -- Read, and tested ------------------------------------------------------------------------------
 
 
-def _read(file: TensorFile, device: torch.device) -> tuple[Space, list[Block], dict[str, Any]]:
-    header = file.header
+def _check_format(header: Header) -> None:
     if header.get("format") != _FORMAT:
         raise DamagedFile("a file without the header of this version")
-    tensors = {name: tensor.to(device) for name, tensor in file.tensors().items()}
+
+
+def _unpacked(
+    header: Header, tensors: dict[str, Tensor], device: torch.device
+) -> tuple[Space, list[Block], dict[str, Any]]:
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     try:
         space = _space(header["space"], device)
         blocks = [
