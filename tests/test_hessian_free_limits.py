@@ -14,6 +14,7 @@ from torch import nn
 
 from hesse.errors import ArgumentError, Status
 from hesse.optimize import HessianFree
+from hesse.optimize.hessian_free_state import ParameterState
 from hesse.risk.risk import Risk
 
 
@@ -158,20 +159,40 @@ def test_ctrl_c_ends_a_step_and_leaves_all_as_it_was():
         sent.append(time.monotonic())
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Timer(1.5, interrupt).start()
-    steps = [0]
+    threading.Timer(1.0, interrupt).start()
 
     def train():
         while True:
             optimizer.step()
-            steps[0] += 1
 
     with pytest.raises(KeyboardInterrupt):
         train()
     assert time.monotonic() - sent[0] < 1.0
     assert optimizer.status is Status.INTERRUPTED
     optimizer.step()  # the step that was interrupted
-    for _ in range(steps[0] + 1):
+    for _ in range(optimizer.param_groups[0]["steps"]):
+        same.step()
+    assert_same(model, other)
+
+
+def test_ctrl_c_while_a_step_is_stored_waits_until_it_is(monkeypatch):
+    model, data = classifier(), examples(20)
+    other = copy.deepcopy(model)
+    optimizer, same = optimiser(model, data), optimiser(other, data)
+    optimizer.step()
+    store = ParameterState.store_vector
+
+    def interrupted(self, key, vector):
+        os.kill(os.getpid(), signal.SIGINT)
+        store(self, key, vector)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ParameterState, "store_vector", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step()
+    assert optimizer.param_groups[0]["steps"] == 2
+    optimizer.step()
+    for _ in range(3):
         same.step()
     assert_same(model, other)
 

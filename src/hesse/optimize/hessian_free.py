@@ -107,7 +107,8 @@ class HessianFree(torch.optim.Optimizer):
 
     Ctrl-C ends a step within a product: the model keeps the parameters from before the step, the
     best so far, `status` is INTERRUPTED, and KeyboardInterrupt goes on to the caller. The next step
-    is then the one that was interrupted.
+    is then the one that was interrupted. Ctrl-C that comes while the result of a step is stored
+    waits until it is: `param_groups[0]["steps"]` counts the steps that are taken.
 
     Cost: a step takes one gradient, max_cg_iterations Gauss-Newton products (1.33 gradients each)
         and one more, a few values, and every `refresh_every` steps one more gradient and the
@@ -238,11 +239,12 @@ class HessianFree(torch.optim.Optimizer):
 
     def _whole_step(self, risk: Risk, value: float | None) -> Tensor:
         """A step, or nothing: an error or Ctrl-C leaves all as it was."""
-        state = self._preconditioner.state
+        state, steps = self._preconditioner.state, self.param_groups[0]["steps"]
         try:
             return self._step(risk, value)
         except BaseException as error:
-            self._preconditioner.state = state
+            if self.param_groups[0]["steps"] == steps:  # not interrupted after it was taken
+                self._preconditioner.state = state
             if isinstance(error, KeyboardInterrupt):
                 self.status = Status.INTERRUPTED
                 self._checkpoint.save(self._saved(), now=True)
