@@ -2,6 +2,7 @@
 """What all tests share: seeds, and hypothesis without a clock. No default dtype is changed."""
 
 import resource
+from collections import defaultdict
 from pathlib import Path
 
 import hypothesis
@@ -33,16 +34,34 @@ def thorough(pytestconfig):
     return pytestconfig.getoption("--thorough")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items):
-    """Slow tests come first, or a process would wait for them at the end.
+    """Mark slow cases; slow tests come first, or a process would wait for them at the end.
 
-    Tests marked `gpu` skip themselves where there is no CUDA device.
+    Slow tests are not traced for the coverage report, which takes a third of their time. Tests
+    marked `gpu` skip themselves where there is no CUDA device.
     """
+    cases = defaultdict(list)
+    for item in items:
+        if "fast_cases" in item.keywords and "slow" not in item.keywords:
+            cases[item.parent, item.originalname].append(item)
+    for group in cases.values():
+        for item in set(group) - set(_spread(group)):
+            item.add_marker(pytest.mark.slow)
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.no_cover)
     items.sort(key=lambda item: "slow" not in item.keywords)
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _spread(group):
+    """As many cases of a test as its mark `fast_cases` says, at equal distances."""
+    (count,) = group[0].get_closest_marker("fast_cases").args
+    return [group[k * len(group) // count] for k in range(min(count, len(group)))]
 
 
 class _Square(torch.autograd.Function):

@@ -46,6 +46,7 @@ FACTORIES = {
 }
 
 
+@pytest.mark.fast_cases(9)
 @pytest.mark.parametrize(
     "method", ["newton-cg", "trust-cg", "trust-krylov", "cubic", "newton-minres"]
 )
@@ -59,6 +60,7 @@ def test_the_minimum_is_that_of_the_hessian(name, method):
     assert result.fun == pytest.approx(expected.fun, rel=1e-9)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("name", ["K-FAC", "EK-FAC", "diagonal"])
 def test_what_structure_inverts_takes_no_products(name):
     f = risk()

@@ -54,6 +54,7 @@ class LogSoftmax(nn.Module):
         return torch.log_softmax(self.layer(x), 1)
 
 
+@pytest.mark.fast_cases(9)
 @pytest.mark.parametrize("cut", [[4, 4, 4], [5, 7], [1] * 12])
 @pytest.mark.parametrize(("loss", "y"), KNOWN.values(), ids=KNOWN)
 def test_losses_of_torch_weigh_batches_by_what_they_average_over(loss, y, cut):

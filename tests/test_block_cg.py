@@ -239,6 +239,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     assert (resumed.products, resumed.history) == (whole.products, whole.history)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(("k", "vectors"), [(2, 17), (4, 32), (8, 64)])
 def test_memory_is_eight_blocks(k, vectors):
     n = 20_000

@@ -26,6 +26,7 @@ def smallest_eigenvalue(f, x):
     return float(torch.linalg.eigvalsh(H.reshape(x.numel(), x.numel()))[0])
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("start", [10.0, 1e3])
 def test_a_bad_start_does_not_loosen_the_tolerance(method, start):
@@ -37,6 +38,7 @@ def test_a_bad_start_does_not_loosen_the_tolerance(method, start):
     assert float(loose.jac.norm()) <= 1e-3
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_cluster_of_atoms_ends_in_a_minimum(method):
     i, j = torch.triu_indices(13, 13, 1)
@@ -53,6 +55,7 @@ def test_a_cluster_of_atoms_ends_in_a_minimum(method):
     assert smallest_eigenvalue(energy, result.x) > -1e-6  # six are zero
 
 
+@pytest.mark.fast_cases(6)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e10])
 def test_the_scale_of_f_does_not_matter(method, scale):
@@ -108,6 +111,7 @@ UNBOUNDED = {
 }
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", UNBOUNDED)
 def test_a_function_without_a_minimum_is_a_status(name, method):
@@ -119,6 +123,7 @@ def test_a_function_without_a_minimum_is_a_status(name, method):
     assert math.isfinite(result.fun)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("start", [-700.0, 700.0])
 def test_values_that_nearly_overflow_are_minimised(method, start):
@@ -127,6 +132,7 @@ def test_values_that_nearly_overflow_are_minimised(method, start):
     torch.testing.assert_close(result.x, vector(0.0), atol=1e-7, rtol=0)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_kink_stagnates_at_the_best_point(method):
     result = minimize(lambda x: torch.sqrt((x**2).sum()), vector(3.0, -1.0), method)

@@ -38,6 +38,7 @@ def fresh(make, model, inputs, targets):
     return operator @ direction(operator)
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("budget", ["40kB", "80kB", "160kB", "1MB"])
 def test_a_shuffling_loader_under_a_budget(make, budget):
@@ -66,6 +67,7 @@ def test_a_batch_that_is_overwritten(make, mode):
         X.copy_(randn(20, 6, seed=10 + seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [*PREPARED, "compiled-split", "auto"])
 def test_what_f_closes_over_is_overwritten(mode):
     A, x, v = randn(50, 6), randn(6, seed=1), randn(6, seed=2)

@@ -134,6 +134,7 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_bits(name, tmp_path, th
     assert killed >= 3
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("name", ["eigsh", "cg", "minres"])
 def test_after_the_end_it_answers_from_the_file(name, tmp_path):
     path = tmp_path / "run"

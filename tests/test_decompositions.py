@@ -95,6 +95,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("name", CASES)
 def test_products_and_gradients_are_those_of_differences(name):
     f, x = CASES[name]

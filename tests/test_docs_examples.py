@@ -45,6 +45,7 @@ def _fresh_interpreter(tmp_path, monkeypatch):
     torch.manual_seed(0)
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("name", PAGES)
 def test_page_runs_and_prints_what_it_says(name):
     path = ROOT / "docs" / f"{name}.md"
@@ -59,6 +60,7 @@ def test_page_runs_and_prints_what_it_says(name):
         )
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_and_shown():
     pictures = _module(ROOT / "docs" / "pictures" / "draw.py").PICTURES
     pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))

@@ -51,6 +51,7 @@ def test_agrees_with_dense(n, k, which):
     torch.testing.assert_close(pairs.vectors.T @ pairs.vectors, eye, rtol=0, atol=1e-10)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
 def test_the_bound_holds_whether_or_not_it_converged(which):
     for seed in range(60):
@@ -179,6 +180,7 @@ def test_ctrl_c_amid_a_restart_waits_for_its_end(monkeypatch, ctrl_c):
     torch.testing.assert_close(pairs.vectors.T @ pairs.vectors, eye, rtol=0, atol=1e-13)
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(("k", "m", "b"), [(1, 10, 1), (2, 12, 2), (5, 20, 1), (1, 20, 8)])
 @pytest.mark.parametrize("rows", [None, torch.float32], ids=["exact", "coarse"])
 def test_so_many_vectors(k, m, b, rows):
@@ -324,6 +326,7 @@ def laplacian(*sizes):
     return total
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     ("M", "k", "which"),
     [

@@ -55,6 +55,7 @@ QUANTITIES = {
 }
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("n", [50, 300, 700])
 @pytest.mark.parametrize("name", QUANTITIES)
 @pytest.mark.parametrize("matrix", [hard, rough])
@@ -75,6 +76,7 @@ def test_no_estimate_is_dearer_than_the_truth(name, n, matrix):
         )
 
 
+@pytest.mark.slow
 def test_the_diagonal_of_an_inverse():
     M = symmetric_matrix(torch.logspace(0, 2, N, dtype=DOUBLE))
     A = function_operator(lambda v: M @ v, N, symmetric=True, dtype=DOUBLE)

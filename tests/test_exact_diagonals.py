@@ -119,6 +119,7 @@ def test_a_model_with_its_own_loss():
 # -- Fisher matrices -------------------------------------------------------------------------------
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("name", ["class weights, ignored", "gpt", "attention", "bernoulli"])
 def test_every_kind_of_fisher_matrix(name):
     risk = build(name, sizes=(4, 3), weight_decay=0.1)

@@ -294,6 +294,7 @@ print("sympy" in sys.modules)
 """
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("mode", ["auto", "traced-split", "reverse-over-reverse"])
 def test_the_first_product_does_not_wait_for_imports(mode: str) -> None:
     command = [sys.executable, "-c", _FIRST_PRODUCT.format(mode=mode)]

@@ -30,6 +30,7 @@ def close(operator, exact):
     assert (ours - exact).norm() <= 1e-8 * exact.norm()
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_exact_is_the_gauss_newton_matrix_of_natural_parameters(build, name):
     risk = build(name)
@@ -141,6 +142,7 @@ def flops(product):
     return counter.get_total_flops()
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", ["mlp", "conv", "gpt", "lstm"])
 def test_a_product_costs_what_a_gauss_newton_product_does(build, name):
     risk = build(name, sizes=(16,))

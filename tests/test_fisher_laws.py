@@ -53,6 +53,7 @@ def problem(kind, reduction, rows, classes):
 KINDS = ["classes", "smoothed", "soft", "bits", "counts", "values"]
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     st.sampled_from(KINDS),

@@ -30,6 +30,7 @@ def close(operator, exact):
     assert (ours - exact).norm() <= 1e-8 * exact.norm()
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", ["mlp", "conv", "gpt", "dictionary"])
 @pytest.mark.parametrize("per", ["row", "example"])
 def test_empirical_is_the_second_moment_of_stacked_gradients(build, name, per):
@@ -67,6 +68,7 @@ def test_empirical_with_class_weights(build):
     close(fisher_operator(risk, risk.params, "empirical"), exact)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", ["mlp", "gpt", "attention", "bernoulli", "poisson"])
 @pytest.mark.parametrize("per", ["row", "example"])
 def test_samples_converge_to_the_exact_matrix(build, name, per):
@@ -83,6 +85,7 @@ def test_samples_converge_to_the_exact_matrix(build, name, per):
     assert errors[1] <= 0.25 * errors[0]  # a twentieth, if all goes well
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("mode", MODES)
 def test_draws_are_made_once(build, mode):
     risk = build("mlp")

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.no_cover
 FILES = sorted(Path(__file__).parent.glob("data/fuzz_corpus/*.json"))
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_a_case_that_was_wrong_is_right_or_refused(path):
     rows = list(judge(read_case(path)))

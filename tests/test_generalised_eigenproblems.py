@@ -108,6 +108,7 @@ def test_a_large_singular_mass_is_refused_or_its_finite_eigenvalues_are_found():
     torch.testing.assert_close(pairs.values, wanted, rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 def test_a_budget_is_the_default():
     n = 2000
     A = CountingOperator(diagonal_operator(torch.linspace(0, 1, n, dtype=DOUBLE) ** 4))
@@ -116,6 +117,7 @@ def test_a_budget_is_the_default():
     assert pairs.status in (Status.MAX_PRODUCTS, Status.STAGNATED)
 
 
+@pytest.mark.slow
 def test_values_and_residuals_that_no_longer_move_are_a_stagnation():
     M = rotated(torch.linspace(1, 2, 100, dtype=DOUBLE)).float()
 

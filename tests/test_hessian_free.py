@@ -29,6 +29,7 @@ def test_it_is_a_torch_optimiser_and_the_risk_never_rises():
     assert losses[-1] < 1e-3 * losses[0]
 
 
+@pytest.mark.slow
 def test_the_preconditioner_speeds_up_training_of_a_deep_network():
     pytest.importorskip("sklearn")
     from hesse.report.digits import autoencoder, digits, reconstruction_loss

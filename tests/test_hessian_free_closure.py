@@ -40,6 +40,7 @@ def closure_of(model, x, y):
     return closure
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("mode", ["retained-graph", "traced-split"])
 @pytest.mark.parametrize(
     "options",

@@ -72,6 +72,7 @@ PRECONDITIONERS = {
 RULES = ["scan", "levenberg-marquardt"]
 
 
+@pytest.mark.fast_cases(8)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", CURVATURES)
 def test_the_risk_falls_with_every_curvature(name, rule):
@@ -82,6 +83,7 @@ def test_the_risk_falls_with_every_curvature(name, rule):
     assert losses[-1] < (0.95 if name == "indefinite" else 0.8) * losses[0]
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", PRECONDITIONERS)
 def test_the_risk_falls_with_every_preconditioner(name, rule):
@@ -172,6 +174,7 @@ def test_a_scan_tries_no_larger_damping_where_the_model_is_exact():
         assert optimizer.counts.nfev == before + 1
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("curvature", ["ggn", "hessian", hesse.fisher_operator])
 def test_batches_add_up_to_the_whole(curvature, rule):
@@ -201,6 +204,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_run_goes_on_from_its_state_to_the_same_bits(name):
     model = network()
@@ -218,6 +222,7 @@ def test_a_run_goes_on_from_its_state_to_the_same_bits(name):
         assert torch.equal(flat(model), flat(other))
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_run_goes_on_from_its_file_to_the_same_bits(name, tmp_path, monkeypatch):
     monkeypatch.setattr("hesse.checkpoint._PAUSE", 0)  # save after every step
@@ -292,6 +297,7 @@ class Edge(nn.Module):
         return loss
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("kind", ["nan", "inf"])
 @pytest.mark.parametrize("rule", RULES)
 def test_trial_points_that_are_not_finite_are_stepped_back_from(kind, rule):

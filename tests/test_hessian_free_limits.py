@@ -57,6 +57,7 @@ def assert_same(one, two):
         assert torch.equal(a, b)
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("options", [{}, {"mode": "retained-graph"}, {"refresh_every": 3}])
 def test_a_run_goes_on_from_its_file_to_the_same_bits(name, options, tmp_path, monkeypatch):
@@ -75,6 +76,7 @@ def test_a_run_goes_on_from_its_file_to_the_same_bits(name, options, tmp_path, m
     assert optimizer.counts.nhev == expected.counts.nhev
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_goes_on_from_its_state_to_the_same_bits(name):
     make, data = CASES[name]
@@ -146,6 +148,7 @@ def test_the_limit_of_seconds_is_kept():
         assert time.monotonic() < deadline
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_step_and_leaves_all_as_it_was():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(100, 300), nn.Tanh(), nn.Linear(300, 10)).eval()

@@ -59,6 +59,7 @@ def sees_another_function(name, mode):
     return name == "stop_gradient" and mode in DIFFERENCES
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("mode", ["auto", *ONE_SHOT])
 @pytest.mark.parametrize("name", PROBLEMS)
 @given(point=st.integers(0, 3), seed=st.integers(0, 99))

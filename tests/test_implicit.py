@@ -43,6 +43,7 @@ def test_the_first_derivative_is_that_of_the_solution(kind):
     assert x.report.products >= x.report.adjoint_products > 0
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("kind", FUNCTIONS)
 def test_derivatives_of_the_second_and_third_order(kind):
     make, explicit = FUNCTIONS[kind]
@@ -76,6 +77,7 @@ def test_gradients_recorded_by_autograd_can_be_differentiated_again(kind):
     close(results[0][1], results[1][1], 1e-7)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("kind", FUNCTIONS)
 def test_batches_and_jacobians(kind):
     make, explicit = FUNCTIONS[kind]

@@ -113,6 +113,7 @@ def test_newton_steps_are_those_of_the_dense_formula(name, H):
     assert got.products > 0
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("k", [1, 5, 100])
 def test_the_top_are_those_of_all_scores(k):
     scores = influence(risk_of(4), THETA, (XQ, YQ), **TIGHT).scores
@@ -208,6 +209,7 @@ def digits():
     return risk, theta, (x[400:450], y[400:450])
 
 
+@pytest.mark.slow
 def test_leave_one_out_retraining_of_the_digits(digits):
     risk, theta, queries = digits
     each = risk.on(queries).per_example

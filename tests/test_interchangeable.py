@@ -121,6 +121,7 @@ def vector(A: LinearOperator, seed: int = 5) -> torch.Tensor:
     return torch.randn(A.shape[1], generator=seeded(seed), dtype=DOUBLE)
 
 
+@pytest.mark.fast_cases(4)
 def test_products_and_conversions(pair):
     A, M = pair
     check_operator(A)

@@ -75,6 +75,7 @@ def test_expand_is_not_exact_where_reduce_is():
     assert min(block_errors(kfac_operator(risk), G).values()) > 0.1
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("make", [kfac_operator, ekfac_operator])
 @pytest.mark.parametrize(
     ("model", "x", "loss", "target"),

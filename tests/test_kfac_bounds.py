@@ -90,6 +90,7 @@ BOUNDED = {
 }  # fmt: skip
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("case", BOUNDED)
 def test_ekfac_is_never_farther_than_kfac_and_has_the_trace_of_the_block(case):
     model, loss, data = BOUNDED[case]
@@ -198,6 +199,7 @@ def test_the_empirical_matrix():
     assert max(found.values()) < EXACT
 
 
+@pytest.mark.slow
 def test_signs_estimate_the_exact_factors():
     risk = Risk(mlp(), CE, classes(10, 4))
     exact = kfac_operator(risk).to_dense()

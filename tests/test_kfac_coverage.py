@@ -182,6 +182,7 @@ MODELS = {
 }
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_of_an_unedited_model_has_a_rule(name):
     model, loss, data = MODELS[name]
@@ -300,6 +301,7 @@ def test_frozen_and_unused_parameters_are_zero():
     assert torch.isfinite(dense).all()
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("make", [kfac_operator, ekfac_operator])
 def test_large_factors_and_large_rows_are_kept_as_diagonals(make, monkeypatch):
     from hesse.curvature.kronecker import moments

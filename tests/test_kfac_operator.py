@@ -113,6 +113,7 @@ def test_damping_by_names_and_relative_to_the_mean_eigenvalue():
         K.damped({"0.weight": 0.1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", MAKERS)
 def test_eigenvalues_powers_and_samples(make):
     K = make(risk(), damping=0.05)
@@ -370,6 +371,7 @@ def test_a_row_of_two_examples_is_noticed():
 # -- As a preconditioner ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_conjugate_gradients_need_three_times_fewer_products():
     pixels = torch.tensor(load_digits().data / 16.0, dtype=torch.float32)
     model = autoencoder(0)

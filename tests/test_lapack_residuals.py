@@ -101,6 +101,7 @@ def departure(U, dtype):
     return float(torch.linalg.matrix_norm(gram, 1)) / (len(U) * torch.finfo(dtype).eps)
 
 
+@pytest.mark.fast_cases(17)
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("diagonal", [True, False])
 @pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])

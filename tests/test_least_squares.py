@@ -21,6 +21,7 @@ from tests.curve_fits import DOUBLE, LOWER, MGH, TIGHT, fit, gaussian, scipy_fit
 # Oracles
 
 
+@pytest.mark.fast_cases(6)
 @pytest.mark.parametrize("name", MGH)
 def test_the_cost_is_that_of_scipy(name):
     problem = MGH[name]

@@ -103,6 +103,7 @@ SETS = {
 # fmt: on
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("start", [0, 1])
 @pytest.mark.parametrize("name", SETS)
 def test_certified_values(name, start):

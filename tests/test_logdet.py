@@ -62,6 +62,7 @@ def test_a_process_that_ends_has_an_exact_rule():
     assert float(weights.sum()) == pytest.approx(1.0)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.usefixtures("sampled")
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 def test_logdet_meets_its_target_and_counts(dtype):
@@ -74,6 +75,7 @@ def test_logdet_meets_its_target_and_counts(dtype):
     assert estimate == logdet(A, rtol=0.03, generator=seeded())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("sampled")
 def test_logdet_is_unbiased_to_its_quadrature():
     # At 16 steps, which are enough here, the quadrature is good to a few parts in a thousand.
@@ -114,6 +116,7 @@ def test_what_is_not_positive_definite_is_named():
         logdet(torch.diag(torch.tensor([1.0, -2.0])))
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.usefixtures("sampled")
 @pytest.mark.parametrize("edges", [(-math.inf, 0.0), (0.5, 1.0), (1.0, math.inf)])
 def test_counts_lie_in_their_interval(edges):

@@ -107,6 +107,7 @@ def test_nothing_is_left_of_a_recording_but_the_residuals():
     assert held <= H.plan.residual_bytes + 4 * v.nbytes + 10_000
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("make", [hessian_operator, ggn_operator])
 @pytest.mark.parametrize("gradients", [4.0, 2.0, 1.25])
 @pytest.mark.parametrize("name", ["convolutions", "autoencoder"])
@@ -148,6 +149,7 @@ def test_a_budget_is_a_number_as_python_writes_it(text, size):
     assert parse_bytes(text) == size
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("vectors", [12, 20, 30])
 def test_a_budget_is_kept_where_what_is_kept_depends_on_the_size(vectors):
     """Of 62 rows other things are computed again than of 2,000."""
@@ -200,6 +202,7 @@ def test_a_budget_that_is_too_small_says_what_is_needed():
         hessian_operator(risk, risk.params, memory_budget="100 kB")
 
 
+@pytest.mark.slow
 def test_a_hundred_updates_record_once_and_take_no_more_memory():
     risk = risk_of("convolutions").on((torch.randn(8, 3, 32, 32), torch.arange(8) % 10))
     v, held = direction(risk), []
@@ -249,6 +252,7 @@ def test_a_model_that_cannot_be_recorded_keeps_to_its_budget_by_graphs(square, m
     assert norm(product - reference) <= 1e-5 * norm(reference)
 
 
+@pytest.mark.slow
 def test_programs_recorded_within_a_budget_are_shared():
     risk = risk_of("autoencoder", rows=8_000)
     v, budget = direction(risk), int(2.0 * gradient_peak(risk))

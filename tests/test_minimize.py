@@ -55,6 +55,7 @@ PROBLEMS = {  # function, start, minimiser
 }
 
 
+@pytest.mark.fast_cases(7)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_classic_problems(name, method):
@@ -79,6 +80,7 @@ def test_a_quadratic_takes_one_well_solved_step():
     torch.testing.assert_close(result.x, 1 / d, atol=1e-7, rtol=0)
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_value_never_rises(method):
     result = minimize(wood, torch.tensor([-3.0, -1.0, -3.0, -1.0], dtype=DOUBLE), method)

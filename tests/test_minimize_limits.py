@@ -75,6 +75,7 @@ class Signal:
         return time.monotonic() - self.sent
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("method", INNER)
 def test_one_interrupt_ends_the_minimisation_within_an_inner_solve(method):
     f, start = ill_conditioned(), torch.full((300,), 3.0, dtype=DOUBLE)
@@ -89,6 +90,7 @@ def test_one_interrupt_ends_the_minimisation_within_an_inner_solve(method):
     assert result.fun <= float(f(start))
 
 
+@pytest.mark.fast_cases(9)
 @pytest.mark.parametrize("method", INNER)
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 20, 61])
 def test_the_limit_of_products_is_kept(method, limit):
@@ -101,6 +103,7 @@ def test_the_limit_of_products_is_kept(method, limit):
     assert many.success
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("method", INNER)
 def test_the_limit_of_seconds_is_kept_within_an_inner_solve(method):
     began = time.monotonic()
@@ -120,6 +123,7 @@ CASES = {
 }
 
 
+@pytest.mark.fast_cases(9)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", CASES)
 def test_an_interrupted_minimisation_goes_on_to_the_same_bits(name, method, tmp_path):

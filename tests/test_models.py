@@ -29,6 +29,7 @@ def expected(name, seed, point):
     return case.gradient(seed, x), case.product(seed, x, direction(case.x))
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_one_product_of_a_function_and_of_a_risk(name):
     case = case_of(name)
@@ -38,6 +39,7 @@ def test_one_product_of_a_function_and_of_a_risk(name):
     assert_close(hesse.hvp(case.risk(0), case.x, v), product, 1e-12)
 
 
+@pytest.mark.fast_cases(15)
 @pytest.mark.parametrize("mode", ["auto", "retained-graph", "traced-split"])
 @pytest.mark.parametrize("name", MODELS)
 def test_an_operator_at_two_points_and_on_new_data(name, mode):
@@ -58,6 +60,7 @@ def test_an_operator_at_two_points_and_on_new_data(name, mode):
     assert H.mode == mode or mode == "auto"
 
 
+@pytest.mark.fast_cases(6)
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in OWN_LOSS])
 def test_gauss_newton(name):
     case = case_of(name)

@@ -73,6 +73,7 @@ def test_a_damped_matrix_of_low_rank(search):
         torch.testing.assert_close(pairs.values, torch.ones(4, dtype=DOUBLE), rtol=0, atol=1e-10)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("basis_size", [9, 12, 25])
 @pytest.mark.parametrize("which", ["LA", "SA"])
 def test_a_basis_that_is_restarted_and_has_to_drop_rows(basis_size, which):

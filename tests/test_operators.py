@@ -131,6 +131,7 @@ def test_every_kind_of_operator_conforms(kind, dtype):
     assert (report.adjoint is None) == (A.symmetric or kind == "one way")
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("problem", all_problems(), ids=str)
 def test_the_hessian_of_every_problem_conforms(problem):
     H = hessian_operator(problem.f, problem.x)

@@ -233,6 +233,7 @@ def test_a_domain_bounds_the_walk():
     assert any(p[0] >= 1.2 for p in seen)
 
 
+@pytest.mark.slow
 def test_transition_states_of_a_cluster():
     """From scattered starts; index one is checked against the dense matrix."""
     energies = set()

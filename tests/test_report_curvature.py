@@ -56,6 +56,7 @@ def test_the_eigenvalues_of_a_function_are_on_the_page(script, capsys):
     assert "Dry run: products of the Hessian of 6 variables" in shown
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
 def test_the_command_measures_a_risk_and_goes_on_from_its_checkpoints(script, curvature, capsys):
     file = script(RISK)

@@ -99,6 +99,7 @@ def test_examples_that_do_so_in_a_later_batch_are_refused():
 # -- Samples ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     "name", [pytest.param("gpt", marks=pytest.mark.slow), "not convex", "lstm"]
 )

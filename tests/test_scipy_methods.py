@@ -24,6 +24,7 @@ START = np.array([0.2, 1.0, 0.5, 2.0])
 ALL = [getattr(methods, name) for name in methods.__all__]
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("given", ["hessp", "hess", "nothing"])
 def test_numpy_functions_are_minimised(method, given):

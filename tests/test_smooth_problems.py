@@ -120,6 +120,7 @@ def _has_published_minimum(problem):
     return problem.minimum is not None and problem.minimiser is None and problem.space.n <= 120
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "problem", [p for p in PROBLEMS.values() if _has_published_minimum(p)], ids=str

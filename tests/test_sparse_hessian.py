@@ -45,12 +45,14 @@ def whatever_they_cost(monkeypatch):
     monkeypatch.setattr(sparse_entries, "costs_less", lambda *_: True)
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_pattern_and_values_are_those_of_the_dense_hessian(whatever_they_cost, name):
     S = check_hessians(name)
     assert (S.structure.programs is None) == (name in WITHOUT_PROGRAM | {"softmax"})
 
 
+@pytest.mark.fast_cases(12)
 @pytest.mark.parametrize("colouring", ["auto", "distance-2", "star", "acyclic"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_values_from_products_are_those_of_the_dense_hessian(without_programs, name, colouring):
@@ -263,6 +265,7 @@ def test_conformance_and_pickle():
     assert torch.equal(copy.at(point(20, 1)).to_dense(), S.at(point(20, 1)).to_dense())
 
 
+@pytest.mark.slow
 def test_compiled_products_are_the_same():
     x = point(50)
     S = sparse_hessian_operator(rosenbrock, x, mode="compiled-split")

@@ -63,6 +63,7 @@ def test_a_run_interrupted_within_a_block_goes_on_to_the_same_bits(n, method, st
     assert broken.taken + rest.taken <= whole.products + 2 + 5 + bound
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("n", [SHORT, LONG])
 @pytest.mark.parametrize("method", METHODS)
 def test_seconds_end_a_run_within_a_block(n, method):

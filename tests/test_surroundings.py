@@ -251,6 +251,7 @@ for name, nest in nests.items():
 """
 
 
+@pytest.mark.slow
 def test_forward_mode_inside_another_derivative_does_not_end_the_process():
     done = subprocess.run([sys.executable, "-c", NESTED], capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()) == (0, ["dd", "dg", "gd"]), done.stderr

@@ -39,6 +39,7 @@ def flat(n=80):
     return symmetric_matrix(torch.linspace(1.0, 3.0, n, dtype=DOUBLE))
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("matrix", [decaying, flat])
 def test_every_method_is_unbiased(method, matrix):

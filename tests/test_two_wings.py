@@ -4,6 +4,8 @@
 import subprocess
 import sys
 
+import pytest
+
 LINEAR_ALGEBRA = ["vectors", "operators", "krylov", "estimators", "testing"]
 OTHER_WING = ["tracing", "ad", "engine", "data", "risk", "curvature", "optimize", "apps"]
 
@@ -32,6 +34,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
     assert "module 'hesse' has no attribute 'no_such_name'" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_application_is_loaded_when_it_is_first_used():
     script = (
         "import sys, hesse; names = dir(hesse.apps); assert 'argmin' in names, names; "

@@ -113,6 +113,7 @@ CASES = {
 }
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("name", CASES)
 def test_so_many_vectors(name):
     call, vectors = CASES[name]
@@ -122,6 +123,7 @@ def test_so_many_vectors(name):
     assert memory.peak / (8 * N) == pytest.approx(vectors, rel=0.01, abs=1 / 16 + 0.01)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("probes", [12, 24])
 def test_xdiag_takes_four_to_six_beside_three_a_probe(probes):
     n = 200_000

@@ -48,6 +48,7 @@ def assert_product_is_exact(f, x):
     assert norm(product - expected) <= 1e-12 * norm(expected)
 
 
+@pytest.mark.slow
 @given(
     size=st.integers(4, 9),
     kernel=st.integers(1, 3),

@@ -63,6 +63,7 @@ def is_sum(r):
 LIKELIHOODS = ["mean", "class weights", "sum", "bernoulli", "tokens", "masked"]
 
 
+@pytest.mark.fast_cases(8)
 @pytest.mark.parametrize("name", LIKELIHOODS)
 @pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("mode", ["retained-graph", "traced-split"])
