@@ -116,9 +116,9 @@ class MeasuredCost:
     times. It then saves three tenths of a product (between nothing and a half), and some 40
     microseconds for every node. It pays when what could have been saved so far is its price, but
     not before its price and a quarter has gone into products. Where nothing is multiplied by a
-    matrix, a product is passes over memory, of which a program takes a few: tracing pays at once if
-    a vector exceeds the caches, or a product takes longer than the trace. Compiling pays when four
-    times what it takes has gone into products.
+    matrix, a product is passes over memory, of which a program takes a few: tracing pays with the
+    second product if a vector exceeds the caches, or a product takes longer than the trace.
+    Compiling pays when four times what it takes has gone into products.
 
     Both prices of a node are time in Python, as measured on one machine; they are scaled by the
     `slowness` of this one.
@@ -161,9 +161,9 @@ class MeasuredCost:
         return price * max(self.caution, 1 / saved)
 
     def _is_memory_bound(self, usage: Usage) -> bool:
-        """Whether a product is passes over memory that take longer than building the programs."""
+        """Whether products are passes over memory that take longer than building the programs."""
         slow = usage.graph_seconds > self.seconds_per_node * self.slowness * usage.num_nodes
-        return (usage.is_long or slow) and not usage.multiplies
+        return usage.num_products > 0 and (usage.is_long or slow) and not usage.multiplies
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -14,14 +15,23 @@ from hesse.ad.determinism import check_same
 from hesse.ad.graph_nodes import saved_bytes
 from hesse.ad.torch_calls import generator_states, same_states
 from hesse.ad.variables import Variables
+from hesse.engine.closeness import fingerprint
 from hesse.engine.data_version import versions
 from hesse.engine.point import Point
 from hesse.engine.program_cache import CachedProgram
 from hesse.vectors.space import Space
 
 
+@dataclass(frozen=True)
+class Sample:
+    """A product that a graph gave; the program that is traced must give it too."""
+
+    direction: Tensor
+    fingerprint: list[float]
+
+
 class GraphProduct:
-    """A linearised function and where it was linearised; nothing of it changes."""
+    """A linearised function and where it was linearised; nothing of it changes but a cache."""
 
     owns_results = False
 
@@ -31,6 +41,7 @@ class GraphProduct:
         if not entry.usage.num_nodes:
             entry.usage.inspect(self.graph.node_names, point.variables.nbytes)
         self._versions = versions(point.data)
+        self._sample_cache: Sample | None = None
 
     @property
     def is_current(self) -> bool:
@@ -74,10 +85,17 @@ class GraphProduct:
             usage.graph_bytes = saved_bytes(self.graph.retained, known)
         return usage.graph_bytes
 
-    def product(self, directions: Mapping[Vectors, Tensor]) -> Tensor:
-        """The product with one of these directions, which is not counted."""
+    def sample(self, directions: Mapping[Vectors, Tensor]) -> Sample:
+        """The last product, if it was kept, or else that with one of these directions."""
+        if self._sample_cache is not None:
+            return self._sample_cache
         quantity = self.point.definition.quantities[0]
-        return apply_graph(self.graph, self.point, quantity, directions[quantity.direction])
+        direction = directions[quantity.direction]
+        return Sample(direction, fingerprint(self.product(direction)))
+
+    def product(self, direction: Tensor) -> Tensor:
+        """The first quantity of the definition in a direction, which is not counted."""
+        return apply_graph(self.graph, self.point, self.point.definition.quantities[0], direction)
 
     def apply(self, quantity: Quantity, direction: Tensor) -> Tensor:
         """The quantity in a flat direction, flat."""
@@ -85,6 +103,9 @@ class GraphProduct:
         result = apply_graph(self.graph, self.point, quantity, direction)
         seconds = time.perf_counter() - start
         self._entry.usage.add_graph_product(seconds, traceable=not self._entry.disabled)
+        if self.is_outdated and quantity == self.point.definition.quantities[0]:
+            # A copy: who gave the direction may overwrite it before the next product traces.
+            self._sample_cache = Sample(direction.clone(), fingerprint(result))
         return result
 
 

@@ -69,13 +69,15 @@ def prepare(
             break
         graph = graph or GraphProduct(point, entry)
         directions = _directions(point, {quantity.direction: direction}, seed=0)
-        expected = graph.outputs, fingerprint(graph.product(directions))
+        sample, outputs = graph.sample(directions), graph.outputs
+        directions[point.definition.quantities[0].direction] = sample.direction
         graph = None  # its memory is needed
-        traced = _trace(point, entry, directions, *expected)
+        traced = _trace(point, entry, directions, outputs, sample.fingerprint)
         if traced is not None:
             gradient = traced.gradient if with_gradient else None
             product = ProgramProduct.of(point, entry, traced.residuals, traced.outputs, gradient)
-            reuse = quantity.name == "product" and not entry.usage.should_compile
+            is_wanted = quantity.name == "product" and directions[quantity.direction] is direction
+            reuse = is_wanted and not entry.usage.should_compile
             return Prepared(product, traced.result if reuse else None)
     if entry.options.mode in ("traced-split", "compiled-split"):
         raise mode_refused(entry, entry.notes[-1])
@@ -208,7 +210,8 @@ def _trace(
         entry.disable(first_line(error))
         return None
     if not same_fingerprint(product, fingerprint(new.result), rounding([new.result], new.eps)):
-        again = fingerprint(GraphProduct(point, entry).product(directions))
+        quantity = point.definition.quantities[0]
+        again = fingerprint(GraphProduct(point, entry).product(directions[quantity.direction]))
         check_same(torch.tensor(product), torch.tensor(again))
         entry.disable("torch computes another product while it traces")
         return None
