@@ -46,7 +46,7 @@ FACTORIES = {
 }
 
 
-@pytest.mark.fast_cases(9)
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize(
     "method", ["newton-cg", "trust-cg", "trust-krylov", "cubic", "newton-minres"]
 )

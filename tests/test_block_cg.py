@@ -149,6 +149,7 @@ def test_preconditioned():
     assert better.iterations < 0.5 * plain.iterations
 
 
+@pytest.mark.fast_cases(30)
 @pytest.mark.parametrize("seed", range(100))
 def test_on_indefinite_matrices_never_a_wrong_converged(seed):
     M, B = symmetric_matrix(block(12, 1, seed)[:, 0], seed), block(12, 3, seed + 100)

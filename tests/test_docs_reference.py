@@ -104,15 +104,15 @@ def test_the_interface_of_an_operator_is_shown_with_what_it_inherits():
         assert (f'"{name}"' in text) == inherited
 
 
-@pytest.mark.parametrize("value", list(_docstrings()))
-def test_public_docstrings_begin_with_a_line(value):
-    if inspect.isroutine(value) and value.__name__ in _inherited_names():
-        return
-    doc = inspect.getdoc(value)
-    assert doc, "no docstring"
-    first, _, rest = doc.partition("\n")
-    assert first.strip(), "no first line"
-    assert not rest or rest.startswith("\n"), "the first sentence does not end with the first line"
+def test_public_docstrings_begin_with_a_line():
+    for value in _docstrings():
+        if inspect.isroutine(value) and value.__name__ in _inherited_names():
+            continue
+        doc = inspect.getdoc(value)
+        assert doc, f"no docstring: {value}"
+        first, _, rest = doc.partition("\n")
+        assert first.strip(), f"no first line: {value}"
+        assert not rest or rest.startswith("\n"), f"a sentence goes on below the line: {value}"
 
 
 def _inherited_names():
@@ -120,13 +120,14 @@ def _inherited_names():
     return {"expect", "step", "at"}
 
 
-@pytest.mark.parametrize("value", list(_docstrings()))
-def test_arguments_are_described_in_a_form_that_is_read_to_the_end(value):
+def test_arguments_are_described_in_a_form_that_is_read_to_the_end():
     """Each entry below "Args:" begins with names and a colon; what goes on is indented further."""
-    section = re.search(r"^Args:\n((?: .*\n|\n(?= ))+)", f"{inspect.getdoc(value)}\n", re.MULTILINE)
-    for line in section[1].splitlines() if section else []:
-        if re.match(r" {4}\S", line):
-            assert re.match(r" {4}\*{0,2}\w+(, \*{0,2}\w+)*: ", line), line
+    section = re.compile(r"^Args:\n((?: .*\n|\n(?= ))+)", re.MULTILINE)
+    for value in _docstrings():
+        found = section.search(f"{inspect.getdoc(value)}\n")
+        for line in found[1].splitlines() if found else []:
+            if re.match(r" {4}\S", line):
+                assert re.match(r" {4}\*{0,2}\w+(, \*{0,2}\w+)*: ", line), f"{value}: {line}"
 
 
 @pytest.mark.parametrize("name", ["examples", "offline", "reference"])

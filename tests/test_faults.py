@@ -58,10 +58,12 @@ def _group(faults):
 
 # What is asked of Hesse above all: a few rows of every kind, in seconds.
 FAST = [
-    "/ trace, hutchinson", "f returns", "f writes", "a file that is with a flipped bit",
-    "data written to between",
-    "eight threads", "a loader that gives", "at a trial point / minimize, newton-cg",
-    "third call / least_squares, svd", "None at its 4th call / hesse.scipy.lbfgs",
+    "f returns", "f writes", "a file that is with a flipped bit", "data written to between",
+    "third call / least_squares, svd",
+]  # fmt: skip
+LONGER = [
+    "/ trace, hutchinson", "eight threads", "a loader that gives",
+    "at a trial point / minimize, newton-cg", "None at its 4th call / hesse.scipy.lbfgs",
     "solve= gives no solution / root",
     "the other rank has", "a file that is cut off in its tensors",
 ]  # fmt: skip
@@ -72,8 +74,9 @@ SLOW = [
 ]  # fmt: skip
 
 
-def test_some_faults_again():
-    code, output = run("--check", "--fast", *(f"--only={text}" for text in FAST))
+@pytest.mark.parametrize("some", [FAST, pytest.param(LONGER, marks=pytest.mark.slow)])
+def test_some_faults_again(some):
+    code, output = run("--check", "--fast", *(f"--only={text}" for text in some))
     assert code == 0, output
 
 

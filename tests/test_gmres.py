@@ -145,6 +145,7 @@ def test_singular_systems():
     assert torch.isfinite(solution.x).all()
 
 
+@pytest.mark.fast_cases(30)
 @pytest.mark.parametrize("seed", range(100))
 def test_on_random_matrices_never_a_wrong_converged(seed):
     M, b = matrix(12, seed, spread=5.0), vector(12, seed + 100)

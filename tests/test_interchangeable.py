@@ -135,6 +135,7 @@ def test_products_and_conversions(pair):
     assert "\n\n" not in repr(A)
 
 
+@pytest.mark.fast_cases(50)
 @pytest.mark.parametrize("method", ["auto", "cg", "minres", "gmres"])
 def test_systems(pair, method):
     A, M = pair

@@ -140,6 +140,7 @@ def test_singular_triplets(kind, dtype, sizes, counts):
             assert departure(V, dtype) < THRESHOLD
 
 
+@pytest.mark.fast_cases(50)
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])
 @pytest.mark.parametrize("kind", KINDS)

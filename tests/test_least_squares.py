@@ -37,6 +37,7 @@ def test_the_cost_is_that_of_scipy(name):
         assert result.cost == pytest.approx(expected.cost, rel=1e-8)
 
 
+@pytest.mark.slow
 def test_fewer_jacobians_than_scipy():
     names = [name for name in MGH if name not in LOWER]
     assert sum(fit(n).njev for n in names) < sum(scipy_fit_of(n).njev for n in names)

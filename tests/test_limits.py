@@ -105,6 +105,7 @@ SYSTEMS = [
 ]
 
 
+@pytest.mark.fast_cases(40)
 @pytest.mark.parametrize(("matrix", "way", "form", "start"), SYSTEMS)
 def test_solve_keeps_the_limit(matrix, way, form, start):
     M, b = MATRICES[matrix], RIGHT[form]
@@ -303,6 +304,7 @@ def least_for(name):
     return 1 if error is None else least_said(error)
 
 
+@pytest.mark.fast_cases(40)
 @pytest.mark.parametrize("limit", [*LIMITS, 100])
 @pytest.mark.parametrize("name", ESTIMATES)
 def test_estimators_keep_the_limit(name, limit):

@@ -188,6 +188,7 @@ def test_with_a_preconditioner_another_norm_is_least_and_no_minimiser_is_claimed
 # What it says of the end
 
 
+@pytest.mark.fast_cases(30)
 @pytest.mark.parametrize("seed", range(100))
 def test_on_indefinite_matrices_never_a_wrong_converged(seed):
     M, b = symmetric_matrix(vector(12, seed), seed), vector(12, seed + 100)

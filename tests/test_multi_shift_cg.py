@@ -134,6 +134,7 @@ def test_a_seed_that_is_not_definite_returns_the_direction():
     torch.testing.assert_close(solution.residual_norms, true, rtol=0.0, atol=1e-12)
 
 
+@pytest.mark.fast_cases(30)
 @pytest.mark.parametrize("seed", range(100))
 def test_on_indefinite_matrices_never_a_wrong_converged(seed):
     M, b, shifts = symmetric_matrix(vector(12, seed), seed), vector(12, seed + 100), [0.0, 1.0, 4.0]

@@ -19,6 +19,7 @@ def matrix():
     return symmetric_matrix(torch.linspace(1, 20, 30, dtype=DOUBLE)).to_dense()
 
 
+@pytest.mark.fast_cases(50)
 @pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e-12, 1e12, 1e18, 1e25])
 @pytest.mark.parametrize("preconditioner", [None, "jacobi", "nystrom"])
 @pytest.mark.parametrize("method", SOLVERS, ids=str)

@@ -48,6 +48,7 @@ START_VALUES = {
 }
 
 
+@pytest.mark.fast_cases(60)
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=str)
 def test_the_gradient_is_that_of_differences(problem):
     near = problem.near(0, spread=0.01)
@@ -64,6 +65,7 @@ def test_the_gradient_is_that_of_differences(problem):
     assert float(gradient @ v) == pytest.approx(slope, rel=2e-5, abs=100 * noise + 1e-9)
 
 
+@pytest.mark.fast_cases(40)
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=str)
 def test_the_residuals_are_those_of_f(problem):
     assert problem.x.dtype == torch.float64
@@ -74,6 +76,7 @@ def test_the_residuals_are_those_of_f(problem):
         assert float(r @ r) == pytest.approx(float(problem.f(problem.x)), rel=1e-14)
 
 
+@pytest.mark.fast_cases(40)
 @pytest.mark.parametrize(
     "problem", [p for p in PROBLEMS.values() if p.minimiser is not None], ids=str
 )

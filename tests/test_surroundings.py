@@ -189,6 +189,7 @@ CALLS = {
 RIGHT = {}
 
 
+@pytest.mark.fast_cases(240)
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("call", CALLS)
 def test_numbers_are_those_without_the_context(call, context):
