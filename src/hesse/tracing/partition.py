@@ -38,6 +38,7 @@ from hesse.tracing.memory.rematerialise import (
 from hesse.tracing.memory.schedule import delay, lazy_order
 from hesse.tracing.operations import is_view
 from hesse.tracing.passes.fuse_addmm import fuse_addmm
+from hesse.tracing.passes.scalar_factors import fold_scalar_factors
 from hesse.tracing.precision import with_bfloat16
 from hesse.tracing.program import Program
 
@@ -154,9 +155,12 @@ class _Partitioner:
         self._directions = _all_directions(tangents)
         self._tangent_outputs = [n for tangent in tangents.values() for n in tangent.outputs]
         tangent = dependent_values(graph.nodes, self._directions)
-        self._tangent_nodes = eliminate_dead_code(
-            [node for node in graph.nodes if _any_in(node.reads(), tangent)],
-            self._tangent_outputs,
+        self._tangent_nodes = fold_scalar_factors(
+            *(
+                [node for node in graph.nodes if _any_in(node.reads(), tangent)],
+                self._tangent_outputs,
+                graph.metas,
+            ),
         )
         self._primal_nodes = [n for n in graph.nodes if not _any_in(n.reads(), tangent)]
         self._inputs = [number for number in graph.inputs if number not in self._directions]
