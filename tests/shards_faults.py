@@ -73,7 +73,6 @@ def refusals(place):
         "scipy": lambda: H.to_scipy(),
         "blocks": lambda: hesse.solve(H, v + 1.0, "cg", "block-jacobi"),
         "pivots": lambda: hesse.krylov.preconditioners.pivoted_cholesky(H, diagonal=v + 1.0),
-        "checkpoint": lambda: hesse.eigsh(H, 2, checkpoint="there"),
         "whole and sharded": lambda: H + hesse.hessian_operator(there, there.params),
         "bounds": lambda: hesse.minimize(there, params, bounds=(0.0, 1.0)),
         "kfac": lambda: hesse.kfac_operator(there, params),

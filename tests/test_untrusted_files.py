@@ -77,12 +77,10 @@ STRANGE = {
     "metadata null": with_metadata("null"),
     "a number of a million digits": with_metadata('{"run_key": ' + "9" * 10**6 + "}"),
     "no run key": with_metadata("{}"),
-    "a run key that is a list": with_metadata('{"run_key": [], "operator_fingerprints": {}}'),
-    "a run key of another format": with_metadata(
-        '{"run_key": {"format": 99}, "operator_fingerprints": {}}'
-    ),
+    "a run key that is a list": with_metadata('{"run_key": [], "fingerprints": {}}'),
+    "a run key of another format": with_metadata('{"run_key": {"format": 99}, "fingerprints": {}}'),
     "a format of a million signs": with_metadata(
-        json.dumps({"run_key": {"format": "x" * 10**6}, "operator_fingerprints": {}})
+        json.dumps({"run_key": {"format": "x" * 10**6}, "fingerprints": {}})
     ),
 }
 

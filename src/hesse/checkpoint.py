@@ -8,7 +8,8 @@ which costs one product: a run never continues from the state of another one. A 
 damaged file. The bits are the same if those of the products are: name the `mode` of a Hessian,
 since "auto" depends on measured times.
 
-Where several ranks share a run, the first writes and all read the same file.
+Where several ranks share a run, the first writes and all read the same file. Where they share
+vectors, each has a file for its own parts beside it, see `hesse.saving.sharded_file`.
 
 A file that cannot be written (a full disk) does not end a run: it warns once and tries again later.
 """
@@ -28,16 +29,18 @@ from hesse.boundary import warn
 from hesse.errors import ArgumentError
 from hesse.operators.algebra import LinearOperator
 from hesse.progress import FilePath, check_path
-from hesse.ranks import alike
+from hesse.ranks import RankError, alike
+from hesse.saving import fingerprints
+from hesse.saving.fingerprints import Fingerprint
+from hesse.saving.sharded_file import ShardedFile, read_state
 from hesse.saving.state import pack, restore
-from hesse.saving.tensor_file import DamagedFile, check_place, read, write
+from hesse.saving.tensor_file import DamagedFile, Header, check_place, write
 from hesse.vectors.space import Space
 
 _PAUSE = 20  # after a save, the next one waits 20 times as long as that took
-_FORMAT = 5
+_FORMAT = 6
 _LONGEST = 100  # characters of what a message says of a file
-
-Fingerprint = tuple[float, float, float]
+_VECTOR = "a vector"  # in a run key, of a vector that is recognised by its fingerprint
 
 
 class Checkpoint:
@@ -68,36 +71,45 @@ class Checkpoint:
 
     def __init__(self, path: FilePath, A: LinearOperator, **run_key: Any) -> None:
         self.path = check_path(path)
-        self._device, self._ranks = A.device, A.domain.ranks
+        self._device, self._space, self._ranks = A.device, A.domain, A.domain.ranks
         self._writes = self._ranks is None or self._ranks.rank == 0
         self._next_save, self._has_warned = 0.0, False
+        self._parts: ShardedFile | None = None
         if self.path is None:
             return
-        if A.domain.shards is not None:
-            raise ArgumentError(
-                expected="checkpoint=None where vectors are sharded over processes",
-                got=f"checkpoint={str(self.path)!r}",
-                remedy="Leave it out: the state of a sharded run is in no file.",
-            )
+        if self._ranks is not None and A.domain.shards is not None:
+            self._parts = ShardedFile(self._ranks, A.domain.shards)
         with alike(self._ranks):
             self._check_place(self.path)
-        operators = {k: v for k, v in run_key.items() if isinstance(v, LinearOperator)}
+        self._fingerprints = self._fingerprints_of({"A": A, **run_key})
         self._run_key = {
             "format": _FORMAT,
             "shape": list(A.shape),
             "dtype": str(A.dtype),
-            **{k: _as_json(v) for k, v in run_key.items() if k not in operators},
+            **{
+                k: _VECTOR if k in self._fingerprints else _as_json(v)
+                for k, v in run_key.items()
+                if not isinstance(v, LinearOperator)
+            },
         }
-        self._fingerprints = {
-            name: _fingerprint(each) for name, each in {"A": A, **operators}.items()
-        }
+
+    def _fingerprints_of(self, run_key: dict[str, Any]) -> dict[str, Fingerprint]:
+        """Of operators, and of vectors that are sharded: the bytes of a part depend on the cuts."""
+        found = {}
+        for name, value in run_key.items():
+            if isinstance(value, LinearOperator):
+                found[name] = fingerprints.of_operator(value)
+            elif self._parts is not None and isinstance(value, Tensor):
+                found[name] = fingerprints.of_vector(self._space, value)
+        return found
 
     def _check_place(self, path: Path) -> None:
         """Raise unless the file can be written by the process that does."""
-        if not self._writes:
-            return
         try:
-            check_place(path)
+            if self._writes:
+                check_place(path)
+            if self._parts is not None:
+                self._parts.check_place(path)
         except OSError as error:
             raise self._error(
                 "a file that can be written, in a folder that exists", str(error)
@@ -108,17 +120,21 @@ class Checkpoint:
         part = copy.copy(self)
         if self.path is not None:
             part.path = self.path.with_name(f"{self.path.name}.{name}")
+            part._parts = copy.copy(self._parts)
         return part
 
     def resume(self, state: Any) -> bool:
         """Set the state to that of the file, if there is one; whether there was."""
         if self.path is None or not self._exists(self.path):
             return False
-        try:
-            header, tensors = read(self.path, self._check_same_run)
-            restore(state, header.get("state"), tensors, self._device)
-        except DamagedFile as error:
-            raise self._error("a checkpoint of Hesse", str(error)) from error
+        with alike(self._ranks):
+            try:
+                header, tensors = read_state(self.path, self._check_same_run, self._space)
+                restore(state, header.get("state"), tensors, self._device)
+            except DamagedFile as error:
+                raise self._error("a checkpoint of Hesse", str(error)) from error
+        if self._parts is not None:
+            self._parts.continue_from(header)
         return True
 
     def _exists(self, path: Path) -> bool:
@@ -135,21 +151,35 @@ class Checkpoint:
 
         Saving takes at most a twentieth of the time of a run.
         """
-        began = time.monotonic()
-        if self.path is None or not self._writes or (began < self._next_save and not now):
+        if self.path is None or not (now or self._is_due()):
             return
+        began = time.monotonic()
         try:
-            tensors: dict[str, Tensor] = {}
-            header = {
-                "run_key": self._run_key,
-                "operator_fingerprints": self._fingerprints,
-                "state": pack(state, "state", tensors),
-            }
-            write(self.path, header, tensors)
-        except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+            self._write(self.path, state)
+        except (OSError, MemoryError, torch.OutOfMemoryError, RankError) as error:
             self._warn_once(error)
         ended = time.monotonic()
         self._next_save = ended + _PAUSE * (ended - began)
+
+    def _is_due(self) -> bool:
+        """Whether the time has come; for all ranks alike, by the clock of the first."""
+        is_due = time.monotonic() >= self._next_save
+        return is_due if self._parts is None else self._parts.is_due(is_due)
+
+    def _write(self, path: Path, state: Any) -> None:
+        def packed() -> tuple[Header, dict[str, Tensor]]:
+            tensors: dict[str, Tensor] = {}
+            header = {
+                "run_key": self._run_key,
+                "fingerprints": self._fingerprints,
+                "state": pack(state, "state", tensors),
+            }
+            return header, tensors
+
+        if self._parts is not None:
+            self._parts.write(path, packed)
+        elif self._writes:
+            write(path, *packed())
 
     def _warn_once(self, error: Exception) -> None:
         if not self._has_warned:
@@ -161,7 +191,7 @@ class Checkpoint:
 
     def _check_same_run(self, header: Any) -> None:
         """Raise unless the header of a file is that of a run with this key and these operators."""
-        before, prints = header.get("run_key"), header.get("operator_fingerprints")
+        before, prints = header.get("run_key"), header.get("fingerprints")
         if not (isinstance(before, dict) and isinstance(prints, dict)):
             raise DamagedFile("a header without a run key")
         key = self._run_key
@@ -170,6 +200,9 @@ class Checkpoint:
                 f"a checkpoint of this version of Hesse, of format {_FORMAT}",
                 f"one of format {_brief(before.get('format'))}",
             )
+        if ("parts" in header) != (self._parts is not None):
+            kinds = "the state of a run with sharded vectors", "one with whole vectors"
+            raise self._error(*(kinds if self._parts is not None else reversed(kinds)))
         differing = [name for name in sorted({*before, *key}) if before.get(name) != key.get(name)]
         if differing:
             raise self._error(
@@ -177,12 +210,10 @@ class Checkpoint:
                 ", ".join(f"{name} = {_brief(before.get(name))}" for name in differing),
             )
         for name in sorted({*prints, *self._fingerprints}):
-            self._check_same_operator(name, prints.get(name), self._fingerprints.get(name))
+            self._check_prints(name, prints.get(name), self._fingerprints.get(name))
 
-    def _check_same_operator(
-        self, name: str, before: Fingerprint | None, now: Fingerprint | None
-    ) -> None:
-        """Raise unless two fingerprints agree up to rounding, or both are None: no operator."""
+    def _check_prints(self, name: str, before: Fingerprint | None, now: Fingerprint | None) -> None:
+        """Raise unless two fingerprints agree up to rounding; None is that of nothing."""
         none = (0.0, 0.0, 0.0)
         try:
             norm, along, _ = map(float, before or none)
@@ -191,9 +222,11 @@ class Checkpoint:
         norm_now, along_now, rtol = now or none
         difference = max(abs(norm - norm_now), abs(along - along_now))
         if not difference <= rtol * max(norm, norm_now):
+            is_vector = self._run_key.get(name) == _VECTOR
             raise self._error(
-                f"the state of a run with this operator {name}",
-                f"a product that differs by {difference:.3g}, of a norm of {norm:.3g}",
+                f"the state of a run with this {'vector' if is_vector else 'operator'} {name}",
+                f"{'one' if is_vector else 'a product'} that differs by {difference:.3g}, "
+                f"of a norm of {norm:.3g}",
             )
 
     def _error(self, expected: str, got: str) -> ArgumentError:
@@ -217,15 +250,6 @@ def generator_for(
     if generator is not None or path is None:
         return generator
     return torch.Generator().manual_seed(int(torch.randint(1 << 62, ())))
-
-
-def _fingerprint(A: LinearOperator) -> Fingerprint:
-    """|A z| and z'A z for a fixed z with |z| = 1, and the rounding error to allow in them."""
-    z = torch.cos(torch.arange(1, A.domain.n + 1, dtype=torch.float64) ** 2)
-    z = (z / z.norm()).to(A.device, A.dtype)
-    product = A._matvec(z)
-    along = A.domain.inner(z, product) if A.shape[0] == A.shape[1] else 0.0
-    return A.codomain.norm(product), along, torch.finfo(A.dtype).eps ** 0.5
 
 
 def _as_json(value: Any) -> Any:

@@ -25,7 +25,7 @@ from hesse.errors import (
 )
 from hesse.methods import find_method
 from hesse.operators.algebra import LinearOperator
-from hesse.operators.diagonal import diagonal_operator
+from hesse.operators.diagonal import DiagonalOperator
 from hesse.optimize.box import Box
 from hesse.optimize.certificate import Certificate
 from hesse.optimize.criterion import Criterion
@@ -190,7 +190,7 @@ def minimize(
         "lower": None if box is None else box.lower,
         "upper": None if box is None else box.upper,
         # f with a linear term has the same Hessian.
-        "gradient": None if checkpoint is None else diagonal_operator(start.flat_gradient),
+        "gradient": None if checkpoint is None else _diagonal(start),
     }
     file = Checkpoint(
         limits.checkpoint, start, function="minimize", **run_key, preconditioner=preconditioner
@@ -218,6 +218,11 @@ def minimize(
         checkpoint=file,
     )
     return _run(minimisation, limits)
+
+
+def _diagonal(start: CurvatureOperator) -> LinearOperator:
+    """The gradient as an operator, for a checkpoint to recognise."""
+    return DiagonalOperator(start.domain, start.flat_gradient)
 
 
 def _default(box: Box | None, curvature: Any) -> MinimizeMethod:

@@ -109,8 +109,8 @@ def _identity(path: Path) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def write(path: Path, header: Header, tensors: dict[str, Tensor]) -> None:
-    """Write a file in one step: at any moment there is the one before, or this one.
+def write(path: Path, header: Header, tensors: dict[str, Tensor]) -> int:
+    """Write a file in one step: at any moment there is the one before, or this one; its checksum.
 
     That holds for several processes that write it too: each has an unfinished file of its own.
 
@@ -119,7 +119,8 @@ def write(path: Path, header: Header, tensors: dict[str, Tensor]) -> None:
             is not replaced.
     """
     _check_kind(path)
-    header = {**header, "checksum": _checksum(header, tensors)}
+    checksum = _checksum(header, tensors)
+    header = {**header, "checksum": checksum}
     part = _part(path)
     try:
         part.unlink(missing_ok=True)  # never write through a link
@@ -130,6 +131,7 @@ def write(path: Path, header: Header, tensors: dict[str, Tensor]) -> None:
     except (SafetensorError, OSError) as error:
         _remove(part)
         raise error if isinstance(error, OSError) else OSError(str(error)) from error
+    return checksum
 
 
 def check_place(path: Path) -> None:

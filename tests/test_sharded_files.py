@@ -1,0 +1,68 @@
+"""Checkpoints of runs with sharded vectors: on as many ranks to the same bits, else to rounding."""
+
+import pytest
+import torch
+
+from tests import shards_files as files
+from tests.ranks_faults import BAD
+from tests.ranks_pool import SIZE, bits, close
+
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed"),
+]
+RUNS = list(files.RUNS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pool):
+    return {size: pool.run(files.finished, None, RUNS, size=size) for size in (2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "names"),
+    [(2, 2, RUNS), (2, 3, ["eigsh", "trace", "lbfgs"]), (3, 2, ["eigsh", "cg"])],
+)
+def test_a_run_that_was_killed_goes_on(pool, tmp_path, undisturbed, before, after, names):
+    assert pool.run(files.killed, str(tmp_path), names, size=before) == [0] * before
+    found = pool.run(files.finished, str(tmp_path), names, size=after)
+    for (numbers, steps), (wanted, all_steps) in zip(found, undisturbed[after], strict=True):
+        wanted = {name: wanted[name] for name in names}
+        assert steps <= all_steps - 2 * len(names)
+        if before == after:
+            assert bits(numbers) == bits(wanted)
+        else:
+            close(numbers, wanted)
+            assert bits(numbers) == bits(found[0][0])
+
+
+@pytest.mark.parametrize("fault", ["part", "manifest"])
+def test_a_save_that_fails_leaves_the_one_before(pool, tmp_path, fault):
+    for before, after, names in pool.run(files.interrupted, str(tmp_path), fault):
+        assert before == [1, True]
+        assert after == [3, True]
+        assert names == ["run", *(f"run.save-3.rank-{rank}-of-{SIZE}" for rank in range(SIZE))]
+
+
+def test_a_damaged_part_is_an_error_on_all_ranks(pool, tmp_path):
+    for rank, errors in enumerate(pool.run(files.damaged, str(tmp_path))):
+        assert errors.pop("right")[0] == "none"
+        for (kind, text), words in zip(errors.values(), ("another save", "No such"), strict=True):
+            assert kind == ("ArgumentError" if rank == BAD else "RankError")
+            assert words in text
+
+
+def test_the_files_of_another_run_are_refused(pool, tmp_path):
+    found = pool.run(files.others, str(tmp_path))
+    words = {
+        "vector": "this vector b",
+        "no vector": "b = a vector",
+        "operator": "this operator A",
+        "whole": "sharded vectors",
+        "no folder": "that exists",
+    }
+    for name, (kind, text) in found[0].items():
+        assert kind == "ArgumentError", name
+        assert words[name] in text
+    for errors in found[1:]:
+        assert {kind for kind, _ in errors.values()} == {"RankError"}
