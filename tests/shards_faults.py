@@ -1,10 +1,13 @@
 """What goes wrong with vectors that are cut over processes, and what is refused."""
 
+from unittest import mock
+
 import torch
 from torch import nn
 
 import hesse
 from hesse.distributed import shard
+from hesse.krylov import lanczos_process
 from hesse.testing import Traffic
 from hesse.vectors.space import Space
 from tests.ranks_faults import BAD, FAULTS, _error, _Switch
@@ -90,11 +93,10 @@ def _along(dim):
 
 
 def traffic(place):
-    """What a product, a block, a gradient and a step of CG and Lanczos send."""
+    """What a product, a block, a gradient and what is computed of vectors send."""
     H = _operator(place)
     v, space = H.domain.part(vector()), H.domain
     block = torch.stack([v] * 5, dim=1)
-    G = H + 10.0 * hesse.identity_operator(H.shape[0])
     calls = {
         "product": lambda: H @ v,
         "block": lambda: H @ block,
@@ -102,15 +104,39 @@ def traffic(place):
         "norm": lambda: space.norm(v),
         "inner": lambda: space.inner_pairs((v, v), (v, v)),
         "gram": lambda: space.gram(block.T, block.T),
-        "cg": lambda: hesse.solve(G, v, "cg", rtol=0.0, max_iterations=10),
-        "lanczos": lambda: hesse.eigsh(H, 2, max_products=20),
     }
-    found = {}
-    for name, call in calls.items():
-        with Traffic() as one:
-            call()
-        found[name] = one.calls, one.numbers
+    found = {name: _sent(call) for name, call in calls.items()}
     return found, space.shards.width
+
+
+def _sent(call):
+    with Traffic() as one:
+        call()
+    return one.calls, one.numbers
+
+
+def reductions(place):
+    """The all-reduces of ten steps of each method, and of as many products."""
+    H = _operator(place, mode="retained-graph")
+    v = H.domain.part(vector())
+    G = H + 10.0 * hesse.identity_operator(H.shape[0])
+    D = hesse.operators.diagonal.DiagonalOperator(H.domain, 1.0 + v**2)
+    options = {"rtol": 0.0, "generator": torch.Generator().manual_seed(0)}
+    methods = {
+        "cg": lambda k: hesse.solve(G, v, "cg", max_iterations=k, **options),
+        "with a preconditioner": lambda k: hesse.solve(G, v, "cg", D, max_iterations=k, **options),
+        "lanczos": lambda k: hesse.eigsh(H, 2, v0=v, max_products=k, **options),
+    }
+    found = {name: _of_ten_steps(method) for name, method in methods.items()}
+    with mock.patch.object(lanczos_process, "LONG", 1):  # as of long vectors
+        found["with predicted overlaps"] = _of_ten_steps(methods["lanczos"])
+    return found
+
+
+def _of_ten_steps(method):
+    few, many = (_sent(lambda k=k: method(k))[0] for k in (8, 18))
+    assert many["all-gather"] == few["all-gather"] + 10
+    return many["all-reduce"] - few["all-reduce"]
 
 
 def turned(place):

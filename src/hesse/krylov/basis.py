@@ -8,9 +8,12 @@ rotation runs over chunks of columns, in place.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from hesse.krylov.gram_schmidt import KEPT
 from hesse.krylov.rounding import unit_roundoff
 from hesse.operators.algebra import LinearOperator
 from hesse.vectors.rows import empty_rows, pieces, transform
@@ -73,6 +76,37 @@ class Basis:
             return self.A.domain.inners(self.rows[:count].to(v), v).to("cpu", torch.float64)
         rows = [self.A.domain.inners(self[i][None], v) for i in range(count)]
         return torch.cat(rows).to("cpu", torch.float64)
+
+    def orthogonalise(self, v: Tensor, count: int, overlap: float) -> tuple[Tensor, float]:
+        """Remove from v its components along the first `count` rows, in place; twice if needed.
+
+        One reduction each time. `overlap`: how far the rows are from orthonormal.
+
+        Returns:
+            The components, as of `inners`; the norm that is left.
+        """
+        h, length = self._project(v, count)
+        self.remove(v, h)
+        left = self._left(v, h, length, overlap)
+        if left >= KEPT * length:
+            return h, left
+        more, length = self._project(v, count)  # most of what is left is rounding
+        self.remove(v, more)
+        return h + more, self._left(v, more, length, overlap)
+
+    def _project(self, v: Tensor, count: int) -> tuple[Tensor, float]:
+        """The inner products with v, as of `inners`, and the norm of v."""
+        if not self.is_exact:
+            return self.inners(v, count), self.A.domain.norm(v)
+        h, length = self.A.domain.project(self.rows[:count], v)
+        return h.to("cpu", torch.float64), length
+
+    def _left(self, v: Tensor, removed: Tensor, length: float, overlap: float) -> float:
+        """|v|, which was `length` before this was removed: by Pythagoras where that is right."""
+        share = float(removed.norm()) / length if length > 0.0 else 0.0
+        if self.is_exact and share <= 1.0 and overlap * share**2 <= self.eps:
+            return length * math.sqrt((1.0 - share) * (1.0 + share))
+        return self.A.domain.norm(v)
 
     def remove(self, v: Tensor, coefficients: Tensor, first: int = 0) -> None:
         """v - sum_i c_i v_i for the rows from `first` on, in place."""

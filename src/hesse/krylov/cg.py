@@ -41,8 +41,10 @@ class CGState(SolverState):
     iterates: list[Iterate] = field(default_factory=list)
     p: Tensor | None = None
     rz: float = 0.0
+    z: Tensor | None = None
+    """M r where it is known already and there is an M."""
     square: float = 0.0
-    """r'r where it is known already; else 0."""
+    """r'M r where it is known already; else 0."""
     unit: float = 1.0
     """What directions are multiplied by, where products with them might under- or overflow."""
 
@@ -127,7 +129,8 @@ def _descend(system: System, state: CGState, options: CG) -> Status:
     status = repeat(system, state, lambda: _step(system, state, options))
     if status is Status.CONVERGED:
         # If the recomputed residual is too large, restart from that.
-        state.p, state.square = None, 0.0
+        state.p = state.z = None
+        state.square = 0.0
     return status
 
 
@@ -157,8 +160,12 @@ def _step(system: System, state: CGState, options: CG) -> Status:
 
 def _next_direction(system: System, state: CGState) -> tuple[Tensor, float]:
     """p = z + (r'z / last r'z) last p, and r'z; both in the unit of directions."""
-    z = system.precondition(state.residual)
-    rz = state.square or system.preconditioned_inner(state.residual, z)
+    if state.z is None:
+        z = system.precondition(state.residual)
+        rz = state.square or system.preconditioned_inner(state.residual, z)
+    else:
+        z, rz = state.z, system.check_definite(state.square)
+        state.z = None
     if state.p is None:
         state.unit = _unit(system.A.domain.norm(z))
         p = z.clone()
@@ -178,10 +185,12 @@ def _move(system: System, state: CGState, Ap: Tensor, alpha: float, pAp: float) 
     assert state.p is not None
     state.x.add_(state.p, alpha=alpha)
     state.residual.sub_(Ap, alpha=alpha)
-    r = state.residual
-    # Without a preconditioner the next step needs r'r, which comes in the same reduction.
-    pairs = [(r, r)] if system.preconditioner is None else []
-    squares, (state.residual_norm,) = system.A.domain.measure(pairs, [r])
+    r, space = state.residual, system.A.domain
+    if system.preconditioner is not None and space.shards is not None:
+        state.z = system.precondition(r)  # one too many at the end saves a reduction at each step
+    z = r if system.preconditioner is None else state.z
+    # What the next step needs comes in the same reduction.
+    squares, (state.residual_norm,) = space.measure([] if z is None else [(r, z)], [r])
     state.square = squares[0] if squares else 0.0
     state.model_values.append(state.model_value + alpha * (0.5 * alpha * pAp - state.rz))
     state.iteration += 1
@@ -191,7 +200,7 @@ def _after_step(system: System, state: CGState, options: CG) -> Status:
     every = options.replace_every
     if every and state.iteration % every == 0 and system.run.allows(state):
         state.recompute(system)
-        state.square = 0.0
+        state.z, state.square = None, 0.0
     if options.keep is not None and options.keep(state.iteration):
         state.iterates.append(Iterate(state.iteration, state.x.clone(), state.model_value))
     status = after_step(system, state)

@@ -18,7 +18,6 @@ from torch.nn.functional import pad
 
 from hesse.errors import NonFiniteError
 from hesse.krylov.basis import Basis, orthonormalise
-from hesse.krylov.gram_schmidt import twice_if_needed
 from hesse.krylov.hidden import Hidden
 from hesse.krylov.orthogonality import Orthogonality
 from hesse.krylov.rounding import rounding_level
@@ -183,12 +182,10 @@ class LanczosProcess:
     def take_in(self, w: Tensor) -> None:
         """The product of the next row becomes a column of T and a new row."""
         j = self.size
-        h = self._remove_known(w, j)
-        rest, scale = self.A.domain.norm(w), float(h.norm())
-        self.largest = max(self.largest, math.hypot(scale, rest))
+        h, rest = self._remove_known(w, j)
         left = self._predicted(j, h)
         if left is None or self._needs_pass(left, rest):
-            found, beta = self._append(w, scale)
+            found, beta = self._append(w, float(h.norm()))
             if left is None:
                 h += found
                 self._check_symmetry(h[:j] - self.T[:j, j])
@@ -198,8 +195,8 @@ class LanczosProcess:
                 self._check_symmetry(found[:j])
                 self.orthogonality.learn(left[:, :j], found[:j], self.largest)
         else:
-            self._add_row(w, rest, left / rest)
-            beta = rest
+            beta = self.A.domain.norm(w)
+            self._add_row(w, beta, left / beta)
         self.T[: len(h), j] = self.T[j, : len(h)] = h
         if beta is not None:
             self.T[len(h), j] = self.T[j, len(h)] = beta
@@ -241,10 +238,11 @@ class LanczosProcess:
             squares = float(unexpected.square().sum())
             self.asymmetry += torch.tensor([squares, len(unexpected)], dtype=torch.float64)
 
-    def _remove_known(self, w: Tensor, j: int) -> Tensor:
+    def _remove_known(self, w: Tensor, j: int) -> tuple[Tensor, float]:
         """Remove from w = A v_j the components that T gives, and those along v_j and later rows.
 
         The components that are left are negligible, or one pass over the basis removes them.
+        Returns the components, and a norm that the rest of w has at least.
         """
         h = torch.zeros(self.rows, dtype=torch.float64)
         least = self.basis.eps**0.5 * self.largest if self.passes_always else 0.0
@@ -252,10 +250,20 @@ class LanczosProcess:
         first = int(known.nonzero()[0]) if bool(known.any()) else j
         h[first:j] = self.T[first:j, j]
         self.basis.remove(w, h[first:j], first)
-        for i in range(j, self.rows):
-            h[i] = self.A.domain.inner(self.basis[i], w)  # accurate: there may be no second pass
+        later = [(self.basis[i], w) for i in range(j, self.rows)]
+        # Accurate: there may be no second pass.
+        along, (length,) = self.A.domain.measure(later, [w])
+        h[j:] = torch.tensor(along, dtype=torch.float64)
         self.basis.remove(w, h[j:], j)
-        return h
+        self.largest = max(self.largest, math.hypot(float(h[:j].norm()), length))
+        share = float(h[j:].norm()) / length if length > 0.0 else 0.0
+        doubt = 8 * (self._overlap if self.b > 1 else self.basis.eps)
+        return h, length * math.sqrt(max(1.0 - share**2 - doubt, 0.0))
+
+    @property
+    def _overlap(self) -> float:
+        """How far the rows are from orthonormal."""
+        return self.basis.eps**0.5 if self.predicts else self.basis.eps
 
     def _append(self, w: Tensor, removed: float = 0.0) -> tuple[Tensor, float | None]:
         """Orthogonalise w (in place) and append it; its components, and the norm of the rest.
@@ -264,7 +272,7 @@ class LanczosProcess:
         its place, unless the process has explored and another row waits. `removed` is the norm of
         the components that were removed from w before.
         """
-        h, rest = self._orthogonalise(w)
+        h, rest = self.basis.orthogonalise(w, self.rows, self._overlap)
         if self.rows == self.A.domain.n:
             return h, None
         size = math.hypot(removed, float(h.norm()), rest)
@@ -286,22 +294,11 @@ class LanczosProcess:
             self.orthogonality.set(self.rows, overlaps)
         self.rows += 1
 
-    def _orthogonalise(self, w: Tensor) -> tuple[Tensor, float]:
-        """Remove from w its components along all rows: these, and the norm that is left."""
-
-        def remove() -> Tensor:
-            h = self.basis.inners(w, self.rows)
-            self.basis.remove(w, h)
-            return h
-
-        h, rest = twice_if_needed(self.A.domain, remove, w)
-        return h, rest[0]
-
     def _new_direction(self) -> Tensor:
         """A random direction outside an invariant subspace."""
         w = random_start(self.A, self.generator)
         w /= self.A.domain.norm(w)
-        _, rest = self._orthogonalise(w)
+        _, rest = self.basis.orthogonalise(w, self.rows, self._overlap)
         return w / rest
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -94,7 +94,10 @@ class System:
 
     def preconditioned_inner(self, r: Tensor, z: Tensor) -> float:
         """r'z for z = M r; raises unless it is positive."""
-        rz = self.A.domain.inner(r, z)
+        return self.check_definite(self.A.domain.inner(r, z))
+
+    def check_definite(self, rz: float) -> float:
+        """r'M r itself; raises unless it is positive."""
         if rz > 0.0:
             return rz
         raise OperatorError(

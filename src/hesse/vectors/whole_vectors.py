@@ -20,6 +20,8 @@ from hesse.vectors.inner_products import dot, dots, largest, norm
 from hesse.vectors.random import Draw, Stream, normal_entries, random_signs
 from hesse.vectors.shards import Shards
 
+_SMALL = 1e-200  # a sum of squares that has lost no digits to underflow is larger
+
 
 class WholeVectors:
     """The methods of `hesse.Space` that see all entries of a vector."""
@@ -217,6 +219,21 @@ class WholeVectors:
         """
         here = dots(basis, v)
         return here if self.shards is None else self.total(here.double()).to(here.dtype)
+
+    def project(self, basis: Tensor, v: Tensor) -> tuple[Tensor, float]:
+        """The inner products of the rows of a basis with v, and the norm of v, in one reduction.
+
+        >>> from hesse.vectors import Space
+        >>> Space.flat(2).project(torch.eye(2)[:1], torch.tensor([3.0, 4.0]))
+        (tensor([3.]), 5.0)
+        """
+        here, length = dots(basis, v), norm(v)
+        if self.shards is None:
+            return here, length
+        sums = self.total(torch.cat([here.double(), here.new_tensor([length**2]).double()]))
+        square = float(sums[-1])
+        is_usual = _SMALL < square < math.inf  # else it may have under- or overflown
+        return sums[:-1].to(here.dtype), math.sqrt(square) if is_usual else self.norm(v)
 
     def gram(self, left: Tensor, right: Tensor) -> Tensor:
         """The inner products of all rows (j, n) with all rows (k, n): (j, k), float64, on the CPU.
