@@ -13,6 +13,7 @@ from hesse import checkpoint
 from hesse.checkpoint import Checkpoint
 from hesse.saving import sharded_file
 from tests.ranks_faults import BAD, _error
+from tests.shards_faults import _along
 from tests.shards_jobs import Problem, seed
 
 
@@ -70,40 +71,34 @@ class _Killed(Exception):
     pass
 
 
-def _numbers(place, folder, names, callback=None):
-    """The numbers of runs; with a folder each has a checkpoint there. A run may be killed."""
+def killed(place, folder, names):
+    """How many runs end after all; they are killed in their fourth step, and saved before."""
+    with mock.patch.object(checkpoint, "_PAUSE", 0):
+        return len(finished(place, folder, names, last=4))
+
+
+def finished(place, folder, names, turned=False, last=None):
+    """The numbers of runs, and their steps; with a folder each has a checkpoint there."""
     p = Problem("ragged", place)
+    if turned:  # cut along the last dimensions
+        p.params = {name: leaf.redistribute(placements=[_along(leaf.ndim - 1)])
+                    for name, leaf in p.params.items()}  # fmt: skip
+        p.space = hesse.hessian_operator(p.risk, p.params).domain
     H = hesse.hessian_operator(p.risk, p.params, mode="retained-graph")
     found = {}
     for name in names:
         limits = {} if folder is None else {"checkpoint": Path(folder) / name}
+        steps = []
+        limits["callback"] = lambda state, steps=steps: _count(steps, state, last)
         with contextlib.suppress(_Killed):
-            found[name] = RUNS[name](H, p, callback=callback and callback(), **limits)
+            found[name] = RUNS[name](H, p, **limits), len(steps)
     return found
 
 
-def killed(place, folder, names):
-    """How many runs end after all; the others are killed in their fourth step, saved before."""
-    with mock.patch.object(checkpoint, "_PAUSE", 0):
-        return len(_numbers(place, folder, names, _killer))
-
-
-def _killer():
-    steps = []
-
-    def callback(state):
-        steps.append(state)
-        if len(steps) == 4:
-            raise _Killed
-
-    return callback
-
-
-def finished(place, folder, names):
-    """The numbers of the same runs, which go on, or which were never killed; and their steps."""
-    steps = []
-    found = _numbers(place, folder, names, lambda: lambda state: steps.append(state) and False)
-    return found, len(steps)
+def _count(steps, state, last):
+    steps.append(state)
+    if len(steps) == last:
+        raise _Killed
 
 
 # -- Files -----------------------------------------------------------------------------------------

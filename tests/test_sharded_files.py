@@ -1,8 +1,14 @@
 """Checkpoints of runs with sharded vectors: on as many ranks to the same bits, else to rounding."""
 
+import json
+import math
+from pathlib import Path
+
 import pytest
 import torch
 
+from hesse.saving.sharded_file import Parts
+from hesse.saving.tensor_file import DamagedFile
 from tests import shards_files as files
 from tests.ranks_faults import BAD
 from tests.ranks_pool import SIZE, bits, close
@@ -20,20 +26,25 @@ def undisturbed(pool):
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "names"),
-    [(2, 2, RUNS), (2, 3, ["eigsh", "trace", "lbfgs"]), (3, 2, ["eigsh", "cg"])],
+    ("before", "after", "names", "turned"),
+    [
+        (2, 2, RUNS, False),
+        (2, 3, ["eigsh", "trace", "lbfgs"], False),
+        (3, 2, ["eigsh", "cg"], False),
+        (2, 2, ["minres"], True),
+    ],
 )
-def test_a_run_that_was_killed_goes_on(pool, tmp_path, undisturbed, before, after, names):
+def test_a_run_that_was_killed_goes_on(pool, tmp_path, undisturbed, before, after, names, turned):
     assert pool.run(files.killed, str(tmp_path), names, size=before) == [0] * before
-    found = pool.run(files.finished, str(tmp_path), names, size=after)
-    for (numbers, steps), (wanted, all_steps) in zip(found, undisturbed[after], strict=True):
-        wanted = {name: wanted[name] for name in names}
-        assert steps <= all_steps - 2 * len(names)
-        if before == after:
-            assert bits(numbers) == bits(wanted)
-        else:
+    found = pool.run(files.finished, str(tmp_path), names, turned, size=after)
+    for name in names:
+        wanted, all_steps = undisturbed[after][0][name]
+        for numbers, steps in (each[name] for each in found):
+            assert steps <= all_steps - 2
             close(numbers, wanted)
-            assert bits(numbers) == bits(found[0][0])
+            if before == after and not turned:
+                assert bits(numbers) == bits(wanted)
+    assert len({bits(each) for each in found}) == 1
 
 
 @pytest.mark.parametrize("fault", ["part", "manifest"])
@@ -66,3 +77,36 @@ def test_the_files_of_another_run_are_refused(pool, tmp_path):
         assert words[name] in text
     for errors in found[1:]:
         assert {kind for kind, _ in errors.values()} == {"RankError"}
+
+
+_PARTS = {"save": 1, "cuts": [[[2, 3], 0], [[4], 0]], "checksums": [7, 8], "dims": {"x": -1}}
+
+
+def test_a_manifest_names_parts():
+    parts = Parts.of_json(_PARTS, 10)
+    assert Parts.of_json(json.loads(json.dumps(parts.to_json())), 10) == parts
+    assert parts.path(Path("there/run"), 1) == Path("there/run.save-1.rank-1-of-2")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"save": "one"},
+        {"save": math.inf},
+        {"cuts": []},
+        {"cuts": [[[], 0]]},
+        {"cuts": [[[2, 3], 2], [[4], 0]]},
+        {"cuts": [[[5, 3], 0]]},
+        {"cuts": [[[-2, -3], 0], [[4], 0]]},
+        {"cuts": [[[10**30], 0]]},
+        {"checksums": []},
+        {"checksums": 7},
+        {"dims": {"x": 1}},
+        {"dims": ["x"]},
+    ],
+)
+def test_a_manifest_of_something_else_is_damaged(change):
+    with pytest.raises(DamagedFile):
+        Parts.of_json({**_PARTS, **change}, 10)
+    with pytest.raises(DamagedFile):
+        Parts.of_json([_PARTS], 10)

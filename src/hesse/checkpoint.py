@@ -201,8 +201,8 @@ class Checkpoint:
                 f"one of format {_brief(before.get('format'))}",
             )
         if ("parts" in header) != (self._parts is not None):
-            kinds = "the state of a run with sharded vectors", "one with whole vectors"
-            raise self._error(*(kinds if self._parts is not None else reversed(kinds)))
+            kinds = [f"the state of a run with {kind} vectors" for kind in ("whole", "sharded")]
+            raise self._error(*(kinds if self._parts is None else reversed(kinds)))
         differing = [name for name in sorted({*before, *key}) if before.get(name) != key.get(name)]
         if differing:
             raise self._error(

@@ -32,6 +32,8 @@ from hesse.vectors.space import Space
 
 Tensors = dict[str, Tensor]
 
+_MISFITS = LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -72,7 +74,7 @@ class Parts:
             parts = Parts(int(found["save"]), cuts, checksums, dims)
             sizes = [size for cut in cuts for size in cut.shape]
             is_whole = min(sizes) >= 0 and sum(math.prod(cut.shape) for cut in cuts) == n
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except _MISFITS as error:
             raise DamagedFile(f"a header that names no parts: {error}") from error
         if not (is_whole and checksums):
             raise DamagedFile(f"a header whose parts are not those of {n:,} entries")
