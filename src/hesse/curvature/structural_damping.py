@@ -96,18 +96,23 @@ class _StructuralLoss:
     knows_its_leaves = True  # the risk has been tested
 
     def __call__(self, params: Tree) -> Tensor:
-        return self.loss(self.outputs(params))
+        with self.states.read() as hidden:
+            value = self.loss_of(params)
+        return self._with_terms(value, hidden)
 
     def outputs(self, params: Tree) -> Any:
         """The outputs of the model, and the hidden states of each module."""
-        with self.states.read() as found:
+        with self.states.read() as hidden:
             outputs = self.loss_of.outputs(params)
-        return outputs, [tuple(states) for states in found]
+        return outputs, hidden
 
     def loss(self, outputs: Any) -> Tensor:
-        """The loss, and a term that is zero for each hidden state."""
+        """The loss, and the terms, as a function of outputs and hidden states."""
         outputs, hidden = outputs
-        value = self.loss_of.loss(outputs)
+        return self._with_terms(self.loss_of.loss(outputs), hidden)
+
+    def _with_terms(self, value: Tensor, hidden: list[list[Tensor]]) -> Tensor:
+        """The loss of the risk, and a term that is zero for each hidden state."""
         for weight, states in zip(self.weights.unbind(), hidden, strict=True):
             for h in states:
                 change = h - h.detach()

@@ -80,11 +80,12 @@ class HessianFree(torch.optim.Optimizer):
         damping_rule: "levenberg-marquardt" takes max_cg_iterations from 0.95 of the last
             solution on, goes back over the iterates, and adapts lambda to the ratio of the decrease
             to that of the model (Martens 2010); "scan" is the above, faster in short runs.
-        structural_damping: mu, for recurrent networks: the model also gets mu lambda J_h' J_h, of
-            the changes of the hidden states h, as the sum over times and units and the mean over
-            examples (Martens & Sutskever 2011, with mu = 0.03). These are the states of all times
-            that recurrent layers return, nn.RNN, nn.LSTM, nn.GRU and cells, those of padding too
-            unless sequences are packed; or the first output of modules: {model.encoder: 0.03}.
+        structural_damping: mu, for recurrent networks: mu lambda J_h' J_h is added to G, which
+            damps changes of the hidden states h; it is a sum over times and units, and a mean over
+            examples (Martens & Sutskever 2011, with mu = 0.03). h are the states of all times that
+            nn.RNN, nn.LSTM, nn.GRU and their cells return, those of padding too unless sequences
+            are packed; or what modules return first: {model.encoder: 0.03}. In a scan it keeps the
+            lambda of the last step.
         max_cg_iterations: of one step; a scan starts with 3 and takes 3 more every 10 steps.
         preconditioner: of CG: "ekfac" or "kfac" (of one random vector a step, averaged over steps;
             none for a model that cannot be traced), "nystrom" (20 products), "diagonal" (an
