@@ -1,5 +1,7 @@
 """Memory tasks of recurrent networks: HessianFree beside AdamW on the same network and an LSTM.
 
+HessianFree runs without and with structural damping.
+
 A task counts as solved when fewer than 1 % of 1,000 new sequences have a wrong answer: one off by
 more than 0.04, or with a wrong bit. The rates of AdamW are options: give the best of a search.
 """
@@ -29,14 +31,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _rivals(name: str, options: argparse.Namespace) -> list[Rival]:
-    count = options.sequences
-    ours = hessian_free(
-        lambda _: count, preconditioner=options.preconditioner, damping=options.damping,
-        max_cg_iterations=options.cg, damping_rule=options.damping_rule,
-    )  # fmt: skip
+    def ours(name: str, structural_damping: float) -> Rival:
+        return hessian_free(
+            lambda _: options.sequences, name, preconditioner=options.preconditioner,
+            damping=options.damping, structural_damping=structural_damping,
+            max_cg_iterations=options.cg, damping_rule=options.damping_rule,
+        )  # fmt: skip
+
     lr, sizes = options.adamw_lr, sizes_of(name)
     rivals = [
-        ours,
+        ours("HessianFree", 0.0),
+        ours("HessianFree/structural", options.structural_damping),
         adamw(lr, 100, clip=1.0, name="AdamW/rnn"),
         adamw(lr, 100, clip=1.0, model=lambda seed: lstm(*sizes, seed), name="AdamW/lstm"),
     ]
@@ -51,5 +56,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add("--length", type=int, default=80, help="steps of a sequence")
     add("--sequences", type=int, default=1000, help="of a step of HessianFree")
     add("--damping", type=float, default=0.1)
+    add("--structural-damping", type=float, default=0.03)
     add("--preconditioner", default="ekfac")
     return parse(shared, arguments)

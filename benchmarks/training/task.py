@@ -56,7 +56,7 @@ def growing(first: int, last: int, every: int) -> Sizes:
     return lambda step: min(last, first * 2 ** min(step // every, 30))
 
 
-def hessian_free(sizes: Sizes, **options: Any) -> Rival:
+def hessian_free(sizes: Sizes, name: str = "HessianFree", **options: Any) -> Rival:
     """HessianFree on a new batch in every step."""
 
     def make(task: Task, model: nn.Module, batch: Batch) -> hesse.HessianFree:
@@ -65,7 +65,7 @@ def hessian_free(sizes: Sizes, **options: Any) -> Rival:
     def step(optimizer: hesse.HessianFree, _: Task, __: nn.Module, batch: Batch) -> None:
         optimizer.step(data=batch)
 
-    return Rival("HessianFree", make, step, sizes)
+    return Rival(name, make, step, sizes)
 
 
 def adamw(

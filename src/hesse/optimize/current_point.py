@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from typing import Any
 
 from torch import Tensor
 
@@ -69,11 +68,13 @@ class CurrentPoint:
     def operator(self, risk: Risk, x: Tensor) -> CurvatureOperator:
         """The curvature of the model at x, in the mode of all steps."""
         tree = self._space.unflatten(x)
+        return self.in_mode(lambda mode: self._make(risk, tree, mode=mode), risk)
 
-        def make(mode: str) -> Any:
-            return self._make(risk, tree, mode=mode)
-
-        shapes = shapes_of(risk)
+    def in_mode(
+        self, make: Callable[[str], CurvatureOperator], risk: Risk, which: str = ""
+    ) -> CurvatureOperator:
+        """An operator in the mode of all steps: mode -> it; `which` tells it from others."""
+        shapes = which, shapes_of(risk)
         if shapes not in self._traced:
             modes = MODES if self.mode == "auto" else [self.mode]
             with suppress(NonFiniteError):  # of the risk, which the step tells better

@@ -31,6 +31,9 @@ class DampedGaussNewton:
         decay: the fraction of the last solution to start from.
         start: the last solution, if there is one.
         limits: what limits leave for the solve.
+        matrix: makes another curvature in the place of G, such as one with structural damping; None
+            for none. The search still compares the decrease with the model of G, which takes half a
+            product.
     """
 
     def __init__(
@@ -41,17 +44,18 @@ class DampedGaussNewton:
         decay: float = 0.95,
         start: Tensor | None = None,
         limits: Run | None = None,
+        matrix: Callable[[Point], LinearOperator] | None = None,
     ) -> None:
         self.preconditioner = preconditioner
         self.max_iterations, self.decay, self.start = max_iterations, decay, start
-        self._limits = limits
+        self._limits, self._matrix = limits, matrix
 
     def propose(self, point: Point, scalar: float) -> Proposal:
         """The CG iterates for the damping `scalar`; the best is the last."""
         damping, inner = scalar, point.space.inner
-        identity = IdentityOperator(point.curvature.domain)
+        curvature = point.curvature if self._matrix is None else self._matrix(point)
         system = System(
-            point.curvature + damping * identity,
+            curvature + damping * IdentityOperator(curvature.domain),
             -point.gradient,
             x0=None if self.start is None else self.decay * self.start,
             preconditioner=self.preconditioner(damping) if self.preconditioner else None,
@@ -66,7 +70,10 @@ class DampedGaussNewton:
         self.start = solution.x
 
         def candidate(x: Tensor, model_value: float) -> Candidate:
-            return Candidate(x, model_value - 0.5 * damping * inner(x, x))  # the undamped model
+            """With the change that the undamped model predicts."""
+            if self._matrix is not None:
+                return Candidate(x, lambda: _change(point, x))
+            return Candidate(x, model_value - 0.5 * damping * inner(x, x))
 
         shorter = [candidate(kept.x, kept.model_value) for kept in solution.iterates]
         if solution.iterates and solution.iterates[-1].iteration == solution.iterations:
@@ -77,3 +84,8 @@ class DampedGaussNewton:
     def rejected(self) -> None:
         """The last solution lowered f at no length: start the next solve from zero."""
         self.start = None
+
+
+def _change(point: Point, p: Tensor) -> float:
+    """g'p + p'Gp/2."""
+    return point.space.inner(point.gradient, p) + 0.5 * point.curvature._curvature(p)

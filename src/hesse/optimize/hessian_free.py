@@ -27,10 +27,8 @@ from hesse.errors import (
 )
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import IdentityOperator
-from hesse.optimize.armijo import ArmijoSearch
 from hesse.optimize.current_point import CurrentPoint
 from hesse.optimize.damped_gauss_newton import DampedGaussNewton
-from hesse.optimize.damping_scan import DampingScan
 from hesse.optimize.factory import Factory, made
 from hesse.optimize.hessian_free_arguments import (
     RULES,
@@ -40,12 +38,13 @@ from hesse.optimize.hessian_free_arguments import (
     check_source,
     groups_of,
 )
+from hesse.optimize.hessian_free_method import method_of
 from hesse.optimize.hessian_free_preconditioner import RunPreconditioner
 from hesse.optimize.hessian_free_state import HessianFreeState, ParameterState, Products
 from hesse.optimize.learning_rate import Scaled, rates_of
-from hesse.optimize.levenberg_marquardt import LevenbergMarquardt
 from hesse.optimize.point import Counts, Point
 from hesse.optimize.proposal import Descent, Search, take_step
+from hesse.optimize.structural_damping import StructuralDamping, Weights
 from hesse.optimize.subspace_step import SubspaceStep
 from hesse.progress import FilePath, Run, uninterrupted
 from hesse.risk.closure import ClosureRisk, names_of
@@ -54,8 +53,6 @@ from hesse.vectors.space import Space
 
 # What a step may take at least: the last step, one iteration of CG, and what CG reserves.
 _LEAST_PRODUCTS = 3
-# The iterations of CG in the first step of a scan, and how many more each step takes.
-_FIRST_ITERATIONS, _MORE_ITERATIONS = 3, 0.3
 
 
 class HessianFree(torch.optim.Optimizer):
@@ -83,6 +80,12 @@ class HessianFree(torch.optim.Optimizer):
         damping_rule: "levenberg-marquardt" takes max_cg_iterations from 0.95 of the last
             solution on, goes back over the iterates, and adapts lambda to the ratio of the decrease
             to that of the model (Martens 2010); "scan" is the above, faster in short runs.
+        structural_damping: mu, for recurrent networks: mu lambda J_h' J_h is added to G, which
+            damps changes of the hidden states h; it is a sum over times and units, and a mean over
+            examples (Martens & Sutskever 2011, with mu = 0.03). h are the states of all times that
+            nn.RNN, nn.LSTM, nn.GRU and their cells return, those of padding too unless sequences
+            are packed; or what modules return first: {model.encoder: 0.03}. In a scan it keeps the
+            lambda of the last step.
         max_cg_iterations: of one step; a scan starts with 3 and takes 3 more every 10 steps.
         preconditioner: of CG: "ekfac" or "kfac" (of one random vector a step, averaged over steps;
             none for a model that cannot be traced), "nystrom" (20 products), "diagonal" (an
@@ -112,15 +115,17 @@ class HessianFree(torch.optim.Optimizer):
 
     Cost: a step takes one gradient, max_cg_iterations Gauss-Newton products (1.33 gradients each)
         and one more, a few values, and every `refresh_every` steps one more gradient and the
-        eigenvectors of the factors; one product more for every new shape of data. Memory: two
-        vectors for each iteration of CG, 10 more, and two graphs.
+        eigenvectors of the factors; one product more for every new shape of data; structural
+        damping one forward pass and half a product. Memory: two vectors for each iteration of CG,
+        10 more, and two graphs, three with structural damping.
 
     Raises:
         HesseError: as `Risk` and `ggn_operator`; NonFiniteError where the risk is not finite.
 
     References: Martens 2010 (ICML, "Deep learning via Hessian-free optimization"); Vinyals & Povey
-        2012, arXiv:1111.4259; Martens & Grosse 2015, arXiv:1503.05671; George et al. 2018,
-        arXiv:1806.03884.
+        2012, arXiv:1111.4259; Martens & Sutskever 2011 (ICML, "Learning recurrent neural networks
+        with Hessian-free optimization"); Martens & Grosse 2015, arXiv:1503.05671; George et al.
+        2018, arXiv:1806.03884.
 
     >>> from torch import nn
     >>> x = torch.linspace(-1, 1, 50)[:, None]
@@ -143,6 +148,7 @@ class HessianFree(torch.optim.Optimizer):
         damping: float = 0.1,
         damping_bounds: tuple[float, float] = (1e-4, 1e8),
         damping_rule: Literal["levenberg-marquardt", "scan"] = "levenberg-marquardt",
+        structural_damping: Weights = 0.0,
         max_cg_iterations: int = 20,
         preconditioner: Literal["ekfac", "kfac", "nystrom", "diagonal", "none"] | Factory = "ekfac",
         refresh_every: int = 1,
@@ -155,6 +161,7 @@ class HessianFree(torch.optim.Optimizer):
         groups, self.risk = groups_of(risk)
         check_curvature(curvature)
         check_preconditioner(preconditioner)
+        self._structural = StructuralDamping.of(structural_damping, curvature, self.risk)
         check_positive(lr=lr)
         check_damping(damping, damping_bounds)
         check_choice("damping_rule", damping_rule, RULES)
@@ -203,6 +210,7 @@ class HessianFree(torch.optim.Optimizer):
             parameters=self._space.describe(len(self._names)),
             curvature=_name(curvature),
             preconditioner=_name(preconditioner),
+            structural_damping=[] if self._structural is None else self._structural.weights,
             **defaults,
         )
         saved = self._saved()
@@ -261,7 +269,8 @@ class HessianFree(torch.optim.Optimizer):
             )
         before = torch.tensor(point.value, dtype=point.x.dtype)
         rates = rates_of(self.param_groups, self._space)
-        least = _LEAST_PRODUCTS + self._preconditioner.products_due(group)
+        least = _LEAST_PRODUCTS + self._structural_products
+        least += self._preconditioner.products_due(group)
         taken = Products(self.counts.nhev)
         if not (self._limits.goes_on(taken) and self._limits.allows(taken, least)):
             self.status = self._limits.status
@@ -307,43 +316,33 @@ class HessianFree(torch.optim.Optimizer):
 
     def _method(self, risk: Risk, point: Point) -> tuple[SubspaceStep | DampedGaussNewton, Search]:
         """How a step is proposed, and how it is judged."""
-        group, start = self.param_groups[0], self._parts.vector("start")
-        matrix = self._matrix(risk)
-        preconditioner = self._preconditioner.at(risk, point, matrix, group, self._current)
-        limits = self._limits.rest(self.counts.nhev)
-        damping, bounds = group["damping"], group["damping_bounds"]
-        rule, most = group["damping_rule"], group["max_cg_iterations"]
-        is_scan = rule == "scan"
-        search: Search
-        if is_scan:
-            search = DampingScan(damping, bounds=bounds)
-            most = min(most, int(_FIRST_ITERATIONS + _MORE_ITERATIONS * group["steps"]))
-        else:
-            armijo = ArmijoSearch(c=1e-2, factor=0.8, max_trials=60)
-            search = LevenbergMarquardt(damping, bounds=bounds, armijo=armijo)
-        if is_scan or callable(self._curvature):
-            descent = SubspaceStep(
-                preconditioner=preconditioner,
-                max_iterations=most,
-                matrix=matrix,
-                start=start,
-                limits=limits,
-            )
-        else:
-            descent = DampedGaussNewton(
-                preconditioner=preconditioner,
-                max_iterations=most,
-                start=start,
-                limits=limits,
-            )
-        return descent, search
+        group, matrix = self.param_groups[0], self._matrix(risk)
+        is_made = callable(self._curvature)
+        preconditioner = self._preconditioner.at(
+            risk, point, matrix if is_made else None, group, self._current
+        )
+        return method_of(
+            group,
+            preconditioner=preconditioner,
+            matrix=matrix,
+            is_made=is_made,
+            start=self._parts.vector("start"),
+            limits=self._limits.rest(self.counts.nhev + self._structural_products),
+        )
 
     def _matrix(self, risk: Risk) -> Callable[[Point], LinearOperator] | None:
-        """The curvature that a factory makes at a point."""
-        factory, space = self._curvature, self._space
+        """The curvature that a factory makes at a point, or that with structural damping."""
+        factory, structural, space = self._curvature, self._structural, self._space
+        if structural is not None:
+            damping = self.param_groups[0]["damping"]
+            return lambda point: structural.at(risk, point, damping, self._current)
         if isinstance(factory, str):
             return None
         return lambda point: made(factory, risk, space, space.unflatten(point.x))
+
+    @property
+    def _structural_products(self) -> int:
+        return 0 if self._structural is None else self._structural.products
 
     # -- Parameters and state ----------------------------------------------------------------------
 

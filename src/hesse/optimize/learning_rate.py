@@ -46,7 +46,7 @@ class Scaled:
                 (point.gradient, step), (point.gradient, candidate.step)
             )
             t = slope / own if own != 0.0 else 0.0
-            return Candidate(step, slope + t**2 * (candidate.predicted - own))
+            return Candidate(step, lambda: slope + t**2 * (candidate.predicted - own))
 
         at = proposal.at
         return replace(

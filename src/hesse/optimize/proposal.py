@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -19,9 +20,15 @@ class Candidate:
     """A step p and the change g'p + p'Bp/2 that the undamped quadratic model predicts for it."""
 
     step: Tensor
-    predicted: float
+    change: float | Callable[[], float]
+    """The predicted change, or what computes it, where that takes a product."""
     length: float | None = None
     """In the norm that the search measures steps with; None for the Euclidean one."""
+
+    @cached_property
+    def predicted(self) -> float:
+        """The predicted change."""
+        return self.change() if callable(self.change) else self.change
 
 
 @dataclass
