@@ -167,7 +167,9 @@ def test_a_function_of_a_linear_loss_has_its_curvature():
     """That of exp(l) is exp(l) l' l'^T, with l the mean of -z[n, y[n]]."""
     logits = draw(6, 3, seed=1)
     model = nn.Linear(4, 3, bias=False).double()
-    risk = Risk(model, lambda z, y: F.nll_loss(z, LABELS).exp(), (draw(6, 4), logits), weight=lambda *_: 1.0)
+    risk = Risk(
+        model, lambda z, y: F.nll_loss(z, LABELS).exp(), (draw(6, 4), logits), weight=lambda *_: 1.0
+    )
     slope = (-F.one_hot(LABELS).double() / 6).T @ draw(6, 4)
     expected = float(risk(risk.params)) * torch.outer(slope.view(-1), slope.view(-1))
     assert norm(ggn_operator(risk).to_dense() - expected) <= 1e-14 * norm(expected)
