@@ -2,6 +2,7 @@
 """What all tests share: seeds, and hypothesis without a clock. No default dtype is changed."""
 
 import resource
+import signal
 from collections import defaultdict
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from hesse.testing.likelihoods import LIKELIHOODS
 
 hypothesis.settings.register_profile("hesse", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("hesse")
+
+# Tests send Ctrl-C, which a process that a shell starts in the background ignores.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tensors of the tests are tiny: threads only get into one another's way.
 torch.set_num_threads(1)

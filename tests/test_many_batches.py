@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from hesse import Risk, ggn_operator, hessian_operator
-from hesse.curvature import operator
+from hesse.curvature import point_product
 from hesse.memory.available import available_bytes
 
 MODES = ["auto", "traced-split", "retained-graph"]
@@ -81,7 +81,7 @@ def test_only_half_of_the_free_memory_is_taken(monkeypatch):
     v = H.domain.gaussian()
     H @ v
     enough_for_three = 2 * 3.5 * H.plan.residual_bytes
-    monkeypatch.setattr(operator, "available_bytes", lambda _: enough_for_three)
+    monkeypatch.setattr(point_product, "available_bytes", lambda _: enough_for_three)
     few = hessian_operator(risk, risk.params, mode="traced-split")
     for _ in range(3):
         product = few @ v

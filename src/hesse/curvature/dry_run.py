@@ -16,8 +16,9 @@ from hesse.boundary import public
 from hesse.curvature.fisher import fisher_operator
 from hesse.curvature.gauss_newton import ggn_operator
 from hesse.curvature.hessian import hessian_operator
-from hesse.curvature.operator import CurvatureOperator, kept_share
+from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.point import point_of
+from hesse.curvature.point_product import kept_share
 from hesse.errors import check_choice
 from hesse.memory.available import available_bytes
 from hesse.memory.peak import PeakMemory

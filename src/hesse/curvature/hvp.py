@@ -15,7 +15,7 @@ from hesse.ad.summands import as_sum, check_at
 from hesse.ad.variables import Variables
 from hesse.boundary import public
 from hesse.curvature.hessian import HessianDefinition, HessianMode, hessian_operator
-from hesse.curvature.operator import fallback_modes, summand_points
+from hesse.curvature.point_product import fallback_modes, summand_points
 from hesse.engine.assembly import Assembly, Shared
 from hesse.engine.fallback import PointProduct
 from hesse.engine.one_shot_sum import OneShotSum

@@ -15,7 +15,8 @@ from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.summands import as_sum, check_at
 from hesse.ad.variables import BoundFunction, Leaves, Variables, tracked
 from hesse.boundary import public
-from hesse.curvature.operator import CurvatureOperator, summand_points
+from hesse.curvature.operator import CurvatureOperator
+from hesse.curvature.point_product import summand_points
 from hesse.engine.options import ProductOptions
 from hesse.engine.row_layout import RowLayout
 from hesse.engine.summed_product import PREPARED_MODES, PreparedMode

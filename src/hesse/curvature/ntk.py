@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from hesse.boundary import public
+from hesse.curvature.described import described
 from hesse.curvature.jacobian import jacobian_operator
-from hesse.curvature.operator import described
 from hesse.curvature.point import point_of
 from hesse.data.batches import Batch
 from hesse.engine.summed_product import PreparedMode

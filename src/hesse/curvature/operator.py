@@ -3,39 +3,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hesse.ad.definition import CURVATURE, Definition, Quantity, Vectors
-from hesse.ad.summands import Sum, Summand, as_sum, unweighted
-from hesse.ad.variables import BoundFunction, Variables
+from hesse.ad.summands import as_sum
+from hesse.ad.variables import Variables
 from hesse.boundary import public
+from hesse.curvature.described import described
+from hesse.curvature.diagonals.at_points import Diagonals
 from hesse.curvature.likelihood_sum import LikelihoodSum
+from hesse.curvature.point_product import point_product, summand_points
 from hesse.engine.assembly import Assembly, Shared
 from hesse.engine.fallback import PointProduct
-from hesse.engine.kept_products import KeptProducts, Product
-from hesse.engine.one_shot_sum import OneShotSum
+from hesse.engine.kept_products import Product
 from hesse.engine.options import ProductOptions
 from hesse.engine.plan import Plan
-from hesse.engine.point import Point
 from hesse.engine.program_cache import ProgramCache
 from hesse.engine.row_layout import RowLayout
-from hesse.engine.summed_product import PREPARED_MODES, SummedProduct
 from hesse.errors import FunctionError
-from hesse.memory.available import available_bytes
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import IdentityOperator
 from hesse.risk.risk import Risk
 from hesse.vectors.rows import transposed
 from hesse.vectors.space import Space, Tree
-
-# The fraction of the free memory that residuals of several batches may take by default.
-_SHARE = 0.5
 
 
 class CurvatureOperator(LinearOperator):
@@ -62,10 +56,10 @@ class CurvatureOperator(LinearOperator):
         options: ProductOptions,
         layouts: Mapping[Vectors, RowLayout] | None = None,
         programs: ProgramCache | None = None,
-        diagonals: _Diagonals | None = None,
+        diagonals: Diagonals | None = None,
     ) -> None:
         self._definition, self._f, self._options = definition, f, options
-        self._diagonals = _Diagonals(definition, f) if diagonals is None else diagonals
+        self._diagonals = Diagonals(definition, f) if diagonals is None else diagonals
         self._layouts = layouts or {}
         programs = getattr(f, "programs", None) if programs is None else programs
         self._programs = ProgramCache() if programs is None else programs
@@ -190,101 +184,3 @@ class CurvatureOperator(LinearOperator):
 
     def _quantity(self, name: str) -> Quantity | None:
         return next((q for q in self._definition.quantities if q.name == name), None)
-
-
-def described(f: Any) -> str:
-    """A function in a few words: by its name, or, if it is one of Hesse's, by its `repr`."""
-    if type(f).__module__.startswith("hesse."):
-        return repr(f)
-    if isinstance(f, partial):
-        return described(f.func)
-    return getattr(f, "__name__", type(f).__name__).replace("<lambda>", "a lambda")
-
-
-class _Diagonals:
-    """How the diagonal is computed at the points of f, as the definition says at the first one."""
-
-    def __init__(self, definition: Definition, f: Any) -> None:
-        self._definition, self._f = definition, f
-        self._found: tuple[Any] | None = None
-
-    def at(self, x: Tree, variables: Variables) -> Any:
-        """The `ComputedDiagonal` at x, which has these variables; or None."""
-        if self._found is None:
-            self._found = (self._definition.diagonals(self._f, x),)
-        (diagonals,) = self._found
-        return None if diagonals is None else diagonals.at(variables)
-
-
-def summand_points(
-    definition: Definition,
-    f: Sum,
-    shared: Variables,
-    layouts: Mapping[Vectors, RowLayout] | None = None,
-) -> Iterator[tuple[Summand, Point]]:
-    """The summands of f, and the point at which each is taken."""
-    summands = f.summands() if definition.is_sum else unweighted(f.summands())
-    for index, summand in enumerate(summands):
-        spaces = {side: layout.slices[index] for side, layout in (layouts or {}).items()}
-        own = spaces.get("variables")
-        variables = shared if own is None else Variables.of(summand.x, own)
-        function = BoundFunction(summand.function, variables)
-        data, outputs = tuple(summand.data), spaces.get("outputs")
-        yield summand, Point(definition, function, variables, data, outputs)
-
-
-def point_product(
-    points: Any,
-    assemblies: Mapping[Vectors, Assembly],
-    definition: Definition,
-    options: ProductOptions,
-    programs: ProgramCache,
-    f: Sum,
-) -> PointProduct:
-    """The product of a definition at a point, by the modes that are asked for."""
-    one_shot = OneShotSum(points, assemblies, definition.one_shot_modes)
-    prepared, modes = None, [options.mode]
-    if options.mode in ("auto", *PREPARED_MODES):
-        modes = fallback_modes(definition) if options.mode == "auto" else []
-        device = assemblies["variables"].space.device
-        kept = _kept_products(f, options, device)
-        prepared = SummedProduct(
-            points,
-            assemblies,
-            options,
-            programs,
-            kept,
-            holds_data=f.holds_data,
-            holds_points=_stays(f),
-        )
-    product = definition.quantities[0]
-    domain, codomain = (
-        assemblies[side or "variables"].space for side in (product.direction, product.result)
-    )
-    return PointProduct(domain, codomain, one_shot, prepared, modes, options.mode, programs.in_use)
-
-
-def fallback_modes(definition: Definition) -> list[str]:
-    """Exact modes and central differences; the one-sided difference is never chosen for a user."""
-    return [mode for mode in definition.one_shot_modes if mode != "forward-difference"]
-
-
-def _kept_products(f: Sum, options: ProductOptions, device: torch.device) -> KeptProducts:
-    """What is held between products: by default all of a single summand, else a share of memory."""
-    if options.kept_bytes is not None:
-        keeps_graphs = not options.low_memory
-        return KeptProducts(options.kept_bytes, keeps_graphs=keeps_graphs, stays=_stays(f))
-    if f.num_summands == 1:
-        return KeptProducts((math.inf, math.inf))
-    share = kept_share(device)
-    return KeptProducts((share, share), stays=_stays(f))
-
-
-def kept_share(device: torch.device) -> float:
-    """The bytes that residuals of several batches may take by default."""
-    return _SHARE * available_bytes(device)
-
-
-def _stays(f: Sum) -> bool:
-    """Whether every sweep gives the same tensors, and takes no computation."""
-    return f.holds_data and getattr(f, "sweep_is_free", False)

@@ -13,7 +13,7 @@ from torch import Tensor
 from hesse.ad.definition import Vectors
 from hesse.ad.quadratic import Quadratic
 from hesse.ad.summands import Summand, as_sum
-from hesse.curvature.operator import described
+from hesse.curvature.described import described
 from hesse.data.batches import Batch, flatten_batch
 from hesse.engine.row_layout import RowLayout
 from hesse.ranks import Ranks

@@ -23,6 +23,7 @@ class Basis:
         A: the operator, whose inner products and whose vectors these are.
         size: rows.
         dtype, device: of the rows; default those of the vectors of A.
+        memory: rows of another basis, which is not used any more; they serve if they are enough.
     """
 
     is_exact: bool
@@ -34,11 +35,14 @@ class Basis:
         size: int,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        memory: Tensor | None = None,
     ) -> None:
         self.A = A
         dtype = A.dtype if dtype is None else dtype
         device = A.device if device is None else torch.device(device)
-        self.rows = empty_rows(size, A.domain.size, dtype=dtype, device=device)
+        if memory is None or len(memory) < size:
+            memory = empty_rows(size, A.domain.size, dtype=dtype, device=device)
+        self.rows = memory
         self.is_exact = dtype == A.dtype and device == A.device
 
     @property

@@ -13,7 +13,7 @@ References: Gould, Lucidi, Roma & Toint 1999, doi:10.1137/S1052623497322735; Car
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hesse.errors import NonFiniteError
+from hesse.krylov.basis import Basis
 from hesse.krylov.lanczos_process import LanczosProcess
 from hesse.krylov.preconditioned_lanczos import PreconditionedLanczos
 from hesse.krylov.secular import Minimum
@@ -56,20 +57,22 @@ class KrylovModel:
     Args:
         system: A and M, with b = -g.
         most: products at most.
+        memory: for the rows of its bases, one of them or two; else they grow.
     """
 
-    def __init__(self, system: System, most: int) -> None:
+    def __init__(self, system: System, most: int, memory: Sequence[Tensor] = ()) -> None:
         self.most, n = min(most, system.A.domain.n), system.A.domain.n
         first = min(_FIRST, self.most)
-        self._explores = n <= _SMALL
+        self._explores, self._room = n <= _SMALL, first
         self._process: LanczosProcess | PreconditionedLanczos
         if system.preconditioner is None:
             self.slope_norm = system.b_norm
             generator = torch.Generator().manual_seed(0)
             start = system.b * (-1.0 / self.slope_norm)
-            self._process = LanczosProcess(system.A, first, start, generator)
+            basis = Basis(system.A, first + 1, memory=memory[0] if memory else None)
+            self._process = LanczosProcess(system.A, first, start, generator, basis)
         else:
-            self._process = PreconditionedLanczos(system, first)
+            self._process = PreconditionedLanczos(system, first, memory)
             self.slope_norm = self._process.start_norm
             self._explores = False
 
@@ -77,6 +80,14 @@ class KrylovModel:
     def size(self) -> int:
         """Products taken."""
         return self._process.size
+
+    @property
+    def memory(self) -> tuple[Tensor, ...]:
+        """The rows of its basis, for the next model."""
+        process = self._process
+        if isinstance(process, LanczosProcess):
+            return (process.basis.rows,)
+        return process.basis.rows, process.duals.rows
 
     @property
     def is_full(self) -> bool:
@@ -98,8 +109,9 @@ class KrylovModel:
     def extend(self) -> None:
         """Take another product."""
         process = self._process
-        if self.size + 2 > len(process.basis.rows):
-            process.make_room(min(2 * self.size, self.most))
+        if self.size + 1 > self._room:
+            self._room = min(2 * self.size, self.most)
+            process.make_room(self._room)
         process.step()
         vars(self).pop("_eigen", None)
 

@@ -153,11 +153,10 @@ class LanczosProcess:
     def make_room(self, m: int) -> None:
         """Let the basis become as large as m."""
         size = m + self.b
-        if size <= len(self.basis.rows):
-            return
-        grown = Basis(self.A, size, self.basis.rows.dtype, self.basis.rows.device)
-        grown.rows[: self.rows] = self.used
-        self.basis = grown
+        if size > len(self.basis.rows):
+            grown = Basis(self.A, size, self.basis.rows.dtype, self.basis.rows.device)
+            grown.rows[: self.rows] = self.used
+            self.basis = grown
         if self.predicts:
             self.orthogonality.make_room(size)
 

@@ -53,6 +53,8 @@ class Orthogonality:
     def make_room(self, size: int) -> None:
         """Let there be so many rows."""
         more = size - self.W.shape[1]
+        if more <= 0:
+            return
         self.W = pad(self.W, (0, more, 0, more))
         self.W.diagonal(dim1=1, dim2=2).fill_(1.0)
 

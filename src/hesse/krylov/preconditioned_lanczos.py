@@ -12,6 +12,7 @@ References: Gould, Lucidi, Roma & Toint 1999, doi:10.1137/S1052623497322735, sec
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,11 +30,14 @@ class PreconditionedLanczos:
     Args:
         system: A, M, and -b = g, whose Krylov space it is.
         m: rows at first; the basis grows.
+        memory: the rows of Z and V of another process, which is not used any more.
     """
 
-    def __init__(self, system: System, m: int) -> None:
+    def __init__(self, system: System, m: int, memory: Sequence[Tensor] = ()) -> None:
         self.system, self.A = system, system.A
-        self.basis, self.duals = Basis(self.A, m + 1), Basis(self.A, m + 1)
+        Z, V = memory or (None, None)
+        self.basis = Basis(self.A, m + 1, memory=Z)
+        self.duals = Basis(self.A, m + 1, memory=V)
         self.T = torch.zeros(m + 1, m + 1, dtype=torch.float64)
         self.size, self.beta = 0, 0.0
         g = -system.b
@@ -52,9 +56,11 @@ class PreconditionedLanczos:
         if more <= 0:
             return
         for name in ("basis", "duals"):
-            grown, old = Basis(self.A, m + 1), getattr(self, name)
-            grown.rows[: self.size + 1] = old.rows[: self.size + 1]
-            setattr(self, name, grown)
+            old = getattr(self, name)
+            if m + 1 > len(old.rows):
+                grown = Basis(self.A, m + 1)
+                grown.rows[: self.size + 1] = old.rows[: self.size + 1]
+                setattr(self, name, grown)
         self.T = pad(self.T, (0, more, 0, more))
 
     def step(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from hesse.errors import Status
 from hesse.krylov.cg import CG
 from hesse.krylov.krylov_model import KrylovModel, KrylovStep, Subproblem
@@ -13,9 +15,13 @@ from hesse.optimize.method import Setting
 from hesse.optimize.newton_system import newton_system
 from hesse.optimize.point import Point, unit_for
 from hesse.optimize.proposal import Candidate, LoopDescent, Proposal
+from hesse.vectors.rows import empty_rows
+from hesse.vectors.space import Space
 
 # The entries that a basis may take, unless it has no more rows than the number that follows.
 _ENTRIES, _LEAST_ROWS = 1 << 27, 30
+# Few steps take more rows; they copy the first ones once.
+_RESERVED = 512
 # The small problem is solved after every product up to this size, then each time it has grown by
 # a sixteenth.
 _EACH = 32
@@ -55,6 +61,8 @@ class KrylovDescent(LoopDescent):
         self._setting, self._subproblem = setting, subproblem
         self.most, self._is_bounded = most, is_bounded
         self._model: KrylovModel | None = None
+        self._memory: tuple[Tensor, ...] = ()
+        """Of the bases: fresh memory takes longer to fill than a product to compute."""
         self._point: Point | None = None
 
     def propose(self, point: Point, scalar: float) -> Proposal:
@@ -82,7 +90,8 @@ class KrylovDescent(LoopDescent):
 
     def moved(self) -> None:
         """The next proposal is from another point."""
-        self.state.kept, self._model = 0, None
+        self.state.kept = 0
+        self._release()
 
     def _model_at(self, point: Point) -> KrylovModel:
         """That of the last step, or a new one.
@@ -93,15 +102,23 @@ class KrylovDescent(LoopDescent):
         if self._model is not None and self._point is point:
             return self._model
         rows = max(_LEAST_ROWS, _ENTRIES // max(point.space.max_size, 1))
-        if self._setting.preconditioner is not None:
-            rows //= 2  # there are two bases
-        self._model = None  # its memory is free before the next one takes some
-        model = KrylovModel(newton_system(point, self._setting), min(self.most, rows))
+        bases = 1 if self._setting.preconditioner is None else 2
+        rows //= bases
+        self._release()
+        if not self._memory and point.space.device.type == "cpu":
+            self._memory = _reserved(point.space, bases, min(rows, _RESERVED))
+        system = newton_system(point, self._setting)
+        model = KrylovModel(system, min(self.most, rows), self._memory)
         with point.uncounted():
             while model.size < self.state.kept and not model.is_full:
                 model.extend()
         self._model, self._point = model, point
         return model
+
+    def _release(self) -> None:
+        """Leave the memory of the model to the next one."""
+        if self._model is not None:
+            self._memory, self._model = self._model.memory, None
 
     def _tolerance(self, point: Point) -> float:
         return self.state.tolerance(point.gradient_norm, self.gradient_tolerance)
@@ -140,3 +157,9 @@ class KrylovDescent(LoopDescent):
             raise KeyboardInterrupt
         predicted = solution.model_value / unit_for(point.gradient_norm)
         return Candidate(solution.x, predicted) if predicted < start.predicted else start
+
+
+def _reserved(space: Space, bases: int, rows: int) -> tuple[Tensor, ...]:
+    """Memory for so many rows, which the host takes page by page, as they are written."""
+    count = min(rows, space.n) + 1
+    return tuple(empty_rows(count, space.size, dtype=space.dtype) for _ in range(bases))

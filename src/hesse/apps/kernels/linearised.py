@@ -21,8 +21,8 @@ from hesse.apps.kernels.outputs import (
     risk_of,
 )
 from hesse.boundary import public, warn
+from hesse.curvature.described import described
 from hesse.curvature.jacobian import jacobian_operator
-from hesse.curvature.operator import described
 from hesse.errors import ArgumentError, NonFiniteError, Status, check_tolerances, is_number
 from hesse.operators.algebra import LinearOperator
 from hesse.result import OneLine, Result
