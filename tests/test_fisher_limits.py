@@ -142,6 +142,8 @@ def test_a_likelihood_that_is_given():
     close(F_, dense_ggn(risk))
     with pytest.raises(ArgumentError, match="gradients on the first batch that differ"):
         fisher_operator(risk, risk.params, likelihood=nn.CrossEntropyLoss(reduction="sum"))
+    with pytest.raises(ArgumentError, match="likelihood to be a function"):
+        fisher_operator(risk, risk.params, likelihood="cross_entropy")
 
 
 # -- Limits ---------------------------------------------------------------------------------------

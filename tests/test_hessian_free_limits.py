@@ -96,6 +96,15 @@ def test_a_run_goes_on_from_its_state_to_the_same_bits(name):
     assert resumed.param_groups[0]["mode"] == "traced-split"
 
 
+def test_the_state_of_another_optimiser_is_refused():
+    make, data = next(iter(CASES.values()))
+    model = make()
+    optimizer = optimiser(model, data)
+    for state in ({}, torch.optim.Adam(model.parameters()).state_dict()):
+        with pytest.raises(ArgumentError, match=r"the state of a hesse\.HessianFree"):
+            optimizer.load_state_dict(state)
+
+
 def test_steps_on_batches_of_other_shapes_go_on_to_the_same_bits():
     """A shape that the resumed run meets first was known to the other one."""
     x, y = examples(20)

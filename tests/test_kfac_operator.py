@@ -293,6 +293,8 @@ def test_wrong_arguments():
         ekfac_operator(R, damping=0.1, damping_form="factored")
     with pytest.raises(ArgumentError, match="at least zero"):
         kfac_operator(R, damping=-1.0)
+    with pytest.raises(ArgumentError, match=r"or patterns[\s\S]*'0\.wieght'"):
+        kfac_operator(R, damping={"*.bias": 0.1, "0.wieght": 0.1})
     with pytest.raises(ArgumentError, match="positive integer"):
         kfac_operator(R, samples=0)
     with pytest.raises(ArgumentError, match="expand"):

@@ -147,7 +147,29 @@ def test_a_loss_with_kinks_and_curvature_is_not_complained_of(loss, mode):
         assert product(risk_of(loss), mode).any()
 
 
-@pytest.mark.parametrize("loss", [lambda z, y: z.mean(), lambda z, y: torch.max(z, y).mean()])
+LABELS = torch.tensor([0, 2, 1, 1, 0, 2])
+LINEAR = {
+    "mean": lambda z, y: z.mean(),
+    "maximum": lambda z, y: torch.max(z, y).mean(),
+    "log-probabilities": lambda z, y: F.nll_loss(z, LABELS),
+    "log-probabilities of places": lambda z, y: F.nll_loss(z.T[None], LABELS[None]),
+    "multi-margin": lambda z, y: F.multi_margin_loss(z, LABELS),
+}
+
+
+@pytest.mark.parametrize("loss", LINEAR.values(), ids=LINEAR)
 def test_a_loss_that_is_linear_for_sure_is_refused(loss):
     with pytest.raises(FunctionError, match="linear in them"):
         product(risk_of(loss))
+
+
+def test_a_function_of_a_linear_loss_has_its_curvature():
+    """That of exp(l) is exp(l) l' l'^T, with l the mean of -z[n, y[n]]."""
+    logits = draw(6, 3, seed=1)
+    model = nn.Linear(4, 3, bias=False).double()
+    risk = Risk(
+        model, lambda z, y: F.nll_loss(z, LABELS).exp(), (draw(6, 4), logits), weight=lambda *_: 1.0
+    )
+    slope = (-F.one_hot(LABELS).double() / 6).T @ draw(6, 4)
+    expected = float(risk(risk.params)) * torch.outer(slope.view(-1), slope.view(-1))
+    assert norm(ggn_operator(risk).to_dense() - expected) <= 1e-14 * norm(expected)

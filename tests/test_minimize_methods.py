@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hesse
-from hesse.errors import ArgumentError, OperatorError, Status
+from hesse.errors import ArgumentError, HesseError, OperatorError, Status
 from hesse.krylov.preconditioners import jacobi
 from hesse.optimize import LBFGS, Cubic, TrustKrylov, minimize
 from hesse.testing import PeakMemory
@@ -93,6 +93,24 @@ def test_a_preconditioner_saves_products(method):
     assert better.success
     assert better.fun == pytest.approx(plain.fun, rel=1e-12)
     assert better.nhev < 0.5 * plain.nhev
+
+
+@pytest.mark.parametrize("method", [*KRYLOV, "lbfgs"])
+def test_a_preconditioner_may_be_a_matrix(method):
+    start, inverse = (
+        torch.ones(3, dtype=DOUBLE),
+        torch.diag(torch.tensor([1.0, 0.1, 1e-3]).double()),
+    )
+
+    def f(x):
+        return (torch.cosh(x) / inverse.diag()).sum()
+
+    ours = minimize(f, start, method, preconditioner=inverse)
+    expected = minimize(f, start, method, preconditioner=hesse.dense_operator(inverse))
+    assert torch.equal(ours.x, expected.x)
+    for wrong in ("kfac", 3, inverse[:2, :2], inverse.float()):
+        with pytest.raises(HesseError):
+            minimize(f, start, method, preconditioner=wrong)
 
 
 @pytest.mark.parametrize("method", KRYLOV)

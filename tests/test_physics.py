@@ -177,6 +177,8 @@ def test_two_dimensions_and_other_variables():
     other = modes(lambda t: (t["a"] ** 2).sum() - 2 * (t["b"] ** 2).sum(), tree)
     torch.testing.assert_close(other.frequencies, torch.tensor([-2.0, 2**0.5, 2**0.5]).double())
     assert other.displacements["b"].shape == (3, 1)
+    one = modes(lambda x: (x**2).sum() / 2, torch.zeros(1, 3, dtype=DOUBLE))  # nothing turns
+    torch.testing.assert_close(one.frequencies, torch.ones(3, dtype=DOUBLE))
 
 
 def test_a_point_that_is_not_stationary_warns():

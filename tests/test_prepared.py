@@ -209,6 +209,7 @@ def test_a_frozen_leaf_is_an_input_of_the_program():
 def test_complex_numbers_on_the_way():
     check_points(lambda x: torch.fft.fft(x**2).abs().pow(2).sum(), [X1, X2])
     check_points(lambda x: (torch.fft.fft(x**2).conj() * torch.fft.fft(x)).real.sum(), [X1, X2])
+    check_points(lambda x: (torch.complex(x, -x) ** 3 * (2 - 1j)).real.sum(), [X1, X2])
 
 
 def test_a_user_who_keeps_an_intermediate_tensor_does_no_harm():

@@ -39,6 +39,14 @@ def test_data_of_no_known_form_are_refused():
     refused(DataError, "the same data at every sweep", net, loss, loader)
 
 
+@pytest.mark.parametrize("weight", [0.1, torch.ones(8)], ids=["a number", "a tensor"])
+def test_a_weight_that_is_no_function_is_refused(weight):
+    net, loss, x, y = regression()
+    refused(ArgumentError, "weight to be a function", net, loss, (x, y), weight=weight)
+    with pytest.raises(ArgumentError, match="weight to be a function"):
+        Risk(net, loss, (x, y)).on((x, y), weight=weight)
+
+
 def test_data_that_change_between_two_sweeps_are_refused():
     net, loss, x, y = regression()
     data = batches_of(x, y, 7)

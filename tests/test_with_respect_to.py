@@ -72,8 +72,9 @@ def test_some_leaves_of_x():
         part = hessian_operator(f, x, with_respect_to=name)
         torch.testing.assert_close(part.to_dense(), H.block(name).to_dense())
         assert part.shape == (len(x[name]),) * 2
-    with pytest.raises(ArgumentError, match="the name of a leaf"):
-        hessian_operator(f, x, with_respect_to="c")
+    for wrong in ("c", "", 1, ["a"]):
+        with pytest.raises(ArgumentError, match="the name of a leaf"):
+            hessian_operator(f, x, with_respect_to=wrong)
 
 
 def test_a_layer_of_a_model():

@@ -35,6 +35,26 @@ def graph_leaves(value: Tensor) -> dict[int, Tensor]:
     return leaves_of(graph_nodes(value))
 
 
+# The second derivative of these in their last argument, the input, is zero.
+_LINEAR = ("NllLossBackwardBackward", "NllLoss2DBackwardBackward")
+
+
+def varies(value: Tensor) -> bool:
+    """Whether a derivative that was computed depends on a leaf, but for what torch has as zeros."""
+    seen: set[Any] = set()
+    nodes: list[Any] = [value.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            return True
+        below = [node for node, _ in node.next_functions]
+        nodes.extend(below[:-1] if node.name().startswith(_LINEAR) else below)
+    return False
+
+
 def leaves_of(nodes: Iterable[Any]) -> dict[int, Tensor]:
     """The leaves among the nodes of a graph, by their ids."""
     leaves = (getattr(node, "variable", None) for node in nodes)

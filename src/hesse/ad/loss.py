@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hesse.ad.double_backward import check_depends, derivative, differentiating
 from hesse.ad.finite_differences import central_difference
-from hesse.ad.graph_nodes import custom_function, graph_leaves, graph_nodes
+from hesse.ad.graph_nodes import custom_function, graph_leaves, graph_nodes, varies
 from hesse.ad.jacobian import explained, random_like, undifferentiable
 from hesse.ad.torch_calls import TorchCalls
 from hesse.ad.variables import Leaves, check_scalar, number, tracked
@@ -138,7 +138,7 @@ class LossHessian:
 
 
 def _check_curved(slope: Leaves) -> None:
-    if not any(part.grad_fn is not None for part in slope):  # zeros may require a gradient
+    if not any(map(varies, slope)):
         raise LinearLossError(
             expected="a loss that is curved in the outputs of the model",
             got="a loss that is linear in them, whose Gauss-Newton matrix is zero",

@@ -38,7 +38,8 @@ def multi_margin_loss(
     with torch.no_grad():  # which checks the arguments
         F.multi_margin_loss(input.detach(), target, *options)
     x, y = input.reshape(-1, input.shape[-1]), target.reshape(-1, 1)
-    terms = (margin - x.gather(1, y) + x).clamp(min=0.0) ** p
+    hinge = (margin - x.gather(1, y) + x).clamp(min=0.0)
+    terms = hinge if p == 1 else hinge.square()  # which torch allows, no others
     terms = terms.scatter(1, y, 0.0)
     losses = terms.sum(1) / x.shape[1]
     losses = losses if weight is None else losses * weight[y.squeeze(1)]

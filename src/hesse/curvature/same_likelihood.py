@@ -11,13 +11,14 @@ from torch import Tensor
 from hesse.ad.hessian import value_and_gradient
 from hesse.ad.variables import BoundFunction, Variables
 from hesse.data.reduction import rounding_tolerance
-from hesse.errors import ArgumentError
+from hesse.errors import ArgumentError, check_callable
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Space, Tree
 
 
 def with_likelihood(risk: Risk, params: Tree, loss: Callable[[Any, Any], Tensor]) -> Risk:
     """The risk with another loss, whose gradient on the first batch must be the same."""
+    check_callable(likelihood=loss)
     other = risk.with_loss(loss)
     space = Space.of(params, what="params")
     variables = Variables.of(params, space)

@@ -21,7 +21,7 @@ from hesse.data.forms import as_batches, inputs_and_targets
 from hesse.data.same_every_sweep import PAIRS, SweepChecksum
 from hesse.data.trees import flatten, map_tensors, tensors
 from hesse.engine.data_version import versions
-from hesse.errors import DataError
+from hesse.errors import DataError, check_callable
 
 Weight = Callable[[Any, Any], float]
 KnownWeight = Callable[[Any, Any, float], float]
@@ -84,6 +84,7 @@ class Batches:
         is_cut: bool = False,
         may_be_empty: bool = False,
     ) -> None:
+        check_callable(weight=weight)
         self.weight, self.known, self.is_cut = weight, known, is_cut
         self.reads_targets = weight is None and getattr(known, "reads_targets", False)
         self._batches = as_batches(data)

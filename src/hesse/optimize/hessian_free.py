@@ -36,6 +36,7 @@ from hesse.optimize.hessian_free_arguments import (
     check_damping,
     check_preconditioner,
     check_source,
+    check_state,
     groups_of,
 )
 from hesse.optimize.hessian_free_method import method_of
@@ -309,6 +310,7 @@ class HessianFree(torch.optim.Optimizer):
     @public("hesse.HessianFree.load_state_dict(state_dict)")
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from a saved state; the parameters are restored by the model's own."""
+        check_state(state_dict, self.param_groups[0])
         super().load_state_dict(state_dict)
         self._current.forget()
         self._current.mode = self.param_groups[0]["mode"]

@@ -101,3 +101,15 @@ def check_source(risk: Risk | None, closure: Callable[[], Any] | None, data: Any
             got="data" if data is not None else f"a {type(closure).__name__}",
             remedy="optimizer.step(closure); or construct it from a hesse.Risk.",
         )
+
+
+def check_state(state: dict[str, Any], group: dict[str, Any]) -> None:
+    """Raise unless a saved state has the options of a group, whose parameters may have no names."""
+    saved = (state.get("param_groups") or [{}])[0]
+    missing = group.keys() - saved.keys() - {"param_names"}
+    if missing:
+        raise ArgumentError(
+            expected="the state of a hesse.HessianFree",
+            got=f"one without {', '.join(sorted(missing))}",
+            remedy="Give optimizer.state_dict() of one, not that of another optimiser.",
+        )

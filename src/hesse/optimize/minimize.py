@@ -23,6 +23,7 @@ from hesse.errors import (
     check_count,
     check_tolerances,
 )
+from hesse.krylov.preconditioners.choose import on_space
 from hesse.methods import find_method
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import DiagonalOperator
@@ -83,7 +84,7 @@ def minimize(
     max_iterations: int = 1000,
     max_products: int | None = None,
     max_seconds: float | None = None,
-    preconditioner: LinearOperator | None = None,
+    preconditioner: LinearOperator | Tensor | None = None,
     mode: HessianMode = "auto",
     callback: Callback | None = None,
     progress: bool = False,
@@ -192,14 +193,11 @@ def minimize(
         # f with a linear term has the same Hessian.
         "gradient": None if checkpoint is None else _diagonal(start),
     }
-    file = Checkpoint(
-        limits.checkpoint, start, function="minimize", **run_key, preconditioner=preconditioner
-    )
+    M = None if preconditioner is None else on_space(preconditioner, start.domain)
+    file = Checkpoint(limits.checkpoint, start, function="minimize", **run_key, preconditioner=M)
     matrix = _Maker(curvature, f, start.domain) if callable(curvature) else None
     objective = Objective(start if checkpoint is None else start.at(x0), matrix=matrix, box=box)
-    descent, search = chosen.compose(
-        Setting(preconditioner, lambda: limits.rest(objective.counts.nhev), box)
-    )
+    descent, search = chosen.compose(Setting(M, lambda: limits.rest(objective.counts.nhev), box))
     state, point, best = _start(objective, x0, file, descent, search)
     criterion = Criterion(
         rtol, atol, objective.space.dtype, state.start_value, state.start_gradient_norm

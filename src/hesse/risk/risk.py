@@ -210,8 +210,8 @@ class Risk(OneLine):
         """As `on`, without the test that the losses of batches average."""
         with alike(self.ranks):
             check_sampler(data, self.ranks)
-            empty = self.ranks is not None
-            other = self._with(self._batches(data, weight or self.data.weight, may_be_empty=empty))
+            weight = self.data.weight if weight is None else weight
+            other = self._with(self._batches(data, weight, may_be_empty=self.ranks is not None))
         other.share = Share.of(other.data, self.ranks)
         return other
 

@@ -25,6 +25,7 @@ from hesse.tracing.operations import (
     is_operation,
     is_profiling,
     is_random,
+    is_view,
 )
 
 _ATTRIBUTE = "_hesse_traced_value"
@@ -61,6 +62,8 @@ class Tracer(Watch):
             return  # a graph is for tensors of one layout: the answer never changes
         if is_profiling(function):
             return
+        if is_view(function) and not isinstance(args[0], Tensor):
+            return  # the conjugate of a number of Python, which is a constant
         args, kwargs = self._values(args), {key: self._values(a) for key, a in kwargs.items()}
         single = not isinstance(result, (tuple, list))
         parts = [result] if single else result

@@ -316,9 +316,10 @@ class Space(OneLine, WholeVectors):
         >>> space.subspace("b")[1], space.subspace("[ac]")[1]
         (slice(2, 5, None), tensor([0, 1, 5]))
         """
-        chosen = [i for i, leaf in enumerate(self.names) if f"{leaf}.".startswith(f"{name}.")]
-        chosen = chosen or [i for i, leaf in enumerate(self.names) if fnmatchcase(leaf, name)]
-        if not chosen or not name:
+        leaves = list(enumerate(self.names)) if isinstance(name, str) and name else []
+        chosen = [i for i, leaf in leaves if f"{leaf}.".startswith(f"{name}.")]
+        chosen = chosen or [i for i, leaf in leaves if fnmatchcase(leaf, name)]
+        if not chosen:
             raise ArgumentError(
                 expected="the name of a leaf or of a group of leaves, or a pattern of names, such "
                 f"as {self.names[:4]}",

@@ -60,6 +60,8 @@ class RigidMotions:
         motions = torch.stack([(weight * column).reshape(-1) for column in columns], dim=1)
         sizes = motions.norm(dim=0)
         motions = motions[:, sizes > 0.0] / sizes[sizes > 0.0]
+        if motions.shape[1] == 0:  # all atoms lie where they rotate about
+            return motions
         U, S, _ = torch.linalg.svd(motions, full_matrices=False)
         return U[:, S / S[0] > _RANK]
 

@@ -59,6 +59,7 @@ class KroneckerCurvature(LinearOperator):
         self.damping_form: DampingForm = damping_form
         self._estimator = estimator
         check_choice("damping_form", damping_form, ["exact", "factored", "relative"])
+        _check_names(damping, space)
         self._shifts = [self._shift(block, damping) for block in self.blocks]
         if damping_form == "factored" and self.is_rotated:
             raise ArgumentError(
@@ -273,6 +274,17 @@ class KroneckerCurvature(LinearOperator):
 
 def _rebuilt(space: Space, blocks: Sequence[Block], options: dict[str, Any]) -> KroneckerCurvature:
     return KroneckerCurvature(space, blocks, **options)
+
+
+def _check_names(damping: Damping, space: Space) -> None:
+    """Raise if a name or a pattern is that of no parameter, such as one that is misspelt."""
+    for key in damping if isinstance(damping, Mapping) else ():
+        if key not in space.names and not any(fnmatchcase(name, key) for name in space.names):
+            raise ArgumentError(
+                expected=f"names of parameters, or patterns of them, such as {space.names[:4]}",
+                got=repr(key),
+                remedy="See K.coverage for all of them, or give one number for all.",
+            )
 
 
 def _matching(damping: Mapping[str, float], name: str) -> float:

@@ -16,6 +16,7 @@ from hesse.krylov.preconditioners.pivoted_cholesky import pivoted_cholesky
 from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
+from hesse.vectors.space import Space
 
 _MOST_DIRECTIONS = 160  # of Nystrom's, which stops before where damping covers the rest
 _PROBES, _RANK, _SIZE, _PATTERNS = 32, 20, 32, 4
@@ -48,15 +49,20 @@ def as_preconditioner(
         return None
     if isinstance(given, str):
         return _named(given, A, generator, most)
-    M = aslinearoperator(given)._in_space(A.domain)
-    if M.shape != A.shape:
+    return Preconditioner(on_space(given, A.domain), products=0)
+
+
+def on_space(given: LinearOperator | Tensor, space: Space) -> LinearOperator:
+    """A preconditioner that was made before; raises unless it is for vectors of this space."""
+    M = aslinearoperator(given)._in_space(space)
+    if M.shape != (space.n, space.n):
         raise ShapeError(
-            expected=f"a preconditioner of shape {A.shape}",
+            expected=f"a preconditioner of shape {(space.n, space.n)}",
             got=f"shape {M.shape}",
-            remedy="Give an operator close to the inverse of A.",
+            remedy="Give an operator close to the inverse of the matrix.",
         )
-    A.domain.common(M.domain)
-    return Preconditioner(M, products=0)
+    space.common(M.domain)
+    return M
 
 
 def _named(
