@@ -376,8 +376,7 @@ def test_ctrl_c_returns_the_best_so_far():
         return v * torch.arange(1.0, 201)
 
     pairs = eigsh(function_operator(product, 200, symmetric=True), 2, "SA", generator=seeded())
-    assert len(pairs.values) == 2
-    assert not pairs.converged.all()
+    assert pairs.converged.tolist() != [True, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])

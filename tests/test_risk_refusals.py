@@ -39,6 +39,12 @@ def test_data_of_no_known_form_are_refused():
     refused(DataError, "the same data at every sweep", net, loss, loader)
 
 
+def test_parameters_that_are_no_tree_of_tensors_are_refused():
+    net, loss, x, y = regression()
+    for params in ([1, 2], {"weight": "w"}, 3):
+        refused(StructureError, "to be a tensor", net, loss, (x, y), params=params)
+
+
 @pytest.mark.parametrize("weight", [0.1, torch.ones(8)], ids=["a number", "a tensor"])
 def test_a_weight_that_is_no_function_is_refused(weight):
     net, loss, x, y = regression()

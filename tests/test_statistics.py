@@ -323,6 +323,10 @@ REFUSED = {
         lambda: standard_errors(lambda b: F(b)[:4] + (b**2).sum(), B, robust="HC1"),
         ArgumentError,
     ),
+    "standard errors of what is no matrix": (
+        lambda: standard_errors(F, B, of="a"),
+        ArgumentError,
+    ),
     "profile: no such entry": (lambda: profile(F, B, 4), ArgumentError),
     "profile: no such name": (lambda: profile(F, B, "weight"), ArgumentError),
     "profile: a name of several": (

@@ -18,6 +18,7 @@ from hesse.data.trees import tensors
 from hesse.errors import ArgumentError, DtypeError, FunctionError, HesseError, check_choice
 from hesse.vectors.shards import is_sharded
 from hesse.vectors.space import Tree
+from hesse.vectors.trees import walk
 
 _ORDER = "The order is hesse.Risk(model, loss, data)."
 
@@ -54,6 +55,8 @@ def check_model_and_loss(model: Any, loss: Any, data: Any, params: Any) -> None:
             expected="data", got=f"a module ({type(data).__name__})", remedy=f"Swap. {_ORDER}"
         )
     _check_parameters(model)
+    if params is not None:
+        list(walk(params, "params"))  # raises for what is no tree of tensors
 
 
 def _is_loss(module: Any) -> bool:

@@ -193,7 +193,7 @@ def _contrasts(of: Any, likelihood: Likelihood) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             value = torch.as_tensor(of(space.copy(likelihood.params)))
         return J.to_dense().T, value.reshape(-1)
-    matrix = of.to_dense() if isinstance(of, LinearOperator) else torch.as_tensor(of)
+    matrix = of.to_dense() if isinstance(of, LinearOperator) else _as_matrix(of, space.n)
     matrix = matrix[None] if matrix.ndim == 1 else matrix
     if matrix.ndim != 2 or matrix.shape[1] != space.n:
         raise ShapeError(
@@ -209,3 +209,15 @@ def _mask(covariance: Tensor, determined: Tensor) -> None:
     """NaN in the rows and columns of estimates that the data do not determine."""
     covariance[~determined] = math.nan
     covariance[:, ~determined] = math.nan
+
+
+def _as_matrix(of: Any, n: int) -> Tensor:
+    """An array of numbers; raises for what is none."""
+    try:
+        return torch.as_tensor(of)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(
+            expected=f"of to be a matrix (m, {n}), or a function of params",
+            got=repr(of),
+            remedy="Give a row for each linear map, in the order of the flat vector.",
+        ) from error
