@@ -81,6 +81,15 @@ class Basis:
         rows = [self.A.domain.inners(self[i][None], v) for i in range(count)]
         return torch.cat(rows).to("cpu", torch.float64)
 
+    def measure(self, v: Tensor, rows: range) -> tuple[Tensor, float]:
+        """The inner products of some rows with v, accurately, and the norm of v."""
+        space = self.A.domain
+        if self.is_exact:  # in one reduction
+            along, (length,) = space.measure([(self.rows[i], v) for i in rows], [v])
+        else:  # one converted row at a time
+            along, length = [space.inner(self[i], v) for i in rows], space.norm(v)
+        return torch.tensor(along, dtype=torch.float64), length
+
     def orthogonalise(self, v: Tensor, count: int, overlap: float) -> tuple[Tensor, float]:
         """Remove from v its components along the first `count` rows, in place; twice if needed.
 

@@ -249,10 +249,8 @@ class LanczosProcess:
         first = int(known.nonzero()[0]) if bool(known.any()) else j
         h[first:j] = self.T[first:j, j]
         self.basis.remove(w, h[first:j], first)
-        later = [(self.basis[i], w) for i in range(j, self.rows)]
         # Accurate: there may be no second pass.
-        along, (length,) = self.A.domain.measure(later, [w])
-        h[j:] = torch.tensor(along, dtype=torch.float64)
+        h[j:], length = self.basis.measure(w, range(j, self.rows))
         self.basis.remove(w, h[j:], j)
         self.largest = max(self.largest, math.hypot(float(h[:j].norm()), length))
         share = float(h[j:].norm()) / length if length > 0.0 else 0.0
