@@ -159,7 +159,7 @@ def fault(
 
 def marked(error: BaseException) -> BaseException:
     """The error as one of the user's own."""
-    error.injected = True  # type: ignore[attr-defined]
+    vars(error)["injected"] = True
     return error
 
 

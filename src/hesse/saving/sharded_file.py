@@ -16,7 +16,6 @@ from __future__ import annotations
 import glob
 import math
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from hesse.ranks import Ranks
-from hesse.saving.tensor_file import DamagedFile, Header, check_place, read, write
+from hesse.saving.tensor_file import DamagedFile, Header, check_place, read, remove, write
 from hesse.vectors.shards import Cut, Shards
 from hesse.vectors.space import Space
 
@@ -130,7 +129,7 @@ class ShardedFile:
             with self._ranks.alike():
                 checksum = write(path, {}, {name: tensors.pop(name) for name in parts.dims})
         except Exception:
-            _remove(path)
+            remove(path)
             raise
         checksums = tuple(int(row[0]) for row in self._ranks.gather(checksum))
         parts = Parts(parts.save, parts.cuts, checksums, parts.dims)
@@ -226,9 +225,4 @@ def _remove_others(manifest: Path, parts: Parts) -> None:
     named = {parts.path(manifest, rank) for rank in range(len(parts.checksums))}
     for path in manifest.parent.glob(glob.escape(manifest.name) + ".save-*.rank-*"):
         if path not in named:
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink(missing_ok=True)
+            remove(path)

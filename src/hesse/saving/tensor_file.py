@@ -129,7 +129,7 @@ def write(path: Path, header: Header, tensors: dict[str, Tensor]) -> int:
         os.replace(part, path)
         _flush(path.parent)
     except (SafetensorError, OSError) as error:
-        _remove(part)
+        remove(part)
         raise error if isinstance(error, OSError) else OSError(str(error)) from error
     return checksum
 
@@ -144,11 +144,11 @@ def check_place(path: Path) -> None:
     _check_kind(path)
     for part in path.parent.glob(glob.escape(path.name) + ".*.part"):
         if not _is_alive(part.suffixes[-2][1:]):
-            _remove(part)
+            remove(part)
     part = _part(path)
     part.unlink(missing_ok=True)
     part.touch(exist_ok=False)
-    _remove(part)
+    remove(part)
 
 
 def _check_kind(path: Path) -> None:
@@ -187,7 +187,8 @@ def _is_alive(writer: str) -> bool:
     return True
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file if there is one, and that is allowed."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
 
