@@ -16,6 +16,7 @@ from torch import Tensor
 from hesse.curvature.operator import CurvatureOperator
 from hesse.engine.program_product import ProgramProduct
 from hesse.engine.quadratic_product import QuadraticProduct
+from hesse.operators.sparse.recovery import Compression
 from hesse.tracing.program import Program, run
 from hesse.tracing.sparsity.detect import LinearPart
 from hesse.tracing.sparsity.entries import Places, entries_program
@@ -41,21 +42,20 @@ class EntryPrograms:
 
 
 def entry_programs(
-    H: CurvatureOperator, v: Tensor, pattern: Any, varying: list[Any], count: int
+    H: CurvatureOperator, v: Tensor, compression: Compression, varying: list[Any]
 ) -> EntryPrograms | None:
     """The programs for H at its point, if all summands have one that costs less than products.
 
     Args:
         H: the operator, whose programs are there.
         v: any direction.
-        pattern: of H, with sorted indices.
+        compression: of H; the colouring is made only if it decides.
         varying: for every summand the rows of the entries that are not frozen.
-        count: how many products give all entries.
     """
-    places = Places(pattern)
+    places = Places(compression.pattern)
     programs: list[Program | Tensor] = []
     for (_, product), rows in zip(H.summand_products(v), varying, strict=True):
-        program = _program(product, places, rows, count)
+        program = _program(product, places, rows, compression)
         if program is None:
             return None
         programs.append(program)
@@ -70,7 +70,9 @@ def _part(product: Any, program: Program | Tensor) -> tuple[Tensor, bool]:
     return part, program.makes_outputs
 
 
-def _program(product: Any, places: Places, rows: Any, count: int) -> Program | Tensor | None:
+def _program(
+    product: Any, places: Places, rows: Any, compression: Compression
+) -> Program | Tensor | None:
     if isinstance(product, QuadraticProduct):
         space = product.point.variables.space
         diagonal = torch.zeros(places.count + 1, dtype=space.dtype)
@@ -86,7 +88,9 @@ def _program(product: Any, places: Places, rows: Any, count: int) -> Program | T
         raise
     except RuntimeError:  # an operation without a rule, or too many terms: products serve
         return None
-    return program if costs_less(program, single, count) else None
+    if costs_less(program, single, compression.fewest):
+        return program
+    return program if costs_less(program, single, compression.colouring.count) else None
 
 
 def costs_less(program: Program, product: Program, count: int) -> bool:

@@ -19,7 +19,7 @@ from hesse.engine.point import Point
 from hesse.engine.program_product import ProgramProduct
 from hesse.engine.quadratic_product import QuadraticProduct
 from hesse.errors import DerivativeError, ShapeError
-from hesse.operators.sparse.colouring import Method, colour
+from hesse.operators.sparse.colouring import Method
 from hesse.operators.sparse.recovery import Compression
 from hesse.tracing.partition import Partition
 from hesse.tracing.sparsity.detect import Detection, UnknownOperationError, detect
@@ -28,7 +28,7 @@ from hesse.tracing.sparsity.patterns import TooDenseError
 
 @dataclass(frozen=True)
 class Structure:
-    """A pattern with a colouring, and what they were detected from.
+    """A pattern with a colouring, and what the pattern was detected from.
 
     Args:
         compression: the pattern and its colouring.
@@ -59,10 +59,16 @@ class Structure:
         """The directions of these products, as columns; shape (n, colours)."""
         return self.compression.seeds(self.dtype, self.device).T
 
+    @cached_property
+    def direction(self) -> Tensor:
+        """Any one, for which a product is made ready."""
+        n = self.compression.pattern.shape[0]
+        return torch.ones(n, dtype=self.dtype, device=self.device)
+
     def entries(self, H: CurvatureOperator) -> Tensor:
         """All entries of H, in the order of the pattern."""
         if self.programs is not None:
-            return self.programs.entries(H, self.seeds.T[0])
+            return self.programs.entries(H, self.direction)
         return self.compression.entries(H._matmat(self.seeds).T)
 
     def holds_for(self, H: CurvatureOperator) -> bool:
@@ -72,7 +78,7 @@ class Structure:
         """
         if not self.detections:
             return True
-        pairs = zip(H.summand_products(self.seeds.T[0]), self.detections, strict=True)
+        pairs = zip(H.summand_products(self.direction), self.detections, strict=True)
         return all(_holds_for(product, found) for (_, product), found in pairs)
 
 
@@ -84,16 +90,15 @@ def detected(H: CurvatureOperator, v: Tensor, method: Method) -> Structure:
         v: any direction.
         method: of the colouring.
     """
-    n, total, detections, varying = H.domain.n, None, [], []
+    total, detections, varying = None, [], []
     for _, product in H.summand_products(v):
         varying.append(_varying(product.point))
         found, pattern = _detected(H, product, varying[-1])
         detections.append(found)
         total = pattern if total is None else total + pattern
     assert total is not None
-    compression = Compression(*_coloured(total, n, method))
-    count = compression.colouring.count
-    programs = entry_programs(H, v, compression.pattern, varying, count)
+    compression = Compression(_symmetric(total), method)
+    programs = entry_programs(H, v, compression, varying)
     return Structure(compression, tuple(detections), H.dtype, H.device, programs)
 
 
@@ -107,15 +112,15 @@ def given(H: CurvatureOperator, pattern: Any, method: Method) -> Structure:
             got=f"shape {pattern.shape}",
             remedy="Give a matrix with a nonzero wherever the Hessian may have one.",
         )
-    return Structure(Compression(*_coloured(pattern, n, method)), (), H.dtype, H.device)
+    return Structure(Compression(_symmetric(pattern), method), (), H.dtype, H.device)
 
 
-def _coloured(pattern: Any, n: int, method: Method) -> tuple[Any, Any]:
-    """The symmetric pattern with sorted indices, and its colouring."""
+def _symmetric(pattern: Any) -> Any:
+    """The symmetric pattern with sorted indices."""
     pattern = (pattern + pattern.T).tocsr()
     pattern.eliminate_zeros()
     pattern.sort_indices()
-    return pattern, colour(pattern, method)
+    return pattern
 
 
 def _holds_for(product: Any, found: tuple[Partition, Detection] | None) -> bool:

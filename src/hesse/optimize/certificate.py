@@ -21,10 +21,10 @@ from torch import Tensor
 
 from hesse.errors import Status
 from hesse.krylov.cg import CG
-from hesse.krylov.lanczos_process import LanczosProcess
 from hesse.krylov.system import System
 from hesse.operators.algebra import LinearOperator
 from hesse.optimize.criterion import Criterion
+from hesse.optimize.lowest_curvature import Ritz, by_factors, by_products, definite_inverse
 from hesse.optimize.point import Objective, Point
 from hesse.progress import Run
 from hesse.ranks import is_outside_domain
@@ -49,31 +49,6 @@ class Verdict:
     status: Status
     min_curvature: float = math.nan
     lower: Point | None = None
-
-
-@dataclass(frozen=True)
-class _Ritz:
-    """The smallest Ritz value of a Hessian with its vector, and the largest absolute value."""
-
-    smallest: float
-    largest: float
-    direction: Tensor
-    eps: float
-
-    @property
-    def is_positive(self) -> bool:
-        """Whether the smallest value is positive beyond rounding."""
-        return self.smallest > self.eps**0.5 * self.largest
-
-    @property
-    def is_flat(self) -> bool:
-        """Whether it is zero up to rounding."""
-        return abs(self.smallest) <= self.eps**0.5 * self.largest
-
-    @property
-    def is_clearly_negative(self) -> bool:
-        """Whether it is negative by more than errors in x explain."""
-        return self.smallest < -(self.eps ** (1 / 3)) * self.largest
 
 
 class Certificate:
@@ -141,30 +116,23 @@ class Certificate:
         fits = max(_LEAST, _ENTRIES // max(self.objective.space.max_size, 1))
         return int(min(wanted, fits, self.objective.space.n, self.limits.left(taken)))
 
-    def _smallest_ritz(self, point: Point) -> _Ritz | None:
+    def _smallest_ritz(self, point: Point) -> Ritz | None:
         """The smallest Ritz pair; None where products are not finite."""
         steps = min(self._budget(), point.num_free)
         if steps == 0:  # every variable is held at a bound
             return None
         return _attempt(lambda: self._lanczos(point, point.reduced(self.hessian(point)), steps))
 
-    def _lanczos(self, point: Point, hessian: LinearOperator, steps: int) -> _Ritz:
+    def _lanczos(self, point: Point, hessian: LinearOperator, steps: int) -> Ritz:
         # Another start each time: the point may lie along the vector that the last one found.
         generator = torch.Generator().manual_seed(self.objective.counts.nhev)
         start = hessian.domain.gaussian(generator)
         start = start if point.free is None else start * point.free
-        lanczos = LanczosProcess(hessian, steps, start, generator)
         rest = self.limits.rest(0)
-        lanczos.step()
-        # A random start has a component along every eigenvector: an invariant subspace is enough.
-        while lanczos.size < steps and lanczos.beta > 0.0 and rest.goes_on(_Products(0)):
-            lanczos.step()
-        values, coordinates, _ = lanczos.ritz()
-        direction = lanczos.combine(coordinates[:, :1])[0]
-        largest, eps = float(values.abs().max()), torch.finfo(direction.dtype).eps
-        return _Ritz(float(values[0]), largest, direction, eps)
+        found = by_products(hessian, start, steps, generator, lambda: rest.goes_on(_Products(0)))
+        return found if steps == point.num_free else by_factors(hessian, found, start, generator)
 
-    def _is_at_bottom(self, point: Point, ritz: _Ritz | None) -> bool:
+    def _is_at_bottom(self, point: Point, ritz: Ritz | None) -> bool:
         """Whether the decrease that the quadratic model predicts is negligible."""
         g, negligible = point.gradient_norm, self.criterion.negligible(point)
         if ritz is not None and ritz.is_positive and g**2 <= 2 * ritz.smallest * negligible:
@@ -178,10 +146,14 @@ class Certificate:
         budget = self._budget()
         if point.gradient_norm == 0.0 or budget < 1:
             return 0.0 if point.gradient_norm == 0.0 else math.inf
+        H, g = point.reduced(point.curvature), point.projected_gradient
+        inverse = definite_inverse(H)
+        if inverse is not None:
+            return 0.5 * point.space.inner(g, inverse._matvec(g))
         taken = self.objective.counts.nhev
         system = System(
-            point.reduced(point.curvature),
-            -point.projected_gradient,
+            H,
+            -g,
             rtol=_DECREMENT_RTOL,
             max_iterations=budget,
             run=self.limits.rest(taken),
@@ -193,7 +165,7 @@ class Certificate:
             return math.inf
         return -solution.model_value
 
-    def _matters(self, point: Point, ritz: _Ritz) -> bool:
+    def _matters(self, point: Point, ritz: Ritz) -> bool:
         """Whether curvature changes f beyond doubt along the longest trial step."""
         length = _LONGEST * max(1.0, point.space.norm(point.x))
         return 0.5 * abs(ritz.smallest) * length**2 > 100 * self._rounding(point)
@@ -203,7 +175,7 @@ class Certificate:
         eps = torch.finfo(point.x.dtype).eps
         return max(point.rounding_error, 10 * eps * (self.criterion.start_value - point.value))
 
-    def _is_soft(self, point: Point, ritz: _Ritz) -> bool:
+    def _is_soft(self, point: Point, ritz: Ritz) -> bool:
         """Whether the curvature has fallen so far that x may be a point of inflection."""
         length = _LONGEST * max(1.0, point.space.norm(point.x))
         change = max(abs(point.value), self.criterion.start_value - point.value)
@@ -211,7 +183,7 @@ class Certificate:
 
     # -- Values around a point ---------------------------------------------------------------------
 
-    def _lower(self, point: Point, ritz: _Ritz) -> Point | None:
+    def _lower(self, point: Point, ritz: Ritz) -> Point | None:
         """The first point along the Ritz vector, either way, whose value is lower."""
         decrease = self._rounding(point)
         if not ritz.is_clearly_negative or self.criterion.is_loose:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from torch import Tensor
+
 from hesse.errors import ArgumentError, check_count
 from hesse.methods import Hyperparameters
 from hesse.operators.algebra import LinearOperator
@@ -26,6 +28,8 @@ class Setting:
     """The limits of an inner solve that begins now."""
     box: Box | None = None
     """The bounds, if there are some."""
+    curvature_at: Callable[[Tensor], LinearOperator] | None = None
+    """x -> the curvature there."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -197,12 +197,18 @@ def minimize(
     file = Checkpoint(limits.checkpoint, start, function="minimize", **run_key, preconditioner=M)
     matrix = _Maker(curvature, f, start.domain) if callable(curvature) else None
     objective = Objective(start if checkpoint is None else start.at(x0), matrix=matrix, box=box)
-    descent, search = chosen.compose(Setting(M, lambda: limits.rest(objective.counts.nhev), box))
+    setting = Setting(
+        M,
+        lambda: limits.rest(objective.counts.nhev),
+        box,
+        lambda x: objective.point(x).curvature,
+    )
+    descent, search = chosen.compose(setting)
     state, point, best = _start(objective, x0, file, descent, search)
     criterion = Criterion(
         rtol, atol, objective.space.dtype, state.start_value, state.start_gradient_norm
     )
-    exact = None if curvature == "hessian" else f
+    exact = None if curvature in ("hessian", sparse_hessian_operator) else f
     minimisation = Minimisation(
         objective,
         state,

@@ -14,10 +14,11 @@ from hesse.curvature.sparse_hessian import sparse_hessian_operator
 from hesse.errors import ArgumentError, OperatorError
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import diagonal_operator
+from hesse.optimize.earlier_factors import EarlierFactors, FactorsState
 from hesse.optimize.factory import Factory
 from hesse.optimize.method import MinimizeMethod, Setting
 from hesse.optimize.point import Point
-from hesse.optimize.proposal import Candidate, LoopDescent, LoopSearch, NoState, Proposal
+from hesse.optimize.proposal import Candidate, LoopDescent, LoopSearch, Proposal
 from hesse.optimize.trust_radius import TrustRadius
 from hesse.vectors.space import Space
 
@@ -71,15 +72,15 @@ class NewtonDirect(MinimizeMethod):
                 got=str(setting.preconditioner).partition("\n")[0],
                 remedy="Leave it out, or take method='trust-krylov'.",
             )
-        return FactorisedNewton(), TrustRadius(starts_long=True)
+        return FactorisedNewton(setting), TrustRadius(starts_long=True)
 
 
 class FactorisedNewton(LoopDescent):
     """The minimum of the model within a radius, by factors of H + lambda I."""
 
-    def __init__(self) -> None:
-        self.state = NoState()
-        self._can_factorise = False
+    def __init__(self, setting: Setting) -> None:
+        self.state = FactorsState()
+        self._earlier, self._can_factorise = EarlierFactors(setting), False
 
     def propose(self, point: Point, scalar: float) -> Proposal:
         """A step from `point` within the radius `scalar`."""
@@ -91,9 +92,22 @@ class FactorisedNewton(LoopDescent):
                 remedy="Give curvature=hesse.sparse_hessian_operator, or take another method.",
             )
         self._can_factorise = True
-        found = _Search(point, H, scalar).solve()
+        found = self._earlier.step(self.state, point, scalar, self.gradient_tolerance)
+        if found is not None:
+            return Proposal(found)
+        search = _Search(point, H, scalar)
+        found = search.solve()
+        self._earlier.keep(self.state, point, search.definite)
         length = point.space.norm(found.step)
         return Proposal(found, on_boundary=length > (1.0 - 2.0 * _CLOSE) * scalar)
+
+    def rejected(self) -> None:
+        """The next step, from the same point, is shorter: it takes factors of that point."""
+        self._earlier.drop(self.state)
+
+    def moved(self) -> None:
+        """The next point is no neighbour of the last one."""
+        self._earlier.drop(self.state)
 
 
 @dataclass
@@ -105,6 +119,8 @@ class _Search:
     radius: float
     low: float = 0.0
     high: float = math.inf
+    definite: LinearOperator | None = None
+    """H^-1, where H is positive definite."""
 
     def solve(self) -> Candidate:
         """The step, and what the model predicts for it."""
@@ -115,6 +131,7 @@ class _Search:
                 self.low = max(self.low, shift)
                 shift = self._between(shift)
                 continue
+            self.definite = inverse if shift == 0.0 else self.definite
             s = -inverse._matvec(self.point.gradient)
             size = self.point.space.norm(s)
             if (shift == 0.0 and size <= self.radius) or self._is_close(size):

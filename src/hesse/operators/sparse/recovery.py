@@ -11,6 +11,7 @@ Both entries (i, j) and (j, i) have one origin: the matrix is symmetric to the b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,27 +22,41 @@ import torch
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
-from hesse.operators.sparse.colouring import Colouring
+from hesse.operators.sparse.colouring import Colouring, Method, colour
 
 
 @dataclass(frozen=True)
 class Compression:
-    """A symmetric pattern and a colouring of it.
+    """A symmetric pattern and a colouring of it, which is made when it is first asked for.
 
     Args:
         pattern: a `scipy.sparse.csr_array` of bool with sorted indices.
-        colouring: of its variables.
+        method: of the colouring, see `colour`.
 
-    >>> from hesse.operators.sparse.colouring import colour
     >>> A = sp.csr_array(np.array([[1.0, 2.0, 0.0], [2.0, 3.0, 4.0], [0.0, 4.0, 5.0]]))
-    >>> packed = Compression(A.astype(bool), colour(A, "acyclic"))
+    >>> packed = Compression(A.astype(bool), "acyclic")
     >>> products = packed.seeds(torch.float64) @ torch.tensor(A.toarray())
     >>> packed.entries(products)
     tensor([1., 2., 2., 3., 4., 4., 5.], dtype=torch.float64)
     """
 
     pattern: Any
-    colouring: Colouring
+    method: Method = "auto"
+
+    @cached_property
+    def colouring(self) -> Colouring:
+        """The colour of every variable; a microsecond an entry in Python, or two."""
+        return colour(self.pattern, self.method)
+
+    @property
+    def fewest(self) -> int:
+        """A bound from below on the number of colours.
+
+        A product has n numbers, and together they determine every entry on one side.
+        """
+        n = self.pattern.shape[0]
+        on_one_side = (self.pattern.nnz + int(self.pattern.diagonal().sum())) / 2
+        return math.ceil(on_one_side / n) if n else 0
 
     def seeds(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
         """One seed a row, shape (colours, n)."""
