@@ -76,8 +76,8 @@ def test_a_direct_step_is_nearly_the_minimum_in_the_ball(shift, radius):
         objective = Objective(
             hesse.hessian_operator(f, x), matrix=lambda _: hesse.dense_operator(H)
         )
-        descent = FactorisedNewton(Setting(None, lambda: Run("minimize")))
-        best = descent.propose(objective.point(x), radius).best
+        setting = Setting(None, lambda: Run("minimize"), lambda _: hesse.dense_operator(H))
+        best = FactorisedNewton(setting).propose(objective.point(x), radius).best
         c = (vectors.T @ slope).numpy()
         y, _ = within_ball(values.numpy(), c, radius)
         lowest = float(c @ y + 0.5 * y @ (values.numpy() * y))

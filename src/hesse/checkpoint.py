@@ -38,7 +38,7 @@ from hesse.saving.tensor_file import DamagedFile, Header, check_place, write
 from hesse.vectors.space import Space
 
 _PAUSE = 20  # after a save, the next one waits 20 times as long as that took
-_FORMAT = 6
+_FORMAT = 7
 _LONGEST = 100  # characters of what a message says of a file
 _VECTOR = "a vector"  # in a run key, of a vector that is recognised by its fingerprint
 

@@ -54,6 +54,11 @@ class SparseHessian(SparseOperator):
         return self.structure.num_products
 
     @property
+    def cost(self) -> int:
+        """What the entries at a point cost, in products: `num_products`, or less by a program."""
+        return self.structure.cost
+
+    @property
     def is_local(self) -> bool:
         """Whether the pattern depends on the point; it is then detected again where it changes."""
         return self.structure.is_local

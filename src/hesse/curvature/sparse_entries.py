@@ -24,9 +24,15 @@ from hesse.tracing.sparsity.entries import Places, entries_program
 
 @dataclass(frozen=True)
 class EntryPrograms:
-    """For every summand of f residuals -> entries; for weight decay the entries of the identity."""
+    """For every summand of f residuals -> entries; for weight decay the entries of the identity.
+
+    Args:
+        programs: these.
+        cost: of all of them, in products, by the bytes that are written.
+    """
 
     programs: tuple[Program | Tensor, ...]
+    cost: float
 
     def entries(self, H: CurvatureOperator, v: Tensor) -> Tensor:
         """All entries of H, in the order of the pattern; v is any direction."""
@@ -54,12 +60,16 @@ def entry_programs(
     """
     places = Places(compression.pattern)
     programs: list[Program | Tensor] = []
+    written = product_written = 0
     for (_, product), rows in zip(H.summand_products(v), varying, strict=True):
         program = _program(product, places, rows, compression)
         if program is None:
             return None
         programs.append(program)
-    return EntryPrograms(tuple(programs))
+        if isinstance(program, Program) and isinstance(product, ProgramProduct):
+            written += program.written_bytes
+            product_written += product.partition.tangents["product"].written_bytes
+    return EntryPrograms(tuple(programs), written / max(product_written, 1))
 
 
 def _part(product: Any, program: Program | Tensor) -> tuple[Tensor, bool]:

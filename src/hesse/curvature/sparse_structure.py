@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -53,6 +54,11 @@ class Structure:
     def num_products(self) -> int:
         """How many products give all entries."""
         return self.compression.colouring.count
+
+    @property
+    def cost(self) -> int:
+        """What the entries at a point cost, in products; less than that many by a program."""
+        return self.num_products if self.programs is None else math.ceil(self.programs.cost)
 
     @cached_property
     def seeds(self) -> Tensor:

@@ -74,14 +74,14 @@ class EarlierFactors:
         if state.factored_x is None or state.iterations >= _WORTH:
             self.drop(state)
             return None
-        system = newton_system(
-            point,
-            replace(self._setting, preconditioner=self._factors(state.factored_x)),
-            rtol=min(_ETA, tolerance),
-            max_iterations=state.allowed,
-            run=self._setting.limits(),
-        )
-        with point.uncounted():  # the entries of H are known
+        with point.uncounted():  # the entries of H are known, here and where the factors were taken
+            system = newton_system(
+                point,
+                replace(self._setting, preconditioner=self._factors(state.factored_x)),
+                rtol=min(_ETA, tolerance),
+                max_iterations=state.allowed,
+                run=self._setting.limits(),
+            )
             solution = CG(radius=radius, verify=False).solve_system(system)
         if solution.status is Status.INTERRUPTED:
             raise KeyboardInterrupt

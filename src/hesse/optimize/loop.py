@@ -59,6 +59,9 @@ class MinimizeState:
     x: Tensor
     best_x: Tensor
     counts: Counts
+    has_curvature: bool = False
+    """Whether the curvature at x has been made, and counted; then the same at best_x."""
+    best_has_curvature: bool = False
     start_value: float = 0.0
     start_gradient_norm: float = 0.0
     start_norm: float = 0.0
@@ -166,6 +169,8 @@ class Minimisation:
             x=self.point.x,
             best_x=self.best.x,
             counts=replace(self.state.counts),
+            has_curvature=self.point.has_curvature,
+            best_has_curvature=self.best.has_curvature,
             search=replace(self.search.state),
             descent=replace(self.descent.state),
             history=list(self.state.history),

@@ -26,10 +26,10 @@ class Setting:
     preconditioner: LinearOperator | None
     limits: Callable[[], Run]
     """The limits of an inner solve that begins now."""
+    curvature_at: Callable[[Tensor], LinearOperator]
+    """x -> the curvature there."""
     box: Box | None = None
     """The bounds, if there are some."""
-    curvature_at: Callable[[Tensor], LinearOperator] | None = None
-    """x -> the curvature there."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -39,7 +39,7 @@ from hesse.optimize.loop import Minimisation, MinimizeState
 from hesse.optimize.method import MinimizeMethod, Setting
 from hesse.optimize.newton_direct import NewtonDirect
 from hesse.optimize.newton_minres import NewtonMINRES
-from hesse.optimize.point import Objective, Point
+from hesse.optimize.point import Counts, Objective, Point
 from hesse.optimize.proposal import LoopDescent, LoopSearch
 from hesse.optimize.result import OptimizeResult
 from hesse.optimize.run_to_end import run_to_end
@@ -195,13 +195,15 @@ def minimize(
     }
     M = None if preconditioner is None else on_space(preconditioner, start.domain)
     file = Checkpoint(limits.checkpoint, start, function="minimize", **run_key, preconditioner=M)
-    matrix = _Maker(curvature, f, start.domain) if callable(curvature) else None
-    objective = Objective(start if checkpoint is None else start.at(x0), matrix=matrix, box=box)
+    counts = Counts()
+    matrix = _Maker(curvature, f, start.domain, counts) if callable(curvature) else None
+    at_x0 = start if checkpoint is None else start.at(x0)
+    objective = Objective(at_x0, counts, matrix, box)
     setting = Setting(
         M,
         lambda: limits.rest(objective.counts.nhev),
-        box,
         lambda x: objective.point(x).curvature,
+        box,
     )
     descent, search = chosen.compose(setting)
     state, point, best = _start(objective, x0, file, descent, search)
@@ -279,20 +281,24 @@ def _name(factory: Factory) -> str:
 class _Maker:
     """x -> the curvature that a factory makes there; raises unless it fits.
 
-    The pattern and the colouring of a sparse Hessian serve at every point.
+    The pattern and the colouring of a sparse Hessian serve at every point. Its entries are counted
+    as the products that they cost.
     """
 
-    def __init__(self, factory: Factory, f: Any, space: Space) -> None:
-        self._factory, self._f, self._space = factory, f, space
+    def __init__(self, factory: Factory, f: Any, space: Space, counts: Counts) -> None:
+        self._factory, self._f, self._space, self._counts = factory, f, space, counts
         self._sparse: Any = None
 
     def __call__(self, x: Tree) -> LinearOperator:
-        if self._sparse is not None:
-            return self._sparse.at(x)
-        A = made(self._factory, self._f, self._space, x)
-        if self._factory is sparse_hessian_operator:
-            self._sparse = A
-        return A
+        if self._factory is not sparse_hessian_operator:
+            return made(self._factory, self._f, self._space, x)
+        if self._sparse is None:
+            self._sparse = made(self._factory, self._f, self._space, x)
+            there = self._sparse
+        else:
+            there = self._sparse.at(x)
+        self._counts.nhev += there.cost
+        return there
 
 
 def _start(
@@ -307,6 +313,9 @@ def _start(
         best = objective.point(state.best_x)
         point = best if not space.any(state.x != state.best_x) else objective.point(state.x)
         if best.is_usable and point.is_usable:  # which computes their values and gradients
+            for is_made, there in (state.has_curvature, point), (state.best_has_curvature, best):
+                if is_made:
+                    _ = there.curvature
             vars(state.counts).update(counts)
         return state, point, best
     start = objective.start(x)

@@ -41,9 +41,13 @@ class NewtonDirect(MinimizeMethod):
     a point. Else the secular equation |s(lambda)| = Delta takes about three more; in the hard case
     the step goes on along a direction of least curvature, found with the same factors.
 
-    Cost: one factorisation and a solve for a Newton step, one value, and a gradient where it is
-        accepted. The entries of a sparse Hessian take `num_products` products a point, which `nhev`
-        does not count.
+    Of ten thousand variables or more, the factors serve at the next points too: they precondition
+    conjugate gradients, until these have taken as many iterations as new factors would cost.
+
+    Cost: one factorisation and a solve for a Newton step, or some iterations of the cost of a solve
+        each; one value, and a gradient where the step is accepted. The entries of a sparse Hessian
+        count in `nhev` as the products that they cost, `S.cost`; what is done with them does not.
+        At the end one more factorisation, whose pivots show whether the point is a minimum.
 
     Raises:
         HesseError: the curvature has no exact inverse; a preconditioner was given.

@@ -154,6 +154,11 @@ class Point:
         """The curvature as an operator that counts its products."""
         return self.counted(self._curvature if self._matrix is None else self._matrix())
 
+    @property
+    def has_curvature(self) -> bool:
+        """Whether the curvature has been made, so that a resumed run must not count it again."""
+        return "curvature" in vars(self)
+
     def reduced(self, operator: LinearOperator) -> LinearOperator:
         """An operator on the variables that are free, zero on the others."""
         return operator if self.free is None else Masked(operator, self.free)
