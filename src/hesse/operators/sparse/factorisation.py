@@ -25,6 +25,10 @@ from scipy.sparse.linalg import splu
 # A solution is accepted up to so many units of rounding, relative to |A| |x| + |b|.
 _ROUNDINGS = 1e4
 
+# Columns that SuperLU updates together. With 20, its default, it takes 1.3 times as long for grids
+# in the plane, and 2.2 times for chains.
+_PANEL = 4
+
 
 class Inertia(NamedTuple):
     """How many eigenvalues of a symmetric matrix are positive, and how many are negative.
@@ -136,6 +140,7 @@ def symmetric_superlu(matrix: Any) -> Factorisation | None:
         matrix,
         permc_spec="MMD_AT_PLUS_A",
         diag_pivot_thresh=0.0,
+        panel_size=_PANEL,
         options={"SymmetricMode": True, "Equil": False},
     )
     if not np.array_equal(factors.perm_r, factors.perm_c):
