@@ -2,9 +2,10 @@
 """Is a point with a small gradient a minimum? The curvature there tells, and values around it.
 
 The smallest Ritz value of a Lanczos process from a random vector is an upper bound on the smallest
-eigenvalue of the Hessian; after n steps it is that eigenvalue. Where it is negative, or zero to
-rounding, f is evaluated along its vector. A lower value there shows that the point is a maximum, a
-saddle point or a degenerate one, and the minimisation goes on from it.
+eigenvalue of the Hessian; after n steps it is that eigenvalue. Factors of the Hessian, where it has
+some, tell the signs of all eigenvalues. Where the smallest is negative, or zero to rounding, f is
+evaluated along its vector. A lower value there shows that the point is a maximum, a saddle point or
+a degenerate one, and the minimisation goes on from it.
 
 References: Kuczynski & Wozniakowski 1992, doi:10.1137/0613066 (how many steps find a negative
 eigenvalue); Royer, O'Neill & Wright 2020, doi:10.1007/s10107-019-01362-7 (the test in Newton-CG).

@@ -46,7 +46,7 @@ class NewtonDirect(MinimizeMethod):
 
     Cost: one factorisation and a solve for a Newton step, or some iterations of the cost of a solve
         each; one value, and a gradient where the step is accepted. The entries of a sparse Hessian
-        count in `nhev` as the products that they cost, `S.cost`; what is done with them does not.
+        count in `nhev` as the products that they cost, `S.cost`; what CG does with them does not.
         At the end one more factorisation, whose pivots show whether the point is a minimum.
 
     Raises:
