@@ -85,7 +85,8 @@ def check_hessians(name, colouring="auto"):
 )
 def test_the_number_of_products(f, n, products):
     S = sparse_hessian_operator(f, point(n))
-    assert S.num_products == products
+    assert "colouring" not in vars(S.structure.compression)  # a program gives the entries
+    assert S.num_products == products >= S.cost
     v = point(n, 3)
     torch.testing.assert_close(S @ v, hesse.hvp(f, point(n), v), rtol=1e-12, atol=1e-9)
 

@@ -81,6 +81,7 @@ def test_two_colours_make_trees(A):
 @given(A=graphs)
 def test_entries_come_back_from_products(method, A):
     packed = Compression(A.astype(bool), method)
+    assert packed.fewest <= packed.colouring.count
     products = packed.seeds(torch.float64) @ torch.tensor(A.toarray())
     np.testing.assert_allclose(packed.entries(products).numpy(), A.data, atol=1e-12)
 

@@ -63,12 +63,13 @@ def sparse_hessian_operator(
         An operator S of all entries. `S @ v`; `S.at(x)` is the same at another point, where
         programs, pattern and colouring serve again; `S.to_scipy()` gives the matrix;
         `hesse.solve(S, b)` factorises it, and `S.inertia` counts its negative eigenvalues.
-        `S.value`, `S.gradient`, `S.num_products`, `S.is_local`.
+        `S.value`, `S.gradient`, `S.num_products`, `S.cost`, `S.is_local`.
 
     Cost: one trace, a pass over the trace on sparse matrices, a colouring in Python (a microsecond
-        an entry), then at most `S.num_products` products a point and one more at the 1st, 2nd, 4th,
-        8th ... point, to compare with. Memory: the products, n numbers each, while entries are
-        picked, or four bytes for each number that a program adds or moves.
+        an entry) unless a program gives the entries, then `S.cost` products a point, at most
+        `S.num_products`, and one more at the 1st, 2nd, 4th, 8th ... point, to compare with. Memory:
+        the products, n numbers each, while entries are picked, or four bytes for each number that a
+        program adds or moves.
         A product with S reads its entries. Needs the extra hesse[scipy].
 
     Raises:

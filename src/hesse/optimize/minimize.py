@@ -133,8 +133,9 @@ def minimize(
     Lanczos process looks for some: n products if that is at most 10 or a tenth of those so far,
     else as many as that, which finds curvature down to about -2 / products^2 of the largest. Where
     it is negative, or zero up to rounding, and f is lower to either side, the minimisation goes on
-    from there. With a sparse Hessian, as "newton-direct" takes it, the pivots of its factors tell the
-    sign of every eigenvalue instead. With rtol the model's decrease must be negligible as well, see `Criterion`.
+    from there. With a sparse Hessian, as "newton-direct" takes it, the pivots of its factors tell
+    the sign of every eigenvalue. With rtol the model's decrease must be negligible as well, see
+    `Criterion`.
 
     A trial point at which f is not finite, or raises an ArithmeticError, ValueError or RuntimeError
     (as for a matrix that is not positive definite), is rejected; `message` tells how many raised.
