@@ -17,6 +17,7 @@ BENCHMARKS = {
     "apps": "applications of curvature: python -m benchmarks apps NAME",
     "compare": "two versions of Hesse beside each other: OLD_SRC NEW_SRC (see --help)",
     "suite": "smooth problems: profiles of Hesse and its peers, resumable (see --help)",
+    "bounds": "smooth problems with bounds on variables beside SciPy (see --help)",
     "methods": "the methods of minimize on a few problems: evaluations (see --help)",
     "large": "functions of 250,000 variables and more beside SciPy and GALAHAD (see --help)",
     "pinn": "differential equations by networks: least_squares on residuals (see --help)",

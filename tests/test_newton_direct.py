@@ -196,3 +196,17 @@ def test_factors_show_curvature_that_products_miss():
     assert result.fun == pytest.approx(0.0, abs=1e-10)
     expected = torch.linalg.eigvalsh(torch.func.hessian(f)(result.x))[0]
     assert result.min_curvature == pytest.approx(float(expected), rel=0.05)
+
+
+def test_factors_show_curvature_between_that_of_others():
+    """It is neither the least by much nor next to zero: a Lanczos process would take long."""
+    d = torch.logspace(-6, 1, 400, dtype=DOUBLE)
+    d[200] = -1e-4
+
+    def f(x):
+        return 0.5 * (d * x**2).sum() + 0.25 * (x[200:201] ** 4).sum()
+
+    result = minimize(f, torch.zeros(400, dtype=DOUBLE), "newton-direct")
+    assert result.success
+    assert result.fun == pytest.approx(-0.25e-8, rel=1e-6)
+    assert result.min_curvature == pytest.approx(1e-6, rel=0.2)

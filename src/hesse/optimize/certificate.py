@@ -148,7 +148,7 @@ class Certificate:
         if point.gradient_norm == 0.0 or budget < 1:
             return 0.0 if point.gradient_norm == 0.0 else math.inf
         H, g = point.reduced(point.curvature), point.projected_gradient
-        inverse = definite_inverse(H)
+        inverse = definite_inverse(H) if H.is_structured else None
         if inverse is not None:
             return 0.5 * point.space.inner(g, inverse._matvec(g))
         taken = self.objective.counts.nhev

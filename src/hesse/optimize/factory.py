@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from hesse.errors import OperatorError
 from hesse.operators.algebra import LinearOperator
-from hesse.operators.diagonal import IdentityOperator
+from hesse.operators.diagonal import IdentityOperator, diagonal_operator
 from hesse.vectors.space import Space, Tree
 
 Factory = Callable[[Any, Any], LinearOperator]
@@ -29,6 +31,15 @@ def made(
             remedy="Return an operator such as hesse.fisher_operator(f, x).",
         )
     return A
+
+
+def shifted(A: LinearOperator, shift: float) -> LinearOperator | None:
+    """A + c I as a matrix of the structure of A; None where there is none."""
+    if shift == 0.0:
+        return A
+    space = A.domain
+    d = torch.full((space.size,), shift, dtype=space.dtype, device=space.device)
+    return A._plus_diagonal(diagonal_operator(d))
 
 
 def damped_inverse(A: LinearOperator, damping: float) -> LinearOperator | None:

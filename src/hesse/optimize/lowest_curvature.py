@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from hesse.krylov.lanczos_process import LanczosProcess
 from hesse.operators.algebra import LinearOperator
+from hesse.optimize.factory import shifted
 
-# Solves with factors: so many find the eigenvalues next to zero to a digit or two, and so many more
-# are taken to find a direction of negative curvature that is there.
-_SOLVES, _MOST_SOLVES = 6, 60
+# Solves with factors: so many find the eigenvalue next to zero to a digit or two, and so many that
+# of a matrix which is just definite.
+_SOLVES, _SHIFTED_SOLVES = 6, 20
 
 
 @dataclass(frozen=True)
@@ -69,37 +70,33 @@ def by_factors(
 ) -> Ritz:
     """What factors of the Hessian add to what products have found, if it has factors.
 
-    The signs of their pivots tell whether there is negative curvature, however little. A Lanczos
-    process on the inverse then finds the eigenvalue next to zero on that side.
+    The signs of their pivots tell whether there is negative curvature, however little. A multiple
+    of the identity that makes the matrix definite is then next to the least eigenvalue, which a
+    Lanczos process on the inverse finds.
     """
-    negative = _num_negative(hessian)
-    inverse = None if negative is None else hessian._inverse()
-    if inverse is None or found.is_clearly_negative:
+    if found.is_clearly_negative or not hessian.is_structured:
         return found
-    size, sign = hessian.domain.n, -1.0 if negative else 1.0
-    most = min(_MOST_SOLVES if negative else _SOLVES, size)
-    lanczos = LanczosProcess(inverse, most, start, generator)
-    while lanczos.size < most and (lanczos.size == 0 or lanczos.beta > 0.0):
-        lanczos.step()
-        if lanczos.size % _SOLVES == 0 and _nearest_zero(lanczos, sign)[0] * sign > 0.0:
-            break
-    theta, coordinates = _nearest_zero(lanczos, sign)
-    if theta * sign <= 0.0:
-        return found
-    return replace(found, smallest=1.0 / theta, direction=lanczos.combine(coordinates)[0])
+    for shift in _shifts(found):
+        A = shifted(hessian, shift)
+        inverse = None if A is None else definite_inverse(A)
+        if inverse is not None:
+            steps = min(_SHIFTED_SOLVES if shift else _SOLVES, hessian.domain.n)
+            lanczos = LanczosProcess(inverse, steps, start, generator)
+            lanczos.extend(steps)
+            values, coordinates, _ = lanczos.ritz()
+            direction = lanczos.combine(coordinates[:, -1:])[0]
+            return replace(found, smallest=1.0 / float(values[-1]) - shift, direction=direction)
+    return found
 
 
-def _nearest_zero(lanczos: LanczosProcess, sign: float) -> tuple[float, Tensor]:
-    """The Ritz value of the inverse that is the largest on one side, and its coordinates."""
-    values, coordinates, _ = lanczos.ritz()
-    j = int((sign * values).argmax())
-    return float(values[j]), coordinates[:, j : j + 1]
+def _shifts(found: Ritz) -> Iterator[float]:
+    """Zero, then from where curvature counts as zero up to the largest, each ten times the last."""
+    shift = 0.0
+    while shift <= found.largest:
+        yield shift
+        shift = max(10.0 * shift, found.eps**0.5 * found.largest)
 
 
-def definite_inverse(hessian: LinearOperator) -> LinearOperator | None:
-    """H^-1 where factors show that H is positive definite; None where they do not."""
-    return hessian._inverse() if _num_negative(hessian) == 0 else None
-
-
-def _num_negative(hessian: LinearOperator) -> int | None:
-    return hessian._num_negative() if hessian.is_structured else None
+def definite_inverse(A: LinearOperator) -> LinearOperator | None:
+    """A^-1 where factors show that A is positive definite; None where they do not."""
+    return A._inverse() if A._num_negative() == 0 else None

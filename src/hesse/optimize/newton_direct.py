@@ -13,14 +13,13 @@ from torch import Tensor
 from hesse.curvature.sparse_hessian import sparse_hessian_operator
 from hesse.errors import ArgumentError, OperatorError
 from hesse.operators.algebra import LinearOperator
-from hesse.operators.diagonal import diagonal_operator
 from hesse.optimize.earlier_factors import EarlierFactors, FactorsState
-from hesse.optimize.factory import Factory
+from hesse.optimize.factory import Factory, shifted
+from hesse.optimize.lowest_curvature import definite_inverse
 from hesse.optimize.method import MinimizeMethod, Setting
 from hesse.optimize.point import Point
 from hesse.optimize.proposal import Candidate, LoopDescent, LoopSearch, Proposal
 from hesse.optimize.trust_radius import TrustRadius
-from hesse.vectors.space import Space
 
 # How close to the radius a step to the boundary must end, relative to it.
 _CLOSE = 0.1
@@ -89,7 +88,7 @@ class FactorisedNewton(LoopDescent):
     def propose(self, point: Point, scalar: float) -> Proposal:
         """A step from `point` within the radius `scalar`."""
         H = point.curvature
-        if not self._can_factorise and H._plus_diagonal(_multiple(point.space, 1.0)) is None:
+        if not self._can_factorise and shifted(H, 1.0) is None:
             raise OperatorError(
                 expected="a curvature that can be factorised, with method='newton-direct'",
                 got=str(H),
@@ -153,11 +152,8 @@ class _Search:
 
     def _inverse(self, shift: float) -> LinearOperator | None:
         """(H + shift I)^-1, if that is positive definite."""
-        A = self.H
-        if shift > 0.0:
-            A = A._plus_diagonal(_multiple(self.point.space, shift)) or A
-        inverse = A._inverse()
-        return inverse if inverse is not None and A._num_negative() == 0 else None
+        A = shifted(self.H, shift)
+        return None if A is None else definite_inverse(A)
 
     def _is_close(self, size: float) -> bool:
         return abs(size - self.radius) <= _CLOSE * self.radius
@@ -209,9 +205,3 @@ class _Search:
         """s'Hs with the entries of H, which is no product."""
         with self.point.uncounted():
             return self.H._curvature(s)
-
-
-def _multiple(space: Space, factor: float) -> LinearOperator:
-    """A multiple of the identity."""
-    d = torch.full((space.size,), factor, dtype=space.dtype, device=space.device)
-    return diagonal_operator(d)
