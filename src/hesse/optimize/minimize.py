@@ -225,6 +225,7 @@ def minimize(
         max_iterations=max_iterations,
         checkpoint=file,
     )
+    del point, best  # else the factors at x0 would be held until the end
     return _run(minimisation, limits)
 
 
@@ -294,11 +295,9 @@ class _Maker:
     def __call__(self, x: Tree) -> LinearOperator:
         if self._factory is not sparse_hessian_operator:
             return made(self._factory, self._f, self._space, x)
-        if self._sparse is None:
-            self._sparse = made(self._factory, self._f, self._space, x)
-            there = self._sparse
-        else:
-            there = self._sparse.at(x)
+        last = self._sparse
+        there: Any = made(self._factory, self._f, self._space, x) if last is None else last.at(x)
+        self._sparse = there  # the last one holds factors, which may take much memory
         self._counts.nhev += there.cost
         return there
 

@@ -24,7 +24,7 @@ _METHODS = {f"minimize, {m}": m for m in METHODS}
 
 def at_trial(make: Callable[[Tensor], Tensor], method: str) -> Callable[[Tensor], Tensor]:
     """A function with its minimum at 0 that is something else at a trial point, once."""
-    at = 6 if method == "newton-direct" else 3  # after the trace of the Hessian's pattern
+    at = 8 if method == "newton-direct" else 3  # after its program was traced and compared
     calls: list[int] = []
 
     def f(x: Tensor) -> Tensor:
