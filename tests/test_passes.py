@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hesse.curvature import hessian_operator
+from hesse.tracing.backends import pooling
 from hesse.tracing.backends.inductor import as_fx, can_compile, compile_program
 from hesse.tracing.functionalize import trace
 from hesse.tracing.passes.batched_matmul import merge_batched_matmuls
@@ -350,6 +351,20 @@ def test_masks_come_before_the_backward_pass_of_pooling(kernel, stride, padding)
     (pool,) = (node for node in program.nodes if "pool2d_with_indices_b" in str(node.function))
     assert program.nodes.index(mask) < program.nodes.index(pool)
     assert torch.equal(run(program, [x, g])[0], backward(x, g))
+
+
+@pytest.mark.parametrize("settings", [(2,), (3, 2, 1), (3, 1, 1, 2)])
+def test_a_program_pools_as_torch_does(settings):
+    """Bit for bit, of equal entries and NaN too; several images do not fit into its cache."""
+    x = draw(9, 8, 35, 33, dtype=torch.float32).relu()
+    x[1, 2, 3] = float("nan")
+    program = program_of(lambda x: torch.nn.functional.max_pool2d(x, *settings), x)
+    (node,) = (n for n in program.nodes if n.function is aten.max_pool2d_with_indices.default)
+    assert pooling.takes(node, program.metas)
+    for ours, theirs in zip(pooling.max_pool(x, *node.args[1:]), node.function(x, *node.args[1:])):
+        assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
+        assert ours.stride() == theirs.stride()
+    assert torch.equal(run(program, [x])[0].isnan(), node.function(x, *node.args[1:])[0].isnan())
 
 
 def test_a_block_of_directions_holds_no_copies_of_what_was_pooled():
