@@ -361,10 +361,10 @@ def test_a_program_pools_as_torch_does(settings):
     program = program_of(lambda x: torch.nn.functional.max_pool2d(x, *settings), x)
     (node,) = (n for n in program.nodes if n.function is aten.max_pool2d_with_indices.default)
     assert pooling.takes(node, program.metas)
-    for ours, theirs in zip(pooling.max_pool(x, *node.args[1:]), node.function(x, *node.args[1:])):
-        assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
-        assert ours.stride() == theirs.stride()
-    assert torch.equal(run(program, [x])[0].isnan(), node.function(x, *node.args[1:])[0].isnan())
+    expected = node.function(x, *node.args[1:])
+    for ours, theirs in zip(pooling.max_pool(x, *node.args[1:]), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True, check_stride=True)
+    torch.testing.assert_close(run(program, [x])[0], expected[0], rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_block_of_directions_holds_no_copies_of_what_was_pooled():
