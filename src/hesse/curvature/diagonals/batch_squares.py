@@ -84,8 +84,8 @@ def chosen(rows: BlockRows, g: Values, vectors: int) -> Part:
         return ManyRows(rows)
     if use.rule == "embedding":
         return OneHotRows(rows)
-    if use.rule == "convolution" and map_.is_of_images(g[use.g].shape):
-        count, entries = math.prod(g[use.g].shape[2:]), g[use.g].numel()  # rows would be copied
+    if use.rule == "convolution" and map_.is_of_images(g[use.g].shape):  # without a copy of rows
+        count, entries = math.prod(g[use.g].shape[2:]), g[use.g].numel()
     else:
         own = rows_of_g(use, g, rows.a)
         count, entries = map_.most_rows(len(own)), own.numel()

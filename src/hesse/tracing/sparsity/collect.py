@@ -82,8 +82,8 @@ def collected(
     hits = np.zeros(places.count + 1, dtype=np.int64)
     for group in groups:
         hits += np.bincount(group.targets, minlength=len(hits))
-    gather = _gathered if (hits[:-1] <= 1).all() else _added_up
-    return gather(groups, fixed, places, dtype, device)
+    is_one_each = bool((hits[:-1] <= 1).all())
+    return (_gathered if is_one_each else _added_up)(groups, fixed, places, dtype, device)
 
 
 def _groups(terms: Sequence[tuple[Term, Any]], places: Places) -> list[_Group]:
@@ -139,8 +139,8 @@ def _gathered(
     values = []
     for targets, scale, total in groups:
         position[targets] = sum(map(len, values)) + np.arange(len(targets))
-        shift = fixed[targets]
-        shift[targets == places.count] = shift[targets < places.count][0]
+        shift, used = fixed[targets], targets < places.count
+        shift[~used] = shift[used][0]  # anything: so that one number may do for all
         shift = shift[0] if (shift == shift[0]).all() else shift
         values.append(torch.as_tensor(shift, dtype=dtype, device=device).add(total, alpha=scale))
     rest = position[:-1] < 0
