@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all tests share: seeds, and hypothesis without a clock. No default dtype is changed."""
 
+import os
 import resource
 import signal
 from collections import defaultdict
@@ -21,8 +22,10 @@ hypothesis.settings.load_profile("hesse")
 # Tests send Ctrl-C, which a process that a shell starts in the background ignores.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The tensors of the tests are tiny: threads only get into one another's way.
+# The tensors of the tests are tiny: threads only get into one another's way, also in the processes
+# that tests start.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser):
