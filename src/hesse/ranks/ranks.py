@@ -165,6 +165,12 @@ class Ranks(OneLine):
         slots = torch.empty(WIDTH * self.size, dtype=torch.float64, device=self._device)
         self._exchange(slots, 0, error)
 
+    def meet(self) -> None:
+        """Learn whether a rank wants to end the run; one all-reduce of some numbers."""
+        share_run(self)
+        slots = torch.empty(WIDTH * self.size, dtype=torch.float64, device=self._device)
+        self._exchange(slots, 0, None, wish=wish_to_end())
+
     def together(self, compute: Callable[[], T]) -> T:
         """compute(), which may fail on some ranks: all of them then raise."""
         with self.alike():
@@ -176,6 +182,13 @@ class Ranks(OneLine):
         table[self.rank] = torch.tensor(numbers, dtype=torch.float64)
         self._reduce(table)
         return table.tolist()
+
+    def tell(self, rank: int, what: T) -> T:
+        """What a rank says, on every rank: any object that can be pickled."""
+        said = [what]
+        with _answering():
+            self._dist.broadcast_object_list(said, group=self._group, group_src=rank)
+        return said[0]
 
     def check_are(self, mesh: Any) -> None:
         """Raise unless these are the processes of a `DeviceMesh`, in its order."""
@@ -250,6 +263,7 @@ class Ranks(OneLine):
         )
         if isinstance(failure, RankError):
             failure.is_outside_domain = fault is Fault.DOMAIN
+            failure.is_unsuitable = fault is Fault.UNSUITABLE
         raise failure from error
 
     def _text_of(self, rank: int, error: Exception | None) -> str:

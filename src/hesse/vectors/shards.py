@@ -255,6 +255,11 @@ def is_sharded(leaf: Any) -> TypeGuard[Any]:
     return module is not None and isinstance(leaf, module.DTensor)
 
 
+def part_of(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process has, in the memory of the tensor."""
+    return tensor.detach().to_local() if is_sharded(tensor) else tensor.detach()
+
+
 def _cut(label: str, leaf: Any, mesh: Any) -> Cut:
     """How a `DTensor` is cut; raises unless over this mesh as `Shards` says."""
     from torch.distributed.tensor import Shard

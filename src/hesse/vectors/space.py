@@ -282,6 +282,13 @@ class Space(OneLine, WholeVectors):
         return fill(self.template, iter(leaves))
 
     @property
+    def whole_space(self) -> Space:
+        """The space of whole vectors, of which each process has a copy."""
+        if self.shards is None:
+            return self
+        return replace(self, shapes=self.shards.shapes, ranks=None, shards=None)
+
+    @property
     def _whole_shapes(self) -> tuple[torch.Size, ...]:
         return self.shapes if self.shards is None else self.shards.shapes
 
