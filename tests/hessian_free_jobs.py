@@ -4,10 +4,8 @@ import torch
 from torch import nn
 
 import hesse
-from tests.ranks_pool import batches, model
-from tests.shards_fsdp import _named_mesh, _step
-
-SPLIT = "ragged"
+from tests.ranks_pool import SPLITS, batches, model
+from tests.shards_fsdp import _named_mesh
 
 OPTIONS = {
     "ekfac": {},
@@ -20,14 +18,14 @@ OPTIONS = {
 _SHARED = {"mode": "retained-graph", "damping": 0.1, "damping_bounds": (1e-3, 1e8)}
 
 
-def risk(place, kind, there=None):
+def risk(place, kind, split="ragged"):
     """The risk of a model and the data of a rank, and the model; without a place of all data."""
     if place is None:
         there = model()
-        data = [batch for rank in range(3) for batch in batches(SPLIT, rank)]
+        data = [batch for rank in range(len(SPLITS[split])) for batch in batches(split, rank)]
         return hesse.Risk(there, nn.CrossEntropyLoss(), data, 0.05), there
     group = place.ranks()
-    there = there or model()
+    there = model()
     if kind == "fsdp":
         from torch.distributed.fsdp import fully_shard
 
@@ -35,7 +33,7 @@ def risk(place, kind, there=None):
         for layer in (there[0], there[2]):
             fully_shard(layer, mesh=group)
         fully_shard(there, mesh=group)
-    data = batches(SPLIT, place.rank)
+    data = batches(split, place.rank)
     return hesse.Risk(there, nn.CrossEntropyLoss(), data, 0.05, group=group), there
 
 
@@ -46,11 +44,11 @@ def parameters(there):
     return torch.cat([p.reshape(-1) for p in whole]).clone()
 
 
-def steps(place, kind, name, count, **options):
-    """The losses, counts, dampings and parameters of a run."""
-    there_risk, there = risk(place, kind)
+def steps(place, kind, name, count, split="ragged", **options):
+    """The losses, counts, damping and parameters of a run, which may go on from a file."""
+    there_risk, there = risk(place, kind, split)
     optimizer = hesse.HessianFree(there_risk, **_SHARED, **OPTIONS[name], **options)
-    values = [optimizer.step() for _ in range(count)]
+    values = [float(optimizer.step()) for _ in range(count - optimizer.param_groups[0]["steps"])]
     counts = optimizer.counts
     return {
         "values": values,

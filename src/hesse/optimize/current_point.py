@@ -84,6 +84,6 @@ class CurrentPoint:
             return make(self.mode)
 
     def _is_new(self, shapes: Hashable) -> bool:
-        """Whether no products were taken with such batches; with those of any process, if shared"""
+        """Whether no products were taken with such batches, or not in another process."""
         is_new, ranks = shapes not in self._traced, self._space.ranks
         return is_new if ranks is None else any(row[0] for row in ranks.gather(is_new))
