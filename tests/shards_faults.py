@@ -78,7 +78,7 @@ def refusals(place):
         "pivots": lambda: hesse.krylov.preconditioners.pivoted_cholesky(H, diagonal=v + 1.0),
         "whole and sharded": lambda: H + hesse.hessian_operator(there, there.params),
         "bounds": lambda: hesse.minimize(there, params, bounds=(0.0, 1.0)),
-        "kfac": lambda: hesse.kfac_operator(there, params),
+        "optimiser": lambda: hesse.HessianFree(params.values()),
         "jacobian": lambda: hesse.jacobian_operator(there, params),
         "shard": lambda: shard({"w": torch.zeros(())}, there_mesh),
         "mesh": lambda: shard({"w": torch.zeros(2)}, place.group),

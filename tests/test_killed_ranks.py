@@ -7,11 +7,7 @@ import torch
 
 from tests import ranks_killed as killed
 
-pytestmark = [
-    pytest.mark.distributed,
-    pytest.mark.slow,
-    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed"),
-]
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 CASES = {f"{run}, {kind}": (run, kind) for run, kind in killed.CASES}
 
 

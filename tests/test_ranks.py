@@ -13,10 +13,7 @@ from tests import ranks_faults as faults
 from tests import ranks_jobs as jobs
 from tests.ranks_pool import EXAMPLES, SPLITS, _plain, bits, close, examples, risk, vector, whole
 
-pytestmark = [
-    pytest.mark.distributed,
-    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed"),
-]
+pytestmark = pytest.mark.distributed
 ROOT = Path(__file__).parent.parent
 SIZES = {split: len(sizes) for split, sizes in SPLITS.items()}
 

@@ -13,10 +13,7 @@ from tests import shards_files as files
 from tests.ranks_faults import BAD
 from tests.ranks_pool import SIZE, bits, close
 
-pytestmark = [
-    pytest.mark.distributed,
-    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed"),
-]
+pytestmark = pytest.mark.distributed
 RUNS = list(files.RUNS)
 
 

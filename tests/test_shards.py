@@ -12,9 +12,6 @@ from tests import shards_jobs as jobs
 from tests.ranks_faults import BAD
 from tests.ranks_pool import _plain, bits, close, examples, vector, whole
 
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_available(), reason="torch without distributed"
-)
 distributed = pytest.mark.distributed
 
 

@@ -156,12 +156,15 @@ class Shards:
         return found
 
     def whole(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """The `DTensor`s of the parts of this rank."""
+        """The `DTensor`s of the parts of this rank, in memory of their own.
+
+        Those of a view cannot be pickled or copied deeply (torch 2.13).
+        """
         from torch.distributed.tensor import DTensor, Shard
 
         return [
             DTensor.from_local(
-                *(part.contiguous(), self.mesh, [Shard(cut.dim)]),
+                *(_own(part), self.mesh, [Shard(cut.dim)]),
                 run_check=False,
                 shape=cut.shape,
                 stride=torch.empty(cut.shape, device="meta").stride(),
@@ -247,6 +250,12 @@ class Shards:
                 parts.append(leaf.narrow(1, first, rows).reshape(-1))
             start += size
         return torch.cat(parts)
+
+
+def _own(part: Tensor) -> Tensor:
+    """A contiguous tensor that is all of its memory."""
+    is_view = part.untyped_storage().nbytes() > part.nbytes
+    return part.clone() if is_view else part.contiguous()
 
 
 def is_sharded(leaf: Any) -> TypeGuard[Any]:
