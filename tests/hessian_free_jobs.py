@@ -105,8 +105,8 @@ def trained_on(place):
     for _ in range(2):
         optimizer.step()
     before = parameters(there)
-    _step(there, batches("ragged", place.rank), torch.optim.SGD(there.parameters(), 0.1))
-    return before, parameters(there)
+    after = _step(there, batches("ragged", place.rank), torch.optim.SGD(there.parameters(), 0.1))
+    return before, torch.cat([p.reshape(-1) for p in after.values()])
 
 
 def trained_alone(before):

@@ -127,6 +127,8 @@ def reductions(place):
         "with a preconditioner": lambda k: hesse.solve(G, v, "cg", D, max_iterations=k, **options),
         "lanczos": lambda k: hesse.eigsh(H, 2, v0=v, max_products=k, **options),
     }
+    gmres = _of_ten_steps(lambda k: hesse.solve(G, v, "gmres", max_iterations=k, **options))
+    assert gmres <= 40, gmres  # A v is mostly v: each vector is orthogonalised twice
     found = {name: _of_ten_steps(method) for name, method in methods.items()}
     with mock.patch.object(lanczos_process, "LONG", 1):  # as of long vectors
         found["with predicted overlaps"] = _of_ten_steps(methods["lanczos"])

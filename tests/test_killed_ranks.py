@@ -3,7 +3,6 @@
 import random
 
 import pytest
-import torch
 
 from tests import ranks_killed as killed
 

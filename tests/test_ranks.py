@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy
 import pytest
-import torch
 
 import hesse
 from tests import ranks_faults as faults

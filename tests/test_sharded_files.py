@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 
 from hesse.saving.sharded_file import Parts
 from hesse.saving.tensor_file import DamagedFile

@@ -220,6 +220,19 @@ class WholeVectors:
         here = dots(basis, v)
         return here if self.shards is None else self.total(here.double()).to(here.dtype)
 
+    def inners_of(self, blocks: Sequence[Tensor], v: Tensor) -> list[Tensor]:
+        """As `inners`, of several blocks of rows, in one reduction.
+
+        >>> from hesse.vectors import Space
+        >>> Space.flat(2).inners_of([torch.eye(2)[:1], torch.eye(2)[1:]], torch.tensor([3.0, 4.0]))
+        [tensor([3.]), tensor([4.])]
+        """
+        here = [dots(block, v) for block in blocks]
+        if self.shards is None or not here:
+            return here
+        whole = self.total(torch.cat(here).double()).to(here[0].dtype)
+        return list(whole.split([len(block) for block in blocks]))
+
     def project(self, basis: Tensor, v: Tensor) -> tuple[Tensor, float]:
         """The inner products of the rows of a basis with v, and the norm of v, in one reduction.
 
