@@ -45,15 +45,23 @@ def risk(place, kind, split="ragged"):
         return hesse.Risk(there, nn.CrossEntropyLoss(), data, 0.05), there
     group = place.ranks()
     there = model()
-    if kind == "fsdp":
+    if kind != "replicated":
         from torch.distributed.fsdp import fully_shard
 
-        group = _named_mesh(place)
+        group = _named_mesh(place) if kind == "fsdp" else hybrid(place)
         for layer in (there[0], there[2]):
             fully_shard(layer, mesh=group)
         fully_shard(there, mesh=group)
     data = batches(split, place.rank)
     return hesse.Risk(there, nn.CrossEntropyLoss(), data, 0.05, group=group), there
+
+
+def hybrid(place):
+    """Parameters are cut over two ranks, and replicated over as many pairs as there are."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    shape = place.size // 2, 2
+    return init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard"))
 
 
 def parameters(there):

@@ -1,56 +1,21 @@
 """Runs of several processes of which one is killed by SIGKILL, and that go on from their files."""
 
-import json
-import multiprocessing
 import os
 import signal
-import tempfile
 from pathlib import Path
 from unittest import mock
-
-import torch
-from torch import distributed
 
 import hesse
 from hesse import checkpoint
 from hesse.ranks import RankError, Ranks
 from tests import hessian_free_jobs, shards_files
-from tests.ranks_pool import TIMEOUT, Place, _plain, bits
+from tests.ranks_pool import _plain, bits
 from tests.shards_jobs import Problem
 
 SIZE = 2
 RUNS = ["eigsh", "trace", "cg", "hessian-free"]
 KINDS = ["replicated", "sharded"]
-_SLOW_TO_IMPORT = ["torch.distributed.tensor", "torch.distributed.fsdp", "torch._dynamo"]
 CASES = [(run, kind) for run in RUNS for kind in KINDS]
-
-
-def together(job, *args):
-    """What job(place, *args) gives on each of `SIZE` new processes; None of one that was killed."""
-    context = multiprocessing.get_context("forkserver")  # torch is imported once for all of them
-    context.set_forkserver_preload([__name__, *_SLOW_TO_IMPORT])
-    with tempfile.TemporaryDirectory() as folder:
-        processes = [
-            context.Process(target=_serve, args=(rank, folder, job, args)) for rank in range(SIZE)
-        ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(90)
-            assert process.exitcode is not None, "a rank does not end"
-        paths = [Path(folder) / f"answer-{rank}" for rank in range(SIZE)]
-        return [json.loads(path.read_text()) if path.exists() else None for path in paths]
-
-
-def _serve(rank, folder, job, args):
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=SIZE, timeout=TIMEOUT
-    )
-    torch.manual_seed(rank)
-    answer = job(Place(rank, SIZE, distributed.group.WORLD), *args)
-    Path(folder, f"answer-{rank}").write_text(json.dumps(answer))
-    os._exit(0)  # the group cannot be destroyed where a rank has died
 
 
 def finished(place, cases, folder=None):

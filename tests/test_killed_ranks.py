@@ -5,6 +5,7 @@ import random
 import pytest
 
 from tests import ranks_killed as killed
+from tests.ranks_forked import together
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 CASES = {f"{run}, {kind}": (run, kind) for run, kind in killed.CASES}
@@ -14,7 +15,7 @@ CASES = {f"{run}, {kind}": (run, kind) for run, kind in killed.CASES}
 def undisturbed(tmp_path_factory):
     """Of each run and rank the bits at the end, and the number of its events."""
     folder = str(tmp_path_factory.mktemp("undisturbed"))
-    ranks = killed.together(killed.finished, killed.CASES, folder)
+    ranks = together(killed.SIZE, killed.finished, killed.CASES, folder)
     return {case: [found[k] for found in ranks] for k, case in enumerate(killed.CASES)}
 
 
@@ -30,8 +31,8 @@ def test_a_run_whose_rank_was_killed_goes_on(undisturbed, tmp_path, thorough, na
         folder.mkdir()
         victim = draw.randrange(killed.SIZE)
         at = draw.randint(1, wanted[victim][1])
-        found = killed.together(killed.killed, case, str(folder), victim, at)
+        found = together(killed.SIZE, killed.killed, case, str(folder), victim, at)
         assert found[victim] is None
         assert found[1 - victim] in ("RankError", "none")  # none: all but the files was done
-        for (resumed,) in killed.together(killed.finished, [case], str(folder)):
+        for (resumed,) in together(killed.SIZE, killed.finished, [case], str(folder)):
             assert resumed[0] == wanted[0][0]
