@@ -1,8 +1,12 @@
 """New processes for a single job, which take no time to start: for jobs that end a process."""
 
+import contextlib
+import io
 import multiprocessing
 import os
 import pickle
+import runpy
+import socket
 import tempfile
 from pathlib import Path
 
@@ -22,11 +26,23 @@ _IMPORTED = [
 
 def together(size, job, *args):
     """What job(place, *args) gives on each of some new processes; None of one that was killed."""
+    return _answers(size, _serve, job, args)
+
+
+def printed(size, path):
+    """What a script prints on each of some new processes, which it joins as under torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return _answers(size, _run, str(path), port)
+
+
+def _answers(size, target, *args):
     context = multiprocessing.get_context("forkserver")  # torch is imported once for all of them
     context.set_forkserver_preload(_IMPORTED)
     with tempfile.TemporaryDirectory() as folder:
         processes = [
-            context.Process(target=_serve, args=(Place(rank, size, None), folder, job, args))
+            context.Process(target=target, args=(Place(rank, size, None), folder, *args))
             for rank in range(size)
         ]
         for process in processes:
@@ -34,8 +50,12 @@ def together(size, job, *args):
         for process in processes:
             process.join(90)
             assert process.exitcode is not None, "a rank does not end"
-        paths = [Path(folder) / f"answer-{rank}" for rank in range(size)]
+        paths = [_path(folder, rank) for rank in range(size)]
         return [pickle.loads(path.read_bytes()) if path.exists() else None for path in paths]
+
+
+def _path(folder, rank):
+    return Path(folder) / f"answer-{rank}"
 
 
 def _serve(place, folder, job, args):
@@ -50,5 +70,18 @@ def _serve(place, folder, job, args):
     torch.manual_seed(place.rank)
     place.group = distributed.group.WORLD
     answer = _plain(job(place, *args))
-    Path(folder, f"answer-{place.rank}").write_bytes(pickle.dumps(answer))
+    _path(folder, place.rank).write_bytes(pickle.dumps(answer))
     os._exit(0)  # the group cannot be destroyed where a rank has died
+
+
+def _run(place, folder, script, port):
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(place.rank),
+        "WORLD_SIZE": str(place.size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        runpy.run_path(script, run_name="__main__")
+    _path(folder, place.rank).write_bytes(pickle.dumps(output.getvalue()))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -210,7 +209,7 @@ def _operator(
     params = point_of(risk, params, "params")
     ranks = risk.ranks
     with alike(ranks):
-        space = replace(Space.of(params, what="params", ranks=ranks), ranks=ranks)
+        space = Space.of(params, what="params", ranks=ranks)
     if ranks is not None:
         check_same_point(ranks, space, params, "params")
     whole = risk.share.whole(params)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -145,7 +144,7 @@ def rank_sum(ranks: Ranks, make: Make, x: Tree, what: str, shift: float) -> Rank
         RankError: x, which `what` names, is not the same on all ranks.
     """
     with ranks.alike():
-        space = replace(Space.of(x, what=what), ranks=ranks)
+        space = Space.of(x, what=what, ranks=ranks)
         local = make(x) or NoData(space)
     check_same_point(ranks, space, x, what)
     return RankSum(local, space, shift)

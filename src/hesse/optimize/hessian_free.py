@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from itertools import chain
 from typing import Any, Literal
 
@@ -75,7 +74,8 @@ class HessianFree(torch.optim.Optimizer):
     Args:
         risk: the model, loss and data; the trainable parameters of the model are updated in place.
             Use all data, or large batches (1,000 examples and more) given to `step`. Or parameters
-            as any torch optimiser takes them, with groups and names, for `step(closure)`.
+            as any torch optimiser takes them, with groups and names, for `step(closure)`. Processes
+            that share a risk (`group=`) take the same steps, on parameters of `fully_shard` too.
         curvature: "ggn", "hessian", or a function of the risk and the parameters that returns a
             symmetric operator, such as `hesse.fisher_operator`. With one whose structure gives its
             inverse (`hesse.kfac_operator`, a diagonal) the step is -(K + lambda I)^-1 g and the
@@ -199,7 +199,7 @@ class HessianFree(torch.optim.Optimizer):
         self._names = names_of(self.param_groups)
         tree = dict(zip(self._names, self._parameters, strict=True))
         ranks = None if self.risk is None else self.risk.ranks
-        self._space = replace(Space.of(tree, what="params", ranks=ranks), ranks=ranks)
+        self._space = Space.of(tree, what="params", ranks=ranks)
         self._closures = ClosureRisk(tree) if self.risk is None else None
         self._curvature = curvature
         self.counts = Counts()

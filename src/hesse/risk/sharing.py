@@ -109,8 +109,9 @@ def check_is_whole(risk: Any) -> None:
         expected="a risk whose data are all in this process",
         got=f"the part of {risk.ranks}",
         remedy="Give risk.local for that part alone. Summed over ranks are risk(params), hvp, "
-        "hessian_operator, ggn_operator, fisher_operator, gradient_covariance_operator, and what "
-        "is computed from these: solvers, eigenvalues, estimators, minimize.",
+        "hessian_operator, ggn_operator, fisher_operator, gradient_covariance_operator, "
+        "kfac_operator, ekfac_operator, and what is computed from these: solvers, eigenvalues, "
+        "estimators, minimize, HessianFree.",
     )
 
 
