@@ -120,7 +120,7 @@ def trained_on(place):
 def trained_alone(before):
     """That step in one process, of the mean over ranks of their gradients."""
     there = model()
-    nn.utils.vector_to_parameters(torch.as_tensor(before), there.parameters())
+    nn.utils.vector_to_parameters(torch.tensor(before), there.parameters())
     for x, y in (batches("ragged", rank)[0] for rank in range(3)):
         (nn.functional.cross_entropy(there(x), y) / 3).backward()
     torch.optim.SGD(there.parameters(), 0.1).step()
