@@ -40,9 +40,8 @@ class Ranks(OneLine):
     """The processes that share the data of a risk.
 
     Args:
-        group: a process group of `torch.distributed`, or a `DeviceMesh`; one of several dimensions
-            must have all processes. If it has them all, Hesse communicates in a group of its own,
-            so that its messages do not meet the user's.
+        group: a process group of `torch.distributed`, or a `DeviceMesh` of one dimension or of all
+            processes. Of all, Hesse makes a group of its own: its messages do not meet the user's.
         timeout: how long to wait for another rank before an error, a `datetime.timedelta`; of a
             group that has not all processes its own counts.
     """
@@ -213,7 +212,9 @@ class Ranks(OneLine):
 
     def check_are(self, mesh: Any) -> None:
         """Raise unless these are the processes of a `DeviceMesh`, in its order."""
-        ours, theirs = self._dist.get_process_group_ranks(self._group), mesh.mesh.flatten().tolist()
+        members = self._dist.get_process_group_ranks
+        ours = members(self._group)
+        theirs = members(mesh.get_group()) if mesh.ndim == 1 else mesh.mesh.flatten().tolist()
         if ours != theirs:
             raise ArgumentError(
                 expected=f"tensors that are sharded over the processes of the group, {ours}",
@@ -377,8 +378,7 @@ def _process_group(group: Any) -> Any:
         raise ArgumentError(
             expected="a process group, or a DeviceMesh of one dimension or of all processes",
             got=f"a mesh of {group.ndim} dimensions, of {group.size()} processes",
-            remedy="Give the dimension over which the data are split, mesh['dp'], or a process "
-            "group of the processes of the mesh.",
+            remedy="Give the dimension over which the data are split, mesh['dp'].",
         )
     if not isinstance(group, dist.ProcessGroup):
         raise ArgumentError(
