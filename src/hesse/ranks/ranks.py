@@ -108,9 +108,8 @@ class Ranks(OneLine):
     def gather_step(self, row: Tensor, sharers: Ranks) -> Tensor:
         """The rows of some ranks, shape (ranks, len(row)), as a step that all take together.
 
-        One all-gather of the rows and two numbers for each. If the sharers are not all ranks, an
-        all-reduce of some numbers takes the place of the latter, and rows that are not the same in
-        all groups of sharers are an error.
+        One all-gather of the rows and two numbers for each. If these are not all ranks, of the
+        rows, which must be the same in all such groups, and an all-reduce of some numbers.
         """
         share_run(self)
         if sharers.size < self.size:
@@ -145,8 +144,7 @@ class Ranks(OneLine):
             holders: groups of ranks that have the same part.
 
         Raises:
-            RankError: compute() failed on a rank.
-            NonFiniteError: NaN or Inf on a rank made it fail.
+            RankError, NonFiniteError: compute() failed on a rank.
         """
         parts, error = like.new_empty(sharers.size, width + 1), None
         try:
