@@ -73,9 +73,8 @@ class HessianFree(torch.optim.Optimizer):
 
     Args:
         risk: the model, loss and data; the trainable parameters of the model are updated in place.
-            Use all data, or large batches (1,000 examples and more) given to `step`. Or parameters
-            as any torch optimiser takes them, with groups and names, for `step(closure)`. Processes
-            that share a risk (`group=`) take the same steps, on parameters of `fully_shard` too.
+            Use all data, or large batches (1,000 examples and more) given to `step`; with `group=`
+            on all processes. Or parameters as any torch optimiser takes them, for `step(closure)`.
         curvature: "ggn", "hessian", or a function of the risk and the parameters that returns a
             symmetric operator, such as `hesse.fisher_operator`. With one whose structure gives its
             inverse (`hesse.kfac_operator`, a diagonal) the step is -(K + lambda I)^-1 g and the
