@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items):
     """Mark slow cases; slow tests come first, or a process would wait for them at the end.
 
     Slow tests are not traced for the coverage report, which takes a third of their time. Tests
-    marked `gpu` skip themselves where there is no CUDA device.
+    marked `gpu` or `distributed` are skipped where torch cannot run them.
     """
     cases = defaultdict(list)
     for item in items:
@@ -59,10 +59,13 @@ def pytest_collection_modifyitems(items):
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.no_cover)
     items.sort(key=lambda item: "slow" not in item.keywords)
-    if not torch.cuda.is_available():
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    for mark, is_there, reason in (
+        ("gpu", torch.cuda.is_available(), "needs a CUDA device"),
+        ("distributed", torch.distributed.is_available(), "torch without distributed"),
+    ):
+        for item in items if not is_there else ():
+            if mark in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def _spread(group):
