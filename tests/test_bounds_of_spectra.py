@@ -120,7 +120,7 @@ def test_eigenpairs(name, seeds):
             right = wanted(exact, k, case.which)
             scale = torch.cat([right, exact.abs().max()[None]])
             missed += case.error(torch.cat([found, scale[-1:]]), scale) > 0
-    assert missed <= len(seeds) // 100  # of the values that no start sees, one in a hundred
+    assert missed <= len(seeds) // 20  # a search may miss one of 20 values that no start sees
 
 
 @pytest.mark.slow
@@ -168,7 +168,7 @@ def test_singular_triplets(name, seeds):
             torch.testing.assert_close(vectors.T @ vectors, eye, rtol=0, atol=50 * case.eps)
         if triplets.status is Status.CONVERGED:
             missed += case.error(S, exact[:k]) > 0
-    assert missed <= len(seeds) // 100
+    assert missed <= len(seeds) // 20
 
 
 @pytest.mark.slow

@@ -91,11 +91,14 @@ class Selection:
         """Indices of the outermost of ascending values, at each wanted end."""
         return self.among(values, 2 if self.which == "BE" else 1)
 
-    def distance(self, others: Tensor, values: Tensor) -> Tensor:
-        """How far other values are from being wanted, if `values` are."""
+    def edges(self, values: Tensor, margins: Tensor) -> Tensor:
+        """Beyond these another value is wanted, if `values` are to within these margins."""
         if self.which == "LM":
-            return values.abs().min() - others.abs()
-        return (others[:, None] - values).abs().amin(dim=1)
+            least = values.abs().argmin()
+            edge = values[least].abs() + margins[least]
+            return torch.stack([-edge, edge])
+        low = {"LA": 0, "SA": self.k, "BE": self.k // 2}[self.which]
+        return torch.cat([(values + margins)[low:][:1], (values - margins)[:low][-1:]])
 
     def tolerance(self, values: Tensor, largest: float, noise: float = 0.0) -> Tensor:
         """The largest residual that counts as converged: relative, or at the rounding level.

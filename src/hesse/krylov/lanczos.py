@@ -33,11 +33,11 @@ class Lanczos(EigenMethod):
             Up to n = 2048, and without a budget, the default is n: nothing is restarted, and after
             at most n products the answer is exact.
         search_missed: look for eigenvalues that the start could not see, such as those of a
-            multiplicity beyond the block: 4 products more (times the block) where wanted
-            eigenvalues stand out, up to twice as many again as there were where they do not. Each
-            copy that is found adds a row to the block. Switched off, a multiplicity may be silently
-            too small. Copies that the search overlooks, in about one of 100 matrices that have
-            some, are found by a block of two.
+            multiplicity beyond the block, until a wanted one stayed unseen with a probability of
+            at most 5%: 4 to 25 products more (times the block). Where the end of the spectrum is
+            dense it gives up when that would take three times as many as there were. Each copy that
+            is found adds a row to the block. Switched off, a multiplicity may be silently too
+            small.
         basis_dtype, basis_device: where the basis lives, if not with the vectors: the host, or a
             lower precision, which then limits the accuracy.
 

@@ -23,6 +23,7 @@ from hesse.krylov.orthogonality import Orthogonality
 from hesse.krylov.rounding import rounding_level
 from hesse.krylov.starting_block import random_start
 from hesse.krylov.symmetry import check_symmetry
+from hesse.krylov.unseen import Unseen
 from hesse.operators.algebra import LinearOperator
 from hesse.progress import uninterrupted
 from hesse.vectors.space import unshared
@@ -57,7 +58,7 @@ class LanczosProcess:
 
     saved = (
         "used", "T", "size", "rows", "products", "largest", "hidden", "lost", "lost_before",
-        "restarts", "explored", "asymmetry", "generator", "orthogonality", "due",
+        "restarts", "explored", "unseen", "asymmetry", "generator", "orthogonality", "due",
     )  # fmt: skip
 
     def __init__(
@@ -78,7 +79,7 @@ class LanczosProcess:
         self.hidden, self.lost_before = Hidden(), Hidden()
         self.lost = torch.zeros_like(self.T)
         self.asymmetry = torch.zeros(2, dtype=torch.float64)  # the sum of squares, and of how many
-        self.restarts, self.explored = 0, False
+        self.restarts, self.explored, self.unseen = 0, False, Unseen()
         self.size = self.rows = self.products = 0
         self.due = FIRST * self.b
         self.largest = 0.0
@@ -199,6 +200,7 @@ class LanczosProcess:
         self.T[: len(h), j] = self.T[j, : len(h)] = h
         if beta is not None:
             self.T[len(h), j] = self.T[j, len(h)] = beta
+        self.unseen.extend(j, h, beta)
         self.size += 1
 
     @property
@@ -331,6 +333,7 @@ class LanczosProcess:
         self.restarts += 1
         self.hidden.rotate(coordinates)
         self.lost_before.rotate(coordinates)
+        self.unseen.rotate(coordinates)
         if bool(self.lost.any()):
             self.lost_before.add(self.lost[:, : self.size] @ coordinates)
             self.lost.zero_()
@@ -359,11 +362,15 @@ class LanczosProcess:
         if float(lost.abs().max()) > rounding_level(self.basis.eps, self.largest):
             self.hidden.add(lost)
 
-    def explore(self) -> None:
-        """Add random directions outside of all rows, as many as a block has."""
-        self.explored = True
-        for _ in range(min(self.b, self.A.domain.n - self.rows)):
+    def explore(self, edges: Tensor) -> None:
+        """Add random directions outside of all rows, to see an eigenvalue beyond these edges.
+
+        There are as many as a block has; `unseen` says how likely it is that one was not seen.
+        """
+        self.explored, old, n = True, self.rows, self.A.domain.n
+        for _ in range(min(self.b, n - old)):
             self._add_row(self._new_direction(), 1.0)
+        self.unseen.begin(edges, old, self.rows - old, n)
 
     def bring_forward(self, chosen: list[int]) -> None:
         """Let these rows, numbered among those that wait, ascending, be the next ones."""
@@ -373,16 +380,19 @@ class LanczosProcess:
                 self.basis.swap(first, second)
                 self.T[[first, second]] = self.T[[second, first]]
                 self.T[:, [first, second]] = self.T[:, [second, first]]
+                self.unseen.swap(first, second)
 
     def drop(self) -> None:
         """Give up the rows that wait; what the products have along them is hidden."""
         self.hidden.add(self.T[self.size : self.rows, : self.size])
         self.T[self.size :] = self.T[:, self.size :] = 0.0
         self.rows = self.size
+        self.unseen.drop(self.rows)
 
     def lock(self, coordinates: Tensor, start: Tensor) -> None:
         """Keep these vectors, drop the rows that wait, and continue from the rows `start`."""
         self.compress(coordinates)
         self.drop()
+        self.unseen = Unseen()
         for v in start[: self.A.domain.n - self.rows]:
             self._append(v.clone())

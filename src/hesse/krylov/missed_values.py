@@ -3,8 +3,9 @@
 
 From one vector only one vector of each eigenspace can be found, from a given one perhaps none of
 some. So when all wanted pairs have converged, steps from a random direction orthogonal to the basis
-look for others. The rows that waited before the search stay, so that nothing is lost by it, and the
-block has grown by the copies that were found (decision 24).
+look for others, until it is unlikely that one stayed unseen (decision 30). The rows that waited
+before the search stay, so that nothing is lost by it, and the block has grown by the copies that
+were found (decision 24).
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from hesse.progress import uninterrupted
 
 # A search takes at least so many steps.
 _SEARCH = 4
-# It ends when the residual of its best value is below this fraction of the distance to the wanted
-# values.
-_SETTLED = 0.3
+# It ends when no more than this is the probability that an eigenvector was not seen.
+_UNSEEN = 0.05
+# It gives up when at its rate it would take so many times its limit.
+_HOPELESS = 1.5
 # A missed eigenvalue is found after about as many steps as its neighbours were. A search ends after
 # twice as many, or after so many where convergence took few; a given start does not tell how many.
 _LONGEST, _LEAST, _GIVEN = 2, 12, 40
@@ -50,7 +52,7 @@ class MissedValues:
         room = self.m - least - lanczos.waiting
         if lanczos.size > room and self.m < lanczos.A.domain.n:
             state.restart(self.selection, room)
-        lanczos.explore()
+        lanczos.explore(self.selection.edges(state.values, self._margins(state)))
         state.new = torch.zeros(lanczos.size, dtype=torch.float64)
         state.due = lanczos.size + least
         steps = (state.products - state.phase_from) // lanczos.b
@@ -63,8 +65,7 @@ class MissedValues:
         lanczos = state.lanczos
         values, coordinates, _ = lanczos.ritz()
         best = self.selection.among(values)
-        least = state.tolerance(self.selection).clamp(min=lanczos.value_noise)
-        if bool(((values[best] - state.values).abs() <= least).all()):
+        if bool(((values[best] - state.values).abs() <= self._margins(state)).all()):
             return False
         with uninterrupted():
             if not self._has_room(lanczos):
@@ -73,27 +74,21 @@ class MissedValues:
         return True
 
     def is_over(self, state: LanczosState) -> bool:
-        """Whether the search is over: no new value is wanted, or it takes too long to tell.
-
-        A new value is not wanted if its residual is small beside the distance to the wanted ones,
-        or nothing but rounding: then it equals one of them.
-        """
-        lanczos, selection = state.lanczos, self.selection
+        """Whether the search is over: nothing was missed, or it takes too long to tell."""
+        lanczos = state.lanczos
         missing = lanczos.A.domain.n - lanczos.size
         if self.m >= lanczos.A.domain.n and missing <= _NEARLY * lanczos.b:
             return False
-        if state.products >= state.search_until:
-            return True
-        values, coordinates, residuals = lanczos.ritz()
+        values, coordinates, _ = lanczos.ritz()
         is_new = _share_new(state, coordinates) > 0.5
-        others, residuals = values[is_new], residuals[is_new]
-        best = selection.ends(others)
-        state.aim = coordinates[:, is_new][:, best]
-        if len(others) == 0 or state.products - state.search_from < self._shortest(lanczos):
-            return False
-        enough = _SETTLED * selection.distance(others[best], state.values)
-        rounding = selection.tolerance(torch.zeros_like(enough), state.largest)
-        return bool((residuals[best] <= torch.maximum(enough, rounding)).all())
+        state.aim = coordinates[:, is_new][:, self.selection.ends(values[is_new])]
+        products = state.products - state.search_from
+        if products >= self._shortest(lanczos) and lanczos.unseen.probability <= _UNSEEN:
+            return True
+        expected = lanczos.unseen.expected_products(products, _UNSEEN)
+        limit = state.search_until - state.search_from
+        is_hopeless = products >= _LEAST * lanczos.b and expected >= _HOPELESS * limit
+        return products >= limit or is_hopeless
 
     def restart(self, state: LanczosState) -> None:
         """Make room: keep the wanted vectors as they are, and the best new ones."""
@@ -111,6 +106,10 @@ class MissedValues:
         state.due, state.new = 0, torch.cat([torch.zeros_like(state.values), share[best]])
         state.coordinates = torch.eye(lanczos.size, dtype=torch.float64)[:, order.argsort()]
         state.aim = state.aim[:0]
+
+    def _margins(self, state: LanczosState) -> Tensor:
+        """How far a value may be from a wanted one and still count as equal."""
+        return state.tolerance(self.selection).clamp(min=state.lanczos.value_noise)
 
     def _shortest(self, lanczos: LanczosProcess) -> int:
         return min(_SEARCH * lanczos.b, self.m - self.selection.k)
