@@ -146,7 +146,7 @@ def refitted(data: Images, model: nn.Module) -> None:
     """The checkpoint with refit, which trains, on 55,000 images with 5,000 held out."""
     print("\ncheckpoint, refit on the training data")
     risk, held_out = data.risk(model, 0, 55000), data.risk(model, 55000, 60000)
-    for sparsity, steps, refit in ((0.95, 15, 5), (0.98, 20, 15)):
+    for sparsity, steps, refit in ((0.95, 15, 15), (0.98, 25, 20)):
         repair = Repair(target="risk", refit=refit, examples=10000, exchanges=0, max_iterations=20)
         start = time.process_time()
         result = prune(

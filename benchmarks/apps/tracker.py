@@ -125,7 +125,7 @@ def edge_of_stability(problem: Problem, steps: int) -> None:
 
 def overhead(problem: Problem, steps: int, repeats: int) -> None:
     """With and without a tracker that may take 5 %."""
-    ratios, counts = [], []
+    ratios, shares, counts = [], [], []
     for _ in range(repeats):
         within, without = Run(problem, 0.2, every=EVERY, budget=0.05), Run(problem, 0.2)
         for turn in range(steps // EVERY):
@@ -133,7 +133,9 @@ def overhead(problem: Problem, steps: int, repeats: int) -> None:
                 run.advance(EVERY)
         assert within.tracker is not None
         ratios.append(within.seconds / without.seconds)
+        spent = sum(row.seconds for row in within.tracker.history)
+        shares.append(spent / (within.seconds - spent))
         counts.append(len(within.tracker.history))
     print(f"budget 5 %: {median(ratios) - 1:.1%} more time (of {repeats} runs from", end=" ")
-    print(f"{min(ratios) - 1:.1%} to {max(ratios) - 1:.1%}), {counts} measurements of", end=" ")
-    print(f"{steps // EVERY} that were due")
+    print(f"{min(ratios) - 1:.1%} to {max(ratios) - 1:.1%}), {median(shares):.1%} by", end=" ")
+    print(f"the clock of the tracker; {counts} measurements of {steps // EVERY} that were due")

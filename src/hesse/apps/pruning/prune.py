@@ -119,8 +119,8 @@ def prune(
         held_out: data, or a risk, that the search is judged by. None: a fifth of the examples of
             the risk; all steps are then taken again with all examples and the dampings found,
             unless the risk is the target.
-        steps: the sparsity rises to its end as 1 - (1 - t / steps)^3, with a new model each time,
-            whose gradient g leads back to the outputs of the dense network.
+        steps: each removes the same share of what is left, with a new model whose gradient g leads
+            back to the outputs of the dense network.
         pattern: "entries"; "2:4" or any n:m, n of m neighbours in a row are kept; "rows", all that
             leads into a unit; "blocks", 1x4, or any "4x4".
         where: names of parameters, or patterns of names, that are pruned. Default: all of two or
@@ -146,7 +146,7 @@ def prune(
     References: LeCun et al. 1990 (optimal brain damage); Hassibi & Stork 1993 (surgery); Foucart
         2011, doi:10.1137/100806278 (hard thresholding pursuit); Singh & Alistarh 2020,
         arXiv:2004.14340 (WoodFisher); Frantar & Alistarh 2022, arXiv:2208.11580 and 2023,
-        arXiv:2301.00774 (layers); Zhu & Gupta 2017, arXiv:1710.01878 (the schedule).
+        arXiv:2301.00774 (layers); Frankle & Carbin 2018, arXiv:1803.03635 (the schedule).
 
     >>> x = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]).double()
     >>> w = {"weight": torch.tensor([[2.0, 1.0]]).double()}
@@ -177,9 +177,14 @@ def prune(
         function="prune",
         options=repr((sparsity, score, options, damping, steps, pattern, where)),
     )
-    targets = [sparsity * (1.0 - (1.0 - t / steps) ** 3) for t in range(1, steps + 1)]
+    targets = _targets(sparsity, steps)
     status = _run(run, stages, state, file, targets, 0 if options is None else options.refit)
     return _result(stages, state, status)
+
+
+def _targets(sparsity: float, steps: int) -> list[float]:
+    """The sparsity after each step, which removes the same share of what is left."""
+    return [1.0 - (1.0 - sparsity) ** (t / steps) for t in range(1, steps)] + [sparsity]
 
 
 def _run(
