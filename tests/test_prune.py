@@ -337,6 +337,7 @@ SMALL = Risk(nn.Linear(8, 3, bias=False).double(), nn.MSELoss(), (X[:9], Y[:9]))
         ((LINEAR, BEST, 0.5), {"where": "biass"}, "space.names"),
         ((LINEAR, BEST, 0.5), {"damping": -1.0}, "held-out"),
         ((LINEAR, BEST, 0.5), {"repair": "retrain"}, "'refit'"),
+        ((LINEAR, BEST, 0.5), {"curvature": "layers", "repair": Repair(refit=1)}, "target='risk'"),
         ((LINEAR, BEST, 0.5), {"steps": 0}, "steps >= 1"),
         ((SMALL, None, 0.5), {}, "held_out data"),
         ((LINEAR, BEST, 0.5), {"curvature": INDEFINITE, "damping": 0.0}, "positive definite"),

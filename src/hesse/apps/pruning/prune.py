@@ -164,6 +164,7 @@ def prune(
     check_count("steps", steps, 1)
     check_curvature(curvature, steps if options is None else steps + options.refit)
     _check_damping(damping)
+    _check_refit(curvature, options)
     groups = Pattern.of(space, pattern, where, by_leaf=curvature == "layers")
     searches = damping is None and not (score == "magnitude" and options is None)
     run = Run("prune", callback=callback, progress=progress, checkpoint=checkpoint)
@@ -239,6 +240,16 @@ def _check_damping(damping: float | None) -> None:
         got=repr(damping),
         remedy="Leave it out to search for one by the loss of held-out data.",
     )
+
+
+def _check_refit(curvature: Curvature, options: Repair | None) -> None:
+    """The outputs of layers, which "layers" is about, are not those of the network."""
+    if curvature == "layers" and options and options.refit and options.target == "outputs":
+        raise ArgumentError(
+            expected="another curvature than 'layers' for a refit that follows the outputs",
+            got=repr(options),
+            remedy="Use curvature='ggn', or Repair(target='risk', refit=...).",
+        )
 
 
 def _start(space: Space, params: Tree, generator: torch.Generator | None) -> Progress:

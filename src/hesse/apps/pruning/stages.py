@@ -57,8 +57,8 @@ class Progress:
     found: list[list[float]] = field(default_factory=list)
     """The history of a search that has ended; its steps are taken again with all examples."""
 
-    def found_damping(self) -> float:
-        """The damping that the search found for this step."""
+    def take_found(self) -> float:
+        """The damping that the search found for this step, whose loss is then that of the judge."""
         _, damping, _, self.loss = self.found[self.step]
         return damping
 
@@ -95,7 +95,7 @@ class Stages:
         """One step to a sparsity."""
         model = self._model(at)
         if at.found:
-            best = self._pruned(model, sparsity, at.found_damping())
+            best = self._pruned(model, sparsity, at.take_found())
         else:
             best = self._best(at, model, self._proposals(at, model, sparsity))
         self._advance(at, model, best)
@@ -133,7 +133,7 @@ class Stages:
 
         Without held-out examples nothing else keeps a step from going too far.
         """
-        first = at.found_damping()
+        first = at.take_found()
         dampings = [factor * first for factor in _LARGER]
         before = self._divergence(at.w)
         for damping, w in zip(dampings, model.all_repaired(at.keep, dampings), strict=True):
