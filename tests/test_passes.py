@@ -7,12 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hesse.curvature import hessian_operator
+from hesse.tracing.backends import pooling
 from hesse.tracing.backends.inductor import as_fx, can_compile, compile_program
 from hesse.tracing.functionalize import trace
 from hesse.tracing.passes.batched_matmul import merge_batched_matmuls
 from hesse.tracing.passes.join_slices import join_slices
+from hesse.tracing.passes.pooling import mask_before_pooling
 from hesse.tracing.passes.simplify import simplify
 from hesse.tracing.program import Program, run
+from hesse.tracing.vmap import batched
 from hesse.vectors.inner_products import norm
 
 DOUBLE = torch.float64
@@ -326,3 +329,58 @@ def test_a_copy_of_a_conjugate_stays():
 
     x = draw(4)
     assert_close(run(program_of(function, x), [x])[0], function(x))
+
+
+# --------------------------------------------------------------------------------------------------
+# Pooling
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 0)])
+def test_masks_come_before_the_backward_pass_of_pooling(kernel, stride, padding):
+    """Windows may overlap; entries that are equal, and zero, leave the choice to the pooling."""
+    x, g = draw(2, 3, 6, 6), draw(2, 3, 6, 6, seed=1)
+    x[0, 0] = 0.5
+
+    def backward(x, g):
+        y = x.clone().requires_grad_()
+        z = torch.nn.functional.max_pool2d(y.relu(), kernel, stride, padding)
+        return torch.autograd.grad(z, y, g[..., : z.shape[2], : z.shape[3]].contiguous())[0]
+
+    program = program_of(backward, x, g, passes=(simplify, mask_before_pooling))
+    (mask,) = (node for node in program.nodes if node.function is aten.threshold_backward.default)
+    (pool,) = (node for node in program.nodes if "pool2d_with_indices_b" in str(node.function))
+    assert program.nodes.index(mask) < program.nodes.index(pool)
+    assert torch.equal(run(program, [x, g])[0], backward(x, g))
+
+
+@pytest.mark.parametrize("settings", [(2,), (3, 2, 1), (3, 1, 1, 2)])
+def test_a_program_pools_as_torch_does(settings):
+    """Bit for bit, of equal entries and NaN too; several images do not fit into its cache."""
+    x = draw(9, 8, 35, 33, dtype=torch.float32).relu()
+    x[1, 2, 3] = float("nan")
+    program = program_of(lambda x: torch.nn.functional.max_pool2d(x, *settings), x)
+    (node,) = (n for n in program.nodes if n.function is aten.max_pool2d_with_indices.default)
+    assert pooling.takes(node, program.metas)
+    expected = node.function(x, *node.args[1:])
+    for ours, theirs in zip(pooling.max_pool(x, *node.args[1:]), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True, check_stride=True)
+    torch.testing.assert_close(run(program, [x])[0], expected[0], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_block_of_directions_holds_no_copies_of_what_was_pooled():
+    images, v = draw(3, 2, 4, 4), draw(5, 36)
+
+    def f(w):
+        hidden = torch.nn.functional.conv2d(images, w.view(2, 2, 3, 3), padding=1).relu()
+        return torch.nn.functional.max_pool2d(hidden, 2).square().sum()
+
+    w = draw(36, seed=2)
+    H = hessian_operator(f, w, mode="traced-split")
+    H @ v[0]
+    (_, product), *_ = H.summand_products(v[0])
+    block = batched(product.partition.tangents["product"], product.residuals, v)
+    expected = hessian_operator(f, w, mode="retained-graph") @ v.T
+    assert_close(run(block, [*product.residuals, v])[0].T, expected)
+    pools = [node for node in block.nodes if "pool2d_with_indices_b" in str(node.function)]
+    assert pools
+    assert all(set(block.metas[node.args[1].index].stride) == {0} for node in pools)

@@ -152,6 +152,22 @@ def test_eigenvectors_of_a_kronecker_product_are_computed_once(monkeypatch):
     assert taken == [2, 3]
 
 
+def test_damping_far_below_the_rounding_error_of_the_largest_eigenvalue_gives_an_inverse():
+    """Of eigenvalues d >= 0: d + c is at least c. Where d and c cancel, only their sum is known."""
+    P, Q = (torch.linalg.qr(normal(k, k, seed=k)).Q.float() for k in (2, 3))
+    basis = hesse.kronecker_operator(P, Q)
+    d, c = torch.tensor([1e7, 3.0, 1e-9, 0.0, 2e-4, 5e2], dtype=DOUBLE), 1e-3
+    A = RotatedDiagonal(basis.domain, basis, d)
+    assert A._inverse() is None
+    inverse = (A + c * hesse.identity_operator(6, torch.float32))._inverse()
+    R = torch.kron(P, Q).double()
+    expected = R @ torch.diag(1.0 / (d + c)) @ R.T
+    difference = inverse.to_dense().double() - expected
+    assert float(difference.norm()) < 1e-5 * float(expected.norm())
+    doubtful = RotatedDiagonal(basis.domain, basis, d - 1.5e-3)
+    assert (doubtful + c * hesse.identity_operator(6, torch.float32))._inverse() is None
+
+
 def test_a_dense_matrix_is_a_trial_of_an_operator():
     assert not dense_operator(definite(3)).is_structured
     assert not (dense_operator(definite(3)) + identity(3)).is_structured

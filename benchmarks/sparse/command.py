@@ -38,8 +38,9 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.simplefilter("ignore")
     text = [one_line(describe_machine()).replace("float32", "float64"), _HEADER]
     for name in options.functions:
-        text.append(_row(name, options))
-        print(text[-1], file=sys.stderr, flush=True)
+        for n in options.sizes or [FUNCTIONS[name][1] // (100 if options.quick else 1)]:
+            text.append(_row(name, n, options))
+            print(text[-1], file=sys.stderr, flush=True)
     if not options.without_newton:
         text += ["", newton(2_500 if options.quick else 250_000)]
     options.output.mkdir(parents=True, exist_ok=True)
@@ -50,6 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks sparse", description=__doc__)
     parser.add_argument("--functions", nargs="+", choices=FUNCTIONS, default=list(FUNCTIONS))
+    parser.add_argument("--sizes", nargs="+", type=int, help="variables; default for each its own")
     parser.add_argument("--mode", choices=["auto", "traced-split", "compiled-split"],
                         default="auto")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a hundredth of the variables")
@@ -61,9 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _row(name: str, options: argparse.Namespace) -> str:
-    make, n = FUNCTIONS[name]
-    f, x = make(n // 100 if options.quick else n)
+def _row(name: str, n: int, options: argparse.Namespace) -> str:
+    make, _ = FUNCTIONS[name]
+    f, x = make(n)
     hesse.sparse_hessian_operator(*make(100))  # the first one of a process imports much
     start = time.process_time()
     S = hesse.sparse_hessian_operator(f, x, mode=options.mode)

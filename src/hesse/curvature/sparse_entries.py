@@ -17,8 +17,9 @@ from hesse.curvature.operator import CurvatureOperator
 from hesse.engine.program_product import ProgramProduct
 from hesse.engine.quadratic_product import QuadraticProduct
 from hesse.tracing.program import Program, run
+from hesse.tracing.sparsity.collect import Places
 from hesse.tracing.sparsity.detect import LinearPart
-from hesse.tracing.sparsity.entries import Places, entries_program
+from hesse.tracing.sparsity.entries import entries_program
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from hesse.tracing.functionalize import retrace, trace
 from hesse.tracing.graph import Graph, UntraceableError
 from hesse.tracing.partition import Partition, Tangent, partition
 from hesse.tracing.passes.join_slices import join_slices
+from hesse.tracing.passes.pooling import mask_before_pooling
 from hesse.tracing.passes.simplify import simplify
 from hesse.tracing.passes.weight_gradients import rewrite_weight_gradients
 from hesse.tracing.precision import has_units, units
@@ -63,7 +64,7 @@ def trace_product(
     rewritten = rewrite_weight_gradients(graph)
     if rewritten is not None:
         graph = simplify(retrace(rewritten, inputs))
-    graph = join_slices(graph)
+    graph = mask_before_pooling(join_slices(graph))
     if not same_states(before, generator_states()):
         raise UntraceableError("the function draws random numbers outside of torch")
     reduced = has_units(options.precision, inputs[0].device)

@@ -151,11 +151,11 @@ class BatchedKronecker(LinearOperator):
         if self._unshifted is not None:
             known = self._unshifted.rotated
             shift = self.shift - self._unshifted.shift
-            return RotatedDiagonal(self.domain, known.Q, known.w + shift)
+            return RotatedDiagonal(self.domain, known.Q, known.w + shift, self.shift)
         (a, P), (b, Q) = self.left.eigen(), self.right.eigen()
         vectors = BatchedKronecker(P, Q, symmetric=False)
         values = (a[:, :, None] * b[:, None, :]).reshape(-1)
-        return RotatedDiagonal(self.domain, vectors, values + self.shift)
+        return RotatedDiagonal(self.domain, vectors, values + self.shift, self.shift)
 
     def _inverse(self) -> LinearOperator | None:
         if not self.symmetric:

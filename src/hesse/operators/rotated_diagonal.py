@@ -18,11 +18,12 @@ class RotatedDiagonal(LinearOperator):
 
     Args:
         w: shape (n,), converted to the dtype of the space for products; best float64.
+        shift: c, of which w = d + c was made of eigenvalues d that have rounding errors.
     """
 
-    def __init__(self, space: Space, Q: LinearOperator, w: Tensor) -> None:
+    def __init__(self, space: Space, Q: LinearOperator, w: Tensor, shift: float = 0.0) -> None:
         super().__init__(space, symmetric=True)
-        self.Q, self.w = Q, w
+        self.Q, self.w, self.shift = Q, w, shift
         self._weights = w.to(space.dtype)
 
     def _matvec(self, v: Tensor) -> Tensor:
@@ -32,9 +33,20 @@ class RotatedDiagonal(LinearOperator):
         return self.Q._matmat(self._weights[:, None] * self.Q._rmatmat(block))
 
     def _inverse(self) -> LinearOperator | None:
-        size = self.w.abs()
-        singular = bool(size.min() <= torch.finfo(self.dtype).eps * size.max())
-        return None if singular else RotatedDiagonal(self.domain, self.Q, 1.0 / self.w)
+        inverse = RotatedDiagonal(self.domain, self.Q, 1.0 / self.w)
+        regular = not self._may_be_zero() and self.domain.all_finite(inverse._weights)
+        return inverse if regular else None
+
+    def _may_be_zero(self) -> bool:
+        """Whether an eigenvalue is of the size of its rounding error.
+
+        That is one of d. Where d and c have one sign, w is at least c, which is exact.
+        """
+        size, eps = self.w.abs(), torch.finfo(self.dtype).eps
+        in_doubt = size <= eps * size.max()
+        if self.shift:
+            in_doubt &= size < (1.0 - 4.0 * eps) * abs(self.shift)
+        return bool(in_doubt.any())
 
     def _diagonal(self) -> Tensor | None:
         """The squares of the entries of Q, times w."""
@@ -61,7 +73,7 @@ class RotatedDiagonal(LinearOperator):
         if self.domain.any(d != d[0]):
             return None
         space = self.domain.common(D.domain)
-        return RotatedDiagonal(space, self.Q, self.w + d[0])
+        return RotatedDiagonal(space, self.Q, self.w + d[0], self.shift + float(d[0]))
 
     @property
     def is_structured(self) -> bool:

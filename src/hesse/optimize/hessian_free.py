@@ -86,7 +86,8 @@ class HessianFree(torch.optim.Optimizer):
             examples (Martens & Sutskever 2011, with mu = 0.03). h are the states of all times that
             nn.RNN, nn.LSTM, nn.GRU and their cells return, those of padding too unless sequences
             are packed; or what modules return first: {model.encoder: 0.03}. In a scan it keeps the
-            lambda of the last step.
+            lambda of the last step. A preconditioner is of G + lambda I alone: for mu near 1 CG
+            takes fewer products with preconditioner="none".
         max_cg_iterations: of one step; a scan starts with 3 and takes 3 more every 10 steps.
         preconditioner: of CG: "ekfac" or "kfac" (of one random vector a step, averaged over steps;
             none for a model that cannot be traced), "nystrom" (20 products), "diagonal" (an

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.tracing.backends import onednn
+from hesse.tracing.backends import onednn, pooling
 from hesse.tracing.flops import flops
 from hesse.tracing.graph import Graph, Node, Value, last_reads, replay_node
 from hesse.tracing.memory.liveness import Lifetimes, memory_profile, reuse_memory
@@ -179,6 +179,8 @@ def _callable(node: Node, program: Program) -> Callable:
             return lambda vectors, _=0: joined(vectors)
     if program.measured_kernels and onednn.takes(node, metas):
         return onednn.kernel(node.function)
+    if pooling.takes(node, metas):
+        return pooling.max_pool
     return _BINDINGS.get(node.function) or direct_call(node.function)
 
 

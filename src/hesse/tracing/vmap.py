@@ -21,18 +21,19 @@ from torch import Tensor
 from hesse.tracing.functionalize import trace
 from hesse.tracing.passes.batched_matmul import merge_batched_matmuls
 from hesse.tracing.passes.fuse_addmm import fuse_addmm
+from hesse.tracing.passes.pooling import without_pooled
 from hesse.tracing.passes.simplify import simplify
 from hesse.tracing.program import Program
 
 # What a node writes for all directions should fit into the cache of a core, with what it reads.
 # Meanwhile products with one matrix become a larger product, which runs faster.
-_CACHED_BYTES = 400_000
+CACHED_BYTES = 400_000
 _MAX_DIRECTIONS = 32
 
 
-def directions_at_once(program: Program) -> int:
-    """How many directions to put into a block."""
-    return int(min(_MAX_DIRECTIONS, max(1.0, _CACHED_BYTES / max(1.0, program.bytes_per_node))))
+def directions_at_once(program: Program, nbytes: int = CACHED_BYTES) -> int:
+    """How many directions to put into a block, of which a node writes so many bytes."""
+    return int(min(_MAX_DIRECTIONS, max(1.0, nbytes / max(1.0, program.bytes_per_node))))
 
 
 def batched(program: Program, residuals: list[Tensor], *blocks: Tensor) -> Program:
@@ -52,7 +53,7 @@ def batched(program: Program, residuals: list[Tensor], *blocks: Tensor) -> Progr
             lambda: torch.vmap(program.replay, in_dims=in_dims)(*residuals, *blocks),
             [*residuals, *blocks],
         )
-    graph = merge_batched_matmuls(simplify(graph))
+    graph = without_pooled(merge_batched_matmuls(simplify(graph)))
     nodes = fuse_addmm(graph.nodes, graph.outputs, graph.metas)
     return Program(
         *(graph, nodes, graph.inputs, graph.outputs), measured_kernels=program.measured_kernels

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -81,13 +82,16 @@ def chosen(rows: BlockRows, g: Values, vectors: int) -> Part:
         return (OneSum if is_one else Sums)(rows)
     if others:
         return ManyRows(rows)
-    own = rows_of_g(use, g, rows.a)
-    count = map_.most_rows(len(own))
     if use.rule == "embedding":
         return OneHotRows(rows)
+    if use.rule == "convolution" and map_.is_of_images(g[use.g].shape):  # without a copy of rows
+        count, entries = math.prod(g[use.g].shape[2:]), g[use.g].numel()
+    else:
+        own = rows_of_g(use, g, rows.a)
+        count, entries = map_.most_rows(len(own)), own.numel()
     if count == 1:
         return OneRow(rows)
-    return (FewRows if _are_few(count, own.numel(), vectors) else ManyRows)(rows)
+    return (FewRows if _are_few(count, entries, vectors) else ManyRows)(rows)
 
 
 def _are_few(count: int, entries: int, vectors: int) -> bool:

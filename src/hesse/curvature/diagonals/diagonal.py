@@ -18,8 +18,11 @@ from hesse.curvature.diagonals.readers import Reader
 from hesse.curvature.diagonals.vectors import Block, Weighted, in_blocks
 from hesse.curvature.diagonals.visits import Batches, NoBlocksError, Reading, Visit
 from hesse.operators.computed_diagonal import VECTORS_OF_A_PRODUCT, ComputedDiagonal
-from hesse.tracing.vmap import directions_at_once
+from hesse.tracing.vmap import CACHED_BYTES, directions_at_once
 from hesse.vectors.random import drawn_seed
+
+# What a node may write for all vectors in a model with convolutions.
+_OF_IMAGES = 1 << 23
 
 Take = Callable[[], Iterable[Weighted]]
 
@@ -155,7 +158,12 @@ class RiskDiagonal(ComputedDiagonal):
 
 
 def _at_once(visit: Visit, count: int) -> int:
-    """How many vectors go together: as many as a cache holds, and one while a program is new."""
+    """How many vectors go together: as many as a cache holds, and one while a program is new.
+
+    With convolutions more of them: the gradients of an example for all vectors are one product.
+    """
     if visit.point is None or not visit.point.program.was_used_before:
         return 1
-    return min(count, directions_at_once(visit.point.program.partition.tangents["g"]))
+    uses = (use for block in visit.covered for use in block.uses)
+    size = _OF_IMAGES if any(use.rule == "convolution" for use in uses) else CACHED_BYTES
+    return min(count, directions_at_once(visit.point.program.partition.tangents["g"], size))

@@ -101,14 +101,14 @@ class ManyRows(Squares):
         sides = []
         for uses in self._alike:
             parts = [self.rows.by_example(use, g, maps[use]) for use in uses]
-            sides.append(_side_by_side(parts[0] if len(parts) == 1 else torch.cat(parts, 2)))
+            sides.append(parts[0] if len(parts) == 1 else torch.cat(parts, 2))
         self._arranged = self._arranged or [
             _joined([self.rows.of_a_by_example(u, g[u.g].shape[1:], maps[u]) for u in uses])
             for uses in self._alike
         ]
         total: Tensor | None = None
-        for part in self._chunks(len(weights)):
-            squares = sum_of_squares(self._gradients(sides, part, len(weights)))
+        for part in self._chunks(sides):
+            squares = sum_of_squares(self._gradients(sides, part))
             total = squares if total is None else total.add_(squares)
         assert total is not None
         for squares, weight in zip(total.unbind(1), weights, strict=True):
@@ -116,19 +116,21 @@ class ManyRows(Squares):
                 weight * squares if self._total is None else self._total.add_(squares, alpha=weight)
             )
 
-    def _chunks(self, vectors: int) -> Iterator[slice]:
-        """Examples whose gradients fit into a cache, as equal numbers as can be."""
-        examples = self.rows.maps[0].examples
-        most = max(1, _CHUNK // (self.rows.block.n * vectors))
+    def _chunks(self, sides: Sequence[Tensor]) -> Iterator[slice]:
+        """Examples whose rows and gradients fit into a cache, as equal numbers as can be."""
+        vectors, examples = sides[0].shape[:2]
+        entries = max(self.rows.block.n * vectors, *(side[:, 0].numel() for side in sides), 1)
+        most = max(1, _CHUNK // entries)
         step = math.ceil(examples / math.ceil(examples / most))
         for first in range(0, examples, step):
             yield slice(first, first + step)
 
-    def _gradients(self, sides: Sequence[Tensor], part: slice, vectors: int) -> Tensor:
+    def _gradients(self, sides: Sequence[Tensor], part: slice) -> Tensor:
         """(examples, groups, vectors, p, q), of some examples."""
         parts = []
-        for (use, *_), side, own in zip(self._alike, sides, self._arranged, strict=True):
-            gradient = gradients(side, own, part).unflatten(2, (vectors, -1))
+        for (use, *_), side, rows in zip(self._alike, sides, self._arranged, strict=True):
+            own, known = _side_by_side(side[:, part]), _of(rows, part)
+            gradient = gradients(own, known, slice(None)).unflatten(2, (len(side), -1))
             parts.append(gradient if use.g_is_left else gradient.mT)
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
@@ -151,6 +153,11 @@ def _joined(rows: Sequence[Rows]) -> Rows:
     """Rows (examples, T, groups, d) of several uses as rows of one."""
     dense = [part for part in rows if isinstance(part, Tensor)]
     return rows[0] if len(rows) == 1 else torch.cat(dense, 1)
+
+
+def _of(rows: Rows, part: slice) -> Rows:
+    """The rows of some examples."""
+    return rows[part] if isinstance(rows, Tensor) else OneHot(rows.index[part], rows.size)
 
 
 def _side_by_side(rows: Tensor) -> Tensor:

@@ -35,7 +35,6 @@ from hesse.curvature.kronecker.rows import (
     rows_of_a,
     rows_of_a_by_example,
     rows_of_g,
-    with_ones,
 )
 from hesse.tracing.uses import Use
 
@@ -80,10 +79,8 @@ class BlockRows:
 
     def of_a_by_example(self, use: Use, g_shape: Sequence[int], map_: ExampleMap) -> Rows:
         """The rows that do not depend on u: (examples, T, groups, d), with a 1 for the bias."""
-        rows = rows_of_a_by_example(use, self.a, g_shape, map_)
-        if not isinstance(rows, Tensor):
-            return rows
-        return (with_ones(rows) if self.block.has_bias else rows).to(self.dtype)
+        rows = rows_of_a_by_example(use, self.a, g_shape, map_, ones=self.block.has_bias)
+        return rows.to(self.dtype) if isinstance(rows, Tensor) else rows
 
     def sums(self, g: Values) -> Tensor:
         """(vectors, examples, D): the gradients of single examples, of a parameter of D numbers."""

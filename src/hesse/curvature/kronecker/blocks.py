@@ -93,7 +93,7 @@ class Block:
         """The block + shift I."""
         if self.d is not None and self.basis is not None:
             vectors = BatchedKronecker(*self.basis, symmetric=False)
-            return RotatedDiagonal(vectors.domain, vectors, self.d.reshape(-1) + shift)
+            return RotatedDiagonal(vectors.domain, vectors, self.d.reshape(-1) + shift, shift)
         return BatchedKronecker(self.left, self.right, symmetric=True, shift=shift)
 
     def factored_operator(self, shift: float) -> LinearOperator:

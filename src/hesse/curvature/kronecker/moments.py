@@ -59,10 +59,12 @@ class _Side:
     total: Tensor | float = 0.0
     count: Tensor | float = 0.0
 
-    def add(self, rows: Rows, weight: float, active: Tensor | None, size: int) -> None:
-        """Add weight * rows' rows, and the number of the active ones."""
+    def add(
+        self, rows: Rows, weight: float, active: Tensor | None, size: int, *, ones: bool = False
+    ) -> None:
+        """Add weight * rows' rows, and the number of the active ones; `ones`: appended to rows."""
         diagonal = isinstance(rows, OneHot) or size > MOST_DENSE
-        moment = second_moment(rows, active, diagonal)
+        moment = second_moment(rows, active, diagonal, ones=ones)
         if isinstance(self.total, Tensor):
             self.total.add_(moment, alpha=weight)
         else:
@@ -71,10 +73,11 @@ class _Side:
             self.count = self.count + active.sum(0)
 
     def mean(self) -> Factors:
-        """Over the rows that were counted."""
+        """Over the rows that were counted; the sum is given up for it."""
         assert isinstance(self.total, Tensor) and isinstance(self.count, Tensor)
-        count = self.count.clamp(min=1).to(self.total.dtype)
-        return Factors(self.total / count.view(-1, *[1] * (self.total.ndim - 1)))
+        total, self.total = self.total, 0.0
+        count = self.count.clamp(min=1).view(-1, *[1] * (total.ndim - 1))
+        return Factors(total.div_(count) if total.is_floating_point() else total / count)
 
     def sum(self) -> Factors:
         """Over all rows."""
@@ -120,7 +123,7 @@ class KroneckerMoments:
             nonzero = nonzero_rows(own)
             seen = self._active[k]
             self._active[k] = nonzero if seen is None else seen | nonzero
-            self._a_rows(k, use, g)
+            self._a_rows(k, use, g, ones=self._reduce)
         if self._reduce:
             rows = [
                 self._map(use).sums(own) for use, own in zip(self._block.uses, rows, strict=True)
@@ -145,7 +148,8 @@ class KroneckerMoments:
         for side, own, active, left in zip(self._A, rows, actives, self._g_is_left, strict=False):
             if isinstance(own, Tensor):
                 own = own.to(self._dtype)
-            side.add(own, 1.0, active, self._q if left else self._p)
+            ones = self._block.has_bias and not self._reduce
+            side.add(own, 1.0, active, self._q if left else self._p, ones=ones)
         self._rows_a = [None] * len(self._rows_a)
 
     def _mean(self, use: Use, rows: Rows, active: Tensor) -> tuple[Rows, Tensor]:
@@ -176,7 +180,7 @@ class KroneckerMoments:
         assert self._basis is not None
         pairs = []
         for k, use in enumerate(self._block.uses):
-            rows_g, rows_a = self._g(use, g), self._a_rows(k, use, g)
+            rows_g, rows_a = self._g(use, g), self._a_rows(k, use, g, ones=True)
             left, right = (rows_g, rows_a) if use.g_is_left else (rows_a, rows_g)
             pairs.append((project_rows(left, self._basis[0]), project_rows(right, self._basis[1])))
         if len(pairs) == 1:
@@ -215,12 +219,13 @@ class KroneckerMoments:
     def _g(self, use: Use, g: Values) -> Tensor:
         return rows_of_g(use, g, self._a).to(self._dtype)
 
-    def _a_rows(self, k: int, use: Use, g: Values) -> Rows:
+    def _a_rows(self, k: int, use: Use, g: Values, *, ones: bool) -> Rows:
+        """The rows that do not depend on u; `ones`: with a 1 for the bias, if there is one."""
         known = self._rows_a[k]
         if known is None:
             known = rows_of_a(use, self._a, g[use.g].shape)
             if isinstance(known, Tensor):
-                known = with_ones(known) if self._block.has_bias else known
+                known = with_ones(known) if ones and self._block.has_bias else known
                 known = known.to(self._dtype)
             self._rows_a[k] = known
         return known

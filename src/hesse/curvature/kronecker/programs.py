@@ -27,6 +27,7 @@ from hesse.tracing.functionalize import trace
 from hesse.tracing.graph import Graph, UntraceableError, replay_node
 from hesse.tracing.last_operations import read_uses
 from hesse.tracing.partition import Partition, Tangent, partition
+from hesse.tracing.passes.pooling import mask_before_pooling
 from hesse.tracing.passes.simplify import simplify
 from hesse.tracing.passes.unused_results import without_unused_results
 from hesse.tracing.program import GuardError, Program, run
@@ -262,7 +263,7 @@ def _traced(
             outputs = outputs_of(f, leaves)
             return [*(part.detach() for part in outputs), *derivative(outputs, leaves, u)]
 
-    graph = simplify(trace(everything, [*inputs, *u]))
+    graph = mask_before_pooling(simplify(trace(everything, [*inputs, *u])))
     directions = graph.inputs[len(inputs) :]
     outputs, gradients = graph.outputs[: len(u)], graph.outputs[len(u) :]
     frozen = [cold is not None for cold in variables.constants]

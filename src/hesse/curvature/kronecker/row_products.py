@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hesse.curvature.kronecker.examples import ExampleMap
-from hesse.curvature.kronecker.rows import OneHot, Rows
+from hesse.curvature.kronecker.rows import OneHot, Rows, with_ones
 from hesse.operators.batched_kronecker import Factors
 from hesse.vectors.matmul import empty_matrix, matmul
 
@@ -35,14 +35,21 @@ def nonzero_rows(rows: Tensor) -> Tensor:
     return (rows.amax(-1) != 0) | (rows.amin(-1) != 0)
 
 
-def second_moment(rows: Rows, active: Tensor | None, diagonal: bool) -> Tensor:
-    """(groups, d, d), or its diagonal (groups, d)."""
+def second_moment(
+    rows: Rows, active: Tensor | None, diagonal: bool, *, ones: bool = False
+) -> Tensor:
+    """(groups, d, d), or its diagonal (groups, d); `ones`: of rows with a 1 appended."""
     if isinstance(rows, OneHot):
         weights = None if active is None else active[:, 0].double()
         kept = rows.index >= 0
         weights = weights[kept] if weights is not None else None
         return torch.bincount(rows.index[kept], weights, rows.size)[None]
-    if active is not None and not bool(active.all()):
+    all_active = active is None or bool(active.all())
+    if all_active and not diagonal and rows.shape[1] == 1:
+        return gram(rows[:, 0], ones=ones)[None]
+    rows = with_ones(rows) if ones else rows
+    if not all_active:
+        assert active is not None
         rows = rows * active[..., None]
     if diagonal:
         return (rows * rows).sum(0)
@@ -51,16 +58,21 @@ def second_moment(rows: Rows, active: Tensor | None, diagonal: bool) -> Tensor:
     return products(rows, rows)
 
 
-def gram(X: Tensor) -> Tensor:
-    """X'X, of which only one half is computed where that pays."""
+def gram(X: Tensor, *, ones: bool = False) -> Tensor:
+    """X'X, of which only one half is computed where that pays; `ones`: of [X 1], not formed."""
     d = X.shape[1]
     if d < _SMALL_GRAM:
+        X = with_ones(X) if ones else X
         return X.T @ X
-    result, step = empty_matrix(d, d, X), -(-d // (16 * _PANELS)) * 16
+    whole, step = empty_matrix(d + ones, d + ones, X), -(-d // (16 * _PANELS)) * 16
+    result = whole[:d, :d]
     for i in range(0, d, step):
         torch.mm(X[:, i:].T, X[:, i : i + step], out=result[i:, i : i + step])
         result[i : i + step, i + step :] = result[i + step :, i : i + step].T
-    return result
+    if ones:
+        whole[d, :d] = whole[:d, d] = X.sum(0)
+        whole[d, d] = len(X)
+    return whole
 
 
 def products(left: Tensor, right: Tensor) -> Tensor:

@@ -81,15 +81,18 @@ def rows_of_a(use: Use, primal: Values, g_shape: Sequence[int]) -> Rows:
 
 
 def rows_of_a_by_example(
-    use: Use, primal: Values, g_shape: Sequence[int], map_: ExampleMap
+    use: Use, primal: Values, g_shape: Sequence[int], map_: ExampleMap, *, ones: bool = False
 ) -> Rows:
-    """The rows of `rows_of_a` by example; of a convolution with places next to one another."""
+    """The rows of `rows_of_a` by example; of a convolution with places next to one another.
+
+    `ones`: with a 1 appended to dense rows, for a bias.
+    """
     if use.rule == "convolution" and map_.is_of_images(g_shape):
-        return _patches(use, primal[use.a[0]])
+        return _patches(use, primal[use.a[0]], ones=ones)
     rows = rows_of_a(use, primal, g_shape)
     if isinstance(rows, OneHot):
         return OneHot(map_.arrange(rows.index + 1) - 1, rows.size)
-    return map_.arrange(rows)
+    return with_ones(map_.arrange(rows)) if ones else map_.arrange(rows)
 
 
 def gradient_rows(use: Use, tangent: Values, primal: Values) -> Tensor:
@@ -122,12 +125,8 @@ def _multiplied(use: Use, rows: Tensor, primal: Values) -> Tensor:
 
 
 def with_ones(rows: Tensor) -> Tensor:
-    """Rows with a 1 appended, for a bias; what was next to one another in memory remains so."""
-    ones = rows.new_ones(*rows.shape[:-1], 1)
-    if rows.ndim == 4 and rows.stride(1) == 1:  # (examples, T, groups, d), of a convolution
-        parts = [part.permute(0, 2, 3, 1) for part in (rows, ones)]
-        return torch.cat(parts, dim=2).permute(0, 3, 1, 2)
-    return torch.cat([rows, ones], dim=-1)
+    """Rows with a 1 appended, for a bias."""
+    return torch.cat([rows, rows.new_ones(*rows.shape[:-1], 1)], dim=-1)
 
 
 def dense(rows: Rows, dtype: torch.dtype) -> Tensor:
@@ -171,10 +170,10 @@ def _places(use: Use, g: Tensor) -> Tensor:
     return g.unflatten(1, (groups, -1)).flatten(3).permute(0, 3, 1, 2)
 
 
-def _patches(use: Use, x: Tensor) -> Tensor:
+def _patches(use: Use, x: Tensor, *, ones: bool = False) -> Tensor:
     """The windows that the places are computed from: (N, T, groups, channels / groups * K).
 
-    Places are next to one another in memory.
+    Places are next to one another in memory. `ones`: with a 1 appended.
     """
     kernel, stride, padding, dilation, groups, sizes = use.settings
     N, channels = x.shape[:2]
@@ -183,7 +182,11 @@ def _patches(use: Use, x: Tensor) -> Tensor:
         x = x.unfold(2 + i, (k - 1) * step + 1, s)[..., ::step].narrow(2 + i, 0, size)
     places = len(sizes)
     windows = x.movedim(tuple(range(2, 2 + places)), tuple(range(-places, 0)))
-    rows = windows.reshape(N, groups, channels // groups * math.prod(kernel), math.prod(sizes))
+    windows = windows.unflatten(1, (groups, -1))
+    size = channels // groups * math.prod(kernel)
+    rows = x.new_empty(N, groups, size + ones, math.prod(sizes))
+    rows[:, :, :size].view(windows.shape).copy_(windows)
+    rows[:, :, size:] = 1.0
     return rows.permute(0, 3, 1, 2)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,11 +27,11 @@ from hesse.tracing.graph import (
 )
 from hesse.tracing.passes.simplify import simplify
 from hesse.tracing.program import Program
+from hesse.tracing.sparsity.collect import Places, collected
 from hesse.tracing.sparsity.detect import LinearPart
-from hesse.tracing.sparsity.patterns import Pattern
 from hesse.tracing.sparsity.rules import indexing, reductions, scatter
 from hesse.tracing.sparsity.tape import Tape
-from hesse.tracing.sparsity.terms import Arrays, Term, added, picked, scaled
+from hesse.tracing.sparsity.terms import Arrays, Term, added, scaled
 
 _aten = torch.ops.aten
 
@@ -50,35 +49,6 @@ _SUMS = frozenset(
         ),  # that leaves rows out
     ]
 )
-
-
-class Places:
-    """The entries of a symmetric pattern: those in the upper triangle, and all others from these.
-
-    Args:
-        pattern: a CSR matrix with sorted indices.
-    """
-
-    def __init__(self, pattern: Pattern) -> None:
-        self._n = pattern.shape[0]
-        rows = np.repeat(np.arange(self._n, dtype=np.int64), np.diff(pattern.indptr))
-        columns = pattern.indices.astype(np.int64)
-        upper = rows <= columns
-        self._keys = rows[upper] * self._n + columns[upper]
-        low, high = np.minimum(rows, columns), np.maximum(rows, columns)
-        self.origins = np.searchsorted(self._keys, low * self._n + high).astype(np.int32)
-        """Of all entries, that of the upper triangle which each is equal to."""
-
-    @property
-    def count(self) -> int:
-        """The number of entries in the upper triangle; where anything else goes."""
-        return len(self._keys)
-
-    def of(self, rows: Any, columns: Any) -> Any:
-        """Where contributions to these entries go."""
-        keys = rows.astype(np.int64) * self._n + columns
-        found = np.minimum(np.searchsorted(self._keys, keys), self.count - 1)
-        return np.where(self._keys[found] == keys, found, self.count)
 
 
 def entries_program(
@@ -106,7 +76,7 @@ def entries_program(
         for node in part.fixed:
             replay_node(node, values)
         terms, like = _Writer(program, part, values).terms(), program.metas[part.output]
-        return [_collected(terms, places, varying, like.dtype, like.device)]
+        return [collected(terms, places, varying, like.dtype, like.device)]
 
     if part.output in program.inputs or not places.count:
         raise UntraceableError("nothing is computed")
@@ -240,43 +210,3 @@ class _Writer:
                 if pattern is not None:
                     terms += self._arrays.moved(self._terms[number], pattern)
         return results
-
-
-def _collected(
-    terms: Sequence[Term],
-    places: Places,
-    varying: Any,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    """The entries of the pattern, of which those of the upper triangle are added up."""
-    fixed, arrays = np.zeros(places.count + 1), Arrays()
-    sums: dict[int, tuple[Any, list[tuple[float, Tensor]]]] = {}
-    for term in terms:
-        targets = places.of(varying[term.rows], term.columns)
-        if term.factors is None:
-            fixed += term.scale * np.bincount(targets, minlength=len(fixed))
-        elif (targets < places.count).any():
-            targets, factors = _targets_of_factors(term.factors, term.numbers, targets, places)
-            targets = arrays.one(targets)
-            sums.setdefault(id(targets), (targets, []))[1].append((term.scale, factors))
-    upper = torch.from_numpy(fixed).to(dtype).to(device)
-    for targets, parts in sums.values():
-        (scale, total), *rest = parts
-        for c, factors in rest:
-            total = total.add(factors, alpha=c / scale)
-        index = torch.from_numpy(targets).to(device)
-        upper = upper.index_add(0, index, total, alpha=scale)
-    return upper.index_select(0, torch.from_numpy(places.origins).to(device))
-
-
-def _targets_of_factors(
-    factors: Tensor, numbers: Any, targets: Any, places: Places
-) -> tuple[Any, Tensor]:
-    """Where factors are added, and these: all of them, where most are used once."""
-    used = targets < places.count
-    if used.sum() > len(factors) // 2 and np.bincount(numbers).max() == 1:
-        whole = np.full(len(factors), places.count)
-        whole[numbers] = targets
-        return whole, factors
-    return targets[used], picked(factors, numbers[used])
