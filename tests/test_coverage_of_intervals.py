@@ -3,8 +3,8 @@
 A count of 1,000 has a standard deviation of 0.7%. A run that has many intervals, of a diagonal,
 counts with the share of them that hold, which varies less: 300 such runs say as much; so many are
 taken of determinants too, of which a run is long (1.3%). A fifth of the runs decides where they
-hold the truth in 94 to 96 of 100, and two fifths where they do in 93.5 to 96.5. Runs stop by themselves, at the default target or another,
-or after a fixed number of products.
+hold the truth in 94 to 96 of 100, and two fifths where they do in 93.5 to 96.5. Runs stop by
+themselves, at the default target or another, or after a fixed number of products.
 """
 
 import math
