@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all tests share: seeds, and hypothesis without a clock. No default dtype is changed."""
 
+import os
 import resource
 import signal
 from collections import defaultdict
@@ -21,8 +22,10 @@ hypothesis.settings.load_profile("hesse")
 # Tests send Ctrl-C, which a process that a shell starts in the background ignores.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The tensors of the tests are tiny: threads only get into one another's way.
+# The tensors of the tests are tiny: threads only get into one another's way, also in the processes
+# that tests start.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser):
@@ -43,7 +46,7 @@ def pytest_collection_modifyitems(items):
     """Mark slow cases; slow tests come first, or a process would wait for them at the end.
 
     Slow tests are not traced for the coverage report, which takes a third of their time. Tests
-    marked `gpu` skip themselves where there is no CUDA device.
+    marked `gpu` or `distributed` are skipped where torch cannot run them.
     """
     cases = defaultdict(list)
     for item in items:
@@ -56,10 +59,13 @@ def pytest_collection_modifyitems(items):
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.no_cover)
     items.sort(key=lambda item: "slow" not in item.keywords)
-    if not torch.cuda.is_available():
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    for mark, is_there, reason in (
+        ("gpu", torch.cuda.is_available(), "needs a CUDA device"),
+        ("distributed", torch.distributed.is_available(), "torch without distributed"),
+    ):
+        for item in items if not is_there else ():
+            if mark in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def _spread(group):

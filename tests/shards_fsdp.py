@@ -89,14 +89,4 @@ def refusals(place):
     return {
         "no group": _error(lambda: hesse.Risk(there, loss, data)),
         "tensor parallel": _error(lambda: hesse.Risk(columns, loss, data, group=mesh)),
-        "two dimensions": _error(lambda: _of_two_dimensions(place, data)),
     }
-
-
-def _of_two_dimensions(place, data):
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh("cpu", (1, place.size), mesh_dim_names=("replicate", "shard"))
-    there = fully_shard(model(), mesh=mesh)
-    hesse.Risk(there, nn.CrossEntropyLoss(), data, group=place.ranks())

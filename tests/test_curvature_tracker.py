@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import math
 import types
@@ -14,6 +15,7 @@ from torch import nn
 import hesse
 from hesse import HesseError, Risk
 from hesse.apps import CurvatureTracker
+from hesse.apps.training.time_budget import TimeBudget
 from tests.refusals import assert_refused
 from tests.tracked_risks import BATCHES, CE, DECAY, FLOAT, N, X, Y, forever, net, risk
 
@@ -194,6 +196,21 @@ def test_measurements_keep_within_their_share_of_the_time():
         warnings.simplefilter("error")
         assert clocked(None, 2.0, 5)[0] == [0, 1, 2, 3, 4]
         assert clocked(0.1, 0.1, 30, every=10)[0] == [0, 10, 20]
+
+
+def test_a_price_that_varies_stays_within_the_share():
+    """After every measurement but the first, which waits for nothing."""
+    prices, clock = itertools.cycle([5.0, 1.0, 4.0, 1.0, 1.0]), Clock()
+    budget, trained, taken = TimeBudget(0.1, clock), 0.0, 0
+    for _ in range(2000):
+        if budget.allows():
+            with budget.spending():
+                clock.now += next(prices)
+            taken += 1
+            assert taken == 1 or budget.spent <= 0.1 * trained
+        clock.now += 1.0
+        trained += 1.0
+    assert budget.spent > 0.095 * trained
 
 
 # -- Where it goes ---------------------------------------------------------------------------------

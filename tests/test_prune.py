@@ -13,55 +13,22 @@ from hesse import HesseError, Risk, Status
 from hesse.apps import Repair, prune
 from hesse.apps.pruning.elimination import eliminated
 from hesse.apps.pruning.patterns import Pattern
+from tests.pruning_problems import (
+    BEST,
+    EXACT,
+    LINEAR,
+    NEAR,
+    NETWORK,
+    RAGGED,
+    TRAINED,
+    H,
+    W,
+    X,
+    Y,
+    constrained_minimum,
+)  # fmt: skip
 
-EXACT = Repair(rtol=1e-12)
-FULL = Repair(rtol=1e-12, gradient=True)
-NEAR = {"rtol": 1e-8, "atol": 1e-10}
-G = torch.Generator().manual_seed(0)
-X = torch.randn(17, 8, generator=G, dtype=torch.float64) @ torch.randn(
-    8, 8, generator=G, dtype=torch.float64
-)
-Y = torch.randn(17, 3, generator=G, dtype=torch.float64)
-RAGGED = list(zip(X.split(6), Y.split(6), strict=True))
-
-
-def quadratic(bias=False):
-    """A risk that is a quadratic function, over ragged batches, and its weights."""
-    torch.manual_seed(1)
-    model = nn.Linear(8, 3, bias=bias).double()
-    return Risk(model, nn.MSELoss(), RAGGED, weight_decay=0.1)
-
-
-LINEAR = quadratic()
-BEST = hesse.minimize(LINEAR, LINEAR.params, rtol=0.0, atol=1e-12).x
-H = hesse.hessian_operator(LINEAR, BEST).to_dense()
-W = BEST["weight"].reshape(-1)
-
-
-def network():
-    """A classifier, its calibration data in ragged batches, and its trained parameters."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)).double()
-    y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
-    risk = Risk(
-        model,
-        nn.CrossEntropyLoss(),
-        list(zip(X.split(6), y.split(6), strict=True)),
-        weight_decay=0.01,
-    )
-    return risk, hesse.minimize(risk, risk.params, rtol=0.0, atol=1e-8, max_iterations=50).x
-
-
-NETWORK, TRAINED = network()
-
-
-def constrained_minimum(A, g, w, keep):
-    """min g'd + d'Ad/2 with d = -w outside of the mask, by its KKT system; d and the minimum."""
-    E = torch.eye(len(w)).to(w)[~keep]
-    m = len(E)
-    kkt = torch.cat([torch.cat([A, E.T], 1), torch.cat([E, torch.zeros(m, m).to(w)], 1)])
-    d = torch.linalg.solve(kkt, torch.cat([-g, -w[~keep]]))[: len(w)]
-    return d, float(g @ d + 0.5 * d @ A @ d)
+FULL = Repair(rtol=1e-12, target="risk")
 
 
 # -- The repair -----------------------------------------------------------------------------------
@@ -209,13 +176,15 @@ def test_the_last_repair_uses_all_examples():
 
 
 def test_all_steps_are_taken_again_with_all_examples():
-    seen = []
-    result = prune(NETWORK, TRAINED, 0.6, steps=2, callback=lambda s: seen.append(s.step))
+    seen, options = [], {"repair": Repair(target=None)}
+    result = prune(
+        *(NETWORK, TRAINED, 0.6), steps=2, callback=lambda s: seen.append(s.step), **options
+    )
     assert seen == [1, 2, 1, 2]
     again, dampings = TRAINED, [row[1] for row in result.history]
     for k, damping in enumerate(dampings):
-        share = 0.6 * (1 - (1 - (k + 1) / 2) ** 3)
-        again = prune(NETWORK, again, share, damping=damping).params
+        share = (1 - 0.4**0.5, 0.6)[k]
+        again = prune(NETWORK, again, share, damping=damping, **options).params
     for name, values in again.items():
         torch.testing.assert_close(result.params[name], values, **NEAR)
 
@@ -228,7 +197,7 @@ def test_steps_rise_to_the_sparsity():
 
     result = prune(NETWORK, TRAINED, 0.8, steps=3, damping=1e-2, callback=note)
     shares = [row[0] for row in result.history]
-    expected = [0.8 * (1 - (1 - t / 3) ** 3) for t in (1, 2, 3)]
+    expected = [1 - 0.2 ** (t / 3) for t in (1, 2, 3)]
     assert shares == pytest.approx(expected, abs=1 / 66)
     assert [step for step, _ in seen] == [1, 2, 3]
     assert result.products == seen[-1][1]
@@ -236,7 +205,7 @@ def test_steps_rise_to_the_sparsity():
 
 
 def test_refit_minimises_the_risk_over_what_is_kept():
-    repair = Repair(gradient=True, refit=60, rtol=1e-6)
+    repair = Repair(target="risk", refit=60, rtol=1e-6)
     result = prune(LINEAR, BEST, 0.5, damping=0.1, repair=repair, held_out=LINEAR)
     keep = result.mask["weight"].reshape(-1)
     _, least = constrained_minimum(H, 0 * W, W, keep)
@@ -368,6 +337,7 @@ SMALL = Risk(nn.Linear(8, 3, bias=False).double(), nn.MSELoss(), (X[:9], Y[:9]))
         ((LINEAR, BEST, 0.5), {"where": "biass"}, "space.names"),
         ((LINEAR, BEST, 0.5), {"damping": -1.0}, "held-out"),
         ((LINEAR, BEST, 0.5), {"repair": "retrain"}, "'refit'"),
+        ((LINEAR, BEST, 0.5), {"curvature": "layers", "repair": Repair(refit=1)}, "target='risk'"),
         ((LINEAR, BEST, 0.5), {"steps": 0}, "steps >= 1"),
         ((SMALL, None, 0.5), {}, "held_out data"),
         ((LINEAR, BEST, 0.5), {"curvature": INDEFINITE, "damping": 0.0}, "positive definite"),

@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 
 from hesse.saving.sharded_file import Parts
 from hesse.saving.tensor_file import DamagedFile
@@ -13,10 +12,7 @@ from tests import shards_files as files
 from tests.ranks_faults import BAD
 from tests.ranks_pool import SIZE, bits, close
 
-pytestmark = [
-    pytest.mark.distributed,
-    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed"),
-]
+pytestmark = pytest.mark.distributed
 RUNS = list(files.RUNS)
 
 

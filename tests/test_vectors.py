@@ -304,7 +304,7 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+@pytest.mark.distributed
 def test_a_distributed_tensor_is_refused():
     done = subprocess.run([sys.executable, "-c", DTENSOR], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

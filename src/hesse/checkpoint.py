@@ -77,8 +77,8 @@ class Checkpoint:
         self._parts: ShardedFile | None = None
         if self.path is None:
             return
-        if self._ranks is not None and A.domain.shards is not None:
-            self._parts = ShardedFile(self._ranks, A.domain.shards)
+        if A.domain.shards is not None:
+            self._parts = ShardedFile(A.domain)
         with alike(self._ranks):
             self._check_place(self.path)
         self._fingerprints = self._fingerprints_of({"A": A, **run_key})

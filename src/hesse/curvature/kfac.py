@@ -15,11 +15,12 @@ from hesse.curvature.kronecker.estimate import Approximation, Estimator, Fisher,
 from hesse.curvature.kronecker.operator import Damping, KroneckerCurvature
 from hesse.curvature.kronecker.saved import load
 from hesse.curvature.point import point_of
+from hesse.curvature.rank_sum import check_same_point, look_here
 from hesse.curvature.same_likelihood import with_likelihood
 from hesse.errors import ArgumentError, FunctionError, check_choice
 from hesse.progress import FilePath
+from hesse.ranks import alike
 from hesse.risk.risk import Risk
-from hesse.risk.sharing import check_is_whole
 from hesse.vectors.random import drawn_seed
 from hesse.vectors.space import Space, Tree
 
@@ -88,7 +89,8 @@ def kfac_operator(
     tensor([[1., 0.],
             [0., 4.]])
     """
-    settings = _settings(fisher, approximation, samples, generator, rotated=False)
+    seed = _seed(risk, generator)
+    settings = _settings(fisher, approximation, samples, seed, rotated=False)
     return _operator(risk, params, settings, likelihood, damping, damping_form)
 
 
@@ -137,7 +139,8 @@ def ekfac_operator(
     >>> E.eigenvalues()
     tensor([2., 5.])
     """
-    settings = _settings(fisher, approximation, samples, generator, rotated=True)
+    seed = _seed(risk, generator)
+    settings = _settings(fisher, approximation, samples, seed, rotated=True)
     return _operator(risk, params, settings, likelihood, damping, damping_form)
 
 
@@ -166,11 +169,17 @@ def load_kfac(path: FilePath, *, device: torch.device | str = "cpu") -> Kronecke
     return KroneckerCurvature(space, blocks, **options)
 
 
+def _seed(risk: Any, generator: torch.Generator | None) -> int:
+    """Of the random signs: the same in all processes, which number their batches one by one."""
+    ranks = risk.ranks if isinstance(risk, Risk) else None
+    return drawn_seed(ranks.generator if ranks and generator is None else generator)
+
+
 def _settings(
     fisher: Fisher,
     approximation: Approximation,
     samples: int,
-    generator: torch.Generator | None,
+    seed: int,
     *,
     rotated: bool,
 ) -> Settings:
@@ -180,7 +189,7 @@ def _settings(
         raise ArgumentError(
             expected="samples to be a positive integer", got=repr(samples), remedy="Give 1 or more."
         )
-    return Settings(fisher, samples, approximation, rotated, drawn_seed(generator))
+    return Settings(fisher, samples, approximation, rotated, seed)
 
 
 def _operator(
@@ -197,15 +206,25 @@ def _operator(
             got=f"a {type(risk).__name__}",
             remedy="Build hesse.Risk(model, loss, data).",
         )
-    check_is_whole(risk)
     params = point_of(risk, params, "params")
-    risk.check_at(params)
-    if likelihood is not None:
-        risk = with_likelihood(risk, params, likelihood)
+    ranks = risk.ranks
+    with alike(ranks):
+        space = Space.of(params, what="params", ranks=ranks)
+    if ranks is not None:
+        check_same_point(ranks, space, params, "params")
+    whole = risk.share.whole(params)
+
+    def look(here: Risk) -> None:
+        here.check_at(whole)
+        if likelihood is not None:
+            with_likelihood(here, whole, likelihood)
+
+    look_here(risk, look)
+    risk = risk if likelihood is None else risk.with_loss(likelihood)
     estimator = Estimator(risk, settings)
     blocks = estimator.blocks(params)
     return KroneckerCurvature(
-        Space.of(params),
+        space,
         blocks,
         weight_decay=risk.weight_decay,
         damping=damping,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -145,16 +144,23 @@ def rank_sum(ranks: Ranks, make: Make, x: Tree, what: str, shift: float) -> Rank
         RankError: x, which `what` names, is not the same on all ranks.
     """
     with ranks.alike():
-        space = replace(Space.of(x, what=what), ranks=ranks)
+        space = Space.of(x, what=what, ranks=ranks)
         local = make(x) or NoData(space)
-        code = _code(space, x)
-    ranks.check_same(
-        what,
-        code,
-        "Give all ranks the same parameters: DistributedDataParallel does at construction, or "
-        "torch.distributed.broadcast.",
-    )
+    check_same_point(ranks, space, x, what)
     return RankSum(local, space, shift)
+
+
+def check_same_point(ranks: Ranks, space: Space, x: Tree, what: str) -> None:
+    """Raise on all ranks unless x is the same on all, if each of them has all of it."""
+    if space.shards is None:
+        with ranks.alike():
+            code = _code(space, x)
+        ranks.check_same(
+            what,
+            code,
+            "Give all ranks the same parameters: DistributedDataParallel does at construction, or "
+            "torch.distributed.broadcast.",
+        )
 
 
 def look_here(risk: Risk, look: Callable[[Risk], T]) -> T | None:

@@ -7,6 +7,9 @@ Each rank r has a part of the data, of the parameters and of all vectors. It gat
 takes the product with its own part of the data by the operator that one process would use, and has
 its part of the sum: one all-gather and one reduce-scatter. Nothing that is differentiated
 communicates.
+
+Where several groups of ranks have copies of the parameters (HSDP), both are within a group, and the
+parts of the sums of the groups are then added up over the ranks that have the same ones.
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.curvature.rank_sum import Make, NoData, RankSum
+from hesse.curvature.rank_sum import Make, NoData, RankSum, check_same_point
 from hesse.ranks import Ranks
-from hesse.vectors.exchange import gather, sum_and_scatter
+from hesse.vectors.exchange import gather, meet, sum_and_scatter
 from hesse.vectors.rows import transposed
 from hesse.vectors.space import Space, Tree
 
@@ -55,7 +58,7 @@ class ShardSum(RankSum):
 
     @cached_property
     def _gradient(self) -> Tensor:
-        self.ranks.gather_step(self.domain.empty()[:0])  # says which step it is
+        meet(self.domain)
         return sum_and_scatter(self.domain, 1, lambda: self.local.flat_gradient[None])[0]
 
 
@@ -65,5 +68,8 @@ def shard_sum(ranks: Ranks, make: Make, x: Tree, what: str, shift: float) -> Sha
         space = Space.of(x, what=what, ranks=ranks)
     whole = space.whole_tree(x)
     with ranks.alike():
-        local = make(whole) or NoData(Space.of(whole, what=what))
+        whole_space = Space.of(whole, what=what)
+        local = make(whole) or NoData(whole_space)
+    if space.shards is not None and space.shards.is_replicated:
+        check_same_point(ranks, whole_space, whole, what)
     return ShardSum(local, space, shift)

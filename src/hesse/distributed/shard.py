@@ -21,8 +21,8 @@ def shard(tree: Tree, mesh: Any) -> Tree:
 
     Args:
         tree: whole tensors, on every process; those of the first one count.
-        mesh: a `DeviceMesh` of one dimension, as `torch.distributed.device_mesh.init_device_mesh`
-            makes it.
+        mesh: a `DeviceMesh`, as `torch.distributed.device_mesh.init_device_mesh` makes it. Along
+            the last of several dimensions tensors are cut, along the others replicated.
 
     Returns:
         A tree of `torch.distributed.tensor.DTensor`s, each cut along its first dimension as
@@ -31,17 +31,18 @@ def shard(tree: Tree, mesh: Any) -> Tree:
     Cost: one message from the first process to each other one for each tensor.
 
     Raises:
-        HesseError: the mesh has several dimensions; a tensor without a dimension.
+        HesseError: what is given is no mesh; a tensor without a dimension.
     """
-    from torch.distributed.tensor import Shard, distribute_tensor
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-    ndim = getattr(mesh, "ndim", None)
-    if ndim != 1:
+    if not isinstance(mesh, DeviceMesh):
         raise ArgumentError(
-            expected="a DeviceMesh of one dimension",
-            got=f"a mesh of {ndim} dimensions" if ndim else f"a {type(mesh).__name__}",
+            expected="a DeviceMesh",
+            got=f"a {type(mesh).__name__}",
             remedy="Give init_device_mesh('cuda', (size,)), or a dimension of a mesh: mesh['dp'].",
         )
+    placements = [*[Replicate()] * (mesh.ndim - 1), Shard(0)]
     for name, leaf in walk(tree, "tree"):
         if leaf.ndim == 0:
             raise ShapeError(
@@ -51,6 +52,6 @@ def shard(tree: Tree, mesh: Any) -> Tree:
             )
 
     def cut(leaf: Tensor) -> Tensor:
-        return distribute_tensor(leaf.detach(), mesh, [Shard(0)])
+        return distribute_tensor(leaf.detach(), mesh, placements)
 
     return map_leaves(cut, tree)

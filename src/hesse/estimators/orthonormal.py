@@ -41,36 +41,41 @@ def extend(
     for start in range(0, len(rows), _PANEL):
         panel, known = rows[start : start + _PANEL], [*basis, rows[:start]]
         rounding = [torch.finfo(space.dtype).eps * size for size in space.norms(*panel)]
-        R[: j + start, start : start + len(panel)] = orthogonalise(space, known, panel)
+        known_parts, lengths = orthogonalise(space, known, panel)
+        R[: j + start, start : start + len(panel)] = known_parts
         for i, row in enumerate(panel):
             before, column = [*known, panel[:i]], R[:, start + i]
-            column[: j + start + i] += _orthogonalise_in_panel(space, before, row)
-            column[j + start + i] = _normalise(space, before, row, rounding[i], generator)
+            h, length = _orthogonalise_in_panel(space, before, row, lengths[i])
+            column[: j + start + i] += h
+            if length > 10 * rounding[i]:
+                row /= length
+            else:
+                _turn(space, before, row, generator)
+                length = max(rounding[i], _TINY)
+            column[j + start + i] = length
     return rows, R
 
 
-def _orthogonalise_in_panel(space: Space, before: list[Tensor], row: Tensor) -> Tensor:
-    """Subtract a row's components along the last block; those along the others were subtracted."""
-    length, others = space.norm(row), sum(map(len, before[:-1]))
-    h = torch.cat([torch.zeros(others).double(), orthogonalise(space, before[-1:], row)])
-    if space.norm(row) < _KEPT * length:  # what was left along the others weighs more now
-        h += orthogonalise(space, before, row)
-    return h
+def _orthogonalise_in_panel(
+    space: Space, before: list[Tensor], row: Tensor, length: float
+) -> tuple[Tensor, float]:
+    """Subtract a row's components along the last block; those along the others were subtracted.
+
+    Returns the components, and the length that is left of `length`.
+    """
+    others = torch.zeros(sum(map(len, before[:-1])), dtype=torch.float64)
+    own, (left,) = orthogonalise(space, before[-1:], row)
+    h = torch.cat([others, own])
+    if left < _KEPT * length:  # what was left along the others weighs more now
+        more, (left,) = orthogonalise(space, before, row)
+        h += more
+    return h, left
 
 
-def _normalise(
-    space: Space,
-    basis: list[Tensor],
-    row: Tensor,
-    rounding: float,
-    generator: torch.Generator | None,
-) -> float:
-    """Scale a row to length 1 and return its length; rounding becomes a new direction."""
-    length = space.norm(row)
-    if length > 10 * rounding:
-        row /= length
-        return length
+def _turn(
+    space: Space, basis: list[Tensor], row: Tensor, generator: torch.Generator | None
+) -> None:
+    """Replace a row of rounding by a random unit vector that is orthogonal to the basis."""
     row.copy_(space.gaussian(generator))
-    orthogonalise(space, basis, row)
-    row /= space.norm(row)
-    return max(rounding, _TINY)
+    _, (length,) = orthogonalise(space, basis, row)
+    row /= length

@@ -93,9 +93,9 @@ class Sketch:
 
 def grown_gram(space: Space, known: Tensor, left: list[Tensor], right: list[Tensor]) -> Tensor:
     """The inner products of all rows with all rows; all but those of the last blocks are known."""
-    none = known.new_zeros(0, len(right[-1]))
-    beside = torch.cat([none, *(space.gram(block, right[-1]) for block in left[:-1])])
-    below = torch.cat([space.gram(left[-1], block) for block in right], dim=1)
+    none = right[-1].new_zeros(0, len(right[-1]))
+    beside = torch.cat([none, *space.inners_of(left[:-1], right[-1])]).to(known)
+    below = torch.cat(space.inners_of(right, left[-1])).T.to(known)
     return torch.cat([torch.cat([known, beside], dim=1), below])
 
 

@@ -186,7 +186,8 @@ def _move(system: System, state: CGState, Ap: Tensor, alpha: float, pAp: float) 
     state.x.add_(state.p, alpha=alpha)
     state.residual.sub_(Ap, alpha=alpha)
     r, space = state.residual, system.A.domain
-    if system.preconditioner is not None and space.shards is not None:
+    is_last = state.iteration + 1 == system.limit
+    if system.preconditioner is not None and space.shards is not None and not is_last:
         state.z = system.precondition(r)  # one too many at the end saves a reduction at each step
     z = r if system.preconditioner is None else state.z
     # What the next step needs comes in the same reduction.

@@ -104,11 +104,11 @@ def _step(system: System, state: GMRESState, m: int) -> Status:
     v = system.precondition(V[k])
     w = unshared(system.A._matvec(v), v)
     state.products += 1
-    size = space.norm(w)
+    h, (rest,) = orthogonalise(space, [V[: k + 1]], w)
+    size = math.hypot(float(h.norm()), rest)
     if not math.isfinite(size):
         return Status.NOT_FINITE
-    h = orthogonalise(space, [V[: k + 1]], w)
-    rest, smallest = space.norm(w), rounding_level(unit_roundoff(space), size)
+    smallest = rounding_level(unit_roundoff(space), size)
     if rest <= smallest:
         rest = 0.0  # the space is complete
     if not _rotate(state, [*h.tolist(), rest], smallest):

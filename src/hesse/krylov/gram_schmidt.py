@@ -15,18 +15,21 @@ from hesse.vectors.space import Space
 KEPT = 0.7
 
 
-def orthogonalise(space: Space, basis: list[Tensor], rows: Tensor) -> Tensor:
+def orthogonalise(space: Space, basis: list[Tensor], rows: Tensor) -> tuple[Tensor, list[float]]:
     """Subtract from a row, or rows, their components along the basis, blocks of rows, in place.
 
-    Returns the components: (j,) or (j, k), float64.
+    Two reductions; two more if it is done twice.
+
+    Returns:
+        The components, (j,) or (j, k), float64; the norms of what is left of the rows.
 
     >>> row = torch.tensor([1.0, 2.0])
     >>> orthogonalise(Space.flat(2), [torch.tensor([[1.0, 0.0]])], row), row
-    (tensor([1.], dtype=torch.float64), tensor([0., 2.]))
+    ((tensor([1.], dtype=torch.float64), [2.0]), tensor([0., 2.]))
     """
 
     def remove() -> Tensor:
-        inners = [space.inners(block, rows) for block in basis]
+        inners = space.inners_of(basis, rows)
         for block, h in zip(basis, inners, strict=True):
             if rows.ndim == 1:
                 rows.addmv_(block.T, h, alpha=-1.0)
@@ -34,7 +37,7 @@ def orthogonalise(space: Space, basis: list[Tensor], rows: Tensor) -> Tensor:
                 rows.addmm_(h.T, block, alpha=-1.0)
         return torch.cat(inners).to("cpu", torch.float64)
 
-    return twice_if_needed(space, remove, rows)[0]
+    return twice_if_needed(space, remove, rows)
 
 
 def twice_if_needed(

@@ -202,16 +202,15 @@ class _Sides:
         R = torch.zeros(len(far), len(far), dtype=torch.float64)
         for i, u in enumerate(far):
             sigma = space.norm(u)
-            R[:i, i], rest = orthogonalise(space, [far[:i]], u), space.norm(u)
+            R[:i, i], (rest,) = orthogonalise(space, [far[:i]], u)
             if rest > rounding_level(unit_roundoff(self.A), sigma):
                 R[i, i] = rest
             else:  # any direction will do
                 u.copy_(space.gaussian(generator))
-                orthogonalise(space, [far[:i]], u)
-                rest = space.norm(u)
+                _, (rest,) = orthogonalise(space, [far[:i]], u)
             u /= rest
-            orthogonalise(space, [far[:i]], u)
-            u /= space.norm(u)
+            _, (rest,) = orthogonalise(space, [far[:i]], u)
+            u /= rest
         X, S, Yt = torch.linalg.svd(R)
         transform(far, X.T)
         transform(near.T, Yt)

@@ -75,10 +75,15 @@ class CurrentPoint:
     ) -> CurvatureOperator:
         """An operator in the mode of all steps: mode -> it; `which` tells it from others."""
         shapes = which, shapes_of(risk)
-        if shapes not in self._traced:
+        if self._is_new(shapes):
             modes = MODES if self.mode == "auto" else [self.mode]
             with suppress(NonFiniteError):  # of the risk, which the step tells better
                 self.mode = in_fixed_mode(make, modes)[1]
                 self._traced.add(shapes)
         with deterministic():
             return make(self.mode)
+
+    def _is_new(self, shapes: Hashable) -> bool:
+        """Whether no products were taken with such batches, or not in another process."""
+        is_new, ranks = shapes not in self._traced, self._space.ranks
+        return is_new if ranks is None else any(row[0] for row in ranks.gather(is_new))

@@ -38,6 +38,7 @@ from hesse.optimize.hessian_free_arguments import (
     check_source,
     check_state,
     groups_of,
+    name_of,
 )
 from hesse.optimize.hessian_free_method import method_of
 from hesse.optimize.hessian_free_preconditioner import RunPreconditioner
@@ -45,11 +46,14 @@ from hesse.optimize.hessian_free_state import HessianFreeState, ParameterState, 
 from hesse.optimize.learning_rate import Scaled, rates_of
 from hesse.optimize.point import Counts, Point
 from hesse.optimize.proposal import Descent, Search, take_step
+from hesse.optimize.shared_step import limits_of_step
 from hesse.optimize.structural_damping import StructuralDamping, Weights
 from hesse.optimize.subspace_step import SubspaceStep
 from hesse.progress import FilePath, Run, uninterrupted
 from hesse.risk.closure import ClosureRisk, names_of
+from hesse.risk.fsdp import hold_shards
 from hesse.risk.risk import Risk
+from hesse.vectors.shards import part_of
 from hesse.vectors.space import Space
 
 # What a step may take at least: the last step, one iteration of CG, and what CG reserves.
@@ -69,8 +73,8 @@ class HessianFree(torch.optim.Optimizer):
 
     Args:
         risk: the model, loss and data; the trainable parameters of the model are updated in place.
-            Use all data, or large batches (1,000 examples and more) given to `step`. Or parameters
-            as any torch optimiser takes them, with groups and names, for `step(closure)`.
+            Use all data, or large batches (1,000 examples and more) given to `step`; with `group=`
+            on all processes. Or parameters as any torch optimiser takes them, for `step(closure)`.
         curvature: "ggn", "hessian", or a function of the risk and the parameters that returns a
             symmetric operator, such as `hesse.fisher_operator`. With one whose structure gives its
             inverse (`hesse.kfac_operator`, a diagonal) the step is -(K + lambda I)^-1 g and the
@@ -194,7 +198,8 @@ class HessianFree(torch.optim.Optimizer):
         self._parameters = [p for group in self.param_groups for p in group["params"]]
         self._names = names_of(self.param_groups)
         tree = dict(zip(self._names, self._parameters, strict=True))
-        self._space = Space.of(tree, what="params")
+        ranks = None if self.risk is None else self.risk.ranks
+        self._space = Space.of(tree, what="params", ranks=ranks)
         self._closures = ClosureRisk(tree) if self.risk is None else None
         self._curvature = curvature
         self.counts = Counts()
@@ -210,8 +215,8 @@ class HessianFree(torch.optim.Optimizer):
             IdentityOperator(self._space),
             function="HessianFree",
             parameters=self._space.describe(len(self._names)),
-            curvature=_name(curvature),
-            preconditioner=_name(preconditioner),
+            curvature=name_of(curvature),
+            preconditioner=name_of(preconditioner),
             structural_damping=[] if self._structural is None else self._structural.weights,
             **defaults,
         )
@@ -240,18 +245,19 @@ class HessianFree(torch.optim.Optimizer):
         else:
             assert self.risk is not None
             risk = self.risk if data is None else self.risk.on(data)
-        try:
-            return self._whole_step(risk, value)
-        except DerivativeError:  # the programs are no longer those of the model
-            if not self._current.falls_back():
-                raise
-            return self._whole_step(risk, value)
+        with limits_of_step(self._limits, self._space.ranks) as limits:
+            try:
+                return self._whole_step(risk, value, limits)
+            except DerivativeError:  # the programs are no longer those of the model
+                if not self._current.falls_back():
+                    raise
+                return self._whole_step(risk, value, limits)
 
-    def _whole_step(self, risk: Risk, value: float | None) -> Tensor:
+    def _whole_step(self, risk: Risk, value: float | None, limits: Run) -> Tensor:
         """A step, or nothing: an error or Ctrl-C leaves all as it was."""
         state, steps = self._preconditioner.state, self.param_groups[0]["steps"]
         try:
-            return self._step(risk, value)
+            return self._step(risk, value, limits)
         except BaseException as error:
             if self.param_groups[0]["steps"] == steps:  # not interrupted after it was taken
                 self._preconditioner.state = state
@@ -260,7 +266,7 @@ class HessianFree(torch.optim.Optimizer):
                 self._checkpoint.save(self._saved(), now=True)
             raise
 
-    def _step(self, risk: Risk, value: float | None) -> Tensor:
+    def _step(self, risk: Risk, value: float | None, limits: Run) -> Tensor:
         group = self.param_groups[0]
         objective, point = self._current.of(risk, self._x(), value)
         if not (math.isfinite(point.value) and math.isfinite(point.gradient_norm)):
@@ -274,13 +280,13 @@ class HessianFree(torch.optim.Optimizer):
         least = _LEAST_PRODUCTS + self._structural_products
         least += self._preconditioner.products_due(group)
         taken = Products(self.counts.nhev)
-        if not (self._limits.goes_on(taken) and self._limits.allows(taken, least)):
-            self.status = self._limits.status
+        if not (limits.goes_on(taken) and limits.allows(taken, least)):
+            self.status = limits.status
             self._current.keep(risk, objective, point)
             return before
         if isinstance(rates, float) and rates == 0.0:
             return before
-        descent, search = self._method(risk, point)
+        descent, search = self._method(risk, point, limits)
         is_plain = isinstance(rates, float) and rates == 1.0
         scaled: Descent = descent if is_plain else Scaled(descent, rates)
         new, proposal = take_step(objective, point, scaled, search)
@@ -317,7 +323,9 @@ class HessianFree(torch.optim.Optimizer):
         self._current.mode = self.param_groups[0]["mode"]
         self._preconditioner.forget()
 
-    def _method(self, risk: Risk, point: Point) -> tuple[SubspaceStep | DampedGaussNewton, Search]:
+    def _method(
+        self, risk: Risk, point: Point, limits: Run
+    ) -> tuple[SubspaceStep | DampedGaussNewton, Search]:
         """How a step is proposed, and how it is judged."""
         group, matrix = self.param_groups[0], self._matrix(risk)
         is_made = callable(self._curvature)
@@ -330,7 +338,7 @@ class HessianFree(torch.optim.Optimizer):
             matrix=matrix,
             is_made=is_made,
             start=self._parts.vector("start"),
-            limits=self._limits.rest(self.counts.nhev + self._structural_products),
+            limits=limits.rest(self.counts.nhev + self._structural_products),
         )
 
     def _matrix(self, risk: Risk) -> Callable[[Point], LinearOperator] | None:
@@ -351,11 +359,13 @@ class HessianFree(torch.optim.Optimizer):
 
     def _x(self) -> Tensor:
         """The parameters as they are, flat."""
-        return self._space.join([p.detach() for p in self._parameters]).clone()
+        return self._space.join(list(map(part_of, self._parameters))).clone()
 
     def _write(self, x: Tensor) -> None:
+        if self.risk is not None:
+            hold_shards(self.risk.model)
         for parameter, leaf in zip(self._parameters, self._space.split(x), strict=True):
-            parameter.copy_(leaf)
+            part_of(parameter).copy_(leaf)
 
     def _saved(self) -> HessianFreeState:
         """The state as a checkpoint saves it."""
@@ -388,8 +398,3 @@ class HessianFree(torch.optim.Optimizer):
             key: dict(zip(rest[::2], rest[1::2], strict=True)) for key, *rest in saved.factors
         }
         self._parts.store_factors(factors)
-
-
-def _name(choice: Any) -> str:
-    """A choice by its name."""
-    return choice if isinstance(choice, str) else getattr(choice, "__qualname__", str(type(choice)))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from hesse.errors import ArgumentError, OperatorError, check_choice, check_positive
 from hesse.operators.algebra import LinearOperator
 from hesse.optimize.preconditioners import NAMES
+from hesse.risk.fsdp import hold_shards
 from hesse.risk.risk import Risk
-from hesse.risk.sharing import check_is_whole
 
 RULES = ("levenberg-marquardt", "scan")
 
@@ -20,8 +20,8 @@ RULES = ("levenberg-marquardt", "scan")
 def groups_of(source: Any) -> tuple[list[Any], Risk | None]:
     """The groups of parameters for `torch.optim.Optimizer`, and the risk if that is the source."""
     if isinstance(source, Risk):
-        check_is_whole(source)
         if isinstance(source.model, nn.Module):
+            hold_shards(source.model)
             named = source.model.named_parameters()
             return [{"params": [(name, p) for name, p in named if p.requires_grad]}], source
         got = "a Risk of a plain callable"
@@ -113,3 +113,8 @@ def check_state(state: dict[str, Any], group: dict[str, Any]) -> None:
             got=f"one without {', '.join(sorted(missing))}",
             remedy="Give optimizer.state_dict() of one, not that of another optimiser.",
         )
+
+
+def name_of(choice: Any) -> str:
+    """A name, or that of a factory."""
+    return choice if isinstance(choice, str) else getattr(choice, "__qualname__", str(type(choice)))

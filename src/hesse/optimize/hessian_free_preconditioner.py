@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hesse.boundary import warn
-from hesse.errors import DataError, FunctionError
+from hesse.errors import HesseError
 from hesse.operators.algebra import LinearOperator
 from hesse.optimize.current_point import CurrentPoint
 from hesse.optimize.hessian_free_state import ParameterState
@@ -18,6 +18,7 @@ from hesse.optimize.preconditioners import (
     Preconditioner,
     StructuredPreconditioner,
 )
+from hesse.ranks import is_unsuitable
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Space
 
@@ -111,7 +112,9 @@ class RunPreconditioner:
                 kronecker.refresh(risk, tree, group["seed"] + steps, past)
             else:
                 kronecker.ready(tree)
-        except (FunctionError, DataError) as error:
+        except HesseError as error:
+            if not is_unsuitable(error):
+                raise
             warn(f"no preconditioner: it needs {error.expected}, but there is {error.got}")
             self._kronecker, self._has_none = None, True
             return None

@@ -14,6 +14,7 @@ from hesse.errors import Status
 from hesse.optimize.kronecker_preconditioner import Stored, first_name, position
 from hesse.optimize.point import Counts
 from hesse.risk.risk import Risk
+from hesse.vectors.shards import part_of
 from hesse.vectors.space import Space
 
 
@@ -45,7 +46,7 @@ class Products:
 def shapes_of(risk: Risk) -> Hashable:
     """The forms of the batches of a risk, each of which has programs of its own."""
     forms = set()
-    for _, batch in risk.batches():
+    for batch in risk.data:
         data, key = flatten_batch(batch)
         forms.add((key, tuple((t.shape, t.stride(), t.dtype) for t in data)))
     return frozenset(forms)
@@ -70,11 +71,14 @@ class ParameterState:
         """A flat vector; None if there is none."""
         parts = [self._of(parameter).get(key) for parameter in self._parameters]
         present = [part for part in parts if part is not None]
-        return self._space.join(present) if len(present) == len(parts) else None
+        if len(present) < len(parts):
+            return None
+        return self._space.join(list(map(part_of, present)))
 
     def store_vector(self, key: str, vector: Tensor | None) -> None:
         """Put a flat vector there, or take it away."""
-        parts = [None] * len(self._parameters) if vector is None else self._space.split(vector)
+        none = dict.fromkeys(self._names)
+        parts = (none if vector is None else self._space.unflatten(vector)).values()
         for parameter, part in zip(self._parameters, parts, strict=True):
             self._of(parameter)[key] = part
 

@@ -103,7 +103,6 @@ class KroneckerPreconditioner:
             with suppress(FunctionError):  # a loss of no likelihood
                 likelihoods = seen_at(risk, params, risk.loss_of(risk.data.first)).likelihoods
                 self._estimator.axes = tuple(Axis(-each.z.ndim) for each in likelihoods)
-        self._estimator.see_likelihoods(params)
 
     # -- State -------------------------------------------------------------------------------------
 

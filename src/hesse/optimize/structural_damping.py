@@ -13,6 +13,7 @@ from torch import nn
 from hesse.ad.definition import Definition
 from hesse.curvature.gauss_newton import GaussNewtonDefinition
 from hesse.curvature.hessian import HessianDefinition
+from hesse.curvature.memory_budget import within_budget
 from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.structural_damping import StructuralRisk
 from hesse.engine.options import ProductOptions
@@ -64,14 +65,18 @@ class StructuralDamping:
         """The curvature at a point for this lambda, without the term lambda I."""
         space = point.space
         weights = torch.tensor(self.weights, dtype=space.dtype, device=space.device) * damping
-        damped = StructuralRisk(risk, self._states, weights, self._programs)
+
+        def damped(here: Risk) -> StructuralRisk:
+            return StructuralRisk(here, self._states, weights, self._programs)
+
         definition: Definition = (
             HessianDefinition() if self._is_hessian else GaussNewtonDefinition()
         )
 
         def make(mode: str) -> CurvatureOperator:
             x = space.unflatten(point.x)
-            return CurvatureOperator(definition, damped, x, ProductOptions(mode))
+            options = ProductOptions(mode)
+            return within_budget(definition, risk, x, options, None, "params", function=damped)
 
         return point.counted(current.in_mode(make, risk, "structural damping"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from hesse.errors import HesseError, NonFiniteError, OperatorError
+from hesse.errors import DataError, FunctionError, HesseError, NonFiniteError, OperatorError
 
 # What a function raises where it is not defined. NumPy's and torch's LinAlgError are among them.
 _OUTSIDE_DOMAIN = (ArithmeticError, ValueError, RuntimeError)
@@ -23,6 +23,8 @@ class RankError(HesseError, RuntimeError):
 
     is_outside_domain = False
     """Whether f is not defined at this point, on the rank that failed."""
+    is_unsuitable = False
+    """Whether the function or the data of the rank that failed are not of the kind needed."""
 
 
 def is_outside_domain(error: Exception) -> bool:
@@ -36,3 +38,14 @@ def is_outside_domain(error: Exception) -> bool:
     if isinstance(error, HesseError):
         return isinstance(error, (NonFiniteError, OperatorError))
     return isinstance(error, _OUTSIDE_DOMAIN) and not isinstance(error, _FAULTS)
+
+
+def is_unsuitable(error: Exception) -> bool:
+    """Whether an error says that a function or data are not of the kind needed.
+
+    >>> is_unsuitable(ValueError("rate must be positive"))
+    False
+    """
+    if isinstance(error, RankError):
+        return error.is_unsuitable
+    return isinstance(error, (FunctionError, DataError))

@@ -11,8 +11,9 @@ from __future__ import annotations
 import atexit
 import datetime
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -39,9 +40,8 @@ class Ranks(OneLine):
     """The processes that share the data of a risk.
 
     Args:
-        group: a process group of `torch.distributed`, or a one-dimensional `DeviceMesh`. If it has
-            all processes, Hesse communicates in a group of its own, so that its messages do not
-            meet the user's.
+        group: a process group of `torch.distributed`, or a `DeviceMesh` of one dimension or of all
+            processes. Of all, Hesse makes a group of its own: its messages do not meet the user's.
         timeout: how long to wait for another rank before an error, a `datetime.timedelta`; of a
             group that has not all processes its own counts.
     """
@@ -105,12 +105,17 @@ class Ranks(OneLine):
         self._exchange(buffer, size, error, checksum(v), wish_to_end())
         return buffer[:size].view(like.shape).to(like.dtype)
 
-    def gather_step(self, row: Tensor) -> Tensor:
-        """The rows of all ranks, shape (ranks, len(row)), as a step that all take together.
+    def gather_step(self, row: Tensor, sharers: Ranks) -> Tensor:
+        """The rows of some ranks, shape (ranks, len(row)), as a step that all take together.
 
-        One all-gather of the rows and two numbers for each.
+        One all-gather of the rows and two numbers for each. If these are not all ranks, of the
+        rows, which must be the same in all such groups, and an all-reduce of some numbers.
         """
         share_run(self)
+        if sharers.size < self.size:
+            rows = sharers.gather_rows(row)
+            self._meet(checksum(rows))
+            return rows
         said = row.new_tensor([step_number(self._steps), wish_to_end()])
         rows = self.gather_rows(torch.cat([row, said]))
         self._steps += 1
@@ -119,21 +124,29 @@ class Ranks(OneLine):
         agree_to_end(wishes)
         return rows[:, :-2]
 
-    def share_out(self, width: int, like: Tensor, compute: Callable[[Tensor], None]) -> Tensor:
+    def share_out(
+        self,
+        width: int,
+        like: Tensor,
+        compute: Callable[[Tensor], None],
+        sharers: Ranks,
+        holders: Sequence[Ranks],
+    ) -> Tensor:
         """This rank's part of a sum over ranks: what compute(parts) writes, its row of the sum.
 
-        One reduce-scatter of the parts and one number for each.
+        One reduce-scatter of the parts and one number for each, and an all-reduce for holders.
 
         Args:
             width: the length of a part.
             like: a tensor of the dtype and device of the parts.
-            compute: writes the parts of all ranks, shape (ranks, width).
+            compute: writes the parts of the sharers, shape (sharers, width).
+            sharers: the ranks that have the parts of one sum.
+            holders: groups of ranks that have the same part.
 
         Raises:
-            RankError: compute() failed on a rank.
-            NonFiniteError: NaN or Inf on a rank made it fail.
+            RankError, NonFiniteError: compute() failed on a rank.
         """
-        parts, error = like.new_empty(self.size, width + 1), None
+        parts, error = like.new_empty(sharers.size, width + 1), None
         try:
             compute(parts[:, :-1])
             parts[:, -1] = 0.0
@@ -141,7 +154,9 @@ class Ranks(OneLine):
             error = raised
             parts.zero_()
             parts[:, -1] = 1.0
-        part = self._scatter_sum(parts)
+        part = sharers._scatter_sum(parts)
+        for ranks in holders:
+            ranks._reduce(part)
         if float(part[-1]) > 0.0:
             faults = [int(row[0]) for row in self.gather(int(Fault.of(error)))]
             rank = next(rank for rank, fault in enumerate(faults) if fault)
@@ -165,6 +180,15 @@ class Ranks(OneLine):
         slots = torch.empty(WIDTH * self.size, dtype=torch.float64, device=self._device)
         self._exchange(slots, 0, error)
 
+    def meet(self) -> None:
+        """Learn whether a rank wants to end the run; one all-reduce of some numbers."""
+        share_run(self)
+        self._meet()
+
+    def _meet(self, vector: int = 0) -> None:
+        slots = torch.empty(WIDTH * self.size, dtype=torch.float64, device=self._device)
+        self._exchange(slots, 0, None, vector, wish_to_end())
+
     def together(self, compute: Callable[[], T]) -> T:
         """compute(), which may fail on some ranks: all of them then raise."""
         with self.alike():
@@ -177,17 +201,28 @@ class Ranks(OneLine):
         self._reduce(table)
         return table.tolist()
 
+    def tell(self, rank: int, what: T) -> T:
+        """What a rank says, on every rank: any object that can be pickled."""
+        said = [what]
+        with _answering():
+            self._dist.broadcast_object_list(said, group=self._group, group_src=rank)
+        return said[0]
+
     def check_are(self, mesh: Any) -> None:
         """Raise unless these are the processes of a `DeviceMesh`, in its order."""
-        ours, theirs = (
-            self._dist.get_process_group_ranks(group) for group in (self._group, mesh.get_group())
-        )
+        members = self._dist.get_process_group_ranks
+        ours = members(self._group)
+        theirs = members(mesh.get_group()) if mesh.ndim == 1 else mesh.mesh.flatten().tolist()
         if ours != theirs:
             raise ArgumentError(
                 expected=f"tensors that are sharded over the processes of the group, {ours}",
                 got=f"a mesh of {theirs}",
                 remedy="Give hesse.Risk the mesh of the parameters: group=mesh.",
             )
+
+    def along(self, mesh: Any, axis: int) -> Ranks:
+        """Those along a dimension of a mesh of all, in which this rank is."""
+        return self if mesh.ndim == 1 else _part(mesh.get_group(axis), self._key[1])
 
     def check_same(self, what: str, code: float, remedy: str) -> None:
         """Raise on all ranks unless the code of something is the same on all."""
@@ -250,6 +285,7 @@ class Ranks(OneLine):
         )
         if isinstance(failure, RankError):
             failure.is_outside_domain = fault is Fault.DOMAIN
+            failure.is_unsuitable = fault is Fault.UNSUITABLE
         raise failure from error
 
     def _text_of(self, rank: int, error: Exception | None) -> str:
@@ -319,18 +355,29 @@ def alike(ranks: Ranks | None) -> AbstractContextManager[None]:
     return nullcontext() if ranks is None else ranks.alike()
 
 
+@lru_cache(maxsize=16)
+def _part(group: Any, timeout: datetime.timedelta) -> Ranks:
+    """The ranks of a part of a group."""
+    return Ranks(group, timeout)
+
+
+atexit.register(_part.cache_clear)
+
+
 def _process_group(group: Any) -> Any:
-    """The process group of a group or a one-dimensional mesh."""
-    if hasattr(group, "mesh_dim_names") or hasattr(group, "get_group"):
-        if group.ndim != 1:
-            raise ArgumentError(
-                expected="a process group, or a DeviceMesh of one dimension",
-                got=f"a mesh of {group.ndim} dimensions",
-                remedy="Give the dimension over which the data are split: mesh['dp'].",
-            )
-        return group.get_group()
+    """The process group of a group or a mesh."""
     import torch.distributed as dist
 
+    if hasattr(group, "mesh_dim_names") or hasattr(group, "get_group"):
+        if group.ndim == 1:
+            return group.get_group()
+        if group.size() == dist.get_world_size():
+            return dist.group.WORLD
+        raise ArgumentError(
+            expected="a process group, or a DeviceMesh of one dimension or of all processes",
+            got=f"a mesh of {group.ndim} dimensions, of {group.size()} processes",
+            remedy="Give the dimension over which the data are split, mesh['dp'].",
+        )
     if not isinstance(group, dist.ProcessGroup):
         raise ArgumentError(
             expected="group to be a process group of torch.distributed, or a DeviceMesh",

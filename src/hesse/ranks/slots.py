@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hesse.errors import DerivativeError, NonFiniteError
-from hesse.ranks.errors import is_outside_domain
+from hesse.ranks.errors import is_outside_domain, is_unsuitable
 
 WIDTH = 4
 _PRIME = 1_048_573  # numbers below it are exact in float32
@@ -32,6 +32,7 @@ class Fault(IntEnum):
     MEMORY = 3
     DOMAIN = 4
     DERIVATIVE = 5
+    UNSUITABLE = 6
 
     @staticmethod
     def of(error: Exception | None) -> Fault:
@@ -44,6 +45,8 @@ class Fault(IntEnum):
             return Fault.NOT_FINITE
         if isinstance(error, DerivativeError):
             return Fault.DERIVATIVE
+        if is_unsuitable(error):
+            return Fault.UNSUITABLE
         return Fault.DOMAIN if is_outside_domain(error) else Fault.ERROR
 
 

@@ -31,9 +31,9 @@ def is_fsdp(module: nn.Module) -> bool:
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
-def hold_shards(model: nn.Module) -> None:
+def hold_shards(model: Any) -> None:
     """Let all modules of FSDP free whole parameters, which some keep after a forward pass."""
-    for module in model.modules():
+    for module in model.modules() if isinstance(model, nn.Module) else ():
         if is_fsdp(module):
             module.reshard()  # pyright: ignore[reportCallIssue]
 

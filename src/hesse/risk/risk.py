@@ -69,9 +69,9 @@ class Risk(OneLine):
         reduction: whether the loss averages ("mean") or adds up ("sum") over a batch; default:
             `loss.reduction` if there is one, else "mean". Sums are added up over the batches.
         params: the tree for `risk.params` when the model is a plain callable.
-        group: a process group of `torch.distributed`, or a one-dimensional `DeviceMesh`, whose
-            processes make the same calls, each with its part of the data, maybe none. What is not
-            summed over all parts says so, and takes `risk.local`. Default: the data given are all.
+        group: a process group of `torch.distributed`, or a `DeviceMesh` of one dimension or of all
+            processes, which make the same calls, each with its part of the data, maybe none. What
+            is not summed over them says so, and takes `risk.local`. Default: one process.
 
     Calling it, `risk(params)`, gives the scalar, differentiable in params. `params` is any tree
     that the model takes; for a module, a mapping from names to tensors, of all its parameters or

@@ -29,12 +29,14 @@ class Share:
         weight: of all data, on all ranks.
         counts_decay: whether this process adds the weight decay: the first one with data does.
         has_several: whether there are several batches in all, so that their losses must average.
+        first: the number of the first batch of this process among all, in the order of the ranks.
     """
 
     ranks: Ranks | None
     weight: float
     counts_decay: bool
     has_several: bool
+    first: int = 0
 
     @staticmethod
     def of(data: Batches, ranks: Ranks | None, *settings: float) -> Share:
@@ -61,7 +63,8 @@ class Share:
                 remedy="Give each rank its part of the data, which may be empty on some of them.",
             )
         _warn_of_same(counts, codes)
-        return Share(ranks, math.fsum(weights), owner == ranks.rank, sum(counts) > 1)
+        first = int(sum(counts[: ranks.rank]))
+        return Share(ranks, math.fsum(weights), owner == ranks.rank, sum(counts) > 1, first)
 
     def whole(self, params: Tree) -> Tree:
         """Parameters that are sharded over the ranks, gathered on each; others as they are.
@@ -106,8 +109,9 @@ def check_is_whole(risk: Any) -> None:
         expected="a risk whose data are all in this process",
         got=f"the part of {risk.ranks}",
         remedy="Give risk.local for that part alone. Summed over ranks are risk(params), hvp, "
-        "hessian_operator, ggn_operator, fisher_operator, gradient_covariance_operator, and what "
-        "is computed from these: solvers, eigenvalues, estimators, minimize.",
+        "hessian_operator, ggn_operator, fisher_operator, gradient_covariance_operator, "
+        "kfac_operator, ekfac_operator, and what is computed from these: solvers, eigenvalues, "
+        "estimators, minimize, HessianFree.",
     )
 
 

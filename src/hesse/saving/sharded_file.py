@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.ranks import Ranks
 from hesse.saving.tensor_file import DamagedFile, Header, check_place, read, remove, write
 from hesse.vectors.shards import Cut, Shards
 from hesse.vectors.space import Space
@@ -99,10 +98,16 @@ class Parts:
 
 
 class ShardedFile:
-    """Writes states whose vectors are sharded; all processes call each method together."""
+    """Writes states whose vectors are sharded; all processes call each method together.
 
-    def __init__(self, ranks: Ranks, shards: Shards) -> None:
-        self._ranks, self._shards = ranks, shards
+    Of processes that have the same parts the first one writes.
+    """
+
+    def __init__(self, space: Space) -> None:
+        assert space.ranks is not None
+        assert space.shards is not None
+        self._ranks, self._shards, self._sharers = space.ranks, space.shards, space.sharers
+        self._writes = all(holders.rank == 0 for holders in space.holders)
         self._saves = 0
 
     def check_place(self, manifest: Path) -> None:
@@ -127,13 +132,15 @@ class ShardedFile:
         path = parts.path(manifest, rank)
         try:
             with self._ranks.alike():
-                checksum = write(path, {}, {name: tensors.pop(name) for name in parts.dims})
+                vectors = {name: tensors.pop(name) for name in parts.dims}
+                checksum = write(path, {}, vectors) if self._writes else 0
         except Exception:
-            remove(path)
+            if self._writes:
+                remove(path)
             raise
-        checksums = tuple(int(row[0]) for row in self._ranks.gather(checksum))
+        checksums = tuple(int(row[0]) for row in self._sharers.gather(checksum))
         parts = Parts(parts.save, parts.cuts, checksums, parts.dims)
-        if rank == 0:
+        if rank == 0 and self._writes:
             write(manifest, {**header, "parts": parts.to_json()}, tensors)
             _remove_others(manifest, parts)
 
@@ -142,14 +149,14 @@ class ShardedFile:
         self._saves = header["parts"]["save"]
 
     def _unwritten(self, dims: dict[str, int]) -> Parts:
-        return Parts(self._saves, self._shards.cuts, (0,) * self._ranks.size, dims)
+        return Parts(self._saves, self._shards.cuts, (0,) * self._shards.ranks, dims)
 
     def _agreed_dims(self, tensors: Tensors) -> dict[str, int]:
         """The tensors that are cut in all processes, and along which dimension."""
         rank, cuts = self._shards.rank, self._shards.cuts
         size = sum(math.prod(cut.part(rank)) for cut in cuts)
         possible = [_dims_of_size(tensor, size) for tensor in tensors.values()]
-        codes = self._ranks.gather(*(sum(2 ** (1 + dim) for dim in dims) for dims in possible))
+        codes = self._sharers.gather(*(sum(2 ** (1 + dim) for dim in dims) for dims in possible))
         agreed = {}
         for name, column in zip(tensors, zip(*codes, strict=True), strict=True):
             code = reduce(int.__and__, map(int, column))

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Shards`: how vectors are cut over the processes of a mesh, as their leaves are.
 
+On a mesh of several dimensions the leaves are cut along one of them, and replicated along the
+others (HSDP): what is said of processes here is then of those along that dimension.
+
 A leaf is a `DTensor` that is cut along one of its dimensions as `torch.chunk` cuts it: parts of
 ceil(size / p) rows, fewer on the last ranks, maybe none. The flat vector of a rank is made of its
 parts of the leaves, one after the other.
@@ -72,26 +75,28 @@ class Cut:
 
 @dataclass(frozen=True)
 class Shards:
-    """The leaves of a space, cut over a mesh of one dimension.
+    """The leaves of a space, cut over a mesh.
 
     Args:
         mesh: the `DeviceMesh`.
         rank: of this process in it.
         cuts: of the leaves.
+        axis: the dimension of the mesh along which they are cut.
     """
 
     mesh: Any
     rank: int
     cuts: tuple[Cut, ...]
+    axis: int = 0
 
     @staticmethod
     def of(leaves: Sequence[tuple[str, Any]]) -> Shards:
         """As these `DTensor`s are cut, which have labels for messages.
 
         Raises:
-            StructureError: they are no parts of tensors that one mesh of one dimension shares.
+            StructureError: they are no parts of tensors that one mesh shares along a dimension.
         """
-        mesh, cuts = None, list[Cut]()
+        mesh, axis, cuts = None, None, list[Cut]()
         for label, leaf in leaves:
             if not is_sharded(leaf):
                 raise StructureError(
@@ -99,19 +104,26 @@ class Shards:
                     got=f"{label}, which is a plain tensor",
                     remedy=_HOW,
                 )
-            mesh = leaf.device_mesh if mesh is None else mesh
-            cuts.append(_cut(label, leaf, mesh))
+            if mesh is None or axis is None:
+                mesh, axis = leaf.device_mesh, _axis(label, leaf)
+            cuts.append(_cut(label, leaf, mesh, axis))
         assert mesh is not None
-        return Shards(mesh, mesh.get_local_rank(), tuple(cuts))
+        assert axis is not None
+        return Shards(mesh, mesh.get_local_rank(axis), tuple(cuts), axis)
 
     def some(self, chosen: Sequence[int]) -> Shards:
         """Those of some of the leaves."""
-        return Shards(self.mesh, self.rank, tuple(self.cuts[i] for i in chosen))
+        return Shards(self.mesh, self.rank, tuple(self.cuts[i] for i in chosen), self.axis)
 
     @property
     def ranks(self) -> int:
         """The number of processes."""
-        return self.mesh.size()
+        return self.mesh.size(self.axis)
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether other processes have the same parts."""
+        return self.mesh.ndim > 1
 
     @cached_property
     def shapes(self) -> tuple[torch.Size, ...]:
@@ -146,7 +158,7 @@ class Shards:
                     got=f"shape {tuple(leaf.shape)}",
                     remedy="Give one tensor for each tensor of x, of the same shape.",
                 )
-            if _cut(label, leaf, self.mesh) != cut:
+            if _cut(label, leaf, self.mesh, self.axis) != cut:
                 raise StructureError(
                     expected=f"{label} cut along dimension {cut.dim}, like x",
                     got=str(leaf.placements),
@@ -156,12 +168,19 @@ class Shards:
         return found
 
     def whole(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """The `DTensor`s of the parts of this rank."""
-        from torch.distributed.tensor import DTensor, Shard
+        """The `DTensor`s of the parts of this rank, in memory of their own.
+
+        Those of a view cannot be pickled or copied deeply (torch 2.13).
+        """
+        from torch.distributed.tensor import DTensor, Replicate, Shard
+
+        def placed(cut: Cut) -> list[Any]:
+            dims = range(self.mesh.ndim)
+            return [Shard(cut.dim) if dim == self.axis else Replicate() for dim in dims]
 
         return [
             DTensor.from_local(
-                *(part.contiguous(), self.mesh, [Shard(cut.dim)]),
+                *(_own(part), self.mesh, placed(cut)),
                 run_check=False,
                 shape=cut.shape,
                 stride=torch.empty(cut.shape, device="meta").stride(),
@@ -249,39 +268,48 @@ class Shards:
         return torch.cat(parts)
 
 
+def _own(part: Tensor) -> Tensor:
+    """A contiguous tensor that is all of its memory."""
+    is_view = part.untyped_storage().nbytes() > part.nbytes
+    return part.clone() if is_view else part.contiguous()
+
+
 def is_sharded(leaf: Any) -> TypeGuard[Any]:
     """Whether a tensor is a `DTensor`; without importing what makes such tensors."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(leaf, module.DTensor)
 
 
-def _cut(label: str, leaf: Any, mesh: Any) -> Cut:
-    """How a `DTensor` is cut; raises unless over this mesh as `Shards` says."""
-    from torch.distributed.tensor import Shard
+def part_of(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process has, in the memory of the tensor."""
+    return tensor.detach().to_local() if is_sharded(tensor) else tensor.detach()
 
-    if mesh.ndim != 1:
+
+def _axis(label: str, leaf: Any) -> int:
+    """The dimension of its mesh along which a `DTensor` is cut; the others replicate it."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    kinds = list(map(type, leaf.placements))
+    if kinds.count(Shard) != 1 or kinds.count(Replicate) != len(kinds) - 1:
         raise StructureError(
-            expected=f"{label} sharded over a mesh of one dimension",
-            got=f"a mesh of {mesh.ndim} dimensions, {mesh.mesh_dim_names}",
-            remedy="Products are not taken with parameters that are replicated over nodes (HSDP) "
-            "or cut by tensor parallelism: shard them by fully_shard over one dimension.",
-        )
-    if leaf.device_mesh != mesh:
-        raise StructureError(
-            expected=f"{label} on the mesh of the other tensors",
-            got="another mesh",
-            remedy="Shard all of them over one mesh.",
-        )
-    (placement,) = leaf.placements
-    if type(placement) is not Shard:
-        raise StructureError(
-            expected=f"{label} cut along a dimension, each part on one rank",
-            got=str(placement),
+            expected=f"{label} cut along one dimension of its mesh, and replicated along others",
+            got=str(leaf.placements),
             remedy=_HOW,
         )
-    cut = Cut(leaf.shape, placement.dim % leaf.ndim, mesh.size())
+    return kinds.index(Shard)
+
+
+def _cut(label: str, leaf: Any, mesh: Any, axis: int) -> Cut:
+    """How a `DTensor` is cut; raises unless over this mesh as `Shards` says."""
+    if leaf.device_mesh != mesh or _axis(label, leaf) != axis:
+        raise StructureError(
+            expected=f"{label} on the mesh of the other tensors, cut along its same dimension",
+            got=f"{leaf.placements} on {leaf.device_mesh}",
+            remedy="Shard all of them over one mesh.",
+        )
+    cut = Cut(leaf.shape, leaf.placements[axis].dim % leaf.ndim, mesh.size(axis))
     local = leaf.detach().to_local()
-    if local.shape != cut.part(mesh.get_local_rank()):
+    if local.shape != cut.part(mesh.get_local_rank(axis)):
         raise StructureError(
             expected=f"{label} cut as torch.chunk does, into parts of {cut.rows} rows",
             got=f"a part of shape {tuple(local.shape)}",

@@ -77,7 +77,7 @@ class Space(OneLine, WholeVectors):
         Args:
             tree: a tensor, or a nesting of dicts, lists, tuples and namedtuples of tensors.
             what: what a message calls the tree.
-            ranks: the processes over whose mesh the leaves are sharded, if they are `DTensor`s.
+            ranks: the processes that have the same leaves or, if these are `DTensor`s, parts.
 
         Raises:
             StructureError: there is no tensor, or a leaf is not a plain tensor.
@@ -112,7 +112,7 @@ class Space(OneLine, WholeVectors):
             dtypes=dtypes,
             dtype=_vector_dtype(dtypes),
             device=device,
-            ranks=None if shards is None else ranks,
+            ranks=ranks,
             shards=shards,
         )
 
@@ -280,6 +280,13 @@ class Space(OneLine, WholeVectors):
         if self._keys is not None:
             return dict(zip(self._keys, leaves, strict=True))
         return fill(self.template, iter(leaves))
+
+    @property
+    def whole_space(self) -> Space:
+        """The space of whole vectors, of which each process has a copy."""
+        if self.shards is None:
+            return self
+        return replace(self, shapes=self.shards.shapes, ranks=None, shards=None)
 
     @property
     def _whole_shapes(self) -> tuple[torch.Size, ...]:

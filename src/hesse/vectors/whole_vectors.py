@@ -47,6 +47,22 @@ class WholeVectors:
         """The largest `size` in any process: decide with it what all must decide alike."""
         return self.size if self.shards is None else self.shards.width
 
+    @property
+    def sharers(self) -> Ranks:
+        """The processes that have the parts of one vector, if it is sharded."""
+        assert self.ranks is not None
+        assert self.shards is not None
+        return self.ranks.along(self.shards.mesh, self.shards.axis)
+
+    @property
+    def holders(self) -> list[Ranks]:
+        """The processes that have the same part of a vector as this one, along each dimension."""
+        assert self.ranks is not None
+        assert self.shards is not None
+        mesh = self.shards.mesh
+        axes = [axis for axis in range(mesh.ndim) if axis != self.shards.axis]
+        return [self.ranks.along(mesh, axis) for axis in axes]
+
     def empty(self) -> Tensor:
         """A flat vector of uninitialised memory."""
         return torch.empty(self.size, dtype=self.dtype, device=self.device)
@@ -112,8 +128,7 @@ class WholeVectors:
         """All entries (k, n) of vectors that are rows (k, size), on every process."""
         if self.shards is None:
             return rows
-        assert self.ranks is not None
-        table = self.ranks.gather_rows(self.shards.pack(rows))
+        table = self.sharers.gather_rows(self.shards.pack(rows))
         return self.shards.assemble(table, len(rows))
 
     def part(self, whole: Tensor) -> Tensor:
@@ -131,15 +146,13 @@ class WholeVectors:
         """The sum over the processes that share vectors of what each computed of its entries."""
         if self.shards is None:
             return part
-        assert self.ranks is not None
-        return self.ranks.total(part)
+        return self.sharers.total(part)
 
     def _gathered(self, *numbers: float) -> list[list[float]]:
         """These numbers of all processes that share vectors."""
         if self.shards is None:
             return [list(numbers)]
-        assert self.ranks is not None
-        return self.ranks.gather(*numbers)
+        return self.sharers.gather(*numbers)
 
     def qr(self, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Q (n, k) with orthonormal columns and an upper triangular R with Q R = columns.
@@ -150,10 +163,9 @@ class WholeVectors:
         Q, R = torch.linalg.qr(columns)
         if self.shards is None:
             return Q, R
-        assert self.ranks is not None
         k = columns.shape[1]
         square = torch.nn.functional.pad(R, (0, 0, 0, k - len(R)))
-        together, R = torch.linalg.qr(self.ranks.gather_rows(square.reshape(-1)).view(-1, k))
+        together, R = torch.linalg.qr(self.sharers.gather_rows(square.reshape(-1)).view(-1, k))
         own = together[k * self.shards.rank :][: Q.shape[1]]
         return Q @ own, R
 
@@ -219,6 +231,19 @@ class WholeVectors:
         """
         here = dots(basis, v)
         return here if self.shards is None else self.total(here.double()).to(here.dtype)
+
+    def inners_of(self, blocks: Sequence[Tensor], v: Tensor) -> list[Tensor]:
+        """As `inners`, of several blocks of rows, in one reduction.
+
+        >>> from hesse.vectors import Space
+        >>> Space.flat(2).inners_of([torch.eye(2)[:1], torch.eye(2)[1:]], torch.tensor([3.0, 4.0]))
+        [tensor([3.]), tensor([4.])]
+        """
+        here = [dots(block, v) for block in blocks]
+        if self.shards is None or not here:
+            return here
+        whole = self.total(torch.cat(here).double()).to(here[0].dtype)
+        return list(whole.split([len(block) for block in blocks]))
 
     def project(self, basis: Tensor, v: Tensor) -> tuple[Tensor, float]:
         """The inner products of the rows of a basis with v, and the norm of v, in one reduction.

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from hesse.apps.pruning.curvature import Curvature, check_curvature, curvature_at
+from hesse.apps.pruning.divergence import Divergence
 from hesse.apps.pruning.held_out import Calibration
 from hesse.apps.pruning.patterns import Pattern, sparsity_of
 from hesse.apps.pruning.repair import Repair, as_repair
@@ -48,7 +49,8 @@ class Pruned(Result):
     sparsity: float
     """The share of the weights that may be pruned that is zero."""
     predicted_increase: float
-    """The increase of the risk that the quadratic models predicted, added over the steps."""
+    """The increase that the quadratic models predicted, added over the steps: of the risk, or of
+    the divergence from the outputs of the dense network."""
     damping: float
     """mu of the last step: given, or found by the held-out loss."""
     held_out_loss: float | None
@@ -85,8 +87,9 @@ def prune(
     $$ \min_d\; g^T d + \tfrac12 d^T (A + \mu I)\, d \quad\text{with } d_P = -w_P, \qquad
        d_K = (A_{KK} + \mu I)^{-1} (A_{KP} w_P - g_K) $$
 
-    A is the curvature of the risk at the weights w, weight decay included; P are the weights that
-    go, K the others. The repair d_K is one system on K, for any mask; no inverse is formed.
+    A is the curvature of the risk at the weights w, weight decay included; g is zero in the first
+    step, as at a minimum. P are the weights that go, K the others. The repair d_K is one system on
+    K, for any mask; no inverse is formed.
 
     | score | the mask P |
     |---|---|
@@ -108,15 +111,16 @@ def prune(
             once, every layer to the same sparsity); a function (risk, params) -> operator, such as
             `hesse.kfac_operator`; or an operator.
         score: see above; without repair "exchange" is "obd".
-        repair: whether the others make up for what goes; "refit" for steps with the gradient, and
-            ten more at the end that minimise the risk over what is kept, which is training; or
-            `Repair(...)` with all options.
+        repair: whether the others make up for what goes, so that the outputs stay those of the
+            dense network; "refit" to lower the risk instead, with ten more steps at the end over
+            what is kept, which is training; or `Repair(...)` with all options.
         damping: mu, which keeps weights near where they are; None for a search: 0.1 to 100 times
             the mean diagonal of A, then a quarter to four times the last, by the held-out loss.
         held_out: data, or a risk, that the search is judged by. None: a fifth of the examples of
             the risk; all steps are then taken again with all examples and the dampings found,
-            unless something is trained.
-        steps: the sparsity rises to its end as 1 - (1 - t / steps)^3, with a new model each time.
+            unless the risk is the target.
+        steps: each removes the same share of what is left, with a new model whose gradient g leads
+            back to the outputs of the dense network.
         pattern: "entries"; "2:4" or any n:m, n of m neighbours in a row are kept; "rows", all that
             leads into a unit; "blocks", 1x4, or any "4x4".
         where: names of parameters, or patterns of names, that are pruned. Default: all of two or
@@ -142,7 +146,7 @@ def prune(
     References: LeCun et al. 1990 (optimal brain damage); Hassibi & Stork 1993 (surgery); Foucart
         2011, doi:10.1137/100806278 (hard thresholding pursuit); Singh & Alistarh 2020,
         arXiv:2004.14340 (WoodFisher); Frantar & Alistarh 2022, arXiv:2208.11580 and 2023,
-        arXiv:2301.00774 (layers); Zhu & Gupta 2017, arXiv:1710.01878 (the schedule).
+        arXiv:2301.00774 (layers); Frankle & Carbin 2018, arXiv:1803.03635 (the schedule).
 
     >>> x = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]).double()
     >>> w = {"weight": torch.tensor([[2.0, 1.0]]).double()}
@@ -160,11 +164,13 @@ def prune(
     check_count("steps", steps, 1)
     check_curvature(curvature, steps if options is None else steps + options.refit)
     _check_damping(damping)
+    _check_refit(curvature, options)
     groups = Pattern.of(space, pattern, where, by_leaf=curvature == "layers")
     searches = damping is None and not (score == "magnitude" and options is None)
     run = Run("prune", callback=callback, progress=progress, checkpoint=checkpoint)
     calibration = Calibration.of(risk, held_out, searches)
-    stages = Stages(calibration, space, groups, curvature, score, options, damping)
+    divergence = Divergence(params)
+    stages = Stages(calibration, space, groups, curvature, score, options, damping, divergence)
     state = _start(space, params, generator)
     file = Checkpoint(
         run.checkpoint,
@@ -172,9 +178,14 @@ def prune(
         function="prune",
         options=repr((sparsity, score, options, damping, steps, pattern, where)),
     )
-    targets = [sparsity * (1.0 - (1.0 - t / steps) ** 3) for t in range(1, steps + 1)]
+    targets = _targets(sparsity, steps)
     status = _run(run, stages, state, file, targets, 0 if options is None else options.refit)
     return _result(stages, state, status)
+
+
+def _targets(sparsity: float, steps: int) -> list[float]:
+    """The sparsity after each step, which removes the same share of what is left."""
+    return [1.0 - (1.0 - sparsity) ** (t / steps) for t in range(1, steps)] + [sparsity]
 
 
 def _run(
@@ -185,10 +196,12 @@ def _run(
     file.resume(state)
     with run:
         while True:
-            if state.step == len(targets) and stages.repeats and not state.found:
+            planned = len(state.found) or len(targets) + refits
+            if state.step == planned or failures == _TRIES:
+                if state.found or not stages.repeats:
+                    return Status.CONVERGED
                 state.restart(start)
-            if state.step == len(targets) + refits or failures == _TRIES:
-                return Status.CONVERGED
+                failures = 0
             if state.step < len(targets):
                 stages.prune(state, targets[state.step])
             elif not stages.refit(state):
@@ -227,6 +240,16 @@ def _check_damping(damping: float | None) -> None:
         got=repr(damping),
         remedy="Leave it out to search for one by the loss of held-out data.",
     )
+
+
+def _check_refit(curvature: Curvature, options: Repair | None) -> None:
+    """The outputs of layers, which "layers" is about, are not those of the network."""
+    if curvature == "layers" and options and options.refit and options.target == "outputs":
+        raise ArgumentError(
+            expected="another curvature than 'layers' for a refit that follows the outputs",
+            got=repr(options),
+            remedy="Use curvature='ggn', or Repair(target='risk', refit=...).",
+        )
 
 
 def _start(space: Space, params: Tree, generator: torch.Generator | None) -> Progress:

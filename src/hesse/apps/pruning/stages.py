@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hesse.apps.pruning.curvature import Curvature, curvature_at
+from hesse.apps.pruning.divergence import Divergence
 from hesse.apps.pruning.elimination import optimal_brain_surgery
 from hesse.apps.pruning.held_out import Calibration
 from hesse.apps.pruning.layerwise import layerwise_surgery
@@ -22,10 +23,11 @@ from hesse.curvature.hessian import hessian_operator
 from hesse.errors import NonFiniteError, OperatorError
 from hesse.estimators.diagonal import diagonal
 from hesse.risk.risk import Risk
-from hesse.vectors.space import Space
+from hesse.vectors.space import Space, Tree
 
 _GRID = (0.1, 1.0, 10.0, 100.0)  # times the mean diagonal: the first dampings that are tried
 _NEXT = (0.25, 1.0, 4.0)  # times the last damping: those of further steps
+_LARGER = (1.0, 4.0, 16.0, 64.0)  # times the damping of a step that is taken again
 _RAISE = 4.0  # of the damping after a step that found nothing better
 _PROBES = 100  # for a diagonal that has to be sampled
 
@@ -46,7 +48,7 @@ class Progress:
     loss: float = math.nan
     """What the judge said last; NaN if it was not asked."""
     increase: float = 0.0
-    """The increases of the risk that the models predicted, added."""
+    """The increases that the models predicted, added."""
     seed: int = 0
     draws: int = 0
     """Models made, each of which draws examples of its own."""
@@ -54,6 +56,11 @@ class Progress:
     """For each step: sparsity, damping, predicted increase, loss of the judge."""
     found: list[list[float]] = field(default_factory=list)
     """The history of a search that has ended; its steps are taken again with all examples."""
+
+    def take_found(self) -> float:
+        """The damping that the search found for this step, whose loss is then that of the judge."""
+        _, damping, _, self.loss = self.found[self.step]
+        return damping
 
     def restart(self, w: Tensor) -> None:
         """Back to the first weights, with the dampings that were found."""
@@ -82,31 +89,32 @@ class Stages:
     score: str
     repair: Repair | None
     damping: float | None
+    divergence: Divergence
 
     def prune(self, at: Progress, sparsity: float) -> None:
         """One step to a sparsity."""
-        risk = self.calibration.risk if at.found else self._sample(at)
-        model = self._model(at, risk, self._options.gradient)
+        model = self._model(at)
         if at.found:
-            _, damping, _, at.loss = at.found[at.step]
-            best = self._pruned(model, sparsity, damping)
+            best = self._pruned(model, sparsity, at.take_found())
         else:
             best = self._best(at, model, self._proposals(at, model, sparsity))
-        self._advance(at, model, best, model.products)
+        self._advance(at, model, best)
 
     @property
     def repeats(self) -> bool:
         """Whether the steps of a search are taken again, with the examples that were held out.
 
-        Not where something is trained: then these examples judge to the end.
+        Not where the risk is lowered: then these examples judge to the end.
         """
         options = self._options
-        trains = options.gradient or options.refit > 0 or options.examples is not None
-        return self.calibration.splits and not trains
+        return self.calibration.splits and options.target != "risk" and options.examples is None
 
     def refit(self, at: Progress) -> bool:
-        """One step that trains what is kept; False, and nothing is changed, if none is better."""
-        model = self._model(at, self._sample(at), True)
+        """One step with the mask as it is; False, and nothing is changed, if none is better."""
+        model = self._model(at)
+        if at.found:
+            self._advance(at, model, self._refitted_again(at, model))
+            return True
         dampings = self._dampings(at, model, adapts=True)
         before = self._loss(at.w)
         weights = model.all_repaired(at.keep, dampings)
@@ -117,32 +125,53 @@ class Stages:
             at.damping *= _RAISE
             return False
         at.loss, best = lowest, losses.index(lowest)
-        self._advance(at, model, Proposal(dampings[best], at.keep, weights[best]), model.products)
+        self._advance(at, model, Proposal(dampings[best], at.keep, weights[best]))
         return True
+
+    def _refitted_again(self, at: Progress, model: QuadraticModel) -> Proposal:
+        """By the damping that was found or the next larger one that brings the outputs nearer.
+
+        Without held-out examples nothing else keeps a step from going too far.
+        """
+        first = at.take_found()
+        dampings = [factor * first for factor in _LARGER]
+        before = self._divergence(at.w)
+        for damping, w in zip(dampings, model.all_repaired(at.keep, dampings), strict=True):
+            if self._divergence(w) < before:
+                return Proposal(damping, at.keep, w)
+        return Proposal(first, at.keep, at.w)
 
     # -- The model ---------------------------------------------------------------------------------
 
     @property
     def _options(self) -> Repair:
-        return self.repair or Repair()
+        return self.repair or Repair(target=None)
 
     def _sample(self, at: Progress) -> Risk:
+        if at.found:
+            return self.calibration.risk
         return self.calibration.sample(self._options.examples, at.seed + at.draws)
 
-    def _model(self, at: Progress, risk: Risk, with_gradient: bool) -> QuadraticModel:
-        params = self.space.unflatten(at.w)
+    def _model(self, at: Progress) -> QuadraticModel:
+        risk, params = self._sample(at), self.space.unflatten(at.w)
         A = curvature_at(self.curvature, risk, params, self.space)
         probes = torch.Generator().manual_seed(at.seed + at.draws)
         known = diagonal(A, max_products=_PROBES, generator=probes)
         at.draws += 1
-        g = torch.zeros_like(at.w)
-        if with_gradient:
-            g = hessian_operator(risk, params).flat_gradient
         options = self._options
         return QuadraticModel(
-            *(A, at.w, g, known.value.clamp(min=0.0), options.rtol, options.max_iterations),
+            *(A, at.w, self._gradient(at, risk, params), known.value.clamp(min=0.0)),
+            *(options.rtol, options.max_iterations),
             products=known.products,
         )
+
+    def _gradient(self, at: Progress, risk: Risk, params: Tree) -> Tensor:
+        target = self._options.target
+        if target == "risk":
+            return hessian_operator(risk, params).flat_gradient
+        if target is None or at.step == 0 or self.curvature == "layers":
+            return torch.zeros_like(at.w)
+        return self.divergence.gradient(risk, params)
 
     # -- Masks and dampings ------------------------------------------------------------------------
 
@@ -222,11 +251,15 @@ class Stages:
         loss = self.calibration.loss(self.space.unflatten(w))
         return loss if math.isfinite(loss) else math.inf
 
-    def _advance(self, at: Progress, model: QuadraticModel, best: Proposal, products: int) -> None:
+    def _divergence(self, w: Tensor) -> float:
+        """On all examples; NaN is nothing that is lower."""
+        return self.divergence.value(self.calibration.risk, self.space.unflatten(w))
+
+    def _advance(self, at: Progress, model: QuadraticModel, best: Proposal) -> None:
         increase = model.increase(best.w)[0]
         at.w, at.keep, at.damping = best.w, best.keep, best.damping
         at.step += 1
-        at.products += products + 1
+        at.products += model.products
         at.increase += increase
         share = 1.0 - float(best.keep[self.pattern.prunable].double().mean())
         at.history.append([share, best.damping, increase, at.loss])

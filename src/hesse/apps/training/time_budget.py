@@ -13,7 +13,8 @@ class TimeBudget:
     """Measurements take at most `share` of the time of the training itself, by `clock`.
 
     The first one is always taken. Another is taken once all of them together, this one at the price
-    of the last, are within the share.
+    of the dearest, are within the share: so they stay within it afterwards, and in the long run
+    no fewer are taken.
 
     >>> times = iter([0.0, 0.0, 1.0, 5.0, 21.0])
     >>> budget = TimeBudget(0.1, lambda: next(times))
@@ -29,6 +30,7 @@ class TimeBudget:
     clock: Callable[[], float]
     spent: float = 0.0
     last: float = 0.0
+    dearest: float = 0.0
     origin: float | None = None
     """The time at which the training would have begun, had it not been interrupted."""
 
@@ -39,7 +41,7 @@ class TimeBudget:
             self.origin = now
         if self.spent == 0.0:
             return True
-        return self.spent + self.last <= self.share * (now - self.origin - self.spent)
+        return self.spent + self.dearest <= self.share * (now - self.origin - self.spent)
 
     @contextmanager
     def spending(self) -> Iterator[None]:
@@ -50,13 +52,19 @@ class TimeBudget:
         finally:
             self.last = self.clock() - began
             self.spent += self.last
+            self.dearest = max(self.dearest, self.last)
 
     def state(self) -> dict[str, float]:
         """What `restore` takes."""
         trained = 0.0 if self.origin is None else self.clock() - self.origin - self.spent
-        return {"spent": self.spent, "last": self.last, "trained": trained}
+        return {
+            "spent": self.spent,
+            "last": self.last,
+            "dearest": self.dearest,
+            "trained": trained,
+        }
 
     def restore(self, state: dict[str, float]) -> None:
         """Continue what another process began."""
-        self.spent, self.last = state["spent"], state["last"]
+        self.spent, self.last, self.dearest = state["spent"], state["last"], state["dearest"]
         self.origin = self.clock() - state["trained"] - self.spent

@@ -66,7 +66,7 @@ class CurvatureTracker(OneLine):
         noise: also B and B_H, from the gradients of 64 random examples; or of so many.
         budget: the time of all measurements as a share of the time of the rest of the training;
             None for no limit. The first is always taken; another is skipped, with a warning for
-            the first one that is, while it would exceed the budget.
+            the first one that is, while it would exceed the budget at the price of the dearest.
         file: path of a .jsonl or .csv file, to which each measurement is appended.
         writer: a `SummaryWriter` of TensorBoard, a run of Weights & Biases, or a function that is
             called with each `CurvatureMeasurement`.

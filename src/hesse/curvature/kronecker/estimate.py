@@ -2,7 +2,8 @@
 """The factors of all blocks of a model, from sweeps over its batches.
 
 One sweep gives the factors. A second one, with the same vectors u, gives the diagonals in their
-eigenbases. Both are sums over batches; the vectors of a single batch are kept in between.
+eigenbases. Both are sums over batches, and over the processes that share a risk; the vectors of a
+single batch are kept in between.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
@@ -21,9 +23,11 @@ from hesse.ad.quadratic import Quadratic
 from hesse.ad.summands import Summand
 from hesse.ad.variables import BoundFunction, Leaves, Variables, tracked
 from hesse.curvature.kronecker.blocks import Block
-from hesse.curvature.kronecker.examples import ExampleMap, read_map, scales
-from hesse.curvature.kronecker.layout import BlockLayout
+from hesse.curvature.kronecker.examples import ExampleMap
+from hesse.curvature.kronecker.layout import BlockLayout, check_same_layouts
 from hesse.curvature.kronecker.moments import KroneckerMoments, RowMoments, ScalarMoments
+from hesse.curvature.kronecker.over_ranks import Moments, added_up, known_to_all, moments_of_all
+from hesse.curvature.kronecker.probe import probed_maps
 from hesse.curvature.kronecker.programs import FactorPoint, FactorPrograms
 from hesse.curvature.kronecker.roots import (
     MOST_VECTORS,
@@ -31,10 +35,8 @@ from hesse.curvature.kronecker.roots import (
     LossRoots,
     exact_count,
     loss_roots,
-    scaled,
     vectors,
 )
-from hesse.curvature.kronecker.rows import gradient_rows, rows_of_g
 from hesse.curvature.kronecker.seen_batches import SeenBatches
 from hesse.curvature.likelihood_sum import seen_at
 from hesse.curvature.rows_of_examples import example_axes
@@ -42,6 +44,7 @@ from hesse.data.slicing import num_examples
 from hesse.errors import DataError, FunctionError
 from hesse.operators.batched_kronecker import Factors
 from hesse.operators.eigenbasis import refreshed_basis
+from hesse.ranks import alike
 from hesse.risk.risk import Risk
 from hesse.tracing.graph import UntraceableError
 from hesse.tracing.uses import Use
@@ -49,7 +52,6 @@ from hesse.vectors.space import Space, Tree
 
 Fisher = Literal["exact", "sampled", "empirical"]
 Approximation = Literal["expand", "reduce"]
-Moments = KroneckerMoments | RowMoments | ScalarMoments
 
 _MIXES = "no rule for rows that depend on several examples"
 
@@ -75,6 +77,10 @@ class Settings:
     seed: int
 
 
+Kept = list[tuple["_Visit", list]]
+"""The batch that is all there is, with its vectors where these were kept."""
+
+
 @dataclass
 class _Visit:
     """A batch at the point, while it is looked at."""
@@ -91,12 +97,17 @@ class Estimator:
     """Estimates the blocks of a risk at points; programs are shared by all points.
 
     Args:
-        risk: the model, the loss and the data.
+        risk: the model, the loss and the data. Of one that several processes share, all of them
+            call each method together.
         settings: what is estimated.
+
+    Attributes:
+        risk: the part of it in this process.
     """
 
     def __init__(self, risk: Risk, settings: Settings) -> None:
-        self.risk, self.settings = risk, settings
+        self._given, self.settings = risk, settings
+        self.risk, self._ranks = (risk if risk.ranks is None else risk.local), risk.ranks
         self.programs = FactorPrograms(lambda f, leaves: self._roots(f, leaves).z)
         self.axes: tuple[Axis, ...] | None = None
         self._unseen = False
@@ -111,18 +122,21 @@ class Estimator:
         """
         other = Estimator.__new__(Estimator)  # copy.copy would go by __reduce__, and trace again
         vars(other).update(vars(self))
-        other.risk, other.settings = risk, replace(self.settings, seed=seed)
-        if risk is not self.risk:
+        other.settings = replace(self.settings, seed=seed)
+        if risk is not self._given:
+            other._given, other.risk = risk, risk if risk.ranks is None else risk.local
             other._seen = SeenBatches(self.programs)
         return other
 
     def layouts(self, params: Tree) -> list[BlockLayout]:
         """The blocks that the parameters form, without their factors."""
-        with traceable():
+        params, layouts = self._given.share.whole(params), list[BlockLayout]()
+        with alike(self._ranks), traceable():
             self.see_likelihoods(params)
-            space = Space.of(params)
-            visit = next(iter(self._visits(Variables.of(space.copy(params), space))))
-            return visit.point.program.blocks
+            for visit in self._visits(_variables(params)):
+                layouts = visit.point.program.blocks
+                break
+        return self._known_to_all(layouts)
 
     def blocks(
         self,
@@ -142,23 +156,34 @@ class Estimator:
         Raises:
             FunctionError: the model cannot be traced.
         """
-        with traceable():
-            return self._blocks(params, previous, past, decay)
+        params = self._given.share.whole(params)
+        with alike(self._ranks), traceable():
+            self.see_likelihoods(params)
+            variables = _variables(params)
+            layouts, moments, kept = self._swept(variables)
+        layouts = self._known_to_all(layouts)
+        if self._ranks is not None:
+            like = variables.space.zeros()
+            new = partial(self._moments, space=variables.space)
+            moments = moments_of_all(self._ranks, layouts, moments, new, like)
+        blocks = [
+            Block.of(layout, *part.factors()) for layout, part in zip(layouts, moments, strict=True)
+        ]
+        if past:
+            pairs = zip(blocks, past, strict=True)
+            blocks = [block.averaged(before, decay) for block, before in pairs]
+        if not self.settings.rotated:
+            return blocks
+        return self._rotated(variables, blocks, moments, kept, previous)
 
-    def _blocks(
-        self, params: Tree, previous: Sequence[Block], past: Sequence[Block], decay: float
-    ) -> list[Block]:
-        self.see_likelihoods(params)
-        space = Space.of(params)
-        variables = Variables.of(space.copy(params), space)
-        moments: list[Moments] = []
-        layouts: list[BlockLayout] = []
-        kept: list[tuple[_Visit, list]] = []
+    def _swept(self, variables: Variables) -> tuple[list[BlockLayout], list[Moments], Kept]:
+        """The blocks and their moments, of the batches here; and what is kept of a single one."""
+        layouts, moments, kept = list[BlockLayout](), list[Moments](), Kept()
         for visit in self._visits(variables):
             found = visit.point.program.blocks
             layouts = layouts or found
-            _check_same_layouts(layouts, found)
-            moments = moments or [self._moments(block, space) for block in found]
+            check_same_layouts(layouts, found)
+            moments = moments or [self._moments(block, variables.space) for block in found]
             for part, block in zip(moments, found, strict=True):
                 part.begin(block, visit.point.a, visit.maps)
             gs = []
@@ -172,15 +197,16 @@ class Estimator:
                 part.end()
             if self.risk.num_summands == 1:
                 kept.append((visit, gs if len(gs) == self.vectors else []))
-        blocks = [
-            Block.of(layout, *part.factors()) for layout, part in zip(layouts, moments, strict=True)
-        ]
-        if past:
-            pairs = zip(blocks, past, strict=True)
-            blocks = [block.averaged(before, decay) for block, before in pairs]
-        if not self.settings.rotated:
-            return blocks
-        return self._rotated(variables, blocks, moments, kept, previous)
+        return layouts, moments, kept
+
+    def _known_to_all(self, layouts: list[BlockLayout]) -> list[BlockLayout]:
+        """The blocks, also where there are no data, and what else a process learns from these."""
+        if self._ranks is None:
+            return layouts
+        here = layouts, self.fisher, self.vectors, self.axes
+        found = known_to_all(self._ranks, bool(layouts), here)
+        layouts, self.fisher, self.vectors, self.axes = found
+        return layouts
 
     @property
     def about(self) -> str:
@@ -198,7 +224,7 @@ class Estimator:
         return f"{self.fisher} {matrix}, {count}{fallen}; {self.settings.approximation}"
 
     def __reduce__(self) -> tuple:
-        return Estimator, (self.risk, self.settings)
+        return Estimator, (self._given, self.settings)
 
     def _keeps(self, gs: list) -> bool:
         if not self.settings.rotated or self.risk.num_summands > 1:
@@ -210,7 +236,7 @@ class Estimator:
         variables: Variables,
         blocks: list[Block],
         moments: list[Moments],
-        kept: list[tuple[_Visit, list]],
+        kept: Kept,
         previous: Sequence[Block],
     ) -> list[Block]:
         """The blocks with their diagonals in eigenbases."""
@@ -221,6 +247,20 @@ class Estimator:
                 P, Q = (None, None) if before is None else before
                 bases[k] = _basis(block.left, P), _basis(block.right, Q)
                 part.use_basis(*bases[k])
+        with alike(self._ranks):
+            self._project(variables, moments, kept)
+        rotated = [part for part in moments if isinstance(part, KroneckerMoments)]
+        if self._ranks is not None and rotated:
+            sums = added_up(self._ranks, [part.d for part in rotated], variables.space.zeros())
+            for part, whole in zip(rotated, sums, strict=True):
+                part.d = whole
+        return [
+            block.with_diagonal(bases[k], part.d) if isinstance(part, KroneckerMoments) else block
+            for k, (block, part) in enumerate(zip(blocks, moments, strict=True))
+        ]
+
+    def _project(self, variables: Variables, moments: list[Moments], kept: Kept) -> None:
+        """A second sweep, for the diagonals in the bases."""
         visits = [visit for visit, _ in kept] or self._visits(variables)
         for i, visit in enumerate(visits):
             gs = kept[i][1] if kept and kept[i][1] else self._tangents(visit)
@@ -231,10 +271,6 @@ class Estimator:
                 for part in moments:
                     if isinstance(part, KroneckerMoments):
                         part.project(g, weight * visit.coefficient)
-        return [
-            block.with_diagonal(bases[k], part.d) if isinstance(part, KroneckerMoments) else block
-            for k, (block, part) in enumerate(zip(blocks, moments, strict=True))
-        ]
 
     def _moments(self, block: BlockLayout, space: Space) -> Moments:
         if block.kind == "kronecker":
@@ -269,7 +305,7 @@ class Estimator:
             loss = LikelihoodRoots(loss, self.axes)
         maps = self._example_maps(point, loss, examples)
         self._choose_vectors(loss, examples)
-        seed = (self.settings.seed + number) % 2**63
+        seed = (self.settings.seed + self.risk.share.first + number) % 2**63
         return _Visit(summand.coefficient, point, loss, examples, seed, maps)
 
     def _first(
@@ -300,7 +336,7 @@ class Estimator:
 
     def see_likelihoods(self, params: Tree) -> None:
         """Find the examples in the likelihoods of the loss, if that is made of likelihoods."""
-        if self.axes is not None or self._unseen:
+        if self.axes is not None or self._unseen or not self.risk.data.count:
             return
         try:
             seen_at(self.risk, params, self.risk.loss_of(self.risk.data.first))
@@ -324,7 +360,7 @@ class Estimator:
         program = point.program
         wanted = [u for b in program.blocks if self._needs_map(b) for u in b.uses]
         if program.sorts_rows or any(use not in program.maps for use in wanted):
-            program.maps.update(_probe(point, loss, examples, wanted))
+            program.maps.update(probed_maps(point, loss, examples, wanted))
             mixing = {use for use in wanted if program.maps[use] is None}
             if mixing:
                 changed = []
@@ -333,22 +369,6 @@ class Estimator:
                     changed += block.without_rule(_MIXES) if mixes else [block]
                 self.programs.change(point, program.with_blocks(changed))
         return point.program.maps
-
-
-def _probe(
-    point: FactorPoint, loss: LossRoots, examples: int, uses: Sequence[Use]
-) -> dict[Use, ExampleMap | None]:
-    (_, u), *_ = vectors(loss, "sampled", examples, 1, 0)
-    plain = point.tangent(u)
-    probed = [point.tangent(scaled(loss, u, s)) for s in scales(examples)]
-    maps = {}
-    for use in uses:
-
-        def rows(g: dict[int, Tensor], use: Use = use) -> Tensor:
-            return (rows_of_g if use.is_factored else gradient_rows)(use, g, point.a)
-
-        maps[use] = read_map(rows(plain), [rows(g) for g in probed], examples)
-    return maps
 
 
 @contextmanager
@@ -365,21 +385,13 @@ def traceable() -> Iterator[None]:
         ) from error
 
 
+def _variables(params: Tree) -> Variables:
+    space = Space.of(params)
+    return Variables.of(space.copy(params), space)
+
+
 def _basis(side: Factors, previous: Factors | None) -> Factors:
     """Orthonormal eigenvectors, or nearly those from the ones of a point nearby."""
     if side.is_diagonal or previous is None or previous.is_diagonal:
         return side.eigen()[1]
     return Factors(refreshed_basis(side.entries, previous.entries))
-
-
-def _check_same_layouts(ours: Sequence[BlockLayout], theirs: Sequence[BlockLayout]) -> None:
-    def form(blocks: Sequence[BlockLayout]) -> list[tuple]:
-        return [(block.names, block.kind, block.shape, block.n) for block in blocks]
-
-    if ours is not theirs and form(ours) != form(theirs):
-        differing = next((a, b) for a, b in zip(form(ours), form(theirs), strict=False) if a != b)
-        raise DataError(
-            expected="a model that uses its parameters alike in all batches",
-            got=f"{differing[0][:2]} in one batch, {differing[1][:2]} in another",
-            remedy="Give the batches to operators of their own, or leave parameters out.",
-        )

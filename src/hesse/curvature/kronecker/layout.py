@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hesse.errors import DataError
 from hesse.operators.placed_blocks import Indexed, Place, Range, WithColumn
 from hesse.tracing.graph import Graph
 from hesse.tracing.last_operations import row_tensor
@@ -276,3 +277,24 @@ def _end(W: Place, b: Range) -> int:
         W.stop if isinstance(W, Range) else int(W.index.max()) + 1 if isinstance(W, Indexed) else 0
     )
     return max(stop, b.stop)
+
+
+# -- Comparing -------------------------------------------------------------------------------------
+
+
+def forms(blocks: Sequence[BlockLayout]) -> list[tuple]:
+    """What is the same of blocks that are summed."""
+    return [(block.names, block.kind, block.shape, block.n) for block in blocks]
+
+
+def check_same_layouts(ours: Sequence[BlockLayout], theirs: Sequence[BlockLayout]) -> None:
+    """Raise unless the blocks of two batches can be added up."""
+    if ours is theirs or forms(ours) == forms(theirs):
+        return
+    pairs = zip(forms(ours), forms(theirs), strict=False)
+    one, other = next((a, b) for a, b in pairs if a != b)
+    raise DataError(
+        expected="a model that uses its parameters alike in all batches",
+        got=f"{one[:2]} in one batch, {other[:2]} in another",
+        remedy="Give the batches to operators of their own, or leave parameters out.",
+    )

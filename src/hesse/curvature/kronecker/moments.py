@@ -11,7 +11,7 @@ the sense of partial traces is (sum_k tr(R_k) L_k) x (sum_k tr(L_k) R_k) / tr.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +72,15 @@ class _Side:
         if active is not None:
             self.count = self.count + active.sum(0)
 
+    @property
+    def sums(self) -> list[Tensor]:
+        """The sum, and the count where rows were counted."""
+        return [part for part in (self.total, self.count) if isinstance(part, Tensor)]
+
+    @sums.setter
+    def sums(self, sums: Sequence[Tensor]) -> None:
+        self.total, self.count = sums if len(sums) > 1 else (*sums, 0.0)
+
     def mean(self) -> Factors:
         """Over the rows that were counted; the sum is given up for it."""
         assert isinstance(self.total, Tensor) and isinstance(self.count, Tensor)
@@ -101,7 +110,7 @@ class KroneckerMoments:
         count = 1 if reduce and self._merges(block) else len(block.uses)
         self._S, self._A = [_Side() for _ in range(count)], [_Side() for _ in range(count)]
         self._basis: tuple[Factors, Factors] | None = None
-        self.d: Tensor | float = 0.0
+        self.d = torch.zeros(0, dtype=dtype)
 
     def _merges(self, block: BlockLayout) -> bool:
         """Whether uses are like further rows of an example."""
@@ -158,6 +167,19 @@ class KroneckerMoments:
         rows = dense(rows, self._dtype) * active[..., None]
         return self._map(use).sums(rows) / count.clamp(min=1)[..., None], count > 0
 
+    @property
+    def sums(self) -> list[Tensor]:
+        """What is added up over processes: S and A of every use."""
+        return [part for side in (*self._S, *self._A) for part in side.sums]
+
+    @sums.setter
+    def sums(self, sums: Sequence[Tensor]) -> None:
+        S, A = sums[: len(self._S)], sums[len(self._S) :]
+        for side, total in zip(self._S, S, strict=True):
+            side.sums = [total]
+        for side, both in zip(self._A, zip(A[::2], A[1::2], strict=True), strict=True):
+            side.sums = both
+
     def factors(self) -> tuple[Factors, Factors]:
         """(L, R), of several uses by partial traces."""
         pairs = []
@@ -173,7 +195,12 @@ class KroneckerMoments:
 
     def use_basis(self, left: Factors, right: Factors) -> None:
         """Add up d in these orthonormal bases from now on."""
-        self._basis = left, right
+        self._basis, self.d = (
+            (left, right),
+            torch.zeros(
+                *(self._groups, self._p, self._q), dtype=self._dtype, device=left.entries.device
+            ),
+        )
 
     def project(self, g: Values, weight: float) -> None:
         """Add the squares of the gradients of single examples for one u, in the basis, to d."""
@@ -194,7 +221,7 @@ class KroneckerMoments:
         else:
             squares = self._summed_squares(pairs)
         squares = _times(squares, weight)
-        self.d = self.d.add_(squares) if isinstance(self.d, Tensor) else squares
+        self.d.add_(squares)
 
     def _summed_squares(self, pairs: list[tuple[Rows, Rows]]) -> Tensor:
         """The sum over examples of the squares of the sum over their rows of l r'."""
@@ -294,6 +321,15 @@ class RowMoments:
     def end(self) -> None:
         """Nothing is left to add."""
 
+    @property
+    def sums(self) -> list[Tensor]:
+        """What is added up over processes."""
+        return [self._total] if isinstance(self._total, Tensor) else []
+
+    @sums.setter
+    def sums(self, sums: Sequence[Tensor]) -> None:
+        (self._total,) = sums
+
     def factors(self) -> tuple[Factors, Factors]:
         """The factors of 1 x M."""
         assert isinstance(self._total, Tensor)
@@ -323,6 +359,15 @@ class ScalarMoments:
 
     def end(self) -> None:
         """Nothing is left to add."""
+
+    @property
+    def sums(self) -> list[Tensor]:
+        """What is added up over processes."""
+        return [torch.tensor(self._total, dtype=torch.float64)]
+
+    @sums.setter
+    def sums(self, sums: Sequence[Tensor]) -> None:
+        self._total = float(sums[0])
 
     def factors(self) -> tuple[Factors, Factors]:
         """The factors of c x I."""

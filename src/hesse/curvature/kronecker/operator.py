@@ -20,7 +20,9 @@ from hesse.operators.algebra import LinearOperator
 from hesse.operators.batched_kronecker import BatchedKronecker
 from hesse.operators.placed_blocks import PlacedBlocks
 from hesse.operators.rotated_diagonal import RotatedDiagonal
+from hesse.operators.whole_on_shards import on_shards
 from hesse.progress import FilePath
+from hesse.ranks import alike
 from hesse.vectors.space import Space, Tree
 
 Damping = float | Mapping[str, float]
@@ -30,7 +32,7 @@ class KroneckerCurvature(LinearOperator):
     """A block-diagonal matrix of Kronecker products, made by `kfac_operator`, `ekfac_operator`.
 
     Args:
-        space: of the parameters.
+        space: of the parameters. If these are sharded, each process has all factors.
         blocks: one for each weight with its bias, and for what else there is.
         weight_decay: lambda of lambda I, for all parameters that vary.
         damping, damping_form: see `damped`.
@@ -69,6 +71,7 @@ class KroneckerCurvature(LinearOperator):
                 remedy="Use kfac_operator for factored damping.",
             )
         self._whole = self._placed(self._operators())
+        self._here = on_shards(self._whole, space)
 
     @property
     def coverage(self) -> Coverage:
@@ -169,19 +172,20 @@ class KroneckerCurvature(LinearOperator):
         return operators
 
     def _placed(self, operators: Sequence[LinearOperator]) -> PlacedBlocks:
-        return PlacedBlocks(self.domain, operators, [block.place for block in self.blocks])
+        places = [block.place for block in self.blocks]
+        return PlacedBlocks(self.domain.whole_space, operators, places)
 
     def _matvec(self, v: Tensor) -> Tensor:
-        return self._whole._matvec(v)
+        return self._here._matvec(v)
 
     def _matmat(self, block: Tensor) -> Tensor:
-        return self._whole._matmat(block)
+        return self._here._matmat(block)
 
     def _diagonal(self) -> Tensor | None:
-        return self._whole._diagonal()
+        return self._here._diagonal()
 
-    def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
-        return self._whole._plus_diagonal(D)
+    def _plus_diagonal(self, D: LinearOperator) -> LinearOperator | None:
+        return self._here._plus_diagonal(D)
 
     def _inverse(self) -> LinearOperator:
         inverses = [A._inverse() for A in self._whole.blocks]
@@ -197,7 +201,8 @@ class KroneckerCurvature(LinearOperator):
                 got=f"singular blocks of {', '.join(singular[:3])}{more}",
                 remedy="Add damping: damping=1e-3, K.damped(1e-3), or K + 1e-3 * I.",
             )
-        return self._placed([A for A in inverses if A is not None])
+        whole = self._placed([A for A in inverses if A is not None])
+        return on_shards(whole, self.domain)
 
     @public("{self}.eigenvalues()")
     def eigenvalues(self) -> Tensor:
@@ -221,7 +226,8 @@ class KroneckerCurvature(LinearOperator):
         return self.power(-0.5).matvec(self.domain.gaussian(generator))
 
     def _function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator:
-        return self._placed([_rotated(A)._function(f) for A in self._whole.blocks])
+        whole = self._placed([_rotated(A)._function(f) for A in self._whole.blocks])
+        return on_shards(whole, self.domain)
 
     @property
     def is_structured(self) -> bool:
@@ -240,8 +246,14 @@ class KroneckerCurvature(LinearOperator):
 
     @public("{self}.save(path)")
     def save(self, path: FilePath) -> None:
-        """Write factors, bases and names to a safetensors file, for `hesse.load_kfac`."""
-        save(self, path)
+        """Write factors, bases and names to a safetensors file, for `hesse.load_kfac`.
+
+        Of several processes the first one writes.
+        """
+        ranks = self.domain.ranks
+        with alike(ranks):
+            if ranks is None or ranks.rank == 0:
+                save(self, path)
 
     def __reduce__(self) -> Any:
         options = {

@@ -35,7 +35,7 @@ _TENSORS = ("left", "right", "left_basis", "right_basis", "d")
 
 def save(K: KroneckerCurvature, path: FilePath) -> None:
     """Write an operator in one step: at any moment there is the file before, or this one."""
-    space = K.domain
+    space = K.domain.whole_space
     if not isinstance(space.template, Mapping) or list(space.template) != [*space.names]:
         raise ArgumentError(
             expected="parameters that are a mapping of names to tensors",

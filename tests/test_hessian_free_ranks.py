@@ -1,0 +1,78 @@
+"""`HessianFree`, K-FAC and EK-FAC over processes: as one process, alike on all ranks."""
+
+import pytest
+
+from tests import hessian_free_jobs as jobs
+from tests.ranks_pool import _plain, bits, close
+
+pytestmark = pytest.mark.distributed
+
+
+# -- As one process --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("replicated", "ekfac"), *(("fsdp", name) for name in jobs.OPTIONS)]
+)
+def test_steps_are_those_of_one_process(pool, kind, name):
+    found = pool.run(jobs.steps, kind, name, 3)
+    close(found[0], _plain(jobs.steps(None, None, name, 3)))
+    assert len({bits(answers) for answers in found}) == 1
+
+
+@pytest.mark.parametrize(
+    ("split", "kind"), [("ragged", "shards"), ("empty", "replicated"), ("first empty", "shards")]
+)
+def test_factors_are_those_of_one_process(pool, split, kind):
+    found = pool.run(jobs.factored, split, kind, size=len(jobs.SPLITS[split]))
+    close(found[0], _plain(jobs.factored(None, split, kind)))
+    assert len({bits(answers) for answers in found}) == 1
+
+
+def test_factors_are_added_up_by_one_reduction(pool):
+    for kfac, ekfac in pool.run(jobs.sent_by_factors):
+        (calls, numbers, entries, _), (more, larger, _, diagonals) = kfac, ekfac
+        small = 200  # checks, and the counts of rows
+        assert entries <= numbers["all-reduce"] <= entries + small
+        assert larger["all-reduce"] <= entries + diagonals + 2 * small
+        assert more["all-reduce"] <= calls["all-reduce"] + 2
+
+
+# -- Going on --------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_from_its_state(pool):
+    for is_same, kinds in pool.run(jobs.resumed):
+        assert is_same
+        assert kinds == {"DTensor"}
+
+
+def test_fsdp_trains_on_after_it(pool):
+    found = pool.run(jobs.trained_on)
+    before, after = found[0]
+    close(after, _plain(jobs.trained_alone(before)))
+    assert len({bits(answers) for answers in found}) == 1
+
+
+# -- Alike on all ranks ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "error"),
+    [
+        ("late", "MAX_SECONDS", "none"),
+        ("products", "MAX_PRODUCTS", "none"),
+        ("SIGINT", "INTERRUPTED", "KeyboardInterrupt"),
+    ],
+)
+def test_ranks_end_a_run_together(pool, how, status, error):
+    found = pool.run(jobs.ended, how)
+    assert found[0] == found[1] == found[2]
+    assert found[0][:2] == [status, error]
+    assert found[0][4] == (how == "products")
+
+
+def test_a_model_that_one_rank_cannot_trace_has_no_factors_on_any(pool):
+    found = pool.run(jobs.without_factors)
+    assert found[0][0] == ["no preconditioner: "]
+    assert len({bits(answers) for answers in found}) == 1
