@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -51,9 +50,7 @@ from hesse.optimize.structural_damping import StructuralDamping, Weights
 from hesse.optimize.subspace_step import SubspaceStep
 from hesse.progress import FilePath, Run, uninterrupted
 from hesse.risk.closure import ClosureRisk, names_of
-from hesse.risk.fsdp import hold_shards
 from hesse.risk.risk import Risk
-from hesse.vectors.shards import part_of
 from hesse.vectors.space import Space
 
 # What a step may take at least: the last step, one iteration of CG, and what CG reserves.
@@ -195,9 +192,8 @@ class HessianFree(torch.optim.Optimizer):
         }
         super().__init__(groups, defaults)
         self._is_complete = True
-        self._parameters = [p for group in self.param_groups for p in group["params"]]
-        self._names = names_of(self.param_groups)
-        tree = dict(zip(self._names, self._parameters, strict=True))
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        tree = dict(zip(names_of(self.param_groups), parameters, strict=True))
         ranks = None if self.risk is None else self.risk.ranks
         self._space = Space.of(tree, what="params", ranks=ranks)
         self._closures = ClosureRisk(tree) if self.risk is None else None
@@ -206,7 +202,8 @@ class HessianFree(torch.optim.Optimizer):
         self.status = Status.UNFINISHED
         make = hessian_operator if curvature == "hessian" else ggn_operator
         self._current = CurrentPoint(make, self._space, self.counts, mode)
-        self._parts = ParameterState(self, self._parameters, self._names, self._space)
+        model = None if self.risk is None else self.risk.model
+        self._parts = ParameterState(self, model, tree, self._space)
         self._preconditioner = RunPreconditioner(
             preconditioner, self._space, self._parts, of_closures=self.risk is None
         )
@@ -214,7 +211,7 @@ class HessianFree(torch.optim.Optimizer):
             self._limits.checkpoint,
             IdentityOperator(self._space),
             function="HessianFree",
-            parameters=self._space.describe(len(self._names)),
+            parameters=self._space.describe(len(tree)),
             curvature=name_of(curvature),
             preconditioner=name_of(preconditioner),
             structural_damping=[] if self._structural is None else self._structural.weights,
@@ -268,7 +265,7 @@ class HessianFree(torch.optim.Optimizer):
 
     def _step(self, risk: Risk, value: float | None, limits: Run) -> Tensor:
         group = self.param_groups[0]
-        objective, point = self._current.of(risk, self._x(), value)
+        objective, point = self._current.of(risk, self._parts.x, value)
         if not (math.isfinite(point.value) and math.isfinite(point.gradient_norm)):
             raise NonFiniteError(
                 expected="a finite risk and gradient at the current parameters",
@@ -298,7 +295,7 @@ class HessianFree(torch.optim.Optimizer):
             self._parts.store_vector("start", descent.start)
             group["damping"], group["steps"] = search.scalar, group["steps"] + 1
             group["mode"] = self._current.mode
-            self._write(new.x)
+            self._parts.write(new.x)
             self._current.keep(risk, objective, new)
         self._checkpoint.save(self._saved())
         return before
@@ -355,27 +352,13 @@ class HessianFree(torch.optim.Optimizer):
     def _structural_products(self) -> int:
         return 0 if self._structural is None else self._structural.products
 
-    # -- Parameters and state ----------------------------------------------------------------------
-
-    def _x(self) -> Tensor:
-        """The parameters as they are, flat."""
-        return self._space.join(list(map(part_of, self._parameters))).clone()
-
-    def _write(self, x: Tensor) -> None:
-        if self.risk is not None:
-            hold_shards(self.risk.model)
-        for parameter, leaf in zip(self._parameters, self._space.split(x), strict=True):
-            part_of(parameter).copy_(leaf)
+    # -- State -------------------------------------------------------------------------------------
 
     def _saved(self) -> HessianFreeState:
         """The state as a checkpoint saves it."""
         group = self.param_groups[0]
-        factors = self._parts.factors()
         return HessianFreeState(
-            x=self._x(),
-            start=self._parts.vector("start"),
-            refreshed_at=self._parts.vector("refreshed_at"),
-            factors=[[key, *chain(*tensors.items())] for key, tensors in factors.items()],
+            **self._parts.saved(),
             counts=self.counts,
             status=self.status,
             rates=[float(each["lr"]) for each in self.param_groups],
@@ -391,10 +374,4 @@ class HessianFree(torch.optim.Optimizer):
         for each, rate in zip(self.param_groups, saved.rates, strict=True):
             each["lr"] = rate
         self.status, self._current.mode = saved.status, saved.mode
-        self._write(saved.x)
-        self._parts.store_vector("start", saved.start)
-        self._parts.store_vector("refreshed_at", saved.refreshed_at)
-        factors = {
-            key: dict(zip(rest[::2], rest[1::2], strict=True)) for key, *rest in saved.factors
-        }
-        self._parts.store_factors(factors)
+        self._parts.restore(saved)

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from hesse.data.batches import flatten_batch
 from hesse.errors import Status
 from hesse.optimize.kronecker_preconditioner import Stored, first_name, position
 from hesse.optimize.point import Counts
+from hesse.risk.fsdp import hold_shards
 from hesse.risk.risk import Risk
 from hesse.vectors.shards import part_of
 from hesse.vectors.space import Space
@@ -53,19 +55,31 @@ def shapes_of(risk: Risk) -> Hashable:
 
 
 class ParameterState:
-    """Vectors and factors in `optimizer.state`, each part with its parameter.
+    """The parameters, and the vectors and factors in `optimizer.state`, each part with its own.
 
     Args:
         optimizer: the optimiser, whose `load_state_dict` makes its `state` anew.
-        parameters, names: of the optimiser.
+        model: which has the parameters; None if there is none.
+        parameters: of the optimiser, by their names.
         space: of the parameters.
     """
 
     def __init__(
-        self, optimizer: Any, parameters: Sequence[Tensor], names: Sequence[str], space: Space
+        self, optimizer: Any, model: Any, parameters: Mapping[str, Tensor], space: Space
     ) -> None:
-        self._optimizer, self._parameters = optimizer, list(parameters)
-        self._names, self._space = list(names), space
+        self._optimizer, self._model, self._space = optimizer, model, space
+        self._names, self._parameters = list(parameters), list(parameters.values())
+
+    @property
+    def x(self) -> Tensor:
+        """The parameters as they are, flat."""
+        return self._space.join(list(map(part_of, self._parameters))).clone()
+
+    def write(self, x: Tensor) -> None:
+        """Set the parameters."""
+        hold_shards(self._model)
+        for parameter, leaf in zip(self._parameters, self._space.split(x), strict=True):
+            part_of(parameter).copy_(leaf)
 
     def vector(self, key: str) -> Tensor | None:
         """A flat vector; None if there is none."""
@@ -94,6 +108,25 @@ class ParameterState:
         for key, tensors in stored.items():
             parameter = self._parameters[self._names.index(first_name(key))]
             self._of(parameter).setdefault("factors", {})[key] = tensors
+
+    def saved(self) -> dict[str, Any]:
+        """The parameters, vectors and factors as a `HessianFreeState` has them."""
+        return {
+            "x": self.x,
+            "start": self.vector("start"),
+            "refreshed_at": self.vector("refreshed_at"),
+            "factors": [[key, *chain(*part.items())] for key, part in self.factors().items()],
+        }
+
+    def restore(self, saved: HessianFreeState) -> None:
+        """Those of a saved state."""
+        self.write(saved.x)
+        self.store_vector("start", saved.start)
+        self.store_vector("refreshed_at", saved.refreshed_at)
+        factors = {
+            key: dict(zip(rest[::2], rest[1::2], strict=True)) for key, *rest in saved.factors
+        }
+        self.store_factors(factors)
 
     def _of(self, parameter: Tensor) -> dict[str, Any]:
         return self._optimizer.state[parameter]
