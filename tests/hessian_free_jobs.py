@@ -15,7 +15,7 @@ from hesse.curvature.kronecker import programs
 from hesse.distributed import shard
 from hesse.testing import Traffic
 from hesse.tracing.graph import UntraceableError
-from tests.ranks_faults import BAD
+from tests.ranks_faults import BAD, _error
 from tests.ranks_pool import SPLITS, batches, model, vector
 from tests.shards_fsdp import _named_mesh, _step
 from tests.shards_jobs import mesh
@@ -160,6 +160,39 @@ def without_factors(place):
             optimizer.step()
     optimizer.step()
     return [str(warning.message)[:19] for warning in caught], parameters(there)
+
+
+def moved(place):
+    """The error where the parameters of one rank have changed between two steps."""
+    there_risk, there = risk(place, "replicated")
+    optimizer = hesse.HessianFree(there_risk, **_SHARED)
+    optimizer.step()
+    if place.rank == BAD:
+        there[0].bias.detach().add_(1.0)
+    return _error(optimizer.step)
+
+
+class _UsesItsWeightTwice(nn.Module):
+    """In batches of seven examples alone, by an operation for which K-FAC has no rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = model()
+
+    def forward(self, x):
+        more = 0.0 * self.layers[2].weight.square().sum() if len(x) == 7 else 0.0
+        return self.layers(x) + more
+
+
+def otherwise(place):
+    """The warnings of a step where one rank uses the parameters otherwise than the others."""
+    there = _UsesItsWeightTwice()
+    data = batches("ragged", place.rank)[:1]
+    shared = hesse.Risk(there, nn.CrossEntropyLoss(), data, group=place.ranks())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        hesse.HessianFree(shared, **_SHARED).step()
+    return [str(warning.message) for warning in caught], parameters(there)
 
 
 # -- K-FAC -----------------------------------------------------------------------------------------

@@ -76,3 +76,16 @@ def test_a_model_that_one_rank_cannot_trace_has_no_factors_on_any(pool):
     found = pool.run(jobs.without_factors)
     assert found[0][0] == ["no preconditioner: "]
     assert len({bits(answers) for answers in found}) == 1
+
+
+def test_parameters_that_one_rank_changed_are_an_error_on_all(pool):
+    for kind, text in pool.run(jobs.moved):
+        assert kind == "RankError"
+        assert "the same params on all ranks" in text
+
+
+def test_ranks_that_use_their_parameters_otherwise_go_on_without_factors(pool):
+    found = pool.run(jobs.otherwise)
+    (message,), _ = found[0]
+    assert message.startswith("no preconditioner: it needs the same form of the factors")
+    assert len({bits(answers) for answers in found}) == 1

@@ -45,7 +45,7 @@ class CurrentPoint:
         if self._known is not None:
             last_risk, objective, point = self._known
             is_same = value is None or value == point.value
-            if last_risk is risk and is_same and not self._space.any(point.x != x):
+            if last_risk is risk and is_same and not self._anywhere(self._space.any(point.x != x)):
                 return objective, point
         objective = Objective(self.operator(risk, x), self._counts)
         return objective, objective.start(x)
@@ -85,5 +85,9 @@ class CurrentPoint:
 
     def _is_new(self, shapes: Hashable) -> bool:
         """Whether no products were taken with such batches, or not in another process."""
-        is_new, ranks = shapes not in self._traced, self._space.ranks
-        return is_new if ranks is None else any(row[0] for row in ranks.gather(is_new))
+        return self._anywhere(shapes not in self._traced)
+
+    def _anywhere(self, here: bool) -> bool:
+        """Whether something is so in this process, or in one that takes the same steps."""
+        ranks = self._space.ranks
+        return here if ranks is None else any(row[0] for row in ranks.gather(here))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hesse.curvature.kronecker.layout import BlockLayout, forms
 from hesse.curvature.kronecker.moments import KroneckerMoments, RowMoments, ScalarMoments
-from hesse.ranks import Ranks
+from hesse.ranks import RankError, Ranks
 
 Moments = KroneckerMoments | RowMoments | ScalarMoments
 
@@ -46,16 +46,21 @@ def moments_of_all(
         like: a tensor of the dtype and device of the factors.
 
     Raises:
-        RankError: the model uses its parameters otherwise in another process.
+        RankError: the model uses its parameters otherwise in another process; `is_unsuitable`, as
+            the `DataError` is where the batches of one process differ so.
     """
     has_data, parts = bool(moments), moments or [new(layout) for layout in layouts]
     shapes = [[tuple(part.shape) for part in each.sums] for each in parts]
     shapes = known_to_all(ranks, has_data, shapes)
-    ranks.check_same(
-        "form of the factors",
-        float(zlib.crc32(repr((forms(layouts), shapes)).encode())),
-        "Give data that the model takes in the same way: it uses its parameters otherwise.",
-    )
+    try:
+        ranks.check_same(
+            "form of the factors",
+            float(zlib.crc32(repr((forms(layouts), shapes)).encode())),
+            "Give data that the model takes in the same way: it uses its parameters otherwise.",
+        )
+    except RankError as error:
+        error.is_unsuitable = True
+        raise
     if not has_data:
         for each, own in zip(parts, shapes, strict=True):
             each.sums = [like.new_zeros(shape) for shape in own]
