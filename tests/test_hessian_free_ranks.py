@@ -63,13 +63,15 @@ def test_fsdp_trains_on_after_it(pool):
         ("late", "MAX_SECONDS", "none"),
         ("products", "MAX_PRODUCTS", "none"),
         ("SIGINT", "INTERRUPTED", "KeyboardInterrupt"),
+        ("late SIGINT", "INTERRUPTED", "KeyboardInterrupt"),
     ],
 )
 def test_ranks_end_a_run_together(pool, how, status, error):
     found = pool.run(jobs.ended, how)
     assert found[0] == found[1] == found[2]
     assert found[0][:2] == [status, error]
-    assert found[0][4] == (how == "products")
+    taken, changed = found[0][2], found[0][4]
+    assert changed == (taken > 0) == (how in ("products", "late SIGINT"))
 
 
 def test_a_model_that_one_rank_cannot_trace_has_no_factors_on_any(pool):

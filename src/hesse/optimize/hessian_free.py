@@ -45,7 +45,7 @@ from hesse.optimize.hessian_free_state import HessianFreeState, ParameterState, 
 from hesse.optimize.learning_rate import Scaled, rates_of
 from hesse.optimize.point import Counts, Point
 from hesse.optimize.proposal import Descent, Search, take_step
-from hesse.optimize.shared_step import limits_of_step
+from hesse.optimize.shared_step import end_of_step, limits_of_step
 from hesse.optimize.structural_damping import StructuralDamping, Weights
 from hesse.optimize.subspace_step import SubspaceStep
 from hesse.progress import FilePath, Run, uninterrupted
@@ -254,7 +254,9 @@ class HessianFree(torch.optim.Optimizer):
         """A step, or nothing: an error or Ctrl-C leaves all as it was."""
         state, steps = self._preconditioner.state, self.param_groups[0]["steps"]
         try:
-            return self._step(risk, value, limits)
+            before = self._step(risk, value, limits)
+            end_of_step(self._space.ranks)
+            return before
         except BaseException as error:
             if self.param_groups[0]["steps"] == steps:  # not interrupted after it was taken
                 self._preconditioner.state = state

@@ -16,8 +16,8 @@ def limits_of_step(limits: Run, ranks: Ranks | None) -> Iterator[Run]:
     """What is left of the limits of all steps.
 
     Where several processes take a step together, none of them looks at its own clock or is
-    interrupted alone: at the beginning, with every product and at the end they tell one another
-    who wants to end it.
+    interrupted alone: at the beginning, with every product and at `end_of_step` they tell one
+    another who wants to end it.
 
     Raises:
         KeyboardInterrupt: one of the processes was sent Ctrl-C or SIGTERM.
@@ -30,6 +30,11 @@ def limits_of_step(limits: Run, ranks: Ranks | None) -> Iterator[Run]:
     with run:
         ranks.meet()
         yield run
-        ranks.meet()
     if run.status is Status.INTERRUPTED:
         raise KeyboardInterrupt
+
+
+def end_of_step(ranks: Ranks | None) -> None:
+    """Raise KeyboardInterrupt in all processes if one was sent Ctrl-C after the last product."""
+    if ranks is not None:
+        ranks.meet()
