@@ -27,6 +27,7 @@ OPTIONS = {
     "diagonal": {"preconditioner": "diagonal", "damping_rule": "scan"},
     "none": {"preconditioner": "none"},
     "hessian": {"curvature": "hessian"},
+    "structural": {"preconditioner": "none"},
     "operator": {"curvature": hesse.kfac_operator, "preconditioner": hesse.ekfac_operator},
 }
 _SHARED = {
@@ -74,6 +75,8 @@ def parameters(there):
 def steps(place, kind, name, count, split="ragged", **options):
     """The losses, counts, damping and parameters of a run, which may go on from a file."""
     there_risk, there = risk(place, kind, split)
+    if name == "structural":
+        options["structural_damping"] = {there[0]: 0.5}
     optimizer = hesse.HessianFree(there_risk, **_SHARED, **OPTIONS[name], **options)
     values = [float(optimizer.step()) for _ in range(count - optimizer.param_groups[0]["steps"])]
     counts = optimizer.counts

@@ -35,8 +35,11 @@ def sum_and_scatter(space: Space, k: int, compute: Callable[[], Tensor]) -> Tens
     """
     ranks, shards = _both(space)
     row = ranks.share_out(
-        *(k * shards.width, space.empty(), lambda parts: shards.distribute(compute(), parts)),
-        *(space.sharers, space.holders),
+        k * shards.width,
+        space.empty(),
+        lambda parts: shards.distribute(compute(), parts),
+        space.sharers,
+        space.holders,
     )
     return shards.unpack(row, k)
 

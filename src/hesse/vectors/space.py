@@ -179,7 +179,7 @@ class Space(OneLine, WholeVectors):
         return self.join(self.leaves(tree, what=what))
 
     def unflatten(self, vector: Tensor) -> Tree:
-        """The tree of a flat vector; its leaves are views where the dtypes agree.
+        """The tree of a flat vector; its leaves are views where the dtypes agree, of shards copies.
 
         >>> Space.of({"w": torch.zeros(2, 1)}).unflatten(torch.tensor([1.0, 2.0]))
         {'w': tensor([[1.],

@@ -195,12 +195,9 @@ class KroneckerMoments:
 
     def use_basis(self, left: Factors, right: Factors) -> None:
         """Add up d in these orthonormal bases from now on."""
-        self._basis, self.d = (
-            (left, right),
-            torch.zeros(
-                *(self._groups, self._p, self._q), dtype=self._dtype, device=left.entries.device
-            ),
-        )
+        self._basis = left, right
+        shape = self._groups, self._p, self._q
+        self.d = torch.zeros(shape, dtype=self._dtype, device=left.entries.device)
 
     def project(self, g: Values, weight: float) -> None:
         """Add the squares of the gradients of single examples for one u, in the basis, to d."""
