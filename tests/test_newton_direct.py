@@ -214,10 +214,6 @@ def test_factors_show_curvature_between_that_of_others():
 
 def test_a_hessian_that_is_zero_has_its_certificate():
     """There is no shift between zero and its largest curvature."""
-    quartic = lambda x: (x**4).sum()
-    result = minimize(quartic, torch.zeros(20, dtype=DOUBLE), "newton-direct")
+    result = minimize(lambda x: (x**4).sum(), torch.zeros(20, dtype=DOUBLE), "newton-direct")
     assert result.success
     assert (result.fun, result.min_curvature) == (0.0, 0.0)
-    start = torch.ones(20, dtype=DOUBLE)
-    result = minimize(quartic, start, "newton-direct", rtol=0.0, atol=1e-12)
-    assert result.success
