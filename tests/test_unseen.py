@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from hesse.krylov import Lanczos, eigsh
 from hesse.krylov.lanczos_process import LanczosProcess
 from hesse.krylov.unseen import Unseen
 from hesse.operators.dense import aslinearoperator
@@ -83,3 +84,17 @@ def test_the_expected_products_are_those_of_the_rate_so_far(matrix):
     expected = lanczos.unseen.expected_products(taken, 1e-6)
     assert expected == pytest.approx((start + math.log(1e6)) / rate)
     assert Unseen().expected_products(3, 0.5) == math.inf
+
+
+def test_results_say_how_likely_it_is_that_a_value_is_missing(matrix):
+    def unseen(**options):
+        pairs = eigsh(
+            matrix, 2, max_products=options.pop("max_products", None), generator=seeded(),
+            method=Lanczos(**options),
+        )  # fmt: skip
+        return pairs["unseen"]
+
+    assert 0.0 < unseen(basis_size=40) <= 0.05
+    assert unseen(basis_size=40, max_products=10) == 1.0
+    assert unseen(basis_size=40, search_missed=False) is None
+    assert eigsh(matrix[:5, :5], 2).unseen == 0.0  # a basis of the whole space

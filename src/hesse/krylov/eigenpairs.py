@@ -34,7 +34,7 @@ class _Pairs(NamedTuple):
 
 
 class Eigenpairs(Result, _Pairs):
-    """(values, vectors, residuals, converged, products), values ascending; also `status`.
+    """(values, vectors, residuals, converged, products), values ascending; `status`, `unseen`.
 
     An eigenvalue of A lies within residuals[i] of values[i], converged or not; column i of
     `vectors`, (n, k), belongs to it. All but the vectors are float64 (k,), or bool.
@@ -42,6 +42,9 @@ class Eigenpairs(Result, _Pairs):
 
     status: Status
     """Why the iteration ended."""
+    unseen: float | None
+    """The probability that an eigenvalue which is wanted was not seen is at most this: 1 where the
+    run ended before a search could tell, None where the method has no search."""
     domain: Space | None = None
     """The space of A, with which `hesse.low_rank_operator` makes an operator of the pairs."""
 
@@ -53,20 +56,22 @@ class Eigenpairs(Result, _Pairs):
         converged: Tensor,
         products: int,
         status: Status = Status.UNFINISHED,
+        unseen: float | None = None,
     ) -> Eigenpairs:
         pairs = super().__new__(cls, values, vectors, residuals, converged, products)
-        pairs.status = status
+        pairs.status, pairs.unseen = status, unseen
         return pairs
 
     def keys(self) -> list[str]:
         """The names of the fields."""
-        return [*self._fields, "status"]
+        return [*self._fields, "status", "unseen"]
 
     def scaled(self, factor: float, more: int) -> Eigenpairs:
         """The pairs of a multiple of A, after so many products more."""
         values, residuals = factor * self.values, factor * self.residuals
         count = self.products + more
-        return Eigenpairs(values, self.vectors, residuals, self.converged, count, self.status)
+        rest = (self.status, self.unseen)
+        return Eigenpairs(values, self.vectors, residuals, self.converged, count, *rest)
 
 
 @dataclass(frozen=True)

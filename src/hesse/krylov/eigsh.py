@@ -88,7 +88,8 @@ def eigsh(
 
     Returns:
         Eigenpairs. Pairs that did not converge are returned with the residual they have, and
-        `status` says why. Ctrl-C returns the best so far.
+        `status` says why. `unseen` bounds the probability that a wanted eigenvalue is missing.
+        Ctrl-C returns the best so far.
 
     Cost: lanczos one product a step, and one at the end; lobpcg one product a step for every vector
         that has not converged. Vectors: see `Lanczos` and `LOBPCG`.

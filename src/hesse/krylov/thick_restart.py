@@ -73,7 +73,14 @@ class ThickRestart:
             found.converged[order],
             lanczos.products + found.products,
             status,
+            self._unseen(lanczos),
         )
+
+    def _unseen(self, lanczos: LanczosProcess) -> float | None:
+        """The probability that an eigenvalue which is wanted was not seen, if that is known."""
+        if lanczos.is_whole:
+            return 0.0
+        return None if self.missed is None else lanczos.unseen.probability
 
     def _iterate(self, state: LanczosState, run: Run, checkpoint: Checkpoint) -> Status:
         lanczos = state.lanczos
