@@ -210,3 +210,25 @@ def test_factors_show_curvature_between_that_of_others():
     assert result.success
     assert result.fun == pytest.approx(-0.25e-8, rel=1e-6)
     assert result.min_curvature == pytest.approx(1e-6, rel=0.2)
+
+
+def test_a_hessian_that_is_zero_has_its_certificate():
+    """There is no shift between zero and its largest curvature."""
+    result = minimize(lambda x: (x**4).sum(), torch.zeros(20, dtype=DOUBLE), "newton-direct")
+    assert result.success
+    assert (result.fun, result.min_curvature) == (0.0, 0.0)
+
+
+def test_entries_at_the_next_points_are_within_the_limit_of_products():
+    weights = torch.linspace(-1.0, 1.0, 7, dtype=DOUBLE)
+
+    def f(x):
+        return (x.tanh().unfold(0, 7, 1) @ weights).pow(4).sum() + (x - 1).pow(4).sum()
+
+    start = torch.zeros(40, dtype=DOUBLE)
+    cost = hesse.sparse_hessian_operator(f, start).cost
+    assert cost > 2
+    for most in (cost + 2, 2 * cost, 3 * cost - 1):
+        result = minimize(f, start, "newton-direct", max_products=most)
+        assert result.status is Status.MAX_PRODUCTS
+        assert cost <= result.nhev <= most

@@ -10,6 +10,7 @@ import hesse
 from hesse import HesseError
 from hesse.apps import Repair, prune
 from hesse.apps.pruning.divergence import Divergence
+from hesse.errors import Status
 from tests.pruning_problems import (
     BEST,
     EXACT,
@@ -92,6 +93,19 @@ def test_refit_that_is_taken_again_brings_the_outputs_nearer():
     assert steps == list(range(1, len(result.history) + 1))
     values = [D.value(NETWORK, SPACE.unflatten(w)) for w in again]
     assert all(new <= old for old, new in pairwise(values))
+
+
+def test_a_refit_that_found_nothing_better_ends_where_it_did_when_resumed(tmp_path):
+    options = {"score": "obd", "damping": 0.1, "repair": Repair(target="risk", refit=12)}
+    whole = prune(LINEAR, BEST, 0.6, **options)
+    assert 1 < len(whole.history) < 13  # the refit has ended before its limit
+    assert whole.damping == whole.history[-1][1]  # of the last step, not of the failures after it
+    for _ in range(13):
+        parts = prune(LINEAR, BEST, 0.6, **options, checkpoint=tmp_path / "p", callback=bool)
+        if parts.status is Status.CONVERGED:
+            break
+    assert parts.products == whole.products
+    assert parts.history[1:] == whole.history[1:]
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,13 @@ def test_a_frozen_leaf_has_empty_rows(mode, request):
     assert not S.to_dense()[:3].any()
 
 
+def test_a_leaf_without_entries_has_no_rows(whatever_they_cost):
+    """It adds nothing to the terms of a product, where another factor waits for it."""
+    x = {"a": point(4), "b": torch.zeros(0, dtype=DOUBLE)}
+    S = sparse_hessian_operator(lambda x: (x["a"] ** 3).sum() + x["b"].square().sum(), x)
+    torch.testing.assert_close(S.to_dense(), torch.diag(6 * x["a"]))
+
+
 def test_conformance_and_pickle():
     S = sparse_hessian_operator(rosenbrock, point(20))
     check_operator(S)

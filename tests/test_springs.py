@@ -38,3 +38,14 @@ def test_the_matrix_does_what_the_forces_do():
 def test_atoms_of_several_kinds_have_no_such_springs():
     kinds = KINDS[PAIRS.first] * KINDS[PAIRS.second]
     assert fitted_springs(hesse.hessian_operator(energy(kinds), X), X, Z) is None
+
+
+def test_atoms_in_one_place_have_no_springs():
+    """As where x are displacements: the modes are then those of block Lanczos."""
+
+    def chain(u):
+        return (u[1:] - u[:-1]).square().sum()
+
+    modes = hesse.apps.modes(chain, torch.zeros(60, 3, dtype=torch.float64), k=3, generator=G)
+    lowest = 4 * torch.sin(torch.tensor(torch.pi / 120, dtype=torch.float64)) ** 2
+    torch.testing.assert_close(modes.eigenvalues, 2 * lowest.expand(3), rtol=1e-6, atol=0.0)

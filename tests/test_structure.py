@@ -164,8 +164,9 @@ def test_damping_far_below_the_rounding_error_of_the_largest_eigenvalue_gives_an
     expected = R @ torch.diag(1.0 / (d + c)) @ R.T
     difference = inverse.to_dense().double() - expected
     assert float(difference.norm()) < 1e-5 * float(expected.norm())
-    doubtful = RotatedDiagonal(basis.domain, basis, d - 1.5e-3)
-    assert (doubtful + c * hesse.identity_operator(6, torch.float32))._inverse() is None
+    for below in (1.5e-3, 3e-3):  # w is smaller than c, or as large as c with the other sign
+        doubtful = RotatedDiagonal(basis.domain, basis, d - below)
+        assert (doubtful + c * hesse.identity_operator(6, torch.float32))._inverse() is None
 
 
 def test_a_dense_matrix_is_a_trial_of_an_operator():

@@ -45,7 +45,7 @@ class RotatedDiagonal(LinearOperator):
         size, eps = self.w.abs(), torch.finfo(self.dtype).eps
         in_doubt = size <= eps * size.max()
         if self.shift:
-            in_doubt &= size < (1.0 - 4.0 * eps) * abs(self.shift)
+            in_doubt &= self.w / self.shift < 1.0 - 4.0 * eps
         return bool(in_doubt.any())
 
     def _diagonal(self) -> Tensor | None:

@@ -74,7 +74,7 @@ class Certificate:
 
     def judge(self, point: Point) -> Verdict:
         """CONVERGED, or UNFINISHED where the minimisation must go on."""
-        if self._budget() < 1:
+        if self._budget(point) < 1:
             return Verdict(Status.MAX_PRODUCTS)
         ritz = self._smallest_ritz(point)
         smallest = math.nan if ritz is None else ritz.smallest
@@ -100,7 +100,7 @@ class Certificate:
         """
         if point.gradient_norm == 0.0:
             return True
-        if self._budget() < 1:
+        if self._budget(point) < 1:
             return False
         rounding = 10 * torch.finfo(point.x.dtype).eps * point.x * _signs(point)
         change = _attempt(lambda: point.space.norm(point.curvature._matvec(rounding)))
@@ -110,16 +110,17 @@ class Certificate:
 
     # -- Curvature ---------------------------------------------------------------------------------
 
-    def _budget(self) -> int:
-        """How many products may be taken now."""
+    def _budget(self, point: Point) -> int:
+        """How many products may be taken now, after the entries of the curvature."""
         taken = self.objective.counts.nhev
+        left = self.limits.left(taken) - point.entries_to_come
         wanted = max(_LEAST, int(_FRACTION * taken))
         fits = max(_LEAST, _ENTRIES // max(self.objective.space.max_size, 1))
-        return int(min(wanted, fits, self.objective.space.n, self.limits.left(taken)))
+        return int(min(wanted, fits, self.objective.space.n, left))
 
     def _smallest_ritz(self, point: Point) -> Ritz | None:
         """The smallest Ritz pair; None where products are not finite."""
-        steps = min(self._budget(), point.num_free)
+        steps = min(self._budget(point), point.num_free)
         if steps == 0:  # every variable is held at a bound
             return None
         return _attempt(lambda: self._lanczos(point, point.reduced(self.hessian(point)), steps))
@@ -144,7 +145,7 @@ class Certificate:
 
     def _predicted_decrease(self, point: Point) -> float:
         """g'(H^-1)g / 2, or infinite where the model has no minimum along g."""
-        budget = self._budget()
+        budget = self._budget(point)
         if point.gradient_norm == 0.0 or budget < 1:
             return 0.0 if point.gradient_norm == 0.0 else math.inf
         H, g = point.reduced(point.curvature), point.projected_gradient

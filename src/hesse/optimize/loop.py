@@ -245,7 +245,8 @@ class Minimisation:
             return self._or_unbounded(Status.STAGNATED)
         if self.state.number >= self.max_iterations:
             return self._or_unbounded(Status.MAX_ITERATIONS)
-        if not self.limits.allows(self.iteration(), _LEAST_PRODUCTS):
+        least = max(_LEAST_PRODUCTS, self.point.entries_to_come)
+        if not self.limits.allows(self.iteration(), least):
             return self.limits.status
         return Status.UNFINISHED
 

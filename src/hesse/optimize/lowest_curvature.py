@@ -91,10 +91,11 @@ def by_factors(
 
 def _shifts(found: Ritz) -> Iterator[float]:
     """Zero, then from where curvature counts as zero up to the largest, each ten times the last."""
-    shift = 0.0
-    while shift <= found.largest:
+    yield 0.0
+    shift = found.eps**0.5 * found.largest
+    while 0.0 < shift <= found.largest:  # nothing is larger where the matrix is zero
         yield shift
-        shift = max(10.0 * shift, found.eps**0.5 * found.largest)
+        shift *= 10.0
 
 
 def definite_inverse(A: LinearOperator) -> LinearOperator | None:

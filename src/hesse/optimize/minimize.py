@@ -299,6 +299,7 @@ class _Maker:
         there: Any = made(self._factory, self._f, self._space, x) if last is None else last.at(x)
         self._sparse = there  # the last one holds factors, which may take much memory
         self._counts.nhev += there.cost
+        self._counts.per_curvature = there.cost
         return there
 
 

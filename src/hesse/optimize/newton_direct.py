@@ -46,6 +46,7 @@ class NewtonDirect(MinimizeMethod):
     Cost: one factorisation and a solve for a Newton step, or some iterations of the cost of a solve
         each; one value, and a gradient where the step is accepted. The entries of a sparse Hessian
         count in `nhev` as the products that they cost, `S.cost`; what CG does with them does not.
+        Those at the first point tell what they cost: with a lower `max_products` they are the last.
         At the end one more factorisation, whose pivots show whether the point is a minimum.
 
     Raises:

@@ -52,6 +52,8 @@ class Counts:
     """The last such error."""
     is_unbounded: bool = False
     """Whether f was minus infinity at a trial point."""
+    per_curvature: int = 0
+    """What the entries of the curvature at a point cost in products; 0 before the first."""
     noise: float = 0.0
     """The rounding error of f as it was measured, where it was: see noise.py."""
 
@@ -158,6 +160,11 @@ class Point:
     def has_curvature(self) -> bool:
         """Whether the curvature has been made, so that a resumed run must not count it again."""
         return "curvature" in vars(self)
+
+    @property
+    def entries_to_come(self) -> int:
+        """The products that the entries of the curvature will cost here; 0 once it is made."""
+        return 0 if self.has_curvature else self._counts.per_curvature
 
     def reduced(self, operator: LinearOperator) -> LinearOperator:
         """An operator on the variables that are free, zero on the others."""

@@ -57,6 +57,11 @@ class Pairs:
         shares = (1.0 - (place[:, None] - knots).abs() * (_KNOTS - 1)).clamp(min=0.0)
         return Pairs(N, i, j, steps[near] / r[:, None], shares)
 
+    @property
+    def are_apart(self) -> bool:
+        """Whether every pair has a direction; it is NaN for two atoms in one place."""
+        return bool((self.direction.norm(dim=1) > 0.0).all())
+
     def forces(self, z: Tensor) -> Tensor:
         """What each knot of stiffness one adds to F z, (n, 2 knots): along, then across."""
         d = self.direction.shape[1]
@@ -85,6 +90,8 @@ class Pairs:
 def fitted_springs(H: LinearOperator, positions: Tensor, z: Tensor) -> Tensor | None:
     """F, (n, n), with F z as near to H z as can be, one product; None if that is not near."""
     pairs, wanted = Pairs.of(positions.double()), H._matvec(z).double()
+    if not pairs.are_apart:  # as where x are displacements, from zero
+        return None
     columns = pairs.forces(z.double())
     stiffness = torch.linalg.pinv(columns) @ wanted  # some knots have no pairs
     error = H.domain.norm((columns @ stiffness - wanted).to(z))

@@ -35,7 +35,7 @@ from hesse.result import Result
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Space, Tree
 
-_TRIES = 3  # steps of a refit in a row that find nothing better
+_TRIES = 3  # steps of a refit that find nothing better, until it ends
 
 
 @dataclass(frozen=True, repr=False)
@@ -192,20 +192,19 @@ def _run(
     run: Run, stages: Stages, state: Progress, file: Checkpoint, targets: list[float], refits: int
 ) -> Status:
     """Take the steps that are left: to each of the targets, and then those of a refit."""
-    start, failures = state.w, 0
+    start = state.w
     file.resume(state)
     with run:
         while True:
             planned = len(state.found) or len(targets) + refits
-            if state.step == planned or failures == _TRIES:
+            if state.step == planned or state.failures == _TRIES:
                 if state.found or not stages.repeats:
                     return Status.CONVERGED
                 state.restart(start)
-                failures = 0
             if state.step < len(targets):
                 stages.prune(state, targets[state.step])
-            elif not stages.refit(state):
-                failures += 1
+            else:
+                stages.refit(state)
             file.save(state)
             if not run.after_step(state):
                 return run.status
@@ -277,7 +276,7 @@ def _result(stages: Stages, state: Progress, status: Status) -> Pruned:
         mask=space.build(masks),
         sparsity=1.0 - float(state.keep[stages.pattern.prunable].double().mean()),
         predicted_increase=state.increase,
-        damping=state.damping,
+        damping=state.history[-1][1] if state.history else state.damping,
         held_out_loss=None if math.isnan(state.loss) else state.loss,
         products=state.products,
         status=status,

@@ -44,9 +44,11 @@ class Progress:
     """Steps done, those of a refit included."""
     products: int = 0
     damping: float = math.nan
-    """The last one; NaN before the first search."""
+    """The last one, raised where a refit found nothing better; NaN before the first search."""
     loss: float = math.nan
     """What the judge said last; NaN if it was not asked."""
+    failures: int = 0
+    """Steps of a refit that found nothing better."""
     increase: float = 0.0
     """The increases that the models predicted, added."""
     seed: int = 0
@@ -66,7 +68,7 @@ class Progress:
         """Back to the first weights, with the dampings that were found."""
         self.found = self.history
         self.w, self.keep = w, torch.ones_like(self.keep)
-        self.step, self.increase, self.history = 0, 0.0, []
+        self.step, self.failures, self.increase, self.history = 0, 0, 0.0, []
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,12 @@ class Stages:
         options = self._options
         return self.calibration.splits and options.target != "risk" and options.examples is None
 
-    def refit(self, at: Progress) -> bool:
-        """One step with the mask as it is; False, and nothing is changed, if none is better."""
+    def refit(self, at: Progress) -> None:
+        """One step with the mask as it is; none, but a failure, where nothing is better."""
         model = self._model(at)
         if at.found:
             self._advance(at, model, self._refitted_again(at, model))
-            return True
+            return
         dampings = self._dampings(at, model, adapts=True)
         before = self._loss(at.w)
         weights = model.all_repaired(at.keep, dampings)
@@ -123,10 +125,10 @@ class Stages:
         if not lowest < before:
             at.products += model.products
             at.damping *= _RAISE
-            return False
+            at.failures += 1
+            return
         at.loss, best = lowest, losses.index(lowest)
         self._advance(at, model, Proposal(dampings[best], at.keep, weights[best]))
-        return True
 
     def _refitted_again(self, at: Progress, model: QuadraticModel) -> Proposal:
         """By the damping that was found or the next larger one that brings the outputs nearer.

@@ -130,8 +130,8 @@ class _Writer:
         used = [*moving, *node.makes()]
         if len({self._metas[number].dtype for number in used}) > 1:
             raise UntraceableError(f"{node.function} between dtypes")
-        if node.function in indexing.FILLS:
-            return [[]]
+        if not moving or node.function in indexing.FILLS:  # nothing, or of the shape alone
+            return [[] for _ in node.results]
         if node.function is _aten.neg.default:
             return [scaled(self._terms[moving[0]], -1.0)]
         if node.function in _MULTIPLY:
@@ -156,9 +156,11 @@ class _Writer:
 
     def _fixed(self, argument: Any) -> Any:
         """The tensor or number of an argument that does not depend on v."""
-        if self._moves(argument):
+        if not isinstance(argument, Value):
+            return argument
+        if argument.index not in self._values:
             raise UntraceableError("a product of two tensors that depend on the direction")
-        return self._values[argument.index] if isinstance(argument, Value) else argument
+        return self._values[argument.index]
 
     def _times(self, node: Node, moves: Value, factor: Any) -> list[Term]:
         """The terms of a value times a tensor or a number."""
