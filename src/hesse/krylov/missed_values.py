@@ -21,7 +21,7 @@ from hesse.krylov.lanczos_state import LanczosState
 from hesse.progress import uninterrupted
 
 # A search takes at least so many steps.
-_SEARCH = 4
+_SEARCH = 2
 # It ends when no more than this is the probability that an eigenvector was not seen.
 _UNSEEN = 0.05
 # It gives up when at its rate it would take so many times its limit.
