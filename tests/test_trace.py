@@ -259,7 +259,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, call, method, thorough)
 
     whole, _ = start(tmp_path / "whole", 0.0).communicate(timeout=120)
     path, kills = tmp_path / "killed", 0
-    for moment in (0.05, 0.3, 0.7) if thorough else (0.3,):
+    for moment in (0.05, 0.3, 0.7) if thorough else (0.05,):
         process = start(path, 0.01)
         began = time.monotonic()
         while not path.exists() and process.poll() is None and time.monotonic() - began < 60:
