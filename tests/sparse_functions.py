@@ -8,6 +8,8 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
+from tests.smooth_functions import rosenbrock
+
 DOUBLE = torch.float64
 LAPLACE = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=DOUBLE)[None, None]
 
@@ -19,10 +21,6 @@ def point(n, seed=0):
 @cache  # f must not draw random numbers
 def integers(high, *shape):
     return torch.randint(0, high, shape, generator=torch.Generator().manual_seed(1))
-
-
-def rosenbrock(x):
-    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
 
 
 def bratu(u):

@@ -13,13 +13,10 @@ from hypothesis import strategies as st
 import hesse
 from hesse.errors import ArgumentError, Status
 from hesse.optimize import minimize
+from tests.smooth_functions import rosenbrock
 
 DOUBLE = torch.float64
 START = torch.tensor([-1.2, 1.0] * 5, dtype=DOUBLE)
-
-
-def rosenbrock(x):
-    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
 
 
 def seeded(seed=0):

@@ -8,6 +8,7 @@ import torch
 
 from hesse.errors import NonFiniteError, Status
 from hesse.optimize import minimize
+from tests.smooth_functions import rosenbrock
 
 DOUBLE = torch.float64
 METHODS = ["enriched", "newton-cg", "trust-cg", "trust-krylov", "cubic", "lbfgs", "newton-minres"]
@@ -15,10 +16,6 @@ METHODS = ["enriched", "newton-cg", "trust-cg", "trust-krylov", "cubic", "lbfgs"
 
 def vector(*entries):
     return torch.tensor(entries, dtype=DOUBLE)
-
-
-def rosenbrock(x):
-    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
 
 
 def smallest_eigenvalue(f, x):

@@ -11,28 +11,14 @@ from torch import nn
 from hesse.errors import ArgumentError, FunctionError, NonFiniteError, Status
 from hesse.optimize import minimize
 from hesse.risk.risk import Risk
+from tests.smooth_functions import rosenbrock, wood
 
 DOUBLE = torch.float64
 METHODS = ["enriched", "newton-cg", "trust-cg", "trust-krylov", "cubic", "lbfgs", "newton-minres"]
 
 
-def rosenbrock(x):
-    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
-
-
 def beale(x):
     return sum((c - x[0] * (1 - x[1] ** i)) ** 2 for i, c in ((1, 1.5), (2, 2.25), (3, 2.625)))
-
-
-def wood(x):
-    return (
-        100 * (x[0] ** 2 - x[1]) ** 2
-        + (x[0] - 1) ** 2
-        + 90 * (x[2] ** 2 - x[3]) ** 2
-        + (x[2] - 1) ** 2
-        + 10.1 * ((x[1] - 1) ** 2 + (x[3] - 1) ** 2)
-        + 19.8 * (x[1] - 1) * (x[3] - 1)
-    )
 
 
 def helical_valley(x):

@@ -17,6 +17,7 @@ from hesse.operators import function_operator
 from hesse.optimize import least_squares, minimize
 from hesse.optimize.minimize import METHODS as METHODS_BY_NAME
 from hesse.risk.risk import Risk
+from tests.smooth_functions import rosenbrock
 
 DOUBLE = torch.float64
 METHODS = ["enriched", "newton-cg", "trust-cg", "trust-krylov", "cubic", "lbfgs", "newton-minres"]
@@ -24,10 +25,6 @@ METHODS = ["enriched", "newton-cg", "trust-cg", "trust-krylov", "cubic", "lbfgs"
 INNER = [name for name in METHODS if hasattr(METHODS_BY_NAME[name], "max_inner_iterations")]
 INNER.remove("enriched")  # whose steps begin without an inner solve
 ENDLESS = {name: replace(METHODS_BY_NAME[name], max_inner_iterations=10**6) for name in INNER}
-
-
-def rosenbrock(x):
-    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
 
 
 def quartics(x):

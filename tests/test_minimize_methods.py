@@ -13,13 +13,10 @@ from hesse.errors import ArgumentError, HesseError, OperatorError
 from hesse.krylov.preconditioners import jacobi
 from hesse.optimize import LBFGS, Cubic, TrustKrylov, minimize
 from hesse.testing import PeakMemory
+from tests.smooth_functions import rosenbrock
 
 DOUBLE = torch.float64
 KRYLOV = ["trust-krylov", "cubic"]
-
-
-def rosenbrock(x):
-    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
 
 
 def seeded(seed=0):

@@ -14,7 +14,8 @@ from hesse.optimize.method import Setting
 from hesse.optimize.newton_direct import FactorisedNewton
 from hesse.optimize.point import Objective
 from hesse.progress import Run
-from tests.sparse_functions import DOUBLE, bratu, rosenbrock
+from tests.smooth_functions import rosenbrock, wood
+from tests.sparse_functions import DOUBLE, bratu
 
 
 def seeded(seed=0):
@@ -23,17 +24,6 @@ def seeded(seed=0):
 
 def dense(f, x):
     return hesse.dense_operator(torch.func.hessian(f)(x))
-
-
-def wood(x):
-    return (
-        100 * (x[0] ** 2 - x[1]) ** 2
-        + (x[0] - 1) ** 2
-        + 90 * (x[2] ** 2 - x[3]) ** 2
-        + (x[2] - 1) ** 2
-        + 10.1 * ((x[1] - 1) ** 2 + (x[3] - 1) ** 2)
-        + 19.8 * (x[1] - 1) * (x[3] - 1)
-    )
 
 
 DIRECT = {  # function, start, minimum

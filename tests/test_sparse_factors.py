@@ -19,7 +19,8 @@ from hesse.errors import (
     ShapeError,
 )
 from hesse.testing import check_operator
-from tests.sparse_functions import DOUBLE, bratu, constant, dense_of, point, rosenbrock
+from tests.smooth_functions import rosenbrock
+from tests.sparse_functions import DOUBLE, bratu, constant, dense_of, point
 
 # --------------------------------------------------------------------------------------------------
 # What the structure gives

@@ -89,8 +89,7 @@ def kfac_operator(
     tensor([[1., 0.],
             [0., 4.]])
     """
-    seed = _seed(risk, generator)
-    settings = _settings(fisher, approximation, samples, seed, rotated=False)
+    settings = _settings(risk, fisher, approximation, samples, generator, rotated=False)
     return _operator(risk, params, settings, likelihood, damping, damping_form)
 
 
@@ -139,8 +138,7 @@ def ekfac_operator(
     >>> E.eigenvalues()
     tensor([2., 5.])
     """
-    seed = _seed(risk, generator)
-    settings = _settings(fisher, approximation, samples, seed, rotated=True)
+    settings = _settings(risk, fisher, approximation, samples, generator, rotated=True)
     return _operator(risk, params, settings, likelihood, damping, damping_form)
 
 
@@ -176,10 +174,11 @@ def _seed(risk: Any, generator: torch.Generator | None) -> int:
 
 
 def _settings(
+    risk: Any,
     fisher: Fisher,
     approximation: Approximation,
     samples: int,
-    seed: int,
+    generator: torch.Generator | None,
     *,
     rotated: bool,
 ) -> Settings:
@@ -189,7 +188,7 @@ def _settings(
         raise ArgumentError(
             expected="samples to be a positive integer", got=repr(samples), remedy="Give 1 or more."
         )
-    return Settings(fisher, samples, approximation, rotated, seed)
+    return Settings(fisher, samples, approximation, rotated, _seed(risk, generator))
 
 
 def _operator(

@@ -32,6 +32,9 @@ _LONGEST, _LEAST, _GIVEN = 2, 12, 40
 # With so few steps to go it ends with the whole space.
 _NEARLY = 8
 
+RitzPairs = tuple[Tensor, Tensor, Tensor]
+"""What `LanczosProcess.ritz` gives."""
+
 
 @dataclass
 class MissedValues:
@@ -60,10 +63,9 @@ class MissedValues:
         enough = max(_GIVEN if self.is_given else _LEAST, _LONGEST * steps)
         state.search_until = state.products + lanczos.b * enough
 
-    def finds_another(self, state: LanczosState) -> bool:
+    def finds_another(self, state: LanczosState, ritz: RitzPairs) -> bool:
         """Whether another wanted value was found; then the iteration continues with it."""
-        lanczos = state.lanczos
-        values, coordinates, _ = lanczos.ritz()
+        lanczos, (values, coordinates, _) = state.lanczos, ritz
         best = self.selection.among(values)
         if bool(((values[best] - state.values).abs() <= self._margins(state)).all()):
             return False
@@ -73,13 +75,12 @@ class MissedValues:
             state.search_until = 0
         return True
 
-    def is_over(self, state: LanczosState) -> bool:
+    def is_over(self, state: LanczosState, ritz: RitzPairs) -> bool:
         """Whether the search is over: nothing was missed, or it takes too long to tell."""
-        lanczos = state.lanczos
+        lanczos, (values, coordinates, _) = state.lanczos, ritz
         missing = lanczos.A.domain.n - lanczos.size
         if self.m >= lanczos.A.domain.n and missing <= _NEARLY * lanczos.b:
             return False
-        values, coordinates, _ = lanczos.ritz()
         is_new = _share_new(state, coordinates) > 0.5
         state.aim = coordinates[:, is_new][:, self.selection.ends(values[is_new])]
         products = state.products - state.search_from

@@ -125,11 +125,12 @@ class ThickRestart:
         """Whether the wanted pairs have converged, and a search, if there is one, is over."""
         if self.missed is None or not state.search_until or state.lanczos.is_whole:
             return state.update(self.selection)
-        if self.missed.finds_another(state):
+        ritz = state.lanczos.ritz()
+        if self.missed.finds_another(state, ritz):
             if not state.is_current:  # it is, after locking the pairs
                 state.update(self.selection)
             return False
-        return self.missed.is_over(state)
+        return self.missed.is_over(state, ritz)
 
     def _make_room(self, state: LanczosState, converged: bool) -> None:
         """Begin a search if it is time for one, or restart if the basis is full."""

@@ -33,6 +33,12 @@ def made(
     return A
 
 
+def name_of(choice: str | Factory) -> str:
+    """A name, or that of a factory."""
+    named = type(choice).__name__
+    return choice if isinstance(choice, str) else getattr(choice, "__qualname__", named)
+
+
 def shifted(A: LinearOperator, shift: float) -> LinearOperator | None:
     """A + c I as a matrix of the structure of A; None where there is none."""
     if shift == 0.0:

@@ -28,7 +28,7 @@ from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import IdentityOperator
 from hesse.optimize.current_point import CurrentPoint
 from hesse.optimize.damped_gauss_newton import DampedGaussNewton
-from hesse.optimize.factory import Factory, made
+from hesse.optimize.factory import Factory, made, name_of
 from hesse.optimize.hessian_free_arguments import (
     RULES,
     check_curvature,
@@ -37,7 +37,6 @@ from hesse.optimize.hessian_free_arguments import (
     check_source,
     check_state,
     groups_of,
-    name_of,
 )
 from hesse.optimize.hessian_free_method import method_of
 from hesse.optimize.hessian_free_preconditioner import RunPreconditioner

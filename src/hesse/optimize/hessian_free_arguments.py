@@ -113,8 +113,3 @@ def check_state(state: dict[str, Any], group: dict[str, Any]) -> None:
             got=f"one without {', '.join(sorted(missing))}",
             remedy="Give optimizer.state_dict() of one, not that of another optimiser.",
         )
-
-
-def name_of(choice: Any) -> str:
-    """A name, or that of a factory."""
-    return choice if isinstance(choice, str) else getattr(choice, "__qualname__", str(type(choice)))

@@ -32,7 +32,7 @@ from hesse.optimize.certificate import Certificate
 from hesse.optimize.criterion import Criterion
 from hesse.optimize.cubic import Cubic
 from hesse.optimize.enriched import Enriched
-from hesse.optimize.factory import Factory, made
+from hesse.optimize.factory import Factory, made, name_of
 from hesse.optimize.fixed_mode import in_fixed_mode
 from hesse.optimize.lbfgs import LBFGS
 from hesse.optimize.loop import Minimisation, MinimizeState
@@ -186,7 +186,7 @@ def minimize(
     limits.share(start.domain.ranks)
     run_key = {
         "method": repr(chosen),
-        "curvature": curvature if isinstance(curvature, str) else _name(curvature),
+        "curvature": name_of(curvature),
         "rtol": rtol,
         "atol": atol,
         "x0": start.domain.flatten(x0, what="x0"),
@@ -275,10 +275,6 @@ def _operator(
         return make(f, x0, mode=mode)
     modes = _FIXED[kind] if mode == "auto" else [mode]
     return in_fixed_mode(lambda fixed: make(f, x0, mode=fixed), modes)[0]
-
-
-def _name(factory: Factory) -> str:
-    return getattr(factory, "__qualname__", type(factory).__name__)
 
 
 class _Maker:

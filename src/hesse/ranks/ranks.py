@@ -114,7 +114,7 @@ class Ranks(OneLine):
         share_run(self)
         if sharers.size < self.size:
             rows = sharers.gather_rows(row)
-            self._meet(checksum(rows))
+            self._say(None, checksum(rows), wish_to_end())
             return rows
         said = row.new_tensor([step_number(self._steps), wish_to_end()])
         rows = self.gather_rows(torch.cat([row, said]))
@@ -177,17 +177,17 @@ class Ranks(OneLine):
             yield
         except Exception as raised:
             error = raised
-        slots = torch.empty(WIDTH * self.size, dtype=torch.float64, device=self._device)
-        self._exchange(slots, 0, error)
+        self._say(error)
 
     def meet(self) -> None:
         """Learn whether a rank wants to end the run; one all-reduce of some numbers."""
         share_run(self)
-        self._meet()
+        self._say(None, 0, wish_to_end())
 
-    def _meet(self, vector: int = 0) -> None:
+    def _say(self, *said: Any) -> None:
+        """Tell the others what goes with every result, where there is no result."""
         slots = torch.empty(WIDTH * self.size, dtype=torch.float64, device=self._device)
-        self._exchange(slots, 0, None, vector, wish_to_end())
+        self._exchange(slots, 0, *said)
 
     def together(self, compute: Callable[[], T]) -> T:
         """compute(), which may fail on some ranks: all of them then raise."""

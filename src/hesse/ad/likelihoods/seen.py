@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from hesse.ad.double_backward import gradients, twice_differentiable
+from hesse.ad.double_backward import derivative, gradients, twice_differentiable
 from hesse.ad.graph_nodes import leaves_of
 from hesse.ad.likelihoods import categorical, entrywise
 from hesse.ad.likelihoods.likelihood import Likelihood, wide
@@ -239,9 +239,7 @@ def _slope(call: Call, c: Tensor) -> list[Tensor]:
     """The derivative of c'l in the parameters, which may depend on one another in the model."""
     with twice_differentiable():
         z = tracked(call.parameters)
-        parts = gradients(call.at(z).take(), z, c)
-    pairs = zip(parts, z, strict=True)
-    return [torch.zeros_like(leaf) if part is None else part for part, leaf in pairs]
+        return derivative(call.at(z).take(), z, c)
 
 
 def _nodes_above(value: Tensor, inner: Sequence[Tensor]) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.ad.double_backward import gradients
+from hesse.ad.double_backward import derivative
 from hesse.ad.loss import map_outputs
 from hesse.ad.variables import Leaves, Variables, tracked
 from hesse.risk.call import BatchLoss
@@ -50,9 +50,7 @@ class Divergence:
         for coefficient, loss in _losses(risk):
             leaves = tracked(variables.x)
             part = self._part(loss, variables.tree(leaves))
-            found = zip(gradients(part, leaves), leaves, strict=True)
-            row = [torch.zeros_like(leaf) if g is None else g for g, leaf in found]
-            result += coefficient * variables.flatten(row)
+            result += coefficient * variables.flatten(derivative(part, leaves))
         return result
 
     def _part(self, loss: BatchLoss, params: Tree) -> Tensor:
@@ -83,9 +81,7 @@ def _slope(loss: BatchLoss, outputs: Any) -> tuple[Tensor, Leaves]:
 
     with torch.enable_grad():
         value = loss.loss(map_outputs(freed, outputs))
-        found = gradients(value, free)
-    slope = [torch.zeros_like(z) if g is None else g for g, z in zip(found, free, strict=True)]
-    return value.detach(), slope
+        return value.detach(), derivative(value, free)
 
 
 def _numbers(outputs: Any) -> list[Tensor]:

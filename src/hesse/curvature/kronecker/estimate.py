@@ -107,7 +107,7 @@ class Estimator:
 
     def __init__(self, risk: Risk, settings: Settings) -> None:
         self._given, self.settings = risk, settings
-        self.risk, self._ranks = (risk if risk.ranks is None else risk.local), risk.ranks
+        self.risk, self._ranks = _here(risk), risk.ranks
         self.programs = FactorPrograms(lambda f, leaves: self._roots(f, leaves).z)
         self.axes: tuple[Axis, ...] | None = None
         self._unseen = False
@@ -124,7 +124,7 @@ class Estimator:
         vars(other).update(vars(self))
         other.settings = replace(self.settings, seed=seed)
         if risk is not self._given:
-            other._given, other.risk = risk, risk if risk.ranks is None else risk.local
+            other._given, other.risk = risk, _here(risk)
             other._seen = SeenBatches(self.programs)
         return other
 
@@ -383,6 +383,11 @@ def traceable() -> Iterator[None]:
             remedy="Use operations of torch in the place of that one; hesse.ggn_operator needs no "
             "trace.",
         ) from error
+
+
+def _here(risk: Risk) -> Risk:
+    """The part of a risk in this process."""
+    return risk if risk.ranks is None else risk.local
 
 
 def _variables(params: Tree) -> Variables:

@@ -44,17 +44,15 @@ def second_moment(
         kept = rows.index >= 0
         weights = weights[kept] if weights is not None else None
         return torch.bincount(rows.index[kept], weights, rows.size)[None]
-    all_active = active is None or bool(active.all())
-    if all_active and not diagonal and rows.shape[1] == 1:
-        return gram(rows[:, 0], ones=ones)[None]
-    rows = with_ones(rows) if ones else rows
-    if not all_active:
-        assert active is not None
+    is_masked = active is not None and not bool(active.all())
+    if ones and (is_masked or diagonal or rows.shape[1] > 1):
+        rows, ones = with_ones(rows), False
+    if active is not None and is_masked:
         rows = rows * active[..., None]
     if diagonal:
         return (rows * rows).sum(0)
     if rows.shape[1] == 1:
-        return gram(rows[:, 0])[None]
+        return gram(rows[:, 0], ones=ones)[None]
     return products(rows, rows)
 
 
