@@ -216,12 +216,9 @@ class Estimator:
             count = f"all {self.vectors} vectors"
         else:
             count = f"{self.vectors} vector{'s' if self.vectors > 1 else ''} of random signs"
-        fallen = (
-            ""
-            if self.fisher == self.settings.fisher
-            else (f" (the exact one takes more than {MOST_VECTORS})")
-        )
-        return f"{self.fisher} {matrix}, {count}{fallen}; {self.settings.approximation}"
+        if self.fisher != self.settings.fisher:
+            count += f" (the exact one takes more than {MOST_VECTORS})"
+        return f"{self.fisher} {matrix}, {count}; {self.settings.approximation}"
 
     def __reduce__(self) -> tuple:
         return Estimator, (self._given, self.settings)
