@@ -132,7 +132,10 @@ def test_values_that_nearly_overflow_are_minimised(method, start):
 @pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_kink_stagnates_at_the_best_point(method):
-    result = minimize(lambda x: torch.sqrt((x**2).sum()), vector(3.0, -1.0), method)
+    # The values still halve, down to the smallest numbers there are.
+    result = minimize(
+        lambda x: torch.sqrt((x**2).sum()), vector(3.0, -1.0), method, max_iterations=100
+    )
     assert not result.success
     assert result.fun < 1e-6
     values = [value for value, _ in result.history]

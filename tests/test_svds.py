@@ -68,6 +68,14 @@ def test_limits_and_errors():
         svds(M, 81)
 
 
+def test_it_says_how_likely_a_missed_value_is():
+    M = torch.diag(torch.cat([torch.linspace(0.0, 1.0, 97), torch.full((3,), 2.0)]).double())
+    triplets = svds(M, 3, generator=seeded(), rtol=1e-6)
+    assert 0.0 < triplets["unseen"] <= 0.05
+    assert svds(M, 3, max_products=16, generator=seeded()).unseen == 1.0
+    assert svds(M, 3, method=Lanczos(search_missed=False), generator=seeded()).unseen is None
+
+
 def test_what_drowns_in_rounding_is_not_called_converged():
     small = torch.diag(torch.tensor([1.0, *torch.linspace(4e-5, 1e-5, 80).tolist()]))
     triplets = svds(small, 2, generator=seeded())
@@ -80,6 +88,7 @@ def test_what_drowns_in_squares_is_found_where_the_matrix_is_small():
     A = CountingOperator(dense_operator(torch.diag(values)))
     triplets = svds(A, 2, generator=seeded())
     assert triplets.status is Status.CONVERGED
+    assert triplets.unseen == 0.0  # all were computed
     torch.testing.assert_close(triplets.S, values[:2].double(), rtol=0, atol=1e-7)
     assert triplets.products == A.products
 

@@ -49,13 +49,16 @@ class SingularTriplets(Result, _Triplets):
     """Products with A and with A'."""
     status: Status
     """Why the iteration ended."""
+    unseen: float | None
+    """The probability that a singular value which is wanted was not seen is at most this, as in
+    `Eigenpairs.unseen`; 0 where all triplets were computed."""
     domain: Space
     """The space of A, and `codomain` that of A v, for `hesse.low_rank_operator`."""
     codomain: Space
 
     def keys(self) -> list[str]:
         """The names of the fields."""
-        return [*self._fields, "residuals", "converged", "products", "status"]
+        return [*self._fields, "residuals", "converged", "products", "status", "unseen"]
 
 
 @public("hesse.svds({A}, k={k}, method={method})")
@@ -134,7 +137,8 @@ def svds(
             checkpoint=checkpoint,
             memory_budget=memory_budget,
         )
-        near, products, status = pairs.vectors.flip(1), 2 * pairs.products + lost, pairs.status
+        near, products = pairs.vectors.flip(1), 2 * pairs.products + lost
+        status, unseen = pairs.status, pairs.unseen
         del pairs
         far, S, residuals = sides.other_vectors(near, generator)
         products += 2 * few
@@ -143,13 +147,13 @@ def svds(
             if not bool(good.all()) and smaller <= _SMALL and max_products is None:
                 near = torch.eye(smaller, dtype=A.dtype, device=A.device)
                 far, S, residuals = sides.other_vectors(near, generator)
-                products += 2 * smaller
+                products, unseen = products + 2 * smaller, 0.0
         far, S, near, residuals = far[:, :few], S[:few], near[:, :few], residuals[:few]
         triplets = SingularTriplets(*((far, S / scale, near) if tall else (near, S / scale, far)))
         triplets.converged = residuals <= _tolerance(S, accuracy, A)
         rounding = (16 + 4 * few) * unit_roundoff(A) * float(S.max())
         triplets.residuals = (residuals + rounding) / scale
-        triplets.products = products
+        triplets.products, triplets.unseen = products, unseen
         triplets.domain, triplets.codomain = A.domain, A.codomain
         triplets.status = Status.MAX_PRODUCTS if few < k else status
         if triplets.status in (Status.CONVERGED, Status.STAGNATED):
