@@ -201,6 +201,21 @@ def test_subset_is_the_risk_of_these_examples(indices):
         )
 
 
+@pytest.mark.parametrize("parts", [(N,), (4, 3)])
+def test_an_autoencoder_whose_targets_are_its_inputs(parts):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 1), nn.Tanh(), nn.Linear(1, 2)).double()
+    pixels = torch.randn(N, 2, dtype=DOUBLE)
+    r = Risk(model, nn.MSELoss(), [(batch, batch) for batch in pixels.split(list(parts))])
+    kept = torch.tensor([0, 2, 5])
+    alone = Risk(model, nn.MSELoss(), (pixels[kept], pixels[kept]))
+    weights = torch.zeros(N, dtype=DOUBLE).index_fill(0, kept, N / 3)
+    for other in (r.subset(kept), r.weighted(weights)):
+        torch.testing.assert_close(other(r.params), alone(r.params))
+        H, expected = (hessian_operator(f, r.params).to_dense() for f in (other, alone))
+        torch.testing.assert_close(H, expected)
+
+
 def test_a_mask_dictionaries_and_weights():
     torch.manual_seed(0)
     ids, labels = y(N, 3), padded()

@@ -44,6 +44,12 @@ def inputs_and_targets(batch: Any) -> tuple[Any, Any]:
     raise _unknown_form(batch, "a batch")
 
 
+def batch_of(inputs: Any, targets: Any) -> Any:
+    """The batch of which `inputs_and_targets` makes these."""
+    is_mapping = inputs is targets and isinstance(inputs, Mapping)
+    return inputs if is_mapping else (inputs, targets)
+
+
 def is_one_batch(data: Any) -> bool:
     """Whether this is (inputs, targets), not two batches.
 

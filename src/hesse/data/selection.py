@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hesse.data.batches import Batch, Batches
+from hesse.data.forms import batch_of
 from hesse.data.slicing import num_examples
 from hesse.data.trees import map_tensors
 from hesse.errors import ArgumentError, DataError
@@ -69,9 +70,8 @@ def _taken(batch: Batch, places: Tensor, size: int) -> Any:
         return tensor.index_select(0, places.to(tensor.device)) if counts else tensor
 
     inputs = map_tensors(take, batch.inputs)
-    if batch.targets is batch.inputs:
-        return inputs
-    return inputs, map_tensors(take, batch.targets)
+    same = batch.targets is batch.inputs
+    return batch_of(inputs, inputs if same else map_tensors(take, batch.targets))
 
 
 def count_examples(batch: Batch) -> int:

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
 from hesse.data.batches import Batch, Batches, Weight
+from hesse.data.forms import batch_of
 from hesse.data.trees import map_tensors, tensors
 
 
@@ -71,9 +72,8 @@ class Microbatches:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._batches:
-            for inputs, targets in _slices(batch, self._bounds(batch)):
-                is_mapping = inputs is targets and isinstance(inputs, Mapping)
-                yield inputs if is_mapping else (inputs, targets)
+            for part in _slices(batch, self._bounds(batch)):
+                yield batch_of(*part)
 
     @property
     def are_held(self) -> bool:
