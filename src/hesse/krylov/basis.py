@@ -12,6 +12,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from hesse.krylov.gram_schmidt import KEPT
 from hesse.krylov.rounding import unit_roundoff
@@ -31,6 +32,8 @@ class Basis:
 
     is_exact: bool
     """Whether rows are vectors of A: of its dtype, on its device."""
+    eps: float
+    """The unit roundoff of the rows, which is not below that of the vectors."""
 
     def __init__(
         self,
@@ -47,11 +50,7 @@ class Basis:
             memory = empty_rows(size, A.domain.size, dtype=dtype, device=device)
         self.rows = memory
         self.is_exact = dtype == A.dtype and device == A.device
-
-    @property
-    def eps(self) -> float:
-        """The unit roundoff of the rows, which is not below that of the vectors."""
-        return max(torch.finfo(self.rows.dtype).eps, unit_roundoff(self.A))
+        self.eps = max(torch.finfo(dtype).eps, unit_roundoff(A))
 
     def __getitem__(self, i: int) -> Tensor:
         """Row i as a vector."""
@@ -119,7 +118,7 @@ class Basis:
 
         By Pythagoras where that saves a message, and is right.
         """
-        share = float(removed.norm()) / length if length > 0.0 else 0.0
+        share = float(vector_norm(removed)) / length if length > 0.0 else 0.0
         saves = self.is_exact and self.A.domain.shards is not None
         if saves and share <= 1.0 and overlap * share**2 <= self.eps:
             return length * math.sqrt((1.0 - share) * (1.0 + share))

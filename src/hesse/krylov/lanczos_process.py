@@ -14,6 +14,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn.functional import pad
 
 from hesse.errors import NonFiniteError
@@ -185,7 +186,7 @@ class LanczosProcess:
         h, rest = self._remove_known(w, j)
         left = self._predicted(j, h)
         if left is None or self._needs_pass(left, rest):
-            found, beta = self._append(w, float(h.norm()))
+            found, beta = self._append(w, float(vector_norm(h)))
             if left is None:
                 h += found
                 self._check_symmetry(h[:j] - self.T[:j, j])
@@ -232,12 +233,13 @@ class LanczosProcess:
         """
         if len(unexpected) == 0:
             return
-        rows = torch.eye(len(unexpected), dtype=torch.float64)
-        beyond = unexpected.abs() - self.hidden.bounds(rows)
+        beyond = unexpected.abs()
+        if self.hidden.count:
+            beyond -= self.hidden.bounds(torch.eye(len(unexpected), dtype=torch.float64))
+        else:
+            self.asymmetry[0] += unexpected.square().sum()
+            self.asymmetry[1] += len(unexpected)
         check_symmetry(self.A, float(beyond.max()), self.largest, self.basis.eps)
-        if not self.hidden.count:
-            squares = float(unexpected.square().sum())
-            self.asymmetry += torch.tensor([squares, len(unexpected)], dtype=torch.float64)
 
     def _remove_known(self, w: Tensor, j: int) -> tuple[Tensor, float]:
         """Remove from w = A v_j the components that T gives, and those along v_j and later rows.
@@ -254,8 +256,8 @@ class LanczosProcess:
         # Accurate: there may be no second pass.
         h[j:], length = self.basis.measure(w, range(j, self.rows))
         self.basis.remove(w, h[j:], j)
-        self.largest = max(self.largest, math.hypot(float(h[:j].norm()), length))
-        share = float(h[j:].norm()) / length if length > 0.0 else 0.0
+        self.largest = max(self.largest, math.hypot(float(vector_norm(h[:j])), length))
+        share = float(vector_norm(h[j:])) / length if length > 0.0 else 0.0
         doubt = 8 * (self._overlap if self.b > 1 else self.basis.eps)
         return h, length * math.sqrt(max(1.0 - share**2 - doubt, 0.0))
 
@@ -274,7 +276,7 @@ class LanczosProcess:
         h, rest = self.basis.orthogonalise(w, self.rows, self._overlap)
         if self.rows == self.A.domain.n:
             return h, None
-        size = math.hypot(removed, float(h.norm()), rest)
+        size = math.hypot(removed, float(vector_norm(h)), rest)
         if rest <= rounding_level(self.basis.eps, max(size, self.largest)):
             if self.explored and self.waiting > 1:
                 return h, None
