@@ -45,18 +45,19 @@ def thorough(pytestconfig):
 def pytest_collection_modifyitems(items):
     """Mark slow cases; slow tests come first, or a process would wait for them at the end.
 
-    Slow tests are not traced for the coverage report, which takes a third of their time. Tests
-    marked `gpu` or `distributed` are skipped where torch cannot run them.
+    For the coverage report two cases of each test that is not slow are traced, which takes half as
+    long again. Tests marked `gpu` or `distributed` are skipped where torch cannot run them.
     """
     cases = defaultdict(list)
     for item in items:
-        if "fast_cases" in item.keywords and "slow" not in item.keywords:
-            cases[item.parent, item.originalname].append(item)
+        cases[item.parent, getattr(item, "originalname", item.name)].append(item)
     for group in cases.values():
-        for item in set(group) - set(_spread(group)):
-            item.add_marker(pytest.mark.slow)
-    for item in items:
-        if "slow" in item.keywords:
+        if mark := group[0].get_closest_marker("fast_cases"):
+            quick = [item for item in group if "slow" not in item.keywords]
+            for item in set(quick) - _spread(quick, *mark.args):
+                item.add_marker(pytest.mark.slow)
+        quick = [item for item in group if "slow" not in item.keywords]
+        for item in set(group) - _spread(quick, 2):
             item.add_marker(pytest.mark.no_cover)
     items.sort(key=lambda item: "slow" not in item.keywords)
     for mark, is_there, reason in (
@@ -68,10 +69,10 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def _spread(group):
-    """As many cases of a test as its mark `fast_cases` says, at equal distances."""
-    (count,) = group[0].get_closest_marker("fast_cases").args
-    return [group[k * len(group) // count] for k in range(min(count, len(group)))]
+def _spread(group, count):
+    """So many of the cases of a test, at equal distances."""
+    count = min(count, len(group))
+    return {group[k * len(group) // count] for k in range(count)}
 
 
 class _Square(torch.autograd.Function):

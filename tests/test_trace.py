@@ -1,11 +1,6 @@
 """The trace: every method unbiased, counted, reproducible, and resumed to the same bits."""
 
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -215,64 +210,6 @@ def test_a_sketch_grows_in_place(method, held, dtype):
     vectors = memory.peak / (n * torch.finfo(dtype).bits // 8)
     # Besides, one more vector that is drawn, and what inner products are summed from.
     assert held * probes <= vectors <= held * probes + 4
-
-
-RUN = """
-import sys, time, torch
-from hesse.estimators import diagonal, trace
-from hesse.operators import function_operator
-torch.set_num_threads(1)
-M = torch.diag(torch.arange(1, 61, dtype=torch.float64) ** -1.0)
-g = torch.Generator().manual_seed(0)
-Q = torch.linalg.qr(torch.randn(60, 60, generator=g, dtype=torch.float64)).Q
-M = Q @ M @ Q.T
-def product(v):
-    time.sleep(float(sys.argv[4]))
-    return M @ v
-A = function_operator(product, 60, symmetric=True, dtype=torch.float64)
-measure = {"trace": trace, "diagonal": diagonal}[sys.argv[1]]
-e = measure(A, method=sys.argv[2], rtol=0.0, max_products=150, checkpoint=sys.argv[3],
-            generator=torch.Generator().manual_seed(3))
-value, error = (torch.as_tensor(x, dtype=torch.float64) for x in e[:2])
-print(value.numpy().tobytes().hex(), error.numpy().tobytes().hex(), e.products)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("call", "method"),
-    [
-        ("trace", "auto"),
-        ("trace", "hutchinson"),
-        ("trace", "hutch++"),
-        ("trace", "xtrace"),
-        ("trace", "xnystrace"),
-        ("diagonal", "auto"),
-        ("diagonal", "xdiag"),
-    ],
-)
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, call, method, thorough):
-    def start(path, sleep):
-        arguments = [sys.executable, "-c", RUN, call, method, str(path), str(sleep)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)
-
-    whole, _ = start(tmp_path / "whole", 0.0).communicate(timeout=120)
-    path, kills = tmp_path / "killed", 0
-    for moment in (0.05, 0.3, 0.7) if thorough else (0.05,):
-        process = start(path, 0.01)
-        began = time.monotonic()
-        while not path.exists() and process.poll() is None and time.monotonic() - began < 60:
-            time.sleep(0.01)
-        time.sleep(moment)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        process.communicate()
-    resumed, _ = start(path, 0.0).communicate(timeout=120)
-    assert kills > 0
-    assert resumed == whole
-    assert len(whole.split()) == 3
 
 
 @pytest.mark.parametrize("method", METHODS)
