@@ -1,5 +1,6 @@
 """What a pruned network is led back to: the outputs of the dense one, by their divergence."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,7 @@ import hesse
 from hesse import HesseError
 from hesse.apps import Repair, prune
 from hesse.apps.pruning.divergence import Divergence
+from hesse.apps.pruning.model import QuadraticModel
 from hesse.errors import Status
 from tests.pruning_problems import (
     BEST,
@@ -105,7 +107,52 @@ def test_a_refit_that_found_nothing_better_ends_where_it_did_when_resumed(tmp_pa
         if parts.status is Status.CONVERGED:
             break
     assert parts.products == whole.products
-    assert parts.history[1:] == whole.history[1:]
+    assert [row[:3] for row in parts.history[1:]] == [row[:3] for row in whole.history[1:]]
+
+
+def test_only_held_out_data_have_a_held_out_loss():
+    repair = Repair(target="risk", refit=2)
+    without = prune(LINEAR, BEST, 0.6, score="obd", damping=0.1, repair=repair)
+    assert without.held_out_loss is None
+    assert all(math.isnan(row[3]) for row in without.history)
+    held_out = LINEAR.subset(range(9))
+    judged = prune(LINEAR, BEST, 0.6, score="obd", damping=0.1, repair=repair, held_out=held_out)
+    assert judged.held_out_loss == pytest.approx(float(held_out(judged.params)))
+
+
+def test_a_refit_after_no_damping_tries_larger_ones_each_time(monkeypatch):
+    tried = []
+    solved = QuadraticModel.all_repaired
+
+    def noted(self, keep, dampings):
+        tried.append(list(dampings))
+        return [self.w.clone() for _ in solved(self, keep, dampings)]  # nothing is better
+
+    monkeypatch.setattr(QuadraticModel, "all_repaired", noted)
+    repair = Repair(target="risk", refit=3)
+    prune(LINEAR, BEST, 0.6, score="obd", damping=0.0, repair=repair)
+    assert len(tried) == 3
+    assert max(tried[0]) < max(tried[1]) < max(tried[2])
+
+
+def test_the_dense_network_runs_once_where_its_outputs_can_be_kept(monkeypatch):
+    runs = []
+    made = Divergence._dense
+    monkeypatch.setattr(
+        Divergence, "_dense", lambda self, loss: runs.append(loss) or made(self, loss)
+    )
+    params = SPACE.unflatten(SPACE.flatten(TRAINED) + 0.1)
+    for share, expected in ((math.inf, 1), (0.0, 3)):
+        monkeypatch.setattr(
+            "hesse.apps.pruning.divergence.kept_share", lambda device, share=share: share
+        )
+        runs.clear()
+        D = Divergence(TRAINED)
+        values = {D.value(NETWORK, params) for _ in range(3)}
+        assert values == {Divergence(TRAINED).value(NETWORK, params)}
+        assert len(runs) == (expected + 1) * len(list(NETWORK.batches()))
+        other = D.value(NETWORK.subset(range(9)), params)  # another risk has outputs of its own
+        assert other == Divergence(TRAINED).value(NETWORK.subset(range(9)), params)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from hesse.ad.double_backward import derivative
 from hesse.ad.loss import map_outputs
 from hesse.ad.variables import Leaves, Variables, tracked
+from hesse.curvature.point_product import kept_share
 from hesse.risk.call import BatchLoss
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Space, Tree
@@ -33,13 +35,17 @@ class Divergence:
     """
 
     dense: Tree
+    _kept: KeptOutputs = field(default_factory=lambda: KeptOutputs(), repr=False)
 
     def value(self, risk: Risk, params: Tree) -> float:
         """D on the data of this risk."""
         space = Space.of(params)
         d = space.flatten(params) - space.flatten(self.dense)
         with torch.no_grad():
-            parts = [c * float(self._part(loss, params)) for c, loss in _losses(risk)]
+            parts = [
+                c * float(self._part(loss, params, before))
+                for (c, loss), before in zip(_losses(risk), self._before(risk), strict=True)
+            ]
         return sum(parts) + 0.5 * risk.weight_decay * space.inner(d, d)
 
     def gradient(self, risk: Risk, params: Tree) -> Tensor:
@@ -49,19 +55,74 @@ class Divergence:
         result = risk.weight_decay * (space.flatten(params) - space.flatten(self.dense))
         for coefficient, loss in _losses(risk):
             leaves = tracked(variables.x)
-            part = self._part(loss, variables.tree(leaves))
+            part = self._part(loss, variables.tree(leaves), self._dense(loss))
             result += coefficient * variables.flatten(derivative(part, leaves))
         return result
 
-    def _part(self, loss: BatchLoss, params: Tree) -> Tensor:
+    def _part(self, loss: BatchLoss, params: Tree, before: DenseOutputs) -> Tensor:
         """D of one batch, without weight decay."""
-        with torch.no_grad():
-            before = loss.outputs(self.dense)
-        value_before, slope = _slope(loss, before)
         outputs, value = loss.outputs_and_loss(params)
-        pairs = zip(_numbers(outputs), _numbers(before), slope, strict=True)
+        pairs = zip(_numbers(outputs), before.outputs, before.slope, strict=True)
         tangent = [(c * (z - z0)).sum() for z, z0, c in pairs]
-        return value - value_before - torch.stack(tangent).sum()
+        return value - before.value - torch.stack(tangent).sum()
+
+    def _before(self, risk: Risk) -> Iterator[DenseOutputs]:
+        """What the dense network gives on each batch, kept as long as there is memory."""
+        kept = self._kept.of(risk)
+        for place, (_, loss) in enumerate(_losses(risk)):
+            if place < len(kept):
+                yield kept[place]
+                continue
+            made = self._dense(loss)
+            if place == len(kept):
+                self._kept.add(made)
+            yield made
+
+    def _dense(self, loss: BatchLoss) -> DenseOutputs:
+        with torch.no_grad():
+            outputs = loss.outputs(self.dense)
+        value, slope = _slope(loss, outputs)
+        return DenseOutputs([z.detach() for z in _numbers(outputs)], value, list(slope))
+
+
+class DenseOutputs(NamedTuple):
+    """f_0 on one batch, L(f_0) and its gradient there."""
+
+    outputs: list[Tensor]
+    value: Tensor
+    slope: list[Tensor]
+
+    @property
+    def bytes(self) -> int:
+        """What it takes to keep them."""
+        return sum(z.numel() * z.element_size() for z in [*self.outputs, *self.slope])
+
+
+@dataclass
+class KeptOutputs:
+    """The outputs of the dense network on the first batches of one risk.
+
+    As many as fit into what residuals of several batches may take by default.
+    """
+
+    risk: Risk | None = None
+    batches: list[DenseOutputs] = field(default_factory=list)
+    left: float = 0.0
+    """Bytes."""
+
+    def of(self, risk: Risk) -> list[DenseOutputs]:
+        """Those of this risk; those of another one are given up."""
+        if risk is not self.risk:
+            self.risk, self.batches, self.left = risk, [], math.nan
+        return self.batches
+
+    def add(self, made: DenseOutputs) -> None:
+        """Keep those of the next batch, if there is room."""
+        if math.isnan(self.left):
+            self.left = kept_share(made.value.device)
+        if made.bytes <= self.left:
+            self.left -= made.bytes
+            self.batches.append(made)
 
 
 def _losses(risk: Risk) -> Iterator[tuple[float, BatchLoss]]:

@@ -124,10 +124,10 @@ class Stages:
         lowest = min(losses)
         if not lowest < before:
             at.products += model.products
-            at.damping *= _RAISE
+            at.damping = _RAISE * (at.damping or max(dampings))
             at.failures += 1
             return
-        at.loss, best = lowest, losses.index(lowest)
+        at.loss, best = lowest if self.is_judged else math.nan, losses.index(lowest)
         self._advance(at, model, Proposal(dampings[best], at.keep, weights[best]))
 
     def _refitted_again(self, at: Progress, model: QuadraticModel) -> Proposal:
