@@ -1,17 +1,19 @@
 """Springs between atoms that are fitted to one product with a Hessian."""
 
+import pytest
 import torch
 
 import hesse
-from hesse.apps.physics.springs import Pairs, fitted_springs
+from hesse.apps.physics.springs import Pairs, springs_of
 
 G = torch.Generator().manual_seed(0)
 GRID = torch.cartesian_prod(*[torch.arange(3)] * 3).double()
 X = GRID + 0.1 * torch.rand(27, 3, generator=G, dtype=torch.float64)
 PAIRS = Pairs.of(X)
 LENGTHS = (X[PAIRS.first] - X[PAIRS.second]).norm(dim=1)
-KINDS = torch.where(torch.rand(27, generator=G) < 0.5, 1.0, 30.0).double()
+KINDS = (torch.rand(27, generator=G) < 0.5).long()
 Z = torch.randn(81, generator=G, dtype=torch.float64)
+ONE = torch.zeros(27, dtype=torch.int64)
 
 
 def energy(stiffness, lengths=LENGTHS):
@@ -22,22 +24,38 @@ def energy(stiffness, lengths=LENGTHS):
     return f
 
 
-def test_springs_are_found_again():
+@pytest.mark.parametrize("tension", [1.0, 0.9])
+def test_springs_are_found_again(tension):
     """Also under tension, which gives a pair a stiffness across as well."""
-    for f in (energy(3.0), energy(3.0, 0.9 * LENGTHS)):
-        H = hesse.hessian_operator(f, X)
-        F = fitted_springs(H, X, Z)
-        torch.testing.assert_close(F, H.to_dense(), rtol=1e-8, atol=1e-8)
+    H = hesse.hessian_operator(energy(3.0, tension * LENGTHS), X)
+    F, products = springs_of(H, X, ONE, G)
+    torch.testing.assert_close(F, H.to_dense(), rtol=1e-8, atol=1e-8)
+    assert products == PAIRS.num_products + 1  # the last one for soft modes
+    assert 1 <= PAIRS.num_products <= 3
 
 
-def test_the_matrix_does_what_the_forces_do():
-    stiffness = torch.randn(40, generator=G, dtype=torch.float64)
-    torch.testing.assert_close(PAIRS.forces(Z) @ stiffness, PAIRS.matrix(stiffness) @ Z)
+@pytest.mark.parametrize("decay", [0, 11])
+def test_the_matrix_does_what_the_forces_do(decay):
+    pairs = Pairs.of(X, KINDS, decay)
+    stiffness = torch.randn(2 * pairs.shares.shape[1], generator=G, dtype=torch.float64)
+    torch.testing.assert_close(pairs.forces(Z) @ stiffness, pairs.matrix(stiffness) @ Z)
 
 
-def test_atoms_of_several_kinds_have_no_such_springs():
-    kinds = KINDS[PAIRS.first] * KINDS[PAIRS.second]
-    assert fitted_springs(hesse.hessian_operator(energy(kinds), X), X, Z) is None
+def test_atoms_of_several_kinds_have_springs_of_their_own():
+    table = torch.tensor([[1.0, 30.0], [30.0, 5.0]], dtype=torch.float64)
+    f = energy(table[KINDS[PAIRS.first], KINDS[PAIRS.second]])
+    H = hesse.hessian_operator(f, X)
+    F, products = springs_of(H, X, KINDS, G)
+    torch.testing.assert_close(F, H.to_dense(), rtol=1e-8, atol=1e-8)
+    assert products == Pairs.of(X, KINDS).num_products + 1
+    assert springs_of(H, X, ONE, G)[0] is None
+
+
+def test_more_kinds_than_some_products_tell_count_as_one():
+    H = hesse.hessian_operator(energy(3.0), X)
+    F, products = springs_of(H, X, torch.arange(27), G)
+    torch.testing.assert_close(F, H.to_dense(), rtol=1e-8, atol=1e-8)
+    assert products == PAIRS.num_products + 1
 
 
 def test_atoms_in_one_place_have_no_springs():

@@ -1,7 +1,9 @@
 """Clusters of Lennard-Jones atoms, and the surface of Mueller and Brown.
 
-Energies and six motions without curvature beside the known values, the lowest modes by springs and
-by block Lanczos beside the dense matrix, 20 searches for saddle points from scattered starts, the
+Energies and six motions without curvature beside the known values; the lowest modes by springs and
+by block Lanczos beside the dense matrix, of a cluster of one kind of atoms, of a glass of two (the
+lengths and depths of Kob and Andersen, masses 1 and 3) and of a crystal of springs between two
+kinds; 20 searches for saddle points from scattered starts, the
 three minima of Mueller and Brown's surface either way, and the response of a cluster beside
 differences.
 """
@@ -29,13 +31,14 @@ def main(arguments: Sequence[str] = ()) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks apps physics", description=__doc__)
     parser.add_argument("--searches", type=int, default=20)
-    parser.add_argument("--modes", type=int, default=12, help="of the ball of 236 atoms; 0: none")
+    parser.add_argument("--modes", type=int, default=12, help="the lowest; 0: none")
     options = parser.parse_args(list(arguments))
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     clusters()
     if options.modes:
         lowest_modes(options.modes)
+        two_kinds(options.modes)
     surface()
     transition_states(options.searches)
     responses()
@@ -82,16 +85,50 @@ def clusters() -> None:
 
 
 def lowest_modes(k: int) -> None:
-    found = minimum(236, 1e-9)
-    exact = modes(lennard_jones, found.x)
-    print(f"\n236 atoms, {k} modes, of all by {exact.products} products")
-    for name, size in (("springs", None), ("block Lanczos", 6)):
+    print_modes("236 atoms", lennard_jones, minimum(236, 1e-9).x, k)
+
+
+def two_kinds(k: int) -> None:
+    """Clusters of 200 atoms."""
+    start = start_of(200)
+    kinds = (torch.rand(200, generator=torch.Generator().manual_seed(0)) < 0.2).long()
+    i, j = torch.triu_indices(200, 200, 1)
+    length = torch.tensor([[1.0, 0.8], [0.8, 0.88]])[kinds[i], kinds[j]]
+    depth = torch.tensor([[1.0, 1.5], [1.5, 0.5]])[kinds[i], kinds[j]]
+
+    def glass(x: Tensor) -> Tensor:
+        s = (length**2 / (x[i] - x[j]).square().sum(1)) ** 3
+        return (4 * depth * (s * s - s)).sum()
+
+    found = hesse.minimize(glass, start, rtol=0.0, atol=1e-9)
+    masses = torch.tensor([1.0, 3.0])
+    print_modes("glass of two kinds, 200 atoms", glass, found.x, k, masses[kinds])
+
+    layers = (start * 2**0.5 / 1.1).round().long()[:, 0] % 2
+    rest = (start[i] - start[j]).norm(dim=1)
+    stiff = torch.tensor([[10.0, 40.0], [40.0, 3.0]])[layers[i], layers[j]] / (1 + 4 * (rest > 1.3))
+    near = rest < 1.7
+
+    def crystal(x: Tensor) -> Tensor:
+        return (stiff * ((x[i] - x[j]).norm(dim=1) - rest) ** 2)[near].sum() / 2
+
+    print_modes("crystal of two kinds, 200 atoms", crystal, start, k, masses[layers])
+
+
+def print_modes(name: str, f: Any, x: Tensor, k: int, masses: Tensor | None = None) -> None:
+    """Products for the lowest modes, and their errors."""
+    exact = modes(f, x, masses)
+    print(f"\n{name}, {k} modes, of all by {exact.products} products")
+    for way, size in (("springs", None), ("block Lanczos", 6)):
         for rtol in (1e-3, 1e-4):
-            generator = torch.Generator().manual_seed(0)
-            options: Any = {"rtol": rtol, "generator": generator, "block_size": size}
-            got = modes(lennard_jones, found.x, k=k, **options)
-            error = float((got.eigenvalues - exact.eigenvalues[:k]).abs().max())
-            print(f"  {name:14} rtol {rtol:g}: {got.products} products, error {error:.0e}")
+            counts, error = [], 0.0
+            for seed in range(4 if size is None else 1):
+                generator = torch.Generator().manual_seed(seed)
+                options: Any = {"rtol": rtol, "generator": generator, "block_size": size}
+                got = modes(f, x, masses, k, **options)
+                counts.append(got.products)
+                error = max(error, float((got.eigenvalues - exact.eigenvalues[:k]).abs().max()))
+            print(f"  {way:14} rtol {rtol:g}: {counts} products, error at most {error:.0e}")
 
 
 def surface() -> None:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.apps.physics.lowest import search_for
-from hesse.apps.physics.rigid import Rigid, rigid_motions, root_masses_of
+from hesse.apps.physics.lowest import BLOCK, search_for
+from hesse.apps.physics.rigid import Rigid, kinds_of, rigid_motions, root_masses_of
 from hesse.boundary import public, warn
 from hesse.curvature.hessian import hessian_operator
 from hesse.errors import ArgumentError, Status, check_count
 from hesse.krylov.eigsh import eigsh
 from hesse.operators.diagonal import DiagonalOperator
-from hesse.progress import Callback
+from hesse.progress import Callback, FilePath
 from hesse.result import Result
 from hesse.vectors.space import Space, Tree
 
@@ -60,12 +60,14 @@ def modes(
     k: int | None = None,
     *,
     rigid: Rigid = "auto",
+    kinds: Tensor | None = None,
     rtol: float = 1e-4,
     block_size: int | None = None,
     max_products: int | None = None,
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
     progress: bool = False,
+    checkpoint: FilePath = None,
 ) -> Modes:
     r"""Normal modes of the energy f at x: small vibrations about a minimum or a saddle point.
 
@@ -79,11 +81,15 @@ def modes(
         k: how many of the lowest modes. Default: all, from the whole matrix.
         rigid: "auto" projects out the translations and rotations that leave f as it is; "all",
             "translations" and "none" say which. Of atoms on a line there are five.
+        kinds: integers that say which atoms are of one kind, (atoms,), as atomic numbers. Default:
+            those of one mass. They make the search for some modes faster, and change no result.
         rtol: of the residual of a pair, relative to its eigenvalue, whose error is quadratic in it.
         block_size: of block Lanczos, to have that and no springs. Default 6 where it is used: modes
             of a symmetric molecule come in multiplets of up to five, of which a smaller block finds
             some modes and not the others.
         max_products, generator, callback, progress: of `hesse.eigsh`.
+        checkpoint: of block Lanczos, which is then taken: with springs a search ends within some
+            ten blocks.
 
     Returns:
         Modes(frequencies, eigenvalues, vectors, displacements, ...). An imaginary frequency is
@@ -113,6 +119,7 @@ def modes(
     flat = space.flatten(x, what="x").detach()
     H = hessian_operator(f, x)
     root_masses = root_masses_of(masses, space)
+    labels = None if kinds is None else kinds_of(kinds, space)
     motions = rigid_motions(lambda v: _value(f, space, v), flat, space, rigid)
     Z = motions.coordinates(space, flat, root_masses)
     D = DiagonalOperator(space, 1.0 / root_masses)
@@ -134,7 +141,8 @@ def modes(
         converged, products = torch.ones(count, dtype=torch.bool), n
         status = Status.CONVERGED
     else:
-        search = search_for(count, H, Z, flat, root_masses, motions, generator, block_size)
+        size = block_size if checkpoint is None else block_size or BLOCK
+        search = search_for(count, H, Z, flat, root_masses, motions, generator, size, labels)
         found = eigsh(
             *(A, count, "SA"),
             method=search.method,
@@ -144,6 +152,7 @@ def modes(
             generator=generator,
             callback=callback,
             progress=progress,
+            checkpoint=checkpoint,
         )
         values, reduced, residuals, converged, products = found
         products += search.products

@@ -160,3 +160,16 @@ def root_masses_of(masses: Any, space: Space) -> Tensor:
             remedy="Leave out massless particles.",
         )
     return given.repeat_interleave(space.n // len(given)).sqrt()
+
+
+def kinds_of(kinds: Any, space: Space) -> Tensor:
+    """Labels of the kinds of atoms, (atoms,)."""
+    given = torch.as_tensor(kinds, device=space.device)
+    dimensions = _dimensions(space)
+    if dimensions == 0 or given.shape != (space.n // dimensions,) or given.is_floating_point():
+        raise ShapeError(
+            expected="kinds to be an integer for each atom, as its atomic number",
+            got=f"shape {tuple(given.shape)}, {given.dtype}, for {space.describe()}",
+            remedy="Leave it out where atoms of one mass are of one kind.",
+        )
+    return given

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Springs between atoms that do what a Hessian does, from one of its products.
+r"""Springs between atoms that do what a Hessian does, from one of its products, or a few.
 
 $$ F_{ij} = -k(r)\, e e^T - t(r)\, (I - e e^T), \qquad F_{ii} = -\sum_j F_{ij} $$
 
 r and e are the distance and the direction of a pair. This is the Hessian of any pair potential, and
-resembles that of other energies of one kind of atoms; k and t are piecewise linear in log r, and
-fitted to a product with a random vector.
+resembles that of other energies. k and t are a power of r times a piecewise linear function of
+log r; each pair of kinds of atoms has its own. They are fitted to products with random vectors,
+which tell of the stiff springs, and with one more vector, which F hardly holds: it tells of soft
+modes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,9 +22,13 @@ from hesse.operators.algebra import LinearOperator
 
 MOST = 4096
 """The most coordinates of which a matrix of springs is held."""
-_REACH = 2.6  # of springs, in distances of nearest neighbours
-_KNOTS = 20
-_GOOD = 0.1  # the relative error of the product that is fitted
+_REACH = 3.5  # of springs, in distances of nearest neighbours
+_KNOTS = 30
+_DECAYS = (0, 6, 11)  # powers of 1 / r that are tried: of Hooke's springs, of soft and hard atoms
+_GOOD = 0.1  # the relative error of the products that are fitted
+_SOFT = 1e-5  # of the largest curvature
+_EQUATIONS = 3  # for each number that is fitted
+_MOST_PRODUCTS = 8  # more kinds than these determine count as one
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,8 @@ class Pairs:
     Args:
         first, second: the atoms of each, (p,).
         direction: from the second to the first, unit vectors (p, d).
-        shares: what each knot has in the stiffness of the pair, (p, knots).
+        shares: what each knot has in the stiffness of the pair, (p, knots); each pair of kinds has
+            knots of its own.
     """
 
     atoms: int
@@ -41,8 +49,11 @@ class Pairs:
     shares: Tensor
 
     @staticmethod
-    def of(positions: Tensor) -> Pairs:
-        """The pairs among these atoms, (atoms, d)."""
+    def of(positions: Tensor, kinds: Tensor | None = None, decay: int = 0) -> Pairs:
+        """The pairs among these atoms, (atoms, d), of the kinds 0, 1, ... (atoms,).
+
+        A knot of a pair at the distance r stands for a stiffness of r^-decay.
+        """
         N = len(positions)
         i, j = torch.triu_indices(N, N, 1, device=positions.device)
         steps = positions[i] - positions[j]
@@ -55,12 +66,23 @@ class Pairs:
         place = (r / r.min()).log()
         place = place / place.max().clamp(min=torch.finfo(r.dtype).eps)
         shares = (1.0 - (place[:, None] - knots).abs() * (_KNOTS - 1)).clamp(min=0.0)
+        shares = shares * ((r.min() / r) ** decay)[:, None]
+        if kinds is not None:
+            _, which = _sorted_pairs(kinds[i], kinds[j]).unique(return_inverse=True)
+            own = torch.nn.functional.one_hot(which).to(shares)
+            shares = (own[:, :, None] * shares[:, None, :]).flatten(1)
         return Pairs(N, i, j, steps[near] / r[:, None], shares)
 
     @property
     def are_apart(self) -> bool:
         """Whether every pair has a direction; it is NaN for two atoms in one place."""
         return bool((self.direction.norm(dim=1) > 0.0).all())
+
+    @property
+    def num_products(self) -> int:
+        """How many products determine the stiffness at all knots."""
+        numbers = 2 * int((self.shares > 0.0).any(0).sum())
+        return max(1, math.ceil(_EQUATIONS * numbers / (self.atoms * self.direction.shape[1])))
 
     def forces(self, z: Tensor) -> Tensor:
         """What each knot of stiffness one adds to F z, (n, 2 knots): along, then across."""
@@ -87,14 +109,67 @@ class Pairs:
         return F.permute(0, 2, 1, 3).reshape(self.atoms * d, self.atoms * d)
 
 
-def fitted_springs(H: LinearOperator, positions: Tensor, z: Tensor) -> Tensor | None:
-    """F, (n, n), with F z as near to H z as can be, one product; None if that is not near."""
-    pairs, wanted = Pairs.of(positions.double()), H._matvec(z).double()
+def _sorted_pairs(a: Tensor, b: Tensor) -> Tensor:
+    """A number for each pair of kinds, the same in either order."""
+    return torch.minimum(a, b) * (int(torch.maximum(a, b).max()) + 1) + torch.maximum(a, b)
+
+
+def springs_of(
+    H: LinearOperator, positions: Tensor, kinds: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor | None, int]:
+    """The springs that fit products with random vectors, and how many products these are."""
+    pairs = Pairs.of(positions.double(), kinds)
     if not pairs.are_apart:  # as where x are displacements, from zero
-        return None
-    columns = pairs.forces(z.double())
-    stiffness = torch.linalg.pinv(columns) @ wanted  # some knots have no pairs
-    error = H.domain.norm((columns @ stiffness - wanted).to(z))
-    if not error <= _GOOD * H.domain.norm(wanted.to(z)):
-        return None
-    return pairs.matrix(stiffness)
+        return None, 0
+    told = kinds if pairs.num_products <= _MOST_PRODUCTS else None
+    fit = Fit(H, [Pairs.of(positions.double(), told, decay) for decay in _DECAYS])
+    for _ in range(fit.ways[0].num_products):
+        fit.add(H.domain.gaussian(generator))
+    F = fit.springs()
+    if F is not None:
+        fit.add(_soft(F, H.domain.gaussian(generator).double()))
+        F = fit.springs()
+    return F, fit.num_products
+
+
+@dataclass
+class Fit:
+    """Springs F with F z as near to H z as can be, for some z, each of which counts alike.
+
+    Args:
+        ways: the same pairs, whose stiffness is sought in several forms; the nearest one counts.
+    """
+
+    H: LinearOperator
+    ways: list[Pairs]
+    vectors: list[Tensor] = field(default_factory=list)
+    wanted: list[Tensor] = field(default_factory=list)
+
+    @property
+    def num_products(self) -> int:
+        """Products with H."""
+        return len(self.wanted)
+
+    def add(self, z: Tensor) -> None:
+        """Take one more product."""
+        product = self.H._matvec(z.to(self.H.dtype)).double()
+        size = float(product.norm()) or 1.0
+        self.vectors.append(z.double() / size)
+        self.wanted.append(product / size)
+
+    def springs(self) -> Tensor | None:
+        """F, (n, n); None if that is not near."""
+        wanted, best, least = torch.cat(self.wanted), None, _GOOD
+        for pairs in self.ways:
+            columns = torch.cat([pairs.forces(z) for z in self.vectors])
+            stiffness = torch.linalg.pinv(columns) @ wanted  # some knots have no pairs
+            error = float((columns @ stiffness - wanted).norm() / wanted.norm())
+            if error <= least:
+                best, least = pairs.matrix(stiffness), error
+        return best
+
+
+def _soft(F: Tensor, z: Tensor) -> Tensor:
+    """(F + c I)^-1 z, which is large along soft modes."""
+    shift = _SOFT * float(F.abs().sum(1).max())
+    return torch.linalg.solve(F + shift * torch.eye(len(F)).to(F), z)
