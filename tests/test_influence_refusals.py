@@ -64,12 +64,6 @@ REFUSED = {
         ),
         "of the remaining data",
     ),
-    "newton with a checkpoint": (
-        lambda: influence(
-            FIRST, THETA, QUERIES, removal="newton", groups=[[0]], checkpoint="file"
-        ),
-        "no checkpoint",
-    ),
     "newton of a weighted risk": (
         lambda: influence(
             FIRST.weighted(torch.ones(N)), THETA, QUERIES, removal="newton", groups=[[0]]

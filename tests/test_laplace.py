@@ -9,7 +9,7 @@ from torch.func import functional_call, jacrev
 
 import hesse
 from hesse import Risk
-from hesse.apps import laplace
+from hesse.apps import LowRank, laplace
 
 N, DOUBLE = 23, torch.float64
 CE = nn.CrossEntropyLoss()
@@ -99,7 +99,7 @@ def structures():
         "without the matrix": (TIGHT, G, every),
         "kron": ({"structure": "kron"}, K, every),
         "diag": ({"structure": "diag"}, torch.diag(G.diagonal()), every),
-        "low-rank": ({"structure": "low-rank", "rank": 6}, top, every),
+        "low-rank": ({"structure": LowRank(6)}, top, every),
         "last layer": ({"structure": "last-layer"}, G[25:, 25:], last),
         "last layer by factors": (
             {"structure": "last-layer", "max_dense": 1},

@@ -252,6 +252,17 @@ def generator_for(
     return torch.Generator().manual_seed(int(torch.randint(1 << 62, ())))
 
 
+def same_generator(generator: torch.Generator | None, path: FilePath) -> torch.Generator | None:
+    """The generator; with a checkpoint and none given, one that begins alike in every call.
+
+    For what a resumed run makes again before it continues, such as a preconditioner.
+    """
+    check_path(path)
+    if generator is not None or path is None:
+        return generator
+    return torch.Generator().manual_seed(0)
+
+
 def _as_json(value: Any) -> Any:
     """A value that JSON can hold; for a tensor the hash of its bytes."""
     if isinstance(value, Tensor):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hesse.apps.uncertainty.laplace import laplace
     from hesse.apps.uncertainty.predictive import Normal
     from hesse.apps.uncertainty.result import Laplace
+    from hesse.apps.uncertainty.structures import LowRank
 
 # The module of each name, imported when the name is first used.
 _MODULES = {
@@ -48,6 +49,7 @@ _MODULES = {
     "Laplace": "uncertainty.result",
     "Linearised": "kernels.linearised",
     "LinearisedFit": "kernels.linearised",
+    "LowRank": "uncertainty.structures",
     "Modes": "physics.modes",
     "Normal": "uncertainty.predictive",
     "ProfileInterval": "statistics.profile",
@@ -88,6 +90,7 @@ __all__ = [
     "Laplace",
     "Linearised",
     "LinearisedFit",
+    "LowRank",
     "Modes",
     "Normal",
     "ProfileInterval",

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hesse.apps.attribution.blocks import Blocks
 from hesse.apps.attribution.matrix import Curvature, Matrix
 from hesse.apps.attribution.queries import Queries, queries_of
 from hesse.apps.attribution.removal import Groups, check_newton, check_renormalises
 from hesse.boundary import public
-from hesse.checkpoint import FilePath
+from hesse.checkpoint import Checkpoint, FilePath, same_generator
 from hesse.curvature.point import point_of
 from hesse.errors import (
     ArgumentError,
@@ -57,7 +58,8 @@ class Influence(Result):
     removal: str
     """What is done to the mean: see `influence`."""
     solution: Solution | None
-    """(H + mu I)^-1 M in `x`, a block (n, Q); of Newton steps the last group's."""
+    """(H + mu I)^-1 M in `x`, a block (n, Q); of Newton steps and of self-influence the last one,
+    None if a checkpoint had them all."""
     products: int
     """Products with the curvature."""
     converged: bool
@@ -119,8 +121,9 @@ def influence(
         rtol: of the systems. The order of scores is right long before their digits are.
         preconditioner: "ekfac", or as in `solve`.
         max_products, progress, checkpoint: of the system, as in `solve`; of "newton" each group's,
-            without a checkpoint.
-        generator: of EK-FAC where it samples, and of preconditioners.
+            and the state is saved after every group.
+        generator: of EK-FAC where it samples, and of preconditioners. With a checkpoint and none
+            given, its numbers are the same in every call.
 
     Returns:
         Influence(scores, top, removal, solution, products, converged).
@@ -160,13 +163,14 @@ def influence(
         check_count("top", top, 1)
     matrix = Matrix(
         *(risk, params, curvature, damping, rtol, preconditioner),
-        *(max_products, generator, progress, checkpoint),
+        *(max_products, same_generator(generator, checkpoint), progress),
+        None if removal == "newton" else checkpoint,
     )
     m = queries_of(risk, queries, of)
     if removal == "newton":
-        check_newton(risk, curvature, groups, checkpoint)
+        check_newton(risk, curvature, groups)
         assert sets is not None
-        result = _newton(matrix, each, m, sets)
+        result = _newton(matrix, each, m, sets, checkpoint)
         if top is None:
             return result
         return replace(result, scores=None, top=_top(iter([result["scores"]]), top))
@@ -249,18 +253,27 @@ def _top(pieces: Iterator[Tensor], k: int) -> Top:
     return Top(values, indices)
 
 
-def _newton(matrix: Matrix, each: PerExample, m: Queries, sets: Groups) -> Influence:
+def _newton(
+    matrix: Matrix, each: PerExample, m: Queries, sets: Groups, checkpoint: FilePath
+) -> Influence:
     """m after one Newton step on the risk without each group, minus m before."""
     params, space, N = matrix.params, matrix.space, each.number
     before, theta = m.values(params), space.flatten(params)
-    scores, products, converged, solution = [], 0, True, None
-    for k in range(sets.number):
+
+    def solved(k: int) -> tuple[Tensor, Solution]:
+        """The change of m without group k."""
         gone = sets.indicator(k)
         rest = matrix.of(matrix.risk.weighted(1.0 - gone))
-        b = each.vjp(params, gone / N)
-        solution = matrix.solved(rest, b[:, None])
-        after = m.values(space.unflatten(theta + solution.x[:, 0]))
-        scores.append(after - before)
-        products += solution.products
-        converged = converged and solution.converged
-    return Influence(torch.stack(scores, 1), None, "newton", solution, products, converged)
+        solution = matrix.solved(rest, each.vjp(params, gone / N)[:, None])
+        return m.values(space.unflatten(theta + solution.x[:, 0])) - before, solution
+
+    file = Checkpoint(
+        *(checkpoint, matrix.of(matrix.risk)),
+        function="influence",
+        settings=repr((matrix.damping, matrix.rtol)),
+        queries=before,
+        groups=torch.stack([sets.examples, sets.group]),
+    )
+    done, solution = Blocks(solved, file).of(range(sets.number))
+    scores = torch.stack(done.scores, 1)
+    return Influence(scores, None, "newton", solution, done.products, done.converged)

@@ -80,7 +80,7 @@ def check_renormalises(risk: Risk, total: int) -> None:
         )
 
 
-def check_newton(risk: Risk, curvature: Any, groups: Any, checkpoint: Any) -> None:
+def check_newton(risk: Risk, curvature: Any, groups: Any) -> None:
     """Raise unless the curvature without a group can be taken."""
     if groups is None:
         raise ArgumentError(
@@ -95,12 +95,6 @@ def check_newton(risk: Risk, curvature: Any, groups: Any, checkpoint: Any) -> No
             "of the remaining data",
             got=curvature if isinstance(curvature, str) else "an operator",
             remedy="Name one of them.",
-        )
-    if checkpoint is not None:
-        raise ArgumentError(
-            expected="no checkpoint with removal='newton', which solves a system for each group",
-            got=repr(checkpoint),
-            remedy="Give some groups at a time.",
         )
     if risk.is_weighted:
         raise ArgumentError(

@@ -6,10 +6,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hesse.apps.attribution.blocks import Blocks
 from hesse.apps.attribution.influence import Influence, checked
 from hesse.apps.attribution.matrix import Curvature, Matrix
 from hesse.boundary import public
+from hesse.checkpoint import Checkpoint, FilePath, same_generator
 from hesse.errors import check_count
+from hesse.krylov.solution import Solution
 from hesse.operators.algebra import LinearOperator
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Tree
@@ -27,6 +30,7 @@ def self_influence(
     preconditioner: LinearOperator | Tensor | str | None = None,
     generator: torch.Generator | None = None,
     progress: bool = False,
+    checkpoint: FilePath = None,
 ) -> Influence:
     r"""How much the loss of each training example rises if it is removed: how far it is memorised.
 
@@ -41,6 +45,7 @@ def self_influence(
         risk, params, curvature, damping, rtol, preconditioner, generator: as in `influence`.
         most: gradients held at a time, which are solved for as one block.
         progress: show a bar for each block.
+        checkpoint: as in `solve`; the state is saved after every block.
 
     Returns:
         Influence, with `scores` of shape (N,); `solution` is that of the last block.
@@ -65,15 +70,23 @@ def self_influence(
     check_count("most", most, 1)
     matrix = Matrix(
         *(risk, params, curvature, damping, rtol, preconditioner),
-        generator=generator,
+        generator=same_generator(generator, checkpoint),
         progress=progress,
     )
     A = matrix.of(risk)
-    scores, products, converged, solution = [], 0, True, None
-    for rows in each.gradients(params, most):
+
+    def solved(rows: Tensor) -> tuple[Tensor, Solution]:
+        """The self-influence of the examples with these gradients."""
         solution = matrix.solved(A, rows.T.contiguous())
         inner = matrix.space.inner_pairs(*zip(rows, solution.x.T, strict=True))
-        scores.append(torch.tensor(inner, dtype=rows.dtype, device=rows.device) / each.number)
-        products += solution.products
-        converged = converged and solution.converged
-    return Influence(torch.cat(scores), None, "downweight", solution, products, converged)
+        own = torch.tensor(inner, dtype=rows.dtype, device=rows.device) / each.number
+        return own, solution
+
+    file = Checkpoint(
+        *(checkpoint, A),
+        function="self_influence",
+        settings=repr((damping, most, rtol, each.number)),
+    )
+    done, solution = Blocks(solved, file).of(each.gradients(params, most))
+    scores = torch.cat(done.scores)
+    return Influence(scores, None, "downweight", solution, done.products, done.converged)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hesse.boundary import warn
+from hesse.checkpoint import FilePath, same_generator
 from hesse.errors import OperatorError, Status
 from hesse.krylov.auto import Auto
 from hesse.krylov.method import Method
@@ -31,8 +32,17 @@ class AdjointSystem:
     preconditioner: LinearOperator | Tensor | str | None = None
     rtol: float = 1e-5
     max_iterations: int | None = None
+    generator: torch.Generator | None = None
+    progress: bool = False
 
-    def solve(self, J: LinearOperator, b: Tensor, x0: Tensor | None, rtol: float) -> Solution:
+    def solve(
+        self,
+        J: LinearOperator,
+        b: Tensor,
+        x0: Tensor | None,
+        rtol: float,
+        checkpoint: FilePath = None,
+    ) -> Solution:
         """y with J y = b; raises at negative curvature of a Hessian, and for a singular J."""
         solution = solve(
             J,
@@ -42,6 +52,9 @@ class AdjointSystem:
             x0=x0,
             rtol=rtol,
             max_iterations=self.max_iterations,
+            generator=same_generator(self.generator, checkpoint),
+            progress=self.progress,
+            checkpoint=checkpoint,
         )
         if solution.status is Status.INTERRUPTED:
             raise KeyboardInterrupt

@@ -35,7 +35,8 @@ class ArgMin(ImplicitFunction):
 
     def search(self, spaces: Spaces, x0: Tensor, l: Tensor) -> tuple[Tensor, ImplicitReport]:
         # Newton's last step ends far below the tolerance, which derivatives profit from.
-        result = minimize(self.equation.at(spaces, l), spaces.x.unflatten(x0), "newton-cg")
+        f, progress = self.equation.at(spaces, l), self.system.progress
+        result = minimize(f, spaces.x.unflatten(x0), "newton-cg", progress=progress)
         if result.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
         if result.status not in _USABLE:
@@ -83,6 +84,8 @@ def argmin(
     max_iterations: int | None = None,
     warm_start: bool = True,
     estimate_error: bool = False,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
 ) -> ArgMin:
     r"""The minimiser x(l) of f(x, l), as a function of l that can be differentiated.
 
@@ -108,6 +111,9 @@ def argmin(
             x decides which one is found.
         estimate_error: fill in `report.x_error` and `report.gradient_error`, by two loose systems
             more.
+        generator: of preconditioners that sample.
+        progress: show bars, of the search and of systems. For a checkpoint of a long search give
+            solve=, a function that calls `hesse.minimize(..., checkpoint=)`.
 
     Returns:
         A function of l. Its value is a tree like x0. It has derivatives of every order in l, and
@@ -132,5 +138,7 @@ def argmin(
     tensor([2., 6.])
     """
     flags = {"warm_start": warm_start, "estimate_error": estimate_error}
-    system = system_of(f, solve, method, preconditioner, rtol, max_iterations, **flags)
+    system = system_of(
+        f, solve, method, preconditioner, rtol, max_iterations, generator, progress, **flags
+    )
     return ArgMin(Minimum(f), x0, solve, system, **flags)

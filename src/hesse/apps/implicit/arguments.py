@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hesse.apps.implicit.adjoint import AdjointSystem
@@ -22,16 +23,20 @@ def system_of(
     preconditioner: LinearOperator | Tensor | str | None,
     rtol: float,
     max_iterations: int | None,
+    generator: torch.Generator | None,
+    progress: bool,
     **flags: bool,
 ) -> AdjointSystem:
     """How adjoint systems are solved; raises for what is no function, number, method or flag."""
-    check_flags(**flags)
+    check_flags(progress=progress, **flags)
     check_function("f", f)
     check_callable(solve=solve)
     check_tolerances(rtol=rtol)
     if max_iterations is not None:
         check_count("max_iterations", max_iterations, 1)
-    return AdjointSystem(as_method(method), preconditioner, rtol, max_iterations)
+    return AdjointSystem(
+        as_method(method), preconditioner, rtol, max_iterations, generator, progress
+    )
 
 
 def check_function(name: str, value: Any) -> None:

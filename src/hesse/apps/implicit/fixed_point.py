@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hesse.apps.implicit.arguments import system_of
@@ -32,6 +33,8 @@ def fixed_point(
     max_iterations: int | None = None,
     warm_start: bool = True,
     estimate_error: bool = False,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
 ) -> ImplicitFunction:
     r"""The fixed point x(l) = T(x(l), l), as a function of l that can be differentiated.
 
@@ -45,7 +48,8 @@ def fixed_point(
         x0: where the first search starts.
         solve: a function (x0, l) -> x that finds the fixed point in a way of your own, such as
             iterating T. Default: as in `root`.
-        rtol, method, preconditioner, max_iterations, warm_start, estimate_error: as in `argmin`.
+        rtol, method, preconditioner, max_iterations, warm_start, estimate_error, generator,
+            progress: as in `root`.
 
     Returns:
         A function of l as that of `argmin`.
@@ -63,5 +67,7 @@ def fixed_point(
     tensor([2., 2.])
     """
     flags = {"warm_start": warm_start, "estimate_error": estimate_error}
-    system = system_of(T, solve, method, preconditioner, rtol, max_iterations, **flags)
+    system = system_of(
+        T, solve, method, preconditioner, rtol, max_iterations, generator, progress, **flags
+    )
     return SolutionOf(FixedPoint(T), x0, solve, system, **flags)

@@ -20,6 +20,7 @@ from hesse.krylov.auto import Auto
 from hesse.krylov.method import Method
 from hesse.krylov.solve import Name
 from hesse.operators.algebra import LinearOperator
+from hesse.progress import FilePath
 from hesse.result import Result
 from hesse.vectors.space import Space, Tree
 
@@ -62,6 +63,9 @@ def hypergradient(
     preconditioner: LinearOperator | Tensor | str | None = None,
     max_iterations: int | None = None,
     estimate_error: bool = True,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+    checkpoint: FilePath = None,
 ) -> Hypergradient:
     r"""The total derivative of outer(x, l) in l, where x minimises inner(., l).
 
@@ -77,6 +81,7 @@ def hypergradient(
         l: the parameters.
         adjoint: where to start the system, the `adjoint` of the last step of an outer loop.
         rtol, method, preconditioner, max_iterations: of the adjoint system, as in `argmin`.
+        generator, progress, checkpoint: likewise, as in `hesse.solve`.
         estimate_error: fill in `x_error` and `error`, by two loose systems more.
 
     Returns:
@@ -99,7 +104,9 @@ def hypergradient(
     """
     check_function("inner", inner)
     check_function("outer", outer)
-    system = system_of(inner, None, method, preconditioner, rtol, max_iterations)
+    system = system_of(
+        inner, None, method, preconditioner, rtol, max_iterations, generator, progress
+    )
     equation, spaces = Minimum(inner), Spaces(Space.of(x, what="x"), Space.of(l, what="l"))
     point, parameters = (
         space.flatten(tree, what=name).detach()
@@ -109,7 +116,7 @@ def hypergradient(
     value, g = loss.value_and_slope(point)
     start = None if adjoint is None else spaces.x.flatten(adjoint, what="adjoint").detach()
     H = equation.jacobian(spaces, point, parameters)
-    solution = system.solve(H, g, start, rtol)
+    solution = system.solve(H, g, start, rtol, checkpoint)
     implicit = equation.pulled_back(spaces, point, parameters, solution.x)
     errors = None
     if estimate_error:

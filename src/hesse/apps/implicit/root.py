@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hesse.apps.implicit.arguments import system_of
@@ -49,6 +50,8 @@ def root(
     max_iterations: int | None = None,
     warm_start: bool = True,
     estimate_error: bool = False,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
 ) -> ImplicitFunction:
     r"""The solution x(l) of F(x, l) = 0, as a function of l that can be differentiated.
 
@@ -59,9 +62,9 @@ def root(
         x0: where the first search starts.
         solve: a function (x0, l) -> x that solves F(x, l) = 0 in a way of your own. Default: an
             inexact Newton method with GMRES, to nearly the precision of x.
-        rtol, method, preconditioner, max_iterations, warm_start, estimate_error: as in `argmin`;
-            the adjoint system is solved by GMRES, or by conjugate gradients or MINRES where the
-            Jacobian is known to be symmetric.
+        rtol, method, preconditioner, max_iterations, warm_start, estimate_error, generator,
+            progress: as in `argmin`. The adjoint system is solved by GMRES, or by conjugate
+            gradients or MINRES where the Jacobian is known to be symmetric; the bar is its own.
 
     Returns:
         A function of l as that of `argmin`.
@@ -83,5 +86,7 @@ def root(
     tensor(1., dtype=torch.float64)
     """
     flags = {"warm_start": warm_start, "estimate_error": estimate_error}
-    system = system_of(F, solve, method, preconditioner, rtol, max_iterations, **flags)
+    system = system_of(
+        F, solve, method, preconditioner, rtol, max_iterations, generator, progress, **flags
+    )
     return SolutionOf(Root(F), x0, solve, system, **flags)

@@ -16,6 +16,7 @@ from hesse.operators.dense import aslinearoperator
 from hesse.operators.diagonal import identity_operator
 from hesse.operators.kronecker import kronecker_operator
 from hesse.operators.low_rank import LowRankOperator
+from hesse.progress import FilePath
 
 
 @public("hesse.apps.alignment({K}, Y)")
@@ -26,6 +27,8 @@ def alignment(
     *,
     rtol: float = 0.01,
     generator: torch.Generator | None = None,
+    progress: bool = False,
+    checkpoint: FilePath = None,
 ) -> Estimate:
     r"""The cosine of the angle between a kernel and that of the targets.
 
@@ -40,7 +43,7 @@ def alignment(
             centred over the examples of each output.
         centred: whether H is as above, or the identity.
         rtol: of the standard error of the Frobenius norm, if that is estimated.
-        generator: of that estimate.
+        generator, progress, checkpoint: of that estimate, as in `norm`.
 
     Returns:
         Estimate(value, standard_error, products).
@@ -67,7 +70,7 @@ def alignment(
         columns, A = H._matmat(columns), H @ A @ H
     size = float(A.domain.gram(columns.T, columns.T).norm())
     inner = sum(A.domain.inner_pairs(*zip(columns.T, A._matmat(columns).T, strict=True)))
-    found = norm(A, rtol=rtol, generator=generator)
+    found = norm(A, rtol=rtol, generator=generator, progress=progress, checkpoint=checkpoint)
     if size == 0.0 or found.value == 0.0:
         raise OperatorError(
             expected="a kernel and targets that are not constant over the examples",

@@ -21,6 +21,7 @@ from hesse.krylov.preconditioners import Preconditioner
 from hesse.krylov.solve import solve
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import IdentityOperator
+from hesse.progress import FilePath
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Step:
     max_products: int | None
     generator: torch.Generator | None
     progress: bool
+    checkpoint: FilePath = None
 
     @property
     def in_outputs(self) -> bool:
@@ -68,6 +70,7 @@ class Step:
             "max_products": self.max_products,
             "progress": self.progress,
             "generator": self.generator,
+            "checkpoint": self.checkpoint,
         }
 
 
@@ -119,6 +122,7 @@ class Flow:
         if step.ridge > 0.0:
             A = A + step.ridge * IdentityOperator(A.domain)
         limits = {**step.limits, "basis_size": step.max_products or 200}
+        limits.pop("checkpoint")  # refused before: `matrix_function` takes some products only
         found = matrix_function(self._phi, A, b, **limits)
         converged = found.status is Status.CONVERGED
         return Change(step.back(found.value), found.products, found.status, converged)

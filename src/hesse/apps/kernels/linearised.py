@@ -21,6 +21,7 @@ from hesse.apps.kernels.outputs import (
     risk_of,
 )
 from hesse.boundary import public, warn
+from hesse.checkpoint import FilePath, same_generator
 from hesse.curvature.described import described
 from hesse.curvature.jacobian import jacobian_operator
 from hesse.errors import ArgumentError, NonFiniteError, Status, check_tolerances, is_number
@@ -96,6 +97,7 @@ class Linearised(OneLine):
         max_products: int | None = None,
         generator: torch.Generator | None = None,
         progress: bool = False,
+        checkpoint: FilePath = None,
     ) -> LinearisedFit:
         r"""Train by the squared loss |f - Y|^2 / 2, to the end or for a time.
 
@@ -122,8 +124,9 @@ class Linearised(OneLine):
             rtol: of the residual of the system; without a ridge as of `LSMR`, and for a time as of
                 `matrix_function`.
             max_products: limit; for a time also the number of vectors held, default 200.
-            generator: of the preconditioner.
-            progress: show a bar.
+            generator: of the preconditioner. With a checkpoint and none given, its numbers are the
+                same in every call.
+            progress, checkpoint: as in `solve`; a fit for a time has no checkpoint.
 
         Returns:
             LinearisedFit, with `predict(x2)`; of a K too ill-conditioned for the tolerance
@@ -144,6 +147,7 @@ class Linearised(OneLine):
         """
         _check_numbers(ridge, time)
         _check_is_used(preconditioner, ridge, time)
+        _check_checkpoint(checkpoint, time)
         check_tolerances(rtol=rtol)
         risk = risk_of(self.g, self.params, x, y)
         r = residual_of(risk, self.params)
@@ -154,7 +158,8 @@ class Linearised(OneLine):
                 got="NaN or Inf in Y - f_0",
                 remedy="Look at the model and the data.",
             )
-        step = Step(J, r, ridge, rtol, max_products, generator, progress)
+        numbers = same_generator(generator, checkpoint)
+        step = Step(J, r, ridge, rtol, max_products, numbers, progress, checkpoint)
         method = Ridge(preconditioner) if time == math.inf else Flow(time)
         found = method.change(step)
         if not found.converged:
@@ -217,6 +222,15 @@ def _check_numbers(ridge: float, time: float) -> None:
             expected="time > 0, the number of steps times the learning rate",
             got=repr(time),
             remedy="Leave it out for the limit.",
+        )
+
+
+def _check_checkpoint(checkpoint: FilePath, time: float) -> None:
+    if checkpoint is not None and time < math.inf:
+        raise ArgumentError(
+            expected="no checkpoint of a fit for a time, which takes some 200 products",
+            got=f"checkpoint={str(checkpoint)!r}, time={time:g}",
+            remedy="Leave it out, or leave out the time for the limit.",
         )
 
 

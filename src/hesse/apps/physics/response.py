@@ -16,6 +16,7 @@ from hesse.curvature.hessian import hessian_operator
 from hesse.curvature.hvp import hvp
 from hesse.errors import OperatorError, ShapeError
 from hesse.krylov.solve import solve
+from hesse.progress import FilePath
 from hesse.result import Result
 from hesse.vectors.space import Space, Tree
 
@@ -46,6 +47,8 @@ def response(
     *,
     rigid: Rigid = "auto",
     rtol: float = 1e-8,
+    progress: bool = False,
+    checkpoint: FilePath = None,
 ) -> Response:
     r"""How the minimum x(q) of an energy f(x, q) moves with q, and how its energy changes.
 
@@ -56,7 +59,7 @@ def response(
         x: a minimum of f(., q), as in `modes`.
         q: a tensor of some parameters.
         rigid: as in `modes`. Rigid motions that cost no energy are left out: dx/dq has none.
-        rtol: of the systems.
+        rtol, progress, checkpoint: of the systems, as in `solve`.
 
     Returns:
         Response(derivative, slope, second, residual_norm, products).
@@ -107,7 +110,7 @@ def response(
     H = hessian_operator(at_q, x)
     reduced = Z._rmatmat(F)
     _check_forces(F, reduced, space)
-    solution = solve(H.project(Z), -reduced, rtol=rtol)
+    solution = solve(H.project(Z), -reduced, rtol=rtol, progress=progress, checkpoint=checkpoint)
     if not solution.converged or solution.direction is not None:
         raise OperatorError(
             expected="x to be a minimum of f(., q), with a positive definite Hessian",

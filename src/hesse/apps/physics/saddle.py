@@ -14,6 +14,7 @@ from torch import Tensor
 from hesse.apps.physics.climb import Mode, step_of
 from hesse.apps.physics.rigid import Rigid, RigidMotions, rigid_motions, root_masses_of
 from hesse.boundary import public
+from hesse.checkpoint import Checkpoint
 from hesse.curvature.hessian import hessian_operator
 from hesse.curvature.operator import CurvatureOperator
 from hesse.errors import (
@@ -27,7 +28,7 @@ from hesse.errors import (
 )
 from hesse.operators.algebra import LinearOperator
 from hesse.optimize.result import OptimizeResult
-from hesse.progress import Callback, Run
+from hesse.progress import Callback, FilePath, Run
 from hesse.vectors.space import Space, Tree
 
 # |g_new - g - H s| / |H s|: a step beyond the first is taken back, of the others the last enlarges
@@ -62,6 +63,41 @@ class Climb:
         return self.H.domain.norm(self.H.flat_gradient)
 
 
+@dataclass
+class SavedClimb:
+    """What of a climb a checkpoint holds: the rest follows from the point."""
+
+    x: Tensor
+    radius: float = 0.0
+    direction: Tensor | None = None
+    """The mode that was climbed last."""
+    curvature: float = 0.0
+    lowest: float = 0.0
+    number: int = 0
+    products: int = 0
+    evaluations: int = 1
+    history: list[tuple[float, float]] = field(default_factory=list)
+
+    @staticmethod
+    def of(climb: Climb) -> SavedClimb:
+        """That of a climb after a step."""
+        mode = climb.mode
+        assert mode is not None
+        return SavedClimb(
+            *(climb.x, climb.radius, mode.direction, mode.curvature, mode.lowest),
+            *(climb.number, climb.products, climb.evaluations, climb.history),
+        )
+
+    def onto(self, climb: Climb) -> Climb:
+        """The climb, which is at its start, where this one was."""
+        assert self.direction is not None
+        H = climb.H.at(climb.H.domain.unflatten(self.x))
+        mode = Mode(self.direction, self.curvature, self.lowest, 2, 0, self.direction)
+        history = [(value, size) for value, size in self.history]
+        counts = self.number, self.products, self.evaluations
+        return Climb(self.x, H, self.radius, mode, *counts, history)
+
+
 @public("hesse.apps.saddle(f, x)")
 def saddle(
     f: Callable[[Any], Tensor],
@@ -78,6 +114,7 @@ def saddle(
     max_seconds: float | None = None,
     callback: Callback | None = None,
     progress: bool = False,
+    checkpoint: FilePath = None,
 ) -> OptimizeResult:
     r"""A transition state of f: a stationary point with one direction of negative curvature.
 
@@ -101,7 +138,8 @@ def saddle(
         radius, max_radius: of the first step, and of all; in the units of x. Default: four times
             the first.
         atol: of |grad f|.
-        max_iterations, max_products, max_seconds, callback, progress: as in `hesse.minimize`.
+        max_iterations, max_products, max_seconds, callback, progress, checkpoint: as in
+            `hesse.minimize`.
 
     Returns:
         OptimizeResult. `success` says that |grad f| <= atol and that exactly one eigenvalue of the
@@ -134,15 +172,22 @@ def saddle(
         max_seconds=max_seconds,
         callback=callback,
         progress=progress,
+        checkpoint=checkpoint,
     )
     flat = space.flatten(x, what="x").detach().clone()
     search = _Search(f, space, rigid, domain, largest, atol)
     climb = search.start(flat, radius)
     along = None if direction is None else space.flatten(direction, what="direction").detach()
     status = Status.MAX_ITERATIONS
+    settings = repr((rigid, radius, largest, atol))
+    file = Checkpoint(
+        limits.checkpoint, climb.H, function="saddle", settings=settings, x=flat, direction=along
+    )
+    saved = SavedClimb(flat)
     with limits:
-        climb = search.first_step(climb, along)
-        for _ in range(max_iterations):
+        goes_on = file.resume(saved)
+        climb = saved.onto(climb) if goes_on else search.first_step(climb, along)
+        for _ in range(climb.number, max_iterations):
             climb.history.append((climb.value, climb.gradient_norm))
             if climb.gradient_norm <= atol and search.is_saddle(climb):
                 status = Status.CONVERGED
@@ -154,6 +199,7 @@ def saddle(
                 status = limits.status
                 break
             climb = search.step(climb)
+            file.save(SavedClimb.of(climb))
     if limits.status is Status.INTERRUPTED:
         status = limits.status
     return search.result(climb, status)

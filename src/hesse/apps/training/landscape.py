@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from hesse.ad.summands import as_sum, check_at
-from hesse.apps.training.plane import Plane, plane_of
+from hesse.apps.training.plane import Plane, given_directions, plane_of
 from hesse.boundary import public
+from hesse.checkpoint import Checkpoint, FilePath
 from hesse.curvature.hessian import hessian_operator
 from hesse.curvature.point import point_of
 from hesse.errors import ArgumentError, FunctionError, Status, check_count, is_number
@@ -78,6 +79,7 @@ def landscape(
     *,
     generator: torch.Generator | None = None,
     progress: bool = False,
+    checkpoint: FilePath = None,
 ) -> Landscape:
     r"""The loss on a plane, R(theta + a u + b v), and the quadratic that touches it.
 
@@ -96,6 +98,7 @@ def landscape(
         grid: points along each direction; of an odd number one is the centre.
         generator: of the search for eigenvectors.
         progress: show a bar that counts evaluations.
+        checkpoint: as in `solve`; the state is saved after every row of the grid.
 
     Returns:
         Landscape(values, quadratic, a, b, eigenvalues, directions, products), with `plot()`.
@@ -130,39 +133,76 @@ def landscape(
         check_is_whole(risk)
     check_at(risk, params)
     H = hessian_operator(risk, params)
-    plane = plane_of(H, H.domain.flatten(params), directions, generator)
+    state = _Evaluations(torch.zeros(count, count, dtype=H.dtype))
+    named = directions if isinstance(directions, str) else given_directions(H.domain, directions)
+    file = Checkpoint(
+        checkpoint, H, function="landscape", directions=named, radius=given, grid=count
+    )
+    file.resume(state)
+    theta = H.domain.flatten(params)
+    if state.directions is None:
+        plane = plane_of(H, theta, named, generator)
+        state.directions, state.found = plane.directions, plane.found
+    plane = Plane(H, theta, state.directions, state.found)
     reach = [plane.reach(0), plane.reach(1)] if given is None else given
     a, b = (torch.linspace(-r, r, count, dtype=torch.float64) for r in reach)
-    values = _evaluated(risk, plane, a, b, progress)
+    _evaluate(risk, plane, a, b, progress, file, state)
     return Landscape(
-        values, plane.quadratic(a, b), a, b, plane.eigenvalues, plane.directions, plane.products
+        state.values,
+        plane.quadratic(a, b),
+        a,
+        b,
+        plane.eigenvalues,
+        plane.directions,
+        plane.products,
     )
 
 
 @dataclass
 class _Evaluations:
-    """What the bar shows."""
+    """How far the sum over the summands of f has come."""
 
+    values: Tensor
+    directions: Tensor | None = None
+    """u and v, (n, 2)."""
+    found: int = 0
+    """Products that the search for these took."""
+    summands: int = 0
+    """Those that were taken at all points."""
+    rows: int = 0
+    """Rows of the grid at which the next one was."""
     products: int = 0
+    """What the bar shows: evaluations."""
 
 
-def _evaluated(f: Any, plane: Plane, a: Tensor, b: Tensor, progress: bool) -> Tensor:
-    """f at all points, one summand of f after the other."""
+def _evaluate(
+    f: Any,
+    plane: Plane,
+    a: Tensor,
+    b: Tensor,
+    progress: bool,
+    file: Checkpoint,
+    state: _Evaluations,
+) -> None:
+    """Add f at all points, one summand of f after the other."""
     total, space, directions = as_sum(f), plane.H.domain, plane.directions
-    values = torch.zeros(len(a), len(b), dtype=space.dtype)
     evaluations = len(a) * len(b) * max(total.num_summands, 1)
-    state = _Evaluations()
     with Run("landscape", progress=progress, total=evaluations) as run, torch.no_grad():
-        for summand in total.summands():
-            for i, j in torch.cartesian_prod(torch.arange(len(a)), torch.arange(len(b))).tolist():
-                step = torch.stack([a[i], b[j]]).to(directions)
-                point = space.unflatten(plane.theta + directions @ step)
-                values[i, j] += summand.coefficient * float(summand.function(point))
-                state.products += 1
-                run.show(state)
+        for number, summand in enumerate(total.summands()):
+            if number < state.summands:
+                continue
+            for i in range(state.rows, len(a)):
+                for j in range(len(b)):
+                    step = torch.stack([a[i], b[j]]).to(directions)
+                    point = space.unflatten(plane.theta + directions @ step)
+                    state.values[i, j] += summand.coefficient * float(summand.function(point))
+                    state.products += 1
+                    run.show(state)
+                state.rows = i + 1
+                file.save(state)
+            state.summands, state.rows = number + 1, 0
     if run.status is Status.INTERRUPTED:
         raise KeyboardInterrupt  # a sum over some of the batches is no loss
-    return values
 
 
 def _radii(radius: Any) -> list[float] | None:

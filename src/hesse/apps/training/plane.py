@@ -75,9 +75,9 @@ class Plane:
 
 
 def plane_of(
-    H: CurvatureOperator, theta: Tensor, directions: Any, generator: torch.Generator | None
+    H: CurvatureOperator, theta: Tensor, directions: str | Tensor, generator: torch.Generator | None
 ) -> Plane:
-    """The plane of a call.
+    """The plane of a call, along named directions or the columns (n, 2).
 
     Raises:
         HesseError: fewer than two variables; directions that do not fit, are zero or parallel.
@@ -92,7 +92,7 @@ def plane_of(
         check_choice("directions", directions, ["top", "ends", "gradient"])
         columns, found = _named(H, directions, generator)
     else:
-        columns, found = _given(H.domain, directions), 0
+        columns, found = directions, 0
     _check_spans(H.domain, columns)
     return Plane(H, theta, columns, found)
 
@@ -120,7 +120,8 @@ def _named(
     return torch.stack([u, v / (H.domain.norm(v) or 1.0)], 1), pairs.products
 
 
-def _given(space: Space, directions: Any) -> Tensor:
+def given_directions(space: Space, directions: Any) -> Tensor:
+    """u and v of a call, (n, 2)."""
     if not isinstance(directions, (tuple, list)) or len(directions) != 2:
         raise StructureError(
             expected="directions as 'top', 'ends', 'gradient', or two vectors",

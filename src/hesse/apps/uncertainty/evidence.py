@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from hesse.apps.uncertainty.posterior import Posterior
 from hesse.apps.uncertainty.precision import ExactPrecision
 from hesse.boundary import warn
+from hesse.checkpoint import Checkpoint
 from hesse.errors import ArgumentError
 
 _MOST = 500  # steps of the fixed point
@@ -27,7 +29,29 @@ _LOG_S = 20.0  # log s above that of the residuals, at most
 _FAR = 1e12  # a prior precision, relative to the curvature, that stands for infinity
 
 
-def maximised(posterior: Posterior, *, prior: bool, noise: bool) -> Posterior:
+@dataclass
+class Search:
+    """Where the fixed point has come, as a checkpoint holds it."""
+
+    prior: Tensor
+    noise: float | None
+    seed: Tensor | None = None
+    """Of the random numbers that all steps share."""
+    products: int = 0
+
+    @staticmethod
+    def of(posterior: Posterior) -> Search:
+        """That of a posterior."""
+        work = posterior.work
+        return Search(posterior.prior.values, posterior.noise, work.saved_seed, work.products)
+
+    def onto(self, posterior: Posterior) -> Posterior:
+        """The posterior of this step."""
+        posterior.work.resume(self.products, self.seed)
+        return posterior.at(self.prior, self.noise)
+
+
+def maximised(posterior: Posterior, *, prior: bool, noise: bool, file: Checkpoint) -> Posterior:
     """The posterior with the prior precisions, and the noise, of the largest evidence."""
     if prior and not bool((posterior.squares > 0.0).all()):
         raise ArgumentError(
@@ -35,13 +59,16 @@ def maximised(posterior: Posterior, *, prior: bool, noise: bool) -> Posterior:
             got="a group of parameters that are all zero",
             remedy="Train the model first, or give a prior precision.",
         )
-    tolerance = _tolerance(posterior)
+    tolerance, search = _tolerance(posterior), Search.of(posterior)
+    if file.resume(search):
+        posterior = search.onto(posterior)
     for _ in range(_MOST):
         before = posterior
         if prior:
             posterior = _best_prior(posterior)
         if noise:
             posterior = posterior.at(posterior.prior.values, _best_noise(posterior))
+        file.save(Search.of(posterior))
         if _change(before, posterior) <= tolerance:
             return posterior
     warn("The prior precisions of the largest evidence were not found to all digits.")

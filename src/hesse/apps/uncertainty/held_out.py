@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from hesse.apps.uncertainty.observations import Kind, targets_of
 from hesse.apps.uncertainty.posterior import Posterior
 from hesse.apps.uncertainty.precision import GAMMA_DRAWS
 from hesse.apps.uncertainty.predictive import Normal, Predictive
+from hesse.checkpoint import Checkpoint
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Tree
 
@@ -63,22 +64,41 @@ class HeldOut:
         return as_rows(p, self.class_dim, self.kind)
 
 
-def chosen_on(predictive: Predictive, data: HeldOut) -> Posterior:
+@dataclass
+class Tried:
+    """The NLL of the first precisions of the grid, as a checkpoint holds them."""
+
+    losses: list[float] = field(default_factory=list)
+    seed: Tensor | None = None
+    """Of the random numbers that all precisions share."""
+    products: int = 0
+
+
+def chosen_on(predictive: Predictive, data: HeldOut, file: Checkpoint) -> Posterior:
     """The posterior whose prior precision has the least NLL of the data, on a grid."""
     grid = _GRID if predictive.is_exact else _COARSE
-    losses = (_at_once if predictive.is_exact else _one_by_one)(predictive, data, grid)
+    if predictive.is_exact:
+        losses = _at_once(predictive, data, grid)
+    else:
+        losses = _one_by_one(predictive, data, grid, file)
     best = min(range(len(losses)), key=losses.__getitem__)
     return predictive.posterior.at(grid[best])
 
 
-def _one_by_one(predictive: Predictive, data: HeldOut, grid: Tensor) -> list[float]:
+def _one_by_one(
+    predictive: Predictive, data: HeldOut, grid: Tensor, file: Checkpoint
+) -> list[float]:
     """The NLL for each prior precision, by variances from the same random numbers."""
-    losses = []
-    for delta in grid:
+    work, tried = predictive.posterior.work, Tried()
+    if file.resume(tried):
+        work.resume(tried.products, tried.seed)
+    for delta in grid[len(tried.losses) :]:
         here = predictive.at(predictive.posterior.at(delta))
         predictions = [here.predict(x, "probit", GAMMA_DRAWS) for x, _ in data]
-        losses.append(data.scores(predictions)[0])
-    return losses
+        tried.losses.append(data.scores(predictions)[0])
+        tried.seed, tried.products = work.saved_seed, work.products
+        file.save(tried)
+    return tried.losses
 
 
 def _at_once(predictive: Predictive, data: HeldOut, grid: Tensor) -> list[float]:

@@ -22,8 +22,9 @@ from hesse.apps.uncertainty.precision import Solver, Work
 from hesse.apps.uncertainty.predictive import Predictive
 from hesse.apps.uncertainty.prior import Prior, PriorName
 from hesse.apps.uncertainty.result import Laplace, held_out_data
-from hesse.apps.uncertainty.structures import Name, Settings, curvature_of
+from hesse.apps.uncertainty.structures import LowRank, Name, Settings, curvature_of
 from hesse.boundary import public
+from hesse.checkpoint import Checkpoint, FilePath
 from hesse.curvature.memory_budget import MemoryBudget
 from hesse.curvature.point import point_of
 from hesse.errors import (
@@ -48,19 +49,19 @@ def laplace(
     risk: Risk,
     params: Tree | None = None,
     *,
-    structure: Name | LinearOperator | Tensor = "full",
+    structure: Name | LowRank | LinearOperator | Tensor = "full",
     prior: float | Tensor | PriorName = 1.0,
     groups: Literal["parameter"] | list[str] | None = None,
     where: Any = None,
     noise: float | Literal["evidence"] = "evidence",
     temperature: float = 1.0,
     held_out: Any = None,
-    rank: int = 100,
     max_dense: int = 2048,
     rtol: float = 1e-2,
     memory_budget: MemoryBudget = None,
     generator: torch.Generator | None = None,
     progress: bool = False,
+    checkpoint: FilePath = None,
 ) -> Laplace:
     r"""Laplace's approximation of the posterior of a trained model, and its predictions.
 
@@ -77,7 +78,7 @@ def laplace(
     | "full" | the matrix | exact up to `max_dense` parameters; beyond by products alone |
     | "kron" | K-FAC | exact, by the eigenvalues of the factors |
     | "diag" | its diagonal | exact |
-    | "low-rank" | its `rank` largest eigenvalues | exact |
+    | "low-rank", `LowRank(rank)` | its 100, or `rank`, largest eigenvalues | exact |
     | "last-layer" | "full" on the last linear layer, or "kron" beyond `max_dense` | exact |
     | an operator | yours, of the data part of the risk | exact where its structure says so |
 
@@ -99,19 +100,20 @@ def laplace(
         noise: s, the standard deviation of a regression; "evidence" finds it.
         temperature: T; the posterior of T < 1 is narrower than that of the model.
         held_out: data like those of the risk, for prior="held-out" and for a calibration table.
-        rank: of "low-rank".
         max_dense: the most parameters of which a dense matrix is decomposed.
         rtol: of systems. A variance is wrong by a square: on digits by 0.8% at 0.1, 0.006% at 0.01.
         memory_budget: of products, as of `ggn_operator`.
         generator: of all random numbers.
         progress: show bars.
+        checkpoint: as in `solve`, of a search for the prior precision without the matrix; the state
+            is saved after every step.
 
     Returns:
         Laplace: `log_evidence`, `samples(k)`, `predict(x)`, `functional_variance(x)`,
         `calibration(data)`, `prior_precision`, `noise`.
 
-    Cost: "full" n products, or none; "kron" and "diag" some gradients; "low-rank" some `rank`
-        products; without the matrix prior="evidence" takes some 10 blocks of 32 systems.
+    Cost: "full" n products, or none; "kron" and "diag" some gradients; "low-rank" some products
+        for each eigenvalue; without the matrix prior="evidence" takes some 10 blocks of 32 systems.
 
     Raises:
         HesseError: a loss that is no likelihood, or weighs observations; an operator that is not
@@ -131,29 +133,33 @@ def laplace(
     tensor([0.1667, 0.6667], dtype=torch.float64)
     """
     risk, params = _checked(risk, params)
-    name = structure if isinstance(structure, str) else "operator"
+    structure = LowRank() if isinstance(structure, str) and structure == "low-rank" else structure
+    name = structure if isinstance(structure, str) else _title(structure)
     way = prior if isinstance(prior, str) else "given"
-    _check_structure(name, where, rank, max_dense)
+    _check_structure(name, where, max_dense)
     _check_prior(way, groups, held_out, risk)
     check_positive(rtol=rtol, temperature=temperature)
     last = _last_layer(risk, params) if name == "last-layer" else None
     chosen = Chosen.of(params, where if last is None else list(last.names))
     observations = observations_of(risk, params)
     start = Prior.of(prior, groups, chosen)
-    settings = Settings(rank, max_dense, len(start.names) == 1, memory_budget, generator)
+    settings = Settings(max_dense, len(start.names) == 1, memory_budget, generator)
     curvature = curvature_of(_data_part(risk), chosen, structure, settings)
     posterior = Posterior(
         *(curvature, chosen, observations, start, _noise(noise, observations), temperature),
         *(Solver(rtol, generator, progress), Work(curvature.products)),
     )
-    posterior = _learnt(posterior, way, noise, risk.weight_decay)
+    settled = repr((way, noise, temperature, rtol, start.names))
+    file = Checkpoint(checkpoint, curvature.A, function="laplace", settings=settled)
+    posterior = _learnt(posterior, way, noise, risk.weight_decay, file)
 
     def predictive(posterior: Posterior) -> Predictive:
         return Predictive(posterior, Outputs.of(risk, chosen), last)
 
     if way == "held-out":
         found = predictive(posterior)
-        posterior = chosen_on(found, held_out_data(held_out, found.outputs, posterior))
+        data = held_out_data(held_out, found.outputs, posterior)
+        posterior = chosen_on(found, data, file.part("held-out"))
     _ = posterior.precision  # raises here, not at the first use
     return Laplace(name, posterior, predictive, held_out)
 
@@ -171,10 +177,13 @@ def _checked(risk: Any, params: Tree | None) -> tuple[Risk, Tree]:
     return risk, params
 
 
-def _check_structure(name: str, where: Any, rank: int, max_dense: int) -> None:
+def _title(structure: Any) -> str:
+    return "low-rank" if isinstance(structure, LowRank) else "operator"
+
+
+def _check_structure(name: str, where: Any, max_dense: int) -> None:
     if name != "operator":
         check_choice("structure", name, structures.NAMES)
-    check_count("rank", rank, 1)
     check_count("max_dense", max_dense, 1)
     if name == "last-layer" and where is not None:
         raise ArgumentError(
@@ -241,12 +250,14 @@ def _noise(noise: Any, observations: Observations) -> float | None:
     return max(math.sqrt(observations.total / observations.entries), _LEAST_NOISE)
 
 
-def _learnt(posterior: Posterior, way: str, noise: Any, decay: float) -> Posterior:
+def _learnt(
+    posterior: Posterior, way: str, noise: Any, decay: float, file: Checkpoint
+) -> Posterior:
     """The posterior with the prior, and the noise, that the evidence and the weight decay give."""
     learns_noise = posterior.noise is not None and isinstance(noise, str)
     if way == "weight-decay":
         posterior = posterior.at(decay * posterior.scale)
     if not (learns_noise or way == "evidence"):
         return posterior
-    found = maximised(posterior, prior=way == "evidence", noise=learns_noise)
+    found = maximised(posterior, prior=way == "evidence", noise=learns_noise, file=file)
     return found.at(decay * found.scale) if way == "weight-decay" else found

@@ -51,6 +51,15 @@ class Work:
     products: int = 0
     seed: int | None = None
 
+    @property
+    def saved_seed(self) -> Tensor | None:
+        """The seed in a form that a checkpoint holds to the last digit."""
+        return None if self.seed is None else torch.tensor(self.seed)
+
+    def resume(self, products: int, seed: Tensor | None) -> None:
+        """Go on where a run was that was saved."""
+        self.products, self.seed = products, None if seed is None else int(seed)
+
     def numbers(self, generator: torch.Generator | None) -> torch.Generator:
         """A generator that begins with the same numbers in every call."""
         if self.seed is None:

@@ -15,9 +15,10 @@ from hesse.curvature.fisher import fisher_operator
 from hesse.curvature.fisher_root import fisher_root_operator
 from hesse.curvature.kfac import kfac_operator
 from hesse.curvature.memory_budget import MemoryBudget
-from hesse.errors import OperatorError, ShapeError, StructureError
+from hesse.errors import OperatorError, ShapeError, StructureError, check_count
 from hesse.estimators.diagonal import diagonal
 from hesse.krylov.eigsh import eigsh
+from hesse.methods import Hyperparameters
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import DenseOperator, aslinearoperator
 from hesse.operators.diagonal import DiagonalOperator
@@ -48,11 +49,27 @@ class Curvature:
         return self.A._eigenvalues() if self.A.is_structured else None
 
 
+@dataclass(frozen=True, repr=False)
+class LowRank(Hyperparameters):
+    """The largest eigenvalues of the curvature, a structure of `laplace`.
+
+    Args:
+        rank: how many.
+
+    >>> LowRank(20)
+    LowRank(rank=20)
+    """
+
+    rank: int = 100
+
+    def _check(self) -> None:
+        check_count("rank", self.rank, 1)
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a structure is computed: see `laplace`."""
 
-    rank: int
     max_dense: int
     is_uniform: bool
     """Whether the prior precision is a multiple of I, for which eigenvalues serve."""
@@ -62,7 +79,7 @@ class Settings:
 
 def curvature_of(risk: Risk, chosen: Chosen, structure: Any, settings: Settings) -> Curvature:
     """The curvature of a risk without weight decay."""
-    if not isinstance(structure, str):
+    if not isinstance(structure, (str, LowRank)):
         return _given(structure, chosen)
     few = len(chosen.index) <= settings.max_dense
     if structure == "kron" or (structure == "last-layer" and not few):
@@ -73,8 +90,8 @@ def curvature_of(risk: Risk, chosen: Chosen, structure: Any, settings: Settings)
         d = chosen.take(estimate.value).clamp(min=0.0)
         return Curvature(DiagonalOperator(chosen.space, d), "diagonal", estimate.products)
     A = chosen.restrict(F)
-    if structure == "low-rank":
-        return _low_rank(A, settings)
+    if isinstance(structure, LowRank):
+        return _low_rank(A, structure.rank, settings)
     if few:
         dense = _matrix(A.to_dense(), chosen.space, decomposed=settings.is_uniform)
         return Curvature(dense, "dense matrix", A.shape[0])
@@ -93,8 +110,8 @@ def _matrix(matrix: Tensor, space: Space, *, decomposed: bool) -> LinearOperator
     return RotatedDiagonal(space, vectors, w.clamp(min=0.0))
 
 
-def _low_rank(A: LinearOperator, settings: Settings) -> Curvature:
-    k = min(settings.rank, A.shape[0])
+def _low_rank(A: LinearOperator, rank: int, settings: Settings) -> Curvature:
+    k = min(rank, A.shape[0])
     pairs = eigsh(A, k, generator=settings.generator)
     U, s = pairs.vectors, pairs.values.clamp(min=0.0)
     return Curvature(low_rank_operator(U, s), f"rank {k}", pairs.products)
