@@ -205,7 +205,8 @@ def test_the_gradient_of_imaml_equals_finite_differences():
     adapt = argmin(inner, theta, solve=tight, rtol=1e-10)
     meta = {name: p.clone().requires_grad_() for name, p in theta.items()}
     mse(adapt(meta), 1).backward()
-    h, i = 1e-4, int(meta["0.weight"].grad.abs().argmax())
+    # Differences of 1e-4 are 2e-7 off: what rounding leaves of the minima, divided by h.
+    h, i = 1e-3, int(meta["0.weight"].grad.abs().argmax())
 
     def at(shift):
         moved = {name: p.clone() for name, p in theta.items()}

@@ -182,7 +182,15 @@ def datamodels(digits: Digits, count: int, starts: int) -> None:
     rows: dict[str, dict[str, Any]] = {
         "Hessian + 1e-3, rtol .1": {"curvature": "hessian", "damping": 1e-3, "rtol": 0.1},
         "Hessian + 1e-3, rtol .01": {"curvature": "hessian", "damping": 1e-3},
-        "Hessian + 2e-3, rtol .1": {"curvature": "hessian", "damping": 2e-3, "rtol": 0.1},
+        "the same by EK-FAC, .2": {
+            "curvature": "hessian",
+            "damping": 1e-3,
+            "rtol": 0.2,
+            "preconditioner": "ekfac",
+        },
+        "Hessian + 5e-4": {"curvature": "hessian", "damping": 5e-4},
+        "Hessian + 2e-3": {"curvature": "hessian", "damping": 2e-3},
+        "Hessian + 4e-3": {"curvature": "hessian", "damping": 4e-3},
         "Hessian": {"curvature": "hessian"},
         "Gauss-Newton + 1e-3": {"damping": 1e-3},
         "EK-FAC": {"curvature": "ekfac"},

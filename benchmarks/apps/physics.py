@@ -30,7 +30,7 @@ MINIMA = ((-0.558, 1.442), (-0.05, 0.467), (0.623, 0.028))
 def main(arguments: Sequence[str] = ()) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks apps physics", description=__doc__)
-    parser.add_argument("--searches", type=int, default=20)
+    parser.add_argument("--searches", type=int, default=20, help="for saddle points")
     parser.add_argument("--modes", type=int, default=12, help="the lowest; 0: none")
     options = parser.parse_args(list(arguments))
     torch.set_num_threads(1)
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] = ()) -> None:
         lowest_modes(options.modes)
         two_kinds(options.modes)
     surface()
-    transition_states(options.searches)
+    if options.searches:
+        transition_states(options.searches)
     responses()
 
 

@@ -95,10 +95,10 @@ def modes(
         Modes(frequencies, eigenvalues, vectors, displacements, ...). An imaginary frequency is
         returned as a negative number: at a minimum there is none, at a transition state one.
 
-    Cost: n products for all modes, for k of a quarter of them, or for n <= 150. Else one product
-        fits springs between the atoms, and LOBPCG starts from their modes with their inverse as
-        preconditioner, up to 4,096 coordinates: of a cluster of 236 atoms 12 modes take 62 products
-        at rtol=1e-3 and 79 at 1e-4, instead of 702. Where springs do not fit, block Lanczos, 440.
+    Cost: n products for all modes, for k of a quarter of them, or for n <= 150. Else some products
+        fit springs between the atoms, and LOBPCG starts from their modes with their inverse as
+        preconditioner, up to 4,096 coordinates: of a cluster of 236 atoms 12 modes take 44 products
+        at rtol=1e-3 and 67 at 1e-4, instead of 702. Where springs do not fit, block Lanczos, 440.
         Three evaluations of f look for rigid motions. Memory: about max(2 k, 5 blocks) vectors;
         with springs n^2 numbers.
 
