@@ -74,8 +74,9 @@ def _sampled(run: EstimatorRun, way: ComputedDiagonal) -> Estimate:
 def _exact(space: Space, way: ComputedDiagonal) -> ExactValue:
     diagonal = way.exact()
     _check_finite(space, diagonal)
-    rounding = diagonal.abs().mul_(32.0 * torch.finfo(diagonal.dtype).eps)
-    return ExactValue(diagonal, torch.zeros_like(diagonal), rounding)
+    # Fresh memory for vectors would take as long as a matrix product: one zero stands for all.
+    error, rounding = diagonal.new_zeros(1).expand_as(diagonal), torch.finfo(diagonal.dtype).eps
+    return ExactValue(diagonal, error, relative_rounding=32.0 * rounding)
 
 
 def _about(way: ComputedDiagonal, kind: str) -> str:

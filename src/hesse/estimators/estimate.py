@@ -40,6 +40,8 @@ class Estimate(Result, _Estimate):
     """The 97.5% point of (estimate - truth) / standard_error, Student's."""
     rounding: Any
     """The size of the rounding errors of an exact value, of the form of the standard error."""
+    relative_rounding: float
+    """More of them, in units of the value; in those of every entry, for a vector."""
     about: str
     """How it was computed, where that is another way than products; else empty."""
 
@@ -51,9 +53,11 @@ class Estimate(Result, _Estimate):
         status: Status = Status.CONVERGED,
         quantile: float = 2.0,
         rounding: Any = 0.0,
+        relative_rounding: float = 0.0,
     ) -> Estimate:
         estimate = super().__new__(cls, value, standard_error, products)
         estimate.status, estimate.quantile, estimate.rounding = status, quantile, rounding
+        estimate.relative_rounding = relative_rounding
         estimate.about = ""
         return estimate
 
@@ -61,6 +65,8 @@ class Estimate(Result, _Estimate):
     def interval(self) -> tuple[Any, Any]:
         """(low, high), which holds the truth in 95 of 100 runs (each entry, for a vector)."""
         width = self.quantile * self.standard_error + self.rounding
+        if self.relative_rounding:
+            width = width + self.relative_rounding * abs(self.value)
         return self.value - width, self.value + width
 
     def __float__(self) -> float:

@@ -31,6 +31,8 @@ class ExactValue(NamedTuple):
     """What is in doubt; nearly always 0."""
     rounding: Any = 0.0
     """The size of the rounding errors."""
+    relative_rounding: float = 0.0
+    """More of them, in units of the value."""
 
 
 Columns = Iterator[tuple[int, Tensor]]
@@ -77,8 +79,8 @@ def eigenvalues_of(columns: Columns) -> tuple[Tensor, float]:
 
 def exact_estimate(exact: ExactValue, products: int, status: Status = Status.CONVERGED) -> Estimate:
     """The estimate that is none."""
-    value, error, rounding = exact
-    return Estimate(value, error, products, status, 1.0, rounding)
+    value, error, rounding, relative = exact
+    return Estimate(value, error, products, status, 1.0, rounding, relative)
 
 
 def columns_of(A: LinearOperator) -> Columns:

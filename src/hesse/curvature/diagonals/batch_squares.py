@@ -49,11 +49,15 @@ class BatchSquares:
         """Add the sums, times a coefficient, to a flat vector; the next ones start from zero."""
         operands = self._operands.take()
         for part in self._of_squares:
-            blocks = part.rows.block.parts or (part.rows.block,)
-            for block, sums in zip(blocks, part.of(operands), strict=True):
-                _put(block.place, sums, total, coefficient)
+            places = [block.place for block in part.rows.block.parts or (part.rows.block,)]
+            totals = [place.take(total) for place in places]
+            part.add(operands, coefficient, totals)
+            for place, entries in zip(places, totals, strict=True):
+                _put(place, entries, total)
         for part in self._squares:
-            _put(part.rows.block.place, part.take(), total, coefficient)
+            place = part.rows.block.place
+            entries = place.take(total).add_(part.take().reshape(-1), alpha=coefficient)
+            _put(place, entries, total)
 
     def _choose(self, g: Values) -> None:
         """The way of every parameter, from the operands of one vector."""
@@ -67,9 +71,9 @@ class BatchSquares:
                 self._of_squares.append(part)
 
 
-def _put(place: Place, sums: Tensor, total: Tensor, coefficient: float) -> None:
-    entries = place.take(total).add_(sums.reshape(-1), alpha=coefficient)
-    if not isinstance(place, Range):  # they were a copy
+def _put(place: Place, entries: Tensor, total: Tensor) -> None:
+    """Put back what was taken of the total, if that was a copy."""
+    if not isinstance(place, Range):
         place.put(total, entries)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hesse.curvature.diagonals.squares import OfSquaredOperand
-from hesse.curvature.kronecker.row_products import products
+from hesse.curvature.kronecker.row_products import add_products
 from hesse.curvature.kronecker.rows import Values, gradient_rows
 from hesse.tracing.uses import Use
 
@@ -21,21 +21,24 @@ class OneRow(OfSquaredOperand):
     Entries of its rows are entries of the operand, so that the operand is squared.
     """
 
-    def of(self, squares: Values) -> list[Tensor]:
+    def add(self, squares: Values, coefficient: float, totals: Sequence[Tensor]) -> None:
         use, rows = squared(self.rows.uses[0]), self.rows
         own = rows.of_a(use, squares[use.g].shape)
         assert isinstance(own, Tensor)
         given, own = rows.of_g(use, squares), own * own
-        weight = products(given, own) if use.g_is_left else products(own, given)
-        return [weight, given.sum(0)] if rows.block.has_bias else [weight]
+        left, right = (given, own) if use.g_is_left else (own, given)
+        add_products(totals[0], left, right, coefficient)
+        if rows.block.has_bias:
+            totals[1].add_(given.sum(0).reshape(-1), alpha=coefficient)
 
 
 class OneSum(OfSquaredOperand):
     """A bias with one use, of which an example has one row at most, and no weight in its block."""
 
-    def of(self, squares: Values) -> list[Tensor]:
+    def add(self, squares: Values, coefficient: float, totals: Sequence[Tensor]) -> None:
         use, rows = squared(self.rows.uses[0]), self.rows
-        return [gradient_rows(use, squares, rows.a).to(rows.dtype).sum(0)]
+        sums = gradient_rows(use, squares, rows.a).to(rows.dtype).sum(0)
+        totals[0].add_(sums.reshape(-1), alpha=coefficient)
 
 
 class SquaredOperands:

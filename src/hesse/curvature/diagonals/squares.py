@@ -127,8 +127,14 @@ class OfSquaredOperand(ABC):
         return self.rows.uses[0].g
 
     @abstractmethod
-    def of(self, squares: Values) -> list[Tensor]:
-        """The sums, from the summed squares of operands: of the weight, and of its bias."""
+    def add(self, squares: Values, coefficient: float, totals: Sequence[Tensor]) -> None:
+        """Add the sums, from the summed squares of operands.
+
+        Args:
+            squares: these.
+            coefficient: of the sums.
+            totals: flat, of the weight and of its bias.
+        """
 
 
 def _for_each(function: Callable[..., Tensor], *blocks: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ from hesse.curvature.kronecker.roots import (
     spread_entries,
 )
 from hesse.engine.closeness import agree
+from hesse.vectors.random import random_signs
 
 _ENTRIES = 1 << 20  # of columns of roots at a time
 
@@ -287,4 +288,4 @@ def in_blocks(vectors: Iterable[Weighted], size: int) -> Iterator[Block]:
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    return (torch.randint(0, 2, tuple(like.shape), generator=generator) * 2 - 1).to(like)
+    return random_signs(like.numel(), like.dtype, like.device, generator).view(like.shape)

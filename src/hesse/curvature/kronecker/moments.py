@@ -262,7 +262,9 @@ class KroneckerMoments:
 
 def _times(fresh: Tensor, number: float) -> Tensor:
     """The product, in memory of its own or in that of a tensor that nobody else has."""
-    return fresh.mul_(number) if fresh.is_floating_point() else fresh * number
+    if not fresh.is_floating_point():
+        return fresh * number
+    return fresh if number == 1.0 else fresh.mul_(number)
 
 
 def _squared(projected: Tensor, basis: Factors) -> Tensor:

@@ -80,6 +80,17 @@ def products(left: Tensor, right: Tensor) -> Tensor:
     return left.permute(1, 2, 0) @ right.permute(1, 0, 2)
 
 
+def add_products(total: Tensor, left: Tensor, right: Tensor, coefficient: float) -> None:
+    """total += coefficient * products(left, right), for a flat total; no matrix is made."""
+    p, q = left.shape[2], right.shape[2]
+    if left.shape[1] == 1:
+        whole = total.view(p, q)
+        torch.addmm(whole, left[:, 0].T, right[:, 0], alpha=coefficient, out=whole)
+    else:
+        whole, lefts, rights = total.view(-1, p, q), left.permute(1, 2, 0), right.permute(1, 0, 2)
+        torch.baddbmm(whole, lefts, rights, alpha=coefficient, out=whole)
+
+
 def project_rows(rows: Rows, basis: Factors) -> Rows:
     """Rows in an orthonormal basis."""
     if basis.is_diagonal:
