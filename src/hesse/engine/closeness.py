@@ -40,14 +40,25 @@ def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
     """
     error = size = 0.0
     for a, b in _pieces(ours, theirs):
-        if not _is_finite(b):
-            if not bool((torch.isfinite(a) == torch.isfinite(b)).all()):
-                return math.inf
-            continue
-        error += norm(a - b) ** 2
-        size += norm(b) ** 2
+        squares = _squares_of_numbers(float(a), float(b)) if b.numel() == 1 else _squares(a, b)
+        error, size = error + squares[0], size + squares[1]
     error = math.sqrt(error / size) if size else error
     return math.inf if math.isnan(error) else error
+
+
+def _squares(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """|a - b|^2 and |b|^2; of what is not finite nothing counts but the places."""
+    if _is_finite(b):
+        return norm(a - b) ** 2, norm(b) ** 2
+    are_same = bool((torch.isfinite(a) == torch.isfinite(b)).all())
+    return 0.0 if are_same else math.inf, 0.0
+
+
+def _squares_of_numbers(a: float, b: float) -> tuple[float, float]:
+    """The same for the value of a function, without operations of torch."""
+    if math.isfinite(b):
+        return (a - b) * (a - b), b * b
+    return math.inf if math.isfinite(a) else 0.0, 0.0
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -94,4 +105,7 @@ def same_fingerprint(ours: list[float], theirs: list[float], eps: float) -> bool
 def _pieces(ours: list[Tensor], theirs: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """Entries side by side, so few at a time that a difference of them takes no memory."""
     for pair in zip(ours, theirs, strict=True):
+        if pair[1].numel() == 1:
+            yield pair
+            continue
         yield from zip(*(x.detach().reshape(-1).split(_PIECE) for x in pair), strict=True)

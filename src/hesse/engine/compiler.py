@@ -29,28 +29,48 @@ def compile_product(entry: CachedProgram, tensors: list[Tensor]) -> None:
         DerivativeError: compiled programs were asked for, and cannot be had.
     """
     assert entry.partition is not None
-    entry.usage.compile_after = math.inf  # one try
-    program, forced = entry.partition.tangents["product"], entry.options.mode == "compiled-split"
+    entry.usage.compile_after = math.inf
+    entry.failures["compiling"] = "was tried"  # and is not again, if products are traced again
+    program = entry.partition.tangents["product"]
+    entry.compiled = compiled_if_faster(entry, program, tensors, "a product")
+    if entry.compiled is not None:
+        del entry.failures["compiling"]
+
+
+def compiled_if_faster(
+    entry: CachedProgram, program: Program, tensors: list[Tensor], what: str
+) -> Callable[..., list[Tensor]] | None:
+    """A program of an entry compiled, if it is then right and, under "auto", faster.
+
+    The entry notes how that went; `what` the program computes is for that note.
+
+    Raises:
+        DerivativeError: compiled programs were asked for, and cannot be had.
+    """
+    forced = entry.options.mode == "compiled-split"
     try:
         if not can_compile(tensors[0].device):
             raise RuntimeError("there is no C++ compiler on this machine")
         compiled = compile_program(program, tensors)
-        if not agree(run(compiled, tensors), run(program, tensors), entry.validator.eps):
-            raise RuntimeError("the compiled program gives another product")
+        if not _same(run(compiled, tensors), run(program, tensors), entry.validator.eps):
+            raise RuntimeError("the compiled program gives other results")
     except Exception as error:
         reason = first_line(error)
-        entry.failures["compiling"] = reason
         entry.notes.append(f"compiled-split: {reason}")
         if forced:
             raise mode_refused(entry, reason) from error
-        return
+        return None
     ours, theirs = _seconds(compiled, tensors), _seconds(program, tensors)
-    note = f"compiled, a product takes {ours / theirs:.2f} of the time it took before"
-    entry.notes.append(note)
-    if ours < theirs or forced:
-        entry.compiled = compiled
-    else:
-        entry.failures["compiling"] = note
+    entry.notes.append(f"compiled, {what} takes {ours / theirs:.2f} of the time it took before")
+    return compiled if ours < theirs or forced else None
+
+
+def _same(ours: list[Tensor], theirs: list[Tensor], eps: float) -> bool:
+    """Whether real results agree, and those of other dtypes are equal."""
+    pairs = list(zip(ours, theirs, strict=True))
+    exact = [(a, b) for a, b in pairs if not b.dtype.is_floating_point]
+    close = [(a, b) for a, b in pairs if b.dtype.is_floating_point]
+    return all(torch.equal(a, b) for a, b in exact) and all(agree([a], [b], eps) for a, b in close)
 
 
 def block_size(entry: CachedProgram) -> int:
