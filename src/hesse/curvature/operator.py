@@ -22,6 +22,7 @@ from hesse.engine.fallback import PointProduct
 from hesse.engine.kept_products import Product
 from hesse.engine.options import ProductOptions
 from hesse.engine.plan import Plan
+from hesse.engine.point_program import Evaluation
 from hesse.engine.program_cache import ProgramCache
 from hesse.engine.row_layout import RowLayout
 from hesse.errors import FunctionError
@@ -131,6 +132,10 @@ class CurvatureOperator(LinearOperator):
     def summand_products(self, v: Tensor) -> Iterator[tuple[float, Product]]:
         """c_i and the prepared product of every summand of f, for code that looks into programs."""
         return self._at.summand_products(v)
+
+    def evaluations(self) -> Iterator[tuple[float, Evaluation]]:
+        """c_i and every summand of f at the point, for programs that need no product."""
+        return self._at.evaluations()
 
     def __reduce__(self):  # programs are traced again where they are wanted
         return CurvatureOperator, (

@@ -3,10 +3,12 @@
 
 A program of the entries and the products of a coloured block give the same numbers. The program
 takes a third of the time or less, but it has rules for few operations; the block is of use for any.
+It is written from residuals, and composed with the program of these: at a point nothing else runs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,42 +16,77 @@ import torch
 from torch import Tensor
 
 from hesse.curvature.operator import CurvatureOperator
+from hesse.engine.point_program import Evaluation, PointProgram
 from hesse.engine.program_product import ProgramProduct
 from hesse.engine.quadratic_product import QuadraticProduct
 from hesse.operators.sparse.recovery import Compression
-from hesse.tracing.program import Program, run
+from hesse.tracing.compose import composed
+from hesse.tracing.partition import Partition
+from hesse.tracing.program import Program
 from hesse.tracing.sparsity.collect import Places
-from hesse.tracing.sparsity.detect import LinearPart
+from hesse.tracing.sparsity.detect import Detection, LinearPart
 from hesse.tracing.sparsity.entries import entries_program
+from hesse.vectors.space import Space
+
+
+@dataclass(frozen=True)
+class SummandEntries:
+    """The entries of one summand of f at any point.
+
+    Args:
+        program: inputs of f -> the operands of the detection, the entries.
+        detection: of the pattern.
+        written_bytes: what is written for the entries, once residuals are there.
+    """
+
+    program: PointProgram
+    detection: Detection
+    written_bytes: int
+
+    def entries(self, at: Evaluation, *, verified: bool) -> Tensor | None:
+        """Those at a point; None where the program or the pattern may be another."""
+        results = self.program.run(at, verified=verified)
+        if results is None:
+            return None
+        *operands, entries = results
+        return entries if self.detection.holds_with(operands) else None
 
 
 @dataclass(frozen=True)
 class EntryPrograms:
-    """For every summand of f residuals -> entries; for weight decay the entries of the identity.
+    """The entries of every summand of f; of weight decay those of the identity.
 
     Args:
-        programs: these.
+        summands: these.
         cost: of all of them, in products, by the bytes that are written.
     """
 
-    programs: tuple[Program | Tensor, ...]
+    summands: tuple[SummandEntries | Tensor, ...]
     cost: float
 
-    def entries(self, H: CurvatureOperator, v: Tensor) -> Tensor:
-        """All entries of H, in the order of the pattern; v is any direction."""
+    def entries(self, H: CurvatureOperator, *, verified: bool) -> Tensor | None:
+        """All entries of H, in the order of the pattern; None where programs do not hold."""
         total: Tensor | None = None
-        for (c, product), program in zip(H.summand_products(v), self.programs, strict=True):
-            part, owned = _part(product, program)
+        for (c, at), summand in zip(H.evaluations(), self.summands, strict=True):
+            if isinstance(summand, Tensor):
+                part, owned = QuadraticProduct(at.point).curvature * summand, True
+            else:
+                part, owned = summand.entries(at, verified=verified), summand.program.makes_results
+            if part is None:
+                return None
             if total is None:
                 total = part if owned and c == 1.0 else c * part
             else:
                 total.add_(part, alpha=c)
-        assert total is not None
         return total
 
 
 def entry_programs(
-    H: CurvatureOperator, v: Tensor, compression: Compression, varying: list[Any]
+    H: CurvatureOperator,
+    v: Tensor,
+    compression: Compression,
+    varying: list[Any],
+    detections: Sequence[tuple[Partition, Detection] | None],
 ) -> EntryPrograms | None:
     """The programs for H at its point, if all summands have one that costs less than products.
 
@@ -58,50 +95,61 @@ def entry_programs(
         v: any direction.
         compression: of H; the colouring is made only if it decides.
         varying: for every summand the rows of the entries that are not frozen.
+        detections: in every summand.
     """
     places = Places(compression.pattern)
-    programs: list[Program | Tensor] = []
+    summands: list[SummandEntries | Tensor] = []
     written = product_written = 0
-    for (_, product), rows in zip(H.summand_products(v), varying, strict=True):
-        program = _program(product, places, rows, compression)
-        if program is None:
+    products = H.summand_products(v)
+    for (_, product), rows, found in zip(products, varying, detections, strict=True):
+        if found is None or isinstance(product, QuadraticProduct):
+            summands.append(_identity(product.point.variables.space, places, rows))
+            continue
+        assert isinstance(product, ProgramProduct)
+        summand = _summand(product, places, rows, compression, found[1])
+        if summand is None:
             return None
-        programs.append(program)
-        if isinstance(program, Program) and isinstance(product, ProgramProduct):
-            written += program.written_bytes
-            product_written += product.partition.tangents["product"].written_bytes
-    return EntryPrograms(tuple(programs), written / max(product_written, 1))
+        summands.append(summand)
+        written += summand.written_bytes
+        product_written += product.partition.tangents["product"].written_bytes
+    return EntryPrograms(tuple(summands), written / max(product_written, 1))
 
 
-def _part(product: Any, program: Program | Tensor) -> tuple[Tensor, bool]:
-    """The entries of a summand, and whether their memory may be written to."""
-    if isinstance(program, Tensor):
-        return product.curvature * program, True
-    (part,) = run(program, product.residuals)
-    return part, program.makes_outputs
+def _identity(space: Space, places: Places, rows: Any) -> Tensor:
+    """The entries of the identity."""
+    diagonal = torch.zeros(places.count + 1, dtype=space.dtype)
+    diagonal[places.of(rows, rows)] = 1.0
+    return diagonal[places.origins].to(space.device)
 
 
-def _program(
-    product: Any, places: Places, rows: Any, compression: Compression
-) -> Program | Tensor | None:
-    if isinstance(product, QuadraticProduct):
-        space = product.point.variables.space
-        diagonal = torch.zeros(places.count + 1, dtype=space.dtype)
-        diagonal[places.of(rows, rows)] = 1.0
-        return diagonal[places.origins].to(space.device)
-    assert isinstance(product, ProgramProduct)
+def _summand(
+    product: ProgramProduct, places: Places, rows: Any, compression: Compression, found: Detection
+) -> SummandEntries | None:
+    entry, single = product.entry, product.partition.tangents["product"]
+    program = _from_residuals(product, places, rows)
+    if program is None:
+        return None
+    if not (
+        costs_less(program, single, compression.fewest)
+        or costs_less(program, single, compression.colouring.count)  # made only if it decides
+    ):
+        return None
+    assert entry.primal_and_outputs is not None
+    whole = composed(entry.primal_and_outputs, entry.num_outputs, [found.operands, program])
+    return SummandEntries(PointProgram(whole, entry), found, program.written_bytes)
+
+
+def _from_residuals(product: ProgramProduct, places: Places, rows: Any) -> Program | None:
+    """residuals -> entries; None for an operation without a rule, or too many terms."""
     partition, num_variables = product.partition, len(product.point.variables.x)
     single = partition.tangents["product"]
     try:
         part = LinearPart.of(single, product.residuals, partition.primal, num_variables)
-        program = entries_program(single, product.residuals, part, places, rows)
+        return entries_program(single, product.residuals, part, places, rows)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # an operation without a rule, or too many terms: products serve
+    except RuntimeError:
         return None
-    if costs_less(program, single, compression.fewest):
-        return program
-    return program if costs_less(program, single, compression.colouring.count) else None
 
 
 def costs_less(program: Program, product: Program, count: int) -> bool:

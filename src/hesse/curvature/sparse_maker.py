@@ -46,13 +46,25 @@ class Maker:
         H.announce(_MANY)
         self._num_points += 1
         is_due = self._num_points & (self._num_points - 1) == 0
-        structure, sample = self._structure, _random_product(H) if is_due else None
-        if structure is None or not structure.holds_for(H):
-            sample = sample or _random_product(H)
-            structure = self._new_structure(H, sample[0])
-        found = _evaluated(H, structure, self.make)
-        if sample is not None:
-            self._check(found, *sample)
+        structure, values = self._structure, None
+        if structure is not None and not is_due:
+            values = structure.entries(H, verified=False)
+        if structure is None or values is None:
+            return self._compared(H)
+        return _with_entries(H, structure, values, self.make)
+
+    def _compared(self, H: CurvatureOperator) -> SparseHessian:
+        """The entries of H, whose product with a random vector is compared."""
+        v = H.domain.gaussian(torch.Generator().manual_seed(0))
+        product = H._matvec(v)  # which tests H where it is the first one
+        structure = self._structure
+        values = None if structure is None else structure.entries(H, verified=True)
+        if structure is None or values is None:
+            structure = self._new_structure(H, v)
+            values = structure.entries(H, verified=True)
+        assert values is not None
+        found = _with_entries(H, structure, values, self.make)
+        self._check(found, v, product)
         self._structure = structure
         return found
 
@@ -74,21 +86,16 @@ class Maker:
         return detected(H, v, self._method)
 
 
-def _evaluated(H: CurvatureOperator, structure: Structure, make: Make) -> SparseHessian:
-    """The sparse Hessian of H, whose structure is known."""
-    pattern, values = structure.compression.pattern, structure.entries(H)
+def _with_entries(
+    H: CurvatureOperator, structure: Structure, values: Tensor, make: Make
+) -> SparseHessian:
+    """The sparse Hessian of H, whose structure and entries are known."""
     if not H.domain.all_finite(values):
         raise NonFiniteError(
             expected="finite entries",
             got="NaN or Inf",
             remedy="Look for a division by zero, log(0), sqrt(0) or an overflow at this point.",
         )
-    matrix = copy(pattern)  # shares its indices, which are not checked again
+    matrix = copy(structure.compression.pattern)  # shares its indices, which are not checked again
     matrix.data = as_array(values)
     return SparseHessian(H, structure, matrix, make)
-
-
-def _random_product(H: CurvatureOperator) -> tuple[Tensor, Tensor]:
-    """A random vector and its product, which tests H where it is the first one."""
-    v = H.domain.gaussian(torch.Generator().manual_seed(0))
-    return v, H._matvec(v)

@@ -71,10 +71,17 @@ class Structure:
         n = self.compression.pattern.shape[0]
         return torch.ones(n, dtype=self.dtype, device=self.device)
 
-    def entries(self, H: CurvatureOperator) -> Tensor:
-        """All entries of H, in the order of the pattern."""
+    def entries(self, H: CurvatureOperator, *, verified: bool) -> Tensor | None:
+        """All entries of H, in the order of the pattern; None where the structure may be another.
+
+        Args:
+            H: the operator.
+            verified: whether H has taken a product at its point, which is then known to be right.
+        """
         if self.programs is not None:
-            return self.programs.entries(H, self.direction)
+            return self.programs.entries(H, verified=verified)
+        if not self.holds_for(H):
+            return None
         return self.compression.entries(H._matmat(self.seeds).T)
 
     def holds_for(self, H: CurvatureOperator) -> bool:
@@ -104,7 +111,7 @@ def detected(H: CurvatureOperator, v: Tensor, method: Method) -> Structure:
         total = pattern if total is None else total + pattern
     assert total is not None
     compression = Compression(_symmetric(total), method)
-    programs = entry_programs(H, v, compression, varying)
+    programs = entry_programs(H, v, compression, varying, detections)
     return Structure(compression, tuple(detections), H.dtype, H.device, programs)
 
 

@@ -70,9 +70,10 @@ class CachedProgram:
         self.partition, self.num_outputs = partition, num_outputs
         self.primal_and_outputs = partition.without_gradient(num_outputs)
         if "compiling" not in self.failures:
-            self.usage.compile_after = self._compile_after(partition.tangents["product"])
+            self.usage.compile_after = self.compile_after(partition.tangents["product"])
 
-    def _compile_after(self, program: Program) -> float:
+    def compile_after(self, program: Program) -> float:
+        """Seconds of runs after which compiling a program pays."""
         if self.options.mode == "auto":
             return self.options.cost_model.compile_after(seconds_to_compile(program))
         return 0.0 if self.options.mode == "compiled-split" else math.inf

@@ -21,6 +21,7 @@ from hesse.engine.kept_products import KeptPoints, KeptProducts, Points, Product
 from hesse.engine.options import ProductOptions
 from hesse.engine.plan import Held, Plan, plan_of
 from hesse.engine.point import Point
+from hesse.engine.point_program import Evaluation
 from hesse.engine.prepare import Prepared, prepare, prepare_gradient
 from hesse.engine.program_cache import CachedProgram, ProgramCache
 from hesse.engine.program_product import ProgramProduct
@@ -142,6 +143,24 @@ class SummedProduct:
         self._num_products += 1  # as for products: the gradient is made for who asks for it
         for _, coefficient, ready in self._sweep(PRODUCT, _plain(direction)):
             yield coefficient, ready.product
+
+    def evaluations(self) -> Iterator[tuple[float, Evaluation]]:
+        """c_i and summand i at its point, without its product."""
+        for index, (summand, point) in enumerate(self._points()):
+            entry, outputs = None, []
+            if not isinstance(summand.function, Quadratic):
+                entry, outputs = self._entry(index, summand, point), self._outputs(index, point)
+            yield summand.coefficient, Evaluation(point, entry, outputs)
+
+    def _outputs(self, index: int, point: Point) -> list[Tensor]:
+        """Those of f; of a single summand they are held for the value and the next product."""
+        held = self._held(index)
+        outputs = self._evaluated.get(index) if held is None else held.outputs
+        if outputs is None:
+            outputs = point.evaluate()
+            if self._kept.keeps_all:
+                self._evaluated[index] = outputs
+        return outputs
 
     def _some_products(self, index: int, product: Product, rows: Tensor) -> Tensor:
         """The products of one summand with the first rows, as many at once as pay."""
@@ -331,21 +350,13 @@ class SummedProduct:
         return value, total
 
     def _value(self, index: int, summand: Summand, point: Point) -> Tensor:
-        product = self._held(index)
-        if product is None and isinstance(summand.function, Quadratic):
-            product = QuadraticProduct(point)
-        outputs = None if product is None else product.outputs
-        if outputs is not None:
-            return outputs[0]
+        if isinstance(summand.function, Quadratic):
+            return QuadraticProduct(point).outputs[0]
         entry = self._entry(index, summand, point)
-        if not self._kept.keeps_all:
-            return point.evaluate()[0]
-        if entry.partition is not None:
-            self._evaluated[index] = outputs = point.evaluate()
-            return outputs[0]
-        graph = GraphProduct(point, entry)
-        self._kept.keep(index, summand, graph, None)
-        return graph.outputs[0]
+        is_new = entry.partition is None and self._held(index) is None
+        if is_new and self._kept.keeps_all:
+            self._kept.keep(index, summand, GraphProduct(point, entry), None)
+        return self._outputs(index, point)[0]
 
     def _value_and_gradient(
         self, index: int, summand: Summand, point: Point

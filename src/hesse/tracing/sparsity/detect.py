@@ -55,11 +55,12 @@ class Detection:
 
     def holds_for(self, residuals: list[Tensor]) -> bool:
         """Whether the operands are the same for these residuals."""
-        if not all(torch.equal(now, then) for now, then in self.constants):
-            return False
-        if not self.values:
-            return True
-        return all(map(torch.equal, run(self.operands, residuals), self.values))
+        return self.holds_with(run(self.operands, residuals) if self.values else [])
+
+    def holds_with(self, values: list[Tensor]) -> bool:
+        """Whether these are the operands that the pattern is that of."""
+        unwritten = all(torch.equal(now, then) for now, then in self.constants)
+        return unwritten and all(map(torch.equal, values, self.values))
 
 
 @dataclass(frozen=True)
