@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import hesse
 from hesse import Risk, fisher_operator, ggn_operator, gradient_covariance_operator
 from hesse.curvature.diagonals import batch_squares, several_rows
+from hesse.curvature.kronecker.row_products import add_products
 from hesse.krylov.preconditioners import jacobi
 from tests.diagonal_models import (
     DOUBLE,
@@ -39,6 +40,32 @@ def test_it_is_the_diagonal_of_the_definition(name):
     assert error(found.value, definition(risk)) < EXACT
     assert not found.standard_error.any()
     assert found.about.startswith("exact, from ")
+
+
+def test_the_interval_is_that_of_rounding():
+    model, x, y = mlp(), randn(6, 4), torch.arange(6) % V
+    exact = definition(Risk(model, F.cross_entropy, (x, y), weight_decay=0.1))
+    risk = Risk(model.float(), F.cross_entropy, (x.float(), y), weight_decay=0.1)
+    found = hesse.diagonal(ggn_operator(risk))
+    assert found.value.dtype == torch.float32
+    assert found.standard_error.shape == found.value.shape
+    low, high = found.interval
+    assert bool(((low <= exact) & (exact <= high)).all())
+    width = 64 * torch.finfo(torch.float32).eps * found.value
+    torch.testing.assert_close(high - low, width, rtol=0.1, atol=0.0)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_products_of_rows_are_added_in_place(groups, dtype):
+    left, right, total = randn(5, groups, 2), randn(5, groups, 4), randn(groups * 8)
+    expected = total.view(groups, 2, 4) + 0.5 * torch.einsum("ngp,ngq->gpq", left, right)
+    own = torch.cat([total, total]).to(dtype)
+    add_products(own[groups * 8 :], left.to(dtype), right.to(dtype), 0.5)
+    torch.testing.assert_close(
+        own[groups * 8 :].double(), expected.reshape(-1), rtol=1e-5, atol=1e-5
+    )
+    assert torch.equal(own[: groups * 8], total.to(dtype))
 
 
 @pytest.mark.parametrize("name", ["mlp", "gpt", "lstm"])

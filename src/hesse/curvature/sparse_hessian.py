@@ -55,9 +55,9 @@ def sparse_hessian_operator(
             others, whose rounding adds up along chains.
         pattern: where entries can be, a sparse matrix of SciPy or an array, for an f with
             operations that the detection does not know. It is checked by a product.
-        mode: "traced-split", "compiled-split" (about ten seconds of compiling, then small products
-            are several times faster), or "auto", which compiles when products have taken so long
-            that it pays.
+        mode: "traced-split", "compiled-split" (about ten seconds of compiling for products, and as
+            many for a program of the entries), or "auto", which compiles when they have taken so
+            long that it pays.
 
     Returns:
         An operator S of all entries. `S @ v`; `S.at(x)` is the same at another point, where
