@@ -11,6 +11,7 @@ import torch
 import hesse
 from hesse.optimize.squares.bidiagonal import bidiagonal_steps
 from hesse.optimize.squares.newton_family import NewtonFamily
+from hesse.optimize.squares.radius_search import CAREFUL, LONG, LinearModel, RadiusSearch
 from hesse.optimize.squares.residual_point import Residuals
 from hesse.optimize.squares.robust_loss import RobustLoss
 from hesse.optimize.squares.step_family import from_dense
@@ -99,6 +100,82 @@ def test_steps_are_those_of_the_damped_normal_equations(radius):
     decrease = 0.5 * float(f @ f - (f + A @ step.p) @ (f + A @ step.p))
     assert step.predicted == pytest.approx(decrease, rel=1e-11)
     assert step.is_limited == (radius < 1)
+
+
+def graded(rows, columns, smallest):
+    """A matrix with singular values from 1 down to `smallest`, equally apart in the logarithm."""
+    U, V = (torch.linalg.qr(gaussian(k, columns, seed=k))[0] for k in (rows, columns))
+    return (U * torch.logspace(0, math.log10(smallest), columns, dtype=DOUBLE)) @ V.T
+
+
+@pytest.mark.parametrize("radius", [0.01, 0.3, 30.0])
+def test_steps_of_a_matrix_in_single_precision_are_those_of_double(radius):
+    A = graded(60, 12, 1e-5).float()
+    f = gaussian(60, seed=1)
+    family = from_dense(A, f.float(), 1.2e-7, torch.float32)
+    expected = from_dense(A.double(), f.float(), 1e-15, DOUBLE)
+    assert family.rank == 12
+    assert torch.allclose(family.s, expected.s, rtol=0, atol=1e-7)
+    ours, theirs = family.within(radius), expected.within(radius)
+    assert ours.damping == pytest.approx(theirs.damping, rel=1e-3)
+    assert ours.predicted == pytest.approx(theirs.predicted, rel=1e-5)
+    assert (ours.p.double() - theirs.p).norm() <= 1e-5 * theirs.p.norm()
+    r = gaussian(60, seed=2)
+    bent, other = family.correction(r, ours.damping), expected.correction(r, theirs.damping)
+    assert (bent.double() - other).norm() <= 1e-4 * other.norm()
+
+
+def test_small_singular_values_count_whatever_the_number_of_rows():
+    """eps times 3,000 rows is 4e-4 in single precision, and hides none of these."""
+    A = graded(3000, 8, 1e-5).float()
+    b = A @ torch.ones(8)
+    result = hesse.least_squares(lambda x: A @ x - b, torch.zeros(8), "svd", ftol=0.0, xtol=0.0)
+    assert torch.allclose(result.x, torch.ones(8), atol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["wood", "meyer", "osborne_1", "kowalik_osborne"])
+def test_the_longest_good_step_is_taken(name):
+    """Beyond it the cost falls by less than a quarter of what the model says."""
+    problem = MGH[name]
+    start = hesse.jacobian_operator(problem.residuals, problem.x)
+    residuals = Residuals(problem.residuals, start, RobustLoss(), is_dense=True)
+    point = residuals.point(problem.x)
+    scale = torch.ones_like(problem.x)
+    family = from_dense(point.matrix, point.r, 1e-15, DOUBLE)
+    model = LinearModel(point, family, scale, None, lambda step: point.matrix @ step)
+    search = RadiusSearch(residuals, None, 1e-2 * float(problem.x.norm()))
+    tried = [search._trial(model, 10.0**-k * family.full_length) for k in range(12)]
+    for _ in range(12):  # until the radius is that of this point
+        best = search.search(model)
+    assert best.ratio > 0.25
+    longer = search._trial(model, 2 * best.radius)
+    assert longer.ratio <= 0.25 or not best.is_limited
+    assert all(t.ratio <= 0.25 for t in tried if t.length > 2 * best.length)
+
+
+@pytest.mark.parametrize("name", ["wood", "kowalik_osborne", "osborne_1", "biggs_exp6"])
+def test_long_steps_find_the_same(name):
+    problem = MGH[name]
+    expected, result = fit(name), hesse.least_squares(problem.residuals, problem.x, "svd-long")
+    assert result.success
+    assert result.cost == pytest.approx(expected.cost, rel=1e-6, abs=1e-12)
+    assert result.nfev > 2 * result.njev
+
+
+def test_long_steps_come_back_from_beyond_the_last_radius():
+    """The first that is tried is good, and the next search begins at three times its radius."""
+    A, f = gaussian(9, 4), gaussian(9, seed=1)
+    start = hesse.jacobian_operator(lambda x: A @ x + f, torch.zeros(4, dtype=DOUBLE))
+    residuals = Residuals(lambda x: A @ x + f, start, RobustLoss(), is_dense=True)
+    point = residuals.point(torch.zeros(4, dtype=DOUBLE))
+    family = from_dense(A, f, 1e-15, DOUBLE)
+    model = LinearModel(point, family, torch.ones(4, dtype=DOUBLE), None, lambda p: A @ p)
+    for rule, factor in ((CAREFUL, 2.0), (LONG, 3.0)):
+        search = RadiusSearch(residuals, None, 1e-3 * family.full_length, rule)
+        best = search.search(model)
+        assert best.ratio == pytest.approx(1.0)
+        assert best.radius == pytest.approx(1e-3 * family.full_length * factor**rule.growths)
+        assert search.radius == pytest.approx(factor * best.radius)
 
 
 @pytest.mark.parametrize("shape", [(9, 4), (3, 6)])

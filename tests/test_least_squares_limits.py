@@ -187,7 +187,7 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(tmp_path, method, bou
 
 RISK = hesse.Risk(torch.nn.Linear(1, 1), torch.nn.L1Loss(), (torch.ones(3, 1), torch.zeros(3, 1)))
 REFUSED = {
-    "method": ({"method": "lm"}, "'auto', 'svd', 'lsmr'"),
+    "method": ({"method": "lm"}, "'auto', 'svd', 'svd-long', 'lsmr'"),
     "loss": ({"loss": "hubber"}, "Did you mean 'huber'"),
     "loss of another shape": ({"loss": torch.sum}, "the shape of z"),
     "f_scale": ({"f_scale": 0.0}, "f_scale > 0"),

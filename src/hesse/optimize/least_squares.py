@@ -29,6 +29,7 @@ from hesse.optimize.point import Counts
 from hesse.optimize.run_to_end import run_to_end
 from hesse.optimize.squares.covariance import Covariance, dense_covariance, large_covariance
 from hesse.optimize.squares.fit import Fit, FitState, Tolerances
+from hesse.optimize.squares.radius_search import CAREFUL, LONG
 from hesse.optimize.squares.residual_point import Residuals
 from hesse.optimize.squares.result import LeastSquaresResult
 from hesse.optimize.squares.risk_residuals import residuals_of
@@ -45,7 +46,7 @@ _MOST_ENTRIES, _LONGEST_SIDE = 1 << 22, 1000
 def least_squares(
     r: Callable[[Any], Any] | Risk | tuple[Callable[[Any], Any], Callable[[Any], Tensor]],
     x0: Tree,
-    method: Literal["auto", "svd", "lsmr"] = "auto",
+    method: Literal["auto", "svd", "svd-long", "lsmr"] = "auto",
     *,
     loss: Literal["linear", "huber", "soft_l1", "cauchy", "arctan"] | Rho = "linear",
     f_scale: float = 1.0,
@@ -74,9 +75,10 @@ def least_squares(
             `torch.func.vmap(torch.func.grad(...))` takes a few passes in all. The first matrix is
             compared with a product.
         x0: where to start: a tensor or a tree of tensors. Use float64 for high accuracy.
-        method: how J is taken. "svd": as a matrix, by its singular value decomposition; "lsmr": by
-            products alone, with the bidiagonalisation of LSMR; "auto": "svd" for up to 4 million
-            entries and 1000 on the shorter side.
+        method: how J is taken. "svd": as a matrix, by its singular value decomposition; "svd-long":
+            likewise, with longer steps, for networks; "lsmr": by products alone, with the
+            bidiagonalisation of LSMR; "auto": "svd" for up to 4 million entries and 1000 on the
+            shorter side.
         loss: rho. "linear", z; "huber", z up to 1 and 2 sqrt(z) - 1 above; "soft_l1",
             2 (sqrt(1 + z) - 1); "cauchy", log(1 + z); "arctan", arctan z; or a function of a tensor
             z, entry by entry.
@@ -97,12 +99,14 @@ def least_squares(
             call continues, to the same bits, after it was killed (see `hesse.checkpoint`).
 
     One factorisation of J gives the best step for every trust radius, by its singular values and
-    without J'J. Several radii are tried, and picked by the true cost, before J is computed at
-    another point; with "svd" a step is bent along the curvature of r, and where three steps in a
-    row lower the cost by less than 5 %, as where residuals stay large, the Hessian of the cost is
-    the model, with the second derivatives of r, for up to 300 variables. Variables at a bound that
-    the gradient pushes outwards are held; steps are projected onto the bounds. A trial point at
-    which r is not finite, or raises an ArithmeticError, ValueError or RuntimeError, is rejected.
+    without J'J (in float32 by J'J in float64, which has all digits of it). Several radii are tried
+    before J is computed at another point; the longest is taken for which the true cost falls by a
+    quarter of what the model says ("svd-long": by 15 %, from longer ones on). With "svd" a step is
+    bent along the curvature of r, and where three steps in a row lower the cost by less than 5 %,
+    as where residuals stay large, the Hessian of the cost is the model, with the second derivatives
+    of r, for up to 300 variables. Variables at a bound that the gradient pushes outwards are held;
+    steps are projected onto the bounds. A trial point at which r is not finite, or raises an
+    ArithmeticError, ValueError or RuntimeError, is rejected.
 
     Returns:
         LeastSquaresResult with the best point and the covariance of the estimate. No error is
@@ -110,7 +114,7 @@ def least_squares(
         STAGNATED (no step lowers the cost, although J promises it), a limit, STOPPED, or
         INTERRUPTED by Ctrl-C. The point is stationary: a minimum, or in rare cases a saddle point.
 
-    Cost: an iteration takes J once and r about twice. "svd": J costs as many backward passes as
+    Cost: an iteration takes J once and r a few times. "svd": J costs as many backward passes as
         there are residuals, or forward ones as there are variables, vectorised; its decomposition
         m n^2 operations. "lsmr": two products a step of the bidiagonalisation, and a vector of
         n for each (1 GB of them at most, or 30).
@@ -130,7 +134,7 @@ def least_squares(
     >>> result.success, [round(value, 4) for value in result.x.tolist()]     # 2 and log 2
     (True, [2.0, 0.6931])
     """
-    check_choice("method", method, ("auto", "svd", "lsmr"))
+    check_choice("method", method, ("auto", "svd", "svd-long", "lsmr"))
     check_count("max_iterations", max_iterations, 0)
     check_tolerances(ftol=ftol, xtol=xtol, gtol=gtol)
     robust = RobustLoss(loss, f_scale)
@@ -147,7 +151,9 @@ def least_squares(
     space = start.domain
     x = space.flatten(x0, what="x0").clone()
     space.check_finite(x, "x0")
-    is_dense = method == "svd" or (method == "auto" and (jac is not None or _is_small(start)))
+    is_dense = method in ("svd", "svd-long") or (
+        method == "auto" and (jac is not None or _is_small(start))
+    )
     if jac is not None and not is_dense:
         raise ArgumentError(
             expected="r alone with method 'lsmr', which takes products",
@@ -164,7 +170,7 @@ def least_squares(
         start,
         residuals=at_start,
         function="least_squares",
-        method="svd" if is_dense else "lsmr",
+        method=method if method != "auto" else "svd" if is_dense else "lsmr",
         loss=loss if isinstance(loss, str) else getattr(loss, "__qualname__", type(loss).__name__),
         f_scale=f_scale,
         tolerances=[ftol, xtol, gtol],
@@ -186,6 +192,7 @@ def least_squares(
         max_iterations=max_iterations,
         adapts_scale=adapts,
         checkpoint=file,
+        rule=LONG if method == "svd-long" else CAREFUL,
     )
     return _result(fit, run_to_end(fit, limits))
 

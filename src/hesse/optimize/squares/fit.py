@@ -18,12 +18,16 @@ from hesse.optimize.box import Box
 from hesse.optimize.point import Counts
 from hesse.optimize.squares.bidiagonal import bidiagonal_steps
 from hesse.optimize.squares.newton_family import EmbeddedFamily, NewtonFamily
-from hesse.optimize.squares.radius_search import LinearModel, RadiusSearch, Trial
+from hesse.optimize.squares.radius_search import CAREFUL, LinearModel, RadiusSearch, Rule, Trial
 from hesse.optimize.squares.residual_point import ResidualPoint, Residuals
 from hesse.optimize.squares.step_family import StepFamily, from_dense
 from hesse.progress import Run
 from hesse.vectors.space import Space, Tree
 
+# The error of singular values by a decomposition in float64, relative to the largest. Rounding of
+# the entries of a large matrix changes them by less than eps of its dtype, not by max(m, n) times
+# that.
+_BLUR = 16 * torch.finfo(torch.float64).eps
 # The inner tolerance of the bidiagonalisation: at the start, and at the end.
 _LOOSEST, _TIGHTEST = 0.1, 1e-6
 # A step that lowers the cost by less than this fraction is slow; after a few, and up to so many
@@ -93,6 +97,7 @@ class Fit:
         max_iterations: the limit of iterations.
         adapts_scale: whether D is that of the columns of the Jacobian so far.
         checkpoint: where the state is saved.
+        rule: how the radius is searched.
     """
 
     def __init__(
@@ -106,10 +111,11 @@ class Fit:
         max_iterations: int,
         adapts_scale: bool,
         checkpoint: Checkpoint,
+        rule: Rule = CAREFUL,
     ) -> None:
         self.residuals, self.state, self.box = residuals, state, box
         self.tolerances, self.limits, self.max_iterations = tolerances, limits, max_iterations
-        self._adapts_scale, self._checkpoint = adapts_scale, checkpoint
+        self._adapts_scale, self._checkpoint, self._rule = adapts_scale, checkpoint, rule
         self.point = residuals.point(state.x, is_trial=state.number > 0)
 
     @property
@@ -155,7 +161,7 @@ class Fit:
         if state.radius == 0.0:
             length = self.space.norm(self.point.x / state.scale)
             state.radius = length if 0.0 < length < math.inf else self._usual_length
-        self._search = RadiusSearch(self.residuals, self.box, state.radius)
+        self._search = RadiusSearch(self.residuals, self.box, state.radius, self._rule)
 
     def _rescale(self) -> None:
         """D^-1 becomes the largest norm so far of each column."""
@@ -218,7 +224,7 @@ class Fit:
     def _dense(self, scale: Tensor) -> StepFamily:
         point, dtype = self.point, self.point.x.dtype
         A = point.matrix * scale
-        epsilon = torch.finfo(dtype).eps * max(A.shape)
+        epsilon = max(torch.finfo(dtype).eps, _BLUR)
         return from_dense(A, point.weighted[1], epsilon, dtype)
 
     def _large(self, scale: Tensor) -> StepFamily:

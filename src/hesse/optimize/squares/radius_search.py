@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trust radius, picked by the true cost: several steps are tried from one factorisation.
 
-A step costs one evaluation of r, a factorisation a Jacobian. Where the model is good the
-radius grows, up to fourfold, as long as the cost falls; where it is bad the radius shrinks.
+A step costs one evaluation of r, a factorisation a Jacobian. The longest step is taken for which
+the cost falls by a part of what the model says, though a shorter one may lower it more: short
+steps lead into narrow valleys, along which the next steps are short as well.
 """
 
 from __future__ import annotations
@@ -19,12 +20,36 @@ from hesse.optimize.squares.newton_family import NewtonFamily
 from hesse.optimize.squares.residual_point import ResidualPoint, Residuals
 from hesse.optimize.squares.step_family import Step, StepFamily
 
-# A gain ratio below the first is bad, above the second good; with less than the last no step.
-_BAD, _GOOD, _LEAST = 0.25, 0.75, 1e-4
-_GROW, _SHRINK = 2.0, 0.25
-_MAX_TRIALS, _MAX_GROWTHS = 60, 2
+# With a lower gain ratio there is no step.
+_LEAST = 1e-4
+_MAX_TRIALS = 300
 # The length of a second step relative to the first: shorter ones do not pay, longer ones are wrong.
 _LEAST_BEND, _MOST_BEND = 1e-3, 0.75
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the radius is searched.
+
+    Args:
+        enough: a step is good if its gain ratio is above this one.
+        sure: above this one the next search begins beyond the radius.
+        grow, shrink: factors of the radius from trial to trial.
+        growths: trials beyond a good step.
+    """
+
+    enough: float
+    sure: float
+    grow: float
+    shrink: float
+    growths: int
+
+
+CAREFUL = Rule(enough=0.25, sure=0.75, grow=2.0, shrink=0.5, growths=3)
+"""Few evaluations of r."""
+LONG = Rule(enough=0.15, sure=0.15, grow=3.0, shrink=0.82, growths=1)
+"""Every search begins far beyond the last radius and comes back in small steps, since radii that
+are good may lie beyond others that are not."""
 
 
 @dataclass(frozen=True)
@@ -77,42 +102,49 @@ class RadiusSearch:
         residuals: the function.
         box: the bounds.
         radius: the first one, in scaled variables.
+        rule: how it is searched.
     """
 
-    def __init__(self, residuals: Residuals, box: Box | None, radius: float) -> None:
-        self._residuals, self._box, self.radius = residuals, box, radius
+    def __init__(
+        self, residuals: Residuals, box: Box | None, radius: float, rule: Rule = CAREFUL
+    ) -> None:
+        self._residuals, self._box, self.radius, self._rule = residuals, box, radius, rule
 
     def search(self, model: LinearModel) -> Trial | None:
-        """The best step that was tried, None if no length brings the cost down."""
+        """The longest good step that was tried, None if no length brings the cost down."""
         best = self._first(model)
         if best is None:
             return None
-        if best.ratio > _GOOD and best.is_limited:
-            best = self._longer(model, best)
-        self.radius = _next_radius(best)
+        best = self._longer(model, best)
+        self.radius = self._next_radius(best)
         return best
 
     def _first(self, model: LinearModel) -> Trial | None:
         """The first step that is good enough to move along, as the radius shrinks."""
         smallest = torch.finfo(model.scale.dtype).eps ** 2
+        spare = None
         for _ in range(_MAX_TRIALS):
             trial = self._trial(model, self.radius)
-            if trial.ratio > _LEAST and trial.point.is_usable:
+            if trial.ratio > self._rule.enough and trial.point.is_usable:
                 return trial
-            self.radius = _SHRINK * min(self.radius, trial.length or self.radius)
+            if spare is not None and trial.point.cost >= spare.point.cost:
+                return spare
+            if trial.ratio > _LEAST and trial.point.is_usable:
+                spare = trial
+            self.radius = self._rule.shrink * min(self.radius, trial.length or self.radius)
             if self.radius < smallest or trial.promised <= model.point.rounding_error:
-                return None
-        return None
+                return spare
+        return spare
 
     def _longer(self, model: LinearModel, best: Trial) -> Trial:
-        """A longer step, while the cost falls; not much longer, for it may lead to a plateau."""
-        for _ in range(_MAX_GROWTHS):
-            trial = self._trial(model, _GROW * best.radius)
-            if not (trial.point.cost < best.point.cost and trial.point.is_usable):
+        """A longer step, as long as it is good enough."""
+        for _ in range(self._rule.growths):
+            if not best.is_limited:
+                return best
+            trial = self._trial(model, self._rule.grow * best.radius)
+            if not (trial.ratio > self._rule.enough and trial.point.is_usable):
                 return best
             best = trial
-            if not trial.is_limited or trial.ratio < _GOOD:
-                return best
         return best
 
     def _trial(self, model: LinearModel, radius: float) -> Trial:
@@ -176,10 +208,11 @@ class RadiusSearch:
         length = self._residuals.space.norm(inside / model.scale)
         return inside, model.decrease(inside, self._residuals), length
 
-
-def _next_radius(trial: Trial) -> float:
-    if trial.ratio < _BAD:
-        return _SHRINK * trial.length
-    if trial.is_limited and trial.ratio > _GOOD:
-        return _GROW * trial.radius
-    return trial.radius
+    def _next_radius(self, trial: Trial) -> float:
+        """Where the next search begins."""
+        rule = self._rule
+        if trial.ratio < rule.enough:
+            return rule.shrink * trial.length
+        if trial.is_limited and trial.ratio > rule.sure:
+            return rule.grow * trial.radius
+        return trial.radius
