@@ -4,12 +4,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks.pinn.equations import Equation
-from benchmarks.pinn.network import Network
+from benchmarks.pinn.network import Jet, Network, Trace
+
+# Rows of the Jacobian at a time, so that what they need stays in the processor's cache.
+_ROWS = 1024
+
+
+class Condition(NamedTuple):
+    """What is to be zero at points, of the jets there and at other points."""
+
+    value: Callable[..., Tensor]
+    """Of the jets, and the constants."""
+    inputs: list[Tensor]
+    """Of the network, one for each jet."""
+    constants: list[Tensor]
+    """A number for each point."""
 
 
 class Collocation:
@@ -27,7 +43,7 @@ class Collocation:
     def __init__(
         self, equation: Equation, network: Network, inside: int, dtype: torch.dtype
     ) -> None:
-        self.equation, self.network = equation, network
+        self.equation, self.network, self._dtype = equation, network, dtype
         (t0, t1), (x0, x1) = equation.domain
         sobol = torch.quasirandom.SobolEngine(2, scramble=True, seed=0)
         low, high = torch.tensor([t0, x0]).double(), torch.tensor([t1, x1]).double()
@@ -38,57 +54,95 @@ class Collocation:
         last = torch.stack([torch.full_like(x, t1), x], 1)
         left = torch.stack([t, torch.full_like(t, x0)], 1)
         right = torch.stack([t, torch.full_like(t, x1)], 1)
-        kinds: list[tuple[Callable, Tensor]] = [(self._inside, points), (self._on_edge, first)]
-        if equation.is_periodic:
-            kinds += [(self._difference, left), (self._slopes_differ, left)]
-        else:
-            kinds += [(self._on_edge, left), (self._on_edge, right)]
+        conditions = [self._inside(points), self._given(first)]
+        if not equation.is_periodic:
+            conditions += [self._given(left), self._given(right)]
+        elif not network.is_periodic:
+            conditions.append(Condition(lambda u, v: u.u - v.u, self._inputs(left, right), []))
         if equation.starts_at_rest:
-            kinds.append((self._moving, first))
+            conditions.append(Condition(lambda u: u.t, self._inputs(first), []))
         if equation.ends:
-            kinds.append((self._on_edge, last))
-        self._kinds = [(kind, at.to(dtype), len(at) ** -0.5) for kind, at in kinds]
-        self.size = sum(len(at) for _, at, _ in self._kinds)
+            conditions.append(self._given(last))
+        self._conditions = conditions
+        self.size = sum(condition.inputs[0].shape[1] for condition in conditions)
 
     def residuals(self, theta: Tensor) -> Tensor:
         """All of them."""
-        return torch.cat([scale * kind(theta, at) for kind, at, scale in self._kinds])
+        return torch.cat([self._residuals(theta, condition) for condition in self._conditions])
 
     def jacobian(self, theta: Tensor) -> Tensor:
-        """A gradient for each point, at the cost of a few passes over all of them."""
-        rows = []
-        for kind, at, scale in self._kinds:
-            gradient = torch.func.grad(lambda theta, point, kind=kind: kind(theta, point))
-            rows.append(scale * torch.func.vmap(gradient, (None, 0), chunk_size=1024)(theta, at))
-        return torch.cat(rows)
+        """A gradient for each point, at the cost of a few passes over all of them.
 
-    def error(self, theta: Tensor, points: int = 201) -> float:
-        """|u - exact| / |exact| in L2, on a grid."""
-        (t0, t1), (x0, x1) = self.equation.domain
-        t = torch.linspace(t0, t1, points, dtype=torch.float64)
-        x = torch.linspace(x0, x1, points, dtype=torch.float64)
-        grid = torch.cartesian_prod(t, x)
+        A residual depends on its own point alone, so that one backward pass of their sum gives the
+        derivatives of each by what every layer computes there, and these those by the weights.
+        """
+        matrix = theta.new_empty(self.size, len(theta))
+        place = 0
+        for condition in self._conditions:
+            total = condition.inputs[0].shape[1]
+            for start in range(0, total, _ROWS):
+                rows = self._rows(theta, _part(condition, slice(start, start + _ROWS)))
+                torch.mul(rows, total**-0.5, out=matrix[place : place + len(rows)])
+                place += len(rows)
+        return matrix
+
+    def error(self, theta: Tensor) -> float:
+        """|u - exact| / |exact| in L2 on a grid, the network evaluated in its own dtype."""
+        inputs, exact = self._grid
         with torch.no_grad():
-            u = self.network.jet(theta, grid.to(theta.dtype)).u.double()
-        exact = self.equation.exact(grid[:, 0], grid[:, 1])
+            u = self.network.values(theta, inputs).double()
         return float((u - exact).norm() / exact.norm())
 
-    def _inside(self, theta: Tensor, at: Tensor) -> Tensor:
-        return self.equation.inside(self.network.jet(theta, at), at[..., 0], at[..., 1])
+    @cached_property
+    def _grid(self) -> tuple[Tensor, Tensor]:
+        """101 times and 513 places, with the exact solution."""
+        (t0, t1), (x0, x1) = self.equation.domain
+        t = torch.linspace(t0, t1, 101, dtype=torch.float64)
+        x = torch.linspace(x0, x1, 513, dtype=torch.float64)
+        grid = torch.cartesian_prod(t, x)
+        exact = self.equation.exact(grid[:, 0], grid[:, 1])
+        return self.network.inputs(grid)[0].to(self._dtype), exact
 
-    def _on_edge(self, theta: Tensor, at: Tensor) -> Tensor:
-        exact = self.equation.exact(at[..., 0], at[..., 1]).to(at.dtype)
-        return self.network.jet(theta, at).u - exact
+    def _inputs(self, *points: Tensor) -> list[Tensor]:
+        """The inputs at points, computed in float64."""
+        return [self.network.inputs(at).to(self._dtype) for at in points]
 
-    def _moving(self, theta: Tensor, at: Tensor) -> Tensor:
-        return self.network.jet(theta, at).t
+    def _inside(self, at: Tensor) -> Condition:
+        t, x = at.to(self._dtype).unbind(-1)
+        return Condition(self.equation.inside, self._inputs(at), [t, x])
 
-    def _difference(self, theta: Tensor, at: Tensor) -> Tensor:
-        return self.network.jet(theta, at).u - self.network.jet(theta, self._opposite(at)).u
+    def _given(self, at: Tensor) -> Condition:
+        exact = self.equation.exact(at[:, 0], at[:, 1]).to(self._dtype)
+        return Condition(lambda u, exact: u.u - exact, self._inputs(at), [exact])
 
-    def _slopes_differ(self, theta: Tensor, at: Tensor) -> Tensor:
-        return self.network.jet(theta, at).x - self.network.jet(theta, self._opposite(at)).x
+    def _residuals(self, theta: Tensor, condition: Condition) -> Tensor:
+        values = condition.value(*self._jets(theta, condition), *condition.constants)
+        return values * len(values) ** -0.5
 
-    def _opposite(self, at: Tensor) -> Tensor:
-        x0, x1 = self.equation.domain[1]
-        return at + at.new_tensor([0.0, x1 - x0])
+    def _jets(
+        self, theta: Tensor, condition: Condition, traces: list[list[Trace]] | None = None
+    ) -> list[Jet]:
+        traces = traces or [[] for _ in condition.inputs]
+        pairs = zip(condition.inputs, traces, strict=True)
+        return [self.network.jet(theta, inputs, trace) for inputs, trace in pairs]
+
+    def _rows(self, theta: Tensor, condition: Condition) -> Tensor:
+        traces: list[list[Trace]] = [[] for _ in condition.inputs]
+        with torch.enable_grad():
+            jets = self._jets(theta.detach().requires_grad_(), condition, traces)
+            total = condition.value(*jets, *condition.constants).sum()
+            scaled = [layer.scaled for trace in traces for layer in trace]
+            slopes = torch.autograd.grad(total, scaled)
+        parts = torch.zeros(())
+        with torch.no_grad():
+            layers = len(scaled) // len(traces)
+            for i, trace in enumerate(traces):
+                of_trace = list(slopes[i * layers : (i + 1) * layers])
+                parts = parts + self.network.rows(theta, trace, of_trace)
+        return parts
+
+
+def _part(condition: Condition, rows: slice) -> Condition:
+    """The same at some of its points."""
+    inputs = [entry[:, rows] for entry in condition.inputs]
+    return condition._replace(inputs=inputs, constants=[c[rows] for c in condition.constants])

@@ -59,14 +59,18 @@ def _lines(path: Path) -> list[str]:
 def fit(name: str, options: argparse.Namespace) -> str:
     """A row of the table."""
     dtype, equation = _DTYPES[options.dtype], EQUATIONS[name]()
-    network = Network(options.width, options.depth, equation.domain)
+    network = Network(
+        options.width, options.depth, equation.domain,
+        is_periodic=equation.is_periodic and not options.plain, activation=options.activation,
+    )  # fmt: skip
     problem = Collocation(equation, network, options.points, dtype)
     stem = f"pinn-{name}-{network.size}-{options.points}-{options.dtype}-{options.seed}"
+    stem += f"-{options.activation}" + "-plain" * options.plain
     watch = Watch(options.output / f"{stem}.jsonl", problem, options.seconds)
     if not watch.rows or watch.rows[-1]["seconds"] < options.seconds:
         hesse.least_squares(
-            (problem.residuals, problem.jacobian), network.start(options.seed, dtype), "svd",
-            ftol=0.0, xtol=0.0, gtol=0.0, max_iterations=100_000, callback=watch,
+            (problem.residuals, problem.jacobian), network.start(options.seed, dtype), "svd-long",
+            x_scale=1.0, ftol=0.0, xtol=0.0, gtol=0.0, max_iterations=100_000, callback=watch,
             checkpoint=options.output / f"{stem}.run",
         )  # fmt: skip
     print(file=sys.stderr)
@@ -114,6 +118,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, default=20)
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--points", type=int, default=4096, help="inside")
+    parser.add_argument("--activation", choices=["tanh", "sine"], default="tanh")
+    parser.add_argument(
+        "--plain", action="store_true",
+        help="inputs t and x; otherwise t, cos and sin of x where the equation is periodic",
+    )  # fmt: skip
     parser.add_argument("--dtype", choices=_DTYPES, default="float64")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=600.0, help="of one fit")

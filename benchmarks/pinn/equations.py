@@ -20,8 +20,7 @@ Values = Callable[[Tensor, Tensor], Tensor]
 class Equation:
     """An equation on a rectangle of (t, x), with conditions on edges of it.
 
-    Without `is_periodic`, u is the exact solution on the edges in x; with it, u and u_x are equal
-    there.
+    Without `is_periodic`, u is the exact solution on the edges in x; with it, u is equal on both.
     """
 
     name: str
@@ -38,12 +37,13 @@ class Equation:
 
 
 def burgers(viscosity: float = 0.01) -> Equation:
-    """u_t + u u_x = 0.01 u_xx with u(0, x) = -sin(pi x), on [-1, 1]."""
+    """u_t + u u_x = 0.01 u_xx with u(0, x) = -sin(pi x), periodic on [-1, 1]."""
     return Equation(
         "burgers",
         ((0.0, 1.0), (-1.0, 1.0)),
         lambda u, _t, _x: u.t + u.u * u.x - viscosity * u.xx,
         lambda t, x: cole_hopf(t, x, viscosity),
+        is_periodic=True,
     )
 
 
