@@ -16,9 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_LEVELS = 16  # different scales in one probe: a digit of the number of an example
-_STEP = 1 / 8  # from one scale to the next; the first is 1
-_TOLERANCE = 1 / 32  # of a scaled row, below half a step for the largest scale: room for bfloat16
+# Different scales in one probe, powers of two from 1 on: they change no rounding, so that a row of
+# one example is scaled exactly in any dtype. An exponent is a digit of the number of an example.
+_LEVELS = 8
+_TOLERANCE = 1 / 32  # of a scaled row
+# Times the smallest number: below, an entry has lost too many digits in a backward pass.
+_UNDERFLOW = 64
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,8 @@ def num_probes(examples: int) -> int:
 
 def scales(examples: int) -> list[Tensor]:
     """The numbers s_n of each probe, shape (examples,)."""
-    code = _codes(examples)
-    return [
-        1.0 + _STEP * ((code // _LEVELS**k) % _LEVELS).double() for k in range(num_probes(examples))
-    ]
+    code, probes = _codes(examples), range(num_probes(examples))
+    return [((code // _LEVELS**k) % _LEVELS).double().exp2() for k in probes]
 
 
 def read_map(
@@ -88,18 +89,20 @@ def read_map(
 ) -> ExampleMap | None:
     """The examples of rows (R, ...), from the rows of a probe with each of `scales`.
 
-    None where a row depends on several examples by more than `tolerance`.
+    None where a row depends on several examples by more than `tolerance`. A row that says nothing,
+    since it has underflown, belongs to the example that a regular order gives it.
     """
     rows = plain.flatten(1).double()
     size = (rows * rows).sum(1)
-    seen = size > 0
+    seen = size > (_UNDERFLOW * _smallest(plain.dtype)) ** 2 * rows.shape[1]
     code = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
     for k, scaled in enumerate(probed):
         scaled = scaled.flatten(1).double()
         ratio = (scaled * rows).sum(1) / torch.where(seen, size, 1.0)
-        digit = ((ratio - 1.0) / _STEP).round().clamp(0, _LEVELS - 1)
-        error = (scaled - (1.0 + _STEP * digit)[:, None] * rows).square().sum(1)
-        if bool((error > tolerance**2 * size).any()):
+        digit = ratio.clamp(min=1.0).log2().round().clamp(max=_LEVELS - 1)
+        scale = digit.exp2()
+        error = (scaled - scale[:, None] * rows).square().sum(1)
+        if not bool((error <= (tolerance * scale) ** 2 * size)[seen].all()):
             return None
         code += _LEVELS**k * digit.long()
     owner = torch.full_like(code, examples)
@@ -108,6 +111,11 @@ def read_map(
         return None
     owner[known] = torch.argsort(_codes(examples)).to(code.device)[code[known]]
     return _regular(owner, known, examples) or _listed(owner, examples)
+
+
+def _smallest(dtype: torch.dtype) -> float:
+    """The smallest positive number."""
+    return torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
 
 
 def _codes(examples: int) -> Tensor:
