@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from hesse.errors import DataError
+from hesse.vectors.raw import raw_bytes
 
 # The sums of bits take at most this part of the time; what they take at least, in seconds for a
 # tensor and for a byte.
@@ -86,8 +87,7 @@ def _checksum(tensor: Tensor) -> int:
     plain = tensor.detach().resolve_conj().resolve_neg()
     if plain.layout != torch.strided:
         plain = plain.to_dense()
-    plain = plain.cpu().contiguous().reshape(-1).view(torch.uint8)
-    return zlib.crc32(plain.numpy().data)
+    return zlib.crc32(raw_bytes(plain.cpu()).numpy().data)
 
 
 # -- Bits ------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def _bit_sum(tensor: Tensor) -> Tensor:
     plain = tensor.detach().resolve_conj().resolve_neg()
     if plain.layout != torch.strided:
         plain = plain.to_dense()
-    data = plain.contiguous().reshape(-1).view(torch.uint8)
+    data = raw_bytes(plain)
     start = min(-data.storage_offset() % 8, len(data))
     stop = start + (len(data) - start) // 8 * 8
     total = data[:start].sum() + data[stop:].sum()

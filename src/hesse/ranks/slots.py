@@ -93,8 +93,8 @@ def checksum(v: Tensor | None) -> int:
         return 0
     flat = v.detach().reshape(-1)
     step = max(1, flat.numel() // _SAMPLED)
-    sample = flat[::step].contiguous().cpu().view(torch.uint8)
-    return zlib.crc32(sample.numpy().tobytes()) % _PRIME
+    sample = flat[::step].cpu().clone(memory_format=torch.contiguous_format)
+    return zlib.crc32(sample.view(torch.uint8).numpy().tobytes()) % _PRIME
 
 
 def step_number(count: int) -> int:

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hesse.memory.available import available_bytes
+from hesse.vectors.raw import raw_bytes
 
 _KEY = "hesse"
 
@@ -163,7 +164,7 @@ def _checksum(header: Header, tensors: dict[str, Tensor]) -> int:
     for name in sorted(tensors):
         tensor = tensors[name]
         total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
-        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+        data = raw_bytes(tensor).numpy()
         total = zlib.crc32(data.data, total)
     return total
 
