@@ -129,12 +129,10 @@ def refusals(place):
     """What is not summed over ranks, by name."""
     there = shared(place, "empty")
     return {
-        "jacobian": _error(lambda: hesse.jacobian_operator(there, there.params)),
-        "fisher root": _error(lambda: hesse.fisher_root_operator(there)),
         "laplace": _error(lambda: hesse.apps.laplace(there)),
-        "ntk": _error(lambda: hesse.ntk_operator(there)),
+        "ntk": _error(lambda: hesse.apps.ntk(there)),
+        "linearised": _error(lambda: hesse.apps.linearised(there).fit()),
         "sparse": _error(lambda: hesse.sparse_hessian_operator(there)),
-        "least squares": _error(lambda: hesse.least_squares(there, there.params)),
         "inputs": _error(
             lambda: hesse.hessian_operator(there, there.params, with_respect_to="inputs")
         ),

@@ -79,7 +79,6 @@ def refusals(place):
         "whole and sharded": lambda: H + hesse.hessian_operator(there, there.params),
         "bounds": lambda: hesse.minimize(there, params, bounds=(0.0, 1.0)),
         "optimiser": lambda: hesse.HessianFree(params.values()),
-        "jacobian": lambda: hesse.jacobian_operator(there, params),
         "shard": lambda: shard({"w": torch.zeros(())}, there_mesh),
         "mesh": lambda: shard({"w": torch.zeros(2)}, place.group),
     }

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import hesse
-from hesse.vectors.shards import Cut, Shards
+from hesse.vectors.cuts import Cut
+from hesse.vectors.shards import Shards
 from tests import fake_ranks
 from tests import shards_faults as faults
 from tests import shards_fsdp as fsdp

@@ -35,6 +35,8 @@ from hesse.saving.fingerprints import Fingerprint
 from hesse.saving.sharded_file import ShardedFile, read_state
 from hesse.saving.state import pack, restore
 from hesse.saving.tensor_file import DamagedFile, Header, check_place, write
+from hesse.vectors.rank_rows import RankRows
+from hesse.vectors.raw import raw_bytes
 from hesse.vectors.space import Space
 
 _PAUSE = 20  # after a save, the next one waits 20 times as long as that took
@@ -77,6 +79,7 @@ class Checkpoint:
         self._parts: ShardedFile | None = None
         if self.path is None:
             return
+        _check_of_parameters(A)
         if A.domain.shards is not None:
             self._parts = ShardedFile(A.domain)
         with alike(self._ranks):
@@ -263,11 +266,20 @@ def same_generator(generator: torch.Generator | None, path: FilePath) -> torch.G
     return torch.Generator().manual_seed(0)
 
 
+def _check_of_parameters(A: LinearOperator) -> None:
+    """Raise where each process has the outputs of its own data: they are not in the file."""
+    if any(isinstance(space.shards, RankRows) for space in (A.domain, A.codomain)):
+        raise ArgumentError(
+            expected="no checkpoint= of a run with vectors of outputs that ranks share",
+            got=A._title(),
+            remedy="Leave it out; or take an operator on the parameters, such as J.T @ J.",
+        )
+
+
 def _as_json(value: Any) -> Any:
     """A value that JSON can hold; for a tensor the hash of its bytes."""
     if isinstance(value, Tensor):
-        data = value.detach().cpu().contiguous().view(torch.uint8).numpy()
-        return hashlib.sha256(data.tobytes()).hexdigest()
+        return hashlib.sha256(raw_bytes(value.cpu()).numpy().tobytes()).hexdigest()
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 

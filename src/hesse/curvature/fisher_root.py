@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from hesse.boundary import public
 from hesse.curvature.likelihood_sum import seen_at
 from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.point import point_of
+from hesse.curvature.rows_of_ranks import ColumnsOfRanks
 from hesse.engine.options import ProductOptions
 from hesse.engine.program_cache import ProgramCache
 from hesse.engine.row_layout import RowLayout
@@ -25,7 +26,6 @@ from hesse.engine.summed_product import PREPARED_MODES, PreparedMode
 from hesse.errors import FunctionError, check_choice
 from hesse.result import OneLine
 from hesse.risk.risk import Risk
-from hesse.risk.sharing import check_is_whole
 from hesse.tracing.precision import Precision, check_precision
 from hesse.vectors.space import Space, Tree
 
@@ -95,7 +95,8 @@ def fisher_root_operator(
         mode, precision: as in `ggn_operator`.
 
     Returns:
-        An operator R of shape (n, m), m the number of outputs of all examples.
+        An operator R of shape (n, m), m the number of outputs of all examples. Of a risk with
+        `group=` each process has the outputs of its part of the data.
 
     Cost: R e is a backward pass, 2/3 of a gradient; R' v is as J v of `jacobian_operator`.
 
@@ -117,17 +118,29 @@ def fisher_root_operator(
             got=f"a {type(risk).__name__}",
             remedy="Build hesse.Risk(model, loss, data). A plain function has no likelihood.",
         )
-    check_is_whole(risk)
     params = point_of(risk, params, "params")
     check_choice("mode", mode, ["auto", *PREPARED_MODES])
     check_precision(precision, mode)
-    risk.check_at(params)
-    layout = RowLayout.of([_outputs_of(risk, params, batch) for _, batch in risk.batches()])
-    layouts: dict[Vectors, RowLayout] = {"outputs": layout}
     options = ProductOptions(mode, precision)
     if memory_budget is not None:
         check_choice("memory_budget", memory_budget, ["none"])
         options = replace(options, kept_bytes=(0.0, 0.0))
+    if risk.ranks is None:
+        return _root(risk, params, options)
+    part = risk.local
+
+    def make(params: Tree) -> CurvatureOperator | None:
+        return _root(part, params, options) if part.num_summands else None
+
+    R = ColumnsOfRanks.of(risk.ranks, make, params, "params")
+    return cast(CurvatureOperator, R)  # it has all that one calls of such an operator
+
+
+def _root(risk: Risk, params: Tree, options: ProductOptions) -> CurvatureOperator:
+    """That of a risk in this process."""
+    risk.check_at(params)
+    layout = RowLayout.of([_outputs_of(risk, params, batch) for _, batch in risk.batches()])
+    layouts: dict[Vectors, RowLayout] = {"outputs": layout}
     return CurvatureOperator(FisherRootDefinition(), RootSum(risk), params, options, layouts)
 
 

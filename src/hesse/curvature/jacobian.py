@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
@@ -17,12 +17,13 @@ from hesse.ad.variables import BoundFunction, Leaves, Variables, tracked
 from hesse.boundary import public
 from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.point_product import summand_points
+from hesse.curvature.rows_of_ranks import RowsOfRanks
 from hesse.engine.options import ProductOptions
 from hesse.engine.row_layout import RowLayout
 from hesse.engine.summed_product import PREPARED_MODES, PreparedMode
 from hesse.errors import check_choice
+from hesse.ranks import Ranks
 from hesse.risk.risk import Risk
-from hesse.risk.sharing import check_is_whole
 from hesse.tracing.precision import Precision, check_precision
 from hesse.vectors.space import Space, Tree
 from hesse.vectors.trees import walk
@@ -82,6 +83,7 @@ def jacobian_operator(
     Args:
         g: function of one argument whose result is a tensor or a tree of tensors; of a `Risk` the
             outputs of its model, those of several batches concatenated along the first dimension.
+            With `group=` each process has those of its part of the data.
         x: the point, as in `hvp`; it is copied.
         mode, precision: as in `hessian_operator`; there are no one-shot modes.
 
@@ -106,15 +108,38 @@ def jacobian_operator(
     """
     check_choice("mode", mode, ["auto", *PREPARED_MODES])
     check_precision(precision, mode)
-    if isinstance(g, Risk):
-        check_is_whole(g)
+    options = ProductOptions(mode, precision)
+    if isinstance(g, Risk) and g.ranks is not None:
+        part = g.with_unseen_batches().local
+        return shared_jacobian(g.ranks, part if part.num_summands else None, x, options)
+    return _jacobian(g, x, options)
+
+
+def shared_jacobian(
+    ranks: Ranks,
+    part: Callable[[Any], Any] | None,
+    x: Tree,
+    options: ProductOptions,
+    what: str = "x",
+) -> CurvatureOperator:
+    """The Jacobian of functions of x, one of each rank; None where there is none."""
+
+    def make(x: Tree) -> CurvatureOperator | None:
+        return None if part is None else _jacobian(part, x, options)
+
+    J = RowsOfRanks.of(ranks, make, x, what)
+    return cast(CurvatureOperator, J)  # it has all that one calls of such an operator
+
+
+def _jacobian(g: Any, x: Tree, options: ProductOptions) -> CurvatureOperator:
+    """That of a function in this process."""
     check_at(g, x)
     if isinstance(g, Risk):
         g = g.with_unseen_batches()
     definition, space = JacobianDefinition(), Space.of(x)
     layout = RowLayout.of(_output_spaces(definition, g, Variables.of(space.copy(x), space)))
     layouts: dict[Vectors, RowLayout] = {"outputs": layout}
-    return CurvatureOperator(definition, g, x, ProductOptions(mode, precision), layouts)
+    return CurvatureOperator(definition, g, x, options, layouts)
 
 
 def _output_leaves(outputs: Any) -> list[Tensor]:

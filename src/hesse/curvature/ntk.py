@@ -12,9 +12,10 @@ from torch import nn
 
 from hesse.boundary import public
 from hesse.curvature.described import described
-from hesse.curvature.jacobian import jacobian_operator
+from hesse.curvature.jacobian import jacobian_operator, shared_jacobian
 from hesse.curvature.point import point_of
 from hesse.data.batches import Batch
+from hesse.engine.options import ProductOptions
 from hesse.engine.summed_product import PreparedMode
 from hesse.errors import ArgumentError, ShapeError
 from hesse.operators.algebra import LinearOperator
@@ -50,7 +51,8 @@ def ntk_operator(
         params: the point; of a risk or a module it may be left out, and is then the trainable
             parameters as they are now.
         inputs: one batch of inputs: a tensor, a tuple of positional or a mapping of keyword
-            arguments. Needed with a model. With a `Risk` it replaces the inputs of all batches.
+            arguments. Needed with a model. With a `Risk` it replaces the inputs of all batches;
+            with `group=` each process gives its part of them.
         S: a symmetric operator on the parameters; default the identity.
         mode, precision: as in `jacobian_operator`.
 
@@ -71,10 +73,28 @@ def ntk_operator(
     tensor([[6., 3.],
             [3., 2.]])
     """
-    model = risk_or_model
+    J = _jacobian(risk_or_model, params, inputs, mode, precision)
+    if S is None:
+        return J @ J.T
+    if not (S.symmetric and S.shape[1] == J.shape[1]):
+        raise ShapeError(
+            expected=f"S to be a symmetric operator on {J.shape[1]} parameters",
+            got=S._title(),
+            remedy="Give an operator such as hesse.inverse_operator(G + damping * I).",
+        )
+    return J @ S @ J.T
+
+
+def _jacobian(
+    model: Any, params: Tree | None, inputs: Any, mode: PreparedMode, precision: Precision
+) -> LinearOperator:
     if isinstance(model, Risk):
         params = point_of(model, params, "params")
-        g = model if inputs is None else partial(model.outputs, batch=Batch(inputs, None, 1.0))
+        if inputs is None:
+            return jacobian_operator(model, params, mode=mode, precision=precision)
+        g = partial(model.outputs, batch=Batch(inputs, None, 1.0))
+        if model.ranks is not None:
+            return shared_jacobian(model.ranks, g, params, ProductOptions(mode, precision))
     elif inputs is None:
         raise ArgumentError(
             expected="inputs= for the model",
@@ -85,16 +105,7 @@ def ntk_operator(
         params = _point(model, params)
         check_eval_mode(model)
         g = ModelOutputs(ModelCall.of(model), inputs)
-    J = jacobian_operator(g, params, mode=mode, precision=precision)
-    if S is None:
-        return J @ J.T
-    if not (S.symmetric and S.shape[1] == J.shape[1]):
-        raise ShapeError(
-            expected=f"S to be a symmetric operator on {J.shape[1]} parameters",
-            got=S._title(),
-            remedy="Give an operator such as hesse.inverse_operator(G + damping * I).",
-        )
-    return J @ S @ J.T
+    return jacobian_operator(g, params, mode=mode, precision=precision)
 
 
 @dataclass(frozen=True, repr=False)

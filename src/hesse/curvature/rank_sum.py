@@ -24,6 +24,7 @@ from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import IdentityOperator
 from hesse.ranks import Ranks
 from hesse.risk.risk import Risk
+from hesse.vectors.raw import raw_bytes
 from hesse.vectors.space import Space, Tree
 
 T = TypeVar("T")
@@ -178,6 +179,5 @@ def _code(space: Space, x: Tree) -> float:
     """A number that tells a tree from others."""
     code = zlib.crc32(repr((space.names, space.shapes, space.dtypes)).encode())
     for leaf in space.leaves(x, what="x"):
-        whole = leaf.detach().cpu().contiguous().reshape(-1)
-        code = zlib.crc32(whole.view(torch.uint8).numpy().tobytes(), code)
+        code = zlib.crc32(raw_bytes(leaf.cpu()).numpy().tobytes(), code)
     return float(code)

@@ -18,6 +18,7 @@ from torch import Tensor
 from hesse.errors import ArgumentError, Status, is_number
 from hesse.krylov.method import Method
 from hesse.krylov.solution import Solution
+from hesse.krylov.stacked import stacked
 from hesse.krylov.system import SolverState, System, after_step, iterate, repeat, solution_of
 from hesse.operators.algebra import LinearOperator
 from hesse.vectors.space import Space
@@ -147,8 +148,7 @@ class Penalised(LinearOperator):
     """
 
     def __init__(self, A: LinearOperator, tikhonov: float) -> None:
-        size = A.codomain.size + A.domain.size
-        super().__init__(A.domain, Space.flat(size, A.dtype, A.device))
+        super().__init__(A.domain, stacked(A.codomain, A.domain))
         self.A, self.root = A, math.sqrt(tikhonov)
 
     def _matvec(self, v: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ def svds(
         if status in (Status.CONVERGED, Status.STAGNATED):
             good = residuals <= _tolerance(S, accuracy, A)
             if not bool(good.all()) and smaller <= _SMALL and max_products is None:
-                near = torch.eye(smaller, dtype=A.dtype, device=A.device)
+                near = sides.A.domain.units(0, smaller).T
                 far, S, residuals = sides.other_vectors(near, generator)
                 products, unseen = products + 2 * smaller, 0.0
         far, S, near, residuals = far[:, :few], S[:few], near[:, :few], residuals[:few]

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def as_scipy(A: Any) -> ScipyOperator:
     """A `hesse.LinearOperator` as a SciPy one, on NumPy vectors; see `LinearOperator.to_scipy`."""
-    A.domain.check_whole("SciPy", "Take hesse.eigsh, hesse.svds or hesse.solve.")
+    for space in (A.domain, A.codomain):
+        space.check_whole("SciPy", "Take hesse.eigsh, hesse.svds or hesse.solve.")
     try:
         from scipy.sparse.linalg import LinearOperator as ScipyOperator
     except ImportError as error:

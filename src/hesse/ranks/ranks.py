@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hesse.errors import ArgumentError, DerivativeError, HesseError, NonFiniteError
 from hesse.progress import agree_to_end, share_run, wish_to_end
+from hesse.ranks import groups
 from hesse.ranks.errors import RankError
 from hesse.ranks.slots import WIDTH, Fault, Slots, checksum, step_number
 from hesse.result import OneLine
@@ -30,10 +31,6 @@ T = TypeVar("T")
 _TIMEOUT = datetime.timedelta(minutes=10)
 _LONGEST = 400  # bytes of the message of another rank
 _SEE = "See the error of that rank; its data or parameters are the cause."
-
-# The groups by those that they were made for. torch 2.13 may abort if one lives on at the very end.
-_groups: dict[tuple[Any, datetime.timedelta], Any] = {}
-atexit.register(_groups.clear)
 
 
 class Ranks(OneLine):
@@ -56,9 +53,8 @@ class Ranks(OneLine):
                 remedy="Start with torchrun, and call torch.distributed.init_process_group first.",
             )
         self._dist = dist
-        self._key = _process_group(group), timeout
-        if self._key not in _groups:
-            _groups[self._key] = _own_group(*self._key)
+        self._key = groups.process_group(group), timeout
+        groups.make(self._key)
         self.rank: int = dist.get_rank(self._group)
         self.size: int = dist.get_world_size(self._group)
         self._steps = 0
@@ -163,21 +159,36 @@ class Ranks(OneLine):
             self._raise(rank, Fault(faults[rank]), error)
         return part[:-1]
 
+    def each(self, compute: Callable[[], T], v: Tensor | None = None) -> T:
+        """What compute() gives on this rank, as a step that all take together.
+
+        One all-reduce of four numbers for each rank. `v` and errors: as of `sum_of`.
+        """
+        share_run(self)
+        with self._saying(checksum(v), wish_to_end):
+            return compute()
+
     def total(self, part: Tensor) -> Tensor:
         """The sum over ranks of a tensor; one all-reduce of its size."""
-        whole = part.to(self._device, copy=True)
+        whole = part.to(self._device, copy=True, memory_format=torch.contiguous_format)
         self._reduce(whole)
         return whole.to(part.device)
 
     @contextmanager
     def alike(self) -> Iterator[None]:
         """If the block raises an error on some ranks, all of them raise one at its end."""
+        with self._saying():
+            yield
+
+    @contextmanager
+    def _saying(self, vector: int = 0, wish: Callable[[], int] = int) -> Iterator[None]:
+        """Tell the others at the end of a block whether it failed, and what else goes with it."""
         error = None
         try:
             yield
         except Exception as raised:
             error = raised
-        self._say(error)
+        self._say(error, vector, wish())
 
     def meet(self) -> None:
         """Learn whether a rank wants to end the run; one all-reduce of some numbers."""
@@ -321,7 +332,7 @@ class Ranks(OneLine):
 
     @property
     def _group(self) -> Any:
-        return _groups[self._key]
+        return groups.of(self._key)
 
     @property
     def _device(self) -> torch.device:
@@ -362,38 +373,3 @@ def _part(group: Any, timeout: datetime.timedelta) -> Ranks:
 
 
 atexit.register(_part.cache_clear)
-
-
-def _process_group(group: Any) -> Any:
-    """The process group of a group or a mesh."""
-    import torch.distributed as dist
-
-    if hasattr(group, "mesh_dim_names") or hasattr(group, "get_group"):
-        if group.ndim == 1:
-            return group.get_group()
-        if group.size() == dist.get_world_size():
-            return dist.group.WORLD
-        raise ArgumentError(
-            expected="a process group, or a DeviceMesh of one dimension or of all processes",
-            got=f"a mesh of {group.ndim} dimensions, of {group.size()} processes",
-            remedy="Give the dimension over which the data are split, mesh['dp'].",
-        )
-    if not isinstance(group, dist.ProcessGroup):
-        raise ArgumentError(
-            expected="group to be a process group of torch.distributed, or a DeviceMesh",
-            got=f"a {type(group).__name__}",
-            remedy="Give torch.distributed.group.WORLD for all processes.",
-        )
-    return group
-
-
-def _own_group(group: Any, timeout: datetime.timedelta) -> Any:
-    """A group of the same members, for Hesse alone; the group itself if it has not all processes.
-
-    The others do not know that it is to be made, and without them torch 2.13 finds a name for it
-    from the number of groups that each member is in, which may differ.
-    """
-    import torch.distributed as dist
-
-    is_whole = dist.get_world_size(group) == dist.get_world_size()
-    return dist.new_group(timeout=timeout) if is_whole else group

@@ -16,6 +16,7 @@ from hesse.data.batches import Batches
 from hesse.data.trees import tensors
 from hesse.errors import ArgumentError, DataError
 from hesse.ranks import RankError, Ranks
+from hesse.vectors.raw import raw_bytes
 from hesse.vectors.shards import is_sharded
 from hesse.vectors.space import Space, Tree
 
@@ -108,10 +109,11 @@ def check_is_whole(risk: Any) -> None:
     raise ArgumentError(
         expected="a risk whose data are all in this process",
         got=f"the part of {risk.ranks}",
-        remedy="Give risk.local for that part alone. Summed over ranks are risk(params), hvp, "
+        remedy="Give risk.local for that part alone. Of all ranks are risk(params), hvp, "
         "hessian_operator, ggn_operator, fisher_operator, gradient_covariance_operator, "
-        "kfac_operator, ekfac_operator, and what is computed from these: solvers, eigenvalues, "
-        "estimators, minimize, HessianFree.",
+        "kfac_operator, ekfac_operator, jacobian_operator, ntk_operator, fisher_root_operator, "
+        "what is computed from these (solvers, eigenvalues, estimators), minimize, least_squares, "
+        "HessianFree.",
     )
 
 
@@ -128,8 +130,7 @@ def _code(data: Batches) -> float:
 def _bytes(tensor: Tensor) -> bytes:
     if tensor.layout is not torch.strided:
         return b""
-    whole = tensor.detach().cpu().contiguous().reshape(-1)
-    return whole.view(torch.uint8).numpy().tobytes()
+    return raw_bytes(tensor.cpu()).numpy().tobytes()
 
 
 def _warn_of_same(counts: list[float], codes: list[float]) -> None:

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from hesse.saving.tensor_file import DamagedFile, Header, check_place, read, remove, write
-from hesse.vectors.shards import Cut, Shards
+from hesse.vectors.cuts import Cut
+from hesse.vectors.shards import Shards
 from hesse.vectors.space import Space
 
 Tensors = dict[str, Tensor]
@@ -105,7 +106,7 @@ class ShardedFile:
 
     def __init__(self, space: Space) -> None:
         assert space.ranks is not None
-        assert space.shards is not None
+        assert isinstance(space.shards, Shards)
         self._ranks, self._shards, self._sharers = space.ranks, space.shards, space.sharers
         self._writes = all(holders.rank == 0 for holders in space.holders)
         self._saves = 0

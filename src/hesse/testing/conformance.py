@@ -170,7 +170,7 @@ class _Checks:
             product = self.A._rmatvec(self.w)
         except OperatorError:
             return None  # the operator has no adjoint
-        self._checked(product, self.A.domain, "A' u", (self.A.shape[1],))
+        self._checked(product, self.A.domain, "A' u", (self.A.domain.size,))
         self._check_unchanged(self.w, before, "A' u")
         return self._compare(
             self.A.codomain.inner(self.Au, self.w) - self.A.domain.inner(self.u, product),
@@ -181,7 +181,8 @@ class _Checks:
 
     def _matmat(self) -> float:
         block = torch.stack([self.u, self.v], dim=1)
-        product = self._product(self.A.matmat, block, self.A.codomain, "A V", (self.A.shape[0], 2))
+        shape = self.A.codomain.size, 2
+        product = self._product(self.A.matmat, block, self.A.codomain, "A V", shape)
         return self._compare(
             (product - torch.stack([self.Au, self.Av], dim=1)).reshape(-1),
             self._size(self.Au) + self._size(self.Av),
@@ -210,9 +211,11 @@ class _Checks:
         )
 
     def _dense(self) -> float:
-        matrix = self._checked(self.A.to_dense(), self.A.codomain, "to_dense()", self.A.shape)
+        A, space = self.A, self.A.codomain
+        matrix = self._checked(A.to_dense(), space.whole_space, "to_dense()", A.shape)
+        u = A.domain.whole(self.u[None])[0]
         return self._compare(
-            matrix @ self.u.to(matrix.dtype) - self.Au,
+            space.part(matrix @ u.to(matrix.dtype)) - self.Au,
             self._size(self.Au),
             "to_dense() @ u = A u",
             "Let to_dense agree with _matvec, or leave it out.",
@@ -251,7 +254,7 @@ class _Checks:
     # Products and comparisons
 
     def _matvec(self, v: Tensor) -> Tensor:
-        return self._product(self.A._matvec, v, self.A.codomain, "A v", (self.A.shape[0],))
+        return self._product(self.A._matvec, v, self.A.codomain, "A v", (self.A.codomain.size,))
 
     def _product(
         self,
@@ -318,11 +321,8 @@ class _Checks:
 
     def _size(self, vector: Tensor) -> float:
         """The norm that belongs to A's inner product."""
-        return (
-            math.sqrt(self.A.domain.inner(vector, vector))
-            if self.square
-            else self.A.codomain.norm(vector)
-        )
+        space = self.A.codomain
+        return math.sqrt(space.inner(vector, vector)) if self.square else space.norm(vector)
 
 
 def _error(expected: str, got: str, remedy: str) -> OperatorError:

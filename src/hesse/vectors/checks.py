@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hesse.errors import DeviceError, DtypeError, NonFiniteError, ShapeError, StructureError
-from hesse.vectors.shards import Shards, is_sharded
+from hesse.vectors.division import Division
+from hesse.vectors.shards import is_sharded
 
 # Whether a tensor stands for the batch of tensors of a `torch.vmap` around.
 is_batched = torch._C._functorch.is_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
@@ -147,7 +148,7 @@ def check_same(
         )
 
 
-def check_same_shards(one: Shards | None, other: Shards | None) -> None:
+def check_same_shards(one: Division | None, other: Division | None) -> None:
     """Raise unless two spaces of one dimension are cut over processes in the same way."""
     if one == other:
         return
@@ -158,7 +159,7 @@ def check_same_shards(one: Shards | None, other: Shards | None) -> None:
     )
 
 
-def check_whole(shards: Shards | None, what: str, remedy: str) -> None:
+def check_whole(shards: Division | None, what: str, remedy: str) -> None:
     """Raise for sharded vectors, where there is no `what`."""
     if shards is not None:
         raise StructureError(

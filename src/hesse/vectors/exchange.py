@@ -46,5 +46,5 @@ def sum_and_scatter(space: Space, k: int, compute: Callable[[], Tensor]) -> Tens
 
 def _both(space: Space) -> tuple[Ranks, Shards]:
     assert space.ranks is not None
-    assert space.shards is not None
+    assert isinstance(space.shards, Shards)
     return space.ranks, space.shards

@@ -5,27 +5,24 @@ On a mesh of several dimensions the leaves are cut along one of them, and replic
 others (HSDP): what is said of processes here is then of those along that dimension.
 
 A leaf is a `DTensor` that is cut along one of its dimensions as `torch.chunk` cuts it: parts of
-ceil(size / p) rows, fewer on the last ranks, maybe none. The flat vector of a rank is made of its
-parts of the leaves, one after the other.
-
-What is sent from rank to rank has a *cell* for each leaf, of the size of the largest part, so that
-the parts of all ranks are one table of equal rows. Where all parts are equal there is nothing in a
-cell but the part.
+ceil(size / p) rows, fewer on the last ranks, maybe none.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from hesse.errors import ShapeError, StructureError
+from hesse.ranks import Ranks
+from hesse.vectors.cuts import Cut
+from hesse.vectors.division import Division
 
 _HOW = (
     "Give parameters as torch.distributed.fsdp.fully_shard makes them, or "
@@ -34,47 +31,7 @@ _HOW = (
 
 
 @dataclass(frozen=True)
-class Cut:
-    """One leaf: its shape, and the dimension along which `size` processes share it.
-
-    >>> cut = Cut(torch.Size([5, 2]), 0, 3)
-    >>> cut.cell, [tuple(cut.part(rank)) for rank in range(3)]
-    (torch.Size([2, 2]), [(2, 2), (2, 2), (1, 2)])
-    """
-
-    shape: torch.Size
-    dim: int
-    size: int
-
-    @property
-    def rows(self) -> int:
-        """Rows of the largest part."""
-        return -(-self.shape[self.dim] // self.size)
-
-    @property
-    def cell(self) -> torch.Size:
-        """The shape of the largest part."""
-        return self._with(self.rows)
-
-    @property
-    def is_even(self) -> bool:
-        """Whether all parts are equal."""
-        return self.rows * self.size == self.shape[self.dim]
-
-    def first(self, rank: int) -> int:
-        """The first row of the part of a rank."""
-        return min(rank * self.rows, self.shape[self.dim])
-
-    def part(self, rank: int) -> torch.Size:
-        """The shape of the part of a rank."""
-        return self._with(self.first(rank + 1) - self.first(rank))
-
-    def _with(self, rows: int) -> torch.Size:
-        return torch.Size([*self.shape[: self.dim], rows, *self.shape[self.dim + 1 :]])
-
-
-@dataclass(frozen=True)
-class Shards:
+class Shards(Division):
     """The leaves of a space, cut over a mesh.
 
     Args:
@@ -125,20 +82,18 @@ class Shards:
         """Whether other processes have the same parts."""
         return self.mesh.ndim > 1
 
-    @cached_property
-    def shapes(self) -> tuple[torch.Size, ...]:
-        """The shapes of the whole leaves."""
-        return tuple(cut.shape for cut in self.cuts)
+    def is_leaf(self, v: Any, part: torch.Size) -> bool:
+        """Whether v is a `DTensor`."""
+        return is_sharded(v)
 
-    @cached_property
-    def n(self) -> int:
-        """The number of entries of the whole leaves."""
-        return sum(map(math.prod, self.shapes))
+    def sharers(self, ranks: Ranks) -> Ranks:
+        """The processes along the dimension of the mesh."""
+        return ranks.along(self.mesh, self.axis)
 
-    @cached_property
-    def width(self) -> int:
-        """The number of entries of the largest part."""
-        return sum(math.prod(cut.cell) for cut in self.cuts)
+    def holders(self, ranks: Ranks) -> list[Ranks]:
+        """The processes along each other dimension."""
+        axes = [axis for axis in range(self.mesh.ndim) if axis != self.axis]
+        return [ranks.along(self.mesh, axis) for axis in axes]
 
     # -- DTensors ----------------------------------------------------------------------------------
 
@@ -188,19 +143,7 @@ class Shards:
             for part, cut in zip(parts, self.cuts, strict=True)
         ]
 
-    # -- Rows of all ranks, and whole vectors ------------------------------------------------------
-
-    def pack(self, rows: Tensor) -> Tensor:
-        """The parts (k, size) of k vectors as a row of a table: (k * width,)."""
-        if all(cut.is_even for cut in self.cuts):
-            return rows.reshape(-1)
-        packed, at = rows.new_zeros(len(rows), self.width), 0
-        for cut, cell in self._cells(packed):
-            part = cut.part(self.rank)
-            here = rows[:, at : at + math.prod(part)].reshape(len(rows), *part)
-            cell.narrow(cut.dim + 1, 0, part[cut.dim]).copy_(here)
-            at += math.prod(part)
-        return packed.view(-1)
+    # -- Sums, which each rank has its parts of ----------------------------------------------------
 
     def unpack(self, row: Tensor, k: int) -> Tensor:
         """The parts (k, size) that a row of a table has: what `pack` makes, undone."""
@@ -215,15 +158,6 @@ class Shards:
         ]
         return torch.cat(parts, dim=1)
 
-    def assemble(self, table: Tensor, k: int) -> Tensor:
-        """The whole vectors (k, n), from the rows (p, k * width) of all ranks."""
-        whole = table.new_empty(k, self.n)
-        cells = self._cells(table.unflatten(1, (k, self.width)))
-        for (cut, cell), leaf in zip(cells, self._leaves(whole), strict=True):
-            joined = cell.movedim(0, cut.dim + 1).flatten(cut.dim + 1, cut.dim + 2)
-            leaf.copy_(joined.narrow(cut.dim + 1, 0, cut.shape[cut.dim]))
-        return whole
-
     def distribute(self, whole: Tensor, table: Tensor) -> None:
         """Write whole vectors (k, n) into the rows (p, k * width) of all ranks."""
         cells = self._cells(table.unflatten(1, (len(whole), self.width)))
@@ -236,36 +170,6 @@ class Shards:
                 padded.narrow(dim, 0, leaf.shape[dim]).copy_(leaf)
                 leaf = padded
             cell.copy_(leaf.unflatten(dim, (self.ranks, cut.rows)).movedim(dim, 0))
-
-    def _cells(self, packed: Tensor) -> Iterator[tuple[Cut, Tensor]]:
-        """Each leaf with its cells in the last dimension of a tensor, in the shape of a part."""
-        sizes = [math.prod(cut.cell) for cut in self.cuts]
-        for cut, cell in zip(self.cuts, packed.split(sizes, dim=-1), strict=True):
-            yield cut, cell.view(*cell.shape[:-1], *cut.cell)
-
-    def _leaves(self, whole: Tensor) -> list[Tensor]:
-        """The leaves of whole vectors (k, n), shape (k, ...) each."""
-        parts = whole.split([math.prod(shape) for shape in self.shapes], dim=1)
-        pairs = zip(parts, self.shapes, strict=True)
-        return [part.view(len(whole), *shape) for part, shape in pairs]
-
-    # -- Where the entries of this rank lie in whole vectors ---------------------------------------
-
-    def take(self, entries: Any) -> Tensor:
-        """The entries of this rank, where entries(start, stop) gives those of a whole vector."""
-        parts, start = [], 0
-        for cut in self.cuts:
-            size, inner = math.prod(cut.shape), math.prod(cut.shape[cut.dim + 1 :])
-            first, rows = cut.first(self.rank), cut.part(self.rank)[cut.dim]
-            outer = math.prod(cut.shape[: cut.dim])
-            if outer == 1:  # neighbours
-                begin = start + first * inner
-                parts.append(entries(begin, begin + rows * inner))
-            else:
-                leaf = entries(start, start + size).view(outer, cut.shape[cut.dim], inner)
-                parts.append(leaf.narrow(1, first, rows).reshape(-1))
-            start += size
-        return torch.cat(parts)
 
 
 def _own(part: Tensor) -> Tensor:

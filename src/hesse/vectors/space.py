@@ -26,6 +26,7 @@ from hesse.result import OneLine
 from hesse.vectors import checks
 from hesse.vectors.aliasing import unshared as unshared
 from hesse.vectors.arrays import as_array, as_tensor
+from hesse.vectors.division import Division
 from hesse.vectors.rows import joined
 from hesse.vectors.shards import Shards, is_sharded
 from hesse.vectors.trees import Tree, fill, is_of_arrays, map_leaves, match, subscript, walk
@@ -67,7 +68,7 @@ class Space(OneLine, WholeVectors):
     dtype: torch.dtype
     device: torch.device
     ranks: Ranks | None = field(default=None, compare=False)
-    shards: Shards | None = None
+    shards: Division | None = None
 
     @staticmethod
     @public("hesse.Space.of({tree})", nested=False)
@@ -236,7 +237,7 @@ class Space(OneLine, WholeVectors):
     def is_point(self, v: Tensor) -> bool:
         """Whether v has the shape of x itself, where x is a single tensor."""
         if self.shards is not None:
-            return self.template is None and is_sharded(v)
+            return self.template is None and self.shards.is_leaf(v, self.shapes[0])
         return self.template is None and v.shape == self.shapes[0]
 
     def copy(self, tree: Tree) -> Tree:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from hesse.ranks import Ranks
 from hesse.vectors.checks import check_finite, check_whole
+from hesse.vectors.division import Division
 from hesse.vectors.inner_products import dot, dots, largest, norm
 from hesse.vectors.random import Draw, Stream, normal_entries, random_signs
-from hesse.vectors.shards import Shards
 
 _SMALL = 1e-200  # a sum of squares that has lost no digits to underflow is larger
 
@@ -30,7 +30,7 @@ class WholeVectors:
     dtype: torch.dtype
     device: torch.device
     ranks: Ranks | None
-    shards: Shards | None
+    shards: Division | None
 
     @cached_property
     def size(self) -> int:
@@ -52,16 +52,14 @@ class WholeVectors:
         """The processes that have the parts of one vector, if it is sharded."""
         assert self.ranks is not None
         assert self.shards is not None
-        return self.ranks.along(self.shards.mesh, self.shards.axis)
+        return self.shards.sharers(self.ranks)
 
     @property
     def holders(self) -> list[Ranks]:
         """The processes that have the same part of a vector as this one, along each dimension."""
         assert self.ranks is not None
         assert self.shards is not None
-        mesh = self.shards.mesh
-        axes = [axis for axis in range(mesh.ndim) if axis != self.shards.axis]
-        return [self.ranks.along(mesh, axis) for axis in axes]
+        return self.shards.holders(self.ranks)
 
     def empty(self) -> Tensor:
         """A flat vector of uninitialised memory."""

@@ -17,6 +17,7 @@ from hesse.errors import ArgumentError, FunctionError, ShapeError
 from hesse.risk.call import ModelCall, device_of
 from hesse.risk.checks import check_eval_mode
 from hesse.risk.risk import Risk
+from hesse.risk.sharing import check_is_whole
 from hesse.vectors.space import Tree
 
 Model = Risk | nn.Module | Callable[[Any, Any], Any]
@@ -60,13 +61,17 @@ def outputs_of(model: Model, x: Any) -> Callable[[Tree], Any]:
 def jacobian_of(model: Model, params: Tree | None, x: Any) -> CurvatureOperator:
     """J for these inputs, or for the batches of a risk."""
     params = point_of_model(model, params)
-    g = model if isinstance(model, Risk) and x is None else outputs_of(model, x)
+    if isinstance(model, Risk) and x is None:
+        check_is_whole(model)
+        return jacobian_operator(model, params)
+    g = outputs_of(model, x)
     return jacobian_operator(g, params)
 
 
 def risk_of(model: Model, params: Tree, x: Any, y: Any) -> Risk:
     """The squared loss of the model on (x, y); a `Risk` without them is itself."""
     if isinstance(model, Risk) and x is None and y is None:
+        check_is_whole(model)
         return model
     if x is None or y is None:
         raise ArgumentError(

@@ -1,0 +1,355 @@
+"""What the tests of outputs that ranks share compute: of one process, or of several."""
+
+from unittest import mock
+
+import torch
+from torch import nn
+
+import hesse
+from hesse.distributed import shard
+from hesse.errors import NonFiniteError
+from hesse.testing import CountingOperator, Traffic, check_operator
+from hesse.vectors.space import Space
+from tests.ranks_faults import BAD, FAULTS, _error
+from tests.shards_jobs import mesh, seed
+
+INPUTS, OUTPUTS, EXAMPLES = 4, 3, 22
+
+# The batches of each rank, by their sizes.
+SPLITS = {
+    "one": [[9, 13]],
+    "even": [[11], [5, 6]],
+    "ragged": [[7, 3], [1], [5, 4, 2]],
+    "empty": [[10, 4], [], [8]],
+    "first empty": [[], [22]],
+}
+SIZES = {split: len(sizes) for split, sizes in SPLITS.items()}
+
+
+def _network():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Linear(INPUTS, 5), nn.Tanh(), nn.Linear(5, OUTPUTS)).double()
+
+
+def examples(loss):
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(EXAMPLES, INPUTS, generator=generator, dtype=torch.float64)
+    if loss == "squares":
+        noise = torch.randn(EXAMPLES, OUTPUTS, generator=generator, dtype=torch.float64)
+        return x, torch.sin(2 * x[:, :OUTPUTS]) + 0.1 * noise
+    return x, torch.randint(0, OUTPUTS, (EXAMPLES,), generator=generator)
+
+
+LOSSES = {"squares": nn.MSELoss, "classes": nn.CrossEntropyLoss}
+
+
+class Problem:
+    """A risk at a point, whose parameters may be whole in each process, or sharded."""
+
+    def __init__(self, place=None, split="one", *, is_sharded=False, loss="classes", decay=0.05):
+        self.place, (x, y) = place, examples(loss)
+        criterion = LOSSES[loss]() if isinstance(loss, str) else loss
+        if place is None:
+            self.mine = slice(0, EXAMPLES)
+            self.risk = hesse.Risk(_network(), criterion, (x, y), decay)
+        else:
+            start = sum(map(sum, SPLITS[split][: place.rank]))
+            data = []
+            for size in SPLITS[split][place.rank]:
+                data.append((x[start : start + size], y[start : start + size]))
+                start += size
+            self.mine = slice(start - sum(len(part) for part, _ in data), start)
+            self.risk = hesse.Risk(_network(), criterion, data, decay, group=place.ranks())
+        self.inputs = x[self.mine]
+        self.params = self.risk.params
+        if is_sharded:
+            self.params = shard(self.params, mesh(place))
+        self.space = Space.of(self.params, ranks=self.risk.ranks)
+
+    def vector(self, number=5):
+        """This process's part of parameters."""
+        return self.space.gaussian(seed(number))
+
+    def whole(self, v):
+        """All entries of a vector of parameters, or of a tree."""
+        return self.space.whole((v if isinstance(v, torch.Tensor) else self.space.flatten(v))[None])
+
+
+def outputs(A, u):
+    """All entries of a vector of outputs, of which each process has its own."""
+    return A.codomain.whole(u[None])[0]
+
+
+# -- Answers ---------------------------------------------------------------------------------------
+
+
+def _jacobian(p):
+    J = hesse.jacobian_operator(p.risk, p.params)
+    v, u = p.vector(), J.codomain.gaussian(seed())
+    block = torch.stack([v, p.vector(6)], dim=1)
+    rows = torch.stack([u, J.codomain.rademacher(seed())], dim=1)
+    further = p.space.unflatten(2 * p.space.flatten(p.params))
+    return {
+        "shape": list(J.shape),
+        "product": outputs(J, J @ v),
+        "tree": outputs(J, J.codomain.flatten(J @ p.space.unflatten(v))),
+        "block": J.codomain.whole((J @ block).T.contiguous()),
+        "adjoint": p.whole(J.T @ u),
+        "adjoint of a tree": p.whole(J.T @ J.codomain.unflatten(u)),
+        "adjoint of a block": p.space.whole((J.T @ rows).T.contiguous()),
+        "at": outputs(J, J.at(further) @ v),
+        "matrix": [J.to_dense(), J.T.to_dense()],
+        "norms": [J.codomain.norm(u), *J.codomain.extremes(u), J.codomain.inner(u, J @ v)],
+        "is right": check_operator(J).adjoint < 1e-12,
+    }
+
+
+def _counted(compute):
+    """compute(J, p), and the number of products."""
+
+    def answer(p):
+        J = CountingOperator(hesse.jacobian_operator(p.risk, p.params))
+        return {"found": compute(J, p), "products": J.products}
+
+    return answer
+
+
+def _solved(method, **options):
+    def compute(J, p):
+        b = J.codomain.gaussian(seed())
+        found = hesse.solve(J, b, method, max_iterations=6, **options)
+        return p.whole(found.x), found.residual_norm, found.iterations
+
+    return compute
+
+
+def _svds(k):
+    def compute(J, p):
+        found = hesse.svds(J, k, generator=seed(), max_products=40)
+        return found.S, p.space.whole(found.V.T.contiguous()).abs()
+
+    return compute
+
+
+def _eigsh(J, p):
+    found = hesse.eigsh(J.T @ J, 2, generator=seed(), max_products=20)
+    return found.values, p.space.whole(found.vectors.T.contiguous()).abs()
+
+
+def _root(p):
+    R = hesse.fisher_root_operator(p.risk, p.params)
+    e = R.domain.gaussian(seed())
+    F = hesse.fisher_operator(p.risk, p.params)
+    return {
+        "product": p.whole(R @ e),
+        "adjoint": outputs(R.T, R.T @ p.vector()),
+        "matrix": R.to_dense(),
+        "square": (R @ R.T + p.risk.weight_decay * hesse.identity_operator(p.space.n)).to_dense(),
+        "fisher": F.to_dense(),
+        "is right": check_operator(R).adjoint < 1e-12,
+    }
+
+
+def _kernel(p):
+    K = hesse.ntk_operator(p.risk, p.params)
+    u = K.domain.gaussian(seed())
+    G = hesse.ggn_operator(p.risk, p.params)
+    S = hesse.inverse_operator(G + 0.1 * hesse.identity_operator(p.space.n), rtol=1e-12)
+    pairs = hesse.eigsh(K, 2, generator=seed(), max_products=24)
+    return {
+        "product": outputs(K, K @ u),
+        "matrix": K.to_dense(),
+        "inputs": hesse.ntk_operator(p.risk, p.params, p.inputs).to_dense(),
+        "with a covariance": outputs(K, hesse.ntk_operator(p.risk, p.params, S=S) @ u),
+        "eigenvalues": [pairs.values, pairs.products],
+        "trace": hesse.trace(K, method="hutchinson", max_products=8, generator=seed()).value,
+        "is right": check_operator(K).symmetry < 1e-12,
+    }
+
+
+def _fitted(method, **options):
+    def answer(p):
+        part = hesse.least_squares(p.risk, p.params, method, max_iterations=2, **options)
+        return {
+            "x": p.whole(part.x),
+            "counts": [part.nfev, part.njev, part.nhev, part.nit, part.products],
+            "gradient": p.whole(part.grad),
+            "residuals": outputs_sorted(part.fun, p),
+            "cost": part.cost,
+            "errors": None if part.standard_errors is None else p.whole(part.standard_errors),
+            "jacobian": p.whole(part.jac.T @ (part.jac @ p.vector())),
+            "rank": part.rank,
+        }
+
+    return answer
+
+
+def outputs_sorted(fun, p):
+    """The squares of all residuals, which lie in another order in one process."""
+    parts = [leaf.reshape(-1) for leaf in (fun if isinstance(fun, list) else [fun])]
+    squares = torch.cat(parts) ** 2
+    if p.place is None:
+        return squares.sort().values
+    most = 2 * EXAMPLES * OUTPUTS + p.space.n
+    padded = torch.full((most,), -1.0, dtype=squares.dtype)
+    padded[: len(squares)] = squares
+    rows = p.risk.ranks.gather_rows(padded).reshape(-1)
+    return rows[rows >= 0].sort().values
+
+
+JACOBIANS = {
+    "jacobian": _jacobian,
+    "root": _root,
+    "kernel": _kernel,
+    "lsmr": _counted(_solved("lsmr")),
+    "lsmr with a penalty": _counted(_solved(hesse.LSMR(tikhonov=0.1))),
+    "svds": _counted(_svds(2)),
+    "all singular values": lambda p: hesse.svds(
+        hesse.jacobian_operator(p.risk, p.params), p.space.n, generator=seed()
+    ).S,
+    "eigsh": _counted(_eigsh),
+    "norm": _counted(lambda J, p: hesse.norm(J, 2, rtol=0.1, generator=seed()).value),
+}
+FITS = {
+    "fit by svd": _fitted("svd"),
+    "fit by auto": _fitted("auto"),
+    "fit by lsmr": _fitted("lsmr"),
+    "robust svd": _fitted("svd", loss="cauchy", f_scale=0.1),
+    "robust lsmr": _fitted("lsmr", loss="huber", f_scale=0.1),
+}
+
+
+def answered(place, split, names, is_sharded=False, loss="classes"):
+    """What each of these gives, by name."""
+    p = Problem(place, split, is_sharded=is_sharded, loss=loss)
+    return {name: {**JACOBIANS, **FITS}[name](p) for name in names}
+
+
+# -- Communication ---------------------------------------------------------------------------------
+
+
+def traffic(place, split, is_sharded):
+    """What products with a Jacobian and with what is made of it send, and the size of a message."""
+    p = Problem(place, split, is_sharded=is_sharded)
+    J, R = (
+        make(p.risk, p.params) for make in (hesse.jacobian_operator, hesse.fisher_root_operator)
+    )
+    v, u = p.vector(), J.codomain.gaussian(seed())
+    block, rows = torch.stack([v] * 5, dim=1), torch.stack([u] * 5, dim=1)
+    calls = {
+        "product": lambda: J @ v,
+        "block": lambda: J @ block,
+        "adjoint": lambda: J.T @ u,
+        "adjoint of a block": lambda: J.T @ rows,
+        "root": lambda: R @ R.domain.zeros(),
+        "norm": lambda: J.codomain.norm(u),
+        "inner": lambda: J.codomain.inner_pairs((u, u), (u, u)),
+    }
+    width = p.space.n if p.space.shards is None else p.space.shards.width
+    return {name: _sent(call) for name, call in calls.items()}, width
+
+
+def _sent(call):
+    with Traffic() as one:
+        call()
+    return [dict(one.calls), dict(one.numbers)]
+
+
+# -- Faults ----------------------------------------------------------------------------------------
+
+
+def in_a_product(place, fault, is_adjoint, is_sharded):
+    """The errors of a product that a rank cannot take, and whether the next one is right."""
+    p = Problem(place, "ragged", is_sharded=is_sharded)
+    J = hesse.jacobian_operator(p.risk, p.params)
+    A, v = (J.T, J.codomain.gaussian(seed())) if is_adjoint else (J, p.vector())
+    before = A @ v
+    name = "_rmatvec" if is_adjoint else "_matvec"
+    error, product = FAULTS[fault], getattr(J.local, name)
+    if fault == "nan":
+        error = NonFiniteError(expected="numbers", got="NaN", remedy="none")
+    faulty = {"side_effect": error} if place.rank == BAD else {"wraps": product}
+    with mock.patch.object(J.local, name, **faulty):
+        found = _error(lambda: A @ v)
+    return found, bool((A @ v == before).all())
+
+
+def other_vectors(place):
+    p = Problem(place, "ragged")
+    J = hesse.jacobian_operator(p.risk, p.params)
+    return _error(lambda: J @ p.vector(place.rank // 2))
+
+
+def other_outputs(place):
+    """A rank whose model has more outputs than those of the others."""
+    x, y = examples("squares")
+    outputs = OUTPUTS + (place.rank == BAD)
+    params = {"w": torch.ones(INPUTS, dtype=torch.float64)}
+    mine = x[place.rank :: place.size], y[place.rank :: place.size]
+    risk = hesse.Risk(
+        lambda p, x: (x * p["w"]).repeat(1, 2)[:, :outputs],
+        lambda z, y: (z[:, :OUTPUTS] - y).square().mean(),
+        [mine],
+        params=params,
+        group=place.ranks(),
+    )
+    return _error(lambda: hesse.jacobian_operator(risk, params))
+
+
+def rejected(place):
+    """A fit whose model is not defined, on one rank, where the first steps lead."""
+
+    def rate(p, x):
+        if bool((x @ p["w"] <= 0).any()):
+            raise ValueError("a negative rate")
+        return (x @ p["w"]).log()
+
+    x = torch.tensor([[1.0, 0.0], [1.0, -3.0]], dtype=torch.float64)
+    y = torch.tensor([0.5, -2.0], dtype=torch.float64)
+    params = {"w": torch.tensor([3.0, 0.1], dtype=torch.float64)}
+    data, options = [(x, y)], {}
+    if place is not None:
+        data = [(x[place.rank :: 2], y[place.rank :: 2])]
+        options["group"] = place.ranks()
+    risk = hesse.Risk(rate, nn.MSELoss(), data, params=params, **options)
+    found = []
+    for method in ("svd", "lsmr"):
+        fit = hesse.least_squares(risk, params, method, max_iterations=4)
+        found.append([fit.x["w"], fit.cost, fit.nfev, fit.njev, "raised" in fit.message])
+    return found
+
+
+def stopped_and_resumed(place, folder, method):
+    """Whether a fit that was stopped goes on to the bits of one that was not."""
+    p = Problem(place, "ragged", loss="squares")
+
+    def fit(path, stop=None):
+        steps = []
+        return hesse.least_squares(
+            *(p.risk, p.params, method),
+            checkpoint=path,
+            max_iterations=5,
+            callback=lambda state: steps.append(state) or len(steps) == stop,
+        )
+
+    first = fit(f"{folder}/run", 2)
+    again, whole = fit(f"{folder}/run"), fit(f"{folder}/other")
+    same = all(bool((again.x[name] == whole.x[name]).all()) for name in whole.x)
+    return first.status.name, first.nit, again.nit, whole.nit, same
+
+
+def refusals(place):
+    """What is not done with vectors of outputs, by name."""
+    p = Problem(place, "ragged", loss="squares")
+    q = Problem(place, "ragged", is_sharded=True, loss="squares")
+    J, K = hesse.jacobian_operator(p.risk, p.params), hesse.ntk_operator(p.risk, p.params)
+    b = J.codomain.zeros() + 1.0
+    path = "never/written"
+    return {
+        "checkpoint": _error(lambda: hesse.solve(J, b, "lsmr", checkpoint=path)),
+        "kernel": _error(lambda: hesse.eigsh(K, 2, checkpoint=path)),
+        "scipy": _error(lambda: J.to_scipy()),
+        "svd": _error(lambda: hesse.least_squares(q.risk, q.params, "svd")),
+        "bounds": _error(lambda: hesse.least_squares(q.risk, q.params, bounds=(-1.0, 1.0))),
+    }
