@@ -11,8 +11,9 @@ from torch import Tensor
 
 from hesse.boundary import public
 from hesse.checkpoint import Checkpoint
-from hesse.curvature.jacobian import jacobian_operator
+from hesse.curvature.jacobian import jacobian_operator, shared_jacobian
 from hesse.curvature.operator import CurvatureOperator
+from hesse.engine.options import ProductOptions
 from hesse.errors import (
     ArgumentError,
     FunctionError,
@@ -22,7 +23,7 @@ from hesse.errors import (
     check_tolerances,
     is_number,
 )
-from hesse.operators.diagonal import diagonal_operator
+from hesse.operators.diagonal import DiagonalOperator
 from hesse.optimize.box import Box
 from hesse.optimize.fixed_mode import in_fixed_mode
 from hesse.optimize.point import Counts
@@ -32,9 +33,11 @@ from hesse.optimize.squares.fit import Fit, FitState, Tolerances
 from hesse.optimize.squares.radius_search import CAREFUL, LONG
 from hesse.optimize.squares.residual_point import Residuals
 from hesse.optimize.squares.result import LeastSquaresResult
-from hesse.optimize.squares.risk_residuals import residuals_of
+from hesse.optimize.squares.risk_residuals import residuals_here, residuals_of
 from hesse.optimize.squares.robust_loss import Rho, RobustLoss
+from hesse.optimize.squares.shared_residuals import SharedResiduals
 from hesse.progress import Callback, FilePath, Run
+from hesse.ranks import Ranks
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Space, Tree
 
@@ -145,15 +148,18 @@ def least_squares(
         progress=progress,
         checkpoint=checkpoint,
     )
-    r, jac = r if isinstance(r, tuple) else (r, None)
-    r = _as_function(r)
-    start = _jacobian(r, x0, is_fixed=checkpoint is not None)
+    given, jac = r if isinstance(r, tuple) else (r, None)
+    ranks = given.ranks if isinstance(given, Risk) else None
+    function: Any = _as_function(given)
+    start = _jacobian(function, x0, ranks, is_fixed=checkpoint is not None)
     space = start.domain
     x = space.flatten(x0, what="x0").clone()
     space.check_finite(x, "x0")
     is_dense = method in ("svd", "svd-long") or (
         method == "auto" and (jac is not None or _is_small(start))
     )
+    if is_dense:
+        space.check_whole("method 'svd'", "Take method='lsmr'.")
     if jac is not None and not is_dense:
         raise ArgumentError(
             expected="r alone with method 'lsmr', which takes products",
@@ -162,12 +168,17 @@ def least_squares(
         )
     box = _box(bounds, space, x)
     scale, adapts = _scale(x_scale, space, is_dense=is_dense)
-    residuals = Residuals(r, start, robust, is_dense=is_dense, jac=jac)
+    if ranks is None:
+        residuals = Residuals(function, start, robust, is_dense=is_dense, jac=jac)
+    else:
+        residuals = SharedResiduals(function, start, robust, is_dense=is_dense)
     # r and a constant have the same Jacobian.
-    at_start = None if checkpoint is None else diagonal_operator(residuals.value(x))
+    at_start = None
+    if checkpoint is not None:
+        at_start = DiagonalOperator(residuals.codomain, residuals.value(x))
     file = Checkpoint(
         limits.checkpoint,
-        start,
+        start if ranks is None else start.T @ start,  # a state has vectors of x alone
         residuals=at_start,
         function="least_squares",
         method=method if method != "auto" else "svd" if is_dense else "lsmr",
@@ -194,13 +205,13 @@ def least_squares(
         checkpoint=file,
         rule=LONG if method == "svd-long" else CAREFUL,
     )
-    return _result(fit, run_to_end(fit, limits))
+    return _result(fit, run_to_end(fit, limits, ranks))
 
 
-def _as_function(r: Any) -> Callable[[Any], Any]:
-    """The function that gives residuals."""
+def _as_function(r: Any) -> Callable[[Any], Any] | None:
+    """The function that gives residuals, of several ranks those of this one."""
     if isinstance(r, Risk):
-        return residuals_of(r)
+        return residuals_of(r) if r.ranks is None else residuals_here(r)
     if not callable(r):
         raise FunctionError(
             expected="r to be a function of x",
@@ -210,16 +221,21 @@ def _as_function(r: Any) -> Callable[[Any], Any]:
     return r
 
 
-def _jacobian(r: Any, x0: Tree, *, is_fixed: bool) -> CurvatureOperator:
+def _jacobian(r: Any, x0: Tree, ranks: Ranks | None, *, is_fixed: bool) -> CurvatureOperator:
     """The Jacobian at x0, in one mode throughout for a run that resumes to the same bits."""
-    if not is_fixed:
-        return jacobian_operator(r, x0)
-    modes = ["retained-graph"]
-    return in_fixed_mode(lambda mode: jacobian_operator(r, x0, mode=mode), modes)[0]  # type: ignore[arg-type]
+
+    def make(mode: Any) -> CurvatureOperator:
+        if ranks is None:
+            return jacobian_operator(r, x0, mode=mode)
+        return shared_jacobian(ranks, r, x0, ProductOptions(mode), what="x0")
+
+    return in_fixed_mode(make, ["retained-graph"])[0] if is_fixed else make("auto")
 
 
 def _is_small(J: CurvatureOperator) -> bool:
     rows, columns = J.shape
+    if J.domain.shards is not None:
+        return False
     return rows * columns <= _MOST_ENTRIES and min(rows, columns) <= _LONGEST_SIDE
 
 
@@ -248,6 +264,8 @@ def _scale(x_scale: Any, space: Space, *, is_dense: bool) -> tuple[Tensor, bool]
 def _box(bounds: Any, space: Space, x: Tensor) -> Box | None:
     """The bounds, None for none; raises unless x is within them."""
     box = None if bounds is None else Box.of(bounds, space)
+    if box is not None:
+        space.check_whole("bounds", "Give whole parameters, or no bounds.")
     if box is not None and not torch.equal(box.project(x), x):
         raise ArgumentError(
             expected="x0 within the bounds",
@@ -265,7 +283,7 @@ def _result(fit: Fit, status: Status) -> LeastSquaresResult:
     return LeastSquaresResult(
         x=space.unflatten(point.x),
         cost=point.cost,
-        fun=residuals.codomain.unflatten(point.r),
+        fun=residuals.tree(point.r),
         jac=point.operator,
         grad=space.unflatten(point.gradient),
         optimality=fit.optimality,

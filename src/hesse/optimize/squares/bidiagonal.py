@@ -50,7 +50,7 @@ def bidiagonal_steps(
     w = A._rmatvec(u)
     alpha = domain.norm(w)
     start, gradient = beta, alpha * beta
-    bytes_each = domain.size * f.element_size()
+    bytes_each = domain.max_size * f.element_size()
     most = max(_LEAST_VECTORS, _MOST_BYTES // max(bytes_each, 1))
     basis, alphas, betas = _Rows(w / alpha), [alpha], list[float]()
     products, check_at = 1, 1

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hesse.checkpoint import Checkpoint
 from hesse.errors import Status
-from hesse.operators.diagonal import diagonal_operator
+from hesse.operators.diagonal import DiagonalOperator
 from hesse.optimize.box import Box
 from hesse.optimize.point import Counts
 from hesse.optimize.squares.bidiagonal import bidiagonal_steps
@@ -146,7 +146,7 @@ class Fit:
     @property
     def optimality(self) -> float:
         """The largest entry of the gradient, of the variables that are not held at a bound."""
-        return float(self._free_gradient(self.point).abs().max())
+        return self.space.largest(self._free_gradient(self.point))[0]
 
     # -- The start ---------------------------------------------------------------------------------
 
@@ -229,7 +229,7 @@ class Fit:
 
     def _large(self, scale: Tensor) -> StepFamily:
         point = self.point
-        A = point.operator @ diagonal_operator(scale)
+        A = point.operator @ DiagonalOperator(self.space, scale)
         size = self.space.norm(self._free_gradient(point))
         relative = size / self.state.start_gradient_norm
         family = bidiagonal_steps(

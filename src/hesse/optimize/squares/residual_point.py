@@ -15,7 +15,7 @@ from hesse.ad.jacobian import other_outputs
 from hesse.curvature.operator import CurvatureOperator
 from hesse.errors import DerivativeError, NonFiniteError
 from hesse.operators.algebra import LinearOperator
-from hesse.operators.diagonal import diagonal_operator
+from hesse.operators.diagonal import DiagonalOperator
 from hesse.optimize.point import Counts
 from hesse.optimize.squares.robust_loss import RobustLoss
 from hesse.ranks import is_outside_domain
@@ -51,6 +51,7 @@ class Residuals:
         self._jac = jac
         self.space: Space = start.domain
         self.codomain: Space = start.codomain
+        self._here = self.codomain  # the space of what r gives
         self.counts = Counts()
         self.products = 0
         self._vectorises: bool | None = None
@@ -66,13 +67,25 @@ class Residuals:
 
     def value(self, x: Tensor) -> Tensor:
         """r(x), flat."""
+        return self._value_at(self.space.unflatten(x.clone()))  # r may write to its argument
+
+    def _value_at(self, x: Tree) -> Tensor:
         with torch.no_grad(), users_contexts():
-            outputs = self._r(self.space.unflatten(x.clone()))  # r may write to its argument
-        return self.codomain.flatten(outputs, what="r(x)").detach().clone()
+            outputs = self._r(x)
+        return self._here.flatten(outputs, what="r(x)").detach().clone()
 
     def operator(self, x: Tensor) -> CurvatureOperator:
         """The Jacobian at a point."""
         return self._start.at(self.space.unflatten(x))
+
+    def weighted(self, x: Tensor, w: Tensor | None) -> LinearOperator:
+        """The Jacobian at a point, with weights for its rows."""
+        J = self.operator(x)
+        return J if w is None else DiagonalOperator(J.codomain, w) @ J
+
+    def tree(self, r: Tensor) -> Tree:
+        """Residuals in the form of r(x)."""
+        return self.codomain.unflatten(r)
 
     def matrix(self, x: Tensor) -> Tensor:
         """The Jacobian as a matrix (m, n): vectorised if that gives the same as the operator."""
@@ -88,6 +101,10 @@ class Residuals:
             return self.operator(x).to_dense()
         self.products += min(self.space.n, self.codomain.n)
         return matrix
+
+    def _product(self, J: CurvatureOperator, v: Tensor) -> Tensor:
+        """J v, as residuals are."""
+        return J._matvec(v)
 
     def _given(self, jac: Callable[[Tree], Tensor], x: Tensor) -> Tensor:
         """The caller's matrix; the first one is compared with a product."""
@@ -118,6 +135,9 @@ class Residuals:
         if self._vectorises is False:
             return None
         self.counts.nhev += 1
+        return self._second_order(x, u)
+
+    def _second_order(self, x: Tensor, u: Tensor) -> Tensor | None:
         try:
             with torch.enable_grad():
                 return torch.func.hessian(lambda x: u @ self._flat(x))(x).detach()
@@ -132,17 +152,17 @@ class Residuals:
 
     def _vectorised(self, x: Tensor) -> Tensor | None:
         try:
-            J = dense_jacobian(self._flat, x, self.codomain.size)
+            J = dense_jacobian(self._flat, x, self._here.size)
         except (RuntimeError, NotImplementedError, DerivativeError):
             return None
-        if len(J) != self.codomain.size:
-            raise other_outputs(len(J), self.codomain.size)
+        if len(J) != self._here.size:
+            raise other_outputs(len(J), self._here.size)
         return J
 
     def _is_same(self, matrix: Tensor, J: CurvatureOperator) -> bool:
         """Whether a product with one vector agrees with that of the operator up to rounding."""
         v = self.space.gaussian(torch.Generator().manual_seed(0))
-        difference = self.codomain.norm(J._matvec(v) - matrix @ v)
+        difference = self.codomain.norm(self._product(J, v) - matrix @ v)
         size = float(torch.linalg.matrix_norm(matrix.double()))
         return difference <= _SAME * torch.finfo(matrix.dtype).eps * size
 
@@ -208,8 +228,7 @@ class ResidualPoint:
     @cached_property
     def operator(self) -> LinearOperator:
         """w J as an operator."""
-        J, w = self._of.operator(self.x), self.weighted[0]
-        return J if w is None else diagonal_operator(w) @ J
+        return self._of.weighted(self.x, self.weighted[0])
 
     @cached_property
     def gradient(self) -> Tensor:

@@ -6,13 +6,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from hesse.errors import FunctionError
+from hesse.ranks import alike
 from hesse.risk.risk import Risk
-from hesse.risk.sharing import check_is_whole
 from hesse.vectors.space import Tree
 from hesse.vectors.trees import walk
+
+
+def residuals_here(risk: Risk) -> Callable[[Tree], Tensor] | None:
+    """Those of the part of a risk in this process, in one vector; None where it has no data."""
+    with alike(risk.ranks):
+        r = residuals_of(risk.local)
+    if not risk.local.num_summands:
+        return None
+    return lambda params: torch.cat([part.reshape(-1) for part in r(params)])
 
 
 def residuals_of(risk: Risk) -> Callable[[Tree], list[Tensor]]:
@@ -30,7 +40,6 @@ def residuals_of(risk: Risk) -> Callable[[Tree], list[Tensor]]:
     [tensor([[3.],
             [3.]])]
     """
-    check_is_whole(risk)
     if not isinstance(risk.loss, nn.MSELoss) or risk.is_weighted:
         raise FunctionError(
             expected="residuals, or a Risk with the loss nn.MSELoss() and no weights",
