@@ -226,6 +226,50 @@ def answered(place, split, names, is_sharded=False, loss="classes"):
     return {name: {**JACOBIANS, **FITS}[name](p) for name in names}
 
 
+# -- Laplace ---------------------------------------------------------------------------------------
+
+
+def _posterior(**options):
+    def answer(p):
+        found = hesse.apps.laplace(p.risk, p.params, generator=seed(), **options)
+        x = torch.linspace(-1.0, 1.0, 2 * INPUTS, dtype=torch.float64).view(2, INPUTS)
+        return {
+            "prior": found.prior_precision,
+            "noise": found.noise,
+            "parameters": found.effective_parameters.value,
+            "evidence": found.evidence(max_products=100).value,
+            "variance": found.functional_variance(x),
+            "predictions": list(found.predict(x)),
+            "draws": list(found.samples(2).values()),
+            "products": found.products,
+        }
+
+    return answer
+
+
+def _held_out():
+    generator = seed(11)
+    x = torch.randn(5, INPUTS, generator=generator, dtype=torch.float64)
+    return x, torch.randint(0, OUTPUTS, (5,), generator=generator)
+
+
+POSTERIORS = {
+    "full": _posterior(prior="evidence"),
+    "kron": _posterior(structure="kron", prior="weight-decay"),
+    "low-rank": _posterior(structure="low-rank", rank=6),
+    "last layer": _posterior(structure="last-layer", prior="held-out", held_out=_held_out()),
+    "a part": _posterior(where="2.*", groups="parameter"),
+    # Few steps: later ones of block CG depend on rounding, as do their number.
+    "without the matrix": _posterior(max_dense=1, rtol=1e-2),
+}
+
+
+def posteriors(place, split, loss, names):
+    """What each of these gives, by name."""
+    p = Problem(place, split, loss=loss)
+    return {name: POSTERIORS[name](p) for name in names}
+
+
 # -- Communication ---------------------------------------------------------------------------------
 
 

@@ -39,6 +39,17 @@ def test_fits_are_those_of_one_process(pool, split):
     assert len({bits(answers) for answers in found}) == 1
 
 
+@pytest.mark.parametrize(
+    ("split", "loss"), [("ragged", "classes"), ("first empty", "classes"), ("empty", "squares")]
+)
+def test_posteriors_are_those_of_one_process(pool, split, loss):
+    names = [name for name in jobs.POSTERIORS if loss == "classes" or name != "last layer"]
+    wanted = _plain(jobs.posteriors(None, "one", loss, names))
+    found = pool.run(jobs.posteriors, split, loss, names, size=jobs.SIZES[split])
+    close(found[0], wanted)
+    assert len({bits(answers) for answers in found}) == 1
+
+
 # -- Communication ---------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from functools import cached_property
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -173,6 +173,15 @@ def look_here(risk: Risk, look: Callable[[Risk], T]) -> T | None:
         return look(risk)
     with risk.ranks.alike():
         return look(risk.local) if risk.num_summands else None
+
+
+def look_once(risk: Risk, look: Callable[[Risk], T]) -> T:
+    """What look() finds on the first rank with data, on every rank: what can be pickled."""
+    found = look_here(risk, look)
+    if risk.ranks is None:
+        return cast(T, found)
+    has_data = [bool(row[0]) for row in risk.ranks.gather(risk.num_summands > 0)]
+    return cast(T, risk.ranks.tell(has_data.index(True), found))
 
 
 def _code(space: Space, x: Tree) -> float:

@@ -36,9 +36,8 @@ from hesse.errors import (
     is_number,
 )
 from hesse.operators.algebra import LinearOperator
-from hesse.risk.call import device_of
+from hesse.ranks import alike
 from hesse.risk.risk import Risk
-from hesse.risk.sharing import check_is_whole
 from hesse.vectors.space import Tree
 
 _LEAST_NOISE = 1e-12  # where the fit has no error, before it is found that there is none
@@ -138,8 +137,11 @@ def laplace(
     way = prior if isinstance(prior, str) else "given"
     _check_structure(name, where, max_dense)
     _check_prior(way, groups, held_out, risk)
+    if risk.ranks is not None:
+        _check_shared(name)
+        generator = generator or risk.ranks.generator
     check_positive(rtol=rtol, temperature=temperature)
-    last = _last_layer(risk, params) if name == "last-layer" else None
+    last = LastLayer.of(risk, params) if name == "last-layer" else None
     chosen = Chosen.of(params, where if last is None else list(last.names))
     observations = observations_of(risk, params)
     start = Prior.of(prior, groups, chosen)
@@ -171,9 +173,9 @@ def _checked(risk: Any, params: Tree | None) -> tuple[Risk, Tree]:
             got=f"a {type(risk).__name__}",
             remedy="Build hesse.Risk(model, loss, data, weight_decay=...).",
         )
-    check_is_whole(risk)
     params = point_of(risk, params, "params")
-    risk.check_at(params)
+    with alike(risk.ranks):
+        risk.check_at(params)
     return risk, params
 
 
@@ -190,6 +192,17 @@ def _check_structure(name: str, where: Any, max_dense: int) -> None:
             expected="no where= beside structure='last-layer'",
             got=repr(where),
             remedy="Give structure='full' for the parameters that where= names.",
+        )
+
+
+def _check_shared(name: str) -> None:
+    """Raise for what is computed from the data of one process."""
+    if name == "diag":
+        raise ArgumentError(
+            expected="another structure of a risk whose data several ranks share",
+            got="'diag', for which each of them would need all data",
+            remedy="Give 'kron', 'low-rank' or 'full'; or hesse.diagonal_operator of the estimate "
+            "that hesse.diagonal(hesse.fisher_operator(risk)) gives.",
         )
 
 
@@ -214,11 +227,6 @@ def _check_prior(way: str, groups: Any, held_out: Any, risk: Risk) -> None:
             got="one without",
             remedy="Give a prior precision, or prior='evidence'.",
         )
-
-
-def _last_layer(risk: Risk, params: Tree) -> LastLayer:
-    _, batch = next(risk.batches())
-    return LastLayer.of(risk, params, batch.to(device_of(params)))
 
 
 def _data_part(risk: Risk) -> Risk:

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from hesse.apps.uncertainty.chosen import Chosen
 from hesse.apps.uncertainty.precision import ExactPrecision
+from hesse.curvature.rank_sum import look_once
 from hesse.data.batches import Batch
 from hesse.errors import StructureError
 from hesse.operators.batched_kronecker import BatchedKronecker
 from hesse.operators.placed_blocks import PlacedBlocks
-from hesse.risk.call import ModelCall
+from hesse.risk.call import ModelCall, device_of
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Tree
 
@@ -36,21 +37,11 @@ class LastLayer:
     """Of its weight and, if there is one, its bias."""
 
     @staticmethod
-    def of(risk: Risk, params: Tree, batch: Batch) -> LastLayer:
+    def of(risk: Risk, params: Tree) -> LastLayer:
         """That of a model, found by a forward pass."""
+        name = look_once(risk, lambda here: _last_linear(here, params))
         call = ModelCall.of(risk.model)
-        modules = dict(call.model.named_modules()) if isinstance(call.model, nn.Module) else {}
-        results: list[tuple[str, Tensor]] = []
-        with _Hooks(modules, lambda name, _, z: results.append((name, z))):
-            outputs = risk.outputs(params, batch)
-        for name, z in results:
-            if z is outputs and z.ndim == 2:
-                return LastLayer._at(call.prefix + name, modules[name], params)
-        raise StructureError(
-            expected="a module that returns the result of an nn.Linear, rows of outputs",
-            got=type(risk.model).__name__,
-            remedy="Name the parameters: structure='full', where=['head.weight', 'head.bias'].",
-        )
+        return LastLayer._at(call.prefix + name, _modules(call)[name], params)
 
     @staticmethod
     def _at(prefix: str, module: Any, params: Tree) -> LastLayer:
@@ -84,6 +75,26 @@ class LastLayer:
         order = _joined_order(precision.chosen, self.names, C)
         V = V[order][:, order].view(C, -1, C, V.shape[0] // C)
         return lambda phi: torch.einsum("qi,cikj,qj->qck", phi, V, phi)
+
+
+def _modules(call: ModelCall) -> dict[str, nn.Module]:
+    return dict(call.model.named_modules()) if isinstance(call.model, nn.Module) else {}
+
+
+def _last_linear(risk: Risk, params: Tree) -> str:
+    """The name of the module whose result the model returns, on the first batch."""
+    batch, results = risk.data.first.to(device_of(params)), list[tuple[str, Tensor]]()
+    modules = _modules(ModelCall.of(risk.model))
+    with _Hooks(modules, lambda name, _, z: results.append((name, z))):
+        outputs = risk.outputs(params, batch)
+    for name, z in results:
+        if z is outputs and z.ndim == 2:
+            return name
+    raise StructureError(
+        expected="a module that returns the result of an nn.Linear, rows of outputs",
+        got=type(risk.model).__name__,
+        remedy="Name the parameters: structure='full', where=['head.weight', 'head.bias'].",
+    )
 
 
 def _of_factors(K: PlacedBlocks, precision: ExactPrecision) -> Callable[[Tensor], Tensor]:

@@ -15,6 +15,7 @@ from hesse.ad.likelihoods.entrywise import BernoulliLogits, SquaredError
 from hesse.ad.likelihoods.likelihood import Likelihood
 from hesse.ad.quadratic import Quadratic
 from hesse.curvature.likelihood_sum import seen_at
+from hesse.curvature.rank_sum import look_here, look_once
 from hesse.data.selection import count_examples, total_examples
 from hesse.errors import FunctionError
 from hesse.risk.risk import Risk
@@ -59,6 +60,20 @@ class Observations:
 
 def observations_of(risk: Risk, params: Tree) -> Observations:
     """Those of a risk; raises where its loss is no likelihood that Laplace's method knows."""
+    here = look_here(risk, lambda here: _observations_here(here, params))
+    if risk.ranks is None:
+        assert here is not None
+        return here
+    first = look_once(risk, lambda _: here)
+    assert first is not None
+    mine = here or Observations(first.kind, first.number, 0.0, 0.0)
+    rows = risk.ranks.gather(mine.total, mine.entries)
+    total, entries = (math.fsum(column) for column in zip(*rows, strict=True))
+    return Observations(first.kind, first.number, total, entries)
+
+
+def _observations_here(risk: Risk, params: Tree) -> Observations:
+    """Those of the part of a risk in this process."""
     coefficient, batch = next(risk.batches())
     likelihood = one_likelihood(risk, params, batch)
     kind = _KINDS.get(type(likelihood))

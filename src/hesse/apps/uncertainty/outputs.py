@@ -16,6 +16,7 @@ from hesse.ad.jacobian import JacobianGraph
 from hesse.ad.variables import Leaves, Variables, tracked
 from hesse.apps.uncertainty.chosen import Chosen
 from hesse.apps.uncertainty.observations import one_likelihood
+from hesse.curvature.rank_sum import look_once
 from hesse.data.batches import Batch
 from hesse.data.slicing import num_examples, slice_batch
 from hesse.errors import DataError, FunctionError
@@ -36,6 +37,7 @@ class Outputs:
     """The outputs of a model at params as a function of inputs."""
 
     risk: Risk
+    """With the data of this process alone."""
     chosen: Chosen
     leaf: int
     """Which tensor of the outputs the loss sees."""
@@ -45,18 +47,8 @@ class Outputs:
     @staticmethod
     def of(risk: Risk, chosen: Chosen) -> Outputs:
         """What the loss sees of the outputs, found on the first batch."""
-        _, batch = next(risk.batches())
-        z = one_likelihood(risk, chosen.params, batch).z
-        leaves = _leaves(risk.outputs(chosen.params, batch.to(z.device)))
-        for k, leaf in enumerate(leaves):
-            if leaf.numel() == z.numel() and torch.equal(leaf.to(z).reshape(z.shape), z):
-                dim = 1 if leaf.shape == z.shape or leaf.ndim < 2 else leaf.ndim - 1
-                return Outputs(risk, chosen, k, dim)
-        raise FunctionError(
-            expected="a loss of the outputs of the model as they are, for predictions",
-            got="a loss that sees something else",
-            remedy="Let the model return the logits, or the means, that its loss is given.",
-        )
+        seen = look_once(risk, lambda here: _what_is_seen(here, chosen.params))
+        return Outputs(risk.local, chosen, *seen)
 
     def at(self, batch: Batch, params: Tree | None = None) -> Tensor:
         """f, (q, ...), without a graph."""
@@ -134,6 +126,21 @@ class Outputs:
         bounds = [*range(0, size, step), size]
         for low, high in pairwise(bounds):
             yield slice_batch(batch, [0, low, high, size], _one)[1]
+
+
+def _what_is_seen(risk: Risk, params: Tree) -> tuple[int, int]:
+    """Which tensor of the outputs the loss sees, and its dimension of the classes."""
+    batch = risk.data.first
+    z = one_likelihood(risk, params, batch).z
+    leaves = _leaves(risk.outputs(params, batch.to(z.device)))
+    for k, leaf in enumerate(leaves):
+        if leaf.numel() == z.numel() and torch.equal(leaf.to(z).reshape(z.shape), z):
+            return k, 1 if leaf.shape == z.shape or leaf.ndim < 2 else leaf.ndim - 1
+    raise FunctionError(
+        expected="a loss of the outputs of the model as they are, for predictions",
+        got="a loss that sees something else",
+        remedy="Let the model return the logits, or the means, that its loss is given.",
+    )
 
 
 def _one(*_: Any) -> float:
