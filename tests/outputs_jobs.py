@@ -205,9 +205,9 @@ JACOBIANS = {
     "lsmr": _counted(_solved("lsmr")),
     "lsmr with a penalty": _counted(_solved(hesse.LSMR(tikhonov=0.1))),
     "svds": _counted(_svds(2)),
-    "all singular values": lambda p: hesse.svds(
-        hesse.jacobian_operator(p.risk, p.params), p.space.n, generator=seed()
-    ).S,
+    "all singular values": lambda p: (
+        hesse.svds(hesse.jacobian_operator(p.risk, p.params), p.space.n, generator=seed()).S
+    ),
     "eigsh": _counted(_eigsh),
     "norm": _counted(lambda J, p: hesse.norm(J, 2, rtol=0.1, generator=seed()).value),
 }

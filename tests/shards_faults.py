@@ -124,6 +124,10 @@ def reductions(place):
     methods = {
         "cg": lambda k: hesse.solve(G, v, "cg", max_iterations=k, **options),
         "with a preconditioner": lambda k: hesse.solve(G, v, "cg", D, max_iterations=k, **options),
+        "minres": lambda k: hesse.solve(H, v, "minres", max_iterations=k, **options),
+        "minres with a preconditioner": lambda k: hesse.solve(
+            H, v, "minres", D, max_iterations=k, **options
+        ),
         "lanczos": lambda k: hesse.eigsh(H, 2, v0=v, max_products=k, **options),
     }
     gmres = _of_ten_steps(lambda k: hesse.solve(G, v, "gmres", max_iterations=k, **options))

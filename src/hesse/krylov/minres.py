@@ -144,7 +144,7 @@ def _step(system: System, state: MINRESState, is_exact: bool) -> Status:
     alpha = system.A.domain.inner(v, Av)
     if not math.isfinite(alpha):
         return Status.NOT_FINITE
-    w, y, beta = _lanczos(system, state, Av, alpha)
+    w, y, beta, (rw, ww) = _lanczos(system, state, Av, alpha)
     if not math.isfinite(beta):
         return Status.NOT_FINITE
     last = state.reflection
@@ -161,8 +161,8 @@ def _step(system: System, state: MINRESState, is_exact: bool) -> Status:
             return Status.TRUNCATED
     elif slope <= _level(system) * state.A_norm:
         return _least_squares(system, state)
-    _move(state, v, w, alpha, beta, gamma_bar)
-    state.residual_norm = system.A.domain.norm(state.residual)
+    kept, added = _move(state, v, w, alpha, beta, gamma_bar)
+    state.residual_norm = _norm(kept * state.residual_norm, added**2 * ww - 2 * kept * added * rw)
     state.w, state.w_last, state.y = w, state.w, y
     state.beta, state.beta_last = beta, state.beta
     state.iteration += 1
@@ -176,21 +176,31 @@ def _length_of_Ax(state: MINRESState) -> float:
 
 def _lanczos(
     system: System, state: MINRESState, Av: Tensor, alpha: float
-) -> tuple[Tensor, Tensor, float]:
-    """The next w = beta v, y = M w and beta."""
+) -> tuple[Tensor, Tensor, float, tuple[float, float]]:
+    """The next w = beta v, y = M w and beta; r'w and w'w, of which the next |r| is made."""
     assert state.w is not None
     w = torch.sub(Av, state.w, alpha=alpha / state.beta)
     if state.w_last is not None:
         w.sub_(state.w_last, alpha=state.beta / state.beta_last)
     y = system.precondition(w)
-    is_zero = not system.A.domain.any(w)
-    return w, y, 0.0 if is_zero else math.sqrt(system.preconditioned_inner(w, y))
+    pairs = (state.residual, w), (w, w), *([] if y is w else [(w, y)])
+    rw, ww, *others = system.A.domain.inner_pairs(*pairs)
+    wy = others[0] if others else ww
+    return w, y, math.sqrt(system.check_definite(wy)) if ww != 0.0 else 0.0, (rw, ww)
+
+
+def _norm(first: float, rest: float) -> float:
+    """The root of first^2 + rest, a sum of squares up to rounding."""
+    return math.sqrt(max(first * first + rest, 0.0))
 
 
 def _move(
     state: MINRESState, v: Tensor, w: Tensor, alpha: float, beta: float, gamma_bar: float
-) -> None:
-    """x + c phi d, where d follows from the column that this step adds to the triangular matrix."""
+) -> tuple[float, float]:
+    """x + c phi d, where d follows from the column that this step adds to the triangular matrix.
+
+    Returns a and b of the next residual, a r - b w.
+    """
     last = state.reflection
     assert state.d is not None and state.d_last is not None
     delta, gamma = last.c * last.delta_bar + last.s * alpha, math.hypot(gamma_bar, beta)
@@ -198,10 +208,12 @@ def _move(
     d = state.d_last.mul_(-last.epsilon / gamma)
     d.add_(state.d, alpha=-delta / gamma).add_(v, alpha=1.0 / gamma)
     state.x.add_(d, alpha=c * state.phi)
-    state.residual.mul_(s * s).sub_(w, alpha=state.phi * c / gamma)
+    kept, added = s * s, state.phi * c / gamma
+    state.residual.mul_(kept).sub_(w, alpha=added)
     state.d, state.d_last = d, state.d
     state.phi *= s
     state.reflection = Reflection(c, s, -last.c * beta, last.s * beta)
+    return kept, added
 
 
 def _level(system: System) -> float:
