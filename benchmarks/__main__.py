@@ -16,6 +16,7 @@ BENCHMARKS = {
     "least-squares": "least_squares beside SciPy: evaluations, Jacobians, seconds (see --help)",
     "apps": "applications of curvature: python -m benchmarks apps NAME",
     "compare": "two versions of Hesse beside each other: OLD_SRC NEW_SRC (see --help)",
+    "ranks": "several processes: efficiency, memory, hessian-eigenthings (see --help)",
     "suite": "smooth problems: profiles of Hesse and its peers, resumable (see --help)",
     "bounds": "smooth problems with bounds on variables beside SciPy (see --help)",
     "methods": "the methods of minimize on a few problems: evaluations (see --help)",

@@ -231,7 +231,9 @@ def test_the_first_example_of_the_documentation_runs_under_torchrun(tmp_path):
     assert done.stdout.count("tensor([") == 1
 
 
-@pytest.mark.parametrize(("number", "words"), [(2, "0.weight"), (3, "Shard"), (4, "losses: [1.")])
+@pytest.mark.parametrize(
+    ("number", "words"), [(2, "0.weight"), (3, "Shard"), (4, "losses: [1."), (5, "rows: 50 of 100")]
+)
 def test_the_examples_of_the_documentation_run(tmp_path, number, words):
     first, second = printed(2, _example(number, tmp_path))
     assert words in first
