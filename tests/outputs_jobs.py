@@ -211,6 +211,20 @@ JACOBIANS = {
     "eigsh": _counted(_eigsh),
     "norm": _counted(lambda J, p: hesse.norm(J, 2, rtol=0.1, generator=seed()).value),
 }
+DIAGONALS = {
+    "ggn": lambda p: _diagonal(hesse.ggn_operator(p.risk, p.params)),
+    "shifted": lambda p: _diagonal(2.0 * hesse.fisher_operator(p.risk, p.params)),
+    "empirical": lambda p: _diagonal(hesse.fisher_operator(p.risk, p.params, "empirical")),
+    "moment": lambda p: _diagonal(hesse.gradient_covariance_operator(p.risk, p.params)),
+}
+
+
+def _diagonal(A):
+    found = hesse.diagonal(A)
+    assert float(found.standard_error.max()) == 0.0
+    return found.value, found.products, found.about
+
+
 FITS = {
     "fit by svd": _fitted("svd"),
     "fit by auto": _fitted("auto"),
@@ -223,7 +237,7 @@ FITS = {
 def answered(place, split, names, is_sharded=False, loss="classes"):
     """What each of these gives, by name."""
     p = Problem(place, split, is_sharded=is_sharded, loss=loss)
-    return {name: {**JACOBIANS, **FITS}[name](p) for name in names}
+    return {name: {**JACOBIANS, **DIAGONALS, **FITS}[name](p) for name in names}
 
 
 # -- Laplace ---------------------------------------------------------------------------------------
@@ -256,6 +270,7 @@ def _held_out():
 POSTERIORS = {
     "full": _posterior(prior="evidence"),
     "kron": _posterior(structure="kron", prior="weight-decay"),
+    "diag": _posterior(structure="diag"),
     "low-rank": _posterior(structure="low-rank", rank=6),
     "last layer": _posterior(structure="last-layer", prior="held-out", held_out=_held_out()),
     "a part": _posterior(where="2.*", groups="parameter"),

@@ -129,7 +129,6 @@ def refusals(place):
     """What is not summed over ranks, by name."""
     there = shared(place, "empty")
     return {
-        "laplace": _error(lambda: hesse.apps.laplace(there, structure="diag")),
         "ntk": _error(lambda: hesse.apps.ntk(there)),
         "linearised": _error(lambda: hesse.apps.linearised(there).fit()),
         "sparse": _error(lambda: hesse.sparse_hessian_operator(there)),

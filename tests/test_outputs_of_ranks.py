@@ -39,6 +39,14 @@ def test_fits_are_those_of_one_process(pool, split):
     assert len({bits(answers) for answers in found}) == 1
 
 
+@pytest.mark.parametrize("split", ["one", "even", "ragged", "empty", "first empty"])
+def test_diagonals_are_exact(pool, split):
+    names = list(jobs.DIAGONALS)
+    found = pool.run(jobs.answered, split, names, size=jobs.SIZES[split])
+    close(found[0], _in_one_process(names))
+    assert len({bits(answers) for answers in found}) == 1
+
+
 @pytest.mark.parametrize(
     ("split", "loss"), [("ragged", "classes"), ("first empty", "classes"), ("empty", "squares")]
 )

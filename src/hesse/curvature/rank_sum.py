@@ -13,12 +13,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from functools import cached_property
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from hesse.boundary import public
+from hesse.curvature.diagonal_of_ranks import DiagonalOfRanks
 from hesse.curvature.operator import CurvatureOperator
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import IdentityOperator
@@ -119,6 +120,14 @@ class RankSum(LinearOperator):
     def _curvature(self, v: Tensor) -> float:
         like = torch.empty((), dtype=torch.float64, device=self.device)
         return float(self.ranks.sum_of(lambda: like.new_tensor(self.local._curvature(v)), like, v))
+
+    def _computed_diagonal(self) -> Any:
+        return self._known_way
+
+    @cached_property
+    def _known_way(self) -> Any:
+        has_data = not isinstance(self.local, NoData)
+        return DiagonalOfRanks.of(self.local, self.ranks, self.domain, has_data=has_data)
 
     @cached_property
     def _value(self) -> Tensor:

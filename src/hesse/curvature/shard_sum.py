@@ -56,6 +56,9 @@ class ShardSum(RankSum):
         whole, like = gather(self.domain, v[None])[0], v.new_empty((), dtype=torch.float64)
         return float(self.ranks.sum_of(lambda: like.new_tensor(self.local._curvature(whole)), like))
 
+    def _computed_diagonal(self) -> None:
+        """None: diagonals of parts of the data are of whole vectors."""
+
     @cached_property
     def _gradient(self) -> Tensor:
         meet(self.domain)

@@ -138,7 +138,6 @@ def laplace(
     _check_structure(name, where, max_dense)
     _check_prior(way, groups, held_out, risk)
     if risk.ranks is not None:
-        _check_shared(name)
         generator = generator or risk.ranks.generator
     check_positive(rtol=rtol, temperature=temperature)
     last = LastLayer.of(risk, params) if name == "last-layer" else None
@@ -192,17 +191,6 @@ def _check_structure(name: str, where: Any, max_dense: int) -> None:
             expected="no where= beside structure='last-layer'",
             got=repr(where),
             remedy="Give structure='full' for the parameters that where= names.",
-        )
-
-
-def _check_shared(name: str) -> None:
-    """Raise for what is computed from the data of one process."""
-    if name == "diag":
-        raise ArgumentError(
-            expected="another structure of a risk whose data several ranks share",
-            got="'diag', for which each of them would need all data",
-            remedy="Give 'kron', 'low-rank' or 'full'; or hesse.diagonal_operator of the estimate "
-            "that hesse.diagonal(hesse.fisher_operator(risk)) gives.",
         )
 
 
