@@ -22,6 +22,7 @@ SPLITS = {
     "ragged": [[7, 3], [1], [5, 4, 2]],
     "empty": [[10, 4], [], [8]],
     "first empty": [[], [22]],
+    "four": [[5, 2], [8], [], [7]],
 }
 SIZES = {split: len(sizes) for split, sizes in SPLITS.items()}
 
@@ -63,8 +64,13 @@ class Problem:
             self.risk = hesse.Risk(_network(), criterion, data, decay, group=place.ranks())
         self.inputs = x[self.mine]
         self.params = self.risk.params
+        self.space = Space.of(self.params, ranks=self.risk.ranks)
         if is_sharded:
-            self.params = shard(self.params, mesh(place))
+            self.shard(mesh(place))
+
+    def shard(self, over):
+        """Shard the parameters over a mesh."""
+        self.params = shard(self.risk.params, over)
         self.space = Space.of(self.params, ranks=self.risk.ranks)
 
     def vector(self, number=5):

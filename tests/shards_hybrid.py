@@ -8,7 +8,7 @@ from torch import nn
 import hesse
 from hesse.distributed import shard
 from hesse.testing import Traffic
-from tests import hessian_free_jobs
+from tests import hessian_free_jobs, outputs_jobs
 from tests.ranks_faults import BAD, _error, _Switch
 from tests.ranks_pool import _plain, batches, bits, model, vector
 from tests.shards_files import RUNS
@@ -40,6 +40,14 @@ def _problem(place):
         problem.ggn = hesse.ggn_operator(problem.risk, problem.params)
         problem.space = problem.hessian.domain
     return problem
+
+
+def outputs(place, names):
+    """What is made of a Jacobian, whose rows no two ranks share."""
+    problem = outputs_jobs.Problem(place, "four")
+    if place is not None:
+        problem.shard(hessian_free_jobs.hybrid(place))
+    return {name: outputs_jobs.JACOBIANS[name](problem) for name in names}
 
 
 def sent(place):

@@ -24,6 +24,13 @@ def test_shards_give_what_one_process_does():
     assert len({bits(answers) for answers in found}) == 1
 
 
+def test_jacobians_give_what_those_of_one_process_do():
+    names = ["jacobian", "root", "kernel", "lsmr"]
+    found = together(SIZE, hybrid.outputs, names)
+    close(found[0], _plain(hybrid.outputs(None, names)))
+    assert len({bits(answers) for answers in found}) == 1
+
+
 def test_vectors_are_gathered_and_sums_scattered_among_those_that_share_them():
     slots = 4 * SIZE  # by which all ranks agree on a step
     for (product, norm), width in together(SIZE, hybrid.sent):

@@ -4,7 +4,7 @@ import pytest
 
 from tests import outputs_jobs as jobs
 from tests.ranks_faults import BAD, FAULTS
-from tests.ranks_pool import _plain, bits, close
+from tests.ranks_pool import SIZE, _plain, bits, close
 
 pytestmark = pytest.mark.distributed
 
@@ -22,7 +22,7 @@ def expected():
 
 
 @pytest.mark.parametrize("is_sharded", [False, True])
-@pytest.mark.parametrize("split", list(jobs.SPLITS))
+@pytest.mark.parametrize("split", [split for split in jobs.SPLITS if jobs.SIZES[split] <= SIZE])
 def test_jacobians_give_what_those_of_one_process_do(pool, expected, split, is_sharded):
     names = list(jobs.JACOBIANS)
     found = pool.run(jobs.answered, split, names, is_sharded, size=jobs.SIZES[split])
@@ -36,6 +36,14 @@ def test_fits_are_those_of_one_process(pool, split):
     wanted = _in_one_process(names, loss="squares")
     found = pool.run(jobs.answered, split, names, False, "squares", size=jobs.SIZES[split])
     close(found[0], wanted)
+    assert len({bits(answers) for answers in found}) == 1
+
+
+@pytest.mark.parametrize("split", ["ragged", "empty"])
+def test_fits_of_sharded_parameters_are_too(pool, split):
+    names = ["fit by lsmr", "robust lsmr"]
+    found = pool.run(jobs.answered, split, names, True, "squares", size=jobs.SIZES[split])
+    close(found[0], _in_one_process(names, loss="squares"))
     assert len({bits(answers) for answers in found}) == 1
 
 
