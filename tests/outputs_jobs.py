@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import hesse
+from hesse.apps.uncertainty.structures import LowRank
 from hesse.distributed import shard
 from hesse.errors import NonFiniteError
 from hesse.testing import CountingOperator, Traffic, check_operator
@@ -277,7 +278,7 @@ POSTERIORS = {
     "full": _posterior(prior="evidence"),
     "kron": _posterior(structure="kron", prior="weight-decay"),
     "diag": _posterior(structure="diag"),
-    "low-rank": _posterior(structure="low-rank", rank=6),
+    "low-rank": _posterior(structure=LowRank(6)),
     "last layer": _posterior(structure="last-layer", prior="held-out", held_out=_held_out()),
     "a part": _posterior(where="2.*", groups="parameter"),
     # Few steps: later ones of block CG depend on rounding, as do their number.

@@ -151,6 +151,8 @@ def laplace(
         *(Solver(rtol, generator, progress), Work(curvature.products)),
     )
     settled = repr((way, noise, temperature, rtol, start.names))
+    if curvature.A.domain.ranks is not risk.ranks:
+        checkpoint = None  # a matrix that all ranks have: nothing is long, and all would write
     file = Checkpoint(checkpoint, curvature.A, function="laplace", settings=settled)
     posterior = _learnt(posterior, way, noise, risk.weight_decay, file)
 
