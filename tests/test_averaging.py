@@ -81,7 +81,7 @@ def test_a_loss_that_averages_is_tested_once():
         value = risk(parameters(model))
         counts.append(len(calls))
     assert float(value) == pytest.approx(float(whole(whole.params)), rel=1e-12)
-    assert counts == [2 + 4, 2, 2]  # a batch twice, its two parts; then the batches alone
+    assert counts == [2 + 5, 2, 2]  # a batch twice, nearby, its two parts; then the batches alone
 
 
 # --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from hesse.data.reduction import EvaluatedBatch, check_average, check_batches
 from hesse.data.slicing import num_examples
 from hesse.risk.arguments import explaining
 from hesse.risk.call import BatchLoss, LossCall, ModelCall, device_of
+from hesse.risk.nearby import evaluated_nearby
 from hesse.risk.trial import Trial, try_model
 from hesse.vectors.space import Tree
 
@@ -50,13 +52,21 @@ class Averaging:
 
     def _check_slices(self, params: Tree, batch: Batch, trial: Trial) -> None:
         """Raise unless the losses of two slices of a batch combine to that of the whole."""
+        point, whole = self._nearby(params, batch)
         check_average(
-            lambda part: self._evaluated(part, params)[1],
-            trial.value, batch, self.data, mean=self.mean, rtol=trial.rtol,
+            lambda part: self._evaluated(part, point)[1],
+            whole, batch, self.data, mean=self.mean, rtol=trial.rtol,
         )  # fmt: skip
+
+    def _nearby(self, params: Tree, batch: Batch) -> tuple[Tree, float]:
+        """A point near the parameters, and the loss of a batch there."""
+        return evaluated_nearby(
+            lambda point: float(self._evaluated(batch, point)[1]), params, math.isfinite
+        )
 
     def check_batches(self, params: Tree, rtol: float) -> None:
         """Raise unless the losses of the first batch and each other one combine."""
+        params, _ = self._nearby(params, self.data.first)
 
         def evaluate(batch: Batch) -> EvaluatedBatch:
             moved = batch.to(device_of(params))

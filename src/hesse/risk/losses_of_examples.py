@@ -8,6 +8,7 @@ functions of torch, which know their rows, by the loss of each example as a batc
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from hesse.data.selection import WeightedTargets, count_examples
 from hesse.data.slicing import slice_batch
 from hesse.errors import FallbackWarning, FunctionError
 from hesse.risk.call import BatchLoss, device_of
+from hesse.risk.nearby import evaluated_nearby
 from hesse.vectors.space import Space, Tree
 
 
@@ -134,9 +136,13 @@ class OneByOne(LossesOfExamples):
         """Whether the losses of the first batch do, as those of a mean or a sum."""
         coefficient, batch = next(self.risk.batches())
         with torch.no_grad():
-            whole = coefficient * float(self.risk.loss_of(batch)(params))
+            point, whole = evaluated_nearby(
+                lambda point: coefficient * float(self.risk.loss_of(batch)(point)),
+                params,
+                math.isfinite,
+            )
             losses: Callable[[Tree], Tensor] = self.summand(coefficient, batch).function
-            total = float(losses(params).sum()) / self.number
+            total = float(losses(point).sum()) / self.number
         rtol = max(map(rounding_tolerance, Space.of(params).dtypes))
         return agree(total, whole, rtol)
 

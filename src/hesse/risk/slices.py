@@ -13,7 +13,9 @@ from hesse.data.batches import Batch
 from hesse.data.reduction import rounding_tolerance
 from hesse.data.slicing import num_examples, slice_batch
 from hesse.errors import DataError
-from hesse.vectors.space import Space, Tree
+from hesse.risk.arguments import explaining
+from hesse.risk.nearby import evaluated_nearby
+from hesse.vectors.space import Tree
 
 Rows = Callable[[Tree, Batch], list[Tensor]]
 """(params, batch) -> tensors with rows of the examples."""
@@ -26,27 +28,32 @@ def axes_of_examples(rows: Rows, params: Tree, batch: Batch) -> tuple[Axis, ...]
         DataError: the tensors of slices of the batch are not those of the whole side by side.
     """
     number = num_examples(batch)
-    if number == 1:
-        return tuple(Axis(-max(1, part.ndim)) for part in rows(params, batch))
     if number is None:
         return None
+    if number == 1:
+        with explaining(params, batch):
+            alone = rows(params, batch)
+        if any(part.ndim == 0 for part in alone):
+            raise _not_side_by_side("outputs without a dimension for a single example")
+        return tuple(Axis(-part.ndim) for part in alone)
     # Two examples at least, since some models squeeze the dimension of a single one.
     cut = max(1, number // 3, min(2, number // 2))
     slices = slice_batch(batch, [0, cut, number], lambda *_: 1.0)
+
+    def detached(point: Tree, part: Batch) -> list[Tensor]:
+        with explaining(point, part):
+            return [t.detach() for t in rows(point, part)]
+
+    def evaluate(point: Tree) -> list[list[Tensor]]:
+        return [detached(point, part) for part in (batch, *slices)]
+
     # Away from the point, where a layer of zeros could make all rows alike.
-    for point in (_near(params), params):
-        whole, *parts = ([t.detach() for t in rows(point, part)] for part in (batch, *slices))
-        if all(bool(torch.isfinite(t).all()) for each in (whole, *parts) for t in each):
-            break
+    _, (whole, *parts) = evaluated_nearby(evaluate, params, _are_finite)
     return _axes(whole, parts, [num_examples(part) or 0 for part in slices])
 
 
-def _near(params: Tree) -> Tree:
-    """The parameters with a little noise, always the same."""
-    space, generator = Space.of(params), torch.Generator().manual_seed(0)
-    leaves = [leaf.detach() for leaf in space.leaves(params)]
-    noise = [torch.randn(leaf.shape, generator=generator).to(leaf) for leaf in leaves]
-    return space.build([leaf + 0.05 * part for leaf, part in zip(leaves, noise, strict=True)])
+def _are_finite(lists: Sequence[Sequence[Tensor]]) -> bool:
+    return all(bool(torch.isfinite(t).all()) for each in lists for t in each)
 
 
 def _axes(
@@ -57,16 +64,21 @@ def _axes(
         rtol = rounding_tolerance(total.dtype)
         axis = find_axis(total, [part[k] for part in parts], sizes, rtol)
         if axis is None:
-            raise DataError(
-                expected="examples that do not influence one another, so that each has a loss and "
-                "a gradient of its own",
-                got="other outputs for slices of a batch than for the whole",
-                remedy="Call model.eval() where BatchNorm is in train mode; give all that the "
-                "model takes from a batch as a whole, such as padding to its longest example, with "
-                "the data. Exact Fisher matrices and kind='sampled', per='row' take any model.",
-            )
+            raise _not_side_by_side("other outputs for slices of a batch than for the whole")
         axes.append(axis)
     return tuple(axes)
+
+
+def _not_side_by_side(got: str) -> DataError:
+    return DataError(
+        expected="examples that do not influence one another, so that each has a loss and "
+        "a gradient of its own",
+        got=got,
+        remedy="Call model.eval() where BatchNorm is in train mode; give all that the "
+        "model takes from a batch as a whole, such as padding to its longest example, with "
+        "the data; write squeeze(-1) for squeeze(), which takes the dimension of a single example "
+        "too. Exact Fisher matrices and kind='sampled', per='row' take any model.",
+    )
 
 
 def cannot_be_cut() -> DataError:

@@ -12,6 +12,7 @@ with n(i) the example of row i and d_i what row i counts in a mean, which the we
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from hesse.data.reduction import agree, rounding_tolerance
 from hesse.data.selection import WeightedTargets, count_examples
 from hesse.errors import FunctionError
 from hesse.risk.call import Around, BatchLoss
+from hesse.risk.nearby import evaluated_nearby
 from hesse.risk.slices import axes_of_examples, cannot_be_cut
 from hesse.vectors.space import Space, Tree
 
@@ -179,13 +181,15 @@ def _check(
     rtol: float,
 ) -> None:
     """Raise unless weights of one leave the loss as it is, and weights of one half halve it."""
-    value = float(loss_of(batch)(params).detach())
+    point, value = evaluated_nearby(
+        lambda point: float(loss_of(batch)(point).detach()), params, math.isfinite
+    )
     number = count_examples(batch)
     for weight in (1.0, 0.5):
         weights = torch.full((number,), weight, dtype=torch.float64)
         targets = WeightedTargets(batch.targets, weights)
         weighted = replace(loss_of(replace(batch, targets=targets)), around=weighting)
-        if not agree(float(weighted(params).detach()), weight * value, rtol):
+        if not agree(float(weighted(point).detach()), weight * value, rtol):
             raise _refused(f"{name}, which is something else than a mean or a sum of their rows")
 
 
