@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hesse.ad.likelihoods.categorical import over_total
 from hesse.ad.likelihoods.likelihood import Likelihood
+from hesse.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,14 @@ class Axis:
 
     def split(self, rows: Tensor, examples: int) -> Tensor:
         """The rows with the examples in a dimension of their own, at `dim - 1`."""
+        if rows.ndim < -self.dim or rows.shape[self.dim] % examples:
+            raise DataError(
+                expected=f"outputs with {examples} examples in dimension {self.dim}, where those "
+                "of other batches have them",
+                got=f"outputs of shape {tuple(rows.shape)}",
+                remedy="Write squeeze(-1) for squeeze(), which takes the dimension of a single "
+                "example too; give the outputs of every batch the same form.",
+            )
         if self.outer:
             return rows.unflatten(self.dim, (examples, -1))
         return rows.unflatten(self.dim, (-1, examples)).transpose(self.dim - 1, self.dim)

@@ -142,6 +142,14 @@ class Batches:
         """The first batch."""
         return next(self._sweep())
 
+    @property
+    def first_of_several(self) -> Batch:
+        """The first batch of at least two examples, in whose tensors they can be found; or any."""
+        first = self.first
+        if _count_or_none(first.inputs) != 1:
+            return first
+        return next((b for b in self._sweep() if _count_or_none(b.inputs) != 1), first)
+
     def weigh(self, inputs: Any, targets: Any) -> float:
         """The weight of a batch, at least zero."""
         if self.weight is not None:
@@ -237,11 +245,15 @@ def _not_positive(weight: float) -> DataError:
     )
 
 
+def _count_or_none(inputs: Any) -> int | None:
+    return next((tensor.shape[0] for tensor in tensors(inputs) if tensor.ndim > 0), None)
+
+
 def _count(inputs: Any) -> int:
     """The size of the first dimension of the first tensor that has one."""
-    for tensor in tensors(inputs):
-        if tensor.ndim > 0:
-            return tensor.shape[0]
+    count = _count_or_none(inputs)
+    if count is not None:
+        return count
     raise DataError(
         expected="inputs whose first dimension counts the examples",
         got="inputs without such a tensor",

@@ -216,10 +216,7 @@ class Risk(OneLine):
         return other
 
     def with_unseen_batches(self) -> Risk:
-        """The same risk, with the batches of which the loss sees nothing; the programs are shared.
-
-        Their loss may be NaN: only their inputs and outputs count.
-        """
+        """The same with the batches of which the loss sees nothing, and which may then be NaN."""
         return self._with(self.data.with_unseen())
 
     def in_microbatches(self, most: int) -> Risk:
@@ -262,12 +259,15 @@ class Risk(OneLine):
         with alike(self.ranks):
             weights = selection.checked_weights(weights, selection.total_examples(plain.data))
             weighting = None
-            for first in plain._first:
-                weighting = Weighting.of(plain.loss_of, params, first, plain.loss_name)
+            if plain.data.count:
+                batch = plain.data.first_of_several
+                weighting = Weighting.of(plain.loss_of, params, batch, plain.loss_name)
             data = selection.WithWeights(plain.data, weights)
             weigh, known = ignoring_weights(plain.data.weight), ignoring_weights(plain.data.known)
             held = list(data) if plain.holds_data else data
-            other = plain._with(Batches(held, weigh, known=known, may_be_empty=not plain._first))
+            other = plain._with(
+                Batches(held, weigh, known=known, may_be_empty=not plain.data.count)
+            )
         other._weighting, other._plain, other._known_weight = weighting, plain, known
         return other
 

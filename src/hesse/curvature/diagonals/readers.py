@@ -168,7 +168,7 @@ def _axes_of_outputs(risk: Risk, params: Tree) -> tuple[Axis, ...] | None:
         except LinearLossError as error:  # the model computes its loss itself
             raise DataError(expected=error.expected, got=error.got, remedy=error.remedy) from error
 
-    return axes_of_examples(outputs, params, risk.data.first)
+    return axes_of_examples(outputs, params, risk.data.first_of_several)
 
 
 def _is_fisher_matrix(f: BoundFunction, name: str) -> bool:
