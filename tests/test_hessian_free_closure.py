@@ -253,3 +253,37 @@ def test_what_a_closure_must_not_do_is_said():
     with pytest.raises(ArgumentError, match="closure"):
         optimizer().step(data=(x, y))
     assert torch.equal(flat(model), before)
+
+
+# -- Frozen parameters -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["parameters", "named", "groups"])
+def test_frozen_parameters_stay_as_they_are(form):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    model[0].requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    x, y = torch.randn(8, 3).double(), torch.arange(8) % 3
+    given = {
+        "parameters": lambda: model.parameters(),
+        "named": lambda: model.named_parameters(),
+        "groups": lambda: [{"params": layer.parameters(), "lr": 1.0} for layer in model[::2]],
+    }[form]()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = HessianFree(given)
+    losses = [float(optimizer.step(lambda: cross_entropy(model(x), y))) for _ in range(3)]
+    assert losses[2] < losses[1] < losses[0]
+    changed = [n for n, p in model.named_parameters() if not torch.equal(p, before[n])]
+    assert changed == ["2.weight"]
+
+
+def test_parameters_that_are_frozen_later_are_refused():
+    model = nn.Linear(3, 3)
+    x, y = torch.randn(8, 3), torch.arange(8) % 3
+    optimizer = HessianFree(model.named_parameters())
+    model.bias.requires_grad_(False)
+    with pytest.raises(ArgumentError, match="'bias' frozen since"):
+        optimizer.step(lambda: cross_entropy(model(x), y))
+    with pytest.raises(ArgumentError, match="none requires a gradient"):
+        HessianFree([model.bias])

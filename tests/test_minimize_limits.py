@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from hesse.errors import ArgumentError, Status
+from hesse.errors import ArgumentError, HesseError, Status
 from hesse.krylov import inverse_operator
 from hesse.operators import function_operator
 from hesse.optimize import least_squares, minimize
@@ -216,3 +216,16 @@ def test_a_checkpoint_of_a_function_with_the_same_derivative_is_refused(call, tm
     with pytest.raises(ArgumentError, match=r"a run with this operator (gradient|residuals)"):
         run(0.25)
     assert run(0.5).success
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: minimize(lambda x: (x**2).sum(), x),
+        lambda x: minimize(lambda x: (x**2).sum(), x, method="lbfgs"),
+        lambda x: least_squares(lambda x: torch.ones(3) + x.sum(), x),
+    ],
+)
+def test_no_variables_are_refused(call):
+    with pytest.raises(HesseError, match="x0 with at least one number"):
+        call(torch.zeros(0))

@@ -65,6 +65,18 @@ def test_objects_that_a_user_pickles_are_the_same_again():
     assert torch.equal(pickle.loads(pickle.dumps(result)).x, result.x)
 
 
+def test_a_posterior_that_a_user_pickles_predicts_the_same():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    x = torch.randn(6, 3)
+    risk = hesse.Risk(model, nn.CrossEntropyLoss(), (x, torch.arange(6) % 3))
+    for structure in ("full", "kron", "last-layer"):
+        posterior = hesse.apps.laplace(risk, structure=structure)
+        copied = pickle.loads(pickle.dumps(posterior))
+        assert torch.equal(copied.predict(x), posterior.predict(x))
+        assert copied.log_evidence == posterior.log_evidence
+
+
 def test_a_function_that_cannot_be_pickled_is_named():
     with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
         pickle.dumps(hesse.hessian_operator(lambda x: (x**2).sum(), torch.ones(2)))

@@ -201,6 +201,16 @@ def test_subset_is_the_risk_of_these_examples(indices):
         )
 
 
+def test_places_may_be_a_set_and_what_is_no_place_is_named():
+    r = risk("mean")
+    torch.testing.assert_close(r.subset({5, 2})(r.params), r.subset([2, 5])(r.params))
+    for wrong, got in ((None, "a NoneType"), ("abc", "a str"), ([[0], [1, 2]], "a list")):
+        with pytest.raises(ArgumentError, match=f"got:      {got}"):
+            r.subset(wrong)
+        with pytest.raises(ArgumentError, match=f"got:      {got}"):
+            r.weighted(wrong)
+
+
 @pytest.mark.parametrize("parts", [(N,), (4, 3)])
 def test_an_autoencoder_whose_targets_are_its_inputs(parts):
     torch.manual_seed(0)

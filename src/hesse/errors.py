@@ -193,6 +193,19 @@ def check_not_empty(shape: tuple[int, int]) -> None:
         )
 
 
+def check_has_variables(n: int) -> None:
+    """Raise unless a function has variables to be minimised over.
+
+    >>> check_has_variables(1)
+    """
+    if n == 0:
+        raise ShapeError(
+            expected="x0 with at least one number",
+            got="none",
+            remedy="Evaluate the function; there is nothing to minimise over.",
+        )
+
+
 def check_flags(**flags: bool) -> None:
     """Raise unless each of these named arguments is True or False.
 

@@ -91,13 +91,28 @@ def total_examples(batches: Batches) -> int:
     return sum(map(count_examples, batches))
 
 
+def _as_tensor(numbers: Any) -> Tensor | None:
+    """The numbers as a tensor; None if they are no numbers."""
+    try:
+        return torch.as_tensor(numbers).detach()
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _described(numbers: Any, tensor: Tensor | None) -> str:
+    if tensor is None:
+        return f"a {type(numbers).__name__}"
+    return f"shape {tuple(tensor.shape)}, {tensor.dtype}"
+
+
 def checked_weights(weights: Any, number: int) -> Tensor:
     """The weights as a vector; raises unless there is a finite one for each example."""
-    w = torch.as_tensor(weights).detach()
-    if w.shape != (number,) or not w.is_floating_point() or not bool(torch.isfinite(w).all()):
+    w = _as_tensor(weights)
+    is_vector = w is not None and w.shape == (number,) and w.is_floating_point()
+    if w is None or not is_vector or not bool(torch.isfinite(w).all()):
         raise ArgumentError(
             expected=f"a floating-point vector of {number} finite weights, one for each example",
-            got=f"shape {tuple(w.shape)}, {w.dtype}",
+            got=_described(weights, w),
             remedy="Give torch.ones(number of examples) with the weights changed, in the order of "
             "the batches.",
         )
@@ -106,14 +121,14 @@ def checked_weights(weights: Any, number: int) -> Tensor:
 
 def checked_indices(indices: Any, number: int) -> Tensor:
     """Places as a vector of integers; a mask of booleans marks them."""
-    i = torch.as_tensor(indices).detach().cpu()
-    if i.dtype is torch.bool and i.shape == (number,):
+    i = _as_tensor(list(indices) if isinstance(indices, (set, frozenset)) else indices)
+    if i is not None and i.dtype is torch.bool and i.shape == (number,):
         i = i.nonzero()[:, 0]
-    is_vector = i.ndim == 1 and i.dtype in (torch.int64, torch.int32) and len(i) > 0
-    if not is_vector or not 0 <= int(i.min()) <= int(i.max()) < number:
+    is_vector = i is not None and i.ndim == 1 and i.dtype in (torch.int64, torch.int32)
+    if i is None or not is_vector or not len(i) or not 0 <= int(i.min()) <= int(i.max()) < number:
         raise ArgumentError(
             expected=f"places of examples, from 0 to {number - 1}, or a mask of {number} booleans",
-            got=f"shape {tuple(i.shape)}, {i.dtype}",
+            got=_described(indices, i),
             remedy="Give a vector of integers, at least one.",
         )
-    return i.long()
+    return i.long().cpu()

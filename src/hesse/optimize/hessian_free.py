@@ -36,6 +36,7 @@ from hesse.optimize.hessian_free_arguments import (
     check_preconditioner,
     check_source,
     check_state,
+    check_trainable,
     groups_of,
 )
 from hesse.optimize.hessian_free_method import method_of
@@ -70,7 +71,8 @@ class HessianFree(torch.optim.Optimizer):
     Args:
         risk: the model, loss and data; the trainable parameters of the model are updated in place.
             Use all data, or large batches (1,000 examples and more) given to `step`; with `group=`
-            on all processes. Or parameters as any torch optimiser takes them, for `step(closure)`.
+            on all processes. Or parameters as any torch optimiser takes them, for `step(closure)`;
+            frozen ones stay as they are.
         curvature: "ggn", "hessian", or a function of the risk and the parameters that returns a
             symmetric operator, such as `hesse.fisher_operator`. With one whose structure gives its
             inverse (`hesse.kfac_operator`, a diagonal) the step is -(K + lambda I)^-1 g and the
@@ -235,6 +237,7 @@ class HessianFree(torch.optim.Optimizer):
             data: data for this step instead of the risk's own, in a form that `Risk` takes.
         """
         check_source(self.risk, closure, data)
+        check_trainable(self.param_groups)
         value = None
         if self._closures is not None and closure is not None:
             risk, value = self._closures.of(closure)

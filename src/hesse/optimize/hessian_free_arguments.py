@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hesse.errors import ArgumentError, OperatorError, check_choice, check_positive
 from hesse.operators.algebra import LinearOperator
 from hesse.optimize.preconditioners import NAMES
+from hesse.risk.closure import names_of
 from hesse.risk.fsdp import hold_shards
 from hesse.risk.risk import Risk
 
@@ -28,8 +29,12 @@ def groups_of(source: Any) -> tuple[list[Any], Risk | None]:
     elif isinstance(source, Iterable) and not isinstance(source, (Tensor, nn.Module, str, bytes)):
         groups = list(source)
         if groups and all(map(_is_parameter, groups)):
-            return groups, None
+            trainable = _trainable(groups)
+            if trainable:
+                return trainable, None
         got = f"a {type(source).__name__} of something else" if groups else "no parameters"
+        if groups and all(map(_is_parameter, groups)):
+            got = "parameters of which none requires a gradient"
     else:
         got = f"a {type(source).__name__}"
     raise ArgumentError(
@@ -39,6 +44,40 @@ def groups_of(source: Any) -> tuple[list[Any], Risk | None]:
         remedy="HessianFree(hesse.Risk(model, loss, data)), or HessianFree(model.parameters()) "
         "and step(closure); to minimise a function of tensors use hesse.minimize.",
     )
+
+
+def _trainable(groups: list[Any]) -> list[Any]:
+    """The parameters, or the groups of them, that require gradients; frozen ones are constants."""
+    if not any(isinstance(group, dict) for group in groups):
+        return [p for p in groups if _requires_gradient(p)]
+    found = []
+    for group in groups:
+        if not isinstance(group, dict) or "params" not in group:
+            found.append(group)  # torch says what is wrong
+            continue
+        params = group["params"]
+        params = [params] if isinstance(params, Tensor) else list(params)
+        left = [p for p in params if _requires_gradient(p)]
+        found += [{**group, "params": left}] if left or not params else []
+    return found
+
+
+def _requires_gradient(value: Any) -> bool:
+    tensor = value[1] if isinstance(value, tuple) and len(value) == 2 else value
+    return getattr(tensor, "requires_grad", True)
+
+
+def check_trainable(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raise where a parameter was frozen after the optimiser was made."""
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    named = zip(names_of(groups), parameters, strict=True)
+    frozen = [name for name, parameter in named if not parameter.requires_grad]
+    if frozen:
+        raise ArgumentError(
+            expected="parameters that require gradients, as when the optimiser was made",
+            got=f"{', '.join(map(repr, frozen[:4]))} frozen since",
+            remedy="Make a new HessianFree when parameters are frozen; or freeze a group by lr=0.",
+        )
 
 
 def _is_parameter(value: Any) -> bool:

@@ -20,6 +20,7 @@ from hesse.errors import (
     Status,
     check_choice,
     check_count,
+    check_has_variables,
     check_tolerances,
     is_number,
 )
@@ -153,6 +154,7 @@ def least_squares(
     function: Any = _as_function(given)
     start = _jacobian(function, x0, ranks, is_fixed=checkpoint is not None)
     space = start.domain
+    check_has_variables(space.n)
     x = space.flatten(x0, what="x0").clone()
     space.check_finite(x, "x0")
     is_dense = method in ("svd", "svd-long") or (

@@ -21,6 +21,7 @@ from hesse.errors import (
     Status,
     check_choice,
     check_count,
+    check_has_variables,
     check_tolerances,
 )
 from hesse.krylov.preconditioners.choose import on_space
@@ -183,6 +184,7 @@ def minimize(
         checkpoint=checkpoint,
     )
     start = _operator(f, x0, curvature, mode, is_fixed=checkpoint is not None)
+    check_has_variables(start.domain.n)
     limits.share(start.domain.ranks)
     run_key = {
         "method": repr(chosen),

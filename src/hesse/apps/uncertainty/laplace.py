@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -155,16 +156,25 @@ def laplace(
         checkpoint = None  # a matrix that all ranks have: nothing is long, and all would write
     file = Checkpoint(checkpoint, curvature.A, function="laplace", settings=settled)
     posterior = _learnt(posterior, way, noise, risk.weight_decay, file)
-
-    def predictive(posterior: Posterior) -> Predictive:
-        return Predictive(posterior, Outputs.of(risk, chosen), last)
-
+    predictive = _PredictiveOf(risk, chosen, last)
     if way == "held-out":
         found = predictive(posterior)
         data = held_out_data(held_out, found.outputs, posterior)
         posterior = chosen_on(found, data, file.part("held-out"))
     _ = posterior.precision  # raises here, not at the first use
     return Laplace(name, posterior, predictive, held_out)
+
+
+@dataclass(frozen=True)
+class _PredictiveOf:
+    """A posterior -> what it says of the outputs of a risk; it can be pickled."""
+
+    risk: Risk
+    chosen: Chosen
+    last: LastLayer | None
+
+    def __call__(self, posterior: Posterior) -> Predictive:
+        return Predictive(posterior, Outputs.of(self.risk, self.chosen), self.last)
 
 
 def _checked(risk: Any, params: Tree | None) -> tuple[Risk, Tree]:
