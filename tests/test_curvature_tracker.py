@@ -340,6 +340,10 @@ REFUSED = {
     "a negative rate": (lambda: forever().step(None, -0.1), "learning_rate >= 0"),
     "a momentum of one": (lambda: forever().step(None, 0.1, momentum=1.0), "beta < 1"),
     "another module": (lambda: forever().step(nn.Linear(2, 2)), "parameters of the risk"),
+    "an optimizer as the parameters": (
+        lambda: forever().step(torch.optim.SGD(net().parameters(), 0.1)),
+        "params to be a tensor",
+    ),
     "a state of something else": (lambda: forever().load_state_dict({}), "a state with"),
     "a plot of nothing": (lambda: forever().history.plot(), "at least one measurement"),
 }

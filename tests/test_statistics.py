@@ -120,6 +120,23 @@ def test_for_canonical_links_both_informations_are_equal_and_a_risk_equals_its_f
             )
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_robust_errors_of_weighted_examples_have_the_squares_of_the_weights(reduction):
+    """Scores are w s: a constant weight changes no sandwich, although it changes the Hessian."""
+    model = nn.Linear(k, 1, bias=False).double()
+    params, y = {"weight": FITS["logit"][None]}, TARGETS["logit"][:, None]
+    loss = nn.BCEWithLogitsLoss(reduction=reduction)
+    risk = hesse.Risk(model, loss, [(X[:70], y[:70]), (X[70:], y[70:])])
+    plain = standard_errors(risk, params, robust="HC0").covariance
+    twice = risk.weighted(torch.full((n,), 2.0, dtype=DOUBLE))
+    close(standard_errors(twice, params, robust="HC0").covariance, plain)
+    w = 0.5 + torch.rand(n, dtype=DOUBLE, generator=seeded(2))
+    fit = hesse.minimize(risk.weighted(w), params).x
+    f = terms("logit")
+    right = standard_errors(lambda b: w * f(b), fit["weight"][0], robust="HC0").covariance
+    close(standard_errors(risk.weighted(w), fit, robust="HC0").covariance, right)
+
+
 def test_the_fisher_information_of_a_probit_is_not_its_hessian():
     """With log-probabilities as outputs the Gauss-Newton matrix is the expected information."""
     beta = FITS["probit"]

@@ -173,10 +173,13 @@ class RiskLikelihood(Likelihood):
         return [_examples(batch.inputs) for _, batch in self.risk.batches()]
 
     def spread(self, Y: Tensor, clusters: Tensor | None) -> Tensor:
-        if clusters is None:
+        if clusters is None and not self.risk.is_weighted:
             covariance = gradient_covariance_operator(self.risk, self.params)
             return self.num_observations * (Y.T @ covariance._matmat(Y))
-        rows = torch.stack([self._score(clusters == c) @ Y for c in clusters.unique()])
+        if clusters is None:  # a score has the weight of its example, and S has its square
+            rows = self.risk.per_example.jvp(self.params, Y) * (self.scale / sum(self.counts))
+        else:
+            rows = torch.stack([self._score(clusters == c) @ Y for c in clusters.unique()])
         return rows.T @ rows
 
     def _score(self, chosen: Tensor) -> Tensor:

@@ -322,7 +322,9 @@ def _share(budget: Any) -> float:
 def _point(risk: Risk, params: Any) -> Tree:
     """The parameters of a step, as the risk takes them."""
     if not isinstance(params, nn.Module):
-        return point_of(risk, params, "params")
+        point = point_of(risk, params, "params")
+        space = Space.of(point, what="params")  # raises for what is no tree, as an optimizer
+        return space.build(list(space.leaves(point, what="params")))
     module: Any = ModelCall.of(params).model
     named = dict(module.named_parameters(remove_duplicate=False))
     names = Space.of(risk.params, what="params").names
