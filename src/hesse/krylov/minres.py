@@ -162,7 +162,8 @@ def _step(system: System, state: MINRESState, is_exact: bool) -> Status:
     elif slope <= _level(system) * state.A_norm:
         return _least_squares(system, state)
     kept, added = _move(state, v, w, alpha, beta, gamma_bar)
-    state.residual_norm = _norm(kept * state.residual_norm, added**2 * ww - 2 * kept * added * rw)
+    step = added * math.sqrt(ww)
+    state.residual_norm = _norm(kept * state.residual_norm, step**2 - 2 * kept * (added * rw))
     state.w, state.w_last, state.y = w, state.w, y
     state.beta, state.beta_last = beta, state.beta
     state.iteration += 1
