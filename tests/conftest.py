@@ -99,6 +99,12 @@ def seed(number):
         torch.cuda.manual_seed_all(number)
 
 
+def pytest_collectstart(collector):
+    """The numbers that a module draws when it is imported are the same in every run."""
+    if isinstance(collector, pytest.Module):
+        seed(0)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     """Each test starts from one seed, and must leave torch's global settings as they were."""

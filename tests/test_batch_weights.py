@@ -2,6 +2,7 @@
 """A batch weighs as its loss averages: known losses, weights of the user, tolerances."""
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -71,6 +72,30 @@ def test_losses_of_torch_weigh_batches_by_what_they_average_over(loss, y, cut):
             H = make(other, x)
             assert float(H.value) == pytest.approx(float(expected.value), rel=1e-12)
             assert norm(H @ v - expected @ v) <= 1e-11 * norm(expected.to_dense())
+
+
+class InTurns:
+    """A loader that puts the examples into batches in one order, and next time in another."""
+
+    def __init__(self, data, orders):
+        self._data, self._orders = data, itertools.cycle(orders)
+
+    def __iter__(self):
+        for places in torch.tensor(next(self._orders)).split(2):
+            yield tuple(part[places] for part in self._data)
+
+
+@pytest.mark.parametrize("mode", ["reverse-over-reverse", "retained-graph", "traced-split"])
+def test_a_batch_of_which_the_loss_sees_nothing_comes_in_some_orders_only(mode):
+    y = torch.tensor([0, 1, -100, -100, 2, 1])
+    data = InTurns((INPUTS[:6], y), [[0, 1, 2, 3, 4, 5], [2, 1, 3, 0, 4, 5]])
+    alone = Risk(LogSoftmax(), nn.NLLLoss(), (INPUTS[:6], y))
+    x, v = alone.params, torch.arange(15.0).double()
+    expected = hessian_operator(alone, x)
+    H = hessian_operator(Risk(alone.model, nn.NLLLoss(), data), x, mode=mode)
+    for _ in range(4):
+        torch.testing.assert_close(H @ v, expected @ v)
+    torch.testing.assert_close(H.value, expected.value)
 
 
 def test_the_weight_of_known_targets_follows_a_write_to_them():

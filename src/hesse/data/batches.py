@@ -93,11 +93,7 @@ class Batches:
         may_change = not is_cut and not isinstance(self._batches, (list, tuple))
         self._checksum = SweepChecksum() if may_change else None
         self._leaves_out = False
-        weights = []
-        for batch in self._sweep():
-            weights.append(batch.weight)
-            if self._checksum is not None and batch.weight > 0.0:
-                self._checksum.add(_named(batch))
+        weights = [batch.weight for batch in self._sweep(self._checksum)]
         if not any(weights) and not may_be_empty:
             raise DataError(
                 expected="at least one batch",
@@ -117,11 +113,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         total, checksum = 0.0, None if self._checksum is None else SweepChecksum()
-        for batch in self._sweep():
+        for batch in self._sweep(checksum):
             total += batch.weight
-            if checksum is not None and self._checksum is not None and batch.weight > 0.0:
-                checksum.add(_named(batch))
-                _check_dtypes(checksum, self._checksum)
             yield batch
         if abs(total - self.total_weight) > 1e-9 * self.total_weight:
             raise DataError(
@@ -162,14 +155,22 @@ class Batches:
             raise _not_positive(weight)
         return weight
 
-    def _sweep(self) -> Iterator[Batch]:
-        for number, batch in enumerate(self._batches):
-            inputs, targets = inputs_and_targets(batch)
+    def _sweep(self, checksum: SweepChecksum | None = None) -> Iterator[Batch]:
+        """The batches; the checksum is of all of them.
+
+        In another order the examples of one that is left out may be among others.
+        """
+        for number, given in enumerate(self._batches):
+            inputs, targets = inputs_and_targets(given)
             weight = self._weight_of(number, inputs, targets)
             if weight == 0.0 and self.weight is None and _count(inputs) == 0:
                 raise _not_positive(weight)
+            batch = Batch(inputs, targets, weight, _device(inputs, targets))
+            if checksum is not None and self._checksum is not None:
+                checksum.add(_named(batch))
+                _check_dtypes(checksum, self._checksum)
             if weight > 0.0 or not self._leaves_out:
-                yield Batch(inputs, targets, weight, _device(inputs, targets))
+                yield batch
 
     def _weight_of(self, number: int, inputs: Any, targets: Any) -> float:
         """As `weigh`; that of a known loss, which reads the targets, is kept while they stay."""
