@@ -48,7 +48,7 @@ MAKERS = {
     "jacobi": lambda A: jacobi(A, generator=seeded()),
     "block-jacobi": lambda A: block_jacobi(A, 8, probes=2, generator=seeded()),
     "exact block-jacobi": lambda A: block_jacobi(A, 7, probes=None),
-    "nystrom": lambda A: nystrom(A, 6, generator=seeded()),
+    "nystrom": lambda A: nystrom(A, 8, generator=seeded()),
     "adaptive nystrom": lambda A: nystrom(A, 2, max_rank=30, damping=1e-3, generator=seeded()),
     "pivoted-cholesky": lambda A: pivoted_cholesky(A, 6, diagonal=A.to_dense().diagonal()),
     "quasi-newton": lambda A: quasi_newton(pairs_of(A.to_dense(), 6)),
@@ -86,7 +86,7 @@ def test_each_takes_trees_and_saves_iterations(maker):
     A = dense_operator(matrix) + 0.02 * diagonal_operator(tree)
     M = MAKERS[maker](A)
     torch.testing.assert_close((M @ tree)["b"].reshape(-1), M.to_dense()[10:].sum(dim=1))
-    # 90 without; from 19 (adaptive Nystrom) to 74 (Nystrom of rank 6) with.
+    # 86 to 90 without, by the rounding of the machine; from 19 (adaptive) to 63 (Nystrom) with.
     assert iterations(A, M) <= 0.85 * iterations(A)
 
 
