@@ -84,16 +84,21 @@ class Checkpoint:
             self._parts = ShardedFile(A.domain)
         with alike(self._ranks):
             self._check_place(self.path)
-        self._fingerprints = self._fingerprints_of({"A": A, **run_key})
-        self._run_key = {
+        self._fingerprints: dict[str, Fingerprint] = {}
+        self._run_key: dict[str, Any] = {
             "format": _FORMAT,
             "shape": list(A.shape),
             "dtype": str(A.dtype),
-            **{
-                k: _VECTOR if k in self._fingerprints else _as_json(v)
-                for k, v in run_key.items()
-                if not isinstance(v, LinearOperator)
-            },
+        }
+        self._demand({"A": A, **run_key})
+
+    def _demand(self, run_key: dict[str, Any]) -> None:
+        """These too must be the same for a run to continue."""
+        self._fingerprints = self._fingerprints | self._fingerprints_of(run_key)
+        self._run_key = self._run_key | {
+            k: _VECTOR if k in self._fingerprints else _as_json(v)
+            for k, v in run_key.items()
+            if not isinstance(v, LinearOperator)
         }
 
     def _fingerprints_of(self, run_key: dict[str, Any]) -> dict[str, Fingerprint]:
@@ -118,12 +123,13 @@ class Checkpoint:
                 "a file that can be written, in a folder that exists", str(error)
             ) from error
 
-    def part(self, name: str) -> Checkpoint:
-        """The checkpoint of one stage of a run, in a file of its own."""
+    def part(self, name: str, **run_key: Any) -> Checkpoint:
+        """The checkpoint of one stage of a run, in a file of its own, with a key of its own."""
         part = copy.copy(self)
         if self.path is not None:
             part.path = self.path.with_name(f"{self.path.name}.{name}")
             part._parts = copy.copy(self._parts)
+            part._demand(run_key)
         return part
 
     def resume(self, state: Any) -> bool:

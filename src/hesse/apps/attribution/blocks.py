@@ -7,10 +7,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from hesse.checkpoint import Checkpoint
+from hesse.errors import Status
 from hesse.krylov.solution import Solution
+from hesse.operators.diagonal import DiagonalOperator
+from hesse.risk.per_example import PerExample
+from hesse.vectors.space import Space, Tree
 
 Block = TypeVar("Block")
 
@@ -37,15 +42,31 @@ class Blocks(Generic[Block]):
     file: Checkpoint
 
     def of(self, blocks: Iterable[Block]) -> tuple[Done, Solution | None]:
-        """The scores of all of them, and the last solution; None if all were in the file."""
+        """The scores of all of them, and the last solution; None if all were in the file.
+
+        Raises:
+            KeyboardInterrupt: in a system, whose block is taken again when the run continues.
+        """
         done, solution = Done(), None
         self.file.resume(done)
         for number, block in enumerate(blocks):
             if number < len(done.scores):
                 continue
             scores, solution = self.solve(block)
+            if solution.status is Status.INTERRUPTED:
+                self.file.save(done, now=True)
+                raise KeyboardInterrupt
             done.scores.append(scores)
             done.products += solution.products
             done.converged = done.converged and solution.converged
             self.file.save(done)
         return done, solution
+
+
+def examples_at(params: Tree, each: PerExample) -> DiagonalOperator:
+    """By which a checkpoint recognises the examples, in their order, at these parameters.
+
+    The curvature does not tell: it may be given, and that of least squares knows no targets.
+    """
+    weights = torch.cos(torch.arange(1, each.number + 1, dtype=torch.float64) ** 2)
+    return DiagonalOperator(Space.of(params, what="params"), each.vjp(params, weights))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hesse.apps.attribution.blocks import Blocks
+from hesse.apps.attribution.blocks import Blocks, examples_at
 from hesse.apps.attribution.matrix import Curvature, Matrix
 from hesse.apps.attribution.queries import Queries, queries_of
 from hesse.apps.attribution.removal import Groups, check_newton, check_renormalises
@@ -270,7 +270,8 @@ def _newton(
     file = Checkpoint(
         *(checkpoint, matrix.of(matrix.risk)),
         function="influence",
-        settings=repr((matrix.damping, matrix.rtol)),
+        settings=repr((matrix.damping, matrix.rtol, matrix.max_products)),
+        examples=None if checkpoint is None else examples_at(params, each),
         queries=before,
         groups=torch.stack([sets.examples, sets.group]),
     )

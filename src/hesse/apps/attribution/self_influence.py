@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.apps.attribution.blocks import Blocks
+from hesse.apps.attribution.blocks import Blocks, examples_at
 from hesse.apps.attribution.influence import Influence, checked
 from hesse.apps.attribution.matrix import Curvature, Matrix
 from hesse.boundary import public
@@ -86,6 +86,7 @@ def self_influence(
         *(checkpoint, A),
         function="self_influence",
         settings=repr((damping, most, rtol, each.number)),
+        examples=None if checkpoint is None else examples_at(params, each),
     )
     done, solution = Blocks(solved, file).of(each.gradients(params, most))
     scores = torch.cat(done.scores)

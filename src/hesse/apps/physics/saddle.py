@@ -27,6 +27,7 @@ from hesse.errors import (
     check_tolerances,
 )
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.diagonal import DiagonalOperator
 from hesse.optimize.result import OptimizeResult
 from hesse.progress import Callback, FilePath, Run
 from hesse.vectors.space import Space, Tree
@@ -180,8 +181,14 @@ def saddle(
     along = None if direction is None else space.flatten(direction, what="direction").detach()
     status = Status.MAX_ITERATIONS
     settings = repr((rigid, radius, largest, atol))
+    gradient = DiagonalOperator(space, climb.H.flat_gradient)  # f with a linear term has the same H
     file = Checkpoint(
-        limits.checkpoint, climb.H, function="saddle", settings=settings, x=flat, direction=along
+        *(limits.checkpoint, climb.H),
+        function="saddle",
+        settings=settings,
+        x=flat,
+        direction=along,
+        gradient=gradient,
     )
     saved = SavedClimb(flat)
     with limits:

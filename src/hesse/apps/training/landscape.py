@@ -16,8 +16,10 @@ from hesse.apps.training.plane import Plane, given_directions, plane_of
 from hesse.boundary import public
 from hesse.checkpoint import Checkpoint, FilePath
 from hesse.curvature.hessian import hessian_operator
+from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.point import point_of
 from hesse.errors import ArgumentError, FunctionError, Status, check_count, is_number
+from hesse.operators.diagonal import DiagonalOperator
 from hesse.progress import Run
 from hesse.result import Result, pyplot
 from hesse.risk.risk import Risk
@@ -135,11 +137,17 @@ def landscape(
     H = hessian_operator(risk, params)
     state = _Evaluations(torch.zeros(count, count, dtype=H.dtype))
     named = directions if isinstance(directions, str) else given_directions(H.domain, directions)
+    theta = H.domain.flatten(params)
     file = Checkpoint(
-        checkpoint, H, function="landscape", directions=named, radius=given, grid=count
+        *(checkpoint, H),
+        function="landscape",
+        directions=named,
+        radius=given,
+        grid=count,
+        params=theta,
+        centre=None if checkpoint is None else _centre(H),
     )
     file.resume(state)
-    theta = H.domain.flatten(params)
     if state.directions is None:
         plane = plane_of(H, theta, named, generator)
         state.directions, state.found = plane.directions, plane.found
@@ -203,6 +211,14 @@ def _evaluate(
             state.summands, state.rows = number + 1, 0
     if run.status is Status.INTERRUPTED:
         raise KeyboardInterrupt  # a sum over some of the batches is no loss
+
+
+def _centre(H: CurvatureOperator) -> DiagonalOperator:
+    """By which a checkpoint recognises f beyond its Hessian: its value and its gradient.
+
+    Their sum, since at a minimum the gradient alone is rounding.
+    """
+    return DiagonalOperator(H.domain, H.flat_gradient + H.value)
 
 
 def _radii(radius: Any) -> list[float] | None:

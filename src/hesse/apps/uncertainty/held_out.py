@@ -18,8 +18,9 @@ from hesse.apps.uncertainty.posterior import Posterior
 from hesse.apps.uncertainty.precision import GAMMA_DRAWS
 from hesse.apps.uncertainty.predictive import Normal, Predictive
 from hesse.checkpoint import Checkpoint
+from hesse.operators.diagonal import DiagonalOperator
 from hesse.risk.risk import Risk
-from hesse.vectors.space import Tree
+from hesse.vectors.space import Space, Tree
 
 _GRID = 10.0 ** torch.linspace(-4.0, 6.0, 41, dtype=torch.float64)
 _COARSE = 10.0 ** torch.linspace(-2.0, 4.0, 13, dtype=torch.float64)
@@ -89,6 +90,7 @@ def _one_by_one(
     predictive: Predictive, data: HeldOut, grid: Tensor, file: Checkpoint
 ) -> list[float]:
     """The NLL for each prior precision, by variances from the same random numbers."""
+    file = file.part("held-out", data=None if file.path is None else _scored(predictive, data))
     work, tried = predictive.posterior.work, Tried()
     if file.resume(tried):
         work.resume(tried.products, tried.seed)
@@ -99,6 +101,15 @@ def _one_by_one(
         tried.seed, tried.products = work.saved_seed, work.products
         file.save(tried)
     return tried.losses
+
+
+def _scored(predictive: Predictive, data: HeldOut) -> DiagonalOperator:
+    """By which a checkpoint recognises what is scored: outputs, targets, the fit of the model."""
+    outputs = predictive.outputs
+    f = [outputs.at(batch).reshape(-1) for x, _ in data for batch in outputs.batches(x)]
+    fit = torch.tensor([predictive.posterior.observations.total])
+    seen = torch.cat([part.cpu().double() for part in (*f, data.targets, fit)])
+    return DiagonalOperator(Space.flat(len(seen), seen.dtype), seen)
 
 
 def _at_once(predictive: Predictive, data: HeldOut, grid: Tensor) -> list[float]:

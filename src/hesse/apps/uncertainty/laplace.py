@@ -151,16 +151,18 @@ def laplace(
         *(curvature, chosen, observations, start, _noise(noise, observations), temperature),
         *(Solver(rtol, generator, progress), Work(curvature.products)),
     )
-    settled = repr((way, noise, temperature, rtol, start.names))
+    settled = repr((way, noise, temperature, rtol, start.names, risk.weight_decay))
     if curvature.A.domain.ranks is not risk.ranks:
         checkpoint = None  # a matrix that all ranks have: nothing is long, and all would write
-    file = Checkpoint(checkpoint, curvature.A, function="laplace", settings=settled)
+    file = Checkpoint(
+        *(checkpoint, curvature.A), function="laplace", settings=settled, prior=start.values
+    )
     posterior = _learnt(posterior, way, noise, risk.weight_decay, file)
     predictive = _PredictiveOf(risk, chosen, last)
     if way == "held-out":
         found = predictive(posterior)
         data = held_out_data(held_out, found.outputs, posterior)
-        posterior = chosen_on(found, data, file.part("held-out"))
+        posterior = chosen_on(found, data, file)
     _ = posterior.precision  # raises here, not at the first use
     return Laplace(name, posterior, predictive, held_out)
 
