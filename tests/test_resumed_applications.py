@@ -115,6 +115,22 @@ def test_ctrl_c_in_a_block_ends_the_run_which_then_continues(run, tmp_path, monk
     torch.testing.assert_close(run(tmp_path / "file", **arguments), whole, rtol=1e-8, atol=0.0)
 
 
+# -- Pruning ---------------------------------------------------------------------------------------
+
+
+def pruned(path, risk=None, theta=None, held_out=(X, Y)):
+    options = {"generator": seeded(4), "checkpoint": path, "held_out": held_out}
+    return apps.prune(risk or fit(), theta or params(), 0.4, **options).params["weight"]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"risk": fit(Z)}, {"theta": params(1.0)}, {"held_out": (X, Z)}]
+)
+def test_other_data_and_parameters_of_a_pruning_are_refused(changes, tmp_path):
+    assert torch.equal(pruned(tmp_path / "file"), pruned(tmp_path / "file"))
+    is_refused(pruned, tmp_path / "file", **changes)
+
+
 # -- The prior of a posterior ----------------------------------------------------------------------
 
 
