@@ -245,3 +245,9 @@ def other_checkpoints(place, folder):
     generator = torch.Generator().manual_seed(1)
     hesse.eigsh(A, 3, checkpoint=path, generator=generator, callback=lambda _: True)
     return _error(lambda: hesse.eigsh(A, 3, checkpoint=path, generator=generator))
+
+
+def drawn_after(place):
+    torch.manual_seed(3)
+    shared(place, "ragged")
+    return torch.rand(2)

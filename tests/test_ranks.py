@@ -132,6 +132,12 @@ def test_no_data_on_any_rank_are_refused(pool):
         assert "at least one batch" in text
 
 
+def test_global_generators_that_are_alike_stay_alike(pool):
+    first, *others = pool.run(faults.drawn_after)
+    for numbers in others:
+        assert bits(numbers) == bits(first)
+
+
 def test_the_same_data_on_two_ranks_are_warned_of(pool):
     for messages in pool.run(faults.same_data, size=2):
         assert [message.split(":")[0] for message in messages] == [

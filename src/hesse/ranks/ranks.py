@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import datetime
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
@@ -341,9 +340,12 @@ class Ranks(OneLine):
         return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
     def _seed_of_first(self) -> int:
-        """A seed drawn by rank 0 from torch's global generator."""
-        seed = float(torch.randint(2**48, ())) if self.rank == 0 else 0.0
-        return int(math.fsum(row[0] for row in self.gather(seed)))
+        """A seed that rank 0 drew from torch's global generator.
+
+        The others draw as well: generators that were alike on all ranks stay so.
+        """
+        seed = float(torch.randint(2**48, ()))
+        return int(self.gather(seed)[0][0])
 
 
 @contextmanager
