@@ -80,7 +80,7 @@ def least_squares(
             compared with a product.
         x0: where to start: a tensor or a tree of tensors. Use float64 for high accuracy.
         method: how J is taken. "svd": as a matrix, by its singular value decomposition; "svd-long":
-            likewise, with longer steps, for networks; "lsmr": by products alone, with the
+            likewise, with longer steps, for networks of a PDE; "lsmr": by products alone, with the
             bidiagonalisation of LSMR; "auto": "svd" for up to 4 million entries and 1000 on the
             shorter side.
         loss: rho. "linear", z; "huber", z up to 1 and 2 sqrt(z) - 1 above; "soft_l1",
