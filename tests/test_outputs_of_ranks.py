@@ -3,6 +3,7 @@
 import pytest
 
 from tests import outputs_jobs as jobs
+from tests.outputs_posteriors import POSTERIORS, posteriors
 from tests.ranks_faults import BAD, FAULTS
 from tests.ranks_pool import SIZE, _plain, bits, close
 
@@ -59,9 +60,9 @@ def test_diagonals_are_exact(pool, split):
     ("split", "loss"), [("ragged", "classes"), ("first empty", "classes"), ("empty", "squares")]
 )
 def test_posteriors_are_those_of_one_process(pool, split, loss):
-    names = [name for name in jobs.POSTERIORS if loss == "classes" or name != "last layer"]
-    wanted = _plain(jobs.posteriors(None, "one", loss, names))
-    found = pool.run(jobs.posteriors, split, loss, names, size=jobs.SIZES[split])
+    names = [name for name in POSTERIORS if loss == "classes" or name != "last layer"]
+    wanted = _plain(posteriors(None, "one", loss, names))
+    found = pool.run(posteriors, split, loss, names, size=jobs.SIZES[split])
     close(found[0], wanted)
     assert len({bits(answers) for answers in found}) == 1
 

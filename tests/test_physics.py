@@ -118,32 +118,6 @@ def test_multiplets_are_found_whole_by_fewer_products_than_the_matrix_takes(seed
     torch.testing.assert_close(plain.eigenvalues, right[:8], rtol=1e-6, atol=1e-6)
 
 
-def test_several_kinds_of_atoms_have_springs_of_their_own():
-    """A crystal of two kinds, told by their masses or by their labels."""
-    x = lattice(11)
-    kinds = (x * 2**0.5 / 1.1).round().long()[:, 0] % 2
-    i, j = torch.triu_indices(len(x), len(x), 1)
-    rest = (x[i] - x[j]).norm(dim=1)
-    stiffness = torch.tensor([[10.0, 40.0], [40.0, 3.0]], dtype=DOUBLE)[kinds[i], kinds[j]]
-    stiffness = stiffness / (1 + 4 * (rest > 1.3)) * (rest < 1.7)
-
-    def crystal(x):
-        return (stiffness * ((x[i] - x[j]).norm(dim=1) - rest) ** 2).sum() / 2
-
-    masses = torch.tensor([1.0, 3.0], dtype=DOUBLE)[kinds]
-    H = hesse.hessian_operator(crystal, x).to_dense()
-    for given, labels in ((masses, None), (None, kinds)):
-        root = torch.ones(len(H)).to(H) if given is None else given.repeat_interleave(3).rsqrt()
-        right = torch.linalg.eigvalsh(root[:, None] * H * root)[6:]
-        got = modes(crystal, x, given, 8, kinds=labels, generator=seeded(0))
-        torch.testing.assert_close(got.eigenvalues, right[:8], rtol=1e-6, atol=1e-6)
-        assert bool(got.converged.all())
-        alike = modes(crystal, x, given, 8, kinds=0 * kinds, generator=seeded(0))
-        torch.testing.assert_close(alike.eigenvalues, right[:8], rtol=1e-6, atol=1e-6)
-        assert got.products < 0.3 * len(right)
-        assert got.products < 0.5 * alike.products
-
-
 def test_masses_are_those_of_the_generalised_eigenvalue_problem():
     masses = torch.linspace(1.0, 16.0, 7, dtype=DOUBLE)
     got = modes(lennard_jones, MINIMA[7].x, masses)

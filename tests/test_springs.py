@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import hesse
+from hesse.apps import modes
 from hesse.apps.physics.springs import Pairs, springs_of
+from tests.test_physics import lattice
 
 G = torch.Generator().manual_seed(0)
 GRID = torch.cartesian_prod(*[torch.arange(3)] * 3).double()
@@ -67,3 +69,31 @@ def test_atoms_in_one_place_have_no_springs():
     modes = hesse.apps.modes(chain, torch.zeros(60, 3, dtype=torch.float64), k=3, generator=G)
     lowest = 4 * torch.sin(torch.tensor(torch.pi / 120, dtype=torch.float64)) ** 2
     torch.testing.assert_close(modes.eigenvalues, 2 * lowest.expand(3), rtol=1e-6, atol=0.0)
+
+
+def test_several_kinds_of_atoms_have_springs_of_their_own():
+    """A crystal of two kinds, told by their masses or by their labels."""
+    x = lattice(11)
+    kinds = (x * 2**0.5 / 1.1).round().long()[:, 0] % 2
+    i, j = torch.triu_indices(len(x), len(x), 1)
+    rest = (x[i] - x[j]).norm(dim=1)
+    stiffness = torch.tensor([[10.0, 40.0], [40.0, 3.0]], dtype=torch.float64)[kinds[i], kinds[j]]
+    stiffness = stiffness / (1 + 4 * (rest > 1.3)) * (rest < 1.7)
+
+    def crystal(x):
+        return (stiffness * ((x[i] - x[j]).norm(dim=1) - rest) ** 2).sum() / 2
+
+    masses = torch.tensor([1.0, 3.0], dtype=torch.float64)[kinds]
+    H = hesse.hessian_operator(crystal, x).to_dense()
+    for given, labels in ((masses, None), (None, kinds)):
+        root = torch.ones(len(H)).to(H) if given is None else given.repeat_interleave(3).rsqrt()
+        right = torch.linalg.eigvalsh(root[:, None] * H * root)[6:]
+        got = modes(crystal, x, given, 8, kinds=labels, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(got.eigenvalues, right[:8], rtol=1e-6, atol=1e-6)
+        assert bool(got.converged.all())
+        alike = modes(
+            crystal, x, given, 8, kinds=0 * kinds, generator=torch.Generator().manual_seed(0)
+        )
+        torch.testing.assert_close(alike.eigenvalues, right[:8], rtol=1e-6, atol=1e-6)
+        assert got.products < 0.3 * len(right)
+        assert got.products < 0.5 * alike.products
