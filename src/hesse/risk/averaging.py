@@ -15,10 +15,11 @@ from hesse.ad.torch_calls import TorchCalls
 from hesse.data.batches import Batch, Batches
 from hesse.data.reduction import EvaluatedBatch, check_average, check_batches
 from hesse.data.slicing import num_examples
+from hesse.errors import DataError
 from hesse.risk.arguments import explaining
 from hesse.risk.call import BatchLoss, LossCall, ModelCall, device_of
 from hesse.risk.nearby import evaluated_nearby
-from hesse.risk.trial import Trial, try_model
+from hesse.risk.trial import Trial, check_repeats, try_model
 from hesse.vectors.space import Tree
 
 
@@ -53,10 +54,16 @@ class Averaging:
     def _check_slices(self, params: Tree, batch: Batch, trial: Trial) -> None:
         """Raise unless the losses of two slices of a batch combine to that of the whole."""
         point, whole = self._nearby(params, batch)
-        check_average(
-            lambda part: self._evaluated(part, point)[1],
-            whole, batch, self.data, mean=self.mean, rtol=trial.rtol,
-        )  # fmt: skip
+
+        def value(part: Batch) -> Tensor:
+            return self._evaluated(part, point)[1]
+
+        try:
+            check_average(value, whole, batch, self.data, mean=self.mean, rtol=trial.rtol)
+        except DataError:
+            # At the parameters themselves noise need not show: their last layer may be zero.
+            check_repeats(whole, float(value(batch)), trial.rtol)
+            raise
 
     def _nearby(self, params: Tree, batch: Batch) -> tuple[Tree, float]:
         """A point near the parameters, and the loss of a batch there."""

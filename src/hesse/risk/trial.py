@@ -85,13 +85,7 @@ def try_model(call: ModelCall, loss_of: LossCall, params: Tree, batch: Batch) ->
         rounding_tolerance(dtype)
         for dtype in {first.dtype, *run.dtypes, *(leaf.dtype for leaf in tensors(params))}
     )
-    if not agree(float(first), float(second), rtol):
-        raise RandomnessError(
-            expected="a model that gives the same loss for the same batch",
-            got=f"{float(first):.6g}, then {float(second):.6g}",
-            remedy="Call model.eval(); seed or switch off noise; let forward change nothing "
-            "that the next call depends on.",
-        )
+    check_repeats(float(first), float(second), rtol)
     # A leaf in one graph only was made by the model, as one that differentiates itself does.
     shared = [leaf for key, leaf in run.leaves.items() if key in before.leaves]
     if isinstance(call.model, nn.Module):
@@ -106,6 +100,17 @@ def try_model(call: ModelCall, loss_of: LossCall, params: Tree, batch: Batch) ->
         read_by_loss=tuple(sorted(run.in_loss)),
     )
     return Trial(call, float(second), rtol)
+
+
+def check_repeats(first: float, second: float, rtol: float) -> None:
+    """Raise RandomnessError unless two losses of one batch are the same."""
+    if not agree(first, second, rtol):
+        raise RandomnessError(
+            expected="a model that gives the same loss for the same batch",
+            got=f"{first:.6g}, then {second:.6g}",
+            remedy="Call model.eval(); seed or switch off noise; let forward change nothing "
+            "that the next call depends on.",
+        )
 
 
 def _evaluate(
