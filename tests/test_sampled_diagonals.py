@@ -88,10 +88,26 @@ def test_examples_that_influence_one_another_are_taken_by_products():
     assert ggn_operator(mixed)._computed_diagonal() is None
 
 
-def test_examples_that_do_so_in_a_later_batch_are_refused():
+def test_so_they_are_after_a_batch_of_one():
     torch.manual_seed(0)
     batches = [(randn(n, 4), labels(n)) for n in (1, 5)]
-    risk = Risk(Centred().double(), nn.CrossEntropyLoss(), batches)
+    A = ggn_operator(Risk(Centred().double(), nn.CrossEntropyLoss(), batches))
+    found = hesse.diagonal(A)
+    assert error(found.value, A.to_dense().diagonal()) < EXACT
+    assert found.about == ""
+
+
+class CentredIfLarge(Centred):
+    """Does so in large batches."""
+
+    def forward(self, x):
+        return super().forward(x) if len(x) > 3 else self.b(torch.tanh(self.a(x)))
+
+
+def test_examples_that_do_so_in_a_later_batch_are_refused():
+    torch.manual_seed(0)
+    batches = [(randn(n, 4), labels(n)) for n in (2, 5)]
+    risk = Risk(CentredIfLarge().double(), nn.CrossEntropyLoss(), batches)
     with pytest.raises(DataError, match="other outputs for an example alone"):
         hesse.diagonal(ggn_operator(risk))
 
