@@ -135,7 +135,7 @@ def test_small_singular_values_count_whatever_the_number_of_rows():
 
 @pytest.mark.parametrize("name", ["wood", "meyer", "osborne_1", "kowalik_osborne"])
 def test_the_longest_good_step_is_taken(name):
-    """Beyond it the cost falls by less than a quarter of what the model says."""
+    """By the rule of long steps; beyond it the cost falls by less than 15 % of what is promised."""
     problem = MGH[name]
     start = hesse.jacobian_operator(problem.residuals, problem.x)
     residuals = Residuals(problem.residuals, start, RobustLoss(), is_dense=True)
@@ -143,14 +143,12 @@ def test_the_longest_good_step_is_taken(name):
     scale = torch.ones_like(problem.x)
     family = from_dense(point.matrix, point.r, 1e-15, DOUBLE)
     model = LinearModel(point, family, scale, None, lambda step: point.matrix @ step)
-    search = RadiusSearch(residuals, None, 1e-2 * float(problem.x.norm()))
-    tried = [search._trial(model, 10.0**-k * family.full_length) for k in range(12)]
+    search = RadiusSearch(residuals, None, 1e-2 * float(problem.x.norm()), LONG)
     for _ in range(12):  # until the radius is that of this point
         best = search.search(model)
-    assert best.ratio > 0.25
-    longer = search._trial(model, 2 * best.radius)
-    assert longer.ratio <= 0.25 or not best.is_limited
-    assert all(t.ratio <= 0.25 for t in tried if t.length > 2 * best.length)
+    assert best.ratio > 0.15
+    radii = [best.radius * factor for factor in (1.3, 2.0, 3.0)]
+    assert not best.is_limited or all(search._trial(model, r).ratio <= 0.15 for r in radii)
 
 
 @pytest.mark.parametrize("name", ["wood", "kowalik_osborne", "osborne_1", "biggs_exp6"])

@@ -103,13 +103,13 @@ def least_squares(
             call continues, to the same bits, after it was killed (see `hesse.checkpoint`).
 
     One factorisation of J gives the best step for every trust radius, by its singular values and
-    without J'J (in float32 by J'J in float64, which has all digits of it). Several radii are tried
-    before J is computed at another point; the longest is taken for which the true cost falls by a
-    quarter of what the model says ("svd-long": by 15 %, from longer ones on). With "svd" a step is
-    bent along the curvature of r, and where three steps in a row lower the cost by less than 5 %,
-    as where residuals stay large, the Hessian of the cost is the model, with the second derivatives
-    of r, for up to 300 variables. Variables at a bound that the gradient pushes outwards are held;
-    steps are projected onto the bounds. A trial point at which r is not finite, or raises an
+    without J'J (in float32 by J'J in float64, which has all digits of it). Several radii are tried,
+    and picked by the true cost, before J is computed at another point; "svd-long" takes the longest
+    step for which the cost falls by 15 % of what the model says. With "svd" a step is bent along
+    the curvature of r, and where three steps in a row lower the cost by less than 5 %, as where
+    residuals stay large, the Hessian of the cost is the model, with the second derivatives of r,
+    for up to 300 variables. Variables at a bound that the gradient pushes outwards are held; steps
+    are projected onto the bounds. A trial point at which r is not finite, or raises an
     ArithmeticError, ValueError or RuntimeError, is rejected.
 
     Returns:

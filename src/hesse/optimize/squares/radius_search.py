@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trust radius, picked by the true cost: several steps are tried from one factorisation.
 
-A step costs one evaluation of r, a factorisation a Jacobian. The longest step is taken for which
-the cost falls by a part of what the model says, though a shorter one may lower it more: short
-steps lead into narrow valleys, along which the next steps are short as well.
+A step costs one evaluation of r, a factorisation a Jacobian. Where the model is good the radius
+grows as long as the cost falls; where it is bad the radius shrinks. By the rule `LONG` the longest
+step is taken for which the cost falls by a part of what the model says, though a shorter one may
+lower it more: short steps lead into narrow valleys, along which the next ones are short as well.
 """
 
 from __future__ import annotations
@@ -33,21 +34,26 @@ class Rule:
 
     Args:
         enough: a step is good if its gain ratio is above this one.
+        bad: below this one the next search begins within the radius.
         sure: above this one the next search begins beyond the radius.
         grow, shrink: factors of the radius from trial to trial.
         growths: trials beyond a good step.
+        lowest: whether a longer step must lower the cost further, and is tried only where the gain
+            ratio is sure; it may lead to another minimum.
     """
 
     enough: float
+    bad: float
     sure: float
     grow: float
     shrink: float
     growths: int
+    lowest: bool
 
 
-CAREFUL = Rule(enough=0.25, sure=0.75, grow=2.0, shrink=0.5, growths=3)
-"""Few evaluations of r."""
-LONG = Rule(enough=0.15, sure=0.15, grow=3.0, shrink=0.82, growths=1)
+CAREFUL = Rule(enough=_LEAST, bad=0.25, sure=0.75, grow=2.0, shrink=0.25, growths=2, lowest=True)
+"""Few evaluations of r, and the minimum nearby."""
+LONG = Rule(enough=0.15, bad=0.15, sure=0.15, grow=3.0, shrink=0.82, growths=1, lowest=False)
 """Every search begins far beyond the last radius and comes back in small steps, since radii that
 are good may lie beyond others that are not."""
 
@@ -111,7 +117,7 @@ class RadiusSearch:
         self._residuals, self._box, self.radius, self._rule = residuals, box, radius, rule
 
     def search(self, model: LinearModel) -> Trial | None:
-        """The longest good step that was tried, None if no length brings the cost down."""
+        """The best step that was tried, by the rule; None if no length brings the cost down."""
         best = self._first(model)
         if best is None:
             return None
@@ -138,11 +144,13 @@ class RadiusSearch:
 
     def _longer(self, model: LinearModel, best: Trial) -> Trial:
         """A longer step, as long as it is good enough."""
-        for _ in range(self._rule.growths):
-            if not best.is_limited:
+        rule = self._rule
+        for _ in range(rule.growths):
+            if not best.is_limited or (rule.lowest and best.ratio <= rule.sure):
                 return best
-            trial = self._trial(model, self._rule.grow * best.radius)
-            if not (trial.ratio > self._rule.enough and trial.point.is_usable):
+            trial = self._trial(model, rule.grow * best.radius)
+            is_lower = trial.point.cost < best.point.cost or not rule.lowest
+            if not (is_lower and trial.ratio > rule.enough and trial.point.is_usable):
                 return best
             best = trial
         return best
@@ -211,7 +219,7 @@ class RadiusSearch:
     def _next_radius(self, trial: Trial) -> float:
         """Where the next search begins."""
         rule = self._rule
-        if trial.ratio < rule.enough:
+        if trial.ratio < rule.bad:
             return rule.shrink * trial.length
         if trial.is_limited and trial.ratio > rule.sure:
             return rule.grow * trial.radius
