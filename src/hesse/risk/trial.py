@@ -32,10 +32,9 @@ from hesse.vectors.space import Space, Tree
 
 @dataclass(frozen=True)
 class Trial:
-    """How the model is to be called, and what it gave for one batch."""
+    """How the model is to be called, and how exact its loss is."""
 
     call: ModelCall
-    value: float
     rtol: float
     """The relative rounding error of two values of the loss."""
 
@@ -99,7 +98,7 @@ def try_model(call: ModelCall, loss_of: LossCall, params: Tree, batch: Batch) ->
         substitutes=bool(run.in_model | run.in_loss),
         read_by_loss=tuple(sorted(run.in_loss)),
     )
-    return Trial(call, float(second), rtol)
+    return Trial(call, rtol)
 
 
 def check_repeats(first: float, second: float, rtol: float) -> None:

@@ -18,6 +18,7 @@ from hesse.apps.pruning.repair import Repair, as_repair
 from hesse.apps.pruning.stages import Progress, Stages
 from hesse.boundary import public
 from hesse.checkpoint import Checkpoint, FilePath
+from hesse.curvature.first_order import first_order
 from hesse.curvature.hessian import hessian_operator
 from hesse.curvature.point import point_of
 from hesse.errors import (
@@ -30,7 +31,7 @@ from hesse.errors import (
     is_number,
 )
 from hesse.operators.algebra import LinearOperator
-from hesse.operators.diagonal import DiagonalOperator, IdentityOperator
+from hesse.operators.diagonal import IdentityOperator
 from hesse.progress import Callback, Run
 from hesse.result import Result
 from hesse.risk.risk import Risk
@@ -173,15 +174,18 @@ def prune(
     divergence = Divergence(params)
     stages = Stages(calibration, space, groups, curvature, score, options, damping, divergence)
     state = _start(space, params, generator)
+    fitted, judge = (  # the curvature of least squares knows no targets
+        None if checkpoint is None else first_order(hessian_operator(f, params))
+        for f in (risk, calibration.judge)
+    )
     file = Checkpoint(
         run.checkpoint,
         _recognised(curvature, risk, params, space, checkpoint),
         function="prune",
         options=repr((sparsity, score, options, damping, steps, pattern, where)),
         params=state.w,
-        # That of least squares knows no targets.
-        fitted=None if checkpoint is None else _tangent(risk, params),
-        judge=None if checkpoint is None else _tangent(calibration.judge, params),
+        fitted=fitted,
+        judge=judge,
     )
     targets = _targets(sparsity, steps)
     status = _run(run, stages, state, file, targets, 0 if options is None else options.refit)
@@ -271,15 +275,6 @@ def _recognised(
     if checkpoint is None:
         return IdentityOperator(space)
     return curvature_at(curvature, risk, params, space)
-
-
-def _tangent(risk: Risk, params: Tree) -> LinearOperator:
-    """By which a checkpoint recognises a risk beyond its curvature: its gradient, its value.
-
-    Their sum, since at a minimum the gradient alone is rounding.
-    """
-    H = hessian_operator(risk, params)
-    return DiagonalOperator(H.domain, H.flat_gradient + H.value)
 
 
 def _result(stages: Stages, state: Progress, status: Status) -> Pruned:

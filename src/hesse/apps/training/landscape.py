@@ -15,11 +15,10 @@ from hesse.ad.summands import as_sum, check_at
 from hesse.apps.training.plane import Plane, given_directions, plane_of
 from hesse.boundary import public
 from hesse.checkpoint import Checkpoint, FilePath
+from hesse.curvature.first_order import first_order
 from hesse.curvature.hessian import hessian_operator
-from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.point import point_of
 from hesse.errors import ArgumentError, FunctionError, Status, check_count, is_number
-from hesse.operators.diagonal import DiagonalOperator
 from hesse.progress import Run
 from hesse.result import Result, pyplot
 from hesse.risk.risk import Risk
@@ -145,7 +144,7 @@ def landscape(
         radius=given,
         grid=count,
         params=theta,
-        centre=None if checkpoint is None else _centre(H),
+        centre=None if checkpoint is None else first_order(H),
     )
     file.resume(state)
     if state.directions is None:
@@ -211,14 +210,6 @@ def _evaluate(
             state.summands, state.rows = number + 1, 0
     if run.status is Status.INTERRUPTED:
         raise KeyboardInterrupt  # a sum over some of the batches is no loss
-
-
-def _centre(H: CurvatureOperator) -> DiagonalOperator:
-    """By which a checkpoint recognises f beyond its Hessian: its value and its gradient.
-
-    Their sum, since at a minimum the gradient alone is rounding.
-    """
-    return DiagonalOperator(H.domain, H.flat_gradient + H.value)
 
 
 def _radii(radius: Any) -> list[float] | None:
