@@ -95,6 +95,26 @@ def test_the_risk_falls_with_every_preconditioner(name, rule):
     assert losses[-1] < 0.6 * losses[0]
 
 
+@pytest.mark.parametrize("name", ["kfac", "ekfac"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda z, t: nn.functional.cross_entropy(z.transpose(1, 2), t),
+        lambda z, t: nn.functional.cross_entropy(2.0 * z.flatten(0, 1), t.flatten()),
+    ],
+    ids=["classes moved", "temperature"],
+)
+def test_factors_begin_where_the_likelihood_does(name, loss):
+    """At its argument, which is not what the model returns."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 5, 4, generator=generator, dtype=DOUBLE)
+    labels = torch.randint(0, 3, (20, 5), generator=generator)
+    optimizer = HessianFree(hesse.Risk(network(), loss, (x, labels)), preconditioner=name)
+    losses = [float(optimizer.step()) for _ in range(6)]
+    assert all(b <= a for a, b in pairwise(losses))
+    assert losses[-1] < 0.9 * losses[0]
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_one_iteration_of_cg_is_the_preconditioned_gradient(rule):
     """p = -t M g with the best t for the damped model; M is the inverse of K + lambda I."""

@@ -9,7 +9,7 @@ again with all images. "One-shot" is one step. Each further one, and a refit, le
 these images back to those of the dense network, in which the labels have no part.
 
 `--checkpoint FILE` adds a network from an .npz file (fc1.weight, fc2.weight, fc3.weight), pruned as
-above, and pruned with refit on the risk: every step takes the gradient of 10,000 images, others
+above, and pruned with refit on the risk: every step takes the gradient of 15,000 images, others
 each time, of the 55,000 that are not held out. That is training, and is to be compared with it.
 """
 
@@ -147,7 +147,7 @@ def refitted(data: Images, model: nn.Module) -> None:
     print("\ncheckpoint, refit on the training data")
     risk, held_out = data.risk(model, 0, 55000), data.risk(model, 55000, 60000)
     for sparsity, steps, refit in ((0.95, 15, 15), (0.98, 25, 20)):
-        repair = Repair(target="risk", refit=refit, examples=10000, exchanges=0, max_iterations=20)
+        repair = Repair(target="risk", refit=refit, examples=15000, exchanges=0, max_iterations=20)
         start = time.process_time()
         result = prune(
             *(risk, None, sparsity),

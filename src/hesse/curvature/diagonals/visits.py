@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hesse.ad.likelihoods.seen import SeenLikelihoods
 from hesse.ad.summands import Summand
-from hesse.ad.variables import BoundFunction, Variables, tracked
+from hesse.ad.variables import BoundFunction, Leaves, Variables, tracked
 from hesse.curvature.diagonals.readers import Reader
 from hesse.curvature.diagonals.vectors import Vectors
 from hesse.curvature.kronecker.examples import ExampleMap, read_map, scales
@@ -105,7 +105,7 @@ class Batches:
     is_untraceable: bool = False
 
     def __post_init__(self) -> None:
-        self.programs = FactorPrograms(lambda f, x: self.reader.outputs(self.reader.loss(f, x)))
+        self.programs = FactorPrograms()
         self._seen = SeenBatches(self.programs)
         self._counts: dict[Hashable, int] = {}
 
@@ -156,7 +156,8 @@ class Batches:
             return visit
         try:
             visit.point = self.programs.enter(
-                *(f, summand.data, summand.key, vectors.z), single_example=vectors.examples == 1
+                *(f, summand.data, summand.key, vectors.z, self._outputs),
+                single_example=vectors.examples == 1,
             )
         except UntraceableError:
             self.is_untraceable = True
@@ -165,6 +166,9 @@ class Batches:
             self._seen.remember(number, summand.data, loss)
             self._counts[_shape(summand)] = vectors.count
         return visit
+
+    def _outputs(self, f: BoundFunction, x: Leaves) -> list[Tensor]:
+        return self.reader.outputs(self.reader.loss(f, x))
 
     def _vectors(self, f: BoundFunction, loss: Any) -> Vectors:
         examples = num_examples(_batch(f))

@@ -108,7 +108,7 @@ class Estimator:
     def __init__(self, risk: Risk, settings: Settings) -> None:
         self._given, self.settings = risk, settings
         self.risk, self._ranks = _here(risk), risk.ranks
-        self.programs = FactorPrograms(lambda f, leaves: self._roots(f, leaves).z)
+        self.programs = FactorPrograms()
         self.axes: tuple[Axis, ...] | None = None
         self._unseen = False
         self._seen = SeenBatches(self.programs)
@@ -309,11 +309,12 @@ class Estimator:
         self, number: int, f: BoundFunction, summand: Summand, single: bool
     ) -> tuple[FactorPoint, LossRoots | SeenLikelihoods]:
         """A batch by a forward pass of the model, with which the program is compared."""
-        loss = self._roots(f, tracked(f.variables.x))
-        point = self.programs.enter(f, summand.data, summand.key, loss.z, single_example=single)
+        loss, data = loss_roots(f, tracked(f.variables.x), self.axes), summand.data
+        z, key = loss.z, summand.key
+        point = self.programs.enter(f, data, key, z, self._outputs, single_example=single)
         if not isinstance(loss, LikelihoodRoots):
             return point, loss
-        self._seen.remember(number, summand.data, loss.loss)
+        self._seen.remember(number, data, loss.loss)
         return point, loss.loss.at(point.outputs)  # as without a forward pass: the same bits
 
     def _choose_vectors(self, loss: LossRoots, examples: int) -> None:
@@ -328,8 +329,8 @@ class Estimator:
         ):
             yield weight, visit.point.tangent(u)
 
-    def _roots(self, f: BoundFunction, leaves: Leaves) -> LossRoots:
-        return loss_roots(f, leaves, self.axes)
+    def _outputs(self, f: BoundFunction, leaves: Leaves) -> list[Tensor]:
+        return loss_roots(f, leaves, self.axes).z
 
     def see_likelihoods(self, params: Tree) -> None:
         """Find the examples in the likelihoods of the loss, if that is made of likelihoods."""

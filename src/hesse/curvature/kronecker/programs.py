@@ -131,15 +131,14 @@ def _mixed(weights: Tensor, block: Tensor) -> Tensor:
     return torch.tensordot(weights.to(block), block, 1)
 
 
+Outputs = Callable[[BoundFunction, Leaves], list[Tensor]]
+"""(f, leaves) -> z, the outputs at which vectors u begin."""
+
+
 class FactorPrograms:
-    """The programs of a model, one for every shape of data.
+    """The programs of a model, one for every shape of data."""
 
-    Args:
-        outputs: (f, leaves) -> z, the outputs at which vectors u begin, with their graph.
-    """
-
-    def __init__(self, outputs: Callable[[BoundFunction, Leaves], list[Tensor]]) -> None:
-        self._outputs = outputs
+    def __init__(self) -> None:
         self._known: dict[Hashable, FactorProgram] = {}
         self.traces = 0
 
@@ -149,6 +148,7 @@ class FactorPrograms:
         data: Sequence[Tensor],
         key: Hashable,
         z: Sequence[Tensor],
+        outputs: Outputs,
         *,
         single_example: bool,
     ) -> FactorPoint:
@@ -161,6 +161,7 @@ class FactorPrograms:
             data: the tensors of the batch.
             key: what else tells the batch from others.
             z: the outputs as f computes them, which a program must repeat.
+            outputs: computes them, with their graph.
             single_example: whether the batch is all there is, and has one example.
 
         Raises:
@@ -173,7 +174,7 @@ class FactorPrograms:
             if point is not None and agree(point.outputs, z, _eps(z)):
                 program.was_checked()
                 return point
-        program = _traced(f, inputs, z, self._outputs, single_example)
+        program = _traced(f, inputs, z, outputs, single_example)
         self.traces += 1
         point = _entered(key, program, inputs)
         if point is None or not agree(point.outputs, z, _eps(z)):
@@ -252,7 +253,7 @@ def _traced(
     f: BoundFunction,
     inputs: list[Tensor],
     z: Sequence[Tensor],
-    outputs_of: Callable[[BoundFunction, Leaves], list[Tensor]],
+    outputs_of: Outputs,
     single_example: bool,
 ) -> FactorProgram:
     variables, u = f.variables, random_like(z)
