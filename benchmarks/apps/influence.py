@@ -212,7 +212,11 @@ def datamodels(digits: Digits, count: int, starts: int) -> None:
             print(f"LDS, {count} halves of {starts} starts")
             print(f"{'another start':26}{lds_of_outcomes(outcomes, others):.3f}")
         for name, options in rows.items():
-            result = influence(model.risk, model.theta, queries, **options)
+            try:
+                result = influence(model.risk, model.theta, queries, **options)
+            except hesse.HesseError as error:  # an end of the training that is no minimum
+                print(f"start {seed}, {name}: got {error.got}")
+                continue
             assert result.scores is not None
             values[name].append(float(lds(result.scores, masks, outcomes)))
             products[name].append(result.products)
