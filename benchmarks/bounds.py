@@ -62,13 +62,16 @@ def boxed(problem: Problem) -> Boxed | None:
     return Boxed(problem.name, problem.f, torch.minimum(problem.x, upper), upper)
 
 
-def with_hesse(f: Counted, problem: Boxed) -> Tensor:
-    """The projected trust-region method, which `minimize` takes where there are bounds."""
-    result: Any = hesse.minimize(
-        f, problem.x, bounds=(None, problem.upper), mode="retained-graph",
-        max_iterations=MAX_ITERATIONS,
-    )  # fmt: skip
-    return result.x
+def with_hesse(method: Any) -> Callable[[Counted, Boxed], Tensor]:
+    """A method of Hesse that takes bounds, with its certificate."""
+
+    def solve(f: Counted, problem: Boxed) -> Tensor:
+        return hesse.minimize(
+            f, problem.x, method, bounds=(None, problem.upper), mode="retained-graph",
+            max_iterations=MAX_ITERATIONS,
+        ).x  # fmt: skip
+
+    return solve
 
 
 def with_scipy(method: str) -> Callable[[Counted, Boxed], Tensor]:
@@ -93,7 +96,8 @@ def with_scipy(method: str) -> Callable[[Counted, Boxed], Tensor]:
 
 
 SOLVERS: dict[str, Callable[[Counted, Boxed], Tensor]] = {
-    "hesse trust-cg": with_hesse,
+    "hesse, the default": with_hesse("auto"),
+    "hesse trust-cg": with_hesse("trust-cg"),
     "scipy L-BFGS-B": with_scipy("L-BFGS-B"),
     "scipy TNC": with_scipy("TNC"),
 }

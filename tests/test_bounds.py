@@ -12,11 +12,15 @@ from hypothesis import strategies as st
 
 import hesse
 from hesse.errors import ArgumentError, Status
+from hesse.krylov.preconditioners.quasi_newton import LimitedMemoryBFGS
 from hesse.optimize import minimize
+from hesse.optimize.compact_bfgs import CompactBFGS
+from hesse.vectors import Space
 from tests.smooth_functions import rosenbrock
 
 DOUBLE = torch.float64
 START = torch.tensor([-1.2, 1.0] * 5, dtype=DOUBLE)
+METHODS = ["enriched", "lbfgs", "trust-cg"]
 
 
 def seeded(seed=0):
@@ -39,21 +43,23 @@ def lowest_on_a_face(H, b, lower, upper):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 4), st.floats(0.05, 3.0))
-def test_a_convex_quadratic_has_its_minimum_on_the_best_face(seed, n, width):
+@given(st.integers(0, 10**6), st.integers(1, 4), st.floats(0.05, 3.0), st.sampled_from(METHODS))
+def test_a_convex_quadratic_has_its_minimum_on_the_best_face(seed, n, width, method):
     generator = seeded(seed)
     A = torch.randn(n, n, dtype=DOUBLE, generator=generator)
     H = A @ A.T + 0.1 * torch.eye(n, dtype=DOUBLE)
     b = torch.randn(n, dtype=DOUBLE, generator=generator)
     lower = torch.randn(n, dtype=DOUBLE, generator=generator)
     upper = lower + width
-    result = minimize(lambda x: 0.5 * x @ H @ x - b @ x, (lower + upper) / 2, bounds=(lower, upper))
+    start, bounds = (lower + upper) / 2, (lower, upper)
+    result = minimize(lambda x: 0.5 * x @ H @ x - b @ x, start, method, bounds=bounds)
     assert result.success, result.message
     assert result.fun == pytest.approx(lowest_on_a_face(H, b, lower, upper), abs=1e-9)
 
 
 @pytest.mark.parametrize("bounds", [(-1.5, 0.5), (0.2, 0.9), (None, 0.0), (1.5, None), (-3.0, 3.0)])
-def test_scipy_finds_no_lower_value(bounds):
+@pytest.mark.parametrize("method", METHODS)
+def test_scipy_finds_no_lower_value(bounds, method):
     optimize = pytest.importorskip("scipy.optimize")
     low, high = (math.inf * s if b is None else b for s, b in zip((-1, 1), bounds, strict=True))
     start = START.clamp(low, high)
@@ -63,14 +69,15 @@ def test_scipy_finds_no_lower_value(bounds):
         jac=lambda x: gradient(torch.from_numpy(x)).numpy(),
         bounds=[bounds] * 10, options={"ftol": 1e-15, "gtol": 1e-10, "maxiter": 10**4},
     )  # fmt: skip
-    result = minimize(rosenbrock, start, "trust-cg", bounds=bounds)
+    result = minimize(rosenbrock, start, method, bounds=bounds)
     assert result.success, result.message
     assert result.fun == pytest.approx(theirs.fun, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("bounds", [(-1.5, 0.5), (0.2, 0.9), (1.5, 4.0)])
-def test_the_conditions_of_a_minimum_hold_to_the_bit_at_bounds(bounds):
-    result = minimize(rosenbrock, START.clamp(*bounds), bounds=bounds)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_conditions_of_a_minimum_hold_to_the_bit_at_bounds(bounds, method):
+    result = minimize(rosenbrock, START.clamp(*bounds), method, bounds=bounds)
     x, g = result.x, torch.func.grad(rosenbrock)(result.x)
     at_lower, at_upper = x == bounds[0], x == bounds[1]
     inside = ~(at_lower | at_upper)
@@ -83,34 +90,37 @@ def test_the_conditions_of_a_minimum_hold_to_the_bit_at_bounds(bounds):
         assert result.min_curvature >= float(torch.linalg.eigvalsh(H)[0]) - 1e-8
 
 
-def test_f_is_evaluated_within_the_bounds_only():
+@pytest.mark.parametrize("method", METHODS)
+def test_f_is_evaluated_within_the_bounds_only(method):
     def f(x):
         if bool((x < 1e-3).any()) or bool((x > 1.0).any()):
             raise KeyError("outside")
         return torch.sqrt(x).sum() + (x - 0.3).square().sum() - 2 * x.log1p().sum()
 
-    result = minimize(f, torch.full((4,), 0.9, dtype=DOUBLE), bounds=(1e-3, 1.0))
+    result = minimize(f, torch.full((4,), 0.9, dtype=DOUBLE), method, bounds=(1e-3, 1.0))
     assert result.success
 
 
-def test_equal_bounds_hold_a_variable_fixed():
+@pytest.mark.parametrize("method", METHODS)
+def test_equal_bounds_hold_a_variable_fixed(method):
     low = torch.full((10,), -math.inf, dtype=DOUBLE)
     high = -low
     low[3] = high[3] = 0.7
     start = START.clone()
     start[3] = 0.7
-    result = minimize(rosenbrock, start, bounds=(low, high))
+    result = minimize(rosenbrock, start, method, bounds=(low, high))
     assert result.success
     assert float(result.x[3]) == 0.7
     free = torch.func.grad(rosenbrock)(result.x)[torch.arange(10) != 3]
     assert float(free.norm()) < 1e-6
-    fixed = minimize(rosenbrock, start, bounds=(start, start))
+    fixed = minimize(rosenbrock, start, method, bounds=(start, start))
     assert (fixed.success, fixed.nit) == (True, 0)
     assert torch.equal(fixed.x, start)
 
 
-def test_no_bounds_are_no_bounds():
-    result = minimize(rosenbrock, START, bounds=(None, math.inf))
+@pytest.mark.parametrize("method", METHODS)
+def test_no_bounds_are_no_bounds(method):
+    result = minimize(rosenbrock, START, method, bounds=(None, math.inf))
     assert result.success
     torch.testing.assert_close(result.x, torch.ones(10, dtype=DOUBLE), atol=1e-6, rtol=0)
 
@@ -164,37 +174,42 @@ def test_a_method_without_bounds_is_refused():
         minimize(rosenbrock, START, "cubic", bounds=(-2.0, 2.0))
 
 
-def test_a_saddle_point_within_bounds_is_left():
+@pytest.mark.parametrize("method", METHODS)
+def test_a_saddle_point_within_bounds_is_left(method):
     def f(x):
         return x[0] ** 2 - x[1] ** 2
 
     for start in ([0.0, 0.0], [1.0, 0.0]):
-        result = minimize(f, torch.tensor(start, dtype=DOUBLE), bounds=(-1.0, 2.0))
+        result = minimize(f, torch.tensor(start, dtype=DOUBLE), method, bounds=(-1.0, 2.0))
         assert result.success, result.message
         assert result.fun in (pytest.approx(-1.0), pytest.approx(-4.0))
         assert abs(float(result.x[1])) in (1.0, 2.0)
 
 
-def test_a_trial_point_that_is_not_finite_is_rejected():
+@pytest.mark.parametrize("method", METHODS)
+def test_a_trial_point_that_is_not_finite_is_rejected(method):
     def f(x):  # NaN below zero, which the bounds allow
         return x.sum() - torch.log(x).sum() + 0.1 * x.sum() ** 2
 
     start = torch.tensor([9.0, 1e-4, 3.0], dtype=DOUBLE)
-    result = minimize(f, start, bounds=(-1.0, 9.0))
+    result = minimize(f, start, method, bounds=(-1.0, 9.0))
     assert result.success
     assert float(torch.func.grad(f)(result.x).norm()) < 1e-6
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 20, 61])
 def test_the_limit_of_products_is_kept(limit):
-    result = minimize(rosenbrock, START.clamp(0, 0.5), bounds=(-0.5, 0.8), max_products=limit)
+    result = minimize(
+        rosenbrock, START.clamp(0, 0.5), "trust-cg", bounds=(-0.5, 0.8), max_products=limit
+    )
     assert result.nhev <= limit
     assert result.status is Status.MAX_PRODUCTS
 
 
-def test_an_interrupted_minimisation_goes_on_to_the_same_bits(tmp_path):
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupted_minimisation_goes_on_to_the_same_bits(tmp_path, method):
     start, bounds = START.clamp(-0.5, 0.8), (-0.5, 0.8)
-    whole = minimize(rosenbrock, start, bounds=bounds, checkpoint=tmp_path / "whole")
+    whole = minimize(rosenbrock, start, method, bounds=bounds, checkpoint=tmp_path / "whole")
     for last in range(3, 100, 7):
 
         def interrupt(state, last=last):
@@ -202,13 +217,15 @@ def test_an_interrupted_minimisation_goes_on_to_the_same_bits(tmp_path):
                 raise KeyboardInterrupt
 
         path = tmp_path / "parts"
-        parts = minimize(rosenbrock, start, bounds=bounds, checkpoint=path, callback=interrupt)
+        parts = minimize(
+            rosenbrock, start, method, bounds=bounds, checkpoint=path, callback=interrupt
+        )
         if parts.status is not Status.INTERRUPTED:
             break
     assert torch.equal(parts.x, whole.x)
     assert (parts.nit, parts.nhev, parts.history) == (whole.nit, whole.nhev, whole.history)
     with pytest.raises(ArgumentError, match="upper"):
-        minimize(rosenbrock, start, bounds=(-0.5, 0.9), checkpoint=tmp_path / "parts")
+        minimize(rosenbrock, start, method, bounds=(-0.5, 0.9), checkpoint=tmp_path / "parts")
 
 
 def test_many_variables_change_at_once():
@@ -219,11 +236,12 @@ def test_many_variables_change_at_once():
         ends = 0.5 * (x[0] ** 2 + x[-1] ** 2)
         return 0.5 * (x[1:] - x[:-1]).square().sum() + ends + 0.02 * x.sum()
 
-    result = minimize(energy, torch.zeros(n, dtype=DOUBLE), bounds=(-0.5, None))
-    assert result.success
-    assert int((result.x == -0.5).sum()) == 188
+    for method in METHODS:
+        result = minimize(energy, torch.zeros(n, dtype=DOUBLE), method, bounds=(-0.5, None))
+        assert result.success
+        assert int((result.x == -0.5).sum()) == 188
+        assert result.fun == pytest.approx(-1.9154857142857142, rel=1e-12)
     assert result.nit <= 20
-    assert result.fun == pytest.approx(-1.9154857142857142, rel=1e-12)
 
 
 def test_a_preconditioner_saves_products():
@@ -233,10 +251,51 @@ def test_a_preconditioner_saves_products():
         return 0.5 * (d * x * x).sum() + torch.cos(x - 1).sum() + 0.1 * x.sum() ** 2 - 2 * x.sum()
 
     start = torch.full((300,), 0.5, dtype=DOUBLE)
-    plain = minimize(f, start, bounds=(0.0, 0.9))
+    plain = minimize(f, start, "trust-cg", bounds=(0.0, 0.9))
     M = hesse.diagonal_operator(1 / (d + 0.2))
     better = minimize(f, start, bounds=(0.0, 0.9), preconditioner=M)
     assert plain.success
     assert better.success
     assert better.fun == pytest.approx(plain.fun, rel=1e-12)
     assert better.nhev < plain.nhev
+    with pytest.raises(ArgumentError, match="no preconditioner for L-BFGS within bounds"):
+        minimize(f, start, "lbfgs", bounds=(0.0, 0.9), preconditioner=M)
+
+
+def ill_conditioned_nnls(rows=120, columns=60):
+    generator = seeded()
+    A = torch.randn(rows, columns, dtype=DOUBLE, generator=generator)
+    A *= torch.logspace(0, -3, columns, dtype=DOUBLE)
+    return A, torch.randn(rows, dtype=DOUBLE, generator=generator)
+
+
+def test_newtons_steps_follow_where_quasi_newton_steps_crawl():
+    nnls = pytest.importorskip("scipy.optimize").nnls
+    A, b = ill_conditioned_nnls()
+    x, residual = nnls(A.numpy(), b.numpy())
+    start = torch.ones(60, dtype=DOUBLE)
+    result = minimize(lambda x: 0.5 * (A @ x - b).square().sum(), start, bounds=(0.0, None))
+    assert result.success
+    assert result.nhev > 20  # besides the certificate
+    assert result.fun == pytest.approx(0.5 * residual**2, rel=1e-12)
+    assert int((result.x == 0.0).sum()) == int((x == 0.0).sum()) > 10
+
+
+@given(st.integers(0, 10**6), st.integers(2, 6), st.integers(1, 4))
+def test_parts_of_the_bfgs_matrix_are_solved_with(seed, n, m):
+    generator = seeded(seed)
+    S = torch.randn(m, n, dtype=DOUBLE, generator=generator)
+    A = torch.randn(n, n, dtype=DOUBLE, generator=generator)
+    Y = S @ (A @ A.T + torch.eye(n, dtype=DOUBLE))
+    space, eye = Space.flat(n, DOUBLE), torch.eye(n, dtype=DOUBLE)
+    inverse = LimitedMemoryBFGS(space, S, Y)
+    H = torch.stack([inverse._matvec(e) for e in eye])
+    B = CompactBFGS(space, list(S), list(Y))
+    dense = torch.stack([B.product(e) for e in eye])
+    scale = float(torch.linalg.cond(H)) * 1e-10
+    torch.testing.assert_close(dense @ H, eye, atol=scale, rtol=0)
+    mask = torch.rand(n, generator=generator) < 0.6
+    r = mask * torch.randn(n, dtype=DOUBLE, generator=generator)
+    p = B.solve(mask, r)
+    assert not (p * ~mask).any()
+    torch.testing.assert_close(mask * (dense @ p), r, atol=scale, rtol=0)

@@ -181,8 +181,8 @@ def test_lbfgs_takes_no_products_before_the_certificate():
 
 def test_lbfgs_steps_are_those_of_dense_bfgs():
     """With room for all pairs M is that of BFGS, updated from a multiple of the identity."""
-    from hesse.optimize.lbfgs import QuasiNewton
     from hesse.optimize.point import Objective
+    from hesse.optimize.quasi_newton import QuasiNewton
 
     f, points = torch.cosh, seeded()
     descent = QuasiNewton(memory=10)

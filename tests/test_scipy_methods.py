@@ -78,12 +78,11 @@ def test_value_and_gradient_together():
 @pytest.mark.parametrize(
     "bounds", [[(-2, 0.5)] * 4, Bounds(-2, 0.5), Bounds([-2] * 4, [0.5] * 4), [(None, 0.5)] * 4]
 )
-def test_bounds(bounds):
+@pytest.mark.parametrize("method", [methods.trust_cg, methods.enriched, methods.lbfgs])
+def test_bounds(bounds, method):
     start = np.minimum(START, 0.5)
     theirs = minimize(rosen, start, jac=rosen_der, bounds=bounds, method="L-BFGS-B", tol=1e-12)
-    ours = minimize(
-        rosen, start, jac=rosen_der, hess=rosen_hess, bounds=bounds, method=methods.trust_cg
-    )
+    ours = minimize(rosen, start, jac=rosen_der, hess=rosen_hess, bounds=bounds, method=method)
     assert ours.success
     assert ours.x == pytest.approx(theirs.x, abs=1e-5)
     with pytest.raises(ArgumentError, match="trust-cg"):

@@ -10,10 +10,12 @@ from typing import ClassVar
 from hesse.errors import check_count
 from hesse.krylov.secular import within_ball
 from hesse.optimize.krylov_descent import KrylovDescent, KrylovDescentState
-from hesse.optimize.lbfgs import QuasiNewton, QuasiNewtonState
+from hesse.optimize.lbfgs import quasi_newton_descent
 from hesse.optimize.method import IterativeMethod, Setting
 from hesse.optimize.point import Counts, Objective, Point
+from hesse.optimize.projected_descent import ProjectedDescent, ProjectedState
 from hesse.optimize.proposal import LoopDescent, LoopSearch, Proposal
+from hesse.optimize.quasi_newton import QuasiNewton, QuasiNewtonState
 from hesse.optimize.trust_radius import RadiusState, TrustRadius
 from hesse.optimize.wolfe import StrongWolfeSearch
 
@@ -27,6 +29,9 @@ _LEAST_PRODUCTS, _PART = 10, 0.25
 _NEAR = 0.5
 # What is counted in gradients: a value, the gradient after it, a product.
 _VALUE, _GRADIENT, _PRODUCT = 1 / 3, 2 / 3, 2.0
+
+
+Newton = KrylovDescent | ProjectedDescent
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,12 +51,15 @@ class Enriched(IterativeMethod):
     again. Where L-BFGS finds no lower point, Newton's method goes on. No step takes more products
     than a quarter of what all has cost so far, in gradients, so that a trial that fails is cheap.
 
+    Within bounds on x the steps are those of L-BFGS-B, and in place of `TrustKrylov` those of
+    `TrustCG`. No preconditioner can be given with bounds.
+
     Args:
         max_inner_iterations: products of one step at most.
         memory: pairs of L-BFGS that are kept.
 
     Cost: that of the two. The decisions count evaluations, not seconds. Memory: that of
-        `TrustKrylov` and 2 `memory` vectors.
+        `TrustKrylov` and 2 `memory` vectors; within bounds 4 `memory` vectors and fifteen more.
 
     References: Morales & Nocedal 2002, Computational Optimization and Applications 21, 143-154
         (L-BFGS and Newton-CG in turns).
@@ -70,13 +78,28 @@ class Enriched(IterativeMethod):
         self._set(memory=check_count("memory", self.memory, 1))
 
     def compose(self, setting: Setting) -> tuple[LoopDescent, LoopSearch]:
-        descent = Alternating(setting, self.memory, self.max_inner_iterations)
-        return descent, AlternatingSearch(descent, setting)
+        quasi, most, box = (
+            quasi_newton_descent(self.memory, setting),
+            self.max_inner_iterations,
+            setting.box,
+        )
+        newton: Newton
+        if box is None:
+            newton = KrylovDescent(setting, within_ball, most, is_bounded=True)
+        else:
+            newton = ProjectedDescent(setting, box, most)
+        descent = Alternating(quasi, newton, most)
+        return descent, AlternatingSearch(descent, TrustRadius(setting.preconditioner))
+
+    @property
+    def takes_bounds(self) -> bool:
+        """Yes."""
+        return True
 
 
 @dataclass
-class AlternatingState(QuasiNewtonState, KrylovDescentState):
-    """The states of both descents, which of them is next, and how each has done."""
+class AlternatingState(QuasiNewtonState, KrylovDescentState, ProjectedState):
+    """The states of the descents, which of them is next, and how each has done."""
 
     is_quasi: bool = True
     steps: int = 0
@@ -96,24 +119,23 @@ class AlternatingState(QuasiNewtonState, KrylovDescentState):
 
 
 class Alternating(LoopDescent):
-    """Proposals of L-BFGS or of a Krylov space.
+    """Proposals of L-BFGS or of Newton's method.
 
     Args:
-        setting: of the minimisation.
-        memory: pairs.
+        quasi: L-BFGS.
+        newton: Newton's method within a radius.
         most: products of one step.
     """
 
-    def __init__(self, setting: Setting, memory: int, most: int) -> None:
+    def __init__(self, quasi: QuasiNewton, newton: Newton, most: int) -> None:
         self.state = AlternatingState()
-        self._quasi = QuasiNewton(memory, setting.preconditioner)
-        self.krylov, self._most = KrylovDescent(setting, within_ball, most, is_bounded=True), most
+        self._quasi, self._newton, self._most = quasi, newton, most
 
     @property
     def _next(self) -> LoopDescent:
-        descent = self._quasi if self.state.is_quasi else self.krylov
+        descent = self._quasi if self.state.is_quasi else self._newton
         descent.state, descent.gradient_tolerance = self.state, self.gradient_tolerance
-        self.krylov.most = min(self._most, self.state.allowed)
+        self._newton.most = min(self._most, self.state.allowed)
         return descent
 
     def propose(self, point: Point, scalar: float) -> Proposal:
@@ -125,8 +147,8 @@ class Alternating(LoopDescent):
 
     def first_curvature(self, point: Point) -> float:
         """d'Hd along the (preconditioned) gradient."""
-        self.krylov.state = self.state
-        return self.krylov.first_curvature(point)
+        self._newton.state = self.state
+        return self._newton.first_curvature(point)
 
     def rejected(self) -> None:
         """The search rejected the last proposal."""
@@ -134,19 +156,18 @@ class Alternating(LoopDescent):
 
     def moved(self) -> None:
         """The next point is no neighbour of the last one."""
-        self.krylov.state = self._quasi.state = self.state
+        self._newton.state = self._quasi.state = self.state
         self._quasi.moved()
-        self.krylov.moved()
+        self._newton.moved()
         self.state.before = math.nan
 
 
 class AlternatingSearch(LoopSearch):
     """A Wolfe search for L-BFGS, a trust radius for Newton, and the choice of what comes next."""
 
-    def __init__(self, descent: Alternating, setting: Setting) -> None:
+    def __init__(self, descent: Alternating, radius: TrustRadius) -> None:
         self.state = RadiusState()
-        self._descent, self._wolfe = descent, StrongWolfeSearch()
-        self._radius = TrustRadius(setting.preconditioner)
+        self._descent, self._wolfe, self._radius = descent, StrongWolfeSearch(), radius
 
     @property
     def scalar(self) -> float:

@@ -56,9 +56,9 @@ class MinimizeMethod(Hyperparameters, ABC):
         """Raise if bounds were given and it does not keep within them."""
         if box is not None and not self.takes_bounds:
             raise ArgumentError(
-                expected="a method that keeps within bounds: 'trust-cg'",
+                expected="a method that keeps within bounds: 'enriched', 'lbfgs' or 'trust-cg'",
                 got=repr(self),
-                remedy="Take method='trust-cg', or leave method out.",
+                remedy="Take one of these, or leave method out.",
             )
 
 

@@ -103,13 +103,14 @@ def minimize(
             "newton-cg", truncated Newton steps with a line search; "trust-cg", within a trust
             radius; "trust-krylov", minima within a trust radius on a Krylov space; "cubic", with
             cubic regularisation; "newton-minres", for singular Hessians; "newton-direct", which
-            factorises a sparse Hessian; "lbfgs", which takes no products; "auto", enriched, or
-            trust-cg where there are bounds, or newton-cg with another `curvature`.
+            factorises a sparse Hessian; "lbfgs", which takes no products; "auto", enriched, but
+            with another `curvature` newton-cg, and trust-cg within bounds if there is another
+            `curvature` or a preconditioner.
         bounds: a pair (lower, upper) of numbers, tensors or trees like x0, or None, or a
-            `scipy.optimize.Bounds`. With "auto" and "trust-cg". f is evaluated within them only;
-            an x0 outside of them is projected, with a warning. The gradient is then, in all that
-            follows, the projected one: without what would move a variable out of its bound. The
-            curvature is that of the variables that are free.
+            `scipy.optimize.Bounds`. With "auto", "enriched", "lbfgs" and "trust-cg". f is evaluated
+            within them only; an x0 outside of them is projected, with a warning. The gradient is
+            then, in all that follows, the projected one: without what would move a variable out of
+            its bound. The curvature is that of the variables that are free.
         curvature: "hessian", "ggn" for the Gauss-Newton matrix of a `Risk`, or a function of f and
             x that returns a symmetric operator, such as `fisher_operator` or
             `lambda risk, x: hesse.kfac_operator(risk, x, damping=0.1)`. Value and gradient are
@@ -168,7 +169,7 @@ def minimize(
     chosen = find_method(method, METHODS, "compose")
     box, x0 = _box(bounds, x0)
     if method == "auto":
-        chosen = _default(box, curvature)
+        chosen = _default(box, curvature, preconditioner)
     chosen.check_bounds(box)
     if not callable(curvature):
         check_choice("curvature", curvature, ("hessian", "ggn"))
@@ -236,9 +237,9 @@ def _diagonal(start: CurvatureOperator) -> LinearOperator:
     return DiagonalOperator(start.domain, start.flat_gradient)
 
 
-def _default(box: Box | None, curvature: Any) -> MinimizeMethod:
-    """What "auto" takes: a curvature that was given is there to be used."""
-    if box is not None:
+def _default(box: Box | None, curvature: Any, preconditioner: Any) -> MinimizeMethod:
+    """What "auto" takes: what was given is there to be used."""
+    if box is not None and (curvature != "hessian" or preconditioner is not None):
         return TrustCG()
     return METHODS["auto"] if curvature == "hessian" else NewtonCG()
 

@@ -83,12 +83,12 @@ class ProjectedDescent(LoopDescent):
     Args:
         setting: of the minimisation.
         box: the bounds.
-        max_iterations: of CG in one step.
+        most: products of one step.
     """
 
-    def __init__(self, setting: Setting, box: Box, max_iterations: int) -> None:
+    def __init__(self, setting: Setting, box: Box, most: int) -> None:
         self.state = ProjectedState()
-        self._setting, self._box, self._most = setting, box, max_iterations
+        self._setting, self._box, self.most = setting, box, most
 
     def propose(self, point: Point, scalar: float) -> Proposal:
         """A step from `point` within about the radius `scalar`."""
@@ -150,7 +150,7 @@ class ProjectedDescent(LoopDescent):
         mask = self._box.inside(point.x + step.s)
         residual = -(mask * (point.gradient + step.Hs))
         enough = rtol * space.norm(mask * point.gradient)
-        if space.norm(residual) <= enough or model.products >= self._most or not model.may_go_on:
+        if space.norm(residual) <= enough or model.products >= self.most or not model.may_go_on:
             return None
         run = model.run.rest(model.products)
         if run.max_products < math.inf:
@@ -161,7 +161,7 @@ class ProjectedDescent(LoopDescent):
             preconditioner=self._preconditioner(mask),
             atol=enough,
             rtol=0.0,
-            max_iterations=self._most - model.products,
+            max_iterations=self.most - model.products,
             run=run,
         )
         solution = CG(radius=radius, verify=False).solve_system(system)

@@ -156,7 +156,7 @@ def shortened(point: Point, candidate: Candidate) -> Candidate:
 def along_gradient(point: Point) -> Candidate:
     """A step along the gradient, as long as x."""
     t = max(1.0, point.space.norm(point.x)) / point.gradient_norm
-    return Candidate(-t * point.gradient, -t * point.gradient_norm * point.gradient_norm)
+    return Candidate(-t * point.projected_gradient, -t * point.gradient_norm * point.gradient_norm)
 
 
 def along_negative_curvature(point: Point, p: Tensor, curvature: float) -> Candidate:

@@ -36,7 +36,8 @@ class StrongWolfeSearch(LoopSearch):
        \lvert \nabla f(x + t p)^T p \rvert \le c_2 \lvert g^T p \rvert $$
 
     The first inequality is relaxed by the rounding error of f. If no length satisfies both, the one
-    of the lowest value that satisfies the first is taken.
+    of the lowest value that satisfies the first is taken. Within bounds the search goes along the
+    projection of x + t p, and t g'p becomes what f falls by to first order.
 
     Source: Nocedal & Wright 2006, algorithms 3.5 and 3.6, with their c1 and c2.
     """
@@ -53,13 +54,14 @@ class StrongWolfeSearch(LoopSearch):
     def judge(self, objective: Objective, point: Point, proposal: Proposal) -> Point | None:
         """The accepted point, or None."""
         p = proposal.best.step
-        slope = point.space.inner(point.gradient, p)
+        slope = _slope(point, p)
         if not slope < 0.0:
             return None
         low, high, t = _End(0.0, point.value, slope), None, 1.0
         for _ in range(self.max_trials):
             trial = objective.point(point.x + t * p)
-            enough = point.value + self.c1 * t * slope + point.rounding_error
+            fall = t * slope if point.box is None else _fall(point, trial)
+            enough = point.value + self.c1 * fall + point.rounding_error
             margin = point.rounding_error if high is None else 0.0
             rises = low.point is not None and trial.value >= low.value + margin
             if trial.value > enough or rises or not trial.is_usable:
@@ -78,7 +80,19 @@ class StrongWolfeSearch(LoopSearch):
 
     @staticmethod
     def _end(trial: Point, p: Tensor, t: float) -> _End:
-        return _End(t, trial.value, trial.space.inner(trial.gradient, p), trial)
+        return _End(t, trial.value, _slope(trial, p), trial)
+
+
+def _slope(point: Point, p: Tensor) -> float:
+    """The derivative of f along p, or along its projection to the bounds."""
+    if point.box is not None:
+        p = p * point.box.free(point.x, -p)
+    return point.space.inner(point.gradient, p)
+
+
+def _fall(point: Point, trial: Point) -> float:
+    """What f falls by to first order on the way to a trial point, which may be a projection."""
+    return point.space.inner(point.gradient, trial.x - point.x)
 
 
 def _between(low: _End, high: _End) -> float:

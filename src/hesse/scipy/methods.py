@@ -28,7 +28,7 @@ _OPTIONS = {
 
 
 def enriched(fun: Callable, x0: Any, **arguments: Any) -> OptimizeResult:
-    """`hesse.Enriched` as a method of SciPy; see `trust_krylov`.
+    """`hesse.Enriched` as a method of SciPy, which takes bounds; see `trust_krylov`.
 
     >>> from scipy.optimize import minimize, rosen
     >>> minimize(lambda x: (x - 1).square().sum(), [0.0, 0.0], method=enriched).x
@@ -48,7 +48,7 @@ def newton_cg(fun: Callable, x0: Any, **arguments: Any) -> OptimizeResult:
 
 
 def trust_cg(fun: Callable, x0: Any, **arguments: Any) -> OptimizeResult:
-    """`hesse.TrustCG` as a method of SciPy, the one that takes bounds; see `trust_krylov`.
+    """`hesse.TrustCG` as a method of SciPy, which takes bounds; see `trust_krylov`.
 
     >>> from scipy.optimize import minimize
     >>> f = lambda x: (x - 1).square().sum()
@@ -99,7 +99,7 @@ def cubic(fun: Callable, x0: Any, **arguments: Any) -> OptimizeResult:
 
 
 def lbfgs(fun: Callable, x0: Any, **arguments: Any) -> OptimizeResult:
-    """`hesse.LBFGS` as a method of SciPy; see `trust_krylov`.
+    """`hesse.LBFGS` as a method of SciPy, which takes bounds; see `trust_krylov`.
 
     >>> from scipy.optimize import minimize
     >>> minimize(lambda x: (x - 1).square().sum(), [0.0, 0.0], method=lbfgs).x.round(6)

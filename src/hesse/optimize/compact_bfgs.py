@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`CompactBFGS`: the limited-memory BFGS matrix itself, which can be solved with in part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hesse.vectors.rows import stacked
+from hesse.vectors.space import Space
+
+# Columns of the rows that are masked at a time: no copy of all rows is made.
+_PIECE = 1 << 16
+
+
+class CompactBFGS:
+    r"""B, the inverse of what `LimitedMemoryBFGS` multiplies with, from the rows of S and Y.
+
+    $$ B = \theta I - W^T K^{-1} W, \qquad W = \begin{pmatrix} Y \\ \theta S \end{pmatrix}, \quad
+       K = \begin{pmatrix} -D & L^T \\ L & \theta S S^T \end{pmatrix} $$
+
+    with theta = y'y / s'y of the latest pair, D the diagonal and L the strictly lower part of S Y'.
+
+    Args:
+        space: of the pairs.
+        S, Y: pairs with s'y > 0, latest last.
+
+    Source: Byrd, Nocedal & Schnabel 1994, doi:10.1007/BF01582063, theorem 2.3.
+
+    >>> S, Y = torch.eye(2).split(1), torch.tensor([[2.0, 0.0], [0.0, 5.0]]).split(1)
+    >>> B = CompactBFGS(Space.flat(2), [s[0] for s in S], [y[0] for y in Y])
+    >>> B.product(torch.ones(2))
+    tensor([2., 5.])
+    >>> B.solve(torch.tensor([True, False]), torch.tensor([1.0, 0.0]))
+    tensor([0.5000, 0.0000])
+    """
+
+    def __init__(self, space: Space, S: Sequence[Tensor], Y: Sequence[Tensor]) -> None:
+        m = len(S)
+        self._space = space
+        self._W = stacked(2 * m, (*Y, *S))
+        YS = space.gram(self._W, self._W)
+        SY, SS, yy = YS[m:, :m], YS[m:, m:], YS[m - 1, m - 1]
+        self._theta = float(yy / SY[-1, -1])
+        self._W[m:] *= self._theta
+        D, L = torch.diag(SY.diagonal()), SY.tril(-1)
+        self._K = torch.cat([torch.cat([-D, L.T], 1), torch.cat([L, self._theta * SS], 1)])
+
+    def product(self, v: Tensor) -> Tensor:
+        """B v."""
+        return self._theta * v - self._combined(torch.linalg.solve(self._K, self._coordinates(v)))
+
+    def solve(self, mask: Tensor, r: Tensor) -> Tensor:
+        """p with B p = r on the variables of the mask, zero on the others, where r is zero too.
+
+        By the formula of Sherman, Morrison & Woodbury for W on these variables.
+        """
+        capacitance = self._K - self._gram_on(mask) / self._theta
+        c = torch.linalg.solve(capacitance, self._coordinates(r))
+        return (r + mask * self._combined(c) / self._theta) / self._theta
+
+    def _coordinates(self, v: Tensor) -> Tensor:
+        """W v, float64 on the CPU."""
+        return self._space.gram(self._W, v[None])[:, 0]
+
+    def _combined(self, coefficients: Tensor) -> Tensor:
+        """W' c."""
+        return coefficients.to(self._W) @ self._W
+
+    def _gram_on(self, mask: Tensor) -> Tensor:
+        """W D W' for the diagonal D of the mask."""
+        pieces = zip(self._W.split(_PIECE, dim=1), mask.split(_PIECE), strict=True)
+        masked = [self._space.gram(rows * part, rows) for rows, part in pieces]
+        return torch.stack(masked).sum(dim=0)
