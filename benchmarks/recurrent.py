@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.training.memory_tasks import TASKS, lstm, memory_task, sizes_of
+from benchmarks.training.memory_tasks import LENGTHS, lstm, memory_task, sizes_of
 from benchmarks.training.options import parse, parser
 from benchmarks.training.report import Runs, write
 from benchmarks.training.run import train
@@ -20,7 +20,7 @@ from benchmarks.training.task import Rival, adamw, hessian_free
 def main(arguments: list[str] | None = None) -> None:
     """Run the tasks, continuing where an earlier call was cut off; write table and plot."""
     options = _options(arguments)
-    tasks = {name: memory_task(name, options.length) for name in options.tasks}
+    tasks = {name: memory_task(name, options.length or LENGTHS[name]) for name in options.tasks}
     runs: Runs = {}
     for name, task in tasks.items():
         for seed in range(options.seeds):
@@ -50,11 +50,11 @@ def _rivals(name: str, options: argparse.Namespace) -> list[Rival]:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     shared = parser("recurrent", __doc__)
-    shared.set_defaults(seeds=3, seconds=600.0, cg=50, damping_rule="levenberg-marquardt")
+    shared.set_defaults(seeds=5, seconds=600.0, cg=20, damping_rule="levenberg-marquardt")
     add = shared.add_argument
-    add("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    add("--length", type=int, default=80, help="steps of a sequence")
-    add("--sequences", type=int, default=1000, help="of a step of HessianFree")
+    add("--tasks", nargs="+", choices=LENGTHS, default=list(LENGTHS))
+    add("--length", type=int, help="steps of a sequence; default 80, and 100 for five bits")
+    add("--sequences", type=int, default=200, help="of a step of HessianFree")
     add("--damping", type=float, default=0.1)
     add("--structural-damping", type=float, default=0.03)
     add("--preconditioner", default="ekfac")

@@ -109,7 +109,7 @@ def sizes_of(name: str) -> tuple[int, int, int]:
 
 
 def memory_task(name: str, length: int) -> Task:
-    """One of TASKS, with sequences of this length."""
+    """One of LENGTHS, with sequences of this length."""
     make = {"addition": addition, "multiplication": multiplication, "five-bits": five_bits}[name]
     bits = name == "five-bits"
     x, target = make(_TESTS, length, torch.Generator().manual_seed(_TEST_SEED))
@@ -134,4 +134,5 @@ def memory_task(name: str, length: int) -> Task:
     )
 
 
-TASKS = ("addition", "multiplication", "five-bits")
+LENGTHS = {"addition": 80, "multiplication": 80, "five-bits": 100}
+"""The tasks, and the steps of time of their sequences."""

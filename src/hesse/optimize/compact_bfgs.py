@@ -11,9 +11,6 @@ from torch import Tensor
 from hesse.vectors.rows import stacked
 from hesse.vectors.space import Space
 
-# Columns of the rows that are masked at a time: no copy of all rows is made.
-_PIECE = 1 << 16
-
 
 class CompactBFGS:
     r"""B, the inverse of what `LimitedMemoryBFGS` multiplies with, from the rows of S and Y.
@@ -39,12 +36,13 @@ class CompactBFGS:
 
     def __init__(self, space: Space, S: Sequence[Tensor], Y: Sequence[Tensor]) -> None:
         m = len(S)
-        self._space = space
-        self._W = stacked(2 * m, (*Y, *S))
-        YS = space.gram(self._W, self._W)
-        SY, SS, yy = YS[m:, :m], YS[m:, m:], YS[m - 1, m - 1]
-        self._theta = float(yy / SY[-1, -1])
+        self._space, self._W = space, stacked(2 * m, (*Y, *S))
+        gram = space.gram(self._W, self._W)
+        SY, SS = gram[m:, :m], gram[m:, m:]
+        self._theta = float(gram[m - 1, m - 1] / SY[-1, -1])
         self._W[m:] *= self._theta
+        scale = torch.tensor([1.0] * m + [self._theta] * m, dtype=gram.dtype)
+        self._gram = scale[:, None] * gram * scale
         D, L = torch.diag(SY.diagonal()), SY.tril(-1)
         self._K = torch.cat([torch.cat([-D, L.T], 1), torch.cat([L, self._theta * SS], 1)])
 
@@ -63,14 +61,18 @@ class CompactBFGS:
 
     def _coordinates(self, v: Tensor) -> Tensor:
         """W v, float64 on the CPU."""
-        return self._space.gram(self._W, v[None])[:, 0]
+        return self._space.inners(self._W, v).to(self._K)
+
+    def _gram_on(self, mask: Tensor) -> Tensor:
+        """W D W' for the diagonal D of the mask, from the columns of the rarer kind."""
+        count = int(mask.sum())
+        if count == len(mask):
+            return self._gram
+        is_rare = 2 * count <= len(mask)
+        columns = self._W[:, mask if is_rare else ~mask]
+        part = self._space.gram(columns, columns)
+        return part if is_rare else self._gram - part
 
     def _combined(self, coefficients: Tensor) -> Tensor:
         """W' c."""
         return coefficients.to(self._W) @ self._W
-
-    def _gram_on(self, mask: Tensor) -> Tensor:
-        """W D W' for the diagonal D of the mask."""
-        pieces = zip(self._W.split(_PIECE, dim=1), mask.split(_PIECE), strict=True)
-        masked = [self._space.gram(rows * part, rows) for rows, part in pieces]
-        return torch.stack(masked).sum(dim=0)
