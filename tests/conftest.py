@@ -93,7 +93,7 @@ def _set_aside(config, items):
 def _covering(group, count):
     """So many of the cases of a test: each value of each parameter about as often, pairs likewise.
 
-    One after the other, the case is taken whose values have been taken least.
+    One after the other, the case is taken with most values that none has, and the rarest ones.
     """
     values, pairs = {}, {}
     for item in group:
@@ -102,7 +102,8 @@ def _covering(group, count):
     taken, left = Counter(), list(group)
 
     def frequency(item):
-        return [sum(taken[each] for each in parts[item]) for parts in (values, pairs)]
+        old = sum(taken[value] > 0 for value in values[item])
+        return [old, *(sum(taken[each] for each in parts[item]) for parts in (values, pairs))]
 
     for _ in range(min(count, len(group))):
         left.remove(item := min(left, key=frequency))
