@@ -4,7 +4,8 @@
 import os
 import resource
 import signal
-from collections import defaultdict
+from collections import Counter, defaultdict
+from itertools import combinations
 from pathlib import Path
 
 import hypothesis
@@ -29,9 +30,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser):
-    """`--thorough`: the long tests take all seeds and samples, not a part that covers them."""
+    """`--thorough`: the long tests take all cases, seeds and samples, not a part of each kind."""
     parser.addoption(
-        "--thorough", action="store_true", help="all seeds and samples of the long tests"
+        "--thorough", action="store_true", help="all cases, seeds and samples of the long tests"
     )
 
 
@@ -42,16 +43,14 @@ def thorough(pytestconfig):
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
-def pytest_collection_modifyitems(items):
-    """Mark slow cases; slow tests come first, or a process would wait for them at the end.
+def pytest_collection_modifyitems(config, items):
+    """Select and mark cases; slow tests come first, or a process would wait for them at the end.
 
     For the coverage report two cases of each test that is not slow are traced, which takes half as
     long again. Tests marked `gpu` or `distributed` are skipped where torch cannot run them.
     """
-    cases = defaultdict(list)
-    for item in items:
-        cases[item.parent, getattr(item, "originalname", item.name)].append(item)
-    for group in cases.values():
+    _set_aside(config, items)
+    for group in _by_test(items):
         if mark := group[0].get_closest_marker("fast_cases"):
             quick = [item for item in group if "slow" not in item.keywords]
             for item in set(quick) - _spread(quick, *mark.args):
@@ -67,6 +66,51 @@ def pytest_collection_modifyitems(items):
         for item in items if not is_there else ():
             if mark in item.keywords:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _by_test(items):
+    """Lists of the cases of one test each."""
+    cases = defaultdict(list)
+    for item in items:
+        cases[item.parent, getattr(item, "originalname", item.name)].append(item)
+    return cases.values()
+
+
+def _set_aside(config, items):
+    """Leave to `--thorough` what `some_cases` does not take; there these cases are slow."""
+    others = set()
+    for group in _by_test(items):
+        if mark := group[0].get_closest_marker("some_cases"):
+            others |= set(group) - _covering(group, *mark.args)
+    if config.getoption("--thorough"):
+        for item in others:
+            item.add_marker(pytest.mark.slow)
+        return
+    config.hook.pytest_deselected(items=[item for item in items if item in others])
+    items[:] = [item for item in items if item not in others]
+
+
+def _covering(group, count):
+    """So many of the cases of a test: each value of each parameter about as often, pairs likewise.
+
+    One after the other, the case is taken with most values that none has, and the rarest ones.
+    """
+    values, pairs = {}, {}
+    for item in group:
+        values[item] = [(name, id(value)) for name, value in item.callspec.params.items()]
+        pairs[item] = list(combinations(values[item], 2))
+    taken, left = Counter(), list(group)
+
+    def frequency(item):
+        old = sum(taken[value] > 0 for value in values[item])
+        return [old, *(sum(taken[each] for each in parts[item]) for parts in (values, pairs))]
+
+    for _ in range(min(count, len(group))):
+        left.remove(item := min(left, key=frequency))
+        taken.update(values[item] + pairs[item])
+    if any(value not in taken for item in group for value in values[item]):
+        raise pytest.UsageError(f"{count} cases of {group[0].nodeid} do not have every value")
+    return set(group) - set(left)
 
 
 def _spread(group, count):

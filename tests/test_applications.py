@@ -185,6 +185,7 @@ TAKE_OPERATORS = {
 }
 
 
+@pytest.mark.fast_cases(15)
 @pytest.mark.parametrize("kind", OPERATORS)
 @pytest.mark.parametrize("app", TAKE_OPERATORS)
 def test_a_structured_operator_gives_what_its_matrix_gives(app, kind):
@@ -302,6 +303,7 @@ class Killed(BaseException):
     """As by `kill -9`, after a save."""
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("app", SAVED)
 def test_a_killed_run_goes_on_to_the_same_result(app, tmp_path, monkeypatch):
     """To the same bits if those of the products are; here these change from graphs to programs."""

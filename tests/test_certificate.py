@@ -23,6 +23,7 @@ def smallest_eigenvalue(f, x):
     return float(torch.linalg.eigvalsh(H.reshape(x.numel(), x.numel()))[0])
 
 
+@pytest.mark.some_cases(8)
 @pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("start", [10.0, 1e3])
@@ -120,6 +121,7 @@ def test_a_function_without_a_minimum_is_a_status(name, method):
     assert math.isfinite(result.fun)
 
 
+@pytest.mark.some_cases(7)
 @pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("start", [-700.0, 700.0])

@@ -197,8 +197,8 @@ RUNS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.usefixtures("little_memory")
-def test_a_forged_count_takes_no_memory(name, tmp_path):
-    """In the file of any function."""
+def test_a_forged_count_takes_no_memory(name, tmp_path, thorough):
+    """In the file of any function; with --thorough each number is too large and negative."""
     path = tmp_path / "run"
     call = RUNS[name]
     ends(lambda A: call(A, path, 10))
@@ -209,8 +209,8 @@ def test_a_forged_count_takes_no_memory(name, tmp_path):
             header = json.loads(file.metadata()["hesse"])
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
         del header["checksum"]
-        for place in leaves(header["state"]):
-            for new in (2**40, -1):
+        for number, place in enumerate(leaves(header["state"])):
+            for new in (2**40, -1) if thorough or number % 3 == 0 else (2**40,):
                 changed = {**header, "state": replaced(header["state"], place, new)}
                 write(each, changed, tensors)
                 ends(lambda A: call(A, path, 20))

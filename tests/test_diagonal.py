@@ -29,6 +29,7 @@ def lopsided(n=60):
     return torch.randn(n, n, generator=seeded(2), dtype=DOUBLE) @ decaying(n)
 
 
+@pytest.mark.some_cases(3)
 @pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("matrix", [decaying, lopsided])

@@ -53,8 +53,8 @@ def test_agrees_with_dense(n, k, which):
 
 @pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
-def test_the_bound_holds_whether_or_not_it_converged(which):
-    for seed in range(60):
+def test_the_bound_holds_whether_or_not_it_converged(which, thorough):
+    for seed in range(0, 60, 1 if thorough else 3):
         M = symmetric(30, seed)
         pairs = eigsh(
             M,
@@ -236,7 +236,7 @@ def test_the_bound_holds_in_random_cases(thorough):
     def draw(low, high):
         return int(torch.randint(low, high, (), generator=generator))
 
-    for case in range(1000 if thorough else 300):
+    for case in range(1000 if thorough else 150):
         n, k, dtype = draw(2, 60), draw(1, 4), [torch.float32, DOUBLE][case % 2]
         Q, _ = torch.linalg.qr(symmetric(n, case))
         spread = torch.randn(n, generator=generator, dtype=DOUBLE) * 10.0 ** draw(-3, 4)

@@ -54,9 +54,9 @@ KINDS = ["classes", "smoothed", "soft", "bits", "counts", "values"]
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None)
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=2)
 @given(
-    st.sampled_from(KINDS),
     st.sampled_from(["mean", "sum"]),
     st.lists(st.integers(1, 4), min_size=1, max_size=3),
     st.integers(2, 4),
@@ -75,16 +75,17 @@ def test_laws(kind, reduction, sizes, classes, tied, seed):
         fisher_operator(risk, risk.params, kind, generator=torch.Generator().manual_seed(seed))
         for kind in ("exact", "empirical", "sampled")
     )
-    torch.testing.assert_close(exact.to_dense(), G)
+    matrices = []
     for A in (exact, empirical, sampled):
-        dense = A.to_dense()
+        matrices.append(dense := A.to_dense())
         torch.testing.assert_close(dense, dense.T)
         assert torch.linalg.eigvalsh(dense).min() >= -1e-10 * (1 + dense.norm())
         v = A.domain.gaussian(torch.Generator().manual_seed(seed))
         assert float(A.curvature(v)) == pytest.approx(float(v @ dense @ v), rel=1e-8, abs=1e-12)
+    torch.testing.assert_close(matrices[0], G)
     # One row has rank one at most, in the empirical and in the sampled matrix.
-    for A in (empirical, sampled):
-        values = torch.linalg.eigvalsh(A.to_dense())
+    for dense in matrices[1:]:
+        values = torch.linalg.eigvalsh(dense)
         assert int((values > 1e-9 * values.max()).sum()) <= sum(sizes)
 
 

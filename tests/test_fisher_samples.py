@@ -68,6 +68,7 @@ def test_empirical_with_class_weights(build):
     close(fisher_operator(risk, risk.params, "empirical"), exact)
 
 
+@pytest.mark.some_cases(5)
 @pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", ["mlp", "gpt", "attention", "bernoulli", "poisson"])
 @pytest.mark.parametrize("per", ["row", "example"])

@@ -18,7 +18,8 @@ def close(operator, exact):
     assert (ours - exact).norm() <= 1e-8 * exact.norm()
 
 
-@pytest.mark.fast_cases(6)
+@pytest.mark.some_cases(9)
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", LIKELIHOODS)
 @pytest.mark.parametrize("centered", [False, True])
 def test_covariance_is_that_of_example_gradients(build, name, centered):

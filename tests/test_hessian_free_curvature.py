@@ -72,6 +72,7 @@ PRECONDITIONERS = {
 RULES = ["scan", "levenberg-marquardt"]
 
 
+@pytest.mark.some_cases(12)
 @pytest.mark.fast_cases(8)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", CURVATURES)
@@ -83,6 +84,7 @@ def test_the_risk_falls_with_every_curvature(name, rule):
     assert losses[-1] < (0.95 if name == "indefinite" else 0.8) * losses[0]
 
 
+@pytest.mark.some_cases(6)
 @pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", PRECONDITIONERS)

@@ -57,6 +57,7 @@ def assert_same(one, two):
         assert torch.equal(a, b)
 
 
+@pytest.mark.some_cases(6)
 @pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("options", [{}, {"mode": "retained-graph"}, {"refresh_every": 3}])

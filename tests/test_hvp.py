@@ -59,6 +59,7 @@ def sees_another_function(name, mode):
     return name == "stop_gradient" and mode in DIFFERENCES
 
 
+@pytest.mark.some_cases(75)
 @pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("mode", ["auto", *ONE_SHOT])
 @pytest.mark.parametrize("name", PROBLEMS)

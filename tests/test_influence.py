@@ -216,7 +216,7 @@ def test_leave_one_out_retraining_of_the_digits(digits):
     worst = int(each.losses(theta).argmax())
     result = influence(risk, theta, queries, curvature="hessian", rtol=1e-6)
     scores = result.scores[worst]
-    chosen = scores.abs().topk(24).indices
+    chosen = scores.abs().topk(12).indices
     step = influence(
         risk, theta, queries, curvature="hessian", rtol=1e-6,
         groups=[[int(i)] for i in chosen[:6]], removal="newton",

@@ -123,6 +123,7 @@ def test_a_start_of_zeros_is_none():
     torch.testing.assert_close(values, torch.tensor([1.0, 2.0], dtype=torch.float64))
 
 
+@pytest.mark.some_cases(3)
 @pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(("k", "block"), [(1, 2), (5, 6), (10, 12)])
 @pytest.mark.parametrize("generalised", [False, True])

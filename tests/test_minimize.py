@@ -41,6 +41,7 @@ PROBLEMS = {  # function, start, minimiser
 }
 
 
+@pytest.mark.some_cases(25)
 @pytest.mark.fast_cases(7)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", PROBLEMS)

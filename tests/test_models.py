@@ -39,6 +39,7 @@ def test_one_product_of_a_function_and_of_a_risk(name):
     assert_close(hesse.hvp(case.risk(0), case.x, v), product, 1e-12)
 
 
+@pytest.mark.some_cases(42)
 @pytest.mark.fast_cases(15)
 @pytest.mark.parametrize("mode", ["auto", "retained-graph", "traced-split"])
 @pytest.mark.parametrize("name", MODELS)

@@ -22,6 +22,7 @@ def expected():
 # -- As one process --------------------------------------------------------------------------------
 
 
+@pytest.mark.some_cases(5)
 @pytest.mark.parametrize("is_sharded", [False, True])
 @pytest.mark.parametrize("split", [split for split in jobs.SPLITS if jobs.SIZES[split] <= SIZE])
 def test_jacobians_give_what_those_of_one_process_do(pool, expected, split, is_sharded):

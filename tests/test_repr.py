@@ -72,6 +72,7 @@ def shown() -> list:
     net = nn.Sequential(*[nn.Linear(3, 3) for _ in range(40)])
     data = [(torch.randn(4, 3), torch.randn(4, 3)) for _ in range(2)]
     risk = hesse.Risk(net, nn.MSELoss(), data)
+    small = hesse.Risk(net[:3], nn.MSELoss(), data)  # for what prints no list of the parameters
     x = torch.ones(n)
     G, K = hesse.ggn_operator(risk), hesse.kfac_operator(risk)
     F = hesse.fisher_operator(risk, None, "sampled", samples=3)
@@ -101,23 +102,23 @@ def shown() -> list:
         hesse.complement_operator(torch.eye(n)[:, :2]),
         hesse.apps.argmin(lambda x, l: (x**2 - l * x).sum(), x),
         risk.per_example,
-        hesse.apps.influence(risk, None, data, damping=1.0),
-        hesse.apps.influence(risk, None, data, damping=1.0, top=2).top,
-        hesse.apps.self_influence(risk, damping=1.0),
+        hesse.apps.influence(small, None, data, damping=1.0),
+        hesse.apps.influence(small, None, data, damping=1.0, top=2).top,
+        hesse.apps.self_influence(small, damping=1.0),
         hesse.apps.prune(risk, None, 0.5, damping=1.0),
         hesse.apps.Repair(),
         hesse.apps.standard_errors(lambda p: p.exp() - p, torch.zeros(20)),
         hesse.apps.laplace(risk, structure="kron", held_out=data[0]),
-        hesse.apps.laplace(risk, structure="diag").calibration(data),
-        hesse.apps.laplace(risk, structure="diag").predict(data[0][0]),
-        hesse.fisher_root_operator(risk),
+        hesse.apps.laplace(small, structure="diag").calibration(data),
+        hesse.apps.laplace(small, structure="diag").predict(data[0][0]),
+        hesse.fisher_root_operator(small),
         hesse.apps.profile(lambda p: p.exp() - p, torch.zeros(1).double()),
-        tracker := hesse.apps.CurvatureTracker(risk),
+        tracker := hesse.apps.CurvatureTracker(small),
         tracker.step(learning_rate=0.1),
         tracker.history,
-        hesse.apps.landscape(risk, grid=3),
+        hesse.apps.landscape(small, grid=3),
         hesse.apps.linearised(net),
-        hesse.apps.linearised(net).fit(*data[0], ridge=1.0),
+        hesse.apps.linearised(net[:3]).fit(*data[0], ridge=1.0),
         hesse.apps.modes(lambda x: (x**2).sum(), torch.ones(4) * 0),
         hesse.apps.response(lambda x, q: (x - q) ** 2, torch.ones(()), torch.ones(())),
         hesse.apps.hypergradient(

@@ -119,15 +119,14 @@ def test_examples_that_do_so_in_a_later_batch_are_refused():
 @pytest.mark.parametrize(
     "name", [pytest.param("gpt", marks=pytest.mark.slow), "not convex", "lstm"]
 )
-def test_samples_are_unbiased(name):
+def test_samples_are_unbiased(name, thorough):
     risk = build(name, sizes=(3, 2))
     operators = [ggn_operator(risk)]
     if name == "gpt":
-        operators += [
-            fisher_operator(risk, kind=kind, per=per, samples=3)
-            for kind in ("sampled", "empirical")
-            for per in ("row", "example")
-        ]
+        kinds = [("sampled", "row"), ("empirical", "example")]
+        if thorough:
+            kinds += [("sampled", "example"), ("empirical", "row")]
+        operators += [fisher_operator(risk, kind=k, per=per, samples=3) for k, per in kinds]
     for A in operators:
         runs = 200
         samples = torch.stack(way(A).samples(runs, torch.Generator().manual_seed(0)))

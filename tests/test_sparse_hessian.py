@@ -52,6 +52,7 @@ def test_pattern_and_values_are_those_of_the_dense_hessian(whatever_they_cost, n
     assert (S.structure.programs is None) == (name in WITHOUT_PROGRAM | {"softmax"})
 
 
+@pytest.mark.some_cases(40)
 @pytest.mark.fast_cases(12)
 @pytest.mark.parametrize("colouring", ["auto", "distance-2", "star", "acyclic"])
 @pytest.mark.parametrize("name", FUNCTIONS)

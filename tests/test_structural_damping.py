@@ -163,6 +163,7 @@ def test_a_step_is_that_of_the_damped_matrix(iterations):
     assert optimizer.param_groups[0]["damping"] == pytest.approx(factor * damping)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("rule", ["levenberg-marquardt", "scan"])
 def test_a_run_goes_on_from_its_file_to_the_same_bits(rule, tmp_path, monkeypatch):
     monkeypatch.setattr("hesse.checkpoint._PAUSE", 0)  # save after every step

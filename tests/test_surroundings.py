@@ -189,7 +189,8 @@ CALLS = {
 RIGHT = {}
 
 
-@pytest.mark.fast_cases(240)
+@pytest.mark.some_cases(160)
+@pytest.mark.fast_cases(80)
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("call", CALLS)
 def test_numbers_are_those_without_the_context(call, context):

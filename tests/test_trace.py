@@ -34,6 +34,7 @@ def flat(n=80):
     return symmetric_matrix(torch.linspace(1.0, 3.0, n, dtype=DOUBLE))
 
 
+@pytest.mark.some_cases(5)
 @pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("matrix", [decaying, flat])

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -49,6 +49,7 @@ def assert_product_is_exact(f, x):
 
 
 @pytest.mark.slow
+@settings(max_examples=50)  # of 54 geometries
 @given(
     size=st.integers(4, 9),
     kernel=st.integers(1, 3),

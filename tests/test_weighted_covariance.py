@@ -63,7 +63,8 @@ def is_sum(r):
 LIKELIHOODS = ["mean", "class weights", "sum", "bernoulli", "tokens", "masked"]
 
 
-@pytest.mark.fast_cases(8)
+@pytest.mark.some_cases(12)
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("name", LIKELIHOODS)
 @pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("mode", ["retained-graph", "traced-split"])

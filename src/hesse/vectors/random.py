@@ -15,6 +15,8 @@ Draw = Callable[[int, torch.dtype, torch.device, torch.Generator | None], Tensor
 """(n, dtype, device, generator) -> n independent numbers."""
 
 _BLOCK = 1 << 16
+_SIGNS = 1 - 2 * (torch.arange(256, device="cpu")[:, None] >> torch.arange(8, device="cpu") & 1)
+"""The signs that the bits of a byte stand for."""
 
 
 def normal_entries(
@@ -31,9 +33,8 @@ def random_signs(
     """n independent signs, +1 or -1 with probability 1/2 each; each takes one random bit."""
     words = torch.empty(-(-n // 64), dtype=torch.int64, device=_source(device, generator))
     words.random_(-(2**63), None, generator=generator)
-    byte = torch.arange(256, device=words.device)
-    eight = 1 - 2 * (byte[:, None] >> torch.arange(8, device=words.device) & 1)
-    signs = eight.to(dtype).index_select(0, words.view(torch.uint8).int())
+    eight = _SIGNS.to(words.device, dtype)
+    signs = eight.index_select(0, words.view(torch.uint8).int())
     return signs.view(-1)[:n].to(device)
 
 
