@@ -5,9 +5,9 @@ For random $\Omega$ the columns of $A \Omega$ span most of what A does (Halko, M
 2011, doi:10.1137/090771806). With an orthonormal basis Q of them and $B = Q^T A$, the small model
 $|Q^T f + B p|^2 + \lambda |p|^2$ has a step p that leaves the gradient
 $g = A^T(f + A p) + \lambda p$ of the whole one. So p is off by at most $|g| / \lambda$, which takes
-two products to know. While that is too much, Q gets more columns, up to a quarter of all. If they
-do not do, the whole matrix is decomposed; unless its singular values fell by eight digits and p
-leaves next to nothing of f, so that no step could promise more.
+two products to know. While that is too much, Q gets more columns, up to 40 % of all. If they do not
+do, the whole matrix is decomposed; unless its singular values fell by eight digits and p leaves
+next to nothing of f, so that no step could promise more.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from hesse.optimize.squares.step_family import Step, from_dense
 # A step may be off by this part of its length; the damped model then falls by 99 % of what it can.
 _STEP_RTOL = 0.1
 # The number of columns at first, and by which factor it grows at least and at most.
-_FIRST, _LEAST_GROWTH, _MOST_GROWTH = 64, 1.25, 2.0
+_FIRST, _LEAST_GROWTH, _MOST_GROWTH = 64, 1.5, 2.0
 # Singular values below this part of the root of lambda change a step by about `_STEP_RTOL`.
 _SMALL = 0.02
-# Columns for at most this part of the shorter side, which cost a tenth of the whole matrix; what a
-# part of `_LITTLE` has cost is next to nothing.
-_MOST, _LITTLE = 0.25, 0.1
+# Columns for at most this part of the shorter side, which cost a third of the whole matrix at most;
+# what a part of `_LITTLE` has cost is next to nothing.
+_MOST, _LITTLE = 0.4, 0.1
 # With so many columns a step will do that leaves at most this part of |f|^2, if singular values
 # fell to this part of the largest: what is beyond is lost to those who form A'A.
 _LEFT, _FALLEN = 0.01, 1e-8
@@ -45,7 +45,7 @@ class SketchedFamily:
     alone.
 
     Cost: 4 m n k operations for k columns, and two products to check a step. Where singular values
-    fall slowly, a tenth of that of the whole matrix is lost.
+    fall slowly, a tenth of the columns are in vain.
     """
 
     is_complete = True
@@ -89,11 +89,11 @@ class SketchedFamily:
     def within(self, radius: float) -> Step:
         """The minimiser of the model for |p| <= radius."""
         while not self._is_right(step := self._family.within(radius)):
-            columns = self._enough(step.damping)
-            if columns > self._most and self._will_do(step):
-                if len(self._B) == self._most:
+            columns, is_last = self._enough(step.damping), len(self._B) == self._most
+            if columns > self._most and self._fall * self._most <= math.log(_FALLEN):
+                if is_last and self._leaves_little(step):
                     break
-                columns = self._most
+                columns = self._most + is_last
             self._grow(columns)
         return step
 
@@ -114,10 +114,8 @@ class SketchedFamily:
         self._right_from = step.damping
         return True
 
-    def _will_do(self, step: Step) -> bool:
-        """Whether singular values fall far enough, and no step could promise much more."""
-        if self._fall * self._most > math.log(_FALLEN):
-            return False
+    def _leaves_little(self, step: Step) -> bool:
+        """Whether no step could promise much more."""
         left = self._f + self._A64 @ step.p.double()
         return float(left @ left) <= _LEFT * float(self._f @ self._f)
 
