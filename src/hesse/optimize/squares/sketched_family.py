@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from hesse.optimize.squares.step_family import Step, from_dense
+from hesse.optimize.squares.step_family import Step, from_dense, is_by_gram
 
 # A step may be off by this part of its length; the damped model then falls by 99 % of what it can.
 _STEP_RTOL = 0.1
@@ -25,9 +25,9 @@ _STEP_RTOL = 0.1
 _FIRST, _LEAST_GROWTH, _MOST_GROWTH = 64, 1.5, 2.0
 # Singular values below this part of the root of lambda change a step by about `_STEP_RTOL`.
 _SMALL = 0.02
-# Columns for at most this part of the shorter side, which cost a third of the whole matrix at most;
-# what a part of `_LITTLE` has cost is next to nothing.
-_MOST, _LITTLE = 0.4, 0.1
+# Columns for at most this part of the shorter side, which cost a third of the whole matrix at most,
+# or half of it where A'A is formed; what a part of `_LITTLE` has cost is next to nothing.
+_MOST, _MOST_BY_GRAM, _LITTLE = 0.4, 0.2, 0.1
 # With so many columns a step will do that leaves at most this part of |f|^2, if singular values
 # fell to this part of the largest: what is beyond is lost to those who form A'A.
 _LEFT, _FALLEN = 0.01, 1e-8
@@ -57,7 +57,7 @@ class SketchedFamily:
         self._generator = torch.Generator().manual_seed(0)
         self._Q: Tensor | None = self._A64[:, :0]
         self._B = self._A64[:0]
-        self._most = int(_MOST * min(A.shape))
+        self._most = int((_MOST_BY_GRAM if is_by_gram(A) else _MOST) * min(A.shape))
         self._right_from = math.inf  # the least damping for which steps are known to be right
         self._grow(_FIRST)
 

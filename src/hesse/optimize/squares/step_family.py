@@ -167,7 +167,7 @@ def from_dense(A: Tensor, f: Tensor, epsilon: float, dtype: torch.dtype) -> Step
     matrix of float32 a third of that, by the eigenvalues of A'A.
     """
     m, n = A.shape
-    if A.dtype == torch.float32 and m >= n:
+    if is_by_gram(A):
         return _from_gram(A.double(), f.double(), epsilon, dtype)
     A, f = A.double(), f.double()
     Q = P = None
@@ -193,6 +193,11 @@ def from_dense(A: Tensor, f: Tensor, epsilon: float, dtype: torch.dtype) -> Step
         epsilon=epsilon,
         project=project,
     )
+
+
+def is_by_gram(A: Tensor) -> bool:
+    """Whether A'A is formed, in float64, which takes a third of the time."""
+    return A.dtype == torch.float32 and A.shape[0] >= A.shape[1]
 
 
 def _from_gram(A: Tensor, f: Tensor, epsilon: float, dtype: torch.dtype) -> StepFamily:
