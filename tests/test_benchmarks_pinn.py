@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -52,6 +54,21 @@ def test_the_rows_are_those_of_the_jacobian(name, is_periodic):
     assert torch.allclose(problem.jacobian(theta), expected, rtol=1e-11, atol=1e-13)
 
 
+def test_balanced_residuals_of_a_part_of_the_time():
+    """Their Jacobian has a block of one norm for each kind, and the points are early."""
+    equation = EQUATIONS["convection"]()
+    network = network_for("convection", is_periodic=False, activation="tanh")
+    problem = Collocation(equation, network, 32, torch.float64, part=0.25)
+    theta = network.start(1, torch.float64)
+    problem.weigh(problem.balance(theta))
+    expected = torch.func.jacfwd(problem.residuals)(theta)
+    assert torch.allclose(problem.jacobian(theta), expected, rtol=1e-11, atol=1e-13)
+    norms = [float(torch.linalg.matrix_norm(rows)) for rows in expected.split([32, 4, 4])]
+    assert norms == pytest.approx([norms[-1]] * 3, rel=1e-12)
+    early = network.inputs(torch.tensor([[0.25, 0.0]], dtype=torch.float64))[0, 0, 0]
+    assert all(float(at[0, :, 0].max()) <= early for c in problem._conditions for at in c.inputs)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_exact_solution_solves_the_equation(name):
     """By central differences of it, which have an error of h^2."""
@@ -91,14 +108,21 @@ def test_the_quadrature_for_burgers_is_exact_to_rounding():
             assert float(got) == pytest.approx(float(2 * mp.pi / 100 * top / bottom), abs=1e-14)
 
 
-def test_a_fit_lowers_the_error_and_goes_on_where_it_stopped(tmp_path, capsys):
+@pytest.mark.parametrize("windows", ["1", "3"])
+def test_a_fit_lowers_the_error_and_goes_on_where_it_stopped(tmp_path, capsys, windows):
     options = ["--equations", "reaction", "--width", "6", "--depth", "2", "--points", "128"]
-    options += ["--output", str(tmp_path), "--dtype", "float32"]
+    options += ["--output", str(tmp_path), "--dtype", "float32", "--windows", windows]
     main([*options, "--seconds", "1"])
     (path,) = tmp_path.glob("*.jsonl")
     steps = len(path.read_text().splitlines())
-    main([*options, "--seconds", "3"])
-    rows = path.read_text().splitlines()
+    main([*options, "--seconds", "4"])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(rows) > steps
+    assert rows[-1]["window"] == int(windows)
+    places = [(row["window"], row["step"]) for row in rows]
+    assert places == sorted(set(places))
+    counts = [row["jacobians"] for row in rows]
+    assert counts == sorted(counts)
+    assert counts[-1] >= len(rows)
     assert "reaction" in capsys.readouterr().out
     assert (tmp_path / "pinn.md").exists()

@@ -26,6 +26,8 @@ class Condition(NamedTuple):
     """Of the network, one for each jet."""
     constants: list[Tensor]
     """A number for each point."""
+    weight: float = 1.0
+    """Of its residuals."""
 
 
 class Collocation:
@@ -38,13 +40,20 @@ class Collocation:
         network: what is fitted.
         inside: points inside; an eighth of their number lies on each edge.
         dtype: of points and weights.
+        part: of the time, from its start, in which the points are.
     """
 
     def __init__(
-        self, equation: Equation, network: Network, inside: int, dtype: torch.dtype
+        self,
+        equation: Equation,
+        network: Network,
+        inside: int,
+        dtype: torch.dtype,
+        part: float = 1.0,
     ) -> None:
         self.equation, self.network, self._dtype = equation, network, dtype
         (t0, t1), (x0, x1) = equation.domain
+        t1 = t0 + part * (t1 - t0)
         sobol = torch.quasirandom.SobolEngine(2, scramble=True, seed=0)
         low, high = torch.tensor([t0, x0]).double(), torch.tensor([t1, x1]).double()
         points = low + (high - low) * sobol.draw(inside, dtype=torch.float64)
@@ -66,6 +75,20 @@ class Collocation:
         self._conditions = conditions
         self.size = sum(condition.inputs[0].shape[1] for condition in conditions)
 
+    def weigh(self, weights: list[float]) -> None:
+        """Multiply each kind of residual by a number."""
+        pairs = zip(self._conditions, weights, strict=True)
+        self._conditions = [condition._replace(weight=weight) for condition, weight in pairs]
+
+    def balance(self, theta: Tensor) -> list[float]:
+        """Weights for which each kind has a Jacobian of the same norm, that of the last kind.
+
+        Wang, Yu & Perdikaris 2022, doi:10.1016/j.jcp.2021.110768, by the trace of J J'.
+        """
+        sizes = [condition.inputs[0].shape[1] for condition in self._conditions]
+        norms = [float(torch.linalg.matrix_norm(J)) for J in self.jacobian(theta).split(sizes)]
+        return [norms[-1] / norm for norm in norms]
+
     def residuals(self, theta: Tensor) -> Tensor:
         """All of them."""
         return torch.cat([self._residuals(theta, condition) for condition in self._conditions])
@@ -82,7 +105,9 @@ class Collocation:
             total = condition.inputs[0].shape[1]
             for start in range(0, total, _ROWS):
                 rows = self._rows(theta, _part(condition, slice(start, start + _ROWS)))
-                torch.mul(rows, total**-0.5, out=matrix[place : place + len(rows)])
+                torch.mul(
+                    rows, condition.weight * total**-0.5, out=matrix[place : place + len(rows)]
+                )
                 place += len(rows)
         return matrix
 
@@ -117,7 +142,7 @@ class Collocation:
 
     def _residuals(self, theta: Tensor, condition: Condition) -> Tensor:
         values = condition.value(*self._jets(theta, condition), *condition.constants)
-        return values * len(values) ** -0.5
+        return values * (condition.weight * len(values) ** -0.5)
 
     def _jets(
         self, theta: Tensor, condition: Condition, traces: list[list[Trace]] | None = None

@@ -23,8 +23,11 @@ from benchmarks.pinn.network import Network
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _HEADER = """\
-| equation | parameters | residuals | dtype | steps | seconds | relative L2 error | lowest | cost |
-|---|--:|--:|---|--:|--:|--:|--:|--:|"""
+| equation | parameters | residuals | dtype | steps | Jacobians | seconds | relative L2 error \
+| lowest | cost |
+|---|--:|--:|---|--:|--:|--:|--:|--:|--:|"""
+# A window is left after so many steps, or when the cost is this part of that at the start.
+_STEPS, _LOW = 15, 1e-4
 
 
 class Watch:
@@ -35,21 +38,40 @@ class Watch:
         self.rows = [json.loads(line) for line in _lines(path)]
         self._before = self.rows[-1]["seconds"] if self.rows else 0.0
         self._limit, self._began = seconds, time.process_time()
+        self.enter(1, 0.0)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is."""
+        return time.process_time() - self._began > self._limit - self._before
+
+    def enter(self, window: int, enough: float) -> None:
+        """A window, which is left at a cost below `enough`."""
+        self._window, self._enough = window, enough
+        earlier = [row for row in self.rows if row["window"] < window]
+        self._jacobians = earlier[-1]["jacobians"] if earlier else 0
 
     def __call__(self, state: Any) -> bool:
         """Note a step that is new."""
-        if state.number and (not self.rows or state.number > self.rows[-1]["step"]):
+        last = self.rows[-1] if self.rows else {"window": 1, "step": 0}
+        if (self._window, state.number) > (last["window"], last["step"]) and state.number:
             seconds = self._before + time.process_time() - self._began
             error = self._problem.error(state.x)
-            row = {"step": state.number, "seconds": seconds, "cost": state.value, "error": error}
+            row = {"window": self._window, "step": state.number, "seconds": seconds,
+                   "jacobians": self._jacobians + state.products // self._products_each,
+                   "cost": state.value, "error": error}  # fmt: skip
             self.rows.append(row)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             print(
-                f"\r{self._problem.equation.name}: step {state.number}, {seconds:.0f} s, "
+                f"\r{self._problem.equation.name}: step {len(self.rows)}, {seconds:.0f} s, "
                 f"error {error:.2e}   ", end="", file=sys.stderr, flush=True,
             )  # fmt: skip
-        return time.process_time() - self._began > self._limit - self._before
+        return self.is_over or state.value < self._enough
+
+    @property
+    def _products_each(self) -> int:
+        return min(self._problem.size, self._problem.network.size)
 
 
 def _lines(path: Path) -> list[str]:
@@ -63,21 +85,33 @@ def fit(name: str, options: argparse.Namespace) -> str:
         options.width, options.depth, equation.domain,
         is_periodic=equation.is_periodic and not options.plain, activation=options.activation,
     )  # fmt: skip
-    problem = Collocation(equation, network, options.points, dtype)
     stem = f"pinn-{name}-{network.size}-{options.points}-{options.dtype}-{options.seed}"
     stem += f"-{options.activation}" + "-plain" * options.plain
+    stem += f"-{options.windows}" * (options.windows > 1)
+    problem = Collocation(equation, network, options.points, dtype)
     watch = Watch(options.output / f"{stem}.jsonl", problem, options.seconds)
-    if not watch.rows or watch.rows[-1]["seconds"] < options.seconds:
-        hesse.least_squares(
-            (problem.residuals, problem.jacobian), network.start(options.seed, dtype), "svd-long",
-            x_scale=1.0, ftol=0.0, xtol=0.0, gtol=0.0, max_iterations=100_000, callback=watch,
-            checkpoint=options.output / f"{stem}.run",
-        )  # fmt: skip
+    theta, weights, enough = network.start(options.seed, dtype), None, 0.0
+    for window in range(1, options.windows + 1):
+        if watch.is_over:
+            break
+        problem = Collocation(equation, network, options.points, dtype, window / options.windows)
+        if options.windows > 1:
+            weights = weights or problem.balance(theta)
+            problem.weigh(weights)
+            enough = enough or _LOW * 0.5 * float(problem.residuals(theta).square().sum())
+        is_last = window == options.windows
+        watch.enter(window, 0.0 if is_last else enough)
+        theta = hesse.least_squares(
+            (problem.residuals, problem.jacobian), theta, "svd-long", x_scale=1.0,
+            ftol=0.0, xtol=0.0, gtol=0.0, max_iterations=100_000 if is_last else _STEPS,
+            callback=watch, checkpoint=options.output / f"{stem}{f'-{window}' * (not is_last)}.run",
+        ).x  # fmt: skip
     print(file=sys.stderr)
     last, lowest = watch.rows[-1], min(row["error"] for row in watch.rows)
     return (
-        f"| {name} | {network.size:,} | {problem.size:,} | {options.dtype} | {last['step']} "
-        f"| {last['seconds']:.0f} | {last['error']:.1e} | {lowest:.1e} | {last['cost']:.1e} |"
+        f"| {name} | {network.size:,} | {problem.size:,} | {options.dtype} | {len(watch.rows)} "
+        f"| {last['jacobians']} | {last['seconds']:.0f} | {last['error']:.1e} | {lowest:.1e} "
+        f"| {last['cost']:.1e} |"
     )
 
 
@@ -122,6 +156,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--plain", action="store_true",
         help="inputs t and x; otherwise t, cos and sin of x where the equation is periodic",
+    )  # fmt: skip
+    parser.add_argument(
+        "--windows", type=int, default=1,
+        help="fit the first N-th of the time, then twice that, and so on, with kinds of residuals "
+        "balanced at the start",
     )  # fmt: skip
     parser.add_argument("--dtype", choices=_DTYPES, default="float64")
     parser.add_argument("--seed", type=int, default=0)

@@ -103,11 +103,13 @@ def least_squares(
             call continues, to the same bits, after it was killed (see `hesse.checkpoint`).
 
     One factorisation of J gives the best step for every trust radius, by its singular values and
-    without J'J (in float32 by J'J in float64, which has all digits of it). Several radii are tried,
-    and picked by the true cost, before J is computed at another point; "svd-long" takes the longest
-    step for which the cost falls by 15 % of what the model says. With "svd" a step is bent along
-    the curvature of r, and where three steps in a row lower the cost by less than 5 %, as where
-    residuals stay large, the Hessian of the cost is the model, with the second derivatives of r,
+    without J'J (in float32 by J'J in float64, which has all digits of it). Of a matrix with 400
+    rows and columns or more only those are computed that the radius asks for, if they are few; a
+    step is then off by at most a tenth of its length. Several radii are tried, and picked by the
+    true cost, before J is computed at another point; "svd-long" takes the longest step for which
+    the cost falls by 15 % of what the model says. With "svd" a step is bent along the curvature of
+    r, and where three steps in a row lower the cost by less than 5 %, as where residuals stay
+    large, the Hessian of the cost is the model, with the second derivatives of r,
     for up to 300 variables. Variables at a bound that the gradient pushes outwards are held; steps
     are projected onto the bounds. A trial point at which r is not finite, or raises an
     ArithmeticError, ValueError or RuntimeError, is rejected.
@@ -120,8 +122,8 @@ def least_squares(
 
     Cost: an iteration takes J once and r a few times. "svd": J costs as many backward passes as
         there are residuals, or forward ones as there are variables, vectorised; its decomposition
-        m n^2 operations. "lsmr": two products a step of the bidiagonalisation, and a vector of
-        n for each (1 GB of them at most, or 30).
+        m n^2 operations, or 4 m n k for k singular values. "lsmr": two products a step of the
+        bidiagonalisation, and a vector of n for each (1 GB of them at most, or 30).
 
     Raises:
         HesseError: r is not finite at x0; x0 out of bounds; "jac" without a matrix; or as in

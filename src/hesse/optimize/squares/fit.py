@@ -20,6 +20,7 @@ from hesse.optimize.squares.bidiagonal import bidiagonal_steps
 from hesse.optimize.squares.newton_family import EmbeddedFamily, NewtonFamily
 from hesse.optimize.squares.radius_search import CAREFUL, LinearModel, RadiusSearch, Rule, Trial
 from hesse.optimize.squares.residual_point import ResidualPoint, Residuals
+from hesse.optimize.squares.sketched_family import SketchedFamily
 from hesse.optimize.squares.step_family import StepFamily, from_dense
 from hesse.progress import Run
 from hesse.vectors.space import Space, Tree
@@ -28,6 +29,8 @@ from hesse.vectors.space import Space, Tree
 # the entries of a large matrix changes them by less than eps of its dtype, not by max(m, n) times
 # that.
 _BLUR = 16 * torch.finfo(torch.float64).eps
+# Matrices with a shorter side than this are decomposed at once.
+_LEAST_SKETCHED = 400
 # The inner tolerance of the bidiagonalisation: at the start, and at the end.
 _LOOSEST, _TIGHTEST = 0.1, 1e-6
 # A step that lowers the cost by less than this fraction is slow; after a few, and up to so many
@@ -201,7 +204,7 @@ class Fit:
         family = self._newton(free) if self.state.slow_steps >= _FEW else None
         if family is None:
             family = self._dense(free) if self.residuals.is_dense else self._large(free)
-        if family.full_decrease <= 0.1 * self.point.rounding_error:
+        if not family.promises(0.1 * self.point.rounding_error):
             return None
         return LinearModel(self.point, family, scale, held, self._push)
 
@@ -221,11 +224,12 @@ class Fit:
         family = NewtonFamily(H[free][:, free], (point.gradient * scale)[free], point.x.dtype)
         return family if bool(free.all()) else EmbeddedFamily(family, free)
 
-    def _dense(self, scale: Tensor) -> StepFamily:
+    def _dense(self, scale: Tensor) -> StepFamily | SketchedFamily:
         point, dtype = self.point, self.point.x.dtype
         A = point.matrix * scale
         epsilon = max(torch.finfo(dtype).eps, _BLUR)
-        return from_dense(A, point.weighted[1], epsilon, dtype)
+        family = SketchedFamily if min(A.shape) >= _LEAST_SKETCHED else from_dense
+        return family(A, point.weighted[1], epsilon, dtype)
 
     def _large(self, scale: Tensor) -> StepFamily:
         point = self.point
@@ -310,8 +314,8 @@ class Fit:
 
     def _is_short(self, point: ResidualPoint) -> bool:
         """Whether the Gauss-Newton step is shorter than xtol."""
-        size = self.space.norm(point.x / self.state.scale)
-        return self._known_model.family.full_length <= self.tolerances.x * size
+        length = self.tolerances.x * self.space.norm(point.x / self.state.scale)
+        return length > 0.0 and self._known_model.family.is_within(length)
 
     def _stuck(self) -> tuple[Status, str]:
         """No step lowers the cost: because there is nothing to gain, or because r is not smooth.

@@ -62,6 +62,14 @@ class NewtonFamily:
         """What Newton's step would take from the model; infinite for negative curvature."""
         return 0.5 * float((self._g**2 / self._h).sum()) if self.is_definite else math.inf
 
+    def is_within(self, radius: float) -> bool:
+        """Whether Newton's step is at most so long."""
+        return self.full_length <= radius
+
+    def promises(self, decrease: float) -> bool:
+        """Whether Newton's step takes more than that from the model."""
+        return self.full_decrease > decrease
+
     def within(self, radius: float) -> Step:
         """The minimiser for |p| <= radius; More & Sorensen 1983, doi:10.1137/0904038."""
         is_limited = self.full_length > radius * (1 + _RADIUS_RTOL)

@@ -19,6 +19,7 @@ from torch import Tensor
 from hesse.optimize.box import Box
 from hesse.optimize.squares.newton_family import NewtonFamily
 from hesse.optimize.squares.residual_point import ResidualPoint, Residuals
+from hesse.optimize.squares.sketched_family import SketchedFamily
 from hesse.optimize.squares.step_family import Step, StepFamily
 
 # With a lower gain ratio there is no step.
@@ -89,7 +90,7 @@ class LinearModel:
     """
 
     point: ResidualPoint
-    family: StepFamily | NewtonFamily
+    family: StepFamily | SketchedFamily | NewtonFamily
     scale: Tensor
     held: Tensor | None
     push: Callable[[Tensor], Tensor]

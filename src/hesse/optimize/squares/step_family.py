@@ -88,6 +88,14 @@ class StepFamily:
         """What the Gauss-Newton step would take from the model."""
         return self._decrease(0.0)
 
+    def is_within(self, radius: float) -> bool:
+        """Whether the Gauss-Newton step is at most so long."""
+        return self.full_length <= radius
+
+    def promises(self, decrease: float) -> bool:
+        """Whether the Gauss-Newton step takes more than that from the model."""
+        return self.full_decrease > decrease
+
     def within(self, radius: float) -> Step:
         """The minimiser of the model for |p| <= radius."""
         is_limited = self.full_length > radius * (1 + _RADIUS_RTOL)
@@ -155,29 +163,41 @@ def damping_of_length(h: Tensor, g: Tensor, radius: float) -> float:
 def from_dense(A: Tensor, f: Tensor, epsilon: float, dtype: torch.dtype) -> StepFamily:
     """The steps of a matrix (m, n) and residuals (m,), in float64.
 
-    Cost: a QR factorisation if the matrix is tall, and a singular value decomposition; for a tall
-    one of float32 a third of that, by the eigenvalues of A'A.
+    Cost: a QR factorisation if one side is long, and a singular value decomposition; for a tall
+    matrix of float32 a third of that, by the eigenvalues of A'A.
     """
     m, n = A.shape
-    if A.dtype == torch.float32 and m >= n:
+    if is_by_gram(A):
         return _from_gram(A.double(), f.double(), epsilon, dtype)
     A, f = A.double(), f.double()
-    Q = None
+    Q = P = None
     if m > 2 * n:
         Q, A = torch.linalg.qr(A)
+    elif n > 2 * m:
+        P, R = torch.linalg.qr(A.T)
+        A = R.T
     U, s, Vh = torch.linalg.svd(A, full_matrices=False)
 
     def project(r: Tensor) -> Tensor:
         r = r.double()
         return (U.T @ (r if Q is None else Q.T @ r)).cpu()
 
+    def span(y: Tensor) -> Tensor:
+        p = y.to(Vh.device) @ Vh
+        return (p if P is None else P @ p).to(dtype)
+
     return StepFamily(
         s.cpu(),
         project(f),
-        lambda y: (y.to(Vh.device) @ Vh).to(dtype),
+        span,
         epsilon=epsilon,
         project=project,
     )
+
+
+def is_by_gram(A: Tensor) -> bool:
+    """Whether A'A is formed, in float64, which takes a third of the time."""
+    return A.dtype == torch.float32 and A.shape[0] >= A.shape[1]
 
 
 def _from_gram(A: Tensor, f: Tensor, epsilon: float, dtype: torch.dtype) -> StepFamily:
