@@ -118,7 +118,7 @@ def memory_task(name: str, length: int) -> Task:
     def error(model: nn.Module) -> float:
         z = model(x)
         wrong = z.argmax(-1) != target if bits else (z - target).abs() > _TOLERANCE
-        return float(wrong.flatten(1).any(dim=1).float().mean())
+        return float(wrong.flatten(1).any(dim=1).double().mean())
 
     def loss(z: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(z.transpose(1, 2), target) if bits else mse_loss(z, target)
