@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import hesse
 from hesse import Risk, Space, fisher_operator, ggn_operator, gradient_covariance_operator
 from hesse.errors import ArgumentError, DataError, FunctionError, HesseError
 from hesse.testing.likelihoods import CLASSES, labels, mlp, normal
@@ -73,6 +74,32 @@ def test_examples_that_influence_one_another_are_refused(model):
         with pytest.raises(DataError, match="do not influence one another"):
             make()
     close(fisher_operator(risk, risk.params), dense_ggn(risk))
+
+
+def pairs_of_torch(z, partners):
+    """A contrastive loss: the target of an example is another place in the batch."""
+    return F.cross_entropy(z @ z.T, partners)
+
+
+def pairs_by_hand(z, partners):
+    return -(z @ z.T).log_softmax(1)[torch.arange(len(z)), partners].mean()
+
+
+@pytest.mark.parametrize("loss", [pairs_of_torch, pairs_by_hand])
+def test_targets_that_are_places_in_the_batch_couple_its_examples(loss):
+    """A slice of the batch has no loss at all."""
+    torch.manual_seed(0)
+    risk = Risk(nn.Linear(4, CLASSES).double(), loss, (normal(8, 4), torch.arange(8).flip(0)))
+    G = ggn_operator(risk, risk.params)
+    diagonal = hesse.diagonal(G)
+    torch.testing.assert_close(diagonal.value, dense_ggn(risk).diagonal())
+    for call in (
+        lambda: risk.per_example.losses(risk.params),
+        lambda: risk.weighted(torch.ones(8).double()),
+        lambda: hesse.apps.self_influence(risk, damping=1.0),
+    ):
+        with pytest.raises(DataError, match="do not influence one another"):
+            call()
 
 
 @pytest.mark.parametrize("head", [1.0, 0.0])

@@ -12,7 +12,7 @@ from hesse.ad.examples import Axis, find_axis
 from hesse.data.batches import Batch
 from hesse.data.reduction import rounding_tolerance
 from hesse.data.slicing import num_examples, slice_batch
-from hesse.errors import DataError
+from hesse.errors import DataError, FunctionError
 from hesse.risk.arguments import explaining
 from hesse.risk.nearby import evaluated_nearby
 from hesse.vectors.space import Tree
@@ -45,7 +45,11 @@ def axes_of_examples(rows: Rows, params: Tree, batch: Batch) -> tuple[Axis, ...]
             return [t.detach() for t in rows(point, part)]
 
     def evaluate(point: Tree) -> list[list[Tensor]]:
-        return [detached(point, part) for part in (batch, *slices)]
+        whole = detached(point, batch)
+        try:
+            return [whole, *(detached(point, part) for part in slices)]
+        except FunctionError as error:  # as of targets that are places in the batch
+            raise _not_side_by_side(f"slices of a batch that fail: {error.got}") from error
 
     # Away from the point, where a layer of zeros could make all rows alike.
     _, (whole, *parts) = evaluated_nearby(evaluate, params, _are_finite)
