@@ -70,9 +70,7 @@ def reverse_over_forward(
     return Product(product, value, gradient)
 
 
-def at_rounded_point(
-    f: LeafFunction, x: Leaves, v: Leaves, with_gradient: bool = False
-) -> Product:
+def at_rounded_point(f: LeafFunction, x: Leaves, v: Leaves, with_gradient: bool = False) -> Product:
     """As `reverse_over_reverse`, with x moved by a few units of its last place.
 
     Rounding is another everywhere: products differ as much as rounding makes them uncertain.
