@@ -301,6 +301,13 @@ def other_vectors(place):
     return _error(lambda: J @ p.vector(place.rank // 2))
 
 
+def named(place):
+    """How matrices of outputs are shown."""
+    p = Problem(place, "empty")
+    J, R = hesse.jacobian_operator(p.risk, p.params), hesse.fisher_root_operator(p.risk, p.params)
+    return repr(J), repr(R), repr(J.at(p.params))
+
+
 def other_outputs(place):
     """A rank whose model has more outputs than those of the others."""
     x, y = examples("squares")

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import hesse
 from hesse import Risk, Space, fisher_operator, ggn_operator, gradient_covariance_operator
-from hesse.errors import ArgumentError, DataError, FunctionError, HesseError
+from hesse.errors import ArgumentError, DataError, FunctionError, HesseError, NonFiniteError
 from hesse.testing.likelihoods import CLASSES, labels, mlp, normal
 
 DOUBLE = torch.float64
@@ -73,6 +74,109 @@ def test_examples_that_influence_one_another_are_refused(model):
         with pytest.raises(DataError, match="do not influence one another"):
             make()
     close(fisher_operator(risk, risk.params), dense_ggn(risk))
+
+
+def pairs_of_torch(z, partners):
+    """A contrastive loss: the target of an example is another place in the batch."""
+    return F.cross_entropy(z @ z.T, partners)
+
+
+def pairs_by_hand(z, partners):
+    return -(z @ z.T).log_softmax(1)[torch.arange(len(z)), partners].mean()
+
+
+@pytest.mark.parametrize("loss", [pairs_of_torch, pairs_by_hand])
+def test_targets_that_are_places_in_the_batch_couple_its_examples(loss):
+    """A slice of the batch has no loss at all."""
+    torch.manual_seed(0)
+    risk = Risk(nn.Linear(4, CLASSES).double(), loss, (normal(8, 4), torch.arange(8).flip(0)))
+    G = ggn_operator(risk, risk.params)
+    diagonal = hesse.diagonal(G)
+    torch.testing.assert_close(diagonal.value, dense_ggn(risk).diagonal())
+    for call in (
+        lambda: risk.per_example.losses(risk.params),
+        lambda: risk.weighted(torch.ones(8).double()),
+        lambda: hesse.apps.self_influence(risk, damping=1.0),
+    ):
+        with pytest.raises(DataError, match="do not influence one another"):
+            call()
+
+
+class Masked(nn.Module):
+    """A class that some examples may not have, as actions of an agent."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, CLASSES))
+
+    def forward(self, x):
+        forbidden = (x[:, :1] > 0) & (torch.arange(CLASSES) == 0)
+        return self.layers(x).masked_fill(forbidden, -math.inf)
+
+
+def test_logits_of_minus_infinity_do_not_couple_examples():
+    torch.manual_seed(0)
+    x, y = normal(9, 4), labels(9).clamp(min=1)
+    risk = Risk(Masked().double(), nn.CrossEntropyLoss(), [(x[:5], y[:5]), (x[5:], y[5:])])
+    params, space = risk.params, Space.of(risk.params)
+
+    def one(v, i):
+        z = torch.func.functional_call(risk.model, space.unflatten(v), (x[i : i + 1],))
+        return F.cross_entropy(z, y[i : i + 1])
+
+    def logits(v):
+        z = torch.func.functional_call(risk.model, space.unflatten(v), (x,))
+        return torch.where(z.isinf(), 0.0, z)
+
+    v = space.flatten(params)
+    gradients = torch.stack([torch.func.grad(one)(v, i) for i in range(9)])
+    J, z = torch.func.jacrev(logits)(v), risk.model(x).detach()
+    p = z.softmax(1)
+    H = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    exact = torch.einsum("nci,ncd,ndj->ij", J, H, J) / 9
+    close(gradient_covariance_operator(risk, params), gradients.T @ gradients / 9)
+    close(fisher_operator(risk, params, "empirical"), gradients.T @ gradients / 9)
+    found = hesse.diagonal(ggn_operator(risk, params))
+    assert "exact" in found.about
+    torch.testing.assert_close(found.value, exact.diagonal())
+    K = hesse.kfac_operator(risk, params, damping=0.1).to_dense()
+    last = slice(-CLASSES, None)  # the block of a bias alone is exact
+    torch.testing.assert_close(K[last, last] - 0.1 * torch.eye(CLASSES).double(), exact[last, last])
+
+
+class Halves(nn.Module):
+    """In single precision, where rounding depends on the size of the batch, then in double."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 64).float(), nn.Linear(64, CLASSES).double()
+
+    def forward(self, x):
+        size = torch.tensor(len(x) / 7, dtype=torch.float32)
+        return self.second(torch.tanh(self.first(x) * size / size).double())
+
+
+def test_rounding_of_a_coarser_dtype_within_the_model_does_not_couple_examples():
+    torch.manual_seed(0)
+    x, y = normal(33, 4).float(), labels(33)
+    model = Halves()
+    risk = Risk(model, nn.CrossEntropyLoss(), (x, y))
+    z = model(x).detach()
+    assert 0.0 < float((model(x[:11]).detach() - z[:11]).abs().max()) < 1e-6
+    torch.testing.assert_close(
+        risk.per_example.losses(risk.params), F.cross_entropy(z, y, reduction="none")
+    )
+
+
+@pytest.mark.parametrize("make", [hesse.kfac_operator, hesse.ekfac_operator])
+@pytest.mark.parametrize("place", [0, 1])
+def test_nan_is_named_before_it_is_taken_for_coupling_or_for_factors(make, place):
+    torch.manual_seed(0)
+    batches = [(normal(6, 4), labels(6)), (normal(6, 4), labels(6))]
+    batches[place][0][3, 1] = math.nan
+    risk = Risk(nn.Linear(4, CLASSES).double(), nn.CrossEntropyLoss(), batches)
+    with pytest.raises(NonFiniteError, match="NaN"):
+        make(risk, risk.params, damping=0.1)
 
 
 @pytest.mark.parametrize("head", [1.0, 0.0])

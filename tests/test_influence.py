@@ -91,6 +91,9 @@ def test_groups_add_up_by_labels_and_by_sets_that_overlap():
     labels = torch.arange(N) % 3 - 1
     got = influence(risk_of(9), THETA, (XQ, YQ), groups=labels, **TIGHT).scores
     expected = torch.stack([each[:, labels == k].sum(1) for k in (0, 1)], 1)
+    small = labels.numpy().astype("int8")
+    again = influence(risk_of(9), THETA, (XQ, YQ), groups=small, **TIGHT).scores
+    torch.testing.assert_close(again, got)
     torch.testing.assert_close(got, expected, **NEAR)
     sets = [[3, 20, 3], torch.arange(N) < 4, np.array([22])]
     got = influence(risk_of(9), THETA, (XQ, YQ), groups=sets, removal="renormalise", **TIGHT).scores

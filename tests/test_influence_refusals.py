@@ -4,6 +4,7 @@
 import math
 import warnings
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -91,6 +92,14 @@ REFUSED = {
     "a list of places for groups": (
         lambda: influence(FIRST, THETA, QUERIES, groups=[0, 1]),
         "list of sets",
+    ),
+    "places of NumPy for groups": (
+        lambda: influence(FIRST, THETA, QUERIES, groups=list(numpy.array([0, 1]))),
+        "a single int64",
+    ),
+    "a place that is a tensor for a group": (
+        lambda: influence(FIRST, THETA, QUERIES, groups=[torch.tensor([0]), torch.tensor(1)]),
+        "a single Tensor",
     ),
     "a place that is not there": (
         lambda: influence(FIRST, THETA, QUERIES, groups=[[N]]),

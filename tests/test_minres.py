@@ -171,6 +171,31 @@ def test_an_inconsistent_system_gives_the_nearest_minimiser(dtype, error, warm):
     assert solution.residual_norm == pytest.approx(residual, rel=1e-5)
 
 
+@pytest.mark.parametrize("zeros", [10, 50])
+def test_no_step_leads_along_the_null_space_where_rounding_hides_the_minimiser(zeros):
+    """|A r| stops falling just above the level at which it vanishes, for one start in eight."""
+    values = torch.cat([torch.zeros(zeros), torch.linspace(1.0, 30.0, 150)])
+    M = symmetric_matrix(values)
+    inverse = torch.linalg.pinv(M, rtol=1e-10)
+    for seed in range(60):
+        b = vector(len(values), seed)
+        solution = minres(System(dense_operator(M), b, rtol=1e-8))
+        nearest = inverse @ b
+        assert solution.status is Status.LEAST_SQUARES
+        assert (solution.x - nearest).norm() <= 1e-4 * nearest.norm()
+
+
+def test_x_is_not_shortened_where_that_makes_the_residual_larger():
+    """A condition of 1e12 that is met at last: a look too early spoiled x by ten digits."""
+    g = torch.Generator().manual_seed(0)
+    d = torch.cat([torch.rand(45, generator=g, dtype=DOUBLE) + 0.5, torch.logspace(-13, -12, 5)])
+    d = d * torch.randn(50, generator=g, dtype=DOUBLE).sign()
+    for seed in range(10):
+        b = vector(50, seed)
+        solution = minres(System(diagonal_operator(d), b, rtol=1e-8, max_iterations=3000))
+        assert solution.residual_norm <= b.norm()
+
+
 def test_no_product_sees_a_right_hand_side_in_the_null_space():
     solution = minres(System(diagonal_operator(torch.tensor([0.0, 1.0])), torch.tensor([1.0, 0.0])))
     assert (solution.status, solution.iterations) == (Status.LEAST_SQUARES, 0)

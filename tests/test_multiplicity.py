@@ -90,6 +90,16 @@ def test_a_basis_that_is_restarted_and_has_to_drop_rows(basis_size, which):
         assert (true_residuals(M, pairs) <= pairs.residuals).all()
 
 
+def test_a_search_that_leaves_little_of_the_space_takes_all_of_it():
+    """The last of ten copies hid in rows that waited, for one start in fourteen."""
+    M = rotated(torch.cat([torch.linspace(0.0, 1.0, 190), torch.full((10,), 2.0)]))
+    A = function_operator(lambda v: M @ v, 200, symmetric=True, dtype=DOUBLE)
+    for seed in (5, 20, *range(6)):
+        pairs = eigsh(A, 10, rtol=1e-8, generator=seeded(seed))
+        assert pairs.products <= 175 or pairs.unseen == 0.0
+        assert (pairs.unseen or 0.0) > 0.0 or bool((pairs.values > 1.9).all())
+
+
 def test_a_large_multiplicity_above_the_size_of_a_whole_basis():
     values = torch.cat([torch.full((2400,), 1.0), torch.linspace(1.5, 4, 200)]).double()
     pairs = eigsh(diagonal_operator(values), 4, "SA", generator=seeded())

@@ -120,6 +120,14 @@ def test_ranks_that_differ_are_told_so(pool):
         assert "another on rank 2 than on rank 0" in text
 
 
+def test_a_rank_without_data_shows_what_the_others_do(pool):
+    shown = pool.run(jobs.named, size=3)
+    for J, R, at in shown:
+        assert J.startswith("Jacobian of 3 ranks(")
+        assert at.startswith("Jacobian of 3 ranks(")
+        assert R.startswith("FisherRoot of 3 ranks(")
+
+
 def test_outputs_that_do_not_fit_together_are_refused(pool):
     kinds = [kind for kind, _ in pool.run(jobs.other_outputs)]
     assert kinds == ["RankError", "ShapeError", "RankError"]

@@ -199,6 +199,20 @@ def test_places_that_a_loss_of_ones_own_ignores_count_nothing():
     torch.testing.assert_close(got, definition("tokens", risk.params), rtol=1e-12, atol=1e-14)
 
 
+def test_params_that_are_not_finite_are_named():
+    risk = Risk(net(), nn.CrossEntropyLoss(), (features(), CLASSES))
+    params = {**risk.params, "2.bias": torch.full((3,), torch.nan).double()}
+    each, n = risk.per_example, sum(p.numel() for p in params.values())
+    for call in (
+        lambda: each.losses(params),
+        lambda: each.jvp(params, torch.ones(n).double()),
+        lambda: each.vjp(params, torch.ones(11).double()),
+        lambda: next(each.gradients(params)),
+    ):
+        with pytest.raises(hesse.errors.NonFiniteError, match=r"NaN or Inf in '2\.bias'"):
+            call()
+
+
 def test_it_works_under_no_grad_and_leaves_the_model_alone():
     model = net()
     risk = Risk(model, nn.CrossEntropyLoss(), (features(), CLASSES))

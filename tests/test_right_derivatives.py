@@ -204,6 +204,26 @@ def test_hooks_and_raw_matrices_are_named(mode):
         symmetric_or_refused(hessian_operator(f, V, mode=mode), name)
 
 
+@pytest.mark.parametrize("mode", ["auto", "traced-split", "forward-over-reverse"])
+@pytest.mark.parametrize("noise", [-25.0, -30.0])
+def test_a_covariance_that_is_almost_singular_is_taken_for_symmetric(mode, noise):
+    """The likelihood of a Gaussian process: products are as symmetric as rounding lets them be."""
+    place = torch.linspace(0, 1, 12, dtype=DOUBLE)[:, None]
+    y = torch.sin(6 * place[:, 0])
+
+    def f(t):
+        K = torch.exp(t[0] - (place - place.T) ** 2 / 2 / t[1].exp() ** 2)
+        L = torch.linalg.cholesky(K + t[2].exp() * torch.eye(12, dtype=DOUBLE))
+        return y @ torch.cholesky_solve(y[:, None], L)[:, 0] / 2 + L.diagonal().log().sum()
+
+    t = torch.tensor([2.41, -0.67, noise], dtype=DOUBLE)
+    H = torch.autograd.functional.hessian(f, t)
+    defect = float((H - H.T).norm() / H.norm())
+    assert defect > torch.finfo(DOUBLE).eps ** 0.5  # or the test tests nothing
+    product = hessian_operator(f, t, mode=mode) @ V
+    torch.testing.assert_close(product, H @ V, rtol=1e3 * defect, atol=0.0)
+
+
 @pytest.mark.filterwarnings("ignore::hesse.errors.FallbackWarning")
 def test_kinks_are_seen_while_somebody_counts_operations():
     with FlopCounterMode(display=False):

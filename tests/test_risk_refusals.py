@@ -6,10 +6,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import hesse
 from hesse.curvature import ggn_operator, hessian_operator
 from hesse.errors import (
     ArgumentError,
     DataError,
+    DtypeError,
     FunctionError,
     HesseError,
     RandomnessError,
@@ -100,6 +102,50 @@ def test_parameters_that_are_not_the_models_are_refused():
         risk(list(risk.params.values()))
     with pytest.raises(ArgumentError, match="params="):
         _ = Risk(lambda p, x: x @ p, loss, (x, y)).params
+
+
+VERBS = {
+    "value": lambda risk, p: risk(p),
+    "hvp": lambda risk, p: hesse.hvp(risk, p, p),
+    "hessian": lambda risk, p: hessian_operator(risk, p).gradient,
+    "ggn": lambda risk, p: ggn_operator(risk, p).to_dense(),
+    "fisher": hesse.fisher_operator,
+    "jacobian": hesse.jacobian_operator,
+    "kfac": hesse.kfac_operator,
+    "losses": lambda risk, p: risk.per_example.losses(p),
+    "kernel": lambda risk, p: hesse.apps.ntk(risk.model, p, risk.data.first.inputs),
+    "minimize": hesse.minimize,
+    "influence": lambda risk, p: hesse.apps.influence(risk, p, lambda q: q["2.bias"].sum()),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+@pytest.mark.parametrize("names", [["0.weight", "0.bias", "2.weight", "2.bias"], ["2.weight"]])
+def test_parameters_of_another_dtype_are_named(verb, names):
+    net, loss, x, y = regression()
+    risk = Risk(net, loss, (x, y))
+    params = {**risk.params, **{name: risk.params[name].float() for name in names}}
+    match = rf"params\['{names[0]}'\] of float64, as the model has it\n  got:      float32"
+    with pytest.raises(DtypeError, match=match):
+        verb(risk, params)
+
+
+def test_parameters_of_a_callable_or_inputs_of_another_dtype_are_named():
+    net, loss, x, y = regression()
+    risk = Risk(lambda w, x: x @ w, loss, (x, y[:, 0]), params=torch.ones(3).double())
+    with pytest.raises(DtypeError, match="expected: params of float64, as the inputs are"):
+        risk(torch.ones(3))
+    with pytest.raises(DtypeError, match="inputs of float64, as the parameters"):
+        hesse.apps.ntk(net, x=x.float())
+
+
+def test_parameters_of_another_dtype_serve_where_all_are_and_inputs_are_integers():
+    net = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2))
+    x, y = torch.arange(5), torch.arange(5) % 2
+    risk = Risk(net, nn.CrossEntropyLoss(), (x, y))
+    exact = risk({name: leaf.double() for name, leaf in risk.params.items()})
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(exact.float(), risk(risk.params))
 
 
 def test_a_gauss_newton_matrix_that_would_be_zero_is_refused():

@@ -153,6 +153,33 @@ def test_indefinite_systems_never_get_a_wrong_converged():
                 assert float(p @ M @ p) <= 1e-12 * float(p @ p) * float(values.abs().max()) * 1e4
 
 
+@pytest.mark.parametrize(("n", "zeros"), [(12, 4), (40, 3), (100, 1), (60, 10)])
+def test_auto_minimises_where_a_singular_system_has_no_solution(n, zeros):
+    """Conjugate gradients run away along the null space, where only rounding curves."""
+    M = symmetric_matrix(torch.cat([torch.zeros(zeros), torch.linspace(1.0, 30.0, n - zeros)]))
+    A = CountingOperator(hidden(M, symmetric=True))
+    B = torch.stack([normal(n, seed=2), M @ normal(n, seed=1), 0 * normal(n, seed=3)], dim=1)
+    for b in (B[:, 0], B):
+        solution = solve(A, b, rtol=1e-8)
+        assert (solution.method, solution.status) == ("minres", Status.LEAST_SQUARES)
+        residual = b - M @ solution.x
+        assert (M @ residual).norm() <= 1e-6 * float(M.norm()) * residual.norm()
+        assert residual.norm() <= b.norm()
+    assert torch.linalg.vector_norm(B[:, 1] - M @ solution.x[:, 1]) <= 1e-7 * B[:, 1].norm()
+
+
+def test_auto_keeps_to_the_iterations_that_are_allowed():
+    M = symmetric_matrix(torch.cat([torch.zeros(1), torch.linspace(1.0, 30.0, 99)]))
+    solution = solve(hidden(M, symmetric=True), normal(100, seed=1), max_iterations=200)
+    assert (solution.method, solution.iterations) == ("cg", 200)
+
+
+def test_a_method_that_needs_an_inverse_names_the_operator_without_one():
+    A = hidden(symmetric_matrix(DEFINITE), symmetric=True)
+    with pytest.raises(OperatorError, match=r"got: +FunctionOperator\(.*\), which has none"):
+        solve(A, normal(N, seed=1), "direct")
+
+
 def test_auto_goes_on_with_minres_where_curvature_is_negative():
     M, b = symmetric_matrix(INDEFINITE), normal(N, seed=12)
     A = CountingOperator(hidden(M, symmetric=True))

@@ -14,6 +14,7 @@ from hesse import sparse_hessian_operator
 from hesse.curvature import sparse_entries
 from hesse.engine.closeness import difference
 from hesse.engine.validator import Validator
+from hesse.errors import DerivativeError
 from hesse.tracing.backends.inductor import can_compile
 from hesse.tracing.compose import composed
 from hesse.tracing.functionalize import trace
@@ -91,6 +92,29 @@ def test_a_number_that_f_reads_from_python_is_seen():
     S = at_the_fifth_point(f)
     scale[0] = 3.0
     check(S, f, point(8, 5), point(8, 6))
+
+
+def test_the_error_for_a_number_that_changes_at_every_point_names_a_tensor_to_write_to():
+    scale = torch.ones((), dtype=torch.float64)
+
+    def f(x):
+        return scale * rosenbrock(x)
+
+    S = sparse_hessian_operator(f, point(8, 0))
+    for k in range(1, 10):
+        scale.copy_(torch.tensor(1.0 + k))
+        S = S.at(point(8, k))
+    check(S, f, point(8, 9))
+    rate = [1.0]
+
+    def at_other_points(S):
+        for k in range(1, 10):
+            rate[0] = 1.0 + k
+            S = S.at(point(8, k))
+
+    S = sparse_hessian_operator(lambda x: rate[0] * rosenbrock(x), point(8, 0))
+    with pytest.raises(DerivativeError, match=r"remedy: .*tensor\.copy_\(new\)"):
+        at_other_points(S)
 
 
 def test_f_is_called_once_for_the_entries_the_value_and_the_gradient():

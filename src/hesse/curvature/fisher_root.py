@@ -132,7 +132,7 @@ def fisher_root_operator(
     def make(params: Tree) -> CurvatureOperator | None:
         return _root(part, params, options) if part.num_summands else None
 
-    R = ColumnsOfRanks.of(risk.ranks, make, params, "params")
+    R = ColumnsOfRanks.of(*(risk.ranks, make, params, "params"), name=FisherRootDefinition().name)
     return cast(CurvatureOperator, R)  # it has all that one calls of such an operator
 
 

@@ -127,7 +127,7 @@ def shared_jacobian(
     def make(x: Tree) -> CurvatureOperator | None:
         return None if part is None else _jacobian(part, x, options)
 
-    J = RowsOfRanks.of(ranks, make, x, what)
+    J = RowsOfRanks.of(ranks, make, x, what, JacobianDefinition().name)
     return cast(CurvatureOperator, J)  # it has all that one calls of such an operator
 
 

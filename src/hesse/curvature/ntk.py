@@ -119,7 +119,8 @@ class ModelOutputs(OneLine):
         return f"the outputs of {described(self.call.model)}"
 
     def __call__(self, params: Tree) -> Any:
-        return self.call(params, self.inputs)
+        with self.call.explained(params, self.inputs):
+            return self.call(params, self.inputs)
 
 
 def _point(model: Any, params: Tree | None) -> Tree:

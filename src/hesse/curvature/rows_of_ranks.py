@@ -32,9 +32,17 @@ Make = Callable[[Tree], LinearOperator | None]
 
 
 class NoOutputs(LinearOperator):
-    """The part of a rank without data: a matrix without rows, or without columns."""
+    """The part of a rank without data: a matrix without rows, or without columns.
+
+    Args:
+        name: what the parts of the other ranks are called.
+    """
 
     mode, plan = "no data", "no data on this rank"
+
+    def __init__(self, domain: Space, codomain: Space, name: str) -> None:
+        super().__init__(domain, codomain)
+        self.name = name
 
     def at(self, x: Tree) -> NoOutputs:
         return self
@@ -44,6 +52,9 @@ class NoOutputs(LinearOperator):
 
     def _rmatvec(self, u: Tensor) -> Tensor:
         return self.domain.zeros()
+
+    def _expression(self) -> str:
+        return self.name
 
 
 class _OfRanks(LinearOperator):
@@ -73,8 +84,8 @@ class _OfRanks(LinearOperator):
         raise NotImplementedError
 
     @classmethod
-    def of(cls, ranks: Ranks, make: Make, x: Tree, what: str) -> Any:
-        """That of the matrices which make() gives at x, which is gathered if it is sharded.
+    def of(cls, ranks: Ranks, make: Make, x: Tree, what: str, name: str) -> Any:
+        """That of the matrices called `name` which make() gives at x, gathered if it is sharded.
 
         Raises:
             RankError: x, which `what` names, is not the same on all ranks.
@@ -89,7 +100,7 @@ class _OfRanks(LinearOperator):
             check_same_point(ranks, here, whole, what)
         outputs = over_ranks(ranks, local and cls._outputs_of(local), params.device)
         if local is None:
-            local = NoOutputs(*cls._sides(here, replace(outputs, ranks=None, shards=None)))
+            local = NoOutputs(*cls._sides(here, replace(outputs, ranks=None, shards=None)), name)
         return cls(local, params, outputs)
 
     @property

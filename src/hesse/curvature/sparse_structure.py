@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.sparse_entries import EntryPrograms, entry_programs
+from hesse.engine.compiler import remedy_for
 from hesse.engine.point import Point
 from hesse.engine.program_product import ProgramProduct
 from hesse.engine.quadratic_product import QuadraticProduct
@@ -152,10 +153,11 @@ def _detected(
         ones = np.ones(len(varying), dtype=bool)
         return None, sp.csr_array((ones, (varying, varying)), shape=(n, n))
     if not isinstance(product, ProgramProduct):
+        reason = "; ".join(H.plan.notes) or "a product that was not traced"
         raise DerivativeError(
             expected="an f whose products can be traced: the pattern is found in the trace",
-            got="; ".join(H.plan.notes) or "a product that was not traced",
-            remedy="Use hesse.hessian_operator(f, x), which takes another way.",
+            got=reason,
+            remedy=remedy_for(reason, "Use hesse.hessian_operator(f, x), which takes another way."),
         )
     partition, num_variables = product.partition, len(product.point.variables.x)
     try:

@@ -116,12 +116,32 @@ def _trace_block(entry: CachedProgram, residuals: list[Tensor], block: Tensor) -
     return program
 
 
+# Why a program is thrown away whose function has changed in Python.
+VALUE_DIFFERS = "the value of f is not that of the program"
+
+
+def remedy_for(reason: str, otherwise: str) -> str:
+    """What to do about an f whose programs are refused for this reason.
+
+    >>> remedy_for("it draws random numbers", "Use mode='auto'.")
+    "Use mode='auto'."
+    """
+    if VALUE_DIFFERS not in reason:
+        return otherwise
+    return (
+        "A number of Python is a constant of the trace. If f reads one that changes from point to "
+        f"point, hold it in a tensor, and write to that with tensor.copy_(new). {otherwise}"
+    )
+
+
 def mode_refused(entry: CachedProgram, reason: str) -> DerivativeError:
     """The error where a mode was asked for by name and cannot be had."""
     return DerivativeError(
         expected=f"an f whose products can be taken in mode {entry.options.mode!r}",
         got=reason,
-        remedy="Use mode='auto', which takes another way where this one does not work.",
+        remedy=remedy_for(
+            reason, "Use mode='auto', which takes another way where this one does not work."
+        ),
     )
 
 

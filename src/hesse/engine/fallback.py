@@ -22,6 +22,7 @@ from hesse.ad.determinism import run_deterministic
 from hesse.ad.finite_differences import central_difference
 from hesse.ad.graph_nodes import UndifferentiableError
 from hesse.ad.hessian import value_and_gradient
+from hesse.ad.one_shot import at_rounded_point
 from hesse.ad.torch_calls import first_look
 from hesse.boundary import warn
 from hesse.engine.kept_products import Product
@@ -224,7 +225,8 @@ class PointProduct:
         defect = abs(space.inner(u, product) - space.inner(v, other))
         size = space.norm(u) * space.norm(product) + space.norm(v) * space.norm(other)
         eps = max(torch.finfo(dtype).eps for dtype in space.dtypes)
-        if defect > eps ** (1 / 3 if self.mode in _DIFFERENCES else 1 / 2) * size:
+        tolerance = eps ** (1 / 3 if self.mode in _DIFFERENCES else 1 / 2) * size
+        if defect > tolerance and defect > space.norm(u) * self._rounding(v, product):
             raise DerivativeError(
                 expected="a backward pass that is the derivative of f, so that products are those "
                 "of a symmetric matrix",
@@ -232,6 +234,14 @@ class PointProduct:
                 f"probably through {' or '.join(suspects)}",
                 remedy=" ".join(suspects.values()),
             )
+
+    def _rounding(self, v: Tensor, product: Tensor) -> float:
+        """How uncertain rounding makes a product, as that with an inverse close to singular."""
+        try:
+            moved = self._one_shot.product(at_rounded_point, v)[0]
+        except RuntimeError:  # rounding decides whether the matrix has a factor
+            return math.inf
+        return self._space.norm(product - moved)
 
     def _random(self) -> Tensor:
         """A direction that no entry of x is left out of."""

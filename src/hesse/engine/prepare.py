@@ -11,7 +11,7 @@ from torch import Tensor
 from hesse.ad.definition import Quantity, Vectors
 from hesse.ad.determinism import check_same
 from hesse.engine.closeness import agree, fingerprint, rounding, same_fingerprint
-from hesse.engine.compiler import mode_refused
+from hesse.engine.compiler import VALUE_DIFFERS, mode_refused
 from hesse.engine.graph_product import GraphProduct, apply_graph
 from hesse.engine.kept_products import Product
 from hesse.engine.point import Point
@@ -150,7 +150,7 @@ def _run_primal(
         if error is None:
             for one, two in zip(expected, point.evaluate(), strict=True):
                 check_same(one, two)
-            entry.invalidate("the value of f is not that of the program")
+            entry.invalidate(VALUE_DIFFERS)
             return None
         if entry.validator.is_due(error):
             del residuals  # not a graph and residuals at a time

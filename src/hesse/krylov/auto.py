@@ -6,6 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
 from hesse.errors import Status
 from hesse.krylov.block_cg import BlockCG
 from hesse.krylov.cg import CG
@@ -19,6 +22,8 @@ from hesse.operators.algebra import LinearOperator
 
 # A residual at the start, a step, and a residual at the end.
 _FEWEST_PRODUCTS = 3
+# What a residual must have fallen to where others were led astray: x may be long all the same.
+_FAR = 0.1
 
 
 @dataclass(frozen=True)
@@ -61,18 +66,40 @@ def _solve_iteratively(system: System) -> Solution:
         return GMRES().solve_system(system)
     method = CG() if system.b.ndim == 1 else BlockCG()
     solution = method.solve_system(system)
-    if solution.status is not Status.NEGATIVE_CURVATURE:
+    if solution.status is not Status.NEGATIVE_CURVATURE and not _ran_away(system, solution):
         return solution
     if system.run.left(solution.products) < _FEWEST_PRODUCTS:
         return replace(solution, status=Status.MAX_PRODUCTS)
     return _continue_with_minres(system, solution)
 
 
+def _ran_away(system: System, solution: Solution) -> bool:
+    """Whether conjugate gradients went along the null space of A, where only rounding curves."""
+    has_ended = solution.status in (Status.MAX_ITERATIONS, Status.STAGNATED)
+    is_free = system.max_iterations is None
+    return has_ended and is_free and not bool(_helped(system, solution, _FAR).all())
+
+
+def _helped(system: System, solution: Solution, factor: float) -> Tensor:
+    """Which columns have a smaller residual than at zero, by this factor."""
+    if solution.residual_norms is None:
+        return torch.tensor([solution.residual_norm <= factor * system.b_norm])
+    return solution.residual_norms <= factor * system.A.codomain.column_norms(system.b)
+
+
+def _start(system: System, solution: Solution) -> Tensor:
+    """Where conjugate gradients ended, except for columns that are better off at the beginning."""
+    is_negative = solution.status is Status.NEGATIVE_CURVATURE
+    is_kept = _helped(system, solution, 1.0 if is_negative else _FAR)
+    start = torch.zeros_like(solution.x) if system.x0 is None else system.x0
+    return torch.where(is_kept.to(start.device), solution.x, start)
+
+
 def _continue_with_minres(system: System, solution: Solution) -> Solution:
-    """Continue from the iterate at which conjugate gradients met negative curvature."""
+    """Continue where conjugate gradients met negative curvature, or again if that led astray."""
     file = None if system.checkpoint is None else system.checkpoint.part("minres")
     system.run.before += solution.products
-    later = MINRES().solve_system(replace(system, x0=solution.x, checkpoint=file))
+    later = MINRES().solve_system(replace(system, x0=_start(system, solution), checkpoint=file))
     return replace(
         later,
         products=solution.products + later.products,

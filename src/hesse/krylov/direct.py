@@ -44,7 +44,7 @@ class Direct(Method):
         if inverse is None:
             raise OperatorError(
                 expected="an operator whose structure gives its inverse (and that is not singular)",
-                got=f"a {type(system.A).__name__} without one",
+                got=f"{system.A._title()}, which has none",
                 remedy="Leave out the method; for a small operator pass A.to_dense().",
             )
         return self.solve_with(inverse, system)

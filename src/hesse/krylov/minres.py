@@ -24,6 +24,9 @@ from hesse.krylov.system import SolverState, System, after_step, iterate, repeat
 # How much less than rtol |A r| must be where the iteration is truncated: it is small early where
 # the residual lies along small eigenvalues, which the step needs.
 _FRACTION = 1e-2
+# Where |A r| / |r| has come as near as this to the level at which it vanishes, and then grows by
+# the second factor, rounding keeps it from that level, and further steps lead along the null space.
+_NEAR, _GROWN = 4.0, 2.0
 
 
 @dataclass
@@ -53,6 +56,8 @@ class MINRESState(SolverState):
     curvature: float | None = None
     """Along `direction`."""
     A_norm: float = 0.0
+    least_slope: float = math.inf
+    """The least |A r| / |r| since the start, or since it was found to be too large."""
     verified_gradient: float = math.inf
     reflection: Reflection = field(default_factory=Reflection)
 
@@ -68,9 +73,10 @@ class MINRES(Method):
     With a preconditioner M the norm is that of M. A singular system with a solution gives the one
     nearest to x0. A system without one gives the minimiser of |b - A x| nearest to x0, with the
     status LEAST_SQUARES, not converged: once |A r| <= rtol |A| |r| (at least sqrt(eps), beyond
-    which rounding hides it), recomputed, with |A| estimated from below, the component of x along r
-    is removed. A system that needs eigenvalues below rtol |A| needs a smaller rtol. With a
-    preconditioner, which minimises another norm, the status is STAGNATED.
+    which rounding hides it, or a little more where it grows again), recomputed, with |A| estimated
+    from below, the component of x along r is removed. A system that needs eigenvalues below
+    rtol |A| needs a smaller rtol. With a preconditioner, which minimises another norm, the status
+    is STAGNATED.
 
     `direction` is the first M r with (M r)'A(M r) <= 0, if there was one: A is not positive
     definite. The iteration continues, unless it is truncated.
@@ -131,6 +137,7 @@ def _begin(system: System, state: MINRESState) -> None:
     state.beta_last, state.reflection = 0.0, Reflection()
     state.w, state.y, state.w_last = w, y, None
     state.d, state.d_last = torch.zeros_like(w), torch.zeros_like(w)
+    state.least_slope = math.inf
 
 
 def _step(system: System, state: MINRESState, is_exact: bool) -> Status:
@@ -161,6 +168,8 @@ def _step(system: System, state: MINRESState, is_exact: bool) -> Status:
             return Status.TRUNCATED
     elif slope <= _level(system) * state.A_norm:
         return _least_squares(system, state)
+    elif _grows_again(system, state, slope) and _vanishes(system, state):
+        return Status.LEAST_SQUARES
     kept, added = _move(state, v, w, alpha, beta, gamma_bar)
     step = added * math.sqrt(ww)
     state.residual_norm = _norm(kept * state.residual_norm, step**2 - 2 * kept * (added * rw))
@@ -222,6 +231,29 @@ def _level(system: System) -> float:
     return max(system.rtol, unit_roundoff(system.A) ** 0.5)
 
 
+def _grows_again(system: System, state: MINRESState, slope: float) -> bool:
+    """Whether |A r| / |r| grows after it was nearly small enough, in norms without M."""
+    if system.preconditioner is not None:
+        return False
+    state.least_slope = min(state.least_slope, slope)
+    is_near = state.least_slope <= _NEAR * _level(system) * state.A_norm
+    return is_near and slope > _GROWN * state.least_slope and system.run.allows(state, 2)
+
+
+def _vanishes(system: System, state: MINRESState) -> bool:
+    """Whether A r is nearly small enough when recomputed; x is then the shortest."""
+    recomputed = system.b - system.A._matvec(state.x)
+    Ar = system.A._matvec(recomputed)
+    state.products += 2
+    state.least_slope = math.inf
+    size = system.A.domain.norm(recomputed)
+    if not system.A.domain.norm(Ar) <= _GROWN * _NEAR * _level(system) * state.A_norm * size:
+        return False
+    state.residual, state.residual_norm = recomputed, size
+    _shorten(system, state, Ar)
+    return True
+
+
 def _least_squares(system: System, state: MINRESState) -> Status:
     """Whether A r vanishes when recomputed; if not, the iteration restarts while that helps."""
     if not system.run.allows(state, 2):
@@ -254,6 +286,8 @@ def _shorten(system: System, state: MINRESState, Ar: Tensor) -> None:
     moved = state.x if system.x0 is None else state.x - system.x0
     moved_r, rr = space.inner_pairs((moved, r), (r, r))
     along = moved_r / rr
-    state.x.sub_(r, alpha=along)
-    state.residual = torch.add(r, Ar, alpha=along)
-    state.residual_norm = space.norm(state.residual)
+    shortened = torch.add(r, Ar, alpha=along)
+    size = space.norm(shortened)
+    if size <= 2.0 * state.residual_norm:  # or A r is not small enough for so long an x
+        state.x.sub_(r, alpha=along)
+        state.residual, state.residual_norm = shortened, size

@@ -29,8 +29,9 @@ _HOPELESS = 1.5
 # A missed eigenvalue is found after about as many steps as its neighbours were. A search ends after
 # twice as many, or after so many where convergence took few; a given start does not tell how many.
 _LONGEST, _LEAST, _GIVEN = 2, 12, 40
-# With so few steps to go it ends with the whole space.
-_NEARLY = 8
+# With so few steps to go, or this part of the space, it ends with the whole space: little room is
+# left to hide in, but the rows that wait are no random part of it, as the probability supposes.
+_NEARLY, _LITTLE = 8, 1 / 8
 
 RitzPairs = tuple[Tensor, Tensor, Tensor]
 """What `LanczosProcess.ritz` gives."""
@@ -78,8 +79,9 @@ class MissedValues:
     def is_over(self, state: LanczosState, ritz: RitzPairs) -> bool:
         """Whether the search is over: nothing was missed, or it takes too long to tell."""
         lanczos, (values, coordinates, _) = state.lanczos, ritz
-        missing = lanczos.A.domain.n - lanczos.size
-        if self.m >= lanczos.A.domain.n and missing <= _NEARLY * lanczos.b:
+        n = lanczos.A.domain.n
+        missing = n - lanczos.size
+        if self.m >= n and missing <= max(_NEARLY * lanczos.b, _LITTLE * n):
             return False
         is_new = _share_new(state, coordinates) > 0.5
         state.aim = coordinates[:, is_new][:, self.selection.ends(values[is_new])]

@@ -10,15 +10,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hesse.data.batches import Batch
 from hesse.data.known_weights import reduction_option
 from hesse.data.trees import tensors
-from hesse.errors import ArgumentError, DtypeError, FunctionError, HesseError, check_choice
+from hesse.errors import (
+    ArgumentError,
+    DtypeError,
+    FunctionError,
+    HesseError,
+    check_choice,
+    first_line,
+)
 from hesse.vectors.shards import is_sharded
 from hesse.vectors.space import Tree
-from hesse.vectors.trees import walk
+from hesse.vectors.trees import subscript, walk
 
 _ORDER = "The order is hesse.Risk(model, loss, data)."
 
@@ -157,7 +164,7 @@ def explaining(params: Tree, batch: Batch) -> Iterator[None]:
 
 
 def _explained(error: Exception, params: Tree, batch: Batch) -> HesseError | None:
-    message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    message = first_line(error)
     if _ABOUT_DTYPES.search(message):
         return _wrong_dtype(message, params, batch)
     data = f"inputs: {_described(batch.inputs)}; targets: {_described(batch.targets)}"
@@ -199,6 +206,39 @@ def _wrong_dtype(message: str, params: Tree, batch: Batch) -> HesseError:
         got=f"inputs: {_described(batch.inputs)}; targets: {_described(batch.targets)} ({message})",
         remedy="Convert them: targets.long() for class indices, targets.float() for values.",
     )
+
+
+def explained_dtype(error: Exception, model: Any, params: Tree, inputs: Any) -> HesseError | None:
+    """What torch says to parameters of another dtype as an error that names one; None for others.
+
+    Only where it fails: a model of integer inputs takes its parameters in any dtype.
+    """
+    message = first_line(error)
+    if isinstance(error, HesseError) or not _ABOUT_DTYPES.search(message):
+        return None
+    return _foreign_dtype(message, model, params, inputs)
+
+
+def _foreign_dtype(message: str, model: Any, params: Tree, inputs: Any) -> HesseError | None:
+    """The error that names the first parameter, or the inputs, of another dtype; None for none."""
+    own: dict[str, Tensor] = {}
+    if isinstance(model, nn.Module):
+        own = dict(model.named_parameters(remove_duplicate=False))
+    of_inputs = next((t.dtype for t in tensors(inputs) if t.is_floating_point()), None)
+    for name, leaf in walk(params, "params"):
+        expected = own[name].dtype if name in own else of_inputs
+        if expected not in (None, leaf.dtype):
+            theirs, given = (str(dtype).removeprefix("torch.") for dtype in (expected, leaf.dtype))
+            return DtypeError(
+                expected=f"params{subscript(name)} of {theirs}, as the "
+                + ("model has it" if name in own else "inputs are"),
+                got=f"{given} ({message})",
+                remedy=f"Convert the parameters, with .to(torch.{theirs}), or make a risk of the "
+                f"model and the data in {given}.",
+            )
+    if of_inputs not in (None, *(leaf.dtype for leaf in tensors(params))):
+        return _wrong_dtype(message, params, Batch(inputs, None, 1.0))
+    return None
 
 
 def _described(tree: Any) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from hesse.data.batches import Batch
 from hesse.data.selection import WeightedTargets
 from hesse.data.trees import tensors
 from hesse.errors import FunctionError
+from hesse.risk.arguments import explained_dtype
 from hesse.risk.checks import check_eval_mode
 from hesse.risk.fsdp import is_fsdp, without_fsdp
 from hesse.risk.substitution import Substitution
@@ -150,6 +151,17 @@ class ModelCall:
             return params
         return {name.removeprefix(self.prefix): tensor for name, tensor in params.items()}
 
+    @contextmanager
+    def explained(self, params: Tree, inputs: Any) -> Iterator[None]:
+        """Within it, what torch says to parameters of another dtype names them."""
+        try:
+            yield
+        except (RuntimeError, TypeError) as error:
+            explained = explained_dtype(error, self.model, params, inputs)
+            if explained is None:
+                raise
+            raise explained from error
+
     def substitution(self, params: Tree) -> AbstractContextManager[Any]:
         """Within it, model and loss see these parameters by whatever way."""
         if self.substitutes and isinstance(self.model, nn.Module):
@@ -263,14 +275,15 @@ class BatchLoss:
     def outputs_and_loss(self, params: Tree) -> tuple[Any, Tensor]:
         """The outputs of the model, and the scalar loss."""
         batch = _moved(self.batch, params)
-        with self.call.substitution(params):
+        with self.call.explained(params, batch.inputs), self.call.substitution(params):
             outputs = self._outputs(params, batch)
             return outputs, self._loss(outputs, batch)
 
     def outputs(self, params: Tree) -> Any:
         """The outputs of the model for the inputs of the batch."""
-        with self.call.substitution(params):
-            return self._outputs(params, _moved(self.batch, params))
+        batch = _moved(self.batch, params)
+        with self.call.explained(params, batch.inputs), self.call.substitution(params):
+            return self._outputs(params, batch)
 
     def loss(self, outputs: Any) -> Tensor:
         """The scalar loss as a function of the outputs alone."""

@@ -12,9 +12,10 @@ from hesse.ad.examples import Axis, find_axis
 from hesse.data.batches import Batch
 from hesse.data.reduction import rounding_tolerance
 from hesse.data.slicing import num_examples, slice_batch
-from hesse.errors import DataError
+from hesse.errors import DataError, FunctionError, NonFiniteError
 from hesse.risk.arguments import explaining
 from hesse.risk.nearby import evaluated_nearby
+from hesse.risk.substitution import Substitution
 from hesse.vectors.space import Tree
 
 Rows = Callable[[Tree, Batch], list[Tensor]]
@@ -38,18 +39,31 @@ def axes_of_examples(rows: Rows, params: Tree, batch: Batch) -> tuple[Axis, ...]
         return tuple(Axis(-part.ndim) for part in alone)
     # Two examples at least, since some models squeeze the dimension of a single one.
     cut = max(1, number // 3, min(2, number // 2))
-    slices = slice_batch(batch, [0, cut, number], lambda *_: 1.0)
+    slices, dtypes = slice_batch(batch, [0, cut, number], lambda *_: 1.0), set[torch.dtype]()
 
     def detached(point: Tree, part: Batch) -> list[Tensor]:
-        with explaining(point, part):
-            return [t.detach() for t in rows(point, part)]
+        with explaining(point, part), Substitution(None, {}) as seen:
+            found = [t.detach() for t in rows(point, part)]
+        dtypes.update(seen.dtypes, (t.dtype for t in found))
+        return found
 
     def evaluate(point: Tree) -> list[list[Tensor]]:
-        return [detached(point, part) for part in (batch, *slices)]
+        whole = detached(point, batch)
+        try:
+            return [whole, *(detached(point, part) for part in slices)]
+        except FunctionError as error:  # as of targets that are places in the batch
+            raise _not_side_by_side(f"slices of a batch that fail: {error.got}") from error
 
     # Away from the point, where a layer of zeros could make all rows alike.
     _, (whole, *parts) = evaluated_nearby(evaluate, params, _are_finite)
-    return _axes(whole, parts, [num_examples(part) or 0 for part in slices])
+    if any(bool(t.isnan().any()) for t in whole):
+        raise NonFiniteError(
+            expected="outputs and losses of examples that are numbers",
+            got="NaN for a batch",
+            remedy="Check the parameters and the data for NaN, and the model for a domain error.",
+        )
+    rtol = max(map(rounding_tolerance, dtypes), default=0.0)
+    return _axes(whole, parts, [num_examples(part) or 0 for part in slices], rtol)
 
 
 def _are_finite(lists: Sequence[Sequence[Tensor]]) -> bool:
@@ -57,11 +71,11 @@ def _are_finite(lists: Sequence[Sequence[Tensor]]) -> bool:
 
 
 def _axes(
-    whole: Sequence[Tensor], parts: Sequence[Sequence[Tensor]], sizes: Sequence[int]
+    whole: Sequence[Tensor], parts: Sequence[Sequence[Tensor]], sizes: Sequence[int], rtol: float
 ) -> tuple[Axis, ...]:
+    """The axes, within `rtol`: rounding is that of the coarsest dtype that was computed in."""
     axes = []
     for k, total in enumerate(whole):
-        rtol = rounding_tolerance(total.dtype)
         axis = find_axis(total, [part[k] for part in parts], sizes, rtol)
         if axis is None:
             raise _not_side_by_side("other outputs for slices of a batch than for the whole")

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Number
 from typing import Any
 
 import torch
@@ -30,14 +31,15 @@ class Groups:
         """The groups of a call: a label for each example, or a list of sets of places."""
         if isinstance(groups, Tensor) or hasattr(groups, "__array__"):
             labels = torch.as_tensor(groups).detach().cpu()
-            is_integer = labels.dtype in (torch.int64, torch.int32)
+            is_integer = labels.dtype in (torch.int64, torch.int32, torch.int16, torch.int8)
             if labels.shape != (total,) or not is_integer or int(labels.max()) < 0:
                 raise _no_groups(f"shape {tuple(labels.shape)}, {labels.dtype}", total)
             examples = (labels >= 0).nonzero()[:, 0]
             made = Groups(examples, labels[examples].long(), int(labels.max()) + 1, total)
         elif isinstance(groups, Sequence) and not isinstance(groups, str) and len(groups) > 0:
-            if any(isinstance(part, (int, str)) for part in groups):
-                raise _no_groups(f"a list of {type(groups[0]).__name__}", total)
+            for part in groups:
+                if isinstance(part, (Number, str)) or getattr(part, "ndim", 1) == 0:
+                    raise _no_groups(f"a list with {part!r}, a single {type(part).__name__}", total)
             places = [checked_indices(part, total).unique() for part in groups]
             owners = [torch.full((len(part),), k) for k, part in enumerate(places)]
             made = Groups(torch.cat(places), torch.cat(owners), len(places), total)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hesse.curvature.kronecker.layout import BlockLayout
+from hesse.errors import NonFiniteError
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.batched_kronecker import BatchedKronecker, Factors
 from hesse.operators.placed_blocks import Place
@@ -42,7 +43,17 @@ class Block:
 
     @staticmethod
     def of(layout: BlockLayout, left: Factors, right: Factors) -> Block:
-        """The block with these factors."""
+        """The block with these factors.
+
+        Raises:
+            NonFiniteError: the gradients that they are made of are not finite.
+        """
+        if not all(bool(side.entries.isfinite().all()) for side in (left, right)):
+            raise NonFiniteError(
+                expected="finite gradients",
+                got=f"NaN or Inf in those of {' and '.join(map(repr, layout.names))}",
+                remedy="Check the parameters and the data for NaN, and the model for overflow.",
+            )
         return Block(layout.names, layout.rule, layout.kind, layout.place, left, right)
 
     def with_diagonal(self, basis: tuple[Factors, Factors], d: Tensor | float) -> Block:
