@@ -273,6 +273,14 @@ def test_expressions_compute_nothing_until_a_product_is_asked_for():
     assert len(calls) == 1
 
 
+def test_sum_takes_operators():
+    matrices = [matrix(seed) for seed in range(3)]
+    assert close(sum(dense_operator(M) for M in matrices).to_dense(), sum(matrices))
+    for start in (1, 1.0, matrices[0]):
+        with pytest.raises(OperatorError, match="identity_operator"):
+            sum([dense_operator(matrices[0])], start)
+
+
 def test_what_does_not_fit_is_refused():
     A = dense_operator(matrix(0))
     for wrong in (matrix(0), 2.0, None):

@@ -67,6 +67,13 @@ class LinearOperator(Parts):
             raise not_an_operator(other)
         return _Sum(self._in_space(other.domain), other._in_space(self.domain))
 
+    @public("{other} + {self}", nested=False)
+    def __radd__(self, other: Any) -> LinearOperator:
+        """0 + A is A, so that `sum` takes operators."""
+        if isinstance(other, int) and other == 0:
+            return self
+        raise not_an_operator(other)
+
     @public("{self} - {other}", nested=False)
     def __sub__(self, other: Any) -> LinearOperator:
         """A - B."""
