@@ -299,3 +299,14 @@ def test_parts_of_the_bfgs_matrix_are_solved_with(seed, n, m):
     p = B.solve(mask, r)
     assert not (p * ~mask).any()
     torch.testing.assert_close(mask * (dense @ p), r, atol=scale, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e-25])
+def test_squares_beyond_the_range_of_float32_do_no_harm(scale):
+    """Those of the gradients: steps would follow the gradient, or not be finite."""
+    x0 = torch.full((10,), -1.0)
+    same = minimize(rosenbrock, x0.double(), "lbfgs", bounds=(-1.5, 0.8))
+    result = minimize(lambda x: scale * rosenbrock(x), x0, "lbfgs", bounds=(-1.5, 0.8))
+    assert result.success
+    assert result.fun / scale == pytest.approx(same.fun, rel=1e-4)
+    assert result.nfev < 4 * same.nfev

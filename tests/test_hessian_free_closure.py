@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 import hesse
-from hesse.errors import ArgumentError, FunctionError, RandomnessError
+from hesse.errors import ArgumentError, DataError, FunctionError, RandomnessError
 from hesse.optimize import HessianFree
 
 DOUBLE = torch.float64
@@ -248,6 +248,9 @@ def test_what_a_closure_must_not_do_is_said():
         optimizer(preconditioner="none").step(
             lambda: (lambda z: (z, cross_entropy(z, y) + model[0].weight.square().sum()))(model(x))
         )
+    for name in ("curvature", "preconditioner"):
+        with pytest.raises(DataError, match=r"(?s)a closure.*whole batch.*hesse\.Risk"):
+            optimizer(**{name: hesse.kfac_operator}).step(closure_of(model, x, y))
     with pytest.raises(ArgumentError, match="closure"):
         optimizer().step()
     with pytest.raises(ArgumentError, match="closure"):

@@ -335,6 +335,16 @@ def test_trial_points_that_are_not_finite_are_stepped_back_from(kind, rule):
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
 
 
+def test_a_sketch_of_a_hessian_with_negative_eigenvalues_preconditions():
+    model = network()
+    f = risk(model)
+    H = hesse.hessian_operator(f).to_dense()
+    assert torch.linalg.eigvalsh(H)[0] < -0.01
+    optimizer = HessianFree(f, curvature="hessian", preconditioner="nystrom")
+    losses = [float(optimizer.step()) for _ in range(5)]
+    assert all(b < a for a, b in pairwise(losses))
+
+
 def test_wrong_factories_are_named():
     f = risk(network())
     for name in ("curvature", "preconditioner"):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import hesse
 from hesse.errors import ArgumentError, HesseError, OperatorError
+from hesse.krylov.nystrom import eigenpairs_of_sketch, sketch
 from hesse.operators import LinearOperator
 from hesse.testing import CountingOperator, check_operator
 from tests.structured_matrices import DOUBLE, I, N, close, definite, factors, normal, seeded
@@ -268,6 +269,17 @@ def test_the_mean_error_of_nystrom_is_the_one_it_says():
         errors.append(float(M.trace()) - hesse.trace(A).value)  # of a positive difference
     mean, tail = sum(errors) / len(errors), float(values[r:].sum())
     assert tail <= mean <= 2.0 * tail
+
+
+def test_a_sketch_of_all_directions_gives_the_positive_part_of_an_indefinite_matrix():
+    values = torch.tensor([-3.0, -1.0, -1e-3, 0.0, 1e-2, 1.0, 2.0, 5.0]).double()
+    M = rotated(values)
+    A = hesse.dense_operator(M)
+    pairs = sketch(A, N, seeded())
+    U, found = eigenpairs_of_sketch(A.domain, *pairs, may_be_indefinite=True)
+    close((U * found) @ U.T, rotated(values.clamp(min=0.0)), rtol=1e-12)
+    with pytest.raises(OperatorError, match="semi-definite"):
+        eigenpairs_of_sketch(A.domain, *pairs)
 
 
 def test_nystrom_takes_a_shift_apart_and_keeps_trees():

@@ -142,6 +142,16 @@ def test_what_the_first_columns_do_not_see_is_promised():
     assert difference.norm() <= sketched_family._STEP_RTOL * radius
 
 
+def test_the_whole_step_is_not_said_to_be_as_short_as_one_that_leaves_little():
+    """What this one leaves lies along small singular values, and is most of the whole one."""
+    A = falling((440, 420), 1e-20)
+    f = A @ gaussian(420, seed=2)
+    radius = 0.9 * from_dense(A, f, 4e-15, DOUBLE).full_length
+    family = SketchedFamily(A, f, 4e-15, DOUBLE)
+    assert not family.within(radius).is_limited
+    assert not family.is_within(radius)
+
+
 def test_nothing_to_do():
     for A, f in [(torch.zeros(300, 200), gaussian(300)), (gaussian(300, 200), torch.zeros(300))]:
         family = SketchedFamily(A.double(), f.double(), 4e-15, DOUBLE)

@@ -143,7 +143,8 @@ def _check_curved(slope: Leaves) -> None:
             expected="a loss that is curved in the outputs of the model",
             got="a loss that is linear in them, whose Gauss-Newton matrix is zero",
             remedy="Let the model return what goes into the loss (the logits, the prediction), and "
-            "the loss function compute the loss from it.",
+            "the loss function compute the loss from it; for a loss of linear pieces, such as the "
+            "hinge, take the Hessian.",
         )
 
 

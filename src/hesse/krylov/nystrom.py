@@ -101,13 +101,19 @@ def sketch(
     return torch.cat([Omega, new], dim=1), torch.cat([Y, products], dim=1)
 
 
-def eigenpairs_of_sketch(space: Space, Omega: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
-    """U and the diagonal of Lambda, descending, in float64."""
+def eigenpairs_of_sketch(
+    space: Space, Omega: Tensor, Y: Tensor, *, may_be_indefinite: bool = False
+) -> tuple[Tensor, Tensor]:
+    """U and the diagonal of Lambda, descending, in float64.
+
+    Of an indefinite A, if that may be, the positive part of the approximation of A + nu I less
+    nu, with nu above twice the most negative value seen.
+    """
     eps = torch.finfo(Y.dtype).eps
     core = space.total(Omega.T.double() @ Y.double())
     core = (core + core.T) / 2
     smallest, largest = torch.linalg.eigvalsh(core)[[0, -1]].tolist()
-    if smallest < -(eps**0.5) * max(largest, 0.0):
+    if smallest < -(eps**0.5) * max(largest, 0.0) and not may_be_indefinite:
         raise not_semidefinite(f"v'Av = {smallest:.3g} |v|^2 for some v")
     scale = float(space.column_norms(Y).norm())
     shift = max(space.n**0.5 * eps * scale, -2.0 * smallest)

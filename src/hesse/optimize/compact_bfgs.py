@@ -19,6 +19,8 @@ class CompactBFGS:
        K = \begin{pmatrix} -D & L^T \\ L & \theta S S^T \end{pmatrix} $$
 
     with theta = y'y / s'y of the latest pair, D the diagonal and L the strictly lower part of S Y'.
+    B is made of pairs (s, y / c) divided by |s|, c = |y| / |s| of the latest, and multiplied by c:
+    squares of entries as small or large as f may be would leave the range of float32.
 
     Args:
         space: of the pairs.
@@ -36,7 +38,11 @@ class CompactBFGS:
 
     def __init__(self, space: Space, S: Sequence[Tensor], Y: Sequence[Tensor]) -> None:
         m = len(S)
-        self._space, self._W = space, stacked(2 * m, (*Y, *S))
+        lengths, last = space.norms(*S), space.norm(Y[-1])
+        self._space, self._unit = space, last / lengths[-1]
+        scales = [length * self._unit for length in lengths] + lengths
+        rows = (v / scale for v, scale in zip((*Y, *S), scales, strict=True))
+        self._W = stacked(2 * m, rows)
         gram = space.gram(self._W, self._W)
         SY, SS = gram[m:, :m], gram[m:, m:]
         self._theta = float(gram[m - 1, m - 1] / SY[-1, -1])
@@ -48,7 +54,8 @@ class CompactBFGS:
 
     def product(self, v: Tensor) -> Tensor:
         """B v."""
-        return self._theta * v - self._combined(torch.linalg.solve(self._K, self._coordinates(v)))
+        c = torch.linalg.solve(self._K, self._coordinates(v))
+        return self._unit * (self._theta * v - self._combined(c))
 
     def solve(self, mask: Tensor, r: Tensor) -> Tensor:
         """p with B p = r on the variables of the mask, zero on the others, where r is zero too.
@@ -57,7 +64,7 @@ class CompactBFGS:
         """
         capacitance = self._K - self._gram_on(mask) / self._theta
         c = torch.linalg.solve(capacitance, self._coordinates(r))
-        return (r + mask * self._combined(c) / self._theta) / self._theta
+        return (r + mask * self._combined(c) / self._theta) / self._theta / self._unit
 
     def _coordinates(self, v: Tensor) -> Tensor:
         """W v, float64 on the CPU."""

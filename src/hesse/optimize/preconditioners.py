@@ -49,7 +49,7 @@ class Preconditioner(Protocol):
 
 
 class NystromPreconditioner:
-    """The large eigenvalues of the curvature, from a random sketch."""
+    """The large positive eigenvalues of the curvature, from a random sketch."""
 
     products = _RANK
 
@@ -73,7 +73,8 @@ class NystromPreconditioner:
         """Sketch the curvature."""
         generator = torch.Generator().manual_seed(seed)
         Omega, Y = sketch(curvature(), self.products, generator)
-        self._pairs = eigenpairs_of_sketch(self._space, Omega, Y)
+        # What is negative, as in a Hessian, is left to the damping.
+        self._pairs = eigenpairs_of_sketch(self._space, Omega, Y, may_be_indefinite=True)
 
     def __call__(self, damping: float) -> LinearOperator:
         """(lambda_r + damping) U (Lambda + damping I)^-1 U' + I - U U'."""

@@ -67,21 +67,22 @@ class ProjectedQuasiNewton(QuasiNewton):
         return cauchy + min(1.0, self._box.first_bound(point.x + cauchy, p)) * p
 
     def _cauchy(self, point: Point, B: CompactBFGS) -> Tensor:
-        """The step to the projection of x - t g, for a t at which the slope of the model is small.
+        """The step to the projection of x - t g / |g|, for a t at which the model's slope is small.
 
         By Newton's method for the slope within a bracket; where it jumps at a bound, to that.
         """
         space, g = point.space, point.gradient
         low, high, t = 0.0, math.inf, 0.0
-        step, d = point.space.zeros(), -point.projected_gradient
-        slope = first = -(point.gradient_norm**2)
+        unit = g / point.gradient_norm
+        step, d = point.space.zeros(), -point.projected_gradient / point.gradient_norm
+        slope = first = -point.gradient_norm
         for _ in range(_TRIALS):
             curvature = space.inner(d, B.product(d))
             t -= slope / curvature
             if not low < t < high:
                 t = 2.0 * low if high == math.inf else 0.5 * (low + high)
-            step = self._to(point, -t * g)
-            d = self._moving(point.x + step, -g)
+            step = self._to(point, -t * unit)
+            d = self._moving(point.x + step, -unit)
             slope = space.inner(g, d) + space.inner(d, B.product(step))
             if abs(slope) <= _SLOPE * abs(first):
                 break

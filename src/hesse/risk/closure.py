@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hesse.ad.loss import map_outputs
-from hesse.errors import ArgumentError, FunctionError
+from hesse.errors import ArgumentError, DataError, FunctionError
 from hesse.risk.risk import Risk
 
 Closure = Callable[[], Any]
@@ -91,6 +91,7 @@ class ClosureModel:
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self._own = dict(parameters)
         self.closure: Closure | None = None
+        self.examples = 0
         self._given: dict[int, Tensor] = {}
         self._places: list[Place] = []
         self._last: tuple[Any, Tensor] | None = None
@@ -101,7 +102,18 @@ class ClosureModel:
             return _outputs_and_loss(self._call())
 
     def outputs(self, params: Mapping[str, Tensor], inputs: Any) -> Any:
-        """The outputs at other parameters."""
+        """The outputs at other parameters.
+
+        Raises:
+            DataError: `inputs`, which stand for the batch, are a part of it.
+        """
+        if len(inputs) != self.examples:
+            raise DataError(
+                expected="examples that can be evaluated apart",
+                got="a closure, which evaluates its whole batch",
+                remedy="Build a hesse.Risk(model, loss, data) for HessianFree(risk); or take a "
+                "curvature and a preconditioner by name.",
+            )
         self._given = {id(self._own[name]): tensor for name, tensor in params.items()}
         noted: dict[int, Place] = {}
         with _Calls(self._given, {}, noted) as calls:
@@ -141,15 +153,14 @@ class ClosureRisk:
         self._parameters = dict(parameters)
         self._model = ClosureModel(parameters)
         self._risk: Risk | None = None
-        self._examples = 0
 
     def of(self, closure: Closure) -> tuple[Risk, float]:
         """The risk of a closure, which takes the place of the one before, and its present value."""
         self._model.closure = closure
         outputs, loss = self._model.evaluate()
         examples = _num_examples(outputs)
-        if self._risk is None or examples != self._examples:
-            self._examples = examples
+        if self._risk is None or examples != self._model.examples:
+            self._model.examples = examples
             like = next(iter(self._parameters.values()))
             rows = torch.zeros(examples, 1, dtype=like.dtype, device=like.device)
             params = {name: p.detach().clone() for name, p in self._parameters.items()}

@@ -74,8 +74,14 @@ class SketchedFamily:
         return self._family.full_decrease
 
     def is_within(self, radius: float) -> bool:
-        """Whether the Gauss-Newton step is at most so long."""
-        return not self.within(radius).is_limited
+        """Whether the Gauss-Newton step is at most so long; of the whole matrix, if it may be.
+
+        One that leaves next to nothing of f may lack long parts along small singular values.
+        """
+        if self.within(radius).is_limited:
+            return False
+        self._finish()
+        return self._family.is_within(radius)
 
     def promises(self, decrease: float) -> bool:
         """Whether the Gauss-Newton step takes more than that from the model.
