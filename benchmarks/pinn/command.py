@@ -88,18 +88,20 @@ def fit(name: str, options: argparse.Namespace) -> str:
     stem = f"pinn-{name}-{network.size}-{options.points}-{options.dtype}-{options.seed}"
     stem += f"-{options.activation}" + "-plain" * options.plain
     stem += f"-{options.windows}" * (options.windows > 1)
-    problem = Collocation(equation, network, options.points, dtype)
-    watch = Watch(options.output / f"{stem}.jsonl", problem, options.seconds)
+    whole = Collocation(equation, network, options.points, dtype)
+    watch = Watch(options.output / f"{stem}.jsonl", whole, options.seconds)
     theta, weights, enough = network.start(options.seed, dtype), None, 0.0
     for window in range(1, options.windows + 1):
         if watch.is_over:
             break
-        problem = Collocation(equation, network, options.points, dtype, window / options.windows)
+        is_last, part = window == options.windows, window / options.windows
+        problem = whole
+        if not is_last:
+            problem = Collocation(equation, network, options.points, dtype, part)
         if options.windows > 1:
             weights = weights or problem.balance(theta)
             problem.weigh(weights)
             enough = enough or _LOW * 0.5 * float(problem.residuals(theta).square().sum())
-        is_last = window == options.windows
         watch.enter(window, 0.0 if is_last else enough)
         theta = hesse.least_squares(
             (problem.residuals, problem.jacobian), theta, "svd-long", x_scale=1.0,

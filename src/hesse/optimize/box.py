@@ -70,6 +70,15 @@ class Box:
         """Which entries of x a bound keeps from moving downhill: a mask."""
         return ~self.free(x, gradient)
 
+    def along(self, x: Tensor, p: Tensor) -> Tensor:
+        """The entries of p that do not push x out of its bounds: the way of the projection.
+
+        >>> box = Box(torch.zeros(2), torch.ones(2))
+        >>> box.along(torch.tensor([1.0, 0.0]), torch.tensor([3.0, 4.0]))
+        tensor([0., 4.])
+        """
+        return p * self.free(x, -p)
+
     def active(self, x: Tensor) -> Tensor:
         """-1 at a lower bound, 1 at an upper one, 0 elsewhere, as in SciPy's `active_mask`."""
         return (x >= self.upper).long() - (x <= self.lower).long()

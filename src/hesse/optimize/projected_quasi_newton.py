@@ -49,7 +49,7 @@ class ProjectedQuasiNewton(QuasiNewton):
         return Proposal(Candidate(step, 0.5 * slope))
 
     def _first(self, point: Point) -> Tensor:
-        """A step to the projection of x - g, no longer than x."""
+        """A step towards the projection of x - g, no longer than 1; the next has curvature."""
         step = self._to(point, -point.gradient)
         length = point.space.norm(step)
         return min(1.0, 1.0 / length) * step if length else step
@@ -82,7 +82,7 @@ class ProjectedQuasiNewton(QuasiNewton):
             if not low < t < high:
                 t = 2.0 * low if high == math.inf else 0.5 * (low + high)
             step = self._to(point, -t * unit)
-            d = self._moving(point.x + step, -unit)
+            d = self._box.along(point.x + step, -unit)
             slope = space.inner(g, d) + space.inner(d, B.product(step))
             if abs(slope) <= _SLOPE * abs(first):
                 break
@@ -92,7 +92,3 @@ class ProjectedQuasiNewton(QuasiNewton):
     def _to(self, point: Point, step: Tensor) -> Tensor:
         """The step to the projection of x + step."""
         return self._box.project(point.x + step) - point.x
-
-    def _moving(self, x: Tensor, p: Tensor) -> Tensor:
-        """The entries of p that do not push x out of the bounds."""
-        return p * self._box.free(x, -p)

@@ -86,7 +86,7 @@ class StrongWolfeSearch(LoopSearch):
 def _slope(point: Point, p: Tensor) -> float:
     """The derivative of f along p, or along its projection to the bounds."""
     if point.box is not None:
-        p = p * point.box.free(point.x, -p)
+        p = point.box.along(point.x, p)
     return point.space.inner(point.gradient, p)
 
 

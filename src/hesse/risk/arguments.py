@@ -20,11 +20,12 @@ from hesse.errors import (
     DtypeError,
     FunctionError,
     HesseError,
+    NonFiniteError,
     check_choice,
     first_line,
 )
 from hesse.vectors.shards import is_sharded
-from hesse.vectors.space import Tree
+from hesse.vectors.space import Space, Tree
 from hesse.vectors.trees import subscript, walk
 
 _ORDER = "The order is hesse.Risk(model, loss, data)."
@@ -206,6 +207,13 @@ def _wrong_dtype(message: str, params: Tree, batch: Batch) -> HesseError:
         got=f"inputs: {_described(batch.inputs)}; targets: {_described(batch.targets)} ({message})",
         remedy="Convert them: targets.long() for class indices, targets.float() for values.",
     )
+
+
+def check_finite_leaves(params: Tree, space: Space, what: str, remedy: str) -> None:
+    """Raise unless all entries are finite; `what` they are called, plural."""
+    bad = space.first_bad_name(space.flatten(params, what="params"))
+    if bad is not None:
+        raise NonFiniteError(expected=f"finite {what}", got=f"NaN or Inf in {bad!r}", remedy=remedy)
 
 
 def explained_dtype(error: Exception, model: Any, params: Tree, inputs: Any) -> HesseError | None:

@@ -17,8 +17,9 @@ from hesse.ad.variables import BoundFunction, Variables, tracked
 from hesse.boundary import public
 from hesse.data.selection import count_examples, total_examples
 from hesse.engine.program_cache import ProgramCache
-from hesse.errors import NonFiniteError, ShapeError, check_count
+from hesse.errors import ShapeError, check_count
 from hesse.result import OneLine
+from hesse.risk.arguments import check_finite_leaves
 from hesse.risk.losses_of_examples import LossesOfExamples, RiskOfExamples
 from hesse.risk.sharing import check_is_whole
 from hesse.vectors.space import Space, Tree
@@ -204,13 +205,8 @@ def _next(pieces: Iterator[Tensor]) -> Tensor | None:
 
 def _variables(params: Tree) -> Variables:
     space = Space.of(params, what="params")
-    bad = space.first_bad_name(space.flatten(params, what="params"))
-    if bad is not None:
-        raise NonFiniteError(
-            expected="finite params",
-            got=f"NaN or Inf in {bad!r}",
-            remedy="Look for the step that made them so; a smaller one, or more damping, may do.",
-        )
+    remedy = "Look for the step that made them so; a smaller one, or more damping, may do."
+    check_finite_leaves(params, space, "params", remedy)
     return Variables.of(space.copy(params), space)
 
 

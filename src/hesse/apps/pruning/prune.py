@@ -23,7 +23,6 @@ from hesse.curvature.hessian import hessian_operator
 from hesse.curvature.point import point_of
 from hesse.errors import (
     ArgumentError,
-    NonFiniteError,
     Status,
     StructureError,
     check_choice,
@@ -34,6 +33,7 @@ from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import IdentityOperator
 from hesse.progress import Callback, Run
 from hesse.result import Result
+from hesse.risk.arguments import check_finite_leaves
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Space, Tree
 
@@ -230,13 +230,7 @@ def _checked(risk: Any, params: Tree | None) -> tuple[Risk, Tree, Space]:
     params = point_of(risk, params, "params")
     risk.check_at(params)
     space = Space.of(params, what="params")
-    bad = space.first_bad_name(space.flatten(params, what="params"))
-    if bad is not None:
-        raise NonFiniteError(
-            expected="finite weights",
-            got=f"NaN or Inf in {bad}",
-            remedy="Train the network first, or again.",
-        )
+    check_finite_leaves(params, space, "weights", "Train the network first, or again.")
     return risk, params, space
 
 
