@@ -17,10 +17,12 @@ and 2.15. A torch without them is asked device by device, and keeps its hooks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.backends import cuda
@@ -96,6 +98,46 @@ if _other_fused is not None and _use_other_fused is not None:
     _FUSED_ATTENTION.append((_other_fused, _use_other_fused))
 
 
+class WhileAnyone:
+    """A setting of the process that holds while any thread is within.
+
+    The first to enter sets it, and the last to leave puts back what was there. If each thread did
+    so for itself, one would take the setting from another, or leave it behind.
+
+    >>> @WhileAnyone
+    ... @contextmanager
+    ... def light():
+    ...     print("on")
+    ...     yield
+    ...     print("off")
+    >>> with light(), light():
+    ...     print("within")
+    on
+    within
+    off
+    """
+
+    def __init__(self, make: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._make, self._lock, self._count = make, threading.Lock(), 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """The context."""
+        with self._lock:
+            if self._count == 0:
+                self._setting = self._make()
+                self._setting.__enter__()
+            self._count += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._count -= 1
+                if self._count == 0:
+                    self._setting.__exit__(None, None, None)
+
+
+@WhileAnyone
 @contextmanager
 def math_attention() -> Iterator[None]:
     """Within it, attention is computed by matrix products, which have second derivatives.

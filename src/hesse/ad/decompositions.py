@@ -24,6 +24,8 @@ Seen with torch 2.13; issues 175754 and 186256 of PyTorch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -44,6 +46,7 @@ from hesse.ad.piecewise_linear import (
 )
 from hesse.ad.segments import embedding_bag, native_embedding_bag, segment_reduce
 from hesse.ad.sinc import sinc
+from hesse.surroundings import WhileAnyone
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -106,15 +109,24 @@ def _memory_format(input: Tensor) -> torch.memory_format:
     return last
 
 
-def _lstm(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+@WhileAnyone
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    """Within it, torch computes the cells of an LSTM itself."""
     backend = torch.backends.mkldnn
     # Flags may be frozen: the import of torch's own tests freezes them.
     with torch.backends.__allow_nonbracketed_mutation():
         before, backend.enabled = backend.enabled, False
-        try:
-            return torch._VF.lstm(*args)
-        finally:
+    try:
+        yield
+    finally:
+        with torch.backends.__allow_nonbracketed_mutation():
             backend.enabled = before
+
+
+def _lstm(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    with without_onednn():
+        return torch._VF.lstm(*args)
 
 
 DECOMPOSITIONS = {

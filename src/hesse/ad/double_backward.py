@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,12 @@ from torch import Tensor
 from hesse.ad.torch_calls import TorchCalls
 from hesse.ad.variables import Leaves
 from hesse.errors import FunctionError
-from hesse.surroundings import math_attention, without_saved_tensor_hooks
+from hesse.surroundings import WhileAnyone, math_attention, without_saved_tensor_hooks
 
 _NO_HOOKS = "hesse allows no saved tensor hooks"
+
+
+_without_cudnn = WhileAnyone(partial(torch.backends.cudnn.flags, enabled=False))
 
 
 @contextmanager
@@ -47,7 +51,7 @@ def differentiating() -> Iterator[None]:
             if is_compiled:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             if torch.backends.cudnn.is_available():
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+                stack.enter_context(_without_cudnn())
             yield
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -66,11 +67,17 @@ _look: ContextVar[FirstLook | None] = ContextVar("hesse_first_look", default=Non
 _seeing: ContextVar[FirstLook | None] = ContextVar("hesse_seeing", default=None)
 
 
-class TorchCalls(TorchFunctionMode):
-    """Within it, functions of torch are replaced by what has right derivatives, and seen."""
+class _Own(threading.local):
+    """What a thread has drawn from generators of the user's own."""
 
     draws = 0
-    """How often a generator of the user's own has been drawn from."""
+
+
+_own = _Own()
+
+
+class TorchCalls(TorchFunctionMode):
+    """Within it, functions of torch are replaced by what has right derivatives, and seen."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -78,7 +85,7 @@ class TorchCalls(TorchFunctionMode):
         """Call the operation, or what stands for it."""
         kwargs, run, look = kwargs or {}, DECOMPOSITIONS.get(func, func), _seeing.get()
         if kwargs.get("generator") is not None:
-            TorchCalls.draws += 1
+            _own.draws += 1
         return run(*args, **kwargs) if look is None else look.call(func, run, args, kwargs)
 
 
@@ -120,14 +127,18 @@ def generator_states(*, quickly: bool = False) -> dict[str, Any]:
     >>> same_states(before, generator_states()), same_states(before, before)
     (False, True)
     """
-    states = {"own": TorchCalls.draws, "torch": torch.random.get_rng_state()}
+    states = {"own": _own.draws, "torch": torch.random.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
-    if quickly:
-        return states
-    states["random"] = random.getstate()
-    if "numpy.random" in sys.modules:
-        states["numpy"] = sys.modules["numpy.random"].get_state(legacy=False)
+    return states if quickly else {**states, **states_outside_of_torch()}
+
+
+def states_outside_of_torch() -> dict[str, Any]:
+    """What changes when Python's or NumPy's own generator is drawn from."""
+    states: dict[str, Any] = {"random": random.getstate()}
+    get_state = getattr(sys.modules.get("numpy.random"), "get_state", None)
+    if get_state is not None:  # another thread may be importing NumPy
+        states["numpy"] = get_state(legacy=False)
     return states
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from hesse.errors import ArgumentError
+from hesse.risk.call import alone_with
 from hesse.risk.fsdp import hold_shards
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Tree
@@ -27,5 +28,6 @@ def point_of(f: Any, x: Tree | None, what: str = "x") -> Tree:
     if not isinstance(f.model, nn.Module):
         return f.params
     hold_shards(f.model)
-    parameters = dict(f.model.named_parameters(remove_duplicate=False))
+    with alone_with(f.model):
+        parameters = dict(f.model.named_parameters(remove_duplicate=False))
     return {name: parameters[name].detach() for name in f.params}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hesse.ad.definition import Quantity, Vectors
-from hesse.ad.torch_calls import generator_states, same_states
+from hesse.ad.torch_calls import same_states, states_outside_of_torch
 from hesse.ad.variables import number
 from hesse.engine.closeness import agree, difference
 from hesse.engine.graph_product import apply_graph
@@ -58,14 +58,15 @@ def trace_product(
     Raises:
         UntraceableError: the programs do not repeat what was traced; as `trace`.
     """
-    traced, before = _Traced(point, directions), generator_states()
+    traced, before = _Traced(point, directions), states_outside_of_torch()
     inputs = [*point.inputs, *directions.values()]
     graph = simplify(trace(traced.everything, inputs))
     rewritten = rewrite_weight_gradients(graph)
     if rewritten is not None:
         graph = simplify(retrace(rewritten, inputs))
     graph = mask_before_pooling(join_slices(graph))
-    if not same_states(before, generator_states()):
+    # Draws of torch are in the trace; the state of its generators is that of other threads too.
+    if not same_states(before, states_outside_of_torch()):
         raise UntraceableError("the function draws random numbers outside of torch")
     reduced = has_units(options.precision, inputs[0].device)
     programs = _partition(graph, point, list(directions), traced, options, bfloat16=reduced)

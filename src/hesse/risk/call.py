@@ -4,17 +4,20 @@
 `torch.func.functional_call` puts parameters into a module for the time of the forward pass. A
 module that runs again in its backward pass (`torch.utils.checkpoint`) would then see its own
 parameters: it is copied with the given ones instead. What reaches parameters by another way than
-attributes of the module is called within a `Substitution`.
+attributes of the module is called within a `Substitution`. While a module has tensors that are not
+its own, no other thread may call it or look at its parameters: see `alone_with`.
 """
 
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +41,17 @@ _WRAPPERS = {
     "DistributedDataParallel": "module",
     "OptimizedModule": "_orig_mod",
 }
+
+_locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def alone_with(model: Any) -> AbstractContextManager[Any]:
+    """Within it no other thread calls the module: it would see the tensors of this one."""
+    if not isinstance(model, nn.Module):
+        return nullcontext()
+    with _making:
+        return _locks.setdefault(model, threading.RLock())
 
 
 @dataclass(frozen=True)
@@ -91,8 +105,13 @@ class ModelCall:
         if _train_modes(self.modules) != self.modes:
             check_eval_mode(self.model)
         aside = without_fsdp(self.sharded) if self.sharded else nullcontext()
-        with users_contexts(), aside:
+        with self.alone, users_contexts(), aside:
             return self._outputs(params, inputs)
+
+    @property
+    def alone(self) -> AbstractContextManager[Any]:
+        """Within it no other thread calls the module: see `alone_with`."""
+        return alone_with(self.model)
 
     @property
     def untried(self) -> ModelCall:
@@ -108,9 +127,10 @@ class ModelCall:
     @property
     def is_current(self) -> bool:
         """Whether the model has the modules that it had when it was tried, in the same modes."""
-        modules = _modules_of(self.model)
-        same = modules == self.modules and _train_modes(modules) == self.modes
-        return same and _tensors_of(self.model) == self.tensors
+        with self.alone:
+            modules = _modules_of(self.model)
+            same = modules == self.modules and _train_modes(modules) == self.modes
+            return same and _tensors_of(self.model) == self.tensors
 
     @cached_property
     def _has_ties(self) -> bool:
@@ -275,14 +295,14 @@ class BatchLoss:
     def outputs_and_loss(self, params: Tree) -> tuple[Any, Tensor]:
         """The outputs of the model, and the scalar loss."""
         batch = _moved(self.batch, params)
-        with self.call.explained(params, batch.inputs), self.call.substitution(params):
+        with self._seeing(params, batch):
             outputs = self._outputs(params, batch)
             return outputs, self._loss(outputs, batch)
 
     def outputs(self, params: Tree) -> Any:
         """The outputs of the model for the inputs of the batch."""
         batch = _moved(self.batch, params)
-        with self.call.explained(params, batch.inputs), self.call.substitution(params):
+        with self._seeing(params, batch):
             return self._outputs(params, batch)
 
     def loss(self, outputs: Any) -> Tensor:
@@ -292,6 +312,13 @@ class BatchLoss:
         found: list[Tensor] = []
         map_outputs(lambda tensor: found.append(tensor) or tensor, outputs)
         return self._loss(outputs, self.batch.to(found[0].device))
+
+    @contextmanager
+    def _seeing(self, params: Tree, batch: Batch) -> Iterator[None]:
+        """Within it, model and loss see these parameters, by whatever way, and no others."""
+        call = self.call
+        with call.alone, call.explained(params, batch.inputs), call.substitution(params):
+            yield
 
     def _outputs(self, params: Tree, batch: Batch) -> Any:
         with (self.around or Nothing()).model(batch.targets):

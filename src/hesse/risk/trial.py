@@ -61,7 +61,12 @@ def try_model(call: ModelCall, loss_of: LossCall, params: Tree, batch: Batch) ->
     Raises RandomnessError if it is not deterministic or changes from call to call, FunctionError if
     it reaches parameters that cannot be replaced.
     """
-    call, runs = call.untried, list[_Run]()
+    with call.alone:
+        return _tried(call.untried, loss_of, params, batch)
+
+
+def _tried(call: ModelCall, loss_of: LossCall, params: Tree, batch: Batch) -> Trial:
+    runs = list[_Run]()
 
     def value(call: ModelCall) -> Tensor:
         value, run = _evaluate(call, loss_of, params, batch)
