@@ -80,6 +80,66 @@ def test_two_batches_are_two_batches():
         Risk(model, MSE, tuple(halves))
 
 
+class Pooled(nn.Module):
+    """Of signals and images of any size."""
+
+    def __init__(self, conv, dims):
+        super().__init__()
+        self.conv, self.dims = conv, dims
+
+    def forward(self, x):
+        return self.conv(x).tanh().mean(self.dims)
+
+
+SIZES = {
+    "signals": (nn.Conv1d(2, 3, 3), (2, 6), (2, 8)),
+    "images": (nn.Conv2d(1, 3, 3), (1, 6, 6), (1, 8, 6)),
+    "images in lists": (nn.Conv2d(1, 3, 3), (1, 6, 6), (1, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_two_batches_of_as_many_examples_may_have_other_sizes(case):
+    conv, *sizes = SIZES[case]
+    model = Pooled(conv, tuple(range(2, len(sizes[0]) + 1)))
+    data = [(torch.randn(4, *size), torch.randn(4, 3)) for size in sizes]
+    risk = Risk(model, MSE, [list(batch) for batch in data] if "lists" in case else data)
+    assert risk.num_summands == 2
+    expected = sum(float(MSE(model(x), y).detach()) for x, y in data) / 2
+    assert float(risk(risk.params)) == pytest.approx(expected, rel=1e-5)
+
+
+def ragged_pair():
+    """Two batches of 5 and 3 signals of two lengths, in lists: of equal number, one batch."""
+    return [[torch.randn(n, 2, length), torch.randn(n, 3)] for n, length in ((5, 6), (3, 8))]
+
+
+def test_a_subset_of_two_unlike_batches_is_two_batches():
+    data = ragged_pair()
+    risk = Risk(Pooled(nn.Conv1d(2, 3, 3), 2), MSE, data)
+    part = risk.subset([1, 2, 5, 7])
+    assert part.num_summands == 2
+    losses = [MSE(risk.model(x[i : i + 1]), y[i : i + 1]) for x, y in data for i in range(len(y))]
+    expected = sum(float(losses[i].detach()) for i in (1, 2, 5, 7)) / 4
+    assert float(part(part.params)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_of_two_unlike_batches_leave_them_two():
+    data = [(x[:3], y[:3]) for x, y in ragged_pair()]
+    risk = Risk(Pooled(nn.Conv1d(2, 3, 3), 2), MSE, iter([list(batch) for batch in data]))
+    weighted = risk.weighted(torch.tensor([0.0, 0.0, 0.0, 0.0, 6.0, 0.0]))
+    expected = float(MSE(risk.model(data[1][0][1:2]), data[1][1][1:2]).detach())
+    assert float(weighted(weighted.params)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_two_batches_that_are_taken_for_one_are_given_by_an_iterator():
+    model = Pooled(nn.Conv1d(2, 3, 3), 2)
+    data = [[x[:3], y[:3]] for x, y in ragged_pair()]
+    with pytest.raises(FunctionError, match=r"unlike ones in a list.*give iter\(\[one, two\]\)"):
+        Risk(model, MSE, data)
+    assert Risk(model, MSE, iter(data)).num_summands == 2
+
+
 # --------------------------------------------------------------------------------------------------
 # Mistakes
 

@@ -1,4 +1,4 @@
-"""Several threads at once: each gets the numbers of its own point, and no setting is left behind."""
+"""Several threads at once: each gets the numbers of its own point, and leaves settings alone."""
 
 import sys
 import time

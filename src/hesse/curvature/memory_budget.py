@@ -26,6 +26,7 @@ from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.rank_sum import rank_sum
 from hesse.curvature.shard_sum import shard_sum
 from hesse.data.batches import Batches
+from hesse.data.forms import BatchList
 from hesse.data.slicing import num_examples, slice_batch
 from hesse.data.trees import tensors
 from hesse.engine.options import ProductOptions
@@ -250,7 +251,8 @@ def _head(risk: Risk, count: int, size: int) -> Risk:
     data: Batches = risk.data
     ends = sorted({0, count, min(2 * count, size), size})
     first, second, *_ = slice_batch(data.first, ends, data.weigh)
-    return _apart(risk.unchecked_on([(part.inputs, part.targets) for part in (first, second)]))
+    parts = BatchList((part.inputs, part.targets) for part in (first, second))
+    return _apart(risk.unchecked_on(parts))
 
 
 def _apart(f: Any) -> Any:

@@ -3,12 +3,14 @@
 
 A batch is (inputs, targets), each a tensor or any nesting of tensors in tuples, lists and mappings,
 or a mapping, which is both. Where two entries could also be two batches, a tuple is one batch and a
-list is two, unless the sizes, dtypes or keys of the tensors allow one reading only.
+list is two, unless the sizes, dtypes or keys of the tensors allow one reading only. Of what Hesse
+makes itself, a `BatchList`, there is one reading.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -19,8 +21,14 @@ from hesse.data.trees import named_tensors, tensors
 from hesse.errors import DataError
 
 
+class BatchList(list):
+    """Batches in a list that is never one batch itself."""
+
+
 def as_batches(data: Any) -> Iterable[Any]:
     """The batches, as something that can be iterated over many times."""
+    if isinstance(data, BatchList):
+        return data
     if isinstance(data, Mapping) or is_one_batch(data):
         return [data]
     if isinstance(data, Dataset):
@@ -68,7 +76,7 @@ def is_one_batch(data: Any) -> bool:
     if all(sizes) and not sizes[0] & sizes[1]:
         return False
     # Either reading is possible where the two entries are alike.
-    return isinstance(data, tuple) or _form(inputs) != _form(targets)
+    return isinstance(data, tuple) or not _are_alike(inputs, targets)
 
 
 def _has_two_entries(data: Any) -> bool:
@@ -87,16 +95,29 @@ def _sizes(part: Any) -> set[int]:
     return {tensor.shape[0] for tensor in tensors(part) if tensor.ndim > 0}
 
 
-def _form(part: Any) -> list[tuple]:
-    """What two batches of one data set have in common: all but the length of sequences."""
-    return [
-        (name, tensor.dtype, tensor.ndim, *tensor.shape[2 if _may_be_sequences(tensor) else 1 :])
-        for name, tensor in named_tensors(part)
-    ]
+def _are_alike(one: Any, two: Any) -> bool:
+    """Whether these may be two batches of one data set.
+
+    Tuples in a list were written down as batches; lists in a list may come from a loader, which
+    makes lists of all tuples.
+    """
+    written = isinstance(one, tuple) and isinstance(two, tuple)
+    pairs = list(zip_longest(named_tensors(one), named_tensors(two)))
+    return all(a and b and a[0] == b[0] and _is_like(a[1], b[1], written) for a, b in pairs)
 
 
-def _may_be_sequences(tensor: Tensor) -> bool:
-    return tensor.ndim > 2 or not tensor.dtype.is_floating_point
+def _is_like(a: Tensor, b: Tensor, written: bool) -> bool:
+    """Whether the tensors differ by what may differ from batch to batch.
+
+    That is the number of examples, the length of sequences, and the size of images: features or
+    channels stay.
+    """
+    if (a.dtype, a.ndim) != (b.dtype, b.ndim):
+        return False
+    is_sequence = a.ndim > 2 or not a.dtype.is_floating_point
+    if a.shape[1 + is_sequence :] == b.shape[1 + is_sequence :]:
+        return True
+    return a.ndim > (2 if written else 3) and a.shape[1] == b.shape[1]
 
 
 def _check_loader(data: Any) -> None:

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hesse.data.batches import Batch, Batches
-from hesse.data.forms import batch_of
+from hesse.data.forms import BatchList, batch_of
 from hesse.data.slicing import num_examples
 from hesse.data.trees import map_tensors
 from hesse.errors import ArgumentError, DataError
@@ -62,6 +62,11 @@ class Selected:
             if len(places):
                 yield _taken(batch, places, size)
             start += size
+
+
+def kept(batches: Iterable[Any], are_held: bool) -> Iterable[Any]:
+    """The batches in a list where their tensors stay from sweep to sweep, or as they are."""
+    return BatchList(batches) if are_held else batches
 
 
 def _taken(batch: Batch, places: Tensor, size: int) -> Any:

@@ -174,8 +174,8 @@ def _explained(error: Exception, params: Tree, batch: Batch) -> HesseError | Non
             expected=f"a model that takes the inputs and a loss (outputs, targets) ({data})",
             got=message,
             remedy="A tuple or list of inputs gives positional arguments of the model, a mapping "
-            "keyword arguments. Two batches in a tuple are one pair (inputs, targets): give a "
-            f"list. {_ORDER}",
+            "keyword arguments. Two batches in a tuple, or two unlike ones in a list, are one pair "
+            f"(inputs, targets): give iter([one, two]). {_ORDER}",
         )
     return FunctionError(
         expected=f"a model and a loss that can be computed for a batch ({data})",

@@ -264,7 +264,7 @@ class Risk(OneLine):
                 weighting = Weighting.of(plain.loss_of, params, batch, plain.loss_name)
             data = selection.WithWeights(plain.data, weights)
             weigh, known = ignoring_weights(plain.data.weight), ignoring_weights(plain.data.known)
-            held = list(data) if plain.holds_data else data
+            held = selection.kept(data, plain.holds_data)
             other = plain._with(
                 Batches(held, weigh, known=known, may_be_empty=not plain.data.count)
             )
@@ -287,7 +287,7 @@ class Risk(OneLine):
         data = selection.Selected(
             self.data, selection.checked_indices(indices, selection.total_examples(self.data))
         )
-        other = self.unchecked_on(list(data) if self.holds_data else data)
+        other = self.unchecked_on(selection.kept(data, self.holds_data))
         if self._plain is not self:
             other._plain = self._plain.subset(indices)
         return other
