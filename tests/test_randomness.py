@@ -51,6 +51,33 @@ def test_noise_is_noticed_where_programs_are_recorded_at_once(source):
         H @ V
 
 
+@pytest.mark.parametrize("source", [name for name in DRAWS if "torch" in name])
+def test_noise_is_noticed_in_a_single_product(source):
+    with pytest.raises(RandomnessError, match="fix the seed inside f"):
+        hvp(lambda x: (DRAWS[source]() * x**3).sum(), X, V)
+
+
+class Cube(torch.autograd.Function):
+    """x^3, differentiable once."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, slope):
+        (x,) = ctx.saved_tensors
+        return 3 * slope * x**2
+
+
+@pytest.mark.parametrize("source", DRAWS)
+def test_no_difference_of_gradients_is_taken_of_noise(source):
+    with pytest.raises(RandomnessError, match="fix the seed inside f"):
+        hvp(lambda x: (DRAWS[source]() * Cube.apply(x)).sum(), X, V)
+
+
 def reseeded():
     np.random.seed(0)
     random.seed(0)

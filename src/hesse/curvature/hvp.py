@@ -73,6 +73,8 @@ def hvp(
     Raises:
         HesseError: v is not like x; f is not a scalar, does not depend on x or has no derivatives
             in this mode; NaN or Inf appears.
+        RandomnessError: f draws random numbers, so that it has no single Hessian. What it draws
+            from Python's or NumPy's generator is noticed where f is run more than once.
 
     References:
         Pearlmutter 1994, doi:10.1162/neco.1994.6.1.147; Nocedal & Wright 2006, sections 7.1, 8.1.
