@@ -95,7 +95,28 @@ def cumulative(x):
     return (x.view(-1, 4).cumsum(1) ** 3).sum()
 
 
+def with_a_boundary(x):
+    """The nodes of a grid inside of a boundary, written into it."""
+    u = torch.zeros(6, 6, dtype=x.dtype)
+    u[1:-1, 1:-1] = x.view(4, 4)
+    u[0] = 1
+    return ((u[1:] - u[:-1]) ** 4).sum() + ((u[:, 1:] - u[:, :-1]) ** 4).sum()
+
+
+def with_fixed_ends(x):
+    u = x**2
+    u[0], u[-1] = 0, x[1]
+    u[2:5] *= x[3]
+    return (u.diff() ** 3).sum()
+
+
 FUNCTIONS = {
+    "a boundary written to": (with_a_boundary, 16),
+    "ends written to": (with_fixed_ends, 9),
+    "wound": (
+        lambda x: (F.pad(x.view(1, 1, -1), (2, 1), mode="circular").diff() ** 4).sum(),
+        7,
+    ),
     "rosenbrock": (rosenbrock, 9),
     "bratu": (bratu, 16),
     "minimal surface": (surface, 16),

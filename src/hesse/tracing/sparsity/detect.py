@@ -155,6 +155,8 @@ def _propagate(nodes: list[Node], output: int, tape: Tape) -> Pattern | None:
 
 
 def _rule_of(node: Node, tape: Tape) -> Collection[Pattern | None]:
+    if not tape.moving(node):  # of zeros, such as those that autograd writes a slice to
+        return [None] * len(node.results)
     name = str(node.function)
     try:
         for rule in RULES:

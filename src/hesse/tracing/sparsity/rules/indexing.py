@@ -50,10 +50,14 @@ _INDEXING = frozenset(
     if hasattr(_aten, name) and hasattr(getattr(_aten, name), overload)
 )
 
-# They read the shape of their argument, and none of its entries.
+# They read the shape of their argument, and none of its entries. What is empty is written to before
+# it is read.
 FILLS = frozenset(
     getattr(_aten, name).default
-    for name in ("new_zeros", "zeros_like", "new_ones", "ones_like", "new_full", "full_like")
+    for name in (
+        *("new_zeros", "zeros_like", "new_ones", "ones_like", "new_full", "full_like"),
+        *("new_empty", "empty_like", "new_empty_strided"),
+    )
 )
 
 # They have no kernel for integers. The numbers in float64 are as exact.
