@@ -15,7 +15,7 @@
 - `sinc`: its derivatives lose their digits near zero.
 - `logcumsumexp`: its second derivative is wrong where the slope that comes in is zero.
 - `matrix_exp`: its derivatives lose digits where the slopes that come in are large.
-- `max_unpool`, `as_strided_scatter`: wrong where places overlap.
+- `max_unpool`, `as_strided_scatter`, and writes by indices: wrong where places overlap.
 
 Results have the strides of torch's own: a later `view` may need them.
 
@@ -37,6 +37,7 @@ from hesse.ad.distances import cdist, pdist
 from hesse.ad.embedding import embedding, native_embedding
 from hesse.ad.logcumsumexp import logcumsumexp
 from hesse.ad.matrix_exp import matrix_exp
+from hesse.ad.overwriting import OVERWRITING
 from hesse.ad.piecewise_linear import (
     as_strided_scatter,
     hardsigmoid,
@@ -130,6 +131,7 @@ def _lstm(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 DECOMPOSITIONS = {
+    **OVERWRITING,
     torch._VF.lstm: _lstm,
     torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
     torch.layer_norm: _layer_norm,
