@@ -15,6 +15,7 @@
 - `sinc`: its derivatives lose their digits near zero.
 - `logcumsumexp`: its second derivative is wrong where the slope that comes in is zero.
 - `matrix_exp`: its derivatives lose digits where the slopes that come in are large.
+- products with sparse matrices: cannot be traced, where a trace is needed.
 - `max_unpool`, `as_strided_scatter`, and writes by indices: wrong where places overlap.
 
 Results have the strides of torch's own: a later `view` may need them.
@@ -47,6 +48,7 @@ from hesse.ad.piecewise_linear import (
 )
 from hesse.ad.segments import embedding_bag, native_embedding_bag, segment_reduce
 from hesse.ad.sinc import sinc
+from hesse.ad.sparse_products import SPARSE_PRODUCTS
 from hesse.surroundings import WhileAnyone
 
 
@@ -132,6 +134,7 @@ def _lstm(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 DECOMPOSITIONS = {
     **OVERWRITING,
+    **SPARSE_PRODUCTS,
     torch._VF.lstm: _lstm,
     torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
     torch.layer_norm: _layer_norm,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from hesse.ad.sparse_products import Composing
 from hesse.boundary import public
 from hesse.curvature.hessian import HessianDefinition
 from hesse.curvature.memory_budget import within_budget
@@ -106,5 +107,7 @@ def sparse_hessian_operator(
         ) from error
     if isinstance(f, Risk):
         check_is_whole(f)
-    H = within_budget(HessianDefinition(), f, point_of(f, x), ProductOptions(mode), None)
+    function = None if hasattr(f, "summands") else Composing
+    options = ProductOptions(mode)
+    H = within_budget(HessianDefinition(), f, point_of(f, x), options, None, function=function)
     return Maker(colouring, pattern).make(H)
