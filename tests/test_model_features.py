@@ -85,12 +85,25 @@ def test_a_sparse_constant():
         operator(risk, risk.params, "traced-split") @ direction(risk)
 
 
-def test_an_embedding_with_sparse_gradients_is_refused_with_its_remedy():
+SPARSE_GRADIENTS = {
+    "hvp": lambda risk: hesse.hvp(risk, risk.params, direction(risk)),
+    "ggn": lambda risk: hesse.ggn_operator(risk) @ direction(risk),
+    "diagonal": lambda risk: hesse.diagonal(hesse.ggn_operator(risk)),
+    "ntk": lambda risk: hesse.ntk_operator(risk) @ torch.ones(12, dtype=DOUBLE),
+    "per example": lambda risk: (
+        hesse.jacobian_operator(risk.per_example, risk.params).T @ torch.ones(4, dtype=DOUBLE)
+    ),
+    "kfac": lambda risk: hesse.kfac_operator(risk),
+}
+
+
+@pytest.mark.parametrize("verb", SPARSE_GRADIENTS)
+def test_an_embedding_with_sparse_gradients_is_refused_with_its_remedy(verb):
     model = nn.Sequential(nn.Embedding(5, 4, sparse=True), net()).double()
     tokens = torch.tensor([0, 1, 1, 4])
     risk = hesse.Risk(model, nn.CrossEntropyLoss(), (tokens, tokens % 3))
     with pytest.raises(HesseError, match="sparse=False"):
-        hesse.hvp(risk, risk.params, direction(risk))
+        SPARSE_GRADIENTS[verb](risk)
 
 
 class Counting(nn.Module):

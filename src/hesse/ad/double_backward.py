@@ -110,12 +110,6 @@ def gradient_of(output: Tensor | Leaves, x: Leaves, weights=None, **options) -> 
     grads = gradients(output, x, weights, **options)
     if all(part is None for part in grads):
         raise independent()
-    if any(part is not None and part.layout is not torch.strided for part in grads):
-        raise FunctionError(
-            expected="dense gradients",
-            got="a sparse one, as that of nn.Embedding(..., sparse=True)",
-            remedy="Construct the module with sparse=False, or set its attribute sparse to False.",
-        )
     return _filled(grads, x)
 
 
@@ -154,4 +148,11 @@ def gradients(
     if weights is not None:
         listed = [[part] if isinstance(part, Tensor) else part for part in (weights, output)]
         output = _Weighted.apply([_in_memory(part) for part in listed[0]], *listed[1])
-    return torch.autograd.grad(output, x, None, retain_graph, create_graph, allow_unused=True)
+    grads = torch.autograd.grad(output, x, None, retain_graph, create_graph, allow_unused=True)
+    if any(part is not None and part.layout is not torch.strided for part in grads):
+        raise FunctionError(
+            expected="dense gradients",
+            got="a sparse one, as that of nn.Embedding(..., sparse=True)",
+            remedy="Construct the module with sparse=False, or set its attribute sparse to False.",
+        )
+    return grads

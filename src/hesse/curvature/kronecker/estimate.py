@@ -378,8 +378,8 @@ def traceable() -> Iterator[None]:
         raise FunctionError(
             expected="a model whose backward pass can be traced, since factors are read off it",
             got=str(error),
-            remedy="Use operations of torch in the place of that one; hesse.ggn_operator needs no "
-            "trace.",
+            remedy="Use operations of torch on dense tensors in the place of that one, as "
+            "nn.Embedding(..., sparse=False); hesse.ggn_operator needs no trace.",
         ) from error
 
 
