@@ -9,6 +9,7 @@ import torch
 from torch import distributed, nn
 from torch.distributions import AffineTransform, Independent, Normal, TransformedDistribution
 
+import hesse
 from hesse.curvature import ggn_operator, hessian_operator, hvp
 from hesse.errors import DtypeError, FunctionError
 from hesse.risk.risk import Risk
@@ -173,3 +174,44 @@ def test_complex_parameters_are_refused_with_their_real_form():
     expected = torch.autograd.functional.hessian(lambda x: f(torch.view_as_complex(x)), x)
     H = hessian_operator(lambda x: f(torch.view_as_complex(x)), x).to_dense()
     assert norm(H - expected.reshape(6, 6)) <= 1e-12 * norm(H)
+
+
+class Phases(nn.Module):
+    """Complex outputs of real parameters; `as_real` gives their parts."""
+
+    def __init__(self, as_real):
+        super().__init__()
+        self.w, self.as_real = nn.Parameter(torch.randn(4, 3, 2)), as_real
+
+    def forward(self, x):
+        z = torch.complex(x, x * x) @ torch.view_as_complex(self.w)
+        return torch.view_as_real(z) if self.as_real else z
+
+
+def power(z, y):
+    z = z if z.is_complex() else torch.view_as_complex(z)
+    return (z.abs().square() - y.float()).square().mean()
+
+
+REAL_MATRICES = {
+    "ggn": lambda risk: hesse.ggn_operator(risk) @ torch.ones(24),
+    "kfac": hesse.kfac_operator,
+    "diagonal": lambda risk: hesse.diagonal(hesse.ggn_operator(risk)),
+    "jacobian": lambda risk: hesse.jacobian_operator(risk, risk.params),
+    "ntk": hesse.ntk_operator,
+}
+
+
+@pytest.mark.parametrize("matrix", REAL_MATRICES)
+def test_complex_outputs_are_refused_with_their_real_form(matrix):
+    complex_risk, real_risk = (Risk(Phases(real), power, (X.float(), Y)) for real in (False, True))
+    with pytest.raises(DtypeError, match=r"eturn .*torch.view_as_real\(z\)"):
+        REAL_MATRICES[matrix](complex_risk)
+    REAL_MATRICES[matrix](real_risk)
+
+
+def test_the_hessian_of_complex_outputs_is_that_of_their_real_form():
+    torch.manual_seed(0)
+    risks = [Risk(Phases(real), power, (X.float(), Y)) for real in (False, True)]
+    A, B = (hessian_operator(risk, risks[0].params).to_dense() for risk in risks)
+    torch.testing.assert_close(A, B)

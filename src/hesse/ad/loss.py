@@ -25,7 +25,7 @@ from hesse.ad.jacobian import explained, random_like, undifferentiable
 from hesse.ad.torch_calls import TorchCalls
 from hesse.ad.variables import Leaves, check_scalar, number, tracked
 from hesse.boundary import warn
-from hesse.errors import FunctionError
+from hesse.errors import DtypeError, FunctionError
 from hesse.vectors.inner_products import norm
 from hesse.vectors.rows import joined
 
@@ -48,6 +48,7 @@ class LossHessian:
 
     def __init__(self, outputs: Any, loss: Callable[[Any], Tensor]) -> None:
         self.tensors, self._rebuild = _output_tensors(outputs)
+        _check_real(self.tensors)
         self._loss, self._free = loss, tracked(self.tensors)
         value = self._evaluate(self._free)
         check_depends(value)
@@ -165,6 +166,17 @@ def _output_tensors(z: Any) -> tuple[list[Tensor], Callable[[Leaves], Any]]:
         return map_outputs(lambda tensor: given.get(id(tensor), tensor), z)
 
     return list(found.values()), rebuild
+
+
+def _check_real(outputs: Leaves) -> None:
+    for part in outputs:
+        if part.is_complex():
+            raise DtypeError(
+                expected="outputs of a real dtype, between which and the loss a matrix is taken",
+                got=f"outputs of {part.dtype}",
+                remedy="Let the model return torch.view_as_real(z), and the loss compute "
+                "torch.view_as_complex(z) from it; hesse.hessian_operator takes any outputs.",
+            )
 
 
 def map_outputs(function: Callable[[Tensor], Tensor], z: Any) -> Any:

@@ -42,8 +42,7 @@ def check_leaf(label: str, leaf: Tensor, device: torch.device) -> None:
         raise DtypeError(
             expected=f"{label} of a real floating-point dtype",
             got=str(leaf.dtype),
-            remedy="Take its real and imaginary parts as x, torch.view_as_real(x), and compute "
-            "torch.view_as_complex(x) in f."
+            remedy=_as_real(label)
             if leaf.is_complex()
             else "Convert it with .float() or .double(); leave integer tensors out of x and close "
             "over them instead.",
@@ -54,6 +53,16 @@ def check_leaf(label: str, leaf: Tensor, device: torch.device) -> None:
             got=str(leaf.device),
             remedy=f"Move it: .to('{device}').",
         )
+
+
+def _as_real(label: str) -> str:
+    """What to do about the complex tensor of this name: an argument, or a result as g(x) is."""
+    if "(" in label.partition("[")[0]:
+        return "Return its real and imaginary parts, torch.view_as_real(z)."
+    return (
+        "Take its real and imaginary parts as x, torch.view_as_real(x), and compute "
+        "torch.view_as_complex(x) in f."
+    )
 
 
 def check_leaf_like(
