@@ -332,7 +332,7 @@ REFUSED = [
     ((LINEAR, BEST, 0.5), {"pattern": "4:2"}, "such as '2:4'"),
     ((LINEAR, BEST, 0.5), {"score": "obss"}, "Did you mean 'obs'"),
     ((LINEAR, BEST, 0.5), {"curvature": "gn"}, "Did you mean 'ggn'"),
-    ((LINEAR, BEST, 0.5), {"where": "biass"}, "space.names"),
+    ((LINEAR, BEST, 0.5), {"where": "biass"}, "domain.names"),
     ((LINEAR, BEST, 0.5), {"damping": -1.0}, "held-out"),
     ((LINEAR, BEST, 0.5), {"repair": "retrain"}, "'refit'"),
     ((LINEAR, BEST, 0.5), {"curvature": "layers", "repair": Repair(refit=1)}, "target='risk'"),

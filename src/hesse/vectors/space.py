@@ -332,7 +332,8 @@ class Space(OneLine, WholeVectors):
                 expected="the name of a leaf or of a group of leaves, or a pattern of names, such "
                 f"as {self.names[:4]}",
                 got=repr(name),
-                remedy="See space.names for all of them.",
+                remedy="See A.domain.names of an operator A for all of them; for several leaves "
+                "give a pattern, as '*.weight'.",
             )
         names = tuple(self.names[i] for i in chosen)
         space = Space(
