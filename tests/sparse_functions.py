@@ -110,7 +110,33 @@ def with_fixed_ends(x):
     return (u.diff() ** 3).sum()
 
 
+def gradients_of_cells(x, rows):
+    """Square matrices, each from neighbours on a chain of points."""
+    p = x.view(-1, rows)
+    columns = [p[i : len(p) - rows + i] - p[: len(p) - rows] ** 2 for i in range(1, rows + 1)]
+    return torch.stack(columns, -1) + 2 * torch.eye(rows, dtype=x.dtype)
+
+
+def crossed(x):
+    edges = x.view(-1, 3).diff(dim=0)
+    return (torch.linalg.cross(edges[1:], edges[:-1]) ** 2).sum() + (
+        torch.cross(edges, x.view(-1, 3)[1:], dim=1) ** 3
+    ).sum()
+
+
+def solved(x):
+    A = gradients_of_cells(x, 2)
+    b = x.view(-1, 2)[1:-1, :, None]
+    return torch.linalg.solve(A, b).sum() + torch.linalg.cholesky(A @ A.mT).square().sum()
+
+
 FUNCTIONS = {
+    "cross products": (crossed, 12),
+    "determinants, 2": (lambda x: torch.linalg.det(gradients_of_cells(x, 2)).square().sum(), 10),
+    "determinants, 3": (lambda x: torch.det(gradients_of_cells(x, 3)).square().sum(), 15),
+    "logdet": (lambda x: gradients_of_cells(x, 2).logdet().sum(), 8),
+    "slogdet": (lambda x: torch.linalg.slogdet(gradients_of_cells(x, 3))[1].square().sum(), 12),
+    "solved": (solved, 8),
     "a boundary written to": (with_a_boundary, 16),
     "ends written to": (with_fixed_ends, 9),
     "wound": (
@@ -172,4 +198,11 @@ def dense_of(f, x):
 
 
 # An operation of theirs has no rule for entries: they are found from products.
-WITHOUT_PROGRAM = {"small matrices", "sparse matrix", "triangles", "convolutions", "biharmonic"}
+WITHOUT_PROGRAM = {
+    *("cross products", "determinants, 2", "determinants, 3", "logdet", "slogdet", "solved"),
+    "small matrices",
+    "sparse matrix",
+    "triangles",
+    "convolutions",
+    "biharmonic",
+}

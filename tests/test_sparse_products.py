@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from hesse import hessian_operator, minimize, solve, sparse_hessian_operator
+from hesse.ad.composing import Composing
+from hesse.ad.decompositions import DECOMPOSITIONS
 from tests.sparse_functions import point
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
@@ -102,3 +104,28 @@ def _after(H, products):
     for _ in range(products):
         H @ point(7)
     return H
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_determinants_are_those_of_torch(n):
+    """Larger ones are left to torch."""
+    A = torch.randn(5, n, n, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    given = Composing(lambda A: (DECOMPOSITIONS[torch.linalg.slogdet](A), _det(A)))(A)
+    torch.testing.assert_close(given[0].sign, torch.linalg.slogdet(A).sign)
+    torch.testing.assert_close(given[0].logabsdet, torch.linalg.slogdet(A).logabsdet)
+    torch.testing.assert_close(given[1], torch.linalg.det(A))
+
+
+def _det(A):
+    return DECOMPOSITIONS[torch.linalg.det](A)
+
+
+@pytest.mark.parametrize("dim", [0, -1])
+def test_cross_products_are_those_of_torch(dim):
+    a, b = torch.randn(2, 3, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    cross = DECOMPOSITIONS[torch.linalg.cross]
+    expected = torch.linalg.cross(a, b, dim=dim)
+    torch.testing.assert_close(Composing(lambda a: cross(a, b, dim=dim))(a), expected)
+    torch.testing.assert_close(
+        Composing(lambda a: cross(a, b[:1]))(a), torch.linalg.cross(a, b[:1])
+    )

@@ -15,7 +15,8 @@
 - `sinc`: its derivatives lose their digits near zero.
 - `logcumsumexp`: its second derivative is wrong where the slope that comes in is zero.
 - `matrix_exp`: its derivatives lose digits where the slopes that come in are large.
-- products with sparse matrices: cannot be traced, where a trace is needed.
+- products with sparse matrices, cross products, small determinants: where a sparse Hessian is found
+  in a trace (`composing`).
 - `max_unpool`, `as_strided_scatter`, and writes by indices: wrong where places overlap.
 
 Results have the strides of torch's own: a later `view` may need them.
@@ -48,6 +49,7 @@ from hesse.ad.piecewise_linear import (
 )
 from hesse.ad.segments import embedding_bag, native_embedding_bag, segment_reduce
 from hesse.ad.sinc import sinc
+from hesse.ad.small_matrices import SMALL_MATRICES
 from hesse.ad.sparse_products import SPARSE_PRODUCTS
 from hesse.surroundings import WhileAnyone
 
@@ -135,6 +137,7 @@ def _lstm(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 DECOMPOSITIONS = {
     **OVERWRITING,
     **SPARSE_PRODUCTS,
+    **SMALL_MATRICES,
     torch._VF.lstm: _lstm,
     torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
     torch.layer_norm: _layer_norm,

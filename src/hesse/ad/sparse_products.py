@@ -1,43 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products with constant sparse matrices, composed of gathers and sums of entries.
 
-A trace has dense tensors only, and the pattern of a Hessian is found in a trace. Composed, a
-product takes some times as long, and memory for each entry of the matrix: it is left to torch
-where nothing but the trace needs it, which is everywhere but in `Composing`.
+A trace has dense tensors only. A composed product takes some times as long, and memory for each
+entry of the matrix. See `composing`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_composes: ContextVar[bool] = ContextVar("hesse_composes_sparse_products", default=False)
-
-
-@dataclass(frozen=True)
-class Composing:
-    """The same function, in which products with constant sparse matrices are composed."""
-
-    function: Callable[[Any], Any]
-
-    def __call__(self, x: Any) -> Any:
-        """f(x)."""
-        token = _composes.set(True)
-        try:
-            return self.function(x)
-        finally:
-            _composes.reset(token)
+from hesse.ad.composing import composes
 
 
 def sparse_product(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """What stands for a product of two matrices, or of a matrix and a vector.
 
+    >>> from hesse.ad.composing import Composing
     >>> A = torch.tensor([[0.0, 2.0], [0.0, 3.0], [4.0, 0.0]]).to_sparse_csr()
     >>> product = Composing(lambda x: sparse_product(torch.matmul)(A, x))
     >>> product(torch.tensor([1.0, 10.0]))
@@ -45,7 +28,7 @@ def sparse_product(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """
 
     def multiply(*args: Any, **kwargs: Any) -> Tensor:
-        if not _composes.get() or kwargs or len(args) != 2:
+        if not composes() or kwargs or len(args) != 2:
             return function(*args, **kwargs)
         left, right = args
         if _is_constant(left) and _is_dense(right, left):
@@ -67,7 +50,7 @@ def transposed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """What stands for a transposition, which must not be traced where the matrix is sparse."""
 
     def transpose(*args: Any, **kwargs: Any) -> Tensor:
-        if not (_composes.get() and args and _is_constant(args[0])):
+        if not (composes() and args and _is_constant(args[0])):
             return function(*args, **kwargs)
         return _unobserved(lambda: function(*args, **kwargs))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from hesse.ad.sparse_products import Composing
+from hesse.ad.composing import Composing
 from hesse.boundary import public
 from hesse.curvature.hessian import HessianDefinition
 from hesse.curvature.memory_budget import within_budget

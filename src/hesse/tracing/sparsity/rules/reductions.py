@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums over dimensions, and operations that mix all entries along a dimension."""
+"""Sums over dimensions, and operations that mix all entries along a dimension, as solving does."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ _MIXING = {
     _aten._softmax_backward_data.default: 2,
     _aten._log_softmax_backward_data.default: 2,
 }
+# They solve equations for the columns of the argument at this position, or else for its rows.
+_SOLVES = {
+    _aten.linalg_lu_solve.default: 2,
+    _aten.linalg_solve_triangular.default: 1,
+}
 
 
 def patterns(node: Node, tape: Tape) -> Sequence[Pattern | None] | None:
@@ -36,6 +41,10 @@ def patterns(node: Node, tape: Tape) -> Sequence[Pattern | None] | None:
     if node.function in _MIXING and node.args[0].index in tape.patterns:
         number = node.args[0].index
         total, groups = _sum(tape, number, [node.args[_MIXING[node.function]]])
+        return [select([total], groups + 1)]
+    if node.function in _SOLVES and tape.moving(node) == [node.args[_SOLVES[node.function]].index]:
+        (number,) = tape.moving(node)
+        total, groups = _sum(tape, number, [-2 if node.kwargs.get("left", True) else -1])
         return [select([total], groups + 1)]
     if node.function is _aten.cumsum.default:
         return [_cumulative_sum(tape, node.args[0].index, node.args[1])]
