@@ -48,7 +48,8 @@ def kfac_operator(
     with sum u u' = F. Both are read off the traced program of J'u: layers, attention, recurrent
     cells, experts, embeddings, tied weights and plain tensors alike, whatever module they are in.
     Biases and norms that are not with a weight have their exact block. A parameter that no rule
-    covers has the multiple of the identity with the right trace, and is named in the `repr`.
+    covers has a multiple of the identity, whose trace is right on average over random
+    signs of the examples, and is named in the `repr`.
 
     Args:
         risk: a `Risk`. Its loss is a likelihood (see `fisher_operator`), or any loss that is convex

@@ -5,7 +5,7 @@
 |---|---|---|
 | "kronecker" | a weight with factored uses, with the bias of the same rows | L x R, or Q d Q' |
 | "rows" | biases, norms, position vectors | exact: the sum of h h' over examples |
-| "scalar" | what no rule covers | c I, with the right trace |
+| "scalar" | what no rule covers | c I, of the right trace on average |
 | "zero" | frozen or not used | 0 |
 """
 
