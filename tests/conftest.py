@@ -36,6 +36,35 @@ def pytest_addoption(parser):
     )
 
 
+def _measurement(config):
+    """What pauses and resumes the tracing for the coverage report, or None."""
+    return getattr(config.pluginmanager.getplugin("_cov"), "cov_controller", None)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `pytest-cov`
+def pytest_sessionstart(session):
+    """End the tracing that `pytest-cov` began before it saw that this is a process of xdist.
+
+    There it begins a second one, and to pause that one only wakes up the first, which nobody saves.
+    """
+    if (measurement := _measurement(session.config)) and hasattr(session.config, "workerinput"):
+        measurement.pause()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """The fixtures of a test that is not traced are not traced either, nor is pytest itself."""
+    measurement = _measurement(item.config)
+    if measurement is None or "no_cover" not in item.keywords:
+        return (yield)
+    measurement.pause()
+    try:
+        return (yield)
+    finally:
+        measurement.pause()  # `pytest-cov` resumes after the call
+        measurement.resume()
+
+
 @pytest.fixture(scope="session")
 def thorough(pytestconfig):
     """Whether to take all seeds and samples."""
