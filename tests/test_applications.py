@@ -121,6 +121,7 @@ SUMS = {  # of losses that are a negative log-likelihood, or squares
 }
 
 
+@pytest.mark.fast_cases(6)
 @pytest.mark.parametrize("app", RISKS)
 def test_ragged_batches_give_what_one_batch_gives(app):
     torch.testing.assert_close(RISKS[app](RAGGED), RISKS[app](ONE), rtol=1e-6, atol=1e-9)
@@ -185,7 +186,7 @@ TAKE_OPERATORS = {
 }
 
 
-@pytest.mark.fast_cases(15)
+@pytest.mark.fast_cases(9)
 @pytest.mark.parametrize("kind", OPERATORS)
 @pytest.mark.parametrize("app", TAKE_OPERATORS)
 def test_a_structured_operator_gives_what_its_matrix_gives(app, kind):

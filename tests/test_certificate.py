@@ -78,6 +78,7 @@ STATIONARY = {  # function, stationary start that is no minimum, the minimum
 }  # fmt: skip
 
 
+@pytest.mark.fast_cases(20)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", STATIONARY)
 def test_a_maximum_or_saddle_point_is_left(name, method):

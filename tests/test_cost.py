@@ -99,6 +99,7 @@ def test_a_one_shot_product_costs_what_its_docstring_says(autoencoder, mode, uni
     assert cost <= 1.05 * units / 3 * gradient
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("mode", PREPARED)
 @pytest.mark.parametrize(("make", "most"), [(hessian_operator, 2.05), (ggn_operator, 1.37)])
 def test_products_of_a_transformer_cost_as_many_gradients(transformer, make, most, mode):

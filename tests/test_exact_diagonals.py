@@ -33,6 +33,7 @@ from tests.diagonal_models import (
 # -- Gauss-Newton matrices -------------------------------------------------------------------------
 
 
+@pytest.mark.fast_cases(6)
 @pytest.mark.parametrize("name", MODELS)
 def test_it_is_the_diagonal_of_the_definition(name):
     risk = build(name, weight_decay=0.1)

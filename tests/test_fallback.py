@@ -260,6 +260,7 @@ OPERATIONS = {
 }
 
 
+@pytest.mark.fast_cases(60)
 @pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated")
 @pytest.mark.parametrize("mode", EXACT)
 @pytest.mark.parametrize("name", OPERATIONS)

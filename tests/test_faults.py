@@ -57,11 +57,9 @@ def _group(faults):
 
 
 # What is asked of Hesse above all: a few rows of every kind, in seconds.
-FAST = [
-    "f returns", "f writes", "a file that is with a flipped bit", "data written to between",
-    "third call / least_squares, svd",
-]  # fmt: skip
+FAST = ["f returns", "f writes", "data written to between"]
 LONGER = [
+    "a file that is with a flipped bit", "third call / least_squares, svd",
     "/ trace, hutchinson", "eight threads", "a loader that gives",
     "at a trial point / minimize, newton-cg", "None at its 4th call / hesse.scipy.lbfgs",
     "solve= gives no solution / root",

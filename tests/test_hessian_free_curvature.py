@@ -73,7 +73,7 @@ RULES = ["scan", "levenberg-marquardt"]
 
 
 @pytest.mark.some_cases(12)
-@pytest.mark.fast_cases(8)
+@pytest.mark.fast_cases(6)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", CURVATURES)
 def test_the_risk_falls_with_every_curvature(name, rule):

@@ -78,6 +78,7 @@ def test_every_mode_agrees_with_the_dense_hessian(name, mode, point, seed):
     assert norm(hvp(problem.f, problem.x, v, mode) - H @ v) <= tolerance * float(H.norm()) * norm(v)
 
 
+@pytest.mark.fast_cases(10)
 @pytest.mark.parametrize("name", PROBLEMS)
 @given(point=st.integers(0, 3), seed=st.integers(0, 99))
 @settings(max_examples=3)

@@ -199,6 +199,7 @@ def test_functions_and_densities(pair):
     assert density.moment(1) == pytest.approx(float(w.mean()), rel=0.05)
 
 
+@pytest.mark.fast_cases(6)
 @pytest.mark.parametrize("name", SEMIDEFINITE)
 def test_traces_of_singular_matrices(name):
     A = SEMIDEFINITE[name]()

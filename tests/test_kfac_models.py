@@ -21,6 +21,7 @@ DOUBLE = torch.float64
 EXACT = 1e-12
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("seed", range(4))
 def test_low_precision_models_have_factors_in_float32(dtype, seed):

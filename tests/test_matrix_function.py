@@ -127,6 +127,7 @@ LIMITS = {
 }
 
 
+@pytest.mark.fast_cases(6)
 @pytest.mark.parametrize("block_size", [1, 4, 6])
 @pytest.mark.parametrize("limit", LIMITS)
 def test_columns_go_together_and_end_as_each_would_alone(limit, block_size):

@@ -62,6 +62,7 @@ def direction(risk):
     return Space.of(risk.params).gaussian(torch.Generator().manual_seed(0))
 
 
+@pytest.mark.fast_cases(10)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_product_in_low_memory_is_the_same(name):
     problem = PROBLEMS[name]

@@ -122,7 +122,7 @@ CASES = {
 
 
 @pytest.mark.some_cases(14)
-@pytest.mark.fast_cases(9)
+@pytest.mark.fast_cases(7)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", CASES)
 def test_an_interrupted_minimisation_goes_on_to_the_same_bits(name, method, tmp_path):

@@ -40,7 +40,7 @@ def test_one_product_of_a_function_and_of_a_risk(name):
 
 
 @pytest.mark.some_cases(42)
-@pytest.mark.fast_cases(15)
+@pytest.mark.fast_cases(10)
 @pytest.mark.parametrize("mode", ["auto", "retained-graph", "traced-split"])
 @pytest.mark.parametrize("name", MODELS)
 def test_an_operator_at_two_points_and_on_new_data(name, mode):
@@ -61,7 +61,7 @@ def test_an_operator_at_two_points_and_on_new_data(name, mode):
     assert H.mode == mode or mode == "auto"
 
 
-@pytest.mark.fast_cases(6)
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in OWN_LOSS])
 def test_gauss_newton(name):
     case = case_of(name)

@@ -77,6 +77,7 @@ INDICES = {
 }
 
 
+@pytest.mark.fast_cases(20)
 @pytest.mark.parametrize("index", INDICES.values(), ids=INDICES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_restriction_is_the_principal_sub_matrix(kind, index):

@@ -59,6 +59,7 @@ MAKERS = {
 # All of them
 
 
+@pytest.mark.fast_cases(8)
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 @pytest.mark.parametrize("maker", MAKERS)
 @given(st.integers(0, 99), st.floats(0.0, 6.0), st.booleans())

@@ -26,6 +26,7 @@ def assert_close(a, b, tolerance=1e-10):
     assert norm(a - b) <= tolerance * norm(b)
 
 
+@pytest.mark.fast_cases(10)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_split_product_is_the_one_by_double_backward(name):
     problem = PROBLEMS[name]
@@ -227,6 +228,7 @@ def test_a_user_who_keeps_an_intermediate_tensor_does_no_harm():
 # Many directions at once
 
 
+@pytest.mark.fast_cases(10)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_block_of_directions_gives_the_single_products(name):
     problem = PROBLEMS[name]

@@ -29,6 +29,7 @@ from tests.small_tasks import (
 # Forms of data
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 def test_batches_of_any_size_give_the_same_risk(task, decay):

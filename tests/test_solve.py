@@ -23,7 +23,7 @@ from tests.linear_systems import DEFINITE, DOUBLE, INDEFINITE, N, hidden, kinds,
 
 
 @pytest.mark.some_cases(231)
-@pytest.mark.fast_cases(100)
+@pytest.mark.fast_cases(60)
 @pytest.mark.parametrize("columns", [0, 1, 3])
 @pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])
 @pytest.mark.parametrize("kind", list(kinds(DOUBLE)))

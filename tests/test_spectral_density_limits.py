@@ -40,6 +40,7 @@ class Product:
         return function_operator(self, len(self.d), symmetric=True, dtype=DOUBLE)
 
 
+@pytest.mark.fast_cases(8)
 @pytest.mark.parametrize("n", [SHORT, LONG])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("stop", [3, 17, 30, 45, 58])

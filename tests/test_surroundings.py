@@ -190,7 +190,7 @@ RIGHT = {}
 
 
 @pytest.mark.some_cases(160)
-@pytest.mark.fast_cases(80)
+@pytest.mark.fast_cases(53)
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("call", CALLS)
 def test_numbers_are_those_without_the_context(call, context):

@@ -114,6 +114,7 @@ class Returning(nn.Module):
         return self.form(self.net(x))
 
 
+@pytest.mark.fast_cases(9)
 @pytest.mark.parametrize("mode", ["auto", "traced-split"])
 @pytest.mark.parametrize(("form", "loss"), OUTPUTS.values(), ids=OUTPUTS)
 def test_outputs_in_objects_have_a_gauss_newton_matrix(form, loss, mode):
