@@ -245,6 +245,7 @@ def test_many_variables_change_at_once():
     assert result.nit <= 20
 
 
+@pytest.mark.slow
 def test_a_preconditioner_saves_products():
     d = torch.logspace(0, 5, 300, dtype=DOUBLE)
 

@@ -181,6 +181,7 @@ def test_fisher_matrices_that_are_no_gauss_newton_matrices():
 # -- Expressions -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_expressions_have_the_diagonals_of_their_parts():
     risk = build("mlp")
     G, n = ggn_operator(risk), sum(p.numel() for p in risk.params.values())

@@ -34,6 +34,7 @@ def faulty(case):
     return [row for row in judge(case) if row.verdict in FAULTS]
 
 
+@pytest.mark.slow
 def test_a_few_dozen_cases_are_right():
     found = verdicts(SEEDS)
     assert not set(FAULTS) & set(found)

@@ -164,6 +164,7 @@ def test_the_weight_of_an_example_has_minus_its_influence():
     close(result.gradient, right)
 
 
+@pytest.mark.slow
 def test_corrupted_examples_lose_their_weight():
     X, y = TRAIN
     wrong = torch.arange(0, len(y), 3)

@@ -125,6 +125,7 @@ def test_a_budget_is_kept(name, gradients, make):
     assert norm(product - reference) <= 1e-4 * norm(reference)
 
 
+@pytest.mark.slow
 def test_residuals_are_kept_for_as_many_batches_as_fit():
     risk = risk_of("autoencoder")
     inputs = risk.data.first.inputs

@@ -303,6 +303,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     assert (resumed.products, resumed.history) == (whole.products, whole.history)
 
 
+@pytest.mark.slow
 def test_memory_is_nine_vectors_and_one_for_the_direction():
     n = 2000
     d = torch.linspace(1, 2, n, dtype=DOUBLE)

@@ -90,6 +90,7 @@ def test_a_basis_that_is_restarted_and_has_to_drop_rows(basis_size, which):
         assert (true_residuals(M, pairs) <= pairs.residuals).all()
 
 
+@pytest.mark.slow
 def test_a_search_that_leaves_little_of_the_space_takes_all_of_it():
     """The last of ten copies hid in rows that waited, for one start in fourteen."""
     M = rotated(torch.cat([torch.linspace(0.0, 1.0, 190), torch.full((10,), 2.0)]))

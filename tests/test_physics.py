@@ -101,6 +101,7 @@ def lattice(shells):
     return 1.1 / 2**0.5 * grid[chosen].to(DOUBLE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_multiplets_are_found_whole_by_fewer_products_than_the_matrix_takes(seed):
     x = hesse.minimize(lennard_jones, lattice(11), "trust-cg", rtol=0.0, atol=1e-9).x

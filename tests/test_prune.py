@@ -105,6 +105,7 @@ def test_elimination_is_the_inverse_of_the_rest():
     torch.testing.assert_close(w, W + constrained_minimum(H, 0 * W, W, keep)[0], **NEAR)
 
 
+@pytest.mark.slow
 def test_masks_beside_the_best_of_all():
     """Exchanges lower the model; surgery comes near the best of all masks of these problems."""
     total = dict.fromkeys(("best", "exchange", "obd", "obs"), 0.0)
@@ -205,6 +206,7 @@ def test_steps_rise_to_the_sparsity():
     assert result.predicted_increase == pytest.approx(sum(row[2] for row in result.history))
 
 
+@pytest.mark.slow
 def test_refit_minimises_the_risk_over_what_is_kept():
     repair = Repair(target="risk", refit=60, rtol=1e-6)
     result = prune(LINEAR, BEST, 0.5, damping=0.1, repair=repair, held_out=LINEAR)

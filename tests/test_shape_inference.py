@@ -78,7 +78,7 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_tracing_imports_no_compiler(name):
     """The first trace of a process would wait a second for it."""

@@ -71,6 +71,7 @@ def test_atoms_in_one_place_have_no_springs():
     torch.testing.assert_close(modes.eigenvalues, 2 * lowest.expand(3), rtol=1e-6, atol=0.0)
 
 
+@pytest.mark.slow
 def test_several_kinds_of_atoms_have_springs_of_their_own():
     """A crystal of two kinds, told by their masses or by their labels."""
     x = lattice(11)

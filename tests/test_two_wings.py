@@ -23,6 +23,7 @@ assert hesse.hessian_operator and "curvature" in dir(hesse)
 """
 
 
+@pytest.mark.slow
 def test_linear_algebra_loads_nothing_of_the_other_wing():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
