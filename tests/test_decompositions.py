@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import hesse
 from hesse.ad.torch_calls import TorchCalls
 from hesse.curvature import ggn_operator, hessian_operator, hvp
 from hesse.errors import NonFiniteError
@@ -305,6 +306,17 @@ def test_a_loss_without_curvature_has_the_matrix_zero(layer, mode):
         del junk
         G = ggn_operator(risk, risk.params, mode=mode)
         assert not (G @ torch.ones(G.shape[0], dtype=DOUBLE)).any()
+
+
+@pytest.mark.parametrize("mode", ["auto", "retained-graph", "traced-split"])
+def test_a_product_that_is_zero_everywhere_has_memory(mode):
+    """The derivative of `sgn` is a tensor of torch without storage, which NumPy cannot read."""
+    x = torch.tensor([1.0, -2.0, 4.0], dtype=DOUBLE)
+    H = hessian_operator(lambda x: x.abs().sum(), x, mode=mode)
+    assert not (H @ torch.ones(3, dtype=DOUBLE)).add_(0.0).numpy().any()
+    assert hesse.eigsh(H, 1).values.tolist() == [0.0]
+    fitted = hesse.minimize(lambda x: (x - 0.3).abs().sum(), x, hesse.TrustKrylov(), mode=mode)
+    assert (fitted.x - 0.3).abs().max() < 1e-3
 
 
 def transposed(*shape):

@@ -141,6 +141,8 @@ def gradients(
 ) -> tuple[Tensor | None, ...]:
     """`torch.autograd.grad`; None for those of x that the output does not depend on.
 
+    torch gives a zero without memory as the derivative of `sgn`, say; here every part has some.
+
     >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
     >>> gradients([x * x, x], [x], [torch.ones(2), torch.tensor([0.0, 5.0])])
     (tensor([2., 9.]),)
@@ -155,4 +157,4 @@ def gradients(
             got="a sparse one, as that of nn.Embedding(..., sparse=True)",
             remedy="Construct the module with sparse=False, or set its attribute sparse to False.",
         )
-    return grads
+    return tuple(None if part is None else _in_memory(part) for part in grads)
