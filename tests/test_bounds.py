@@ -146,6 +146,42 @@ def test_bounds_are_given_in_many_forms():
     assert result.x.tolist() == [1.0, 0.25]
 
 
+@pytest.mark.parametrize(
+    "fit",
+    [
+        lambda x, bounds: minimize(lambda p: ((p["a"] - 2) ** 2).sum() + (p["b"] + 2) ** 2, x,
+                                   bounds=bounds),
+        lambda x, bounds: hesse.least_squares(lambda p: {"a": p["a"] - 2, "b": p["b"] + 2}, x,
+                                              bounds=bounds),
+    ],
+)  # fmt: skip
+def test_a_number_bounds_a_whole_leaf(fit):
+    tree = {"a": torch.zeros(2, dtype=DOUBLE), "b": torch.tensor(0.0, dtype=DOUBLE)}
+    result = fit(tree, ({"a": None, "b": -1}, {"a": 0.5, "b": np.float64(3.0)}))
+    assert result.x["a"].tolist() == [0.5, 0.5]
+    assert float(result.x["b"]) == -1.0
+    assert fit(tree, (None, torch.tensor([0.5], dtype=DOUBLE))).x["a"].tolist() == [0.5, 0.5]
+
+
+@pytest.mark.filterwarnings("error")
+def test_bounds_of_scipy_are_broadcast():
+    optimize = pytest.importorskip("scipy.optimize")
+    x = torch.full((3,), 0.5, dtype=DOUBLE)
+    for box in (optimize.Bounds(0, 1), optimize.Bounds(0, [1, 1, 1]), optimize.Bounds(ub=1)):
+        assert minimize(lambda x: (x - 3).square().sum(), x, bounds=box).x.tolist() == [1.0] * 3
+    ends = ([0.0, None, 0.0], [None, 1.0, 1.0])
+    result = minimize(lambda x: (x - 3).square().sum(), x, bounds=ends)
+    torch.testing.assert_close(result.x, torch.tensor([3.0, 1.0, 1.0], dtype=DOUBLE))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_pairs_of_scipy_are_not_taken_for_vectors(n):
+    """For two variables [(0, 1), (2, 3)] would be read as lower (0, 1) and upper (2, 3)."""
+    pairs = [(0, 1), (2, 3), (4, None)][:n]
+    with pytest.raises(ArgumentError, match=r"list of pairs\n.*zip"):
+        minimize(lambda x: (x**2).sum(), torch.zeros(n, dtype=DOUBLE), bounds=pairs)
+
+
 def test_a_start_outside_is_projected_and_said():
     with pytest.warns(UserWarning, match="x0 is outside of the bounds; the start is 5.83 away"):
         result = minimize(lambda x: (x**2).sum(), torch.tensor([4.0, 6.0]), bounds=(None, 1.0))

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from hesse.errors import ArgumentError, is_number
 from hesse.operators.algebra import LinearOperator
 from hesse.vectors.arrays import as_tensor
 from hesse.vectors.space import Space
+from hesse.vectors.trees import map_leaves, match
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,14 @@ class Box:
             ArgumentError: no such pair; NaN; a lower bound above the upper one.
         """
         if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
-            bounds = (bounds.lb, bounds.ub)
-        if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+            bounds = (numpy.array(bounds.lb), numpy.array(bounds.ub))  # SciPy's may share memory
+        if not isinstance(bounds, (tuple, list)) or len(bounds) != 2 or _is_pairs(bounds):
+            pairs = isinstance(bounds, (tuple, list)) and bounds and all(map(_is_pair, bounds))
             raise ArgumentError(
                 expected="bounds to be a pair (lower, upper), or scipy.optimize.Bounds",
-                got=f"a {type(bounds).__name__}",
+                got="a list of pairs" if pairs else f"a {type(bounds).__name__}",
                 remedy="Give bounds=(0.0, None), for instance; each of the two may be a number, a "
-                "tensor or tree like x0, or None.",
+                "tensor or tree like x0, or None. Of pairs (low, high) give tuple(zip(*pairs)).",
             )
         lower = _flat(bounds[0], -math.inf, space, "lower bound")
         upper = _flat(bounds[1], math.inf, space, "upper bound")
@@ -106,18 +109,19 @@ class Masked(LinearOperator):
 
 def _flat(bound: Any, default: float, space: Space, what: str) -> Tensor:
     """One of the two bounds as a flat vector."""
-    if isinstance(bound, (list, tuple)) and space.template is None and all(map(is_number, bound)):
-        bound = torch.tensor(bound, dtype=space.dtype)
+    if isinstance(bound, (list, tuple)) and space.template is None and all(map(_is_end, bound)):
+        numbers = [default if entry is None else entry for entry in bound]
+        bound = torch.tensor(numbers, dtype=space.dtype)
     value = as_tensor(default if bound is None else bound, space.device)
     if isinstance(value, Tensor):
         value = value.detach().to(space.device, space.dtype)
-        value = float(value) if value.ndim == 0 else value
+        value = float(value) if value.numel() == 1 else value
     if is_number(value):
         vector = torch.full((space.size,), float(value), dtype=space.dtype, device=space.device)
     elif isinstance(value, Tensor) and value.ndim == 1 and not space.is_point(value):
         vector = space.check_vector(value, what=what)
     else:
-        vector = space.flatten(value, what=what)
+        vector = space.flatten(_spread(value, default, space, what), what=what)
     if space.any(vector != vector):
         raise ArgumentError(
             expected=f"numbers as {what}",
@@ -125,3 +129,31 @@ def _flat(bound: Any, default: float, space: Space, what: str) -> Tensor:
             remedy="Give None, or infinity, where there is no bound.",
         )
     return vector.clone()
+
+
+def _spread(tree: Any, default: float, space: Space, what: str) -> Any:
+    """A tree of bounds with the shapes of x0: a number or None in it is that of a whole leaf."""
+
+    def tensor(leaf: Any) -> Any:
+        if not _is_end(leaf):
+            return leaf
+        return torch.tensor(default if leaf is None else float(leaf), dtype=space.dtype)
+
+    leaves = match(space.template, map_leaves(tensor, tree), what, space.device)
+    shaped = zip(leaves, space.shapes, strict=True)
+    whole = [leaf.to(space.device).expand(n) if leaf.ndim == 0 else leaf for leaf, n in shaped]
+    return space.build(whole)
+
+
+def _is_end(value: Any) -> bool:
+    """Whether this is a bound of one variable."""
+    return value is None or is_number(value)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_end, value))
+
+
+def _is_pairs(bounds: Any) -> bool:
+    """Whether these are SciPy's pairs (low, high) of two variables, not two vectors of bounds."""
+    return isinstance(bounds, list) and all(map(_is_pair, bounds))
