@@ -160,7 +160,7 @@ def test_a_number_bounds_a_whole_leaf(fit):
     result = fit(tree, ({"a": None, "b": -1}, {"a": 0.5, "b": np.float64(3.0)}))
     assert result.x["a"].tolist() == [0.5, 0.5]
     assert float(result.x["b"]) == -1.0
-    assert fit(tree, (None, torch.tensor([0.5], dtype=DOUBLE))).x["a"].tolist() == [0.5, 0.5]
+    assert fit(tree, (None, torch.tensor(0.5, dtype=DOUBLE))).x["a"].tolist() == [0.5, 0.5]
 
 
 @pytest.mark.filterwarnings("error")

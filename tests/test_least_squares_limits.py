@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,6 +51,24 @@ def test_a_trial_point_without_residuals_is_rejected(method, fault):
     assert math.log(x) + 3 * x == pytest.approx(0.0, abs=1e-8)
     if fault == "raises" and method == "lsmr":
         assert "x must be positive" in result.message
+
+
+def test_a_scale_is_a_number_a_leaf_or_an_entry():
+    """The first step goes to the scaled length of the radius: it tells what the scale was."""
+
+    def steps(x0, scale):
+        ends = []
+        hesse.least_squares(
+            lambda p: torch.cat([p["a"], p["b"] ** 3]) - 1e4, x0, x_scale=scale, max_iterations=2,
+            callback=lambda state: ends.append(state.x),
+        )  # fmt: skip
+        return torch.cat([torch.cat([p["a"], p["b"]]) for p in ends])
+
+    x0 = {"a": vector(1.0, 1.0), "b": vector(2.0)}
+    expected = steps(x0, {"a": vector(3.0, 3.0), "b": vector(0.5)})
+    assert not torch.equal(expected, steps(x0, 1.0))
+    for scale in ({"a": 3, "b": 0.5}, torch.tensor([3.0, 3.0, 0.5]), np.array([3.0, 3.0, 0.5])):
+        assert torch.equal(steps(x0, scale), expected)
 
 
 def test_errors_that_are_no_matter_of_the_domain_are_passed_on():
@@ -193,6 +212,7 @@ REFUSED = {
     "f_scale": ({"f_scale": 0.0}, "f_scale > 0"),
     "ftol": ({"ftol": -1.0}, "ftol >= 0"),
     "x_scale": ({"x_scale": -1.0}, "x_scale > 0"),
+    "x_scale of another size": ({"x_scale": [1.0, 2.0, 3.0]}, "x_scale of shape"),
     "x_scale by columns": ({"x_scale": "jac", "method": "lsmr"}, "a tree like x0"),
     "no pair": ({"bounds": 1.0}, r"a pair \(lower, upper\)"),
     "crossed bounds": ({"bounds": (vector(-5.0, 1.0), vector(1.0, 0.0))}, "not above the upper"),

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from hesse.errors import ArgumentError, is_number
 from hesse.operators.algebra import LinearOperator
-from hesse.vectors.arrays import as_tensor
+from hesse.vectors.entries import entries
 from hesse.vectors.space import Space
-from hesse.vectors.trees import map_leaves, match
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Box:
             ArgumentError: no such pair; NaN; a lower bound above the upper one.
         """
         if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
-            bounds = (numpy.array(bounds.lb), numpy.array(bounds.ub))  # SciPy's may share memory
+            bounds = tuple(map(_of_scipy, (bounds.lb, bounds.ub)))
         if not isinstance(bounds, (tuple, list)) or len(bounds) != 2 or _is_pairs(bounds):
             pairs = isinstance(bounds, (tuple, list)) and bounds and all(map(_is_pair, bounds))
             raise ArgumentError(
@@ -109,40 +108,20 @@ class Masked(LinearOperator):
 
 def _flat(bound: Any, default: float, space: Space, what: str) -> Tensor:
     """One of the two bounds as a flat vector."""
-    if isinstance(bound, (list, tuple)) and space.template is None and all(map(_is_end, bound)):
-        numbers = [default if entry is None else entry for entry in bound]
-        bound = torch.tensor(numbers, dtype=space.dtype)
-    value = as_tensor(default if bound is None else bound, space.device)
-    if isinstance(value, Tensor):
-        value = value.detach().to(space.device, space.dtype)
-        value = float(value) if value.numel() == 1 else value
-    if is_number(value):
-        vector = torch.full((space.size,), float(value), dtype=space.dtype, device=space.device)
-    elif isinstance(value, Tensor) and value.ndim == 1 and not space.is_point(value):
-        vector = space.check_vector(value, what=what)
-    else:
-        vector = space.flatten(_spread(value, default, space, what), what=what)
+    vector = entries(bound, space, what, missing=default)
     if space.any(vector != vector):
         raise ArgumentError(
             expected=f"numbers as {what}",
             got="NaN",
             remedy="Give None, or infinity, where there is no bound.",
         )
-    return vector.clone()
+    return vector
 
 
-def _spread(tree: Any, default: float, space: Space, what: str) -> Any:
-    """A tree of bounds with the shapes of x0: a number or None in it is that of a whole leaf."""
-
-    def tensor(leaf: Any) -> Any:
-        if not _is_end(leaf):
-            return leaf
-        return torch.tensor(default if leaf is None else float(leaf), dtype=space.dtype)
-
-    leaves = match(space.template, map_leaves(tensor, tree), what, space.device)
-    shaped = zip(leaves, space.shapes, strict=True)
-    whole = [leaf.to(space.device).expand(n) if leaf.ndim == 0 else leaf for leaf, n in shaped]
-    return space.build(whole)
+def _of_scipy(bound: Any) -> Any:
+    """An array of its own, since SciPy's may share memory; one number for all is an array of it."""
+    array = numpy.array(bound)
+    return array if array.size > 1 else float(array.item())
 
 
 def _is_end(value: Any) -> bool:

@@ -22,7 +22,6 @@ from hesse.errors import (
     check_count,
     check_has_variables,
     check_tolerances,
-    is_number,
 )
 from hesse.operators.diagonal import DiagonalOperator
 from hesse.optimize.box import Box
@@ -40,6 +39,7 @@ from hesse.optimize.squares.shared_residuals import SharedResiduals
 from hesse.progress import Callback, FilePath, Run
 from hesse.ranks import Ranks
 from hesse.risk.risk import Risk
+from hesse.vectors.entries import entries
 from hesse.vectors.space import Space, Tree
 
 # Jacobians of up to so many entries, and so long a shorter side, are matrices by default.
@@ -87,7 +87,8 @@ def least_squares(
             2 (sqrt(1 + z) - 1); "cauchy", log(1 + z); "arctan", arctan z; or a function of a tensor
             z, entry by entry.
         f_scale: C, about the size of a residual that is no outlier.
-        bounds: (l, u), each a number or a tree like x0; None where there is no bound.
+        bounds: (l, u), each a number or a tree like x0; None where there is no bound. A number in
+            a tree is that of a whole leaf.
         x_scale: D, the size of the variables: a number or a tree like x0; "jac", one over the
             largest norm so far of each column of J (method "svd"); "auto", "jac" or else 1.
         ftol: a full step that lowers the cost by at most ftol times it, as predicted, is the last.
@@ -255,14 +256,14 @@ def _scale(x_scale: Any, space: Space, *, is_dense: bool) -> tuple[Tensor, bool]
                 remedy="Give the typical size of every variable, a tree like x0.",
             )
         return ones, is_dense
-    scale = ones * float(x_scale) if is_number(x_scale) else space.flatten(x_scale, what="x_scale")
+    scale = entries(x_scale, space, "x_scale")
     if space.any(~((scale > 0) & (scale < torch.inf))):
         raise ArgumentError(
             expected="x_scale > 0 and finite",
             got="an entry that is not",
             remedy="Give the typical size of every variable; 1 where it is not known.",
         )
-    return scale.clone(), False
+    return scale, False
 
 
 def _box(bounds: Any, space: Space, x: Tensor) -> Box | None:
