@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -258,6 +259,41 @@ def test_what_a_closure_must_not_do_is_said():
     assert torch.equal(flat(model), before)
 
 
+# -- Copies ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+@pytest.mark.parametrize("form", ["groups", "named", "risk"])
+def test_a_copy_goes_on_to_the_same_bits(form, duplicate, tmp_path):
+    (x, y), model = data(), network()
+    own = {
+        "groups": lambda: [{"params": layer.parameters(), "lr": 0.7} for layer in model[::2]],
+        "named": lambda: model.named_parameters(),
+        "risk": lambda: hesse.Risk(model, nn.CrossEntropyLoss(), (x, y)),
+    }[form]()
+    options = {"refresh_every": 2, "max_cg_iterations": 7, "mode": "retained-graph"}
+    if form == "risk":
+        options["checkpoint"] = tmp_path / "run"
+    pair = model, HessianFree(own, curvature="hessian", damping=0.3, **options)
+
+    def step(pair):
+        model, optimizer = pair
+        return float(optimizer.step(*(() if form == "risk" else (closure_of(model, x, y),))))
+
+    for _ in range(3):
+        step(pair)
+    other = duplicate(pair)
+    assert other[1].param_groups[0]["params"][0] is other[0][0].weight
+    (tmp_path / "run").unlink(missing_ok=True)
+    for _ in range(3):
+        assert step(other) == step(pair)
+    assert torch.equal(flat(other[0]), flat(model))
+    assert other[1].counts.nhev == pair[1].counts.nhev
+    assert other[1].status is pair[1].status
+    other[1].load_state_dict(pair[1].state_dict())
+    assert step(other) == step(pair)
+
+
 # -- Frozen parameters -----------------------------------------------------------------------------
 
 
@@ -279,6 +315,54 @@ def test_frozen_parameters_stay_as_they_are(form):
     assert losses[2] < losses[1] < losses[0]
     changed = [n for n, p in model.named_parameters() if not torch.equal(p, before[n])]
     assert changed == ["2.weight"]
+
+
+@pytest.mark.parametrize("form", ["parameters", "named", "groups", "risk"])
+def test_parameters_that_are_released_later_are_refused(form):
+    """Gradual unfreezing: a step that passed over them would train the others alone in silence."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    model[0].requires_grad_(False)
+    x, y = torch.randn(8, 3).double(), torch.arange(8) % 3
+    given = {
+        "parameters": lambda: model.parameters(),
+        "named": lambda: model.named_parameters(),
+        "groups": lambda: [{"params": layer.parameters()} for layer in model[::2]],
+        "risk": lambda: hesse.Risk(model, nn.CrossEntropyLoss(), (x, y)),
+    }[form]()
+    optimizer, before = HessianFree(given), flat(model)
+    model[0].weight.requires_grad_(True)
+    closure = () if form == "risk" else (lambda: cross_entropy(model(x), y),)
+    with pytest.raises(ArgumentError, match=r"one of shape \(4, 3\) released since"):
+        optimizer.step(*closure)
+    assert torch.equal(flat(model), before)
+
+
+@pytest.mark.parametrize(
+    "option", [{"weight_decay": 0.1}, {"damping": 0.5}, {"max_cg_iterations": 3}, {"momentum": 0.9}]
+)
+def test_a_group_has_no_options_that_no_step_heeds(option):
+    model = network()
+    groups = [{"params": model[0].parameters(), "lr": 0.5, "name": "first"}]
+    HessianFree([*groups, {"params": model[2].parameters(), "weight_decay": 0.0}])
+    (name, value), *_ = option.items()
+    with pytest.raises(ArgumentError, match=f"(?s)differ in lr alone.*got: *{name}={value}\n"):
+        HessianFree([*groups, {"params": model[2].parameters(), **option}])
+
+
+def test_a_penalty_on_parameters_that_are_outputs_is_that_of_a_risk():
+    (x, y), model, same = data(), network(), network()
+    same.load_state_dict(model.state_dict())
+    optimizer = HessianFree(model.parameters(), preconditioner="none")
+    risk = hesse.Risk(same, nn.CrossEntropyLoss(), (x, y), weight_decay=0.02)
+    of_risk = HessianFree(risk, preconditioner="none")
+
+    def closure():
+        z, params = model(x), [p.view_as(p) for p in model.parameters()]
+        return (z, params), cross_entropy(z, y) + 0.01 * sum(p.square().sum() for p in params)
+
+    losses = [float(optimizer.step(closure)) for _ in range(4)]
+    assert losses == pytest.approx([float(of_risk.step()) for _ in range(4)], rel=1e-6)
 
 
 def test_parameters_that_are_frozen_later_are_refused():

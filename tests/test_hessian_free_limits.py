@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from hesse.curvature.operator import CurvatureOperator
 from hesse.errors import ArgumentError, Status
 from hesse.optimize import HessianFree
 from hesse.optimize.hessian_free_state import ParameterState
@@ -186,6 +187,36 @@ def test_ctrl_c_ends_a_step_and_leaves_all_as_it_was():
     for _ in range(optimizer.param_groups[0]["steps"]):
         same.step()
     assert_same(model, other)
+
+
+@pytest.mark.parametrize("product", [2, 5, 14])
+def test_a_step_that_was_interrupted_is_taken_to_the_same_bits(product, monkeypatch):
+    """At its second product the first step has factors, which must not serve as those of before."""
+    model, data = classifier(), examples(20)
+    other = copy.deepcopy(model)
+    optimizer, same = optimiser(model, data), optimiser(other, data)
+    taken, matvec = [], CurvatureOperator._matvec
+
+    def interrupted(self, v):
+        taken.append(None)
+        if len(taken) == product:
+            raise KeyboardInterrupt
+        return matvec(self, v)
+
+    def train():
+        for _ in range(9):
+            optimizer.step()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CurvatureOperator, "_matvec", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train()
+    for _ in range(optimizer.param_groups[0]["steps"]):
+        same.step()
+    for _ in range(2):
+        optimizer.step()
+        same.step()
+        assert_same(model, other)
 
 
 def test_ctrl_c_while_a_step_is_stored_waits_until_it_is(monkeypatch):

@@ -108,8 +108,9 @@ class LossHessian:
                 "needs it",
                 got="a loss that depends on the parameters by another way too, such as an "
                 "attribute that forward sets",
-                remedy="Return all that the loss needs from the model, in a tuple or a dict; or "
-                "use hesse.hessian_operator.",
+                remedy="Return all that the loss needs from the model, in a tuple or a dict; for a "
+                "penalty, the parameters themselves, p.view_as(p), or give weight_decay= to a "
+                "hesse.Risk; or use hesse.hessian_operator.",
             )
 
     def check_flat(self) -> None:

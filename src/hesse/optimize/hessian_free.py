@@ -14,25 +14,17 @@ from hesse.boundary import public
 from hesse.checkpoint import Checkpoint
 from hesse.curvature.gauss_newton import ggn_operator
 from hesse.curvature.hessian import hessian_operator
-from hesse.engine.summed_product import PREPARED_MODES, PreparedMode
-from hesse.errors import (
-    ArgumentError,
-    DerivativeError,
-    NonFiniteError,
-    Status,
-    check_choice,
-    check_count,
-    check_positive,
-)
+from hesse.engine.summed_product import PreparedMode
+from hesse.errors import ArgumentError, DerivativeError, NonFiniteError, Status
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import IdentityOperator
 from hesse.optimize.current_point import CurrentPoint
 from hesse.optimize.damped_gauss_newton import DampedGaussNewton
 from hesse.optimize.factory import Factory, made, name_of
 from hesse.optimize.hessian_free_arguments import (
-    RULES,
     check_curvature,
-    check_damping,
+    check_defaults,
+    check_groups,
     check_preconditioner,
     check_source,
     check_state,
@@ -41,7 +33,12 @@ from hesse.optimize.hessian_free_arguments import (
 )
 from hesse.optimize.hessian_free_method import method_of
 from hesse.optimize.hessian_free_preconditioner import RunPreconditioner
-from hesse.optimize.hessian_free_state import HessianFreeState, ParameterState, Products
+from hesse.optimize.hessian_free_state import (
+    HessianFreeState,
+    ParameterState,
+    Products,
+    copied,
+)
 from hesse.optimize.learning_rate import Scaled, rates_of
 from hesse.optimize.point import Counts, Point
 from hesse.optimize.proposal import Descent, Search, take_step
@@ -71,8 +68,8 @@ class HessianFree(torch.optim.Optimizer):
     Args:
         risk: the model, loss and data; the trainable parameters of the model are updated in place.
             Use all data, or large batches (1,000 examples and more) given to `step`; with `group=`
-            on all processes. Or parameters as any torch optimiser takes them, for `step(closure)`;
-            frozen ones stay as they are.
+            on all processes. Or parameters as any torch optimiser takes them, for `step(closure)`,
+            in groups that differ in lr alone; frozen ones stay as they are.
         curvature: "ggn", "hessian", or a function of the risk and the parameters that returns a
             symmetric operator, such as `hesse.fisher_operator`. With one whose structure gives its
             inverse (`hesse.kfac_operator`, a diagonal) the step is -(K + lambda I)^-1 g and the
@@ -162,16 +159,10 @@ class HessianFree(torch.optim.Optimizer):
         max_seconds: float | None = None,
         checkpoint: FilePath = None,
     ) -> None:
-        groups, self.risk = groups_of(risk)
+        groups, self._frozen, self.risk = groups_of(risk)
         check_curvature(curvature)
         check_preconditioner(preconditioner)
         self._structural = StructuralDamping.of(structural_damping, curvature, self.risk)
-        check_positive(lr=lr)
-        check_damping(damping, damping_bounds)
-        check_choice("damping_rule", damping_rule, RULES)
-        check_choice("mode", mode, ["auto", *PREPARED_MODES])
-        check_count("max_cg_iterations", max_cg_iterations, 1)
-        check_count("refresh_every", refresh_every, 1)
         self._limits = Run(
             "HessianFree",
             max_products=max_products,
@@ -191,6 +182,8 @@ class HessianFree(torch.optim.Optimizer):
             "mode": mode,
             "steps": 0,
         }
+        check_defaults(**defaults)
+        check_groups(groups, defaults)
         super().__init__(groups, defaults)
         self._is_complete = True
         parameters = [p for group in self.param_groups for p in group["params"]]
@@ -199,6 +192,13 @@ class HessianFree(torch.optim.Optimizer):
         self._space = Space.of(tree, what="params", ranks=ranks)
         self._closures = ClosureRisk(tree) if self.risk is None else None
         self._curvature = curvature
+        self._options = {  # what is in no group, for copies
+            "curvature": curvature,
+            "preconditioner": preconditioner,
+            "structural_damping": structural_damping,
+            "max_products": max_products,
+            "max_seconds": max_seconds,
+        }
         self.counts = Counts()
         self.status = Status.UNFINISHED
         make = hessian_operator if curvature == "hessian" else ggn_operator
@@ -230,14 +230,15 @@ class HessianFree(torch.optim.Optimizer):
         Args:
             closure: () -> (outputs, loss), for an optimiser of parameters. It is evaluated at many
                 points, the first of which are the parameters as they are, and must compute the same
-                function in all of them: draw the batch outside of it. A call of `backward` in it
-                does nothing. It may return the loss alone if that is made by losses of torch. A
-                closure costs one value a step, and another forward pass for every product that is
-                prepared; `.grad` is not set.
+                function in all of them: draw the batch outside of it. BatchNorm in train mode takes
+                all of them into its running statistics. A call of `backward` in it does nothing. It
+                may return the loss alone if that is made by losses of torch. A closure costs one
+                value a step, and another forward pass for every product that is prepared; `.grad`
+                is not set.
             data: data for this step instead of the risk's own, in a form that `Risk` takes.
         """
         check_source(self.risk, closure, data)
-        check_trainable(self.param_groups)
+        check_trainable(self.param_groups, self._frozen)
         value = None
         if self._closures is not None and closure is not None:
             risk, value = self._closures.of(closure)
@@ -357,6 +358,21 @@ class HessianFree(torch.optim.Optimizer):
         return 0 if self._structural is None else self._structural.products
 
     # -- State -------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is made anew, and writes no checkpoint."""
+        return super().__getstate__() | {"copied": copied(self, self._options)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make a copy; or what torch does in `load_state_dict`."""
+        state = dict(state)
+        if "copied" in state:
+            source, options, own, counts = state.pop("copied")
+            HessianFree.__init__(self, source, **options)
+            self.__dict__.update(own)
+            self.counts.__dict__.update(counts)
+            self._current.mode = state["param_groups"][0]["mode"]
+        super().__setstate__(state)
 
     def _saved(self) -> HessianFreeState:
         """The state as a checkpoint saves it."""

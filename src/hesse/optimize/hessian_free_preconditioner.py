@@ -140,7 +140,11 @@ class RunPreconditioner:
 
     @state.setter
     def state(self, state: Any) -> None:
-        if self._kronecker is not None and state is not None:
+        if self._kronecker is None:
+            return
+        if state is None:  # it was made in the step that failed
+            self._kronecker.load(self._parts.factors())
+        else:
             self._kronecker.state = state
 
     def store(self, group: Mapping[str, Any], point: Point) -> None:

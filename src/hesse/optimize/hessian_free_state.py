@@ -54,6 +54,24 @@ def shapes_of(risk: Risk) -> Hashable:
     return frozenset(forms)
 
 
+def copied(optimizer: Any, options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a copy is made of: the argument, the options, what steps have changed, and the counts.
+
+    Args:
+        optimizer: a `HessianFree`.
+        options: of its options those that are in no group of parameters.
+    """
+    groups = []
+    for group in optimizer.param_groups:
+        names, params = group.get("param_names"), group["params"]
+        named = params if names is None else list(zip(names, params, strict=True))
+        groups.append({"params": named, "lr": group["lr"]})
+    source = groups if optimizer.risk is None else optimizer.risk
+    kept = {k: v for k, v in optimizer.defaults.items() if k not in ("steps", "differentiable")}
+    own = {name: getattr(optimizer, name) for name in ("status", "_frozen")}
+    return source, kept | dict(options), own, dict(vars(optimizer.counts))
+
+
 class ParameterState:
     """The parameters, and the vectors and factors in `optimizer.state`, each part with its own.
 

@@ -37,7 +37,7 @@ def entries(value: Any, space: Space, what: str, *, missing: float | None = None
         return is_number(leaf) or (leaf is None and missing is not None)
 
     def tensor(leaf: Any) -> Any:
-        number = missing if leaf is None else leaf
+        number: Any = missing if leaf is None else leaf
         return torch.tensor(float(number), dtype=space.dtype) if is_entry(leaf) else leaf
 
     if isinstance(value, (list, tuple)) and space.template is None and all(map(is_entry, value)):
