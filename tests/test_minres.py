@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hesse.checkpoint import Checkpoint
 from hesse.errors import OperatorError, Status
-from hesse.krylov import MINRES
+from hesse.krylov import MINRES, solve
 from hesse.krylov.system import System
 from hesse.operators import dense_operator, diagonal_operator, function_operator
 from hesse.progress import Run
@@ -238,6 +238,23 @@ def test_single_precision_stagnates_and_says_so():
     assert minres(system).status is Status.STAGNATED
 
 
+@pytest.mark.parametrize("condition", [1e5, 1e6, 1e7])
+def test_steps_beyond_what_rounding_allows_do_not_lead_away(condition):
+    """In float32 the recurrence loses the residual; |b - A x| had grown to 72 |b|."""
+    A = symmetric_matrix(torch.logspace(0, math.log10(condition), 80, dtype=DOUBLE)).float()
+    b = torch.randn(80, generator=torch.Generator().manual_seed(0))
+    operator = function_operator(lambda v: A @ v, 80, symmetric=True)
+    norms = []
+    for method, most in [(MINRES(), 60), (MINRES(), None), ("auto", None)]:
+        solution = solve(operator, b, method, max_products=most)
+        norms.append(float((b - A @ solution.x).norm() / b.norm()))
+        assert solution.residual_norm == pytest.approx(norms[-1] * float(b.norm()), rel=1e-3)
+    assert norms[1] <= norms[0]
+    assert norms[2] <= 1.01 * norms[0]
+    by_cg = solve(operator, b, "cg").residual_norm / float(b.norm())
+    assert norms[2] <= 1.01 * by_cg
+
+
 def test_a_product_that_is_nan_returns_the_last_finite_iterate():
     calls = []
 
@@ -303,15 +320,29 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     assert (resumed.products, resumed.history) == (whole.products, whole.history)
 
 
+@pytest.mark.parametrize("stop", [60, 120, 170])
+def test_a_run_that_has_lost_its_residual_goes_on_to_the_same_bits(stop, tmp_path):
+    A = symmetric_matrix(torch.logspace(0, 6, 30, dtype=DOUBLE)).float()
+    operator = function_operator(lambda v: A @ v, 30, symmetric=True)
+    whole, file = solve(operator, torch.ones(30), "minres"), tmp_path / "run"
+    solve(operator, torch.ones(30), "minres", max_products=stop, checkpoint=file)
+    resumed = solve(operator, torch.ones(30), "minres", checkpoint=file)
+    assert torch.equal(resumed.x, whole.x)
+    assert whole.iterations > 170
+
+
 @pytest.mark.slow
-def test_memory_is_nine_vectors_and_one_for_the_direction():
+def test_memory_is_nine_vectors_one_for_the_direction_and_two_beyond_n_steps():
     n = 2000
     d = torch.linspace(1, 2, n, dtype=DOUBLE)
-    for A, vectors in [(diagonal_operator(d), 9), (diagonal_operator(d - 1.5), 10)]:
-        system = System(A, torch.ones(n, dtype=DOUBLE), rtol=1e-4)
+    signs = torch.ones(n, dtype=DOUBLE)
+    signs[::2] = -1.0
+    for diagonal, vectors, is_long in [(d, 9, False), (signs * d, 10, False), (d - 1.5, 12, True)]:
+        system = System(diagonal_operator(diagonal), torch.ones(n, dtype=DOUBLE), rtol=1e-4)
         with PeakMemory() as memory:
             solution = minres(system)
         assert solution.converged
+        assert (solution.iterations > n) is is_long
         assert memory.peak == pytest.approx(vectors * 8 * n, rel=0.01)
 
 

@@ -101,9 +101,35 @@ def _continue_with_minres(system: System, solution: Solution) -> Solution:
     system.run.before += solution.products
     later = MINRES().solve_system(replace(system, x0=_start(system, solution), checkpoint=file))
     return replace(
-        later,
+        _nearer(later, solution),
         products=solution.products + later.products,
         iterations=solution.iterations + later.iterations,
         history=solution.history + later.history,
         direction=solution.direction,
+    )
+
+
+def _nearer(later: Solution, earlier: Solution) -> Solution:
+    """The later solution, with the columns of the earlier one whose residuals are smaller.
+
+    Unless MINRES has ended at a minimiser of |b - A x|: a smaller residual is then one of rounding.
+    """
+    if later.converged or later.status is Status.LEAST_SQUARES:
+        return later
+    if later.residual_norms is None or earlier.residual_norms is None:
+        if later.residual_norm <= earlier.residual_norm:
+            return later
+        return replace(
+            later,
+            x=earlier.x,
+            residual_norm=earlier.residual_norm,
+            model_value=earlier.model_value,
+        )
+    is_nearer = earlier.residual_norms < later.residual_norms
+    norms = torch.where(is_nearer, earlier.residual_norms, later.residual_norms)
+    return replace(
+        later,
+        x=torch.where(is_nearer.to(later.x.device), earlier.x, later.x),
+        residual_norms=norms,
+        residual_norm=float(norms.max()),
     )

@@ -27,6 +27,9 @@ _FRACTION = 1e-2
 # Where |A r| / |r| has come as near as this to the level at which it vanishes, and then grows by
 # the second factor, rounding keeps it from that level, and further steps lead along the null space.
 _NEAR, _GROWN = 4.0, 2.0
+# Exact arithmetic would have ended after n steps. Every n steps, at least so many, the residual of
+# the recurrence is compared with that of x; it is lost where the other is larger by this factor.
+_FEWEST, _LOST = 50, 2.0
 
 
 @dataclass
@@ -59,6 +62,12 @@ class MINRESState(SolverState):
     least_slope: float = math.inf
     """The least |A r| / |r| since the start, or since it was found to be too large."""
     verified_gradient: float = math.inf
+    best: Tensor | None = None
+    """Of the x whose residuals were recomputed on the way the one with the smallest."""
+    best_residual: Tensor | None = None
+    best_norm: float = math.inf
+    lost_norm: float = math.inf
+    """`best_norm` when the recurrence was last lost."""
     reflection: Reflection = field(default_factory=Reflection)
 
 
@@ -86,9 +95,9 @@ class MINRES(Method):
             such direction, with the status NEGATIVE_CURVATURE and the x before it; or as soon as
             |A r| <= rtol |A| |A x| / 100, which a singular system without a solution meets too.
 
-    Cost: one product an iteration; one more for a nonzero x0, one to verify, and two to verify a
-        minimiser. None if b = 0. Vectors: x, r, three w, v, A v, two d; with a preconditioner
-        two y; and one for the direction.
+    Cost: one product an iteration; one more for a nonzero x0, one to verify, two to verify a
+        minimiser, and one every n iterations. None if b = 0. Vectors: x, r, three w, v, A v, two d;
+        with a preconditioner two y; one for the direction; after n iterations x and r again.
 
     Raises:
         HesseError: A not tagged symmetric; M not positive definite.
@@ -115,6 +124,8 @@ class MINRES(Method):
         state = system.start(MINRESState)
         is_exact = not self.truncated
         iterate(system, state, lambda: _descend(system, state, is_exact), verify=is_exact)
+        if state.best is not None and not state.residual_norm <= state.best_norm:
+            _return_to_best(state)
         pairs = (state.x, system.b), (state.x, state.residual)
         value = -0.5 * sum(system.A.domain.inner_pairs(*pairs))
         return solution_of(state, self.name, model_value=value, curvature=state.curvature)
@@ -142,6 +153,11 @@ def _begin(system: System, state: MINRESState) -> None:
 
 def _step(system: System, state: MINRESState, is_exact: bool) -> Status:
     """One step; UNFINISHED to continue."""
+    every = max(system.A.domain.n, _FEWEST)
+    if is_exact and state.w is not None and state.iteration % every == 0:
+        status = _compare(system, state)
+        if status is not Status.UNFINISHED:
+            return status
     if state.w is None:
         _begin(system, state)
     assert state.y is not None
@@ -177,6 +193,32 @@ def _step(system: System, state: MINRESState, is_exact: bool) -> Status:
     state.beta, state.beta_last = beta, state.beta
     state.iteration += 1
     return after_step(system, state)
+
+
+def _compare(system: System, state: MINRESState) -> Status:
+    """Restart from the best x that was compared, if the residual of the recurrence is lost."""
+    if not system.run.allows(state, 2):
+        return Status.UNFINISHED
+    by_recurrence = state.residual_norm
+    recomputed = system.b - system.A._matvec(state.x)
+    state.products += 1
+    size = system.A.domain.norm(recomputed)
+    if size <= state.best_norm:
+        state.best, state.best_residual, state.best_norm = state.x.clone(), recomputed, size
+    if size <= _LOST * by_recurrence or state.best is None:
+        return Status.UNFINISHED
+    _return_to_best(state)
+    if not state.best_norm <= 0.5 * state.lost_norm:
+        return Status.STAGNATED
+    state.lost_norm, state.w = state.best_norm, None
+    return Status.UNFINISHED
+
+
+def _return_to_best(state: MINRESState) -> None:
+    assert state.best is not None
+    assert state.best_residual is not None
+    state.x, state.residual = state.best.clone(), state.best_residual.clone()
+    state.residual_norm = state.best_norm
 
 
 def _length_of_Ax(state: MINRESState) -> float:
