@@ -70,24 +70,50 @@ def test_the_noise_of_a_sum_is_that_of_its_mean():
     assert rows[0].curvature_noise_scale == pytest.approx(rows[1].curvature_noise_scale)
 
 
-@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.6, True)])
-def test_the_limit_of_stability_is_that_of_steps_on_a_quadratic(momentum, nesterov):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"momentum": 0.9},
+        {"momentum": 0.6, "nesterov": True},
+        {"momentum": 0.5, "dampening": 0.5},
+        {"dampening": 0.5},
+        {"weight_decay": 4.0},
+        {"momentum": 0.5, "weight_decay": 4.0},
+    ],
+)
+def test_the_limit_of_stability_is_that_of_steps_on_a_quadratic(options):
     """|x| grows above it and falls below it, by torch's own optimizer."""
+    decay = options.get("weight_decay", 0.0)
     for factor, grows in ((0.95, False), (1.05, True)):
         p = nn.Parameter(torch.ones(1, **FLOAT))
-        optimizer = torch.optim.SGD([p], lr=0.1, momentum=momentum, nesterov=nesterov)
+        optimizer = torch.optim.SGD([p], lr=0.1, **options)
         model = nn.Linear(1, 1, bias=False).double()
         tracker = CurvatureTracker(
             (torch.ones(1, 1, **FLOAT), p.detach()[:, None]), model, nn.MSELoss()
         )
         row = tracker.step(None, optimizer)  # the curvature of that risk is 2
-        curvature = factor * 2.0 / row.stability
+        assert row.largest_rate * row.stability == pytest.approx(0.1)
+        curvature = factor * (2.0 + decay) / row.stability - decay
         for _ in range(600):
             optimizer.zero_grad()
             (0.5 * curvature * p.square().sum()).backward()
             optimizer.step()
         assert bool(p.abs() > 1.0) == grows
-        assert row.momentum == momentum
+        assert row.momentum == options.get("momentum", 0.0)
+
+
+def test_a_weight_decay_that_the_risk_has_too_counts_once():
+    model = net()
+    rows = []
+    for decay in (0.0, DECAY, 3 * DECAY):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=decay)
+        rows.append(CurvatureTracker(risk(model)).step(model, optimizer))
+    assert rows[1].stability == rows[0].stability
+    extra = rows[2].stability - rows[0].stability
+    assert extra == pytest.approx(2 * DECAY * 0.1 / 2)
+    ascent = torch.optim.SGD(model.parameters(), lr=0.1, maximize=True)
+    assert CurvatureTracker(risk(model)).step(model, ascent).stability is None
 
 
 def test_optimizers_that_precondition_have_no_ratio():

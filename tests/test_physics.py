@@ -2,6 +2,7 @@
 """Vibrations, transition states and responses: known energies, dense matrices, closed forms."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -327,6 +328,23 @@ def test_the_response_of_oscillators_in_a_field():
     torch.testing.assert_close(got.derivative["shift"], 1 / k)
     torch.testing.assert_close(-got.second[0, 0], (1 / k).sum())
     torch.testing.assert_close(-got.slope, field * (1 / k).sum())
+
+
+def test_a_response_away_from_the_minimum_warns():
+    """x^4 / 4 - q x + x^2 / 2 at 1.5 times its minimum: the second derivative is another."""
+
+    def energy(x, q):
+        return (x**4 / 4 + x**2 / 2 - q * x).sum()
+
+    q = torch.tensor(10.0, dtype=DOUBLE)
+    x = torch.tensor([2.0, 2.0], dtype=DOUBLE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = response(energy, x, q)
+        response(energy, x + 1e-4, q)
+    torch.testing.assert_close(got.second[0, 0], torch.tensor(-2 / 13.0, dtype=DOUBLE))
+    with pytest.warns(UserWarning, match=r"not a stationary point: \|grad f\| = 28"):
+        response(energy, 1.5 * x, q)
 
 
 # -- What is refused -------------------------------------------------------------------------------

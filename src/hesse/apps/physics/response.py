@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from hesse.apps.physics.rigid import Rigid, rigid_motions, root_masses_of
-from hesse.boundary import public
+from hesse.boundary import public, warn
 from hesse.curvature.hessian import hessian_operator
 from hesse.curvature.hvp import hvp
 from hesse.errors import OperatorError, ShapeError
 from hesse.krylov.solve import solve
+from hesse.operators.algebra import LinearOperator
 from hesse.progress import FilePath
 from hesse.result import Result
 from hesse.vectors.space import Space, Tree
 
 _MOST = 1000  # parameters, each of which is a system
+_FAR = 0.01
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,7 +58,7 @@ def response(
 
     Args:
         f: energy of x and of the parameters q: a field, a strength, a charge.
-        x: a minimum of f(., q), as in `modes`.
+        x: a minimum of f(., q), as in `modes`; a warning says if it is no stationary point.
         q: a tensor of some parameters.
         rigid: as in `modes`. Rigid motions that cost no energy are left out: dx/dq has none.
         rtol, progress, checkpoint: of the systems, as in `solve`.
@@ -64,7 +66,7 @@ def response(
     Returns:
         Response(derivative, slope, second, residual_norm, products).
 
-    Cost: a product for each parameter, and a block of systems by conjugate gradients. To
+    Cost: a product for each parameter, one more, and a block of systems by conjugate gradients. To
         differentiate a loss of x(q) use `argmin`: one system, however many parameters.
 
     Raises:
@@ -100,10 +102,11 @@ def response(
     Z = motions.coordinates(space, flat, root_masses_of(None, space))
     point = {"x": space.unflatten(flat), "q": fixed}
     zero, slope, forces, curvatures = space.unflatten(space.zeros()), None, [], []
+    gradient = space.zeros()
     for unit in torch.eye(parameters.n, dtype=parameters.dtype, device=parameters.device):
         direction = {"x": zero, "q": parameters.unflatten(unit)}
         got = hvp(joint, point, direction, value_and_gradient=True)
-        slope = got.gradient["q"]
+        slope, gradient = got.gradient["q"], space.flatten(got.gradient["x"])
         forces.append(space.flatten(got.product["x"]))
         curvatures.append(parameters.flatten(got.product["q"]))
     F, C = torch.stack(forces, dim=1), torch.stack(curvatures, dim=1)
@@ -117,6 +120,7 @@ def response(
             got=f"|f_xq + H dx| = {solution.residual_norm:.2g}. {solution.status.value}",
             remedy="Minimise first, or say with rigid= which motions cost no energy.",
         )
+    _check_stationary(H, gradient, flat)
     X = Z._matmat(solution.x)
     leaves = [
         leaf.movedim(0, -1).reshape((*shape, *q.shape))
@@ -127,8 +131,19 @@ def response(
         slope=torch.zeros_like(q) if slope is None else slope,
         second=C + F.T.to(C) @ X.to(C),
         residual_norm=solution.residual_norm,
-        products=solution.products + parameters.n,
+        products=solution.products + parameters.n + 1,
     )
+
+
+def _check_stationary(H: LinearOperator, gradient: Tensor, x: Tensor) -> None:
+    """Warn if the gradient vanishes at a point farther than a hundredth of the size of x."""
+    slope, bend = H.domain.inner_pairs((gradient, gradient), (gradient, H._matvec(gradient)))
+    size = H.domain.norm(x - x.mean()) or H.domain.norm(x)
+    if bend > 0.0 and slope**1.5 / bend > _FAR * size:
+        warn(
+            f"x is not a stationary point: |grad f| = {slope**0.5:.2g}. The derivatives are those "
+            "of a minimum; minimise first, with a small atol."
+        )
 
 
 def _leaves_of_columns(space: Space, X: Tensor) -> list[Tensor]:

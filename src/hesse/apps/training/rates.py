@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The learning rate and the momentum that a sharpness is compared with."""
+"""What steps of gradient descent a sharpness is compared with."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from hesse.errors import ArgumentError, is_number
 
 @dataclass(frozen=True)
 class Rates:
-    """eta and beta of gradient descent, and how the momentum is applied."""
+    """eta and beta of gradient descent, how the momentum is applied, and what else they do."""
 
     learning_rate: float
     momentum: float = 0.0
     nesterov: bool = False
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    """Of the optimizer, which the loss does not have."""
 
     def __post_init__(self) -> None:
         if not (is_number(self.learning_rate) and self.learning_rate >= 0.0):
@@ -35,12 +38,13 @@ class Rates:
 
     @property
     def largest_curvature(self) -> float:
-        r"""The eigenvalue up to which steps on a quadratic stay bounded.
+        r"""The eigenvalue up to which steps on a quadratic stay bounded, weight decay included.
 
-        $$ \frac{2}{\eta}, \qquad \frac{2 (1 + \beta)}{\eta}, \qquad
+        $$ \frac{2}{\eta}, \qquad \frac{2 (1 + \beta)}{\eta (1 - d)}, \qquad
            \frac{2 (1 + \beta)}{(1 + 2 \beta)\, \eta} $$
 
-        for gradient descent, heavy-ball momentum (as in `torch.optim.SGD`), and Nesterov's.
+        for gradient descent, heavy-ball momentum with the dampening d (as in `torch.optim.SGD`),
+        and Nesterov's.
 
         >>> Rates(0.5).largest_curvature, Rates(0.5, 0.5).largest_curvature
         (4.0, 6.0)
@@ -50,20 +54,33 @@ class Rates:
         return self._times_rate / self.learning_rate
 
     def largest_rate(self, curvature: float) -> float | None:
-        """The learning rate up to which they do, with this eigenvalue as the largest."""
+        """The learning rate up to which they do, with this largest eigenvalue of the loss."""
+        curvature += self.weight_decay
         return self._times_rate / curvature if curvature > 0.0 else None
+
+    def stability(self, curvature: float) -> float:
+        """The largest eigenvalue, from that of the loss, over the limit: 1 is the edge."""
+        return (curvature + self.weight_decay) / self.largest_curvature
 
     @property
     def _times_rate(self) -> float:
         beta = self.momentum
-        return 2.0 * (1.0 + beta) / (1.0 + 2.0 * beta * self.nesterov)
+        undamped = 1.0 - self.dampening if beta else 1.0
+        return 2.0 * (1.0 + beta) / (1.0 + 2.0 * beta * self.nesterov) / undamped
 
 
-def rates_of(learning_rate: Any, momentum: float, nesterov: bool) -> Rates | None:
+def rates_of(
+    learning_rate: Any, momentum: float, nesterov: bool, weight_decay: float = 0.0
+) -> Rates | None:
     """The rates of a call; of an optimizer its own, with the largest learning rate of its groups.
 
-    None without a learning rate, and for optimizers that precondition: the sharpness that bounds
-    their steps is not that of H.
+    None without a learning rate, for optimizers that precondition, since the sharpness that bounds
+    their steps is not that of H, and for those that ascend.
+
+    Args:
+        learning_rate: eta, an optimizer, or None.
+        momentum, nesterov: of a call that gives eta.
+        weight_decay: that of the loss: what an optimizer has beyond it is added to its Hessian.
     """
     if learning_rate is None:
         return None
@@ -74,4 +91,14 @@ def rates_of(learning_rate: Any, momentum: float, nesterov: bool) -> Rates | Non
     if not isinstance(inner, torch.optim.SGD):
         return None
     group = max(groups, key=lambda group: float(group["lr"]))
-    return Rates(float(group["lr"]), float(group["momentum"]), bool(group["nesterov"]))
+    momentum, dampening = float(group["momentum"]), float(group["dampening"])
+    if group["maximize"] or dampening >= 1.0:
+        return None
+    decay = max(float(group["weight_decay"]) for group in groups)
+    return Rates(
+        learning_rate=float(group["lr"]),
+        momentum=momentum,
+        nesterov=bool(group["nesterov"]),
+        dampening=dampening,
+        weight_decay=max(decay - weight_decay, 0.0),
+    )

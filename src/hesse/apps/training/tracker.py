@@ -152,8 +152,9 @@ class CurvatureTracker(OneLine):
         Args:
             params: where the training is: parameters as the risk takes them, or a module of the
                 risk's structure; default the model of the risk as it is now.
-            learning_rate: eta, or the optimizer, which gives eta and beta if it is
-                `torch.optim.SGD`.
+            learning_rate: eta, or the optimizer. If that is `torch.optim.SGD` it gives eta, beta
+                and the weight decay, the largest of its groups, which counts in `stability` where
+                it is more than that of the risk.
             momentum: beta.
             nesterov: whether the momentum is Nesterov's.
 
@@ -172,7 +173,7 @@ class CurvatureTracker(OneLine):
         """Measure, if that is within the budget."""
         if not self._is_within_budget():
             return None
-        rates = rates_of(learning_rate, momentum, nesterov)
+        rates = rates_of(learning_rate, momentum, nesterov, self.risk.weight_decay)
         point = _point(self.risk, params)
         device = device_of(point)
         wait_for(device)
@@ -252,7 +253,7 @@ def _measurement(
     if rates is not None:
         about |= {"learning_rate": rates.learning_rate, "momentum": rates.momentum}
         if sharpness is not None:
-            about["stability"] = sharpness / rates.largest_curvature
+            about["stability"] = rates.stability(sharpness)
     return CurvatureMeasurement(step=step, seconds=seconds, **found, **about)
 
 
