@@ -34,8 +34,8 @@ def f(x):
 
 @pytest.fixture
 def script(tmp_path):
-    def write(text):
-        path = tmp_path / "problem.py"
+    def write(text, name="problem.py"):
+        path = tmp_path / name
         path.write_text(text, encoding="utf-8")
         return path
 
@@ -67,7 +67,41 @@ def test_the_command_measures_a_risk_and_goes_on_from_its_checkpoints(script, cu
     largest = float(torch.linalg.eigvalsh(A.to_dense())[-1])
     assert f"{largest:.5g}" in capsys.readouterr().out
     names = {path.name for path in (file.parent / "out").iterdir()}
-    assert {"curvature.html", f"{curvature}-largest.safetensors"} <= names
+    assert {"curvature.html", f"{file.stem}-{curvature}-largest-3.safetensors"} <= names
+
+
+@pytest.mark.fast_cases(1)
+@pytest.mark.parametrize("other", ["options", "script"])
+def test_other_measurements_share_a_folder(script, other):
+    """The default folder is one for all: its checkpoints must not be in each other's way."""
+    file = script(RISK)
+    commands = [arguments(file, "--eigenvalues", "3")]
+    if other == "options":
+        commands.append(arguments(file, "--eigenvalues", "2"))
+    else:
+        commands.append(arguments(script(FUNCTION, "other.py")))
+    for command in commands:
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert ended.value.code == 0
+
+
+def test_a_model_that_was_trained_meanwhile_is_no_continuation(script, capsys):
+    for seed, code in ((0, 0), (1, 1)):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments(script(RISK.replace("manual_seed(0)", f"manual_seed({seed})"))))
+        assert ended.value.code == code
+    assert re.search(r"remedy: .*--output, or delete the checkpoints", capsys.readouterr().err)
+
+
+def test_a_function_that_is_no_scalar_is_named(script, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments(script(FUNCTION.replace(".sum() / 12", ""))))
+    assert ended.value.code == 1
+    assert "f(x) to be a scalar" in capsys.readouterr().err
+    for f in (lambda x: x**2, lambda x: torch.tensor(1.0)):
+        with pytest.raises(hesse.HesseError, match=r"f\(x\) to (be a scalar|depend)"):
+            hesse.plan(f, torch.ones(3))
 
 
 @pytest.mark.parametrize(

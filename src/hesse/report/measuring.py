@@ -7,6 +7,8 @@ The file is a Python script that leaves a `risk`, a `hesse.Risk`; or a function 
 from __future__ import annotations
 
 import runpy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,13 +75,15 @@ def measure_file(
             "generator": torch.Generator().manual_seed(seed),
             "max_seconds": seconds,
             "progress": progress and speaks,
-            "checkpoint": output / f"{curvature}-{name}.safetensors",
+            "checkpoint": output / f"{file.stem}-{curvature}-{name}.safetensors",
         }
 
-    largest = eigsh(A, k, "LA", rtol=rtol, **options("largest"))
-    smallest = eigsh(A, max(1, k // 3), "SA", rtol=10 * rtol, **options("smallest"))
-    estimate = trace(A, rtol=rtol, **options("trace"))
-    density = spectral_density(A, **options("density"))
+    with _of_this_command(output):
+        few = max(1, k // 3)
+        largest = eigsh(A, k, "LA", rtol=rtol, **options(f"largest-{k}"))
+        smallest = eigsh(A, few, "SA", rtol=10 * rtol, **options(f"smallest-{few}"))
+        estimate = trace(A, rtol=rtol, **options("trace"))
+        density = spectral_density(A, **options("density"))
     section = _section(curvature, A, largest, smallest, estimate, density)
     print_section(console, section)
     if not speaks:
@@ -97,6 +101,20 @@ def measure_file(
     )
     console.print(f"Page: [bold]{page}[/bold]")
     return page
+
+
+@contextmanager
+def _of_this_command(output: Path) -> Iterator[None]:
+    """Say what to do where the folder has checkpoints of another run."""
+    try:
+        yield
+    except ArgumentError as error:
+        if error.expected.startswith("checkpoint="):
+            error.remedy = (
+                "To begin anew give another folder as --output, or delete the checkpoints, "
+                f"{output / '*.safetensors'}. A run goes on for the same model and options."
+            )
+        raise
 
 
 def problem_of(file: Path) -> tuple[Any, Any]:
