@@ -348,3 +348,23 @@ def test_the_number_of_evaluations_is_that_of_calls():
     assert result.nfev <= len(plain) <= result.nfev + 4  # and for the shape and the test of J
     assert result.nit + 1 == len(result.history)
     assert result.njev <= result.nit + 2
+
+
+@pytest.mark.parametrize("method", ["svd", "svd-long", "lsmr"])
+@pytest.mark.parametrize(("dtype", "unit"), [
+    (DOUBLE, 1e-75), (DOUBLE, 1e-40), (DOUBLE, 1e75), (torch.float32, 1e-16), (torch.float32, 1e16),
+])  # fmt: skip
+def test_the_unit_of_the_residuals_does_not_matter(method, dtype, unit):
+    """Rosenbrock's residuals; the first radius is in this unit, where columns have norm one."""
+
+    def r(x):
+        return unit * torch.cat([10 * (x[1:] - x[:-1] ** 2), 1 - x[:-1]])
+
+    result = hesse.least_squares(r, torch.zeros(5, dtype=dtype), method)
+    assert result.success, result.message
+    torch.testing.assert_close(result.x, torch.ones(5, dtype=dtype), rtol=0, atol=1e-4)
+
+
+def test_residuals_whose_squares_vanish_are_said():
+    with pytest.warns(UserWarning, match="too small for their squares to be numbers of .*float32"):
+        hesse.least_squares(lambda x: 1e-25 * (x - 1), torch.zeros(3))

@@ -277,3 +277,19 @@ def test_minres_leaves_a_rank_deficient_valley_at_superlinear_speed():
     assert result.success
     assert result.fun < 1e-15
     assert result.nit <= 15
+
+
+@pytest.mark.parametrize("method", ["auto", "lbfgs", "newton-cg", "trust-krylov", "cubic"])
+@pytest.mark.parametrize(("dtype", "unit"), [
+    (torch.float64, 1e-150), (torch.float64, 1e-60), (torch.float64, 1e140),
+    (torch.float32, 1e-25), (torch.float32, 1e25),
+])  # fmt: skip
+def test_the_unit_of_f_does_not_matter(method, dtype, unit):
+    """The first step of L-BFGS is -g, which is short by any factor."""
+
+    def f(x):
+        return unit * (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+    result = hesse.minimize(f, torch.zeros(5, dtype=dtype), method)
+    assert result.success, result.message
+    torch.testing.assert_close(result.x, torch.ones(5, dtype=dtype), rtol=0, atol=1e-3)

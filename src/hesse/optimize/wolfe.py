@@ -11,8 +11,9 @@ from torch import Tensor
 from hesse.optimize.point import Objective, Point
 from hesse.optimize.proposal import LoopSearch, NoState, Proposal
 
-# A length that is too short is multiplied by this.
-_GROWTH = 4.0
+# A length that is too short is multiplied by this, by its square after so many times, then by the
+# square of that, up to a power: a first step may be short by any factor, as -g is of a small f.
+_GROWTH, _TIMES, _LARGEST_POWER = 4.0, 4, 16
 # An interpolated length keeps this part of the interval away from its ends.
 _MARGIN = 0.1
 # An interval that is shorter, relative to its end, holds nothing new.
@@ -57,7 +58,7 @@ class StrongWolfeSearch(LoopSearch):
         slope = _slope(point, p)
         if not slope < 0.0:
             return None
-        low, high, t = _End(0.0, point.value, slope), None, 1.0
+        low, high, t, grown = _End(0.0, point.value, slope), None, 1.0, 0
         for _ in range(self.max_trials):
             trial = objective.point(point.x + t * p)
             fall = t * slope if point.box is None else _fall(point, trial)
@@ -75,7 +76,11 @@ class StrongWolfeSearch(LoopSearch):
                 low = end
             if high is not None and abs(high.t - low.t) <= _SHORTEST * high.t:
                 break
-            t = _GROWTH * t if high is None else _between(low, high)
+            if high is None:
+                t *= _GROWTH ** min(2 ** (grown // _TIMES), _LARGEST_POWER)
+                grown += 1
+            else:
+                t = _between(low, high)
         return low.point
 
     @staticmethod

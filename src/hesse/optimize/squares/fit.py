@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from hesse.boundary import warn
 from hesse.checkpoint import Checkpoint
 from hesse.errors import Status
 from hesse.operators.diagonal import DiagonalOperator
@@ -155,7 +156,13 @@ class Fit:
 
     def _begin(self) -> None:
         state = self.state
-        _ = self.point.r  # raises if it is not finite
+        r = self.point.r  # raises if it is not finite
+        if self.point.cost < torch.finfo(r.dtype).tiny and self.residuals.codomain.any(r):
+            warn(
+                f"the residuals at x0, up to {self.residuals.codomain.largest(r)[0]:.2g}, are too "
+                f"small for their squares to be numbers of {r.dtype}, and count as zero. Scale r "
+                "up, by choosing its unit, or use float64."
+            )
         self.space.check_finite(self.point.gradient, "the Jacobian of r at x0")
         if state.number == 0 and not state.history:
             state.start_cost = self.point.cost
@@ -280,7 +287,9 @@ class Fit:
             columns = torch.where(columns > 0, columns, torch.ones_like(columns))
             cosine = float((gradient.abs() / columns).max()) / self.residuals.codomain.norm(s)
         else:
-            cosine = self.space.norm(gradient * state.scale) / self._norm()
+            scaled = gradient * state.scale
+            unit = self.space.largest(scaled)[0]  # squares of small or large ones would not be
+            cosine = self.space.norm(scaled / unit) / (self._norm() / unit)
         state.reason = _GRADIENT if cosine <= self.tolerances.g else ""
         return bool(state.reason)
 
@@ -288,6 +297,7 @@ class Fit:
         """|A| |s| from below, A the scaled Jacobian: by the direction of the gradient."""
         point, scale = self.point, self.state.scale
         direction = point.gradient * scale
+        direction = direction / self.space.largest(direction)[0]
         direction = direction / self.space.norm(direction)
         self.residuals.products += 1
         size = self.residuals.codomain.norm(point.operator._matvec(direction * scale))

@@ -128,7 +128,7 @@ class RadiusSearch:
 
     def _first(self, model: LinearModel) -> Trial | None:
         """The first step that is good enough to move along, as the radius shrinks."""
-        smallest = torch.finfo(model.scale.dtype).eps ** 2
+        smallest = torch.finfo(model.scale.dtype).eps ** 2 * self.radius
         spare = None
         for _ in range(_MAX_TRIALS):
             trial = self._trial(model, self.radius)

@@ -142,6 +142,8 @@ def damping_of_length(h: Tensor, g: Tensor, radius: float) -> float:
     >>> abs(damping_of_length(h, g, 1.0) - 2.0) < 1e-2
     True
     """
+    unit = float(h.max())  # squares of h and g would leave the range of float64
+    h, g = h / unit, g / unit
     lower, upper = 0.0, float(g.norm()) / radius
     damping = 1e-3 * upper
     for _ in range(_MAX_ROOT_STEPS):
@@ -157,7 +159,7 @@ def damping_of_length(h: Tensor, g: Tensor, radius: float) -> float:
         damping += (length - radius) / radius * length / slope
         if not lower < damping < upper:
             damping = max(1e-3 * upper, math.sqrt(lower * upper))
-    return damping
+    return unit * damping
 
 
 def from_dense(A: Tensor, f: Tensor, epsilon: float, dtype: torch.dtype) -> StepFamily:
