@@ -183,6 +183,34 @@ def test_ctrl_c_limits_and_budgets():
             measure(moderate(), max_products=12)
 
 
+@pytest.mark.parametrize("measure", [logdet, count_eigenvalues])
+@pytest.mark.parametrize("end", [Status.STOPPED, Status.MAX_SECONDS, Status.INTERRUPTED])
+def test_the_exact_way_can_be_left(measure, end, monkeypatch):
+    """It is taken in place of the first sample, which is then the answer."""
+    A, calls = symmetric_matrix(torch.logspace(0, 4, 400, dtype=torch.float64)), []
+
+    def matvec(v):
+        calls.append(None)
+        if len(calls) == 230:
+            if end is Status.INTERRUPTED:
+                raise KeyboardInterrupt
+            monkeypatch.setattr("hesse.progress.Run._is_late", True)
+        return A @ v
+
+    operator = function_operator(matvec, 400, symmetric=True, dtype=torch.float64)
+    options = {"high": 10.5} if measure is count_eigenvalues else {}
+    stop = (lambda estimate: len(calls) > 230) if end is Status.STOPPED else None
+    if end is not Status.STOPPED:
+        options["max_seconds"] = 1e9  # an observed run samples first
+    estimate = measure(operator, rtol=1e-4, generator=seeded(), callback=stop, **options)
+    assert estimate.status is end
+    assert 0 < estimate.products < 400
+    low, high = estimate.interval
+    values = torch.linalg.eigvalsh(A)
+    truth = float(values.log().sum()) if measure is logdet else float((values < 10.5).sum())
+    assert low <= truth <= high
+
+
 @pytest.mark.usefixtures("sampled")
 def test_a_checkpoint_goes_on(tmp_path):
     M, path = moderate(60), tmp_path / "run"
