@@ -14,7 +14,7 @@ from hesse.errors import ArgumentError, HesseError, Status
 from hesse.estimators import KernelPolynomial, LanczosDensity, diagonal, spectral_density, trace
 from hesse.krylov import Lanczos, eigsh, solve
 from hesse.operators import dense_operator, function_operator
-from hesse.testing import CountingOperator
+from hesse.testing import CountingOperator, symmetric_matrix
 
 DOUBLE = torch.float64
 N = 150
@@ -250,3 +250,26 @@ def test_what_is_no_path_is_refused(path):
         solve(matrix(), torch.ones(N, dtype=DOUBLE), "cg", checkpoint=path)
     with pytest.raises(ArgumentError, match="the path of a file"):
         eigsh(matrix(), checkpoint=path)
+
+
+@pytest.mark.parametrize("limit", ["max_products", "max_iterations", "callback"])
+@pytest.mark.parametrize("method", ["cg", "minres", "gmres", "lsmr", "block-cg", "auto"])
+def test_a_solve_goes_on_after_a_limit_to_the_same_bits(method, limit, tmp_path):
+    """The residual that verifies what is returned must not take the place of the recurrence's."""
+    n, path = 60, tmp_path / "run"
+    A = symmetric_matrix(torch.logspace(0, 3, n, dtype=torch.float64))
+    b = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    b = torch.stack([b, b.flip(0)], dim=1) if method == "block-cg" else b
+    operator = function_operator(lambda v: A @ v, n, symmetric=True, dtype=torch.float64)
+
+    def run(**options):
+        return solve(operator, b, method, rtol=1e-9, **options)
+
+    ends = {"max_products": 16, "max_iterations": 7, "callback": lambda s: s.iteration >= 7}
+    whole = run()
+    first = run(checkpoint=path, **{limit: ends[limit]})
+    assert not first.converged
+    rest = run(checkpoint=path)
+    assert rest.converged
+    assert torch.equal(rest.x, whole.x)
+    assert (rest.products, rest.iterations) == (whole.products, whole.iterations)

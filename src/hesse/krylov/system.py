@@ -155,6 +155,7 @@ _MAY_CONVERGE = {
     Status.TRUNCATED,
     Status.STOPPED,
 }
+_LIMITS = {Status.MAX_ITERATIONS, Status.MAX_PRODUCTS, Status.MAX_SECONDS, Status.STOPPED}
 _FINAL = {
     Status.CONVERGED,
     Status.NEGATIVE_CURVATURE,
@@ -173,7 +174,8 @@ def iterate(system: System, state: SolverState, descend: Descend, *, verify: boo
             state.status = _iterate(system, state, descend, verify)
         if run.status is Status.INTERRUPTED:
             state.status = Status.INTERRUPTED
-        system.save(state, now=True)
+        if state.status not in _LIMITS:  # at which `repeat` saved the recurrence as it was
+            system.save(state, now=True)
     return state.status
 
 
@@ -210,6 +212,8 @@ def repeat(system: System, state: SolverState, step: Descend) -> Status:
         if state.products >= system.most_products:  # restarts that gain little, without a step
             return Status.MAX_PRODUCTS
         status = step() if system.run.allows(state) else system.run.status
+    if status in _LIMITS:
+        system.save(state, now=True)
     return status
 
 
