@@ -222,3 +222,16 @@ def test_entries_at_the_next_points_are_within_the_limit_of_products():
         result = minimize(f, start, "newton-direct", max_products=most)
         assert result.status is Status.MAX_PRODUCTS
         assert cost <= result.nhev <= most
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e-5, 1e5, 1e10])
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_a_value_of_rounding_errors_does_not_end_the_run(scale, dtype):
+    """Near the minimum the program of the entries has another value of f than f, by rounding."""
+    result = minimize(lambda x: rosenbrock(x / scale), torch.zeros(5, dtype=dtype), "newton-direct")
+    assert result.success
+    accuracy = 1e-3 if dtype is torch.float32 else 1e-6
+    torch.testing.assert_close(result.x / scale, torch.ones_like(result.x), rtol=0, atol=accuracy)
+    S = hesse.sparse_hessian_operator(lambda x: rosenbrock(x / scale), torch.zeros_like(result.x))
+    H = torch.autograd.functional.hessian(lambda x: rosenbrock(x / scale), result.x)
+    torch.testing.assert_close(S.at(result.x).to_dense(), H, rtol=1e-4, atol=1e-4 / scale**2)
