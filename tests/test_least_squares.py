@@ -368,3 +368,16 @@ def test_the_unit_of_the_residuals_does_not_matter(method, dtype, unit):
 def test_residuals_whose_squares_vanish_are_said():
     with pytest.warns(UserWarning, match="too small for their squares to be numbers of .*float32"):
         hesse.least_squares(lambda x: 1e-25 * (x - 1), torch.zeros(3))
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e10), (DOUBLE, 1e12)])
+def test_short_steps_that_grow_are_not_the_last(dtype, scale):
+    """From a radius of 1, where x is as large as `scale`, the cost falls by rounding at first."""
+
+    def r(x):
+        y = x / scale
+        return torch.cat([10 * (y[1:] - y[:-1] ** 2), 1 - y[:-1]])
+
+    result = hesse.least_squares(r, torch.zeros(5, dtype=dtype), "lsmr")
+    assert result.success
+    torch.testing.assert_close(result.x / scale, torch.ones(5, dtype=dtype), rtol=0, atol=1e-4)

@@ -315,6 +315,7 @@ class Fit:
         is_slow = trial.actual <= _SLOW * before.cost
         state.slow_steps = state.slow_steps + 1 if is_slow else 0
         is_small = max(trial.actual, trial.predicted) <= ftol * before.cost and trial.ratio > 0.25
+        is_small = is_small and state.radius <= trial.radius  # or the next step is a longer one
         state.small_steps = state.small_steps + 1 if is_small else 0
         is_last = state.small_steps >= _FEW
         if is_last or (is_small and not trial.is_limited):
