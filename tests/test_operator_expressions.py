@@ -307,3 +307,12 @@ def test_an_array_is_an_operator_and_a_product_with_an_array_is_one():
     A, v = aslinearoperator(2.0 * np.eye(2)), np.array([1.0, 3.0])
     assert isinstance(A @ v, np.ndarray)
     np.testing.assert_array_equal(A @ v, 2.0 * v)
+
+
+def test_an_operator_of_scipy_is_symmetric_where_that_is_promised():
+    linalg = pytest.importorskip("scipy.sparse.linalg")
+    A = linalg.aslinearoperator(np.diag([1.0, 2.0, 3.0]))
+    with pytest.raises(OperatorError, match=r"in hesse\.aslinearoperator\(A, symmetric=True\)"):
+        eigsh(A, 1)
+    largest = eigsh(aslinearoperator(A, symmetric=True), 1).values
+    torch.testing.assert_close(largest, torch.tensor([3.0], dtype=torch.float64))

@@ -21,8 +21,9 @@ def check_square(A: OperatorProtocol) -> None:
 
 
 PROMISE = (
-    "If A = A', say symmetric=True where A is made; a sum or product of operators, which takes no "
-    "such argument, becomes hesse.function_operator(lambda v: A @ v, A.domain, symmetric=True)."
+    "If A = A', say symmetric=True where A is made, of SciPy's in hesse.aslinearoperator(A, "
+    "symmetric=True); a sum or product of operators, which takes no such argument, becomes "
+    "hesse.function_operator(lambda v: A @ v, A.domain, symmetric=True)."
 )
 """What to do about an operator that is symmetric and not known to be."""
 

@@ -163,7 +163,7 @@ class Fit:
                 f"small for their squares to be numbers of {r.dtype}, and count as zero. Scale r "
                 "up, by choosing its unit, or use float64."
             )
-        self.space.check_finite(self.point.gradient, "the Jacobian of r at x0")
+        self.space.check_finite(self.point.gradient, "Jacobian of r at x0")
         if state.number == 0 and not state.history:
             state.start_cost = self.point.cost
             state.start_gradient_norm = self.space.norm(self.point.gradient)
