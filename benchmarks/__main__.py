@@ -23,7 +23,8 @@ BENCHMARKS = {
     "large": "functions of 250,000 variables and more beside SciPy and GALAHAD (see --help)",
     "pinn": "differential equations by networks: least_squares on residuals (see --help)",
     "optimizers": "HessianFree, AdamW and L-BFGS on the digits autoencoder",
-    "mnist": "the autoencoder of MNIST: HessianFree beside AdamW (see --help)",
+    "autoencoder": "deep autoencoders: HessianFree and its rivals for equal seconds (see --help)",
+    "language": "a GPT of characters: HessianFree, AdamW, Muon, SOAP (see --help)",
     "recurrent": "memory tasks of recurrent networks: HessianFree beside AdamW (see --help)",
     "tune-adamw": "AdamW's best settings there",
 }

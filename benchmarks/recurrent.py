@@ -13,8 +13,9 @@ import argparse
 from benchmarks.training.memory_tasks import LENGTHS, lstm, memory_task, sizes_of
 from benchmarks.training.options import parse, parser
 from benchmarks.training.report import Runs, write
+from benchmarks.training.rivals import adamw, hessian_free
 from benchmarks.training.run import train
-from benchmarks.training.task import Rival, adamw, hessian_free
+from benchmarks.training.task import Rival
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -25,9 +26,11 @@ def main(arguments: list[str] | None = None) -> None:
     for name, task in tasks.items():
         for seed in range(options.seeds):
             for rival in _rivals(name, options):
-                history = train(task, rival, seed, options.seconds, options.output)
+                history = train(
+                    task, rival, seed, options.seconds, options.output, clock=options.clock
+                )
                 runs[task.name, rival.name, seed] = history
-    write(options.output / "recurrent", list(tasks.values()), runs)
+    write(options.output / "recurrent", list(tasks.values()), runs, clock=options.clock)
 
 
 def _rivals(name: str, options: argparse.Namespace) -> list[Rival]:
@@ -58,4 +61,5 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add("--damping", type=float, default=0.1)
     add("--structural-damping", type=float, default=0.03)
     add("--preconditioner", default="ekfac")
+    add("--adamw-lr", type=float, default=1e-3)
     return parse(shared, arguments)

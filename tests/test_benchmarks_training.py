@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmarks of training: the tasks are what they say, and a run that is cut off goes on."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -68,17 +69,21 @@ def small_task():
 
 
 def rivals():
-    from benchmarks.training.task import adamw, growing, hessian_free
+    from benchmarks.training.rivals import adamw, hessian_free, lbfgs, muon, nesterov
+    from benchmarks.training.task import growing
 
     return {
         "AdamW": adamw(1e-2, 10, clip=1.0),
+        "L-BFGS": lbfgs(20),
+        "Muon": muon(1e-2, 10),
+        "Nesterov": nesterov(1e-2, 10),
         "HessianFree": hessian_free(
             growing(20, 40, 3), damping_rule="scan", mode="retained-graph", max_cg_iterations=3
         ),
     }
 
 
-@pytest.mark.parametrize("name", ["AdamW", "HessianFree"])
+@pytest.mark.parametrize("name", ["AdamW", "HessianFree", "L-BFGS", "Muon", "Nesterov"])
 def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(name, tmp_path):
     from benchmarks.training.run import train
 
@@ -104,3 +109,64 @@ def test_the_table_tells_who_reached_what(tmp_path):
     pytest.importorskip("matplotlib")
     plot(tmp_path / "plot.png", [task], runs)
     assert (tmp_path / "plot.png").stat().st_size > 0
+
+
+def test_the_rate_with_the_least_error_is_taken(tmp_path):
+    from benchmarks.training.rivals import adamw
+    from benchmarks.training.tuning import Tunable
+
+    tunable = Tunable(lambda rate: adamw(rate, 10), rates=(1e-6, 1e-2, 1e9))
+    assert tunable.best(small_task(), 1.0, tmp_path, "processor").name == "AdamW, rate 0.01"
+
+
+def test_muon_takes_the_matrices_between_embeddings_and_logits():
+    from benchmarks.models.gpt import GPT
+    from benchmarks.training.rivals import split_for_muon
+
+    model = GPT(vocabulary=20, width=16, layers=2)
+    matrices, others = split_for_muon(model)
+    assert len(matrices) == 2 * 4
+    assert {id(p) for p in [*matrices, *others]} == {id(p) for p in model.parameters()}
+    assert any(p is model.head.weight for p in others)
+    assert any(p is model.tokens.weight for p in others)
+
+
+def test_the_momentum_of_nesterov_grows_as_published():
+    from benchmarks.training.rivals import nesterov
+
+    model = nn.Linear(3, 3)
+    rival, task = nesterov(1e-3, 10, most=0.9), small_task()
+    optimizer = rival.make(task, model, None)
+    momenta = []
+    for _ in range(1001):
+        rival.step(optimizer, task, model, task.draw(2, seeded()))
+        momenta.append(optimizer.param_groups[0]["momentum"])
+    assert [momenta[t] for t in (0, 249, 250, 500, 750)] == pytest.approx(
+        [0.5, 0.5, 0.75, 1 - 2 ** -(1 + math.log2(3)), 0.875]
+    )
+    assert momenta[1000] == 0.9
+
+
+def test_the_following_character_is_to_be_told():
+    from benchmarks.training.text import language, read, windows
+
+    x, y = windows(torch.arange(1000), 30, seeded())
+    assert torch.equal(y, x + 1)
+    assert torch.equal(x[:, 1:], y[:, :-1])
+    text = read(None)
+    task = language(text, width=16, layers=1)
+    uniform = math.log(len(set(text)))
+    assert task.error(task.model(0)) == pytest.approx(uniform, abs=0.5)
+
+
+def test_curves_vary_as_those_that_are_published():
+    from benchmarks.training.images import curves
+
+    images = curves(1000)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    centred = images - images.mean(dim=0)
+    variances = torch.linalg.svdvals(centred) ** 2 / len(images)
+    assert float(variances.sum()) == pytest.approx(16, rel=0.1)
+    assert float(variances[18:].sum()) == pytest.approx(5.9, rel=0.1)
+    assert torch.equal(images[:300], curves(300))

@@ -16,13 +16,15 @@ VOCABULARY, WIDTH, HEADS, LAYERS, BATCH, TIME = 128, 128, 4, 4, 16, 64
 class Attention(nn.Module):
     """Causal self-attention with several heads."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, time, width = x.shape
-        heads = self.qkv(x).view(batch, time, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
+        split = self.qkv(x).view(batch, time, 3, self.heads, width // self.heads)
+        heads = split.permute(2, 0, 3, 1, 4)
         q, k, v = heads.unbind(0)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(mixed.transpose(1, 2).reshape(batch, time, width))
@@ -31,12 +33,12 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention and a network of two layers, each behind a LayerNorm and beside a shortcut."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(WIDTH), Attention()
-        self.norm2 = nn.LayerNorm(WIDTH)
+        self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
-            nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH)
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,11 +49,13 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Embeddings, blocks, a LayerNorm and logits."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, vocabulary: int = VOCABULARY, width: int = WIDTH, layers: int = LAYERS
+    ) -> None:
         super().__init__()
-        self.tokens, self.positions = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(TIME, WIDTH)
-        self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
-        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(TIME, width)
+        self.blocks = nn.Sequential(*(Block(width, HEADS) for _ in range(layers)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         positions = self.positions(torch.arange(tokens.shape[1]))

@@ -14,9 +14,9 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--seeds", type=int)
     add("--seconds", type=float, help="for each run")
+    add("--clock", choices=["wall", "processor"], default="wall", help="whose seconds these are")
     add("--cg", type=int, help="iterations of CG at most")
     add("--damping-rule")
-    add("--adamw-lr", type=float, default=1e-3)
     add("--rivals", nargs="+", default=[], help="names of those to run; default all")
     add("--threads", type=int)
     add("--output", type=Path, default=Path("hesse-bench") / name, help="folder")

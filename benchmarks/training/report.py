@@ -5,22 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.training.run import History
+from benchmarks.training.run import Clock, History
 from benchmarks.training.task import Task
 
 Runs = dict[tuple[str, str, int], History]
 """By task, rival and seed."""
 
 
-def write(path: Path, tasks: Sequence[Task], runs: Runs, thresholds: Sequence[float] = ()) -> None:
+def write(
+    path: Path,
+    tasks: Sequence[Task],
+    runs: Runs,
+    thresholds: Sequence[float] = (),
+    clock: Clock = "wall",
+) -> None:
     """Print the table, and write it and the picture to `path` with their endings."""
-    text = table(tasks, runs, thresholds)
+    text = table(tasks, runs, thresholds, clock)
     print(text)
     path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-    plot(path.with_suffix(".png"), tasks, runs)
+    plot(path.with_suffix(".png"), tasks, runs, clock)
 
 
-def table(tasks: Sequence[Task], runs: Runs, thresholds: Sequence[float] = ()) -> str:
+def table(
+    tasks: Sequence[Task], runs: Runs, thresholds: Sequence[float] = (), clock: Clock = "wall"
+) -> str:
     """One row for each run: its last error, and the seconds to every threshold."""
     head = ["task", "optimiser", "seed", "error", "steps", "seconds", "CPU seconds"]
     head += [f"seconds to {threshold:g}" for threshold in thresholds]
@@ -31,7 +39,7 @@ def table(tasks: Sequence[Task], runs: Runs, thresholds: Sequence[float] = ()) -
         solved = " (solved)" if error < known[name].solved else ""
         row = [name, rival, str(seed), f"{error:.4f}{solved}", str(steps)]
         row += [f"{seconds:.1f}", f"{cpu_seconds:.1f}"]
-        lines.append(_line(row + [_first(history, threshold) for threshold in thresholds]))
+        lines.append(_line(row + [_first(history, each, clock) for each in thresholds]))
     return "\n".join(lines)
 
 
@@ -39,13 +47,17 @@ def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _first(history: History, threshold: float) -> str:
-    reached = (seconds for seconds, _, _, error in history.rows if error <= threshold)
+def _first(history: History, threshold: float, clock: Clock) -> str:
+    reached = (row[_column(clock)] for row in history.rows if row[3] <= threshold)
     found = next(reached, None)
     return "never" if found is None else f"{found:.1f}"
 
 
-def plot(path: Path, tasks: Sequence[Task], runs: Runs) -> None:
+def _column(clock: Clock) -> int:
+    return 0 if clock == "wall" else 1
+
+
+def plot(path: Path, tasks: Sequence[Task], runs: Runs, clock: Clock = "wall") -> None:
     """A panel for each task, the errors against seconds; needs matplotlib."""
     import matplotlib as mpl
 
@@ -61,9 +73,10 @@ def plot(path: Path, tasks: Sequence[Task], runs: Runs) -> None:
             if name != task.name:
                 continue
             colour, first = f"C{rivals.index(rival)}", seed == min(s for _, _, s in runs)
-            xs, ys = [r[0] for r in history.rows], [r[3] for r in history.rows]
+            xs = [row[_column(clock)] for row in history.rows]
+            ys = [row[3] for row in history.rows]
             axis.plot(xs, ys, color=colour, alpha=0.8, label=rival if first else None)
-        axis.set(title=task.name, xlabel="seconds", ylabel=task.error_name, yscale="log")
+        axis.set(title=task.name, xlabel=f"seconds ({clock})", ylabel=task.error_name, yscale="log")
         axis.grid(visible=True, which="both", alpha=0.3)
         axis.legend(fontsize="small")
     figure.savefig(path, dpi=150)

@@ -7,12 +7,15 @@ import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from benchmarks.training.task import Rival, Task
+
+Clock = Literal["wall", "processor"]
+"""Whose seconds limit a run."""
 
 _SAVE_EVERY = 20.0  # seconds
 _MEASUREMENTS = 100  # of a run
@@ -28,15 +31,26 @@ class History:
     rows: list[tuple[float, float, int, float]] = field(default_factory=list)
     """(seconds, CPU seconds, steps, error)"""
 
+    def elapsed(self, clock: Clock) -> float:
+        """The seconds so far."""
+        return self.seconds if clock == "wall" else self.cpu_seconds
+
     def record(self, error: float) -> None:
         """The error now."""
         self.rows.append((self.seconds, self.cpu_seconds, self.steps, error))
 
 
 def train(
-    task: Task, rival: Rival, seed: int, seconds: float, folder: Path, most_steps: float = math.inf
+    task: Task,
+    rival: Rival,
+    seed: int,
+    seconds: float,
+    folder: Path,
+    *,
+    most_steps: float = math.inf,
+    clock: Clock = "wall",
 ) -> History:
-    """Train for so many seconds of the wall, of which those of earlier parts of the run count.
+    """Train for so many seconds, of which those of earlier parts of the run count.
 
     Every step draws its data from a generator seeded by its number: a run that was cut off
     continues with the data that it would have had.
@@ -53,15 +67,15 @@ def train(
     _resume(path, model, optimizer, history)
     saved = time.perf_counter()
     try:
-        while not _is_over(task, history, seconds, most_steps):
+        while not _is_over(task, history, history.elapsed(clock) >= seconds, most_steps):
             batch = _batch(task, rival, seed, history.steps)
             began = time.perf_counter(), time.process_time()
             rival.step(optimizer, task, model, batch)
             history.steps += 1
             _count(history, began)
-            if history.seconds >= len(history.rows) * seconds / _MEASUREMENTS:
+            if history.elapsed(clock) >= len(history.rows) * seconds / _MEASUREMENTS:
                 history.record(task.error(model))
-                _show(task, rival, seed, history, seconds)
+                _show(task, rival, seed, history, clock)
             if time.perf_counter() - saved > _SAVE_EVERY:
                 _save(path, model, optimizer, history)
                 saved = time.perf_counter()
@@ -69,7 +83,7 @@ def train(
             history.record(task.error(model))
     finally:  # Ctrl-C too
         _save(path, model, optimizer, history)
-    _show(task, rival, seed, history, seconds, end="\n")
+    _show(task, rival, seed, history, clock, end="\n")
     return history
 
 
@@ -83,9 +97,9 @@ def _count(history: History, began: tuple[float, float]) -> None:
     history.cpu_seconds += time.process_time() - began[1]
 
 
-def _is_over(task: Task, history: History, seconds: float, most_steps: float) -> bool:
-    is_solved = bool(history.rows) and history.rows[-1][3] < task.solved
-    return is_solved or history.seconds >= seconds or history.steps >= most_steps
+def _is_over(task: Task, history: History, is_late: bool, most_steps: float) -> bool:
+    error = history.rows[-1][3] if history.rows else math.inf
+    return is_late or error < task.solved or math.isnan(error) or history.steps >= most_steps
 
 
 def _save(path: Path, model: nn.Module, optimizer: Any, history: History) -> None:
@@ -110,10 +124,10 @@ def _resume(path: Path, model: nn.Module, optimizer: Any, history: History) -> N
 
 
 def _show(
-    task: Task, rival: Rival, seed: int, history: History, seconds: float, end: str = ""
+    task: Task, rival: Rival, seed: int, history: History, clock: Clock, end: str = ""
 ) -> None:
     print(
-        f"\r{task.name}, {rival.name}, seed {seed}: {history.seconds:.0f} of {seconds:.0f} s, "
+        f"\r{task.name}, {rival.name}, seed {seed}: {history.elapsed(clock):.0f} s, "
         f"step {history.steps}, {task.error_name} {history.rows[-1][3]:.4f}   ",
         end=end,
         flush=True,

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import hesse
-
 Batch = tuple[Tensor, Tensor]
 Draw = Callable[[int, torch.Generator], Batch]
 
@@ -54,33 +52,3 @@ def growing(first: int, last: int, every: int) -> Sizes:
     [100, 100, 200, 800, 1000]
     """
     return lambda step: min(last, first * 2 ** min(step // every, 30))
-
-
-def hessian_free(sizes: Sizes, name: str = "HessianFree", **options: Any) -> Rival:
-    """HessianFree on a new batch in every step."""
-
-    def make(task: Task, model: nn.Module, batch: Batch) -> hesse.HessianFree:
-        return hesse.HessianFree(hesse.Risk(model, task.loss, batch), **options)
-
-    def step(optimizer: hesse.HessianFree, _: Task, __: nn.Module, batch: Batch) -> None:
-        optimizer.step(data=batch)
-
-    return Rival(name, make, step, sizes)
-
-
-def adamw(
-    lr: float, batch: int, *, clip: float | None = None, model: Any = None, name: str = "AdamW"
-) -> Rival:
-    """AdamW, fused, with the gradient clipped if that is asked for."""
-
-    def make(_: Task, module: nn.Module, __: Batch) -> torch.optim.AdamW:
-        return torch.optim.AdamW(module.parameters(), lr=lr, fused=True)
-
-    def step(optimizer: torch.optim.AdamW, task: Task, module: nn.Module, data: Batch) -> None:
-        optimizer.zero_grad()
-        task.loss(module(data[0]), data[1]).backward()
-        if clip is not None:
-            nn.utils.clip_grad_norm_(module.parameters(), clip)
-        optimizer.step()
-
-    return Rival(name, make, step, lambda _: batch, model)
