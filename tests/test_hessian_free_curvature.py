@@ -161,6 +161,19 @@ def test_a_curvature_with_an_inverse_takes_no_cg_and_its_step_is_rescaled_exactl
     torch.testing.assert_close(flat(model) - x, P @ y, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["ekfac", "kfac", "nystrom", "diagonal", "none"])
+@pytest.mark.filterwarnings("ignore:the loss is flat", "ignore:no preconditioner")
+def test_without_curvature_a_step_goes_down_the_gradient(name):
+    """The Gauss-Newton matrix of the absolute error is zero."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 2).double(), torch.randn(30, 4, dtype=DOUBLE)
+    f = hesse.Risk(model, nn.L1Loss(), (x, torch.randn(30, 2, dtype=DOUBLE)))
+    before, params = flat(model), {k: p.detach().clone() for k, p in model.named_parameters()}
+    HessianFree(f, preconditioner=name, damping=10.0).step()
+    g = hesse.hessian_operator(f, params).flat_gradient
+    torch.testing.assert_close(flat(model) - before, -g / 10.0)
+
+
 def quadratic(damping_rule, **options):
     """A linear model under the squared error; G is the Hessian."""
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ import torch
 from hesse.errors import OperatorError
 from hesse.krylov.nystrom import eigenpairs_of_sketch, sketch
 from hesse.krylov.preconditioners.deflation import deflation
-from hesse.krylov.preconditioners.jacobi import jacobi
+from hesse.krylov.preconditioners.jacobi import absolute_diagonal
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import DiagonalOperator
 from hesse.optimize.factory import Factory, damped_inverse, made
@@ -113,9 +113,8 @@ class StructuredPreconditioner:
             self._K = made(self._factory, risk, self._space, params, "preconditioner")
             return
         generator = torch.Generator().manual_seed(seed)
-        inverse = jacobi(curvature(), probes=_PROBES, generator=generator)._diagonal()
-        assert inverse is not None
-        self._K = DiagonalOperator(self._space, 1.0 / inverse)
+        size, _ = absolute_diagonal(curvature(), _PROBES, generator)
+        self._K = DiagonalOperator(self._space, size)
 
     def __call__(self, damping: float) -> LinearOperator:
         """(K + damping I)^-1."""

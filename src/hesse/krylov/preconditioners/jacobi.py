@@ -62,11 +62,10 @@ def jacobi(
     check_symmetric(A)
     check_not_empty(A.shape)
     probes = check_count("probes", probes, 2)
-    d = A._diagonal() if diagonal is None else A.domain.enter(diagonal, what="d")[0]
-    products = 0
-    if d is None:
-        d, products = _estimate(A, probes, generator)
-    size = d.abs()
+    if diagonal is None:
+        size, products = absolute_diagonal(A, probes, generator)
+    else:
+        size, products = A.domain.enter(diagonal, what="d")[0].abs(), 0
     _, largest = A.domain.extremes(size)
     if not 0.0 < largest < float("inf"):
         raise OperatorError(
@@ -77,6 +76,15 @@ def jacobi(
     numbers = torch.finfo(size.dtype)
     size = torch.where(size < numbers.tiny, numbers.eps * largest, size)
     return Preconditioner(DiagonalOperator(A.domain, 1.0 / size), products)
+
+
+def absolute_diagonal(
+    A: LinearOperator, probes: int, generator: torch.Generator | None
+) -> tuple[Tensor, int]:
+    """|diag(A)| for at most so many products, and these: known, computed, or estimated."""
+    known = A._diagonal()
+    d, products = _estimate(A, probes, generator) if known is None else (known, 0)
+    return d.abs(), products
 
 
 def _estimate(
