@@ -59,10 +59,14 @@ def autoencoder(widths: tuple[int, ...], seed: int) -> nn.Sequential:
 def _rivals(count: int, options: argparse.Namespace) -> dict[str, Tunable | Untuned]:
     last, batch = min(options.last_batch, count), options.rivals_batch
     sizes = growing(min(options.batch, count), last, options.every)
-    rule, cg = options.damping_rule, options.cg
+    settings = {
+        "damping_rule": options.damping_rule,
+        "max_cg_iterations": options.cg,
+        "refresh_every": options.refresh_every,
+    }
     return {
-        "HessianFree": Untuned(rivals.hessian_free(sizes, damping_rule=rule, max_cg_iterations=cg)),
-        "K-FAC": Untuned(rivals.kfac(sizes)),
+        "HessianFree": Untuned(rivals.hessian_free(sizes, **settings)),
+        "K-FAC": Untuned(rivals.kfac(sizes, refresh_every=options.refresh_every)),
         "AdamW": Tunable(lambda rate: rivals.adamw(rate, batch), _ADAM),
         "Muon": Tunable(lambda rate: rivals.muon(rate, batch), _ADAM),
         "SOAP": Tunable(lambda rate: rivals.soap(rate, batch), _ADAM),
@@ -112,5 +116,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add("--batch", type=int, default=1000, help="images of the first steps of HessianFree")
     add("--last-batch", type=int, default=60_000, help="images that its batches grow to")
     add("--every", type=int, default=100, help="steps after which its batches double")
+    add("--refresh-every", type=int, default=1, help="steps of HessianFree's preconditioner")
     add("--rivals-batch", type=int, default=200)
     return parse(shared, arguments)

@@ -29,10 +29,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _rivals(options: argparse.Namespace) -> dict[str, Tunable | Untuned]:
     sizes, batch = growing(options.batch, options.last_batch, options.every), options.rivals_batch
-    rule, cg = options.damping_rule, options.cg
+    settings = {
+        "damping_rule": options.damping_rule,
+        "max_cg_iterations": options.cg,
+        "refresh_every": options.refresh_every,
+    }
     return {
-        "HessianFree": Untuned(rivals.hessian_free(sizes, damping_rule=rule, max_cg_iterations=cg)),
-        "K-FAC": Untuned(rivals.kfac(sizes)),
+        "HessianFree": Untuned(rivals.hessian_free(sizes, **settings)),
+        "K-FAC": Untuned(rivals.kfac(sizes, refresh_every=options.refresh_every)),
         "AdamW": Tunable(lambda rate: rivals.adamw(rate, batch), _ADAM),
         "Muon": Tunable(lambda rate: rivals.muon(rate, batch), _ADAM),
         "SOAP": Tunable(lambda rate: rivals.soap(rate, batch), _ADAM),
@@ -49,5 +53,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add("--batch", type=int, default=64, help="windows of the first steps of HessianFree")
     add("--last-batch", type=int, default=512, help="windows that its batches grow to")
     add("--every", type=int, default=20, help="steps after which its batches double")
+    add("--refresh-every", type=int, default=1, help="steps of HessianFree's preconditioner")
     add("--rivals-batch", type=int, default=32)
     return parse(shared, arguments)

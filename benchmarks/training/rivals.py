@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,10 +27,9 @@ def hessian_free(sizes: Sizes, name: str = "HessianFree", **options: Any) -> Riv
     return Rival(name, make, step, sizes)
 
 
-def kfac(sizes: Sizes, name: str = "K-FAC") -> Rival:
-    """Steps of K-FAC, their length and momentum from the exact Gauss-Newton matrix."""
-    sampled = partial(hesse.kfac_operator, fisher="sampled", samples=1)
-    return hessian_free(sizes, name, curvature=sampled, damping_rule="scan")
+def kfac(sizes: Sizes, name: str = "K-FAC", **options: Any) -> Rival:
+    """Steps of EK-FAC, their length and momentum from the exact Gauss-Newton matrix."""
+    return hessian_free(sizes, name, damping_rule="scan", max_cg_iterations=1, **options)
 
 
 def first_order(
