@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 
 from benchmarks.training.report import Runs, write
+from benchmarks.training.rivals import NEEDS
 from benchmarks.training.run import train
 from benchmarks.training.task import Task
 from benchmarks.training.tuning import Tunable, Untuned
@@ -22,6 +24,9 @@ def contest(
     runs: Runs = {}
     for name, rival in rivals.items():
         if options.rivals and name not in options.rivals:
+            continue
+        if name in NEEDS and find_spec(NEEDS[name]) is None:
+            print(f"{name} is left out: it needs the package {NEEDS[name]}.")
             continue
         best = rival.best(task, seconds, folder, clock)
         for seed in range(options.seeds):

@@ -14,6 +14,9 @@ from benchmarks.training.task import Batch, Rival, Sizes, Task
 
 Optimizer = torch.optim.Optimizer
 
+NEEDS = {"SOAP": "pytorch_optimizer", "Shampoo": "pytorch_optimizer"}
+"""Packages that a rival needs beside torch."""
+
 
 def hessian_free(sizes: Sizes, name: str = "HessianFree", **options: Any) -> Rival:
     """HessianFree."""
