@@ -22,8 +22,10 @@ help:     ## list the targets
 demo: $(VENV)/.demo  ## run the demonstration; its report is written to hesse-demo/
 	$(BIN)/hesse demo
 
+# Its many processes share what one of them compiled, whatever the user prefers elsewhere.
 test: $(VENV)/.dev  ## run every test, the slow ones too, with coverage
-	$(BIN)/python -m pytest -m "not peers" --cov --cov-report=term --cov-fail-under=90 --durations=10
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not peers" \
+	  --cov --cov-report=term --cov-fail-under=90 --durations=10
 
 lint: $(VENV)/.dev  ## check style, types, layers and the length of files
 	$(BIN)/ruff check $(SOURCES)
