@@ -220,6 +220,16 @@ def check_flags(**flags: bool) -> None:
             )
 
 
+def kind_of(value: Any) -> str:
+    """The type of a value with its article, for messages.
+
+    >>> kind_of(1), kind_of({})
+    ('an int', 'a dict')
+    """
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIO' else 'a'} {name}"
+
+
 def is_number(value: Any) -> bool:
     """Whether this is a real number of Python or NumPy; a bool is not.
 

@@ -23,6 +23,7 @@ from hesse.errors import (
     check_count,
     check_flags,
     check_positive,
+    kind_of,
 )
 
 Callback = Callable[[Any], Any]
@@ -342,7 +343,7 @@ def check_path(path: FilePath) -> Path | None:
         return None if path is None else Path(path)
     raise ArgumentError(
         expected="checkpoint to be the path of a file: a str or a pathlib.Path",
-        got=f"a {type(path).__name__}",
+        got=kind_of(path),
         remedy="Leave it out for no checkpoint.",
     )
 

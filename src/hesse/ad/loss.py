@@ -25,7 +25,7 @@ from hesse.ad.jacobian import explained, random_like, undifferentiable
 from hesse.ad.torch_calls import TorchCalls
 from hesse.ad.variables import Leaves, check_scalar, number, tracked
 from hesse.boundary import warn
-from hesse.errors import DtypeError, FunctionError
+from hesse.errors import DtypeError, FunctionError, kind_of
 from hesse.vectors.inner_products import norm
 from hesse.vectors.rows import joined
 
@@ -157,7 +157,7 @@ def _output_tensors(z: Any) -> tuple[list[Tensor], Callable[[Leaves], Any]]:
     if not found:
         raise FunctionError(
             expected="outputs that depend on the parameters",
-            got=f"a {type(z).__name__} without a tensor that does",
+            got=f"{kind_of(z)} without a tensor that does",
             remedy="Compute the outputs from the parameters given, without .detach() or no_grad, "
             "and return them in a tensor, dict, list, tuple, dataclass or distribution.",
         )

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from hesse.ad.quadratic import Quadratic
-from hesse.errors import FunctionError
+from hesse.errors import FunctionError, kind_of
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def check_at(f: Any, x: Any) -> None:
     elif isinstance(f, type) or not (callable(f) or hasattr(f, "summands")):
         raise FunctionError(
             expected="f to be a scalar function of x",
-            got=f"the class {f.__name__}" if isinstance(f, type) else f"a {type(f).__name__}",
+            got=f"the class {f.__name__}" if isinstance(f, type) else kind_of(f),
             remedy="Give a function, or an instance of the class; the order of arguments is (f, "
             "x).",
         )

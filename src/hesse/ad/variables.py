@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hesse.ad.torch_calls import seen
-from hesse.errors import FunctionError
+from hesse.errors import FunctionError, kind_of
 from hesse.surroundings import users_contexts
 from hesse.vectors.rows import joined
 from hesse.vectors.space import Space, Tree
@@ -180,7 +180,7 @@ def check_scalar(value: Any, what: str = "f(x)") -> Tensor:
     got = (
         f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
         if isinstance(value, Tensor)
-        else f"a {type(value).__name__}"
+        else kind_of(value)
     )
     raise FunctionError(
         expected=f"{what} to be a scalar: a floating-point tensor of shape ()",

@@ -26,7 +26,7 @@ from hesse.curvature.rows_of_examples import example_axes
 from hesse.curvature.same_likelihood import with_likelihood
 from hesse.engine.options import ProductOptions
 from hesse.engine.summed_product import PREPARED_MODES, PreparedMode
-from hesse.errors import ArgumentError, FunctionError, check_choice
+from hesse.errors import ArgumentError, FunctionError, check_choice, kind_of
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.low_rank import LowRankOperator
 from hesse.ranks import Ranks
@@ -232,7 +232,7 @@ def _check(
     if not isinstance(risk, Risk):
         raise FunctionError(
             expected="risk to be a hesse.Risk, which knows its loss and its batches",
-            got=f"a {type(risk).__name__}",
+            got=kind_of(risk),
             remedy="Build hesse.Risk(model, loss, data). A plain function has no likelihood.",
         )
     params = point_of(risk, params, "params")

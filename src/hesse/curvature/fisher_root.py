@@ -23,7 +23,7 @@ from hesse.engine.options import ProductOptions
 from hesse.engine.program_cache import ProgramCache
 from hesse.engine.row_layout import RowLayout
 from hesse.engine.summed_product import PREPARED_MODES, PreparedMode
-from hesse.errors import FunctionError, check_choice
+from hesse.errors import FunctionError, check_choice, kind_of
 from hesse.result import OneLine
 from hesse.risk.risk import Risk
 from hesse.tracing.precision import Precision, check_precision
@@ -115,7 +115,7 @@ def fisher_root_operator(
     if not isinstance(risk, Risk):
         raise FunctionError(
             expected="risk to be a hesse.Risk, which knows its loss and its batches",
-            got=f"a {type(risk).__name__}",
+            got=kind_of(risk),
             remedy="Build hesse.Risk(model, loss, data). A plain function has no likelihood.",
         )
     params = point_of(risk, params, "params")

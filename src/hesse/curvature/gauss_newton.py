@@ -16,7 +16,7 @@ from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.point import point_of
 from hesse.engine.options import ProductOptions
 from hesse.engine.summed_product import PREPARED_MODES, PreparedMode
-from hesse.errors import FunctionError, check_choice
+from hesse.errors import FunctionError, check_choice, kind_of
 from hesse.risk.risk import Risk
 from hesse.tracing.precision import Precision, check_precision
 from hesse.vectors.space import Tree
@@ -76,7 +76,7 @@ def ggn_operator(
     if not isinstance(risk, Risk):
         raise FunctionError(
             expected="risk to be a hesse.Risk, which knows its outputs, its loss and its batches",
-            got=f"a {type(risk).__name__}",
+            got=kind_of(risk),
             remedy="Build hesse.Risk(model, loss, data). A plain function has no Gauss-Newton "
             "matrix.",
         )

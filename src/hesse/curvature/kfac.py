@@ -17,7 +17,7 @@ from hesse.curvature.kronecker.saved import load
 from hesse.curvature.point import point_of
 from hesse.curvature.rank_sum import check_same_point, look_here
 from hesse.curvature.same_likelihood import with_likelihood
-from hesse.errors import ArgumentError, FunctionError, check_choice
+from hesse.errors import ArgumentError, FunctionError, check_choice, kind_of
 from hesse.progress import FilePath
 from hesse.ranks import alike
 from hesse.risk.risk import Risk
@@ -203,7 +203,7 @@ def _operator(
     if not isinstance(risk, Risk):
         raise FunctionError(
             expected="risk to be a hesse.Risk, which knows its outputs, its loss and its batches",
-            got=f"a {type(risk).__name__}",
+            got=kind_of(risk),
             remedy="Build hesse.Risk(model, loss, data).",
         )
     params = point_of(risk, params, "params")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hesse.data.trees import named_tensors, tensors
-from hesse.errors import DataError
+from hesse.errors import DataError, kind_of
 
 
 class BatchList(list):
@@ -135,7 +135,7 @@ def _unknown_form(data: Any, what: str) -> DataError:
     size = f" of {len(data)} entries" if isinstance(data, (list, tuple)) else ""
     return DataError(
         expected=f"{what} as a pair (inputs, targets), a mapping, or an iterable of these",
-        got=f"a {type(data).__name__}{size}",
+        got=f"{kind_of(data)}{size}",
         remedy=_remedy(data),
     )
 

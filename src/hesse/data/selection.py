@@ -13,7 +13,7 @@ from hesse.data.batches import Batch, Batches
 from hesse.data.forms import BatchList, batch_of
 from hesse.data.slicing import num_examples
 from hesse.data.trees import map_tensors
-from hesse.errors import ArgumentError, DataError
+from hesse.errors import ArgumentError, DataError, kind_of
 
 
 class WeightedTargets(NamedTuple):
@@ -106,7 +106,7 @@ def _as_tensor(numbers: Any) -> Tensor | None:
 
 def _described(numbers: Any, tensor: Tensor | None) -> str:
     if tensor is None:
-        return f"a {type(numbers).__name__}"
+        return kind_of(numbers)
     return f"shape {tuple(tensor.shape)}, {tensor.dtype}"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hesse.boundary import public
-from hesse.errors import ArgumentError, ShapeError
+from hesse.errors import ArgumentError, ShapeError, kind_of
 from hesse.vectors.trees import Tree, map_leaves, subscript, walk
 
 
@@ -39,7 +39,7 @@ def shard(tree: Tree, mesh: Any) -> Tree:
     if not isinstance(mesh, DeviceMesh):
         raise ArgumentError(
             expected="a DeviceMesh",
-            got=f"a {type(mesh).__name__}",
+            got=kind_of(mesh),
             remedy="Give init_device_mesh('cuda', (size,)), or a dimension of a mesh: mesh['dp'].",
         )
     placements = [*[Replicate()] * (mesh.ndim - 1), Shard(0)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hesse.boundary import public
-from hesse.errors import OperatorError, ShapeError, StructureError
+from hesse.errors import OperatorError, ShapeError, StructureError, kind_of
 from hesse.operators.algebra import LinearOperator
 from hesse.vectors.arrays import as_tensor
 from hesse.vectors.space import Space
@@ -70,7 +70,7 @@ def complement_operator(Q: Any) -> ComplementOperator:
         shape = f" of shape {tuple(Q.shape)}" if isinstance(Q, Tensor) else ""
         raise StructureError(
             expected="Q to be a matrix of shape (n, k)",
-            got=f"a {type(Q).__name__}{shape}",
+            got=f"{kind_of(Q)}{shape}",
             remedy="Give the directions as the columns of a tensor: torch.stack(vectors, dim=1).",
         )
     n, k = Q.shape

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hesse.boundary import public
-from hesse.errors import ArgumentError, DeviceError, DtypeError, ShapeError, StructureError
+from hesse.errors import ArgumentError, DeviceError, DtypeError, ShapeError, StructureError, kind_of
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.low_rank import LowRankOperator
 from hesse.operators.low_rank_map import LowRankMap
@@ -91,7 +91,7 @@ def _factors(U: Any, s: Any, V: Any) -> _Factors:
         if s is None:
             raise ArgumentError(
                 expected="weights s beside U, or the result of hesse.eigsh or hesse.svds",
-                got=f"a {type(U).__name__} alone",
+                got=f"{kind_of(U)} alone",
                 remedy="Give low_rank_operator(U, torch.ones(U.shape[1])) for U U'.",
             )
         return _Factors(U, s, V)
@@ -99,7 +99,7 @@ def _factors(U: Any, s: Any, V: Any) -> _Factors:
     if s is not None or V is not None or not ({"U", "S", "V"} <= {*names} or "vectors" in names):
         raise ArgumentError(
             expected="the result of hesse.eigsh or hesse.svds alone, or factors U and s",
-            got=f"a {type(U).__name__}" + ("" if s is None and V is None else " and factors"),
+            got=kind_of(U) + ("" if s is None and V is None else " and factors"),
             remedy="Give low_rank_operator(hesse.eigsh(A, k)).",
         )
     domain = getattr(U, "domain", None)

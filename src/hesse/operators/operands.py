@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 from torch import Tensor
 
-from hesse.errors import ArgumentError, OperatorError
+from hesse.errors import ArgumentError, OperatorError, kind_of
 
 
 def number(value: Any) -> float:
@@ -20,7 +20,7 @@ def number(value: Any) -> float:
     if not isinstance(given, Real):
         raise OperatorError(
             expected="a number to scale by",
-            got=f"a {type(value).__name__}" if given is value else repr(given),
+            got=kind_of(value) if given is value else repr(given),
             remedy="Use A @ v for a product with a vector, A @ B for one with an operator.",
         )
     try:
@@ -47,7 +47,7 @@ def not_an_operator(other: Any) -> OperatorError:
     """What a sum with something else says."""
     return OperatorError(
         expected="another operator",
-        got=f"a {type(other).__name__}",
+        got=kind_of(other),
         remedy="For a multiple c of the identity write A + c * hesse.identity_operator(n); for a "
         "matrix hesse.dense_operator(M).",
     )

@@ -11,7 +11,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError, is_number
+from hesse.errors import ArgumentError, is_number, kind_of
 from hesse.operators.algebra import LinearOperator
 from hesse.vectors.entries import entries
 from hesse.vectors.space import Space
@@ -44,7 +44,7 @@ class Box:
             pairs = isinstance(bounds, (tuple, list)) and bounds and all(map(_is_pair, bounds))
             raise ArgumentError(
                 expected="bounds to be a pair (lower, upper), or scipy.optimize.Bounds",
-                got="a list of pairs" if pairs else f"a {type(bounds).__name__}",
+                got="a list of pairs" if pairs else kind_of(bounds),
                 remedy="Give bounds=(0.0, None), for instance; each of the two may be a number, a "
                 "tensor or tree like x0, or None. Of pairs (low, high) give tuple(zip(*pairs)).",
             )

@@ -15,6 +15,7 @@ from hesse.errors import (
     check_choice,
     check_count,
     check_positive,
+    kind_of,
 )
 from hesse.operators.algebra import LinearOperator
 from hesse.optimize.preconditioners import NAMES
@@ -44,11 +45,11 @@ def groups_of(source: Any) -> tuple[list[Any], list[Any], Risk | None]:
             trainable = _trainable(groups)
             if trainable:
                 return trainable, _frozen(groups), None
-        got = f"a {type(source).__name__} of something else" if groups else "no parameters"
+        got = f"{kind_of(source)} of something else" if groups else "no parameters"
         if groups and all(map(_is_parameter, groups)):
             got = "parameters of which none requires a gradient"
     else:
-        got = f"a {type(source).__name__}"
+        got = kind_of(source)
     raise ArgumentError(
         expected="a hesse.Risk of an nn.Module, whose parameters are to be trained, or the "
         "parameters themselves, as model.parameters()",
@@ -156,7 +157,7 @@ def _check_factory(what: str, value: Any, default: str) -> None:
         return
     raise OperatorError(
         expected=f"{what} to be a name or a function (risk, params) -> operator",
-        got=f"a {type(value).__name__}",
+        got=kind_of(value),
         remedy=f'Give "{default}", or a function such as hesse.kfac_operator: the matrix is needed '
         "at every point.",
     )
@@ -199,14 +200,14 @@ def check_source(risk: Risk | None, closure: Callable[[], Any] | None, data: Any
     if risk is not None and closure is not None:
         raise ArgumentError(
             expected="no closure",
-            got=f"a {type(closure).__name__}",
+            got=kind_of(closure),
             remedy="The risk given at construction is evaluated; or step(data=batch).",
         )
     if risk is None and not (callable(closure) and data is None):
         raise ArgumentError(
             expected="a closure () -> (outputs, loss), or the loss, since the optimiser was given "
             "parameters",
-            got="data" if data is not None else f"a {type(closure).__name__}",
+            got="data" if data is not None else kind_of(closure),
             remedy="optimizer.step(closure); or construct it from a hesse.Risk.",
         )
 

@@ -22,6 +22,7 @@ from hesse.errors import (
     check_count,
     check_has_variables,
     check_tolerances,
+    kind_of,
 )
 from hesse.operators.diagonal import DiagonalOperator
 from hesse.optimize.box import Box
@@ -220,7 +221,7 @@ def _as_function(r: Any) -> Callable[[Any], Any] | None:
     if not callable(r):
         raise FunctionError(
             expected="r to be a function of x",
-            got=f"a {type(r).__name__}",
+            got=kind_of(r),
             remedy="Give a function that returns the residuals.",
         )
     return r

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hesse.boundary import public
-from hesse.errors import ArgumentError, check_count, check_positive
+from hesse.errors import ArgumentError, check_count, check_positive, kind_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -70,7 +70,7 @@ def sparse_init_(
     if not layers:
         raise ArgumentError(
             expected="a model with linear, convolutional or recurrent layers",
-            got=f"a {type(model).__name__} without",
+            got=f"{kind_of(model)} without",
             remedy="Initialise layers of your own with torch.nn.init.sparse_.",
         )
     for name, parameter in _parameters(layers):

@@ -18,7 +18,7 @@ from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.structural_damping import StructuralRisk
 from hesse.engine.options import ProductOptions
 from hesse.engine.program_cache import ProgramCache
-from hesse.errors import ArgumentError, is_number
+from hesse.errors import ArgumentError, is_number, kind_of
 from hesse.operators.algebra import LinearOperator
 from hesse.optimize.current_point import CurrentPoint
 from hesse.optimize.point import Point
@@ -92,8 +92,7 @@ def _weights(wanted: Any, risk: Risk | None) -> dict[nn.Module, float]:
         if not isinstance(module, nn.Module) or (known is not None and module not in known):
             raise ArgumentError(
                 expected="modules of the model as the keys of structural_damping",
-                got=f"a {type(module).__name__}"
-                + " of another model" * isinstance(module, nn.Module),
+                got=kind_of(module) + " of another model" * isinstance(module, nn.Module),
                 remedy="structural_damping={model.rnn: 0.03}, with the modules of the model that "
                 "the risk was given.",
             )
@@ -119,7 +118,7 @@ def _recurrent(model: Any) -> list[nn.Module]:
         return layers
     raise ArgumentError(
         expected="a model with recurrent layers of torch, whose states are damped",
-        got="parameters without a model" if model is None else f"a {type(model).__name__} without",
+        got="parameters without a model" if model is None else f"{kind_of(model)} without",
         remedy="Name the modules whose outputs are the hidden states: structural_damping="
         "{model.encoder: 0.03}.",
     )

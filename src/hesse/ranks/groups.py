@@ -7,7 +7,7 @@ import atexit
 import datetime
 from typing import Any
 
-from hesse.errors import ArgumentError
+from hesse.errors import ArgumentError, kind_of
 
 Key = tuple[Any, datetime.timedelta]
 """A group of the user's, and how long to wait in it."""
@@ -45,7 +45,7 @@ def process_group(group: Any) -> Any:
     if not isinstance(group, dist.ProcessGroup):
         raise ArgumentError(
             expected="group to be a process group of torch.distributed, or a DeviceMesh",
-            got=f"a {type(group).__name__}",
+            got=kind_of(group),
             remedy="Give torch.distributed.group.WORLD for all processes.",
         )
     return group

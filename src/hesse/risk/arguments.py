@@ -23,6 +23,7 @@ from hesse.errors import (
     NonFiniteError,
     check_choice,
     first_line,
+    kind_of,
 )
 from hesse.vectors.shards import is_sharded
 from hesse.vectors.space import Space, Tree
@@ -55,7 +56,7 @@ def check_model_and_loss(model: Any, loss: Any, data: Any, params: Any) -> None:
         if not callable(argument):
             raise ArgumentError(
                 expected=f"{what} to be callable",
-                got=f"a {type(argument).__name__}",
+                got=kind_of(argument),
                 remedy=f"Give an nn.Module or a function. {_ORDER}",
             )
     if _is_loss(data) or isinstance(data, nn.Module):

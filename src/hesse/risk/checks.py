@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hesse.errors import HesseError, RandomnessError, ShapeError, StructureError
+from hesse.errors import HesseError, RandomnessError, ShapeError, StructureError, kind_of
 from hesse.ranks import Ranks
 from hesse.risk.fsdp import check_shards, hold_shards
 from hesse.vectors.space import Tree
@@ -76,7 +76,7 @@ class ParameterNames:
         if not isinstance(params, Mapping):
             raise StructureError(
                 expected="a mapping from names to tensors, as from model.named_parameters()",
-                got=f"a {type(params).__name__}",
+                got=kind_of(params),
                 remedy="Use risk.params or dict(model.named_parameters()); for another form of "
                 "parameters give the model as a callable (params, inputs) -> outputs.",
             )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hesse.ad.loss import map_outputs
-from hesse.errors import ArgumentError, DataError, FunctionError
+from hesse.errors import ArgumentError, DataError, FunctionError, kind_of
 from hesse.risk.risk import Risk
 
 Closure = Callable[[], Any]
@@ -179,7 +179,7 @@ def _outputs_and_loss(result: Any) -> tuple[Any, Tensor]:
         return outputs, loss
     raise ArgumentError(
         expected="a closure that returns (outputs, loss), or the loss, a scalar tensor",
-        got=f"one that returns a {type(result).__name__}",
+        got=f"one that returns {kind_of(result)}",
         remedy="def closure(): outputs = model(x); return outputs, loss_function(outputs, y)",
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hesse.errors import FunctionError
+from hesse.errors import FunctionError, kind_of
 
 
 class HiddenStates:
@@ -67,7 +67,7 @@ def _first(module: nn.Module, output: Any) -> Tensor:
         return output
     raise FunctionError(
         expected="hidden states that are a floating-point tensor, or the first part of a tuple",
-        got=f"a {type(output).__name__} from {type(module).__name__}",
+        got=f"{kind_of(output)} from {type(module).__name__}",
         remedy="Name a module inside of it that returns the states: structural_damping={module: "
         "0.03}.",
     )
@@ -76,7 +76,7 @@ def _first(module: nn.Module, output: Any) -> Tensor:
 def _not_called(module: nn.Module) -> FunctionError:
     return FunctionError(
         expected="modules of hidden states that the forward pass calls",
-        got=f"a {type(module).__name__} that it does not call",
+        got=f"{kind_of(module)} that it does not call",
         remedy="Name those that it does call: structural_damping={module: 0.03}; of one whose "
         "weights are used without a call, put the states through an nn.Identity().",
     )

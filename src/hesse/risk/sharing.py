@@ -14,7 +14,7 @@ from torch import Tensor
 from hesse.boundary import warn
 from hesse.data.batches import Batches
 from hesse.data.trees import tensors
-from hesse.errors import ArgumentError, DataError
+from hesse.errors import ArgumentError, DataError, kind_of
 from hesse.ranks import RankError, Ranks
 from hesse.vectors.raw import raw_bytes
 from hesse.vectors.shards import is_sharded
@@ -96,7 +96,7 @@ def check_sampler(data: Any, ranks: Ranks | None) -> None:
     if total != count:
         raise ArgumentError(
             expected="every example on one rank, once",
-            got=f"a {type(sampler).__name__} that gives {total} for {count} examples",
+            got=f"{kind_of(sampler)} that gives {total} for {count} examples",
             remedy="Give each rank DataLoader(Subset(dataset, range(rank, len(dataset), size)), "
             "...): the parts need not be equal.",
         )

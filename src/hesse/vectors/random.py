@@ -9,7 +9,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError
+from hesse.errors import ArgumentError, kind_of
 
 Draw = Callable[[int, torch.dtype, torch.device, torch.Generator | None], Tensor]
 """(n, dtype, device, generator) -> n independent numbers."""
@@ -93,6 +93,6 @@ def check_generator(generator: torch.Generator | None) -> None:
     if not isinstance(generator, torch.Generator | None):
         raise ArgumentError(
             expected="generator to be a torch.Generator",
-            got=f"a {type(generator).__name__}",
+            got=kind_of(generator),
             remedy="Give torch.Generator().manual_seed(0), or leave it out for the global one.",
         )

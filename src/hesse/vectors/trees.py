@@ -14,7 +14,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from hesse.errors import StructureError
+from hesse.errors import StructureError, kind_of
 from hesse.vectors.arrays import as_tensor
 
 Tree = Any
@@ -122,12 +122,12 @@ def _mismatch(template: Tree, tree: Tree, label: str) -> StructureError:
     if _children(template) is None:
         expected, details = f"{label} to be a tensor, like x", ""
     else:
-        expected = f"{label} to be a {type(template).__name__} of {len(template)} entries, like x"
+        expected = f"{label} to be {kind_of(template)} of {len(template)} entries, like x"
         details = _difference(template, tree) if isinstance(tree, Mapping) else ""
     size = f" of {len(tree)} entries" if isinstance(tree, (list, tuple)) else ""
     return StructureError(
         expected=expected,
-        got=f"a {type(tree).__name__}{size}{details}",
+        got=f"{kind_of(tree)}{size}{details}",
         remedy="Give a tree with the structure of x.",
     )
 

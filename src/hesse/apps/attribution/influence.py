@@ -23,6 +23,7 @@ from hesse.errors import (
     StructureError,
     check_choice,
     check_count,
+    kind_of,
 )
 from hesse.krylov.solution import Solution
 from hesse.operators.algebra import LinearOperator
@@ -185,7 +186,7 @@ def checked(risk: Any, params: Tree | None) -> tuple[Risk, Tree, PerExample]:
     if not isinstance(risk, Risk):
         raise StructureError(
             expected="risk to be a hesse.Risk, the function that was minimised",
-            got=f"a {type(risk).__name__}",
+            got=kind_of(risk),
             remedy="Build hesse.Risk(model, loss, data, weight_decay=...).",
         )
     params = point_of(risk, params, "params")

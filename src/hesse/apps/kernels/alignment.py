@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hesse.boundary import public
-from hesse.errors import OperatorError, ShapeError, check_flags
+from hesse.errors import OperatorError, ShapeError, check_flags, kind_of
 from hesse.estimators.estimate import Estimate
 from hesse.estimators.norm import norm
 from hesse.operators.algebra import LinearOperator
@@ -94,7 +94,7 @@ def _columns(K: LinearOperator, Y: Tensor) -> Tensor:
         expected="Y with floating-point targets (N,) or (N, C), for a kernel of N or of N C rows",
         got=f"shape {tuple(Y.shape)}, {Y.dtype}, for a kernel of shape {K.shape}"
         if isinstance(Y, Tensor)
-        else f"a {type(Y).__name__}",
+        else kind_of(Y),
         remedy="Of class labels give torch.nn.functional.one_hot(y, C).double().",
     )
 

@@ -13,7 +13,7 @@ from hesse.curvature.jacobian import jacobian_operator
 from hesse.curvature.ntk import ModelOutputs
 from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.point import point_of
-from hesse.errors import ArgumentError, FunctionError, ShapeError
+from hesse.errors import ArgumentError, FunctionError, ShapeError, kind_of
 from hesse.risk.call import ModelCall, device_of
 from hesse.risk.checks import check_eval_mode
 from hesse.risk.risk import Risk
@@ -51,7 +51,7 @@ def outputs_of(model: Model, x: Any) -> Callable[[Tree], Any]:
     if not callable(module):
         raise FunctionError(
             expected="a model: an nn.Module, a callable (params, inputs) -> outputs, or a Risk",
-            got=f"a {type(module).__name__}",
+            got=kind_of(module),
             remedy="Give one of them.",
         )
     check_eval_mode(module)
@@ -102,7 +102,7 @@ def _difference(y: Any, f: Any) -> Tensor:
     if not isinstance(f, Tensor):
         raise ShapeError(
             expected="outputs in one tensor",
-            got=f"a {type(f).__name__}",
+            got=kind_of(f),
             remedy="Let the model return the outputs alone.",
         )
     fits = isinstance(y, Tensor) and y.shape == f.shape and y.is_floating_point()

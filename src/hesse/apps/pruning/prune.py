@@ -28,6 +28,7 @@ from hesse.errors import (
     check_choice,
     check_count,
     is_number,
+    kind_of,
 )
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import IdentityOperator
@@ -224,7 +225,7 @@ def _checked(risk: Any, params: Tree | None) -> tuple[Risk, Tree, Space]:
     if not isinstance(risk, Risk):
         raise StructureError(
             expected="risk to be a hesse.Risk on the calibration data",
-            got=f"a {type(risk).__name__}",
+            got=kind_of(risk),
             remedy="Build hesse.Risk(model, loss, data).",
         )
     params = point_of(risk, params, "params")

@@ -18,7 +18,7 @@ from hesse.checkpoint import Checkpoint, FilePath
 from hesse.curvature.first_order import first_order
 from hesse.curvature.hessian import hessian_operator
 from hesse.curvature.point import point_of
-from hesse.errors import ArgumentError, FunctionError, Status, check_count, is_number
+from hesse.errors import ArgumentError, FunctionError, Status, check_count, is_number, kind_of
 from hesse.progress import Run
 from hesse.result import Result, pyplot
 from hesse.risk.risk import Risk
@@ -124,7 +124,7 @@ def landscape(
     if not callable(risk):
         raise FunctionError(
             expected="a hesse.Risk, or a scalar function of one argument",
-            got=f"a {type(risk).__name__}",
+            got=kind_of(risk),
             remedy="Build hesse.Risk(model, loss, data).",
         )
     params = point_of(risk, params, "params")

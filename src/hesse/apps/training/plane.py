@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hesse.curvature.operator import CurvatureOperator
-from hesse.errors import ArgumentError, StructureError, check_choice
+from hesse.errors import ArgumentError, StructureError, check_choice, kind_of
 from hesse.krylov.eigsh import eigsh
 from hesse.vectors.space import Space
 
@@ -127,7 +127,7 @@ def given_directions(space: Space, directions: Any) -> Tensor:
             expected="directions as 'top', 'ends', 'gradient', or two vectors",
             got=f"{len(directions)} of them"
             if isinstance(directions, (tuple, list))
-            else f"a {type(directions).__name__}",
+            else kind_of(directions),
             remedy="Give (u, v), flat vectors or trees like the parameters.",
         )
     return torch.stack([space.enter(d, what="a direction")[0] for d in directions], 1)

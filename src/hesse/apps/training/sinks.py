@@ -13,7 +13,7 @@ from typing import Any
 
 from hesse.apps.training.history import CurvatureMeasurement
 from hesse.boundary import warn
-from hesse.errors import ArgumentError
+from hesse.errors import ArgumentError, kind_of
 
 Sink = Callable[[CurvatureMeasurement], Any]
 
@@ -120,6 +120,6 @@ def _writer_of(writer: Any) -> Sink:
     raise ArgumentError(
         expected="writer as a SummaryWriter of TensorBoard, a run of Weights & Biases, or a "
         "function of a CurvatureMeasurement",
-        got=f"a {type(writer).__name__}",
+        got=kind_of(writer),
         remedy="Give torch.utils.tensorboard.SummaryWriter(), or wandb.init(...).",
     )

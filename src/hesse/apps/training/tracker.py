@@ -28,6 +28,7 @@ from hesse.errors import (
     check_count,
     check_flags,
     is_number,
+    kind_of,
 )
 from hesse.result import OneLine
 from hesse.risk.call import ModelCall, device_of
@@ -216,7 +217,7 @@ class CurvatureTracker(OneLine):
         if not isinstance(state, dict) or state.keys() != wanted:
             raise StructureError(
                 expected=f"a state with {', '.join(sorted(wanted))}",
-                got=f"{sorted(state)}" if isinstance(state, dict) else f"a {type(state).__name__}",
+                got=f"{sorted(state)}" if isinstance(state, dict) else kind_of(state),
                 remedy="Give what CurvatureTracker.state_dict() returned.",
             )
         self._steps = state["steps"]
@@ -270,7 +271,7 @@ def _risk_of(given: Any, model: Any, loss: Any) -> Risk:
     if not isinstance(model, nn.Module) or loss is None:
         raise StructureError(
             expected="a hesse.Risk; or batches with the model and the loss",
-            got=f"a {type(given).__name__}, and {'no loss' if loss is None else 'no nn.Module'}",
+            got=f"{kind_of(given)}, and {'no loss' if loss is None else 'no nn.Module'}",
             remedy="CurvatureTracker(risk), or CurvatureTracker(batches, model, loss).",
         )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

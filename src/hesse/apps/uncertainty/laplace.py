@@ -35,6 +35,7 @@ from hesse.errors import (
     check_count,
     check_positive,
     is_number,
+    kind_of,
 )
 from hesse.operators.algebra import LinearOperator
 from hesse.ranks import alike
@@ -183,7 +184,7 @@ def _checked(risk: Any, params: Tree | None) -> tuple[Risk, Tree]:
     if not isinstance(risk, Risk):
         raise StructureError(
             expected="risk to be a hesse.Risk, whose loss says the likelihood",
-            got=f"a {type(risk).__name__}",
+            got=kind_of(risk),
             remedy="Build hesse.Risk(model, loss, data, weight_decay=...).",
         )
     params = point_of(risk, params, "params")

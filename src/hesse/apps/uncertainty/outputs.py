@@ -19,7 +19,7 @@ from hesse.apps.uncertainty.observations import one_likelihood
 from hesse.curvature.rank_sum import look_once
 from hesse.data.batches import Batch
 from hesse.data.slicing import num_examples, slice_batch
-from hesse.errors import DataError, FunctionError
+from hesse.errors import DataError, FunctionError, kind_of
 from hesse.risk.risk import Risk
 from hesse.vectors.rows import stacked
 from hesse.vectors.space import Tree
@@ -111,7 +111,7 @@ class Outputs:
             raise DataError(
                 expected="inputs as the model takes them: a tensor, a tuple or a mapping, whose "
                 "first dimensions count the examples",
-                got=f"a {type(x).__name__} without such tensors",
+                got=f"{kind_of(x)} without such tensors",
                 remedy="Give the inputs alone, without targets.",
             )
         if size == 0:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hesse.curvature.kronecker.blocks import Block
 from hesse.curvature.kronecker.layout import Kind
-from hesse.errors import ArgumentError
+from hesse.errors import ArgumentError, kind_of
 from hesse.operators.batched_kronecker import Factors
 from hesse.operators.placed_blocks import Indexed, Place, Range, WithColumn
 from hesse.progress import FilePath
@@ -39,7 +39,7 @@ def save(K: KroneckerCurvature, path: FilePath) -> None:
     if not isinstance(space.template, Mapping) or list(space.template) != [*space.names]:
         raise ArgumentError(
             expected="parameters that are a mapping of names to tensors",
-            got=f"parameters in a {type(space.template).__name__}",
+            got=f"parameters in {kind_of(space.template)}",
             remedy="Give the parameters as a dict of tensors, as dict(model.named_parameters()).",
         )
     tensors: dict[str, Tensor] = {}
@@ -82,7 +82,7 @@ def _path(path: FilePath) -> Path:
         return Path(path)
     raise ArgumentError(
         expected="the path of a file: a str or a pathlib.Path",
-        got=f"a {type(path).__name__}",
+        got=kind_of(path),
         remedy='Give one, such as "kfac.safetensors".',
     )
 
@@ -232,5 +232,5 @@ def _check_options(options: dict[str, Any]) -> None:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise DamagedFile(f"a {type(value).__name__} in the place of a text")
+        raise DamagedFile(f"{kind_of(value)} in the place of a text")
     return value
