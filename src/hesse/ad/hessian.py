@@ -25,7 +25,7 @@ from hesse.ad.double_backward import (
     twice_differentiable,
 )
 from hesse.ad.graph_nodes import custom_function, graph_nodes, leaves_of
-from hesse.ad.other_leaves import check_other_leaves
+from hesse.ad.other_leaves import check_earlier_leaves, check_other_leaves, mark
 from hesse.ad.slope_check import check_slope
 from hesse.ad.torch_calls import TorchCalls
 from hesse.ad.variables import LeafFunction, Leaves, number, tracked
@@ -35,6 +35,8 @@ def value_and_gradient(f: LeafFunction, x: Leaves) -> tuple[Tensor, list[Tensor]
     """f(x) and its gradient, without a graph."""
     with differentiating():
         leaves = tracked(x)
+        if not _knows_its_leaves(f):
+            mark(leaves, f)
         with TorchCalls():
             value, recomputes = noting_recomputation(lambda: f(leaves))
         check_depends(value)
@@ -43,6 +45,10 @@ def value_and_gradient(f: LeafFunction, x: Leaves) -> tuple[Tensor, list[Tensor]
             with TorchCalls():
                 check_slope(f, leaves, value.detach(), gradient)
         return number(value), gradient
+
+
+def _knows_its_leaves(f: LeafFunction) -> bool:
+    return getattr(f, "knows_its_leaves", False)
 
 
 class HessianGraph:
@@ -55,6 +61,8 @@ class HessianGraph:
     def __init__(self, f: LeafFunction, x: Leaves) -> None:
         with differentiating():
             self._x = tracked(x)
+            if not _knows_its_leaves(f):
+                mark(self._x, f)
             with TorchCalls():
                 self._value, self.needs_check = noting_recomputation(lambda: f(self._x))
             check_depends(self._value)
@@ -83,7 +91,7 @@ class HessianGraph:
     @cached_property
     def _custom_function(self) -> str | None:  # a walk through the graph
         nodes = list(graph_nodes(self._value))
-        if not getattr(self._f, "knows_its_leaves", False):
+        if not _knows_its_leaves(self._f):
             self._check_leaves(nodes)
         return custom_function(self._value, nodes)
 
@@ -92,6 +100,7 @@ class HessianGraph:
         for leaf in self._x:
             others.pop(id(leaf), None)
         if others:
+            check_earlier_leaves(others.values(), self._f)
             names = [f"a leaf of x, of shape {tuple(leaf.shape)}," for leaf in self._x]
             check_other_leaves(others.values(), self._x, names)
 

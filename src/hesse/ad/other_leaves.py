@@ -4,18 +4,46 @@
 A function may close over trainable tensors that it is not differentiated in, as the energy of atoms
 closes over the weights of a network. One that shares its memory with a leaf of x, or its entries,
 is most likely that leaf: a penalty over `model.parameters()` where x are the parameters. Its part
-of the derivative would be missing.
+of the derivative would be missing. A leaf of an earlier x of the same f is in the graph if f stores
+what it computes, as by `functools.cache`: f(x) is then that of the earlier x in part.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hesse.boundary import warn
 from hesse.errors import FunctionError
+
+
+def mark(leaves: Iterable[Tensor], f: Any) -> None:
+    """Note that these are leaves of an x at which f is evaluated."""
+    try:
+        function = weakref.ref(getattr(f, "function", f))
+    except TypeError:  # an object that takes no weak reference
+        return
+    for leaf in leaves:
+        leaf._hesse_function = function  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def check_earlier_leaves(leaves: Iterable[Tensor], f: Any, now: Sequence[Tensor] = ()) -> None:
+    """Raise if one of the leaves, other than those of x `now`, is of an earlier x of f."""
+    function, own = getattr(f, "function", f), set(map(id, now))
+    for leaf in leaves:
+        reference = getattr(leaf, "_hesse_function", None)
+        if reference is not None and reference() is function and id(leaf) not in own:
+            raise FunctionError(
+                expected="f to compute all that depends on x at every call",
+                got=f"an f that stores what it computed from an earlier x, of shape "
+                f"{tuple(leaf.shape)}, and reads it at this one",
+                remedy="Compute it from the argument at every call, without a cache that outlives "
+                "the call (functools.cache, a dict, an attribute), and delete what is stored.",
+            )
 
 
 def check_other_leaves(others: Iterable[Tensor], x: Sequence[Tensor], names: Sequence[str]) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 from hesse.ad.by_jacobian import ByJacobian
 from hesse.ad.definition import Definition, Quantity, Vectors
 from hesse.ad.double_backward import twice_differentiable
+from hesse.ad.graph_nodes import graph_nodes, leaves_of
+from hesse.ad.other_leaves import check_earlier_leaves, mark
 from hesse.ad.summands import as_sum, check_at
 from hesse.ad.variables import BoundFunction, Leaves, Variables, tracked
 from hesse.boundary import public
@@ -35,7 +37,11 @@ class _Linearisation(ByJacobian):
     def __init__(self, f: BoundFunction, x: Leaves) -> None:
         with twice_differentiable():
             leaves = tracked(x)
-            super().__init__(_output_leaves(f.outputs(leaves)), leaves)
+            mark(leaves, f)
+            z = _output_leaves(f.outputs(leaves))
+        if not f.knows_its_leaves:
+            check_earlier_leaves(leaves_of(graph_nodes(*z)).values(), f, now=leaves)
+        super().__init__(z, leaves)
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -150,6 +156,8 @@ def _output_spaces(definition: JacobianDefinition, g: Any, variables: Variables)
     """The spaces of the outputs of all batches."""
     spaces = []
     for _, point in summand_points(definition, as_sum(g), variables):
+        x = variables.x if point.function.knows_its_leaves else tracked(variables.x)
+        mark(x, point.function)
         with twice_differentiable():  # g may differentiate a network inside
-            spaces.append(Space.of(point.function.outputs(variables.x), what="g(x)"))
+            spaces.append(Space.of(point.function.outputs(x), what="g(x)"))
     return spaces

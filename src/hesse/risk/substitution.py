@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hesse.errors import FunctionError
+from hesse.risk.stored import place_of, stores
 
 # Methods that give the entries of a tensor as something else than a tensor.
 _READS = ("item", "tolist", "numpy", "__float__", "__int__", "__bool__")
@@ -85,6 +86,9 @@ def check_own_leaves(
         if name is None:
             raise _foreign(leaf, model, loss)
         if name in given:
+            place = place_of([leaf], model)
+            if place:
+                raise stores([name], place)
             raise FunctionError(
                 expected="a model and a loss that reach their parameters through functions of "
                 "torch, so that those of params can take their place",

@@ -2,7 +2,8 @@
 """`try_model`: the first evaluations of a model and a loss, from which it is learnt how to call it.
 
 Which buffers does it write to, does it run again in its backward pass, does it reach parameters by
-another way than attributes, is it deterministic, in which precision does it compute?
+another way than attributes, does it store what it computed from them, is it deterministic, in which
+precision does it compute?
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from hesse.errors import RandomnessError
 from hesse.risk.arguments import explaining
 from hesse.risk.buffers import restoring_buffers
 from hesse.risk.call import LossCall, ModelCall, device_of
+from hesse.risk.stored import FirstParameters
 from hesse.risk.substitution import Substitution, check_own_leaves
 from hesse.vectors.space import Space, Tree
 
@@ -59,17 +61,21 @@ def try_model(call: ModelCall, loss_of: LossCall, params: Tree, batch: Batch) ->
     """Evaluate the loss of a batch two or three times, at `constants`.
 
     Raises RandomnessError if it is not deterministic or changes from call to call, FunctionError if
-    it reaches parameters that cannot be replaced.
+    it reaches parameters that cannot be replaced, or stores what it computed from them.
     """
     with call.alone:
         return _tried(call.untried, loss_of, params, batch)
 
 
 def _tried(call: ModelCall, loss_of: LossCall, params: Tree, batch: Batch) -> Trial:
-    runs = list[_Run]()
+    runs, earlier = list[_Run](), FirstParameters(params)
 
     def value(call: ModelCall) -> Tensor:
-        value, run = _evaluate(call, loss_of, params, batch)
+        if runs:
+            value, run = _evaluate(call, loss_of, params, batch)
+        else:
+            with torch.inference_mode(False), torch.enable_grad():
+                value, run = _evaluate(call, loss_of, earlier.params, batch)
         runs.append(run)
         return value
 
@@ -90,6 +96,8 @@ def _tried(call: ModelCall, loss_of: LossCall, params: Tree, batch: Batch) -> Tr
         for dtype in {first.dtype, *run.dtypes, *(leaf.dtype for leaf in tensors(params))}
     )
     check_repeats(float(first), float(second), rtol)
+    earlier.check_later(run.leaves, call.model)
+    earlier.look_for_earlier(runs[0].leaves, call.model)
     # A leaf in one graph only was made by the model, as one that differentiates itself does.
     shared = [leaf for key, leaf in run.leaves.items() if key in before.leaves]
     if isinstance(call.model, nn.Module):
