@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """K-FAC and EK-FAC of models and data in many forms; what cannot be traced is refused."""
 
+import cProfile
+import pstats
 from copy import deepcopy
 
 import pytest
@@ -96,3 +98,15 @@ def test_example_weights():
     E, G = ekfac_operator(risk), ggn_operator(risk).to_dense()
     for _, ours, block in against_blocks(E, G):
         torch.testing.assert_close(ours.trace(), block.trace())
+
+
+def test_the_cost_to_set_up_is_linear_in_the_number_of_layers():
+    def calls(layers):
+        parts = [part for _ in range(layers) for part in (nn.Linear(4, 4), nn.Tanh())]
+        risk = Risk(nn.Sequential(*parts), nn.MSELoss(), (torch.randn(5, 4), torch.randn(5, 4)))
+        with cProfile.Profile() as profile:
+            kfac_operator(risk, risk.params)
+        return pstats.Stats(profile).total_calls  # pyright: ignore[reportAttributeAccessIssue]
+
+    calls(2)  # what is done once in a process
+    assert calls(160) <= 4.4 * calls(40)

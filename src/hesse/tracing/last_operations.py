@@ -20,7 +20,7 @@ operations.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -40,9 +40,13 @@ def read_uses(graph: Graph, gradients: list[int], directions: list[int]) -> list
     return [reader.uses(number) for number in gradients]
 
 
-def row_tensor(graph: Graph, use: Use) -> tuple[int, bool]:
+def makers_of(graph: Graph) -> dict[int, Node]:
+    """The node that makes each value."""
+    return {n: node for node in graph.nodes for n in node.makes()}
+
+
+def row_tensor(makers: Mapping[int, Node], use: Use) -> tuple[int, bool]:
     """What the rows of g are views of, and whether transposed; a bias shares it with its weight."""
-    makers = {n: node for node in graph.nodes for n in node.makes()}
     number, transposed = use.g, use.rule == "mm" and use.g_is_left != use.is_swapped
     while (node := makers.get(number)) is not None:
         if node.function is _aten.t.default:
@@ -57,7 +61,7 @@ class _Reader:
     """Follows values of a graph back to the operations that sum over rows."""
 
     def __init__(self, graph: Graph, directions: set[int]) -> None:
-        self._makers = {n: node for node in graph.nodes for n in node.makes()}
+        self._makers = makers_of(graph)
         self._metas = graph.metas
         self._tangent = dependent_values(graph.nodes, directions)
         self._rules: dict[Any, Callable[[Node, int], Use | None]] = {

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from hesse.errors import DataError
 from hesse.operators.placed_blocks import Indexed, Place, Range, WithColumn
-from hesse.tracing.graph import Graph
-from hesse.tracing.last_operations import row_tensor
+from hesse.tracing.graph import Graph, Node
+from hesse.tracing.last_operations import makers_of, row_tensor
 from hesse.tracing.uses import Use
 
 Kind = Literal["kronecker", "rows", "scalar", "zero"]
@@ -215,16 +215,16 @@ def _entries(use: Use, size: int) -> Tensor | None:
 
 def _with_biases(graph: Graph, blocks: list[BlockLayout]) -> list[BlockLayout]:
     """A weight and the bias of the same rows as one block."""
-    by_rows: dict[tuple, int] = {}
+    makers, by_rows = makers_of(graph), dict[tuple, int]()
     for k, block in enumerate(blocks):
         if block.kind == "rows" and _is_bias(block):
-            by_rows.setdefault(_rows_key(graph, block), k)
+            by_rows.setdefault(_rows_key(makers, block), k)
     joined: dict[int, BlockLayout] = {}
     gone: set[int] = set()
     for k, block in enumerate(blocks):
         if block.kind != "kronecker" or any(use.rule == "embedding" for use in block.uses):
             continue
-        b = by_rows.get(_rows_key(graph, block))
+        b = by_rows.get(_rows_key(makers, block))
         if b is not None and b not in gone:
             whole = _joined(block, blocks[b])
             if whole is not None:
@@ -238,8 +238,8 @@ def _is_bias(block: BlockLayout) -> bool:
     return rules <= {"sum", "channel sum"} and isinstance(block.place, Range)
 
 
-def _rows_key(graph: Graph, block: BlockLayout) -> tuple:
-    return tuple(sorted((*row_tensor(graph, use), use.scale) for use in block.uses))
+def _rows_key(makers: Mapping[int, Node], block: BlockLayout) -> tuple:
+    return tuple(sorted((*row_tensor(makers, use), use.scale) for use in block.uses))
 
 
 def _joined(weight: BlockLayout, bias: BlockLayout) -> BlockLayout | None:
