@@ -41,6 +41,10 @@ class Tape:
         """The shape of a value."""
         return self._metas[number].shape
 
+    def dtype(self, number: int) -> torch.dtype:
+        """The dtype of a value."""
+        return self._metas[number].dtype
+
     def numel(self, number: int) -> int:
         """The number of its entries."""
         return math.prod(self.shape(number))
@@ -92,7 +96,7 @@ class Tape:
 
 def is_integer(meta: TensorMeta) -> bool:
     """Whether a tensor holds integers or Booleans: indices, say, or a mask."""
-    return not meta.dtype.is_floating_point
+    return not (meta.dtype.is_floating_point or meta.dtype.is_complex)
 
 
 def row_numbers(ids: Tensor) -> Any:

@@ -13,12 +13,16 @@ from collections.abc import Callable, Sequence
 from hesse.tracing.graph import Node
 from hesse.tracing.sparsity.patterns import Pattern
 from hesse.tracing.sparsity.rules import (
+    complex_numbers,
     convolution,
     indexing,
+    losses,
     matmul,
+    mixtures,
     pointwise,
     reductions,
     scatter,
+    separable,
 )
 from hesse.tracing.sparsity.tape import Tape
 
@@ -30,5 +34,9 @@ RULES: tuple[Rule, ...] = (
     scatter.patterns,
     convolution.patterns,
     matmul.patterns,
+    separable.patterns,
+    complex_numbers.patterns,
+    losses.patterns,
+    mixtures.patterns,
     pointwise.patterns,
 )

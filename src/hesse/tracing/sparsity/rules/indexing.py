@@ -35,7 +35,12 @@ _INDEXING = frozenset(
             ("index_fill", "int_Tensor"),
             ("masked_scatter", "default"),
         ),
-        *(("masked_select", "default"), ("tril", "default"), ("triu", "default")),
+        *(
+            ("masked_select", "default"),
+            ("masked_scatter_backward", "default"),
+            ("tril", "default"),
+            ("triu", "default"),
+        ),
         *(("clone", "default"), ("detach", "default"), ("lift_fresh", "default")),
         *(("contiguous", "default"), ("_to_copy", "default"), ("copy", "default")),
         *(("_reshape_copy", "default"), ("unfold_copy", "default"), ("view_copy", "default")),
@@ -43,11 +48,20 @@ _INDEXING = frozenset(
         *(("channel_shuffle", "default"), ("pixel_shuffle", "default")),
         *(("pixel_unshuffle", "default"), ("upsample_nearest1d", "default")),
         *(("upsample_nearest2d", "default"), ("upsample_nearest3d", "default")),
+        *((f"_upsample_nearest_exact{d}d", "default") for d in (1, 2, 3)),
         *(("reflection_pad1d", "default"), ("reflection_pad2d", "default")),
         *(("reflection_pad3d", "default"), ("replication_pad1d", "default")),
         *(("replication_pad2d", "default"), ("replication_pad3d", "default")),
     ]
     if hasattr(_aten, name) and hasattr(getattr(_aten, name), overload)
+)
+
+# Views that do more than to move entries: see `complex_numbers`.
+VIEWS_OF_NUMBERS = frozenset(
+    [
+        *(_aten.view_as_complex.default, _aten.view_as_real.default),
+        *(_aten._conj.default, _aten._neg_view.default),
+    ]
 )
 
 # They read the shape of their argument, and none of its entries. What is empty is written to before
@@ -61,7 +75,7 @@ FILLS = frozenset(
 )
 
 # They have no kernel for integers. The numbers in float64 are as exact.
-_FOR_FLOATS = ("im2col", "upsample_", "reflection_pad", "replication_pad")
+_FOR_FLOATS = ("im2col", "upsample_", "_upsample_", "reflection_pad", "replication_pad")
 
 # Arguments that say how to store a result.
 STORAGE = frozenset(["dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking"])
@@ -96,6 +110,8 @@ def patterns(node: Node, tape: Tape) -> Sequence[Pattern | None] | None:
 
 def moves_entries(node: Node) -> bool:
     """Whether entries of the result are entries of an argument, or zero."""
+    if node.function in VIEWS_OF_NUMBERS:
+        return False
     return is_view(node.function) or node.function in _INDEXING or _replaces(node)
 
 

@@ -15,18 +15,29 @@ from hesse.tracing.sparsity.tape import Tape
 
 _aten = torch.ops.aten
 
+# They are not marked as pointwise. A loss that is reduced has one slope for all entries.
+_UNMARKED = frozenset(
+    getattr(_aten, f"{name}_backward").default
+    for name in (
+        *("elu", "hardswish", "softplus", "log_sigmoid", "mish", "hardtanh", "leaky_relu"),
+        *("hardshrink", "softshrink", "hardsigmoid", "gelu", "silu", "threshold", "tanh"),
+        *("huber_loss", "smooth_l1_loss", "mse_loss", "soft_margin_loss", "_prelu_kernel"),
+        "rrelu_with_noise",
+    )
+    if hasattr(_aten, f"{name}_backward")
+)
+
 
 def patterns(node: Node, tape: Tape) -> Sequence[Pattern | None] | None:
     """The union over the arguments, after broadcasting; `where` unites both branches."""
-    if not is_pointwise(node.function):
+    if not is_pointwise(node.function) and node.function not in _UNMARKED:
         return None
-    (result,) = node.results
-    assert result is not None
-    shape = tape.shape(result)
+    results = [number for number in node.results if number is not None]
+    shape = tape.shape(results[0])
     whole = union([tape.broadcast(number, shape) for number in tape.moving(node)])
     mask = _factor_with_zeros(node, tape)
     if mask is None:
-        return [whole]
+        return [None if number is None else whole for number in node.results]
     rows = np.arange(1, whole.shape[0] + 1)
     kept = np.broadcast_to(mask.numpy(), shape).reshape(-1)
     return [select([whole], np.where(kept, rows, 0))]

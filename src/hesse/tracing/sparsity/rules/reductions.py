@@ -16,7 +16,10 @@ from hesse.tracing.sparsity.tape import Tape, row_numbers
 _aten = torch.ops.aten
 
 _SUMS = frozenset(
-    [*(_aten.sum.default, _aten.sum.dim_IntList), *(_aten.mean.default, _aten.mean.dim)]
+    [
+        *(_aten.sum.default, _aten.sum.dim_IntList, _aten.mean.default, _aten.mean.dim),
+        *(_aten.amax.default, _aten.amin.default),  # of sizes, by which numbers are scaled
+    ]
 )
 
 # They mix the entries along a dimension, which is the argument at this position.
@@ -37,21 +40,25 @@ def patterns(node: Node, tape: Tape) -> Sequence[Pattern | None] | None:
     """A sum is the union of its terms; along a mixed dimension every entry gets that union."""
     if node.function in _SUMS:
         (number,) = tape.moving(node)
-        return [_sum(tape, number, node.args[1] if len(node.args) > 1 else None)[0]]
+        return [sum_over(tape, number, node.args[1] if len(node.args) > 1 else None)[0]]
     if node.function in _MIXING and node.args[0].index in tape.patterns:
         number = node.args[0].index
-        total, groups = _sum(tape, number, [node.args[_MIXING[node.function]]])
+        total, groups = sum_over(tape, number, [node.args[_MIXING[node.function]]])
         return [select([total], groups + 1)]
     if node.function in _SOLVES and tape.moving(node) == [node.args[_SOLVES[node.function]].index]:
         (number,) = tape.moving(node)
-        total, groups = _sum(tape, number, [-2 if node.kwargs.get("left", True) else -1])
+        total, groups = sum_over(tape, number, [-2 if node.kwargs.get("left", True) else -1])
         return [select([total], groups + 1)]
+    if node.function is _aten.native_batch_norm_backward.default:
+        return _batch_norm(node, tape)
+    if node.function is _aten.glu_backward.default and tape.moving(node) == [node.args[0].index]:
+        return [_two_halves(tape, node.args[0].index, node.args[2])]
     if node.function is _aten.cumsum.default:
         return [_cumulative_sum(tape, node.args[0].index, node.args[1])]
     return None
 
 
-def _sum(tape: Tape, number: int, dims: Sequence[int] | None) -> tuple[Pattern, np.ndarray]:
+def sum_over(tape: Tape, number: int, dims: Sequence[int] | None) -> tuple[Pattern, np.ndarray]:
     """The pattern of the sum over dimensions, and the entry of it that each entry goes to."""
     shape = tape.shape(number)
     dims = list(dims) if dims else list(range(len(shape)))
@@ -60,6 +67,24 @@ def _sum(tape: Tape, number: int, dims: Sequence[int] | None) -> tuple[Pattern, 
     count = math.prod(kept)
     groups = row_numbers(torch.arange(count).view(kept).expand(shape))
     return gather_groups(tape.patterns[number], groups, count), groups
+
+
+def _batch_norm(node: Node, tape: Tape) -> Sequence[Pattern | None] | None:
+    """The gradient in the inputs, which in evaluation is entry by entry, weights and biases."""
+    g, trains = node.args[0].index, node.args[7]
+    if tape.moving(node) != [g]:
+        return None
+    others = [dim for dim in range(len(tape.shape(g))) if dim != 1]
+    total, groups = sum_over(tape, g, others)
+    rows = select([total], groups + 1) if trains else tape.patterns[g]
+    pairs = zip(node.results, (rows, total, total), strict=True)
+    return [None if number is None else pattern for number, pattern in pairs]
+
+
+def _two_halves(tape: Tape, number: int, dim: int) -> Pattern:
+    """The entries twice along a dimension."""
+    numbers = tape.numbers(number)
+    return select([tape.patterns[number]], row_numbers(torch.cat([numbers, numbers], dim)))
 
 
 def _cumulative_sum(tape: Tape, number: int, dim: int) -> Pattern:

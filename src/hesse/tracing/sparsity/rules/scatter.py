@@ -52,6 +52,10 @@ def _index_add(numbers: Tensor, node: Node, tape: Tape) -> Tensor:
     return numbers.index_select(node.args[1], tape.operand(node.args[2].index))
 
 
+def _put(numbers: Tensor, node: Node, tape: Tape) -> Tensor:
+    return numbers.take(tape.operand(node.args[1].index))
+
+
 def _scatter_add(numbers: Tensor, node: Node, tape: Tape) -> Tensor:
     index, source = tape.operand(node.args[2].index), tape.shape(node.args[3].index)
     if tuple(index.shape) != tuple(source):
@@ -63,6 +67,7 @@ _INTO_BASE: dict[Any, tuple[Places, int]] = {
     _aten.index_put.default: (_index_put, 2),
     _aten._unsafe_index_put.default: (_index_put, 2),
     _aten.index_add.default: (_index_add, 3),
+    _aten.put.default: (_put, 2),
     _aten.scatter_add.default: (_scatter_add, 3),
 }
 
@@ -86,11 +91,30 @@ def _nearest(numbers: Tensor, node: Node, tape: Tape) -> Tensor:
     return forward.default(numbers.to(torch.float64), size, *scales).to(torch.int64)
 
 
+def _maximum(dimensions: int, numbers: Tensor, node: Node, tape: Tape) -> Tensor:
+    """Where each window has its maximum; the numbers within an image are the last argument."""
+    index = tape.operand(node.args[-1].index)
+    images = numbers.flatten(-dimensions)
+    return images.gather(-1, index.flatten(-dimensions)).view(index.shape)
+
+
 ADJOINTS: dict[Any, Places] = {
     _aten.unfold_backward.default: _unfold,
     _aten.embedding_dense_backward.default: _embedding,
     _aten.col2im.default: partial(_through, _aten.im2col.default, slice(2, None)),
-    **{getattr(_aten, f"upsample_nearest{d}d_backward").default: _nearest for d in (1, 2, 3)},
+    **{
+        getattr(_aten, f"{name}{d}d_backward").default: _nearest
+        for name in ("upsample_nearest", "_upsample_nearest_exact")
+        for d in (1, 2, 3)
+    },
+    **{
+        getattr(_aten, name.format(d)).default: partial(_maximum, d)
+        for name in (
+            *("max_pool{}d_with_indices_backward", "adaptive_max_pool{}d_backward"),
+            "fractional_max_pool{}d_backward",
+        )
+        for d in (2, 3)
+    },
     **{
         getattr(_aten, f"{kind}_pad{d}d_backward").default: partial(
             _through, getattr(_aten, f"{kind}_pad{d}d").default, slice(2, None)
