@@ -160,7 +160,13 @@ def test_a_subspace_is_a_leaf_or_a_group_of_leaves():
     assert (below.names, below.n, where) == (("b.w", "b.v"), 7, slice(2, 9))
     one, where = space.subspace("b.v")
     assert (one.shapes, where) == ((torch.Size((2, 2)),), slice(5, 9))
-    for name in ("c", "b.", "", "b.w.x", ["a", "b.v"]):
+    several, where = space.subspace(["b.v", "a"])
+    assert several.names == ("a", "b.v")
+    assert where.tolist() == [0, 1, 5, 6, 7, 8]
+    again, where = space.subspace(("b", "*.v", "a"))
+    assert (again.names, where) == (space.names, slice(0, 9))
+    assert space.subspace(["a"])[0].template == {"a": None}
+    for name in ("c", "b.", "", "b.w.x", [], ["a", "c"], ["a", 1], 1):
         with pytest.raises(
             ArgumentError, match=r"(?s)the name of a leaf.*A.domain.names.*a pattern"
         ):

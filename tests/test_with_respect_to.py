@@ -72,9 +72,28 @@ def test_some_leaves_of_x():
         part = hessian_operator(f, x, with_respect_to=name)
         torch.testing.assert_close(part.to_dense(), H.block(name).to_dense())
         assert part.shape == (len(x[name]),) * 2
-    for wrong in ("c", "", 1, ["a"]):
+    for wrong in ("c", "", 1, [], ["a", "c"]):
         with pytest.raises(ArgumentError, match="the name of a leaf"):
             hessian_operator(f, x, with_respect_to=wrong)
+
+
+def test_a_list_of_names_and_patterns():
+    _, _, risk = setting(8, 3)
+    H = hessian_operator(risk, risk.params)
+    place = {name: k for k, name in enumerate(H.domain.names)}
+    for names in (["2.weight", "0.bias"], ("*.bias",), ["2", "0.*"], {"0.weight", "2.bias"}):
+        part, block = hessian_operator(risk, risk.params, with_respect_to=names), H.block(names)
+        chosen = block.domain.names
+        assert part.domain.names == chosen == tuple(sorted(chosen, key=place.__getitem__))
+        sizes = [parameter.numel() for parameter in risk.params.values()]
+        which = [name in chosen for name in H.domain.names]
+        rows = torch.repeat_interleave(torch.tensor(which), torch.tensor(sizes))
+        expected = H.to_dense()[rows][:, rows]
+        torch.testing.assert_close(part.to_dense(), expected)
+        torch.testing.assert_close(block.to_dense(), expected)
+        assert (block @ part.domain.unflatten(torch.ones(block.shape[0]).double())).keys() == set(
+            chosen
+        )
 
 
 def test_a_layer_of_a_model():

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -51,7 +51,7 @@ def hessian_operator(
     x: Tree | None = None,
     *,
     mode: HessianMode = "auto",
-    with_respect_to: str | None = None,
+    with_respect_to: str | Collection[str] | None = None,
     memory_budget: MemoryBudget = None,
     precision: Precision = "highest",
 ) -> CurvatureOperator:
@@ -69,9 +69,10 @@ def hessian_operator(
             keeps what does not depend on v. "compiled-split" compiles that. "auto" starts with the
             graph, on one batch or one after the other, and goes on to the others as soon as the
             time spent on products shows that they pay; `plan` tells which is in use, and why.
-        with_respect_to: the name of a leaf of x, or of a group of leaves: the others are held
-            fixed. "inputs", of a `Risk` at the parameters x: the inputs of the model, those of
-            several batches concatenated along their first dimension.
+        with_respect_to: the name of a leaf of x, or of a group of leaves, a pattern, "*.weight", or
+            a list of these: the other leaves are held fixed. "inputs", of a `Risk` at the
+            parameters x: the inputs of the model, those of several batches concatenated along their
+            first dimension.
         memory_budget: bytes, or a text such as "4GB", that tensors made for a product may take. The
             batches of a `Risk` are cut until a product fits, and residuals are kept for as many of
             them as fit. Some small products are taken at once to find out; for another f, one.

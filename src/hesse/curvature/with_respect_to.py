@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,9 @@ from hesse.risk.sharing import check_is_whole
 from hesse.vectors.space import Space, Tree
 
 
-def restrict(f: Any, x: Tree, name: str) -> tuple[Any, Tree, Mapping[Vectors, RowLayout]]:
+def restrict(
+    f: Any, x: Tree, name: str | Collection[str]
+) -> tuple[Any, Tree, Mapping[Vectors, RowLayout]]:
     """(f, x, layouts) of the function of the named variables alone, the others held fixed."""
     if name == "inputs" and isinstance(f, Risk):
         check_is_whole(f)

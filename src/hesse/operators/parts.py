@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor
@@ -21,12 +22,12 @@ class Parts(Products):
     """Operators that are made of some rows and columns, or on a subspace."""
 
     @public("{self}.block({name})", nested=False)
-    def block(self, name: str) -> Any:
+    def block(self, name: str | Collection[str]) -> Any:
         """The diagonal block of one leaf, or of all leaves below `name`: rows and columns of them.
 
         Args:
-            name: one of `domain.names`, such as "layer.weight", the start of several, "layer", or a
-                pattern, "encoder.*" or "*.weight".
+            name: one of `domain.names`, such as "layer.weight", the start of several, "layer", a
+                pattern, "encoder.*" or "*.weight", or a list of these.
 
         Returns:
             An operator on trees of these leaves. It computes nothing; each of its products costs

@@ -10,9 +10,8 @@ flat vectors only; what they compute from whole vectors are methods of its own (
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import accumulate
 
@@ -20,12 +19,13 @@ import torch
 from torch import Tensor
 
 from hesse.boundary import public
-from hesse.errors import ArgumentError, StructureError
+from hesse.errors import StructureError
 from hesse.ranks import Ranks
 from hesse.result import OneLine
 from hesse.vectors import checks
 from hesse.vectors.aliasing import unshared as unshared
 from hesse.vectors.arrays import as_array, as_tensor
+from hesse.vectors.chosen_leaves import chosen_leaves
 from hesse.vectors.division import Division
 from hesse.vectors.rows import joined
 from hesse.vectors.shards import Shards, is_sharded
@@ -314,27 +314,18 @@ class Space(OneLine, WholeVectors):
     # -- Several spaces ----------------------------------------------------------------------------
 
     @public("space.subspace({name})", nested=False)
-    def subspace(self, name: str) -> tuple[Space, slice | Tensor]:
+    def subspace(self, name: str | Collection[str]) -> tuple[Space, slice | Tensor]:
         """The space of the leaves named `name` or below it, and where they lie in a flat vector.
 
-        A pattern, "encoder.*" or "*.weight", stands for all leaves whose names it matches, in the
-        order of this space; where these are not neighbours, the second is a tensor of indices.
+        A pattern, "encoder.*" or "*.weight", stands for all leaves whose names it matches, and a
+        list for all that its members mean, in the order of this space; where these are not
+        neighbours, the second is a tensor of indices.
 
         >>> space = Space.of({"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(1)})
         >>> space.subspace("b")[1], space.subspace("[ac]")[1]
         (slice(2, 5, None), tensor([0, 1, 5]))
         """
-        leaves = list(enumerate(self.names)) if isinstance(name, str) and name else []
-        chosen = [i for i, leaf in leaves if f"{leaf}.".startswith(f"{name}.")]
-        chosen = chosen or [i for i, leaf in leaves if fnmatchcase(leaf, name)]
-        if not chosen:
-            raise ArgumentError(
-                expected="the name of a leaf or of a group of leaves, or a pattern of names, such "
-                f"as {self.names[:4]}",
-                got=repr(name),
-                remedy="See A.domain.names of an operator A for all of them; for several leaves "
-                "give a pattern, as '*.weight'.",
-            )
+        chosen = chosen_leaves(self.names, name)
         names = tuple(self.names[i] for i in chosen)
         space = Space(
             template=None if names == (name,) else dict.fromkeys(names),
