@@ -3,8 +3,12 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
-from hesse import Space, fisher_operator, gradient_covariance_operator
+from hesse import Risk, Space, fisher_operator, gradient_covariance_operator
+from hesse.ad.likelihoods.seen import counts_of
+from hesse.errors import FunctionError
 from hesse.testing.likelihoods import (
     LIKELIHOODS,
 )
@@ -57,3 +61,55 @@ def test_covariance_and_empirical_fisher_agree_for_unweighted_cross_entropy(buil
         fisher_operator(risk, risk.params, "empirical"),
         gradient_covariance_operator(risk, risk.params).to_dense(),
     )
+
+
+X, Y = torch.randn(7, 3, dtype=DOUBLE), torch.randn(7, 2, dtype=DOUBLE)
+WITHOUT_DENSITY = {
+    "huber": lambda reduction: nn.HuberLoss(reduction, delta=0.7),
+    "smooth l1": lambda reduction: nn.SmoothL1Loss(reduction=reduction, beta=0.5),
+    "l1": lambda reduction: nn.L1Loss(reduction=reduction),
+    "soft margin": lambda reduction: (
+        lambda z, y: F.soft_margin_loss(z, y.sign(), reduction=reduction)
+    ),
+    "targets first": lambda reduction: lambda z, y: F.huber_loss(y, z, reduction=reduction),
+    "two terms": lambda reduction: (
+        lambda z, y: (
+            F.huber_loss(z, y, reduction=reduction) + 0.3 * F.mse_loss(z, y, reduction=reduction)
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_DENSITY)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_covariance_of_losses_without_a_density(name, reduction):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    loss = WITHOUT_DENSITY[name](reduction)
+    whole = Risk(model, loss, (X, Y), weight_decay=0.1, reduction=reduction)
+    gradients = []
+    for x, y in zip(X[:, None], Y[:, None], strict=True):
+        parts = torch.autograd.grad(loss(model(x), y), list(model.parameters()))
+        gradients.append(torch.cat([part.reshape(-1) for part in parts]))
+    g = torch.stack(gradients)
+    close(gradient_covariance_operator(whole), g.T @ g / 7)
+    close(gradient_covariance_operator(whole, centered=True), torch.cov(g.T, correction=0))
+    batches = Risk(model, loss, [(X[:4], Y[:4]), (X[4:], Y[4:])], reduction=reduction)
+    close(gradient_covariance_operator(batches, mode="traced-split"), g.T @ g / 7)
+    a = torch.arange(7.0).double()
+    close(gradient_covariance_operator(whole.weighted(a)), g.T @ (a[:, None] * g) / a.sum())
+
+
+def test_losses_without_a_density_have_no_fisher_matrix():
+    risk = Risk(nn.Linear(3, 2).double(), nn.HuberLoss(), (X, Y))
+    for kind in ("exact", "sampled", "empirical"):
+        with pytest.raises(FunctionError, match="a loss that is a likelihood"):
+            fisher_operator(risk, kind=kind)
+
+
+def test_a_weighted_mean_of_absolute_errors_divides_by_the_weights():
+    weight = torch.rand(7, 2, dtype=DOUBLE) + 0.5
+    arguments = {"input": X[:, :2], "target": Y, "weight": weight, "reduction": "mean"}
+    rows = F.l1_loss(X[:, :2], Y, weight=weight, reduction="none")
+    divisor = counts_of(F.l1_loss, arguments, rows).sum()
+    torch.testing.assert_close(rows.sum() / divisor, F.l1_loss(X[:, :2], Y, weight=weight))

@@ -183,7 +183,9 @@ def gradient_covariance_operator(
     times. The risk itself divides by nothing, so that its Fisher matrices are sums instead.
 
     Args:
-        risk, params, likelihood: as in `fisher_operator`.
+        risk, params, likelihood: as in `fisher_operator`; the loss may also be one of torch's
+            without a density of targets: `l1_loss`, `smooth_l1_loss`, `huber_loss`,
+            `soft_margin_loss`.
         centered: whether to subtract the outer product of the mean gradient.
         mode, memory_budget, precision: as in `ggn_operator`.
 
@@ -205,8 +207,9 @@ def gradient_covariance_operator(
     >>> gradient_covariance_operator(risk, at, centered=True).to_dense()
     tensor([[36.]])
     """
-    risk, params, here = _check(risk, params, mode, precision, likelihood)
-    definition = FisherDefinition("gradients", _axes(risk, here, needed=True))
+    risk, params, here = _check(risk, params, mode, precision, likelihood, "gradients")
+    axes = _axes(risk, here, needed=True, blocks="gradients")
+    definition = FisherDefinition("gradients", axes)
     total = _total(definition, risk, here)
     M = within_budget(
         *(definition, risk, params, ProductOptions(mode, precision), memory_budget, "params"),
@@ -224,6 +227,7 @@ def _check(
     mode: str,
     precision: Precision,
     likelihood: Callable[[Any, Any], Tensor] | None,
+    blocks: Blocks = "exact",
 ) -> tuple[Risk, Tree, Tree]:
     """The risk, whose loss is seen to be a likelihood on the first batch, and the point twice.
 
@@ -245,14 +249,16 @@ def _check(
         here.check_at(whole)
         if likelihood is not None:
             here = with_likelihood(here, whole, likelihood)
-        seen_at(here, whole, here.loss_of(here.data.first))
+        seen_at(here, whole, here.loss_of(here.data.first), blocks)
 
     look_here(risk, look)
     return risk if likelihood is None else risk.with_loss(likelihood), params, whole
 
 
-def _axes(risk: Risk, params: Tree, *, needed: bool) -> tuple[Axis, ...] | None:
-    return look_here(risk, lambda here: example_axes(here, params, needed=needed))
+def _axes(
+    risk: Risk, params: Tree, *, needed: bool, blocks: Blocks = "exact"
+) -> tuple[Axis, ...] | None:
+    return look_here(risk, lambda here: example_axes(here, params, needed=needed, blocks=blocks))
 
 
 def _total(definition: FisherDefinition, risk: Risk, params: Tree) -> float | None:

@@ -131,7 +131,7 @@ class LikelihoodSum(OneLine):
         if self.blocks != "gradients" or not self.risk.is_weighted:
             return None
         assert self.axes is not None
-        seen = partial(seen_at, self.risk, self.params)
+        seen = partial(seen_at, self.risk, self.params, blocks=self.blocks)
         return ExampleWeights(self.axes, self.risk.averages, seen)
 
     def _of_batch(self, index: int, summand: Summand, scale: float) -> Summand:
@@ -173,11 +173,11 @@ class LikelihoodSum(OneLine):
         return uniform
 
 
-def seen_at(risk: Risk, params: Tree, function: BatchLoss) -> SeenLoss:
-    """The likelihoods of a batch at these parameters."""
+def seen_at(risk: Risk, params: Tree, function: BatchLoss, blocks: Blocks = "exact") -> SeenLoss:
+    """The likelihoods of a batch at these parameters; of "gradients" all losses with rows."""
     space = Space.of(params, what="params")
     variables = Variables.of(space.copy(params), space)
-    loss = BoundFunction(LikelihoodLoss(function, risk.loss_name), variables)
+    loss = BoundFunction(LikelihoodLoss(function, risk.loss_name, blocks), variables)
     with twice_differentiable():
         return seen(loss, tracked(variables.x))
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from hesse.ad.examples import Axis
+from hesse.ad.fisher import Blocks
 from hesse.ad.likelihoods.likelihood import Likelihood
 from hesse.curvature.likelihood_sum import seen_at
 from hesse.data.batches import Batch
@@ -17,7 +18,9 @@ from hesse.risk.slices import axes_of_examples, cannot_be_cut
 from hesse.vectors.space import Tree
 
 
-def example_axes(risk: Risk, params: Tree, *, needed: bool) -> tuple[Axis, ...] | None:
+def example_axes(
+    risk: Risk, params: Tree, *, needed: bool, blocks: Blocks = "exact"
+) -> tuple[Axis, ...] | None:
     """The axis of the examples in each likelihood of the first batch.
 
     None where the batch cannot be cut, which is an error if the axes are `needed`.
@@ -29,7 +32,7 @@ def example_axes(risk: Risk, params: Tree, *, needed: bool) -> tuple[Axis, ...] 
 
     def parameters(params: Tree, batch: Batch) -> list[Tensor]:
         nonlocal likelihoods
-        likelihoods = seen_at(risk, params, risk.loss_of(batch)).likelihoods
+        likelihoods = seen_at(risk, params, risk.loss_of(batch), blocks).likelihoods
         return [likelihood.z for likelihood in likelihoods]
 
     axes = axes_of_examples(parameters, params, risk.data.first_of_several)

@@ -216,24 +216,28 @@ class Gaussian(Likelihood):
 
 def mse_loss(a: Mapping[str, Any], c: Tensor) -> Likelihood:
     """The rows of `F.mse_loss`."""
-    return SquaredError((a["input"],), *_weights(a, c, weight=a.get("weight"), weighted_mean=True))
+    return SquaredError(
+        (a["input"],), *weights_of_entries(a, c, weight=a.get("weight"), weighted_mean=True)
+    )
 
 
 def binary_cross_entropy_with_logits(a: Mapping[str, Any], c: Tensor) -> Likelihood:
     """The rows of `F.binary_cross_entropy_with_logits`: w (pos_weight y + 1 - y) stands outside."""
     y = wide(a["target"])
     factor = 1.0 if a["pos_weight"] is None else 1.0 + (wide(a["pos_weight"]) - 1.0) * y
-    return BernoulliLogits((a["input"],), *_weights(a, c, weight=a["weight"], factor=factor))
+    return BernoulliLogits(
+        (a["input"],), *weights_of_entries(a, c, weight=a["weight"], factor=factor)
+    )
 
 
 def binary_cross_entropy(a: Mapping[str, Any], c: Tensor) -> Likelihood:
     """The rows of `F.binary_cross_entropy`."""
-    return Bernoulli((a["input"],), *_weights(a, c, weight=a["weight"]))
+    return Bernoulli((a["input"],), *weights_of_entries(a, c, weight=a["weight"]))
 
 
 def poisson_nll_loss(a: Mapping[str, Any], c: Tensor) -> Likelihood:
     """The rows of `F.poisson_nll_loss`."""
-    weights = _weights(a, c)
+    weights = weights_of_entries(a, c)
     if a["log_input"]:
         return PoissonLogRate((a["input"],), *weights)
     return PoissonRate((a["input"],), *weights, a["eps"])
@@ -241,10 +245,12 @@ def poisson_nll_loss(a: Mapping[str, Any], c: Tensor) -> Likelihood:
 
 def gaussian_nll_loss(a: Mapping[str, Any], c: Tensor) -> Likelihood:
     """The rows of `F.gaussian_nll_loss`."""
-    return Gaussian((a["input"], a["var"]), *_weights(a, c), a["target"].detach(), a["eps"])
+    return Gaussian(
+        (a["input"], a["var"]), *weights_of_entries(a, c), a["target"].detach(), a["eps"]
+    )
 
 
-def _weights(
+def weights_of_entries(
     a: Mapping[str, Any],
     c: Tensor,
     *,

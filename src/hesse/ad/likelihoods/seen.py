@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from hesse.ad.double_backward import derivative, gradients, twice_differentiable
 from hesse.ad.graph_nodes import leaves_of
-from hesse.ad.likelihoods import categorical, entrywise
+from hesse.ad.likelihoods import categorical, entrywise, without_density
 from hesse.ad.likelihoods.likelihood import Likelihood, wide
 from hesse.ad.variables import Leaves, number, tracked
 from hesse.errors import FunctionError
@@ -36,7 +36,15 @@ _LIKELIHOODS: dict[Any, Callable[[Any, Tensor], Likelihood]] = {
     F.poisson_nll_loss: entrywise.poisson_nll_loss,
     F.gaussian_nll_loss: entrywise.gaussian_nll_loss,
 }
-_SIGNATURES = {function: inspect.signature(function) for function in _LIKELIHOODS}
+_WITHOUT_DENSITY: dict[Any, Callable[[Any, Tensor], Likelihood]] = {
+    F.l1_loss: without_density.l1_loss,
+    F.smooth_l1_loss: without_density.of_entries,
+    F.huber_loss: without_density.of_entries,
+    F.soft_margin_loss: without_density.of_entries,
+}
+_OF_DIFFERENCES = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
+_ROWS = _LIKELIHOODS | _WITHOUT_DENSITY
+_SIGNATURES = {function: inspect.signature(function) for function in _ROWS}
 LOSSES = sorted(function.__name__ for function in _LIKELIHOODS)
 
 
@@ -91,6 +99,9 @@ class NotedCall(Call):
 class LikelihoodCalls(TorchFunctionMode):
     """Within it, calls of the losses of torch that are likelihoods are noted.
 
+    Args:
+        any_rows: whether those are as well that have rows and slopes, but no density of targets.
+
     >>> z = torch.zeros(2, 3, requires_grad=True)
     >>> with LikelihoodCalls() as seen:
     ...     _ = 0.5 * F.cross_entropy(z, torch.tensor([0, 2]), reduction="sum")
@@ -98,15 +109,16 @@ class LikelihoodCalls(TorchFunctionMode):
     ['cross_entropy']
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, any_rows: bool = False) -> None:
         super().__init__()
+        self._functions = _ROWS if any_rows else _LIKELIHOODS
         self.calls: list[NotedCall] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call `func`."""
         kwargs = kwargs or {}
         value = func(*args, **kwargs)
-        if func not in _SIGNATURES:
+        if func not in self._functions:
             return value
         arguments = _arguments(func, args, kwargs)
         # A copy, so that what the user writes into the value (loss *= 2) comes after it.
@@ -227,7 +239,7 @@ def seen_loss(
         )
     calls, weights = [call for call, _ in pairs], [c.detach() for _, c in pairs]
     likelihoods = [
-        _LIKELIHOODS[call.function](call.arguments, wide(c))
+        _ROWS[call.function](call.arguments, wide(c))
         for call, c in zip(calls, weights, strict=True)
     ]
     seen = SeenLoss(likelihoods, calls, weights, number(value))
@@ -258,10 +270,10 @@ def _nodes_above(value: Tensor, inner: Sequence[Tensor]) -> list[Any]:
 
 def counts_of(function: Any, arguments: dict[str, Any], rows: Tensor) -> Tensor:
     """What each row of an unreduced loss adds to the number by which its mean divides."""
-    if function not in _LIKELIHOODS:
+    if function not in _ROWS:
         return torch.ones_like(rows)
     one = rows.new_ones(())
-    return _LIKELIHOODS[function]({**arguments, "reduction": "sum"}, one).counts
+    return _ROWS[function]({**arguments, "reduction": "sum"}, one).counts
 
 
 def _arguments(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -271,7 +283,7 @@ def _arguments(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     a = dict(bound.arguments)
     if function is F.gaussian_nll_loss and not isinstance(a["var"], Tensor):
         a["var"] = torch.full_like(a["input"], float(a["var"]))
-    if function is F.mse_loss and a["target"].requires_grad and not a["input"].requires_grad:
+    if function in _OF_DIFFERENCES and a["target"].requires_grad and not a["input"].requires_grad:
         a["input"], a["target"] = a["target"], a["input"]
     return a
 
