@@ -17,10 +17,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 import hesse
 from benchmarks.training import rivals
-from benchmarks.training.contest import contest
+from benchmarks.training.contest import RATES, Contestants, add_options, contest, usual
 from benchmarks.training.images import PIXELS, curves, load
 from benchmarks.training.options import parse, parser
-from benchmarks.training.task import Batch, Task, growing
+from benchmarks.training.task import Batch, Task
 from benchmarks.training.tuning import Tunable, Untuned
 
 THRESHOLDS = {
@@ -34,14 +34,14 @@ _WIDTHS = {
     "curves": (PIXELS, 400, 200, 100, 50, 25, 6),
 }
 _MEASURED = 5000  # images on which the error is measured
-_ADAM = (1e-3, 3e-3, 1e-2)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run all, continuing where an earlier call was cut off; write table and plot."""
     options = _options(arguments)
     task, count = _task(options.data)
-    contest(task, _rivals(count, options), options, THRESHOLDS[task.name])
+    options.batch, options.last_batch = (min(n, count) for n in (options.batch, options.last_batch))
+    contest(task, _rivals(options), options, THRESHOLDS[task.name])
 
 
 def autoencoder(widths: tuple[int, ...], seed: int) -> nn.Sequential:
@@ -56,23 +56,12 @@ def autoencoder(widths: tuple[int, ...], seed: int) -> nn.Sequential:
     return hesse.sparse_init_(nn.Sequential(*layers), std=15**-0.5, generator=generator)
 
 
-def _rivals(count: int, options: argparse.Namespace) -> dict[str, Tunable | Untuned]:
-    last, batch = min(options.last_batch, count), options.rivals_batch
-    sizes = growing(min(options.batch, count), last, options.every)
-    settings = {
-        "damping_rule": options.damping_rule,
-        "max_cg_iterations": options.cg,
-        "refresh_every": options.refresh_every,
-    }
-    return {
-        "HessianFree": Untuned(rivals.hessian_free(sizes, **settings)),
-        "K-FAC": Untuned(rivals.kfac(sizes, refresh_every=options.refresh_every)),
-        "AdamW": Tunable(lambda rate: rivals.adamw(rate, batch), _ADAM),
-        "Muon": Tunable(lambda rate: rivals.muon(rate, batch), _ADAM),
-        "SOAP": Tunable(lambda rate: rivals.soap(rate, batch), _ADAM),
-        "Shampoo": Tunable(lambda rate: rivals.shampoo(rate, batch), _ADAM),
-        "Nesterov": Tunable(lambda rate: rivals.nesterov(rate, batch), (1e-3, 3e-3, 1e-2)),
-        "L-BFGS": Untuned(rivals.lbfgs(last)),
+def _rivals(options: argparse.Namespace) -> Contestants:
+    batch = options.rivals_batch
+    return usual(options) | {
+        "Shampoo": Tunable(lambda rate: rivals.shampoo(rate, batch), RATES),
+        "Nesterov": Tunable(lambda rate: rivals.nesterov(rate, batch), RATES),
+        "L-BFGS": Untuned(rivals.lbfgs(options.last_batch)),
     }
 
 
@@ -113,9 +102,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     shared.set_defaults(seeds=1, seconds=3600.0, cg=20, damping_rule="levenberg-marquardt")
     add = shared.add_argument
     add("--data", default="digits", help="digits, curves, or an .npz file with MNIST")
-    add("--batch", type=int, default=1000, help="images of the first steps of HessianFree")
-    add("--last-batch", type=int, default=60_000, help="images that its batches grow to")
-    add("--every", type=int, default=100, help="steps after which its batches double")
-    add("--refresh-every", type=int, default=1, help="steps of HessianFree's preconditioner")
-    add("--rivals-batch", type=int, default=200)
+    add_options(shared, first=1000, last=60_000, every=100)
+    shared.set_defaults(rivals_batch=200)
     return parse(shared, arguments)

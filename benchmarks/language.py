@@ -9,38 +9,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.training import rivals
-from benchmarks.training.contest import contest
+from benchmarks.training.contest import add_options, contest, usual
 from benchmarks.training.options import parse, parser
-from benchmarks.training.task import growing
 from benchmarks.training.text import language, read
-from benchmarks.training.tuning import Tunable, Untuned
 
 THRESHOLDS = (3.0, 2.5, 2.0, 1.75, 1.5)
-_ADAM = (1e-3, 3e-3, 1e-2)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run all, continuing where an earlier call was cut off; write table and plot."""
     options = _options(arguments)
     task = language(read(options.data), options.width, options.layers)
-    contest(task, _rivals(options), options, THRESHOLDS)
-
-
-def _rivals(options: argparse.Namespace) -> dict[str, Tunable | Untuned]:
-    sizes, batch = growing(options.batch, options.last_batch, options.every), options.rivals_batch
-    settings = {
-        "damping_rule": options.damping_rule,
-        "max_cg_iterations": options.cg,
-        "refresh_every": options.refresh_every,
-    }
-    return {
-        "HessianFree": Untuned(rivals.hessian_free(sizes, **settings)),
-        "K-FAC": Untuned(rivals.kfac(sizes, refresh_every=options.refresh_every)),
-        "AdamW": Tunable(lambda rate: rivals.adamw(rate, batch), _ADAM),
-        "Muon": Tunable(lambda rate: rivals.muon(rate, batch), _ADAM),
-        "SOAP": Tunable(lambda rate: rivals.soap(rate, batch), _ADAM),
-    }
+    contest(task, usual(options), options, THRESHOLDS)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -50,9 +30,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add("--data", type=Path, help="a text; default the manual of Python that comes with it")
     add("--width", type=int, default=128)
     add("--layers", type=int, default=5)
-    add("--batch", type=int, default=64, help="windows of the first steps of HessianFree")
-    add("--last-batch", type=int, default=512, help="windows that its batches grow to")
-    add("--every", type=int, default=20, help="steps after which its batches double")
-    add("--refresh-every", type=int, default=1, help="steps of HessianFree's preconditioner")
-    add("--rivals-batch", type=int, default=32)
+    add_options(shared, first=64, last=512, every=20)
+    shared.set_defaults(rivals_batch=32)
     return parse(shared, arguments)

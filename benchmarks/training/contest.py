@@ -7,10 +7,43 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 from benchmarks.training.report import Runs, write
-from benchmarks.training.rivals import NEEDS
+from benchmarks.training.rivals import NEEDS, adamw, hessian_free, kfac, muon, soap
 from benchmarks.training.run import train
-from benchmarks.training.task import Task
+from benchmarks.training.task import Task, growing
 from benchmarks.training.tuning import Tunable, Untuned
+
+Contestants = dict[str, Tunable | Untuned]
+RATES = (1e-3, 3e-3, 1e-2)
+"""Those that are tried."""
+
+
+def add_options(parser: argparse.ArgumentParser, first: int, last: int, every: int) -> None:
+    """Options of `usual`, with the sizes of HessianFree's batches."""
+    add = parser.add_argument
+    add("--batch", type=int, default=first, help="examples of the first steps of HessianFree")
+    add("--last-batch", type=int, default=last, help="examples that its batches grow to")
+    add("--every", type=int, default=every, help="steps after which its batches double")
+    add("--refresh-every", type=int, default=1, help="steps of HessianFree's preconditioner")
+    add("--rivals-batch", type=int, help="examples of a step of the others")
+
+
+def usual(options: argparse.Namespace) -> Contestants:
+    """HessianFree, its cheap steps, and the first-order optimisers that are used most."""
+    sizes = growing(options.batch, options.last_batch, options.every)
+    batch, refresh = options.rivals_batch, options.refresh_every
+    ours = hessian_free(
+        sizes,
+        damping_rule=options.damping_rule,
+        max_cg_iterations=options.cg,
+        refresh_every=refresh,
+    )
+    return {
+        "HessianFree": Untuned(ours),
+        "K-FAC": Untuned(kfac(sizes, refresh_every=refresh)),
+        "AdamW": Tunable(lambda rate: adamw(rate, batch), RATES),
+        "Muon": Tunable(lambda rate: muon(rate, batch), RATES),
+        "SOAP": Tunable(lambda rate: soap(rate, batch), RATES),
+    }
 
 
 def contest(
