@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hesse
-from hesse.errors import ArgumentError, Status
+from hesse.errors import ArgumentError, HesseError, Status
 from hesse.krylov.preconditioners.quasi_newton import LimitedMemoryBFGS
 from hesse.optimize import minimize
 from hesse.optimize.compact_bfgs import CompactBFGS
@@ -174,12 +174,26 @@ def test_bounds_of_scipy_are_broadcast():
     torch.testing.assert_close(result.x, torch.tensor([3.0, 1.0, 1.0], dtype=DOUBLE))
 
 
+@pytest.mark.filterwarnings("ignore:x0 is outside")
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_pairs_of_scipy_are_not_taken_for_vectors(n):
-    """For two variables [(0, 1), (2, 3)] would be read as lower (0, 1) and upper (2, 3)."""
-    pairs = [(0, 1), (2, 3), (4, None)][:n]
-    with pytest.raises(ArgumentError, match=r"list of pairs\n.*zip"):
-        minimize(lambda x: (x**2).sum(), torch.zeros(n, dtype=DOUBLE), bounds=pairs)
+def test_pairs_of_scipy_are_those_of_the_variables(n):
+    """[(0, 1), (2, 3)] is not the pair of a lower (0, 1) and an upper (2, 3)."""
+    pairs, x0 = [(0, 1), (2, 3), (None, 4)][:n], torch.full((n,), 0.5, dtype=DOUBLE)
+    up = minimize(lambda x: (x - 9).square().sum(), x0, bounds=pairs)
+    down = minimize(lambda x: (x + 9).square().sum(), x0, bounds=pairs)
+    assert up.x.tolist() == [1.0, 3.0, 4.0][:n]
+    torch.testing.assert_close(down.x, torch.tensor([0.0, 2.0, -9.0][:n], dtype=DOUBLE))
+
+
+def test_pairs_of_scipy_are_refused_for_a_tree_and_for_another_number_of_variables():
+    def f(p):
+        return p[0].square().sum() + p[1].square().sum()
+
+    tree = (torch.zeros(2, dtype=DOUBLE), torch.zeros(2, dtype=DOUBLE))
+    with pytest.raises(ArgumentError, match="a list of pairs for a tree"):
+        minimize(f, tree, bounds=[(0, 1), (2, 3)])
+    with pytest.raises(HesseError, match="lower bound"):
+        minimize(lambda x: x.square().sum(), tree[0], bounds=[(0, 1)] * 3)
 
 
 def test_a_start_outside_is_projected_and_said():

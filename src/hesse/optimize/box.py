@@ -33,20 +33,24 @@ class Box:
 
     @staticmethod
     def of(bounds: Any, space: Space) -> Box:
-        """From a pair (lower, upper) of numbers, tensors, trees or None, or SciPy's `Bounds`.
+        """From a pair (lower, upper) of numbers, tensors, trees or None; or SciPy's spellings.
+
+        These are `Bounds`, and for a flat x a list of a pair (low, high) for every variable.
 
         Raises:
             ArgumentError: no such pair; NaN; a lower bound above the upper one.
         """
         if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
             bounds = tuple(map(_of_scipy, (bounds.lb, bounds.ub)))
+        elif _is_pairs(bounds) and space.template is None:
+            bounds = tuple(zip(*bounds, strict=True))
         if not isinstance(bounds, (tuple, list)) or len(bounds) != 2 or _is_pairs(bounds):
-            pairs = isinstance(bounds, (tuple, list)) and bounds and all(map(_is_pair, bounds))
             raise ArgumentError(
                 expected="bounds to be a pair (lower, upper), or scipy.optimize.Bounds",
-                got="a list of pairs" if pairs else kind_of(bounds),
+                got="a list of pairs for a tree" if _is_pairs(bounds) else kind_of(bounds),
                 remedy="Give bounds=(0.0, None), for instance; each of the two may be a number, a "
-                "tensor or tree like x0, or None. Of pairs (low, high) give tuple(zip(*pairs)).",
+                "tensor or tree like x0, or None. Pairs (low, high) are of the variables of a flat "
+                "x0.",
             )
         lower = _flat(bounds[0], -math.inf, space, "lower bound")
         upper = _flat(bounds[1], math.inf, space, "upper bound")
@@ -134,5 +138,5 @@ def _is_pair(value: Any) -> bool:
 
 
 def _is_pairs(bounds: Any) -> bool:
-    """Whether these are SciPy's pairs (low, high) of two variables, not two vectors of bounds."""
-    return isinstance(bounds, list) and all(map(_is_pair, bounds))
+    """Whether these are SciPy's pairs (low, high) of variables, not two vectors of bounds."""
+    return isinstance(bounds, list) and bool(bounds) and all(map(_is_pair, bounds))

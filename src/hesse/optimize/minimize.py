@@ -107,11 +107,12 @@ def minimize(
             with another `curvature` newton-cg, and trust-cg within bounds if there is another
             `curvature` or a preconditioner.
         bounds: a pair (lower, upper) of numbers, tensors or trees like x0, or None, or a
-            `scipy.optimize.Bounds`; a number in a tree bounds a whole leaf. With "auto",
-            "enriched", "lbfgs" and "trust-cg". f is evaluated within them only; an x0 outside of
-            them is projected, with a warning. The gradient is then, in all that follows, the
-            projected one: without what would move a variable out of its bound. The curvature is
-            that of the variables that are free.
+            `scipy.optimize.Bounds`, or for a flat x0 a list of pairs (low, high), one for each
+            variable; a number in a tree bounds a whole leaf. With "auto", "enriched", "lbfgs" and
+            "trust-cg". f is evaluated within them only; an x0 outside of them is projected, with a
+            warning. The gradient is then, in all that follows, the projected one: without what
+            would move a variable out of its bound. The curvature is that of the variables that are
+            free.
         curvature: "hessian", "ggn" for the Gauss-Newton matrix of a `Risk`, or a function of f and
             x that returns a symmetric operator, such as `fisher_operator` or
             `lambda risk, x: hesse.kfac_operator(risk, x, damping=0.1)`. Value and gradient are
