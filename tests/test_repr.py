@@ -211,6 +211,15 @@ def test_no_public_function_has_more_than_a_handful_of_arguments():
     assert {name: n for name, n in counts.items() if n > MOST_ARGUMENTS} == {}
 
 
+def test_a_result_is_read_as_that_of_scipy():
+    result = hesse.minimize(lambda x: (x - 1).square().sum(), torch.zeros(2))
+    assert "x" in result
+    assert "nothing" not in result
+    assert result.get("x") is result.x
+    assert result.get("nothing", 3) == 3
+    assert dict(result)["nit"] == dict(result.items())["nit"] == result.nit
+
+
 def test_a_result_that_is_unpacked_names_its_fields():
     with pytest.raises(StructureError, match=r"Write result\.x"):
         _, _ = hesse.solve(torch.eye(2), torch.ones(2))

@@ -29,8 +29,8 @@ class Result:
     ...     x: Tensor
     ...     products: int
     >>> result = Solution(torch.arange(100.0), 3)
-    >>> result["products"], list(result.keys())
-    (3, ['x', 'products'])
+    >>> result["products"], list(result.keys()), "x" in result, result.get("hess")
+    (3, ['x', 'products'], True, None)
     >>> result
     Solution
       x         tensor of shape (100,): 0, 1, 2, ..., 97, 98, 99
@@ -51,6 +51,20 @@ class Result:
             got=f"the position {name!r}, as to unpack a tuple",
             remedy=f"Write result.{self.keys()[0]}.",
         )
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a field of this name."""
+        if isinstance(self, tuple) and not isinstance(name, str):
+            return tuple.__contains__(self, name)
+        return name in self.keys()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A field by its name; the default if there is none."""
+        return getattr(self, name) if name in self.keys() else default
+
+    def items(self) -> list[tuple[str, Any]]:
+        """The names and values of the fields."""
+        return [(name, self[name]) for name in self.keys()]
 
     def keys(self) -> Sequence[str]:
         """The names of the fields."""
