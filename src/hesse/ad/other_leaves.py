@@ -20,6 +20,9 @@ from torch import Tensor
 from hesse.boundary import warn
 from hesse.errors import FunctionError
 
+_FUNCTION = "hesse_function"
+"""The attribute of a leaf with a weak reference to the function that it is a variable of."""
+
 
 def mark(leaves: Iterable[Tensor], f: Any) -> None:
     """Note that these are leaves of an x at which f is evaluated."""
@@ -28,14 +31,14 @@ def mark(leaves: Iterable[Tensor], f: Any) -> None:
     except TypeError:  # an object that takes no weak reference
         return
     for leaf in leaves:
-        leaf._hesse_function = function  # pyright: ignore[reportAttributeAccessIssue]
+        setattr(leaf, _FUNCTION, function)
 
 
 def check_earlier_leaves(leaves: Iterable[Tensor], f: Any, now: Sequence[Tensor] = ()) -> None:
     """Raise if one of the leaves, other than those of x `now`, is of an earlier x of f."""
     function, own = getattr(f, "function", f), set(map(id, now))
     for leaf in leaves:
-        reference = getattr(leaf, "_hesse_function", None)
+        reference = getattr(leaf, _FUNCTION, None)
         if reference is not None and reference() is function and id(leaf) not in own:
             raise FunctionError(
                 expected="f to compute all that depends on x at every call",

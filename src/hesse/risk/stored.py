@@ -103,12 +103,15 @@ def place_of(leaves: Sequence[Tensor], model: Any) -> str:
     return "" if name is None else f" in the attribute {name!r} of the module"
 
 
+# Of torch's modules; those of nn.RNN are the weights of its last call, which it reads anew.
+_OWN = ("_parameters", "_buffers", "_modules", "_flat_weights")
+
+
 def _where(model: nn.Module, wanted: Callable[[Tensor], bool]) -> str | None:
     """The first attribute that has such a tensor, other than parameters and buffers."""
     for path, module in model.named_modules():
         for attribute, value in vars(module).items():
-            own = attribute in ("_parameters", "_buffers", "_modules")
-            if not own and any(map(wanted, _tensors(value))):
+            if attribute not in _OWN and any(map(wanted, _tensors(value))):
                 return ".".join(filter(None, (path, attribute)))
     return None
 
