@@ -15,26 +15,12 @@ from hesse.errors import DerivativeError, FallbackWarning, NonFiniteError
 from hesse.risk.risk import Risk
 from hesse.testing import dense_hessian
 from hesse.vectors.inner_products import norm
+from tests.custom_functions import Cube
 
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 EXACT = ["reverse-over-reverse", "forward-over-reverse", "reverse-over-forward"]
 X = torch.linspace(-1.0, 1.3, 4, dtype=torch.float64)
 V = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
-
-
-class Cube(torch.autograd.Function):
-    """x^3 with a backward pass that torch cannot differentiate, and no forward mode."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * grad
 
 
 class TwiceCube(torch.autograd.Function):

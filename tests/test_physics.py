@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Vibrations, transition states and responses: known energies, dense matrices, closed forms."""
-
-import math
-import warnings
+"""Vibrations and transition states: known energies, dense matrices, closed forms."""
 
 import pytest
 import torch
@@ -18,55 +15,11 @@ from hesse.errors import (
     Status,
 )
 from hesse.testing.surfaces import mueller_brown
-
-DOUBLE = torch.float64
+from tests.clusters import DOUBLE, ENERGIES, MINIMA, STARTS, lennard_jones, pulled
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-def distances2(x):
-    r = x.reshape(-1, 3)
-    i, j = torch.triu_indices(len(r), len(r), 1)
-    return ((r[i] - r[j]) ** 2).sum(1)
-
-
-def lennard_jones(x):
-    s = distances2(x) ** -3
-    return 4 * (s * s - s).sum()
-
-
-def bipyramid():
-    a = torch.arange(5, dtype=DOUBLE) * 2 * math.pi / 5
-    ring = 0.95 * torch.stack([a.cos(), a.sin(), 0 * a], 1)
-    return torch.cat([ring, torch.tensor([[0, 0, 0.6], [0, 0, -0.6]], dtype=DOUBLE)])
-
-
-def icosahedron():
-    p = (1 + 5**0.5) / 2
-    corners = [v for s in (1, -1) for t in (p, -p) for v in ([0, s, t], [s, t, 0], [t, 0, s])]
-    shell = torch.tensor(corners, dtype=DOUBLE)
-    return torch.cat([1.08 * shell / shell[0].norm(), torch.zeros(1, 3, dtype=DOUBLE)])
-
-
-def truncated_octahedron():
-    grid = torch.cartesian_prod(*[torch.arange(-2, 3)] * 3)
-    chosen = (grid.sum(1) % 2 != 0) & ((grid**2).sum(1) <= 5)
-    return 1.1 / 2**0.5 * grid[chosen].to(DOUBLE)
-
-
-STARTS = {7: bipyramid, 13: icosahedron, 38: truncated_octahedron}
-# Wales & Doye 1997, doi:10.1021/jp970984n.
-ENERGIES = {7: -16.505384, 13: -44.326801, 38: -173.928427}
-
-
-def minimum(atoms):
-    x = STARTS[atoms]()
-    return hesse.minimize(lennard_jones, x, "trust-cg", rtol=0.0, atol=1e-10)
-
-
-MINIMA = {atoms: minimum(atoms) for atoms in STARTS}
 
 
 @pytest.mark.parametrize("atoms", STARTS)
@@ -281,70 +234,6 @@ def test_a_search_can_be_stopped():
     limited = from_minimum((-0.05, 0.467), 1.0, max_products=6)
     assert limited.status is Status.MAX_PRODUCTS
     assert from_minimum((-0.05, 0.467), 1.0, max_iterations=2).status is Status.MAX_ITERATIONS
-
-
-# -- Response --------------------------------------------------------------------------------------
-
-
-def pulled(x, q):
-    """A spring between two atoms of the cluster, which no rigid motion stretches."""
-    r = x.reshape(-1, 3)
-    return lennard_jones(x) + q[0] * (r[0] - r[1]).square().sum() + q[1] * (r[2] - r[5]).norm() / 2
-
-
-def test_the_response_of_a_cluster_equals_differences():
-    q, h = torch.tensor([1.0, 0.3], dtype=DOUBLE), 1e-4
-
-    def at(q):
-        f = lambda x: pulled(x, q)  # noqa: E731
-        return hesse.minimize(f, MINIMA[7].x, "trust-cg", rtol=0.0, atol=1e-11)
-
-    base = at(q)
-    got = response(pulled, base.x, q)
-    assert got.derivative.shape == (7, 3, 2)
-    step = h * torch.eye(2, dtype=DOUBLE)
-    for j in range(2):
-        high, low = at(q + step[j]), at(q - step[j])
-        moved = (distances2(high.x).sqrt() - distances2(low.x).sqrt()) / (2 * h)
-        linear = torch.func.jvp(
-            lambda x: distances2(x).sqrt(), (base.x,), (got.derivative[..., j].contiguous(),)
-        )[1]
-        torch.testing.assert_close(linear, moved, rtol=1e-5, atol=1e-8)
-        assert abs(float(got.slope[j]) - (high.fun - low.fun) / (2 * h)) < 1e-7
-        bend = (high.fun - 2 * base.fun + low.fun) / h**2
-        assert abs(float(got.second[j, j]) - bend) < 1e-4
-    torch.testing.assert_close(got.second, got.second.T)
-
-
-def test_the_response_of_oscillators_in_a_field():
-    """A polarisability: -d2E/dq2 of charges on springs is the sum of 1 / k."""
-    k = torch.tensor([2.0, 5.0, 10.0], dtype=DOUBLE)
-
-    def f(x, field):
-        return (k * x["shift"] ** 2).sum() / 2 - field * x["shift"].sum()
-
-    field = torch.tensor(0.3, dtype=DOUBLE)
-    got = response(f, {"shift": field / k}, field)
-    torch.testing.assert_close(got.derivative["shift"], 1 / k)
-    torch.testing.assert_close(-got.second[0, 0], (1 / k).sum())
-    torch.testing.assert_close(-got.slope, field * (1 / k).sum())
-
-
-def test_a_response_away_from_the_minimum_warns():
-    """x^4 / 4 - q x + x^2 / 2 at 1.5 times its minimum: the second derivative is another."""
-
-    def energy(x, q):
-        return (x**4 / 4 + x**2 / 2 - q * x).sum()
-
-    q = torch.tensor(10.0, dtype=DOUBLE)
-    x = torch.tensor([2.0, 2.0], dtype=DOUBLE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        got = response(energy, x, q)
-        response(energy, x + 1e-4, q)
-    torch.testing.assert_close(got.second[0, 0], torch.tensor(-2 / 13.0, dtype=DOUBLE))
-    with pytest.warns(UserWarning, match=r"not a stationary point: \|grad f\| = 28"):
-        response(energy, 1.5 * x, q)
 
 
 # -- What is refused -------------------------------------------------------------------------------

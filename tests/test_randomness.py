@@ -13,6 +13,7 @@ from hesse.curvature import ggn_operator, hessian_operator, hvp
 from hesse.errors import RandomnessError
 from hesse.risk.risk import Risk
 from hesse.vectors.inner_products import norm
+from tests.custom_functions import Cube
 
 DOUBLE = torch.float64
 INPUTS = torch.randn(30, 5, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
@@ -55,21 +56,6 @@ def test_noise_is_noticed_where_programs_are_recorded_at_once(source):
 def test_noise_is_noticed_in_a_single_product(source):
     with pytest.raises(RandomnessError, match="fix the seed inside f"):
         hvp(lambda x: (DRAWS[source]() * x**3).sum(), X, V)
-
-
-class Cube(torch.autograd.Function):
-    """x^3, differentiable once."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, slope):
-        (x,) = ctx.saved_tensors
-        return 3 * slope * x**2
 
 
 @pytest.mark.parametrize("source", DRAWS)
