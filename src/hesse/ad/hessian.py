@@ -34,9 +34,7 @@ from hesse.ad.variables import LeafFunction, Leaves, number, tracked
 def value_and_gradient(f: LeafFunction, x: Leaves) -> tuple[Tensor, list[Tensor]]:
     """f(x) and its gradient, without a graph."""
     with differentiating():
-        leaves = tracked(x)
-        if not _knows_its_leaves(f):
-            mark(leaves, f)
+        leaves = _leaves(f, x)
         with TorchCalls():
             value, recomputes = noting_recomputation(lambda: f(leaves))
         check_depends(value)
@@ -45,6 +43,14 @@ def value_and_gradient(f: LeafFunction, x: Leaves) -> tuple[Tensor, list[Tensor]
             with TorchCalls():
                 check_slope(f, leaves, value.detach(), gradient)
         return number(value), gradient
+
+
+def _leaves(f: LeafFunction, x: Leaves) -> Leaves:
+    """x as leaves of a graph, which are known again if f stores what it computes from them."""
+    leaves = tracked(x)
+    if not _knows_its_leaves(f):
+        mark(leaves, f)
+    return leaves
 
 
 def _knows_its_leaves(f: LeafFunction) -> bool:
@@ -60,9 +66,7 @@ class HessianGraph:
 
     def __init__(self, f: LeafFunction, x: Leaves) -> None:
         with differentiating():
-            self._x = tracked(x)
-            if not _knows_its_leaves(f):
-                mark(self._x, f)
+            self._x = _leaves(f, x)
             with TorchCalls():
                 self._value, self.needs_check = noting_recomputation(lambda: f(self._x))
             check_depends(self._value)

@@ -360,7 +360,7 @@ class HessianFree(torch.optim.Optimizer):
     # -- State -------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy is made anew, and writes no checkpoint."""
+        """A copy is constructed again, and writes no checkpoint."""
         return super().__getstate__() | {"copied": copied(self, self._options)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

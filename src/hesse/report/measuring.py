@@ -111,7 +111,7 @@ def _of_this_command(output: Path) -> Iterator[None]:
     except ArgumentError as error:
         if error.expected.startswith("checkpoint="):
             error.remedy = (
-                "To begin anew give another folder as --output, or delete the checkpoints, "
+                "To start again give another folder as --output, or delete the checkpoints, "
                 f"{output / '*.safetensors'}. A run goes on for the same model and options."
             )
         raise

@@ -103,7 +103,7 @@ def place_of(leaves: Sequence[Tensor], model: Any) -> str:
     return "" if name is None else f" in the attribute {name!r} of the module"
 
 
-# Of torch's modules; those of nn.RNN are the weights of its last call, which it reads anew.
+# Of torch's modules; those of nn.RNN are the weights of its last call, which it reads again.
 _OWN = ("_parameters", "_buffers", "_modules", "_flat_weights")
 
 
