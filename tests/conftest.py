@@ -76,6 +76,8 @@ def thorough(pytestconfig):
 def pytest_collection_modifyitems(config, items):
     """Select and mark cases; slow tests come first, or a process would wait for them at the end.
 
+    The first ones share a pool of ranks: all in one process, they start it once.
+
     For the coverage report two cases of each test that is not slow are traced, which takes half as
     long again. Tests marked `gpu` or `distributed` are skipped where torch cannot run them.
     """
@@ -88,7 +90,7 @@ def pytest_collection_modifyitems(config, items):
         quick = [item for item in group if "slow" not in item.keywords]
         for item in set(group) - _spread(quick, 2):
             item.add_marker(pytest.mark.no_cover)
-    items.sort(key=lambda item: "slow" not in item.keywords)
+    items.sort(key=lambda item: ("pool" not in item.fixturenames, "slow" not in item.keywords))
     for mark, is_there, reason in (
         ("gpu", torch.cuda.is_available(), "needs a CUDA device"),
         ("distributed", torch.distributed.is_available(), "torch without distributed"),

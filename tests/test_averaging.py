@@ -16,8 +16,8 @@ from tests.averaged_risks import LOSSES, X, Y, callable_of, class_weighted, net,
 # Batches of a budget, of the constructor, of other data
 
 
+@pytest.mark.slow
 @pytest.mark.some_cases(4)
-@pytest.mark.fast_cases(2)
 @LOSSES
 @pytest.mark.parametrize("make", [hessian_operator, ggn_operator])
 @pytest.mark.parametrize("plain", [False, True], ids=["module", "callable"])

@@ -109,6 +109,7 @@ def test_the_quadrature_for_burgers_is_exact_to_rounding():
             assert float(got) == pytest.approx(float(2 * mp.pi / 100 * top / bottom), abs=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("windows", "most"), [("1", 20), ("3", 200)])
 def test_a_fit_lowers_the_error_and_goes_on_where_it_stopped(
     tmp_path, capsys, monkeypatch, windows, most

@@ -321,6 +321,7 @@ def ill_conditioned_nnls(rows=120, columns=60):
     return A, torch.randn(rows, dtype=DOUBLE, generator=generator)
 
 
+@pytest.mark.slow
 def test_newtons_steps_follow_where_quasi_newton_steps_crawl():
     nnls = pytest.importorskip("scipy.optimize").nnls
     A, b = ill_conditioned_nnls()

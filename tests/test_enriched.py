@@ -30,6 +30,7 @@ def test_well_conditioned_functions_take_no_product_before_the_certificate():
     assert seen[-2] == 0
 
 
+@pytest.mark.slow
 def test_newton_is_tried_where_lbfgs_is_slow_and_costs_no_more_than_it(monkeypatch):
     turns = []
     propose = Alternating.propose

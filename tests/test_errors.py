@@ -80,6 +80,7 @@ def test_an_error_is_caught_by_the_built_in_one_as_well():
     assert issubclass(errors.FallbackWarning, UserWarning)
 
 
+@pytest.mark.slow
 def test_every_error_says_what_was_expected_what_came_and_what_to_do():
     """And none says the call, which the boundary adds; the command line names itself."""
     kinds, folder = {kind.__name__ for kind in FAMILY}, Path(errors.__file__).parent

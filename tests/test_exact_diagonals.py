@@ -113,6 +113,7 @@ def test_another_point_and_a_copy():
     torch.testing.assert_close(way(pickle.loads(pickle.dumps(A))).exact(), before)
 
 
+@pytest.mark.slow
 def test_weighted_and_chosen_examples():
     risk = build("mlp", sizes=(6,))
     for other in (risk.weighted(torch.rand(6, dtype=DOUBLE)), risk.subset([0, 2, 2, 5])):
@@ -136,6 +137,7 @@ def test_float32_and_bfloat16():
         assert error(way(ggn_operator(other)).exact().double(), exact) < tolerance
 
 
+@pytest.mark.slow
 def test_a_model_with_its_own_loss():
     torch.manual_seed(0)
     batches = [{"input_ids": labels(n, n + 1), "labels": labels(n, n + 1)} for n in (3, 4)]

@@ -57,6 +57,7 @@ def test_weight_decay_and_frozen_parameters(build, mode):
     torch.testing.assert_close(fisher.flat_gradient, torch.autograd.grad(value, leaf)[0])
 
 
+@pytest.mark.slow
 def test_a_model_that_computes_its_own_loss():
     torch.manual_seed(0)
     model, ids = OwnLoss().double(), labels(4, 3)

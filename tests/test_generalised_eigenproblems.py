@@ -91,6 +91,7 @@ def test_a_mass_that_is_not_positive_definite_is_refused(name, k, which):
                 eigsh(A, k, which, B=B, generator=seeded())
 
 
+@pytest.mark.slow
 def test_a_large_singular_mass_is_refused_or_its_finite_eigenvalues_are_found():
     """Ten products with B do not see a kernel in a wide spectrum; at one end all is finite."""
     n = 100

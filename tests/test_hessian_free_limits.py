@@ -241,6 +241,7 @@ def test_ctrl_c_while_a_step_is_stored_waits_until_it_is(monkeypatch):
     assert_same(model, other)
 
 
+@pytest.mark.slow
 def test_a_loss_that_raises_at_a_trial_point_is_stepped_back_from():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))

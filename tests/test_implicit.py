@@ -77,7 +77,7 @@ def test_gradients_recorded_by_autograd_can_be_differentiated_again(kind):
     close(results[0][1], results[1][1], 1e-7)
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FUNCTIONS)
 def test_batches_and_jacobians(kind):
     make, explicit = FUNCTIONS[kind]

@@ -86,6 +86,7 @@ def test_renormalised_scores_are_the_derivative_of_the_smaller_mean():
     torch.testing.assert_close(got, M.T @ torch.linalg.solve(hessian(), change), rtol=1e-7, atol=0)
 
 
+@pytest.mark.slow
 def test_groups_add_up_by_labels_and_by_sets_that_overlap():
     each = influence(risk_of(9), THETA, (XQ, YQ), **TIGHT).scores
     labels = torch.arange(N) % 3 - 1

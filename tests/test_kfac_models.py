@@ -100,6 +100,7 @@ def test_example_weights():
         torch.testing.assert_close(ours.trace(), block.trace())
 
 
+@pytest.mark.slow
 def test_the_cost_to_set_up_is_linear_in_the_number_of_layers():
     def calls(layers):
         parts = [part for _ in range(layers) for part in (nn.Linear(4, 4), nn.Tanh())]

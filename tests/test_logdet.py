@@ -62,7 +62,7 @@ def test_a_process_that_ends_has_an_exact_rule():
     assert float(weights.sum()) == pytest.approx(1.0)
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 @pytest.mark.usefixtures("sampled")
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 def test_logdet_meets_its_target_and_counts(dtype):
@@ -211,6 +211,7 @@ def test_the_exact_way_can_be_left(measure, end, monkeypatch):
     assert low <= truth <= high
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("sampled")
 def test_a_checkpoint_goes_on(tmp_path):
     M, path = moderate(60), tmp_path / "run"

@@ -152,7 +152,7 @@ def test_a_budget_is_a_number_as_python_writes_it(text, size):
     assert parse_bytes(text) == size
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("vectors", [12, 20, 30])
 def test_a_budget_is_kept_where_what_is_kept_depends_on_the_size(vectors):
     """Of 62 rows other things are computed again than of 2,000."""
@@ -265,6 +265,7 @@ def test_programs_recorded_within_a_budget_are_shared():
         assert [p.validator.num_traces for p in risk.programs.values()] == [1]
 
 
+@pytest.mark.slow
 def test_more_residuals_are_kept_once_the_checks_are_over(monkeypatch):
     risk = risk_of("autoencoder", rows=8_000)
     v, runs = direction(risk), []

@@ -74,7 +74,7 @@ def test_scipy_finds_the_same_minimum(method):
     torch.testing.assert_close(result.x, torch.from_numpy(theirs.x), atol=1e-7, rtol=0)
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", KRYLOV)
 def test_a_preconditioner_saves_products(method):
     d = torch.logspace(0, 6, 400, dtype=DOUBLE)
@@ -144,7 +144,7 @@ def test_a_method_is_an_object_with_options(method):
         minimize(rosenbrock, start, type(method))
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", KRYLOV)
 def test_the_vectors_are_bounded(method, monkeypatch):
     """A basis without room: trust-krylov goes on with CG, cubic takes the best step on it."""

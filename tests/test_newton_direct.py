@@ -154,6 +154,7 @@ def test_factors_are_given_up_where_they_do_not_help(factorisations):
     assert result.fun == pytest.approx(2.068140202, rel=1e-9)  # by a factorisation at every point
 
 
+@pytest.mark.slow
 def test_earlier_factors_are_made_again_to_the_same_bits(tmp_path, factorisations):
     start = torch.zeros(100**2, dtype=DOUBLE)
     whole = minimize(bratu, start, "newton-direct", checkpoint=tmp_path / "whole")

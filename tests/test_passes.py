@@ -124,6 +124,7 @@ def paddings(draw):
     return n, draw(st.lists(st.one_of(entry, interval), min_size=1, max_size=6))
 
 
+@pytest.mark.slow
 @given(paddings(), st.integers(0, 1), st.booleans())
 def test_joined_slices_are_the_sum_of_the_padded_ones(case, dim, other):
     n, places = case

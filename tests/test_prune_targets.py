@@ -97,6 +97,7 @@ def test_refit_that_is_taken_again_brings_the_outputs_nearer():
     assert all(new <= old for old, new in pairwise(values))
 
 
+@pytest.mark.slow
 def test_a_refit_that_found_nothing_better_ends_where_it_did_when_resumed(tmp_path):
     options = {"score": "obd", "damping": 0.1, "repair": Repair(target="risk", refit=12)}
     whole = prune(LINEAR, BEST, 0.6, **options)

@@ -70,7 +70,7 @@ def test_the_command_measures_a_risk_and_goes_on_from_its_checkpoints(script, cu
     assert {"curvature.html", f"{file.stem}-{curvature}-largest-3.safetensors"} <= names
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["options", "script"])
 def test_other_measurements_share_a_folder(script, other):
     """The default folder is one for all: its checkpoints must not be in each other's way."""
@@ -86,6 +86,7 @@ def test_other_measurements_share_a_folder(script, other):
         assert ended.value.code == 0
 
 
+@pytest.mark.slow
 def test_a_model_that_was_trained_meanwhile_is_no_continuation(script, capsys):
     for seed, code in ((0, 0), (1, 1)):
         with pytest.raises(SystemExit) as ended:

@@ -129,6 +129,7 @@ def shown() -> list:
     ]
 
 
+@pytest.mark.slow
 def test_everything_prints_on_one_screen():
     for value in shown():
         lines = repr(value).splitlines()

@@ -157,6 +157,7 @@ def test_many_outputs_are_sampled_with_a_standard_error():
     assert found.products == 16 + 100
 
 
+@pytest.mark.slow
 def test_a_limit_of_products_is_kept(monkeypatch):
     A = ggn_operator(build("gpt"))  # 16 vectors, 4 products
     found = hesse.diagonal(A, max_products=3, generator=torch.Generator().manual_seed(0))

@@ -91,6 +91,7 @@ steps = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(steps, st.sampled_from([DOUBLE, torch.float32]))
 def test_programs_compute_the_same_in_no_more_passes(chosen, dtype):
     def f(x, y):

@@ -194,6 +194,7 @@ def test_a_fit_is_that_by_all_singular_values(method, monkeypatch, decomposed, k
     assert eighth.cost <= 2 * network_fit(method, 8).cost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bounds", [None, (-1.5, 1.5)])
 def test_a_killed_fit_goes_on_to_the_same_bits(tmp_path, bounds, decomposed, keeps_sketching):
     expected = network_fit("svd-long", 6, bounds=bounds)

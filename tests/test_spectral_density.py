@@ -83,6 +83,7 @@ def test_the_default_bandwidth_is_what_the_steps_resolve():
     assert float((curves[0] - curves[1]).abs().max() / curves[1].max()) < 2e-3
 
 
+@pytest.mark.slow
 def test_the_band_holds_the_truth():
     M = symmetric(60, 1)
     density = spectral_density(M, probes=40, method=LanczosDensity(60, 0.5), generator=seeded())

@@ -163,7 +163,7 @@ def test_a_step_is_that_of_the_damped_matrix(iterations):
     assert optimizer.param_groups[0]["damping"] == pytest.approx(factor * damping)
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["levenberg-marquardt", "scan"])
 def test_a_run_goes_on_from_its_file_to_the_same_bits(rule, tmp_path, monkeypatch):
     monkeypatch.setattr("hesse.checkpoint._PAUSE", 0)  # save after every step
@@ -195,6 +195,7 @@ def test_no_weight_changes_no_bit():
     assert torch.equal(*map(flat, models))
 
 
+@pytest.mark.slow
 def test_a_closure_gives_the_same_bits_as_a_risk():
     model, twin = network("cells"), network("cells")
     (inputs, y), mode = data(), "retained-graph"

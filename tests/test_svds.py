@@ -37,6 +37,7 @@ def test_agrees_with_a_dense_decomposition(m, n, k, dtype):
     assert (torch.maximum(left, right) <= triplets.residuals).all()
 
 
+@pytest.mark.slow
 def test_the_bound_holds_whether_or_not_it_converged():
     for seed in range(50):
         M = torch.randn(40, 25, generator=seeded(seed), dtype=DOUBLE)

@@ -123,7 +123,7 @@ def test_so_many_vectors(name):
     assert memory.peak / (8 * N) == pytest.approx(vectors, rel=0.01, abs=1 / 16 + 0.01)
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("probes", [12, 24])
 def test_xdiag_takes_four_to_six_beside_three_a_probe(probes):
     n = 200_000

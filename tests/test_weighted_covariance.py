@@ -87,6 +87,7 @@ def test_the_covariance_of_gradients_of_weighted_examples(name, centered, mode):
     )
 
 
+@pytest.mark.slow
 def test_a_weighted_covariance_counts_an_example_as_often_as_it_weighs():
     """The covariance of a sample with repetitions, at two points, and of a subset."""
     r, times = risk("mean", (4, 3)), torch.tensor([1, 0, 2, 0, 1, 0, 3])
