@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import hesse
-from hesse.errors import DerivativeError, HesseError
+from hesse.errors import DerivativeError, FunctionError, HesseError
 from tests.feature_networks import (
     MODES,
     V,
@@ -77,13 +77,36 @@ def test_a_checkpointed_model_whose_parameters_are_taken_out_too_early(mode):
         operator(f, near(x), mode) @ v
 
 
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
 def test_a_reentrant_checkpoint_is_refused_with_its_remedy():
-    risk = risk_of(Checkpointed(use_reentrant=True))
-    with pytest.raises(RuntimeError, match="set use_reentrant=False"):
-        hesse.hvp(risk, risk.params, direction(risk))
-    with pytest.raises(RuntimeError, match="set use_reentrant=False"):
-        operator(risk, risk.params) @ direction(risk)
+    """torch.autograd.grad gives what only its part reads no gradient, and raises nothing."""
+    with pytest.raises(FunctionError, match="use_reentrant=False"):
+        risk_of(Checkpointed(use_reentrant=True))
+
+    def f(x):
+        return checkpoint(lambda z: (z * x["a"]).sum(), x["b"] ** 2, use_reentrant=True)
+
+    x = {"a": X, "b": X}
+    for mode in ("auto", "finite-difference"):
+        with pytest.raises((FunctionError, RuntimeError), match="use_reentrant=False"):
+            operator(f, x, mode) @ x
+
+
+def test_a_checkpointed_layer_norm_saves_the_same_tensors_again():
+    """Composed of other operations where f is called, it is torch's where it is called again."""
+
+    def f(x):
+        def part(z):
+            return F.layer_norm(z, z.shape, x["weight"], x["bias"]).pow(3).sum()
+
+        z = x["z"] ** 2
+        return checkpoint(part, z, use_reentrant=False) if is_checkpointed else part(z)
+
+    x = {"z": X, "weight": X + 1, "bias": X**2}
+    is_checkpointed = False
+    expected = operator(f, x).to_dense()
+    is_checkpointed = True
+    for mode in MODES:
+        assert_close(operator(f, x, mode).to_dense(), expected)
 
 
 # --------------------------------------------------------------------------------------------------

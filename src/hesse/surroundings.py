@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch.backends import cuda
+from torch.utils import checkpoint
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,15 @@ def without_saved_tensor_hooks() -> Iterator[None]:
         for pair in reversed(aside):
             assert _push_hooks is not None
             _push_hooks(*pair)
+
+
+def is_checkpointed() -> bool:
+    """Whether `torch.utils.checkpoint` runs what is called now, and runs it again when it is read.
+
+    Then no mode of a surrounding call is active, and the same tensors must be saved.
+    """
+    pair = _top_hooks(True)
+    return pair is not None and pair[0].__module__ == checkpoint.__name__
 
 
 # How to read and to set whether a kernel of attention may be used.

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hesse.ad.graph_nodes import check_seen_whole
 from hesse.ad.torch_calls import TorchCalls
 from hesse.ad.variables import Leaves
 from hesse.errors import FunctionError
@@ -108,6 +109,8 @@ def gradient_of(output: Tensor | Leaves, x: Leaves, weights=None, **options) -> 
     Such an output may require a gradient all the same: that of other tensors which f closes over.
     """
     grads = gradients(output, x, weights, **options)
+    if any(part is None for part in grads):
+        check_seen_whole(*([output] if isinstance(output, Tensor) else output))
     if all(part is None for part in grads):
         raise independent()
     return _filled(grads, x)

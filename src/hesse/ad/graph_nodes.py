@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import checkpoint
+
+from hesse.errors import FunctionError
 
 
 class UndifferentiableError(NotImplementedError):
@@ -33,6 +36,26 @@ def graph_leaves(value: Tensor) -> dict[int, Tensor]:
     if value.requires_grad and value.is_leaf:
         return {id(value): value}
     return leaves_of(graph_nodes(value))
+
+
+def check_seen_whole(*values: Tensor) -> None:
+    """Raise if the graphs of some values leave out leaves that a part of the function reads.
+
+    A checkpoint with use_reentrant=True makes the graph of its part in `backward()` alone; a
+    gradient by `torch.autograd.grad` is then zero for what only this part reads, without an error.
+    """
+    for node in graph_nodes(*values):
+        if getattr(node, "_forward_cls", None) is checkpoint.CheckpointFunction:
+            raise _hidden_by_checkpoint()
+
+
+def _hidden_by_checkpoint() -> FunctionError:
+    return FunctionError(
+        expected="a function whose graph has all that it reads",
+        got="a checkpoint with use_reentrant=True, whose part torch.autograd.grad leaves out",
+        remedy="Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False); for a model of "
+        'transformers: model.gradient_checkpointing_enable({"use_reentrant": False}).',
+    )
 
 
 # The second derivative of these in their last argument, the input, is zero.
@@ -64,10 +87,11 @@ def leaves_of(nodes: Iterable[Any]) -> dict[int, Tensor]:
 # torch's second derivative of these drops terms, without an error (torch 2.13).
 _WRONG_TWICE = {
     "AsStridedScatter": "torch.as_strided_scatter",
-    "NativeLayerNorm": "torch.native_layer_norm",  # where the bias alone varies
+    "NativeLayerNorm": "torch.native_layer_norm",
     "SparseCooTensor": "torch.sparse_coo_tensor",
     "SparseCompressedTensor": "torch.sparse_compressed_tensor",
 }
+_IF_INPUT_IS_FIXED = ("torch.native_layer_norm",)  # and the bias alone varies
 
 
 def custom_function(value: Tensor, nodes: Iterable[Any] | None = None) -> str | None:
@@ -86,8 +110,11 @@ def custom_function(value: Tensor, nodes: Iterable[Any] | None = None) -> str | 
 def _checked_name(node: Any) -> str | None:
     if not isinstance(node, torch.autograd.function.BackwardCFunction):
         kind = type(node)
-        return _wrong(node.name()) if kind.__name__ == _NAMELESS else _wrong_kind(kind)
+        name = _wrong(node.name()) if kind.__name__ == _NAMELESS else _wrong_kind(kind)
+        return None if name in _IF_INPUT_IS_FIXED and node.next_functions[0][0] else name
     function = getattr(node, "_forward_cls", type(node))
+    if function is checkpoint.CheckpointFunction:
+        raise _hidden_by_checkpoint()
     if getattr(function, "is_composed", False):
         return None
     code = getattr(getattr(function, "backward", None), "__code__", None)

@@ -33,6 +33,7 @@ from hesse.ad.decompositions import DECOMPOSITIONS
 from hesse.ad.kinks import KINKED, OF_RESULT, kink
 from hesse.ad.suspects import SUSPECTS, suspect
 from hesse.dispatch import is_recorded
+from hesse.surroundings import is_checkpointed
 
 
 @dataclass
@@ -84,6 +85,8 @@ class TorchCalls(TorchFunctionMode):
     ) -> Any:
         """Call the operation, or what stands for it."""
         kwargs, run, look = kwargs or {}, DECOMPOSITIONS.get(func, func), _seeing.get()
+        if run is not func and is_checkpointed():
+            run = func
         if kwargs.get("generator") is not None:
             _own.draws += 1
         return run(*args, **kwargs) if look is None else look.call(func, run, args, kwargs)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hesse.ad.determinism import run_deterministic
 from hesse.ad.double_backward import noting_recomputation
-from hesse.ad.graph_nodes import graph_leaves
+from hesse.ad.graph_nodes import check_seen_whole, graph_leaves
 from hesse.ad.other_leaves import check_other_leaves
 from hesse.ad.torch_calls import TorchCalls
 from hesse.ad.variables import detached
@@ -150,6 +150,7 @@ def _evaluate(
 
 def _leaves(value: Tensor, batch: Batch, moved: Batch) -> dict[int, Tensor]:
     """The leaves in the graph of a value that are none of the batch."""
+    check_seen_whole(value)
     leaves = graph_leaves(value)
     for tensor in tensors([batch.inputs, batch.targets, moved.inputs, moved.targets]):
         leaves.pop(id(tensor), None)
