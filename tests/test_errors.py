@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from hesse import errors
+from hesse import errors, least_squares, minimize
+from hesse.apps import saddle
 from hesse.curvature import ggn_operator, hessian_operator, hvp
 from hesse.errors import (
     ArgumentError,
@@ -283,3 +284,11 @@ def test_a_point_or_direction_that_is_not_finite_is_refused(way, bad):
     at = {**X, "b": torch.tensor([bad])}
     assert_raises(NonFiniteError, "'b'", way, x=at)
     assert_raises(NonFiniteError, "'b'", way, v={**V, "b": torch.tensor([bad])})
+
+
+@pytest.mark.parametrize("x0", [0.0, [0.0], torch.ones(3, dtype=torch.int64)])
+@pytest.mark.parametrize("call", [minimize, least_squares, saddle])
+def test_errors_name_the_call_of_the_user_and_not_what_it_calls(call, x0):
+    with pytest.raises(HesseError) as caught:
+        call(lambda x: (x**2).sum(), x0)
+    assert f".{call.__name__}(" in caught.value.call

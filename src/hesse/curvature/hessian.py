@@ -45,7 +45,7 @@ class HessianDefinition(Definition):
     one_shot_modes: ClassVar[Mapping[str, Mode]] = ONE_SHOT_MODES
 
 
-@public("hesse.hessian_operator(f, x)")
+@public("hesse.hessian_operator(f, x)", nested=False)
 def hessian_operator(
     f: Callable[[Any], Tensor],
     x: Tree | None = None,

@@ -74,7 +74,7 @@ class JacobianDefinition(Definition):
             return [z.detach() for z in _output_leaves(f.outputs(x))]
 
 
-@public("hesse.jacobian_operator(g, x)")
+@public("hesse.jacobian_operator(g, x)", nested=False)
 def jacobian_operator(
     g: Callable[[Any], Any],
     x: Tree,

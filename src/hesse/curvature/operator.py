@@ -89,7 +89,7 @@ class CurvatureOperator(LinearOperator):
         )
 
     @property
-    @public("{self}.value")
+    @public("{self}.value", nested=False)
     def value(self) -> Tensor:
         """f(x), a scalar tensor; computed at the first use."""
         self._check_scalar()
@@ -101,7 +101,7 @@ class CurvatureOperator(LinearOperator):
         return self.domain.unflatten(self.flat_gradient)
 
     @property
-    @public("{self}.gradient")
+    @public("{self}.gradient", nested=False)
     def flat_gradient(self) -> Tensor:
         """grad f(x), shape (n,); computed at the first use, together with the value."""
         self._check_scalar()

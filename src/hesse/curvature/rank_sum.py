@@ -72,7 +72,7 @@ class RankSum(LinearOperator):
         self.local, self.ranks, self._shift = local, space.ranks, shift
 
     @property
-    @public("{self}.value")
+    @public("{self}.value", nested=False)
     def value(self) -> Tensor:
         """f(x), a scalar tensor; computed at the first use."""
         return self._value.clone()
@@ -83,7 +83,7 @@ class RankSum(LinearOperator):
         return self.domain.unflatten(self.flat_gradient)
 
     @property
-    @public("{self}.gradient")
+    @public("{self}.gradient", nested=False)
     def flat_gradient(self) -> Tensor:
         """grad f(x), shape (n,); computed at the first use."""
         return self._gradient.clone()
