@@ -213,7 +213,8 @@ def aslinearoperator(a: Any, *, symmetric: bool | None = None) -> LinearOperator
         expected="A to be a hesse.LinearOperator, a matrix (a 2-D tensor or array), or a sparse "
         "matrix or linear operator of SciPy",
         got=f"{type(a).__module__}.{type(a).__name__}",
-        remedy="Wrap a function v -> A v with hesse.function_operator(matvec, n).",
+        remedy="Wrap a function v -> A v with hesse.function_operator(matvec, n); the curvature of "
+        "a hesse.Risk is hesse.hessian_operator(risk, params) or hesse.ggn_operator(risk, params).",
     )
 
 
