@@ -42,12 +42,24 @@ FOLDED = {
     "through a view": (lambda x, y: [x[1:] + (-y)[:-1]], ["add"]),
     "equal multiples": (lambda x, y: [(3.0 * x + 3.0 * y) / 3.0 * y], ["add", "mul"]),
     "an output that is a multiple": (lambda x, y: [-x, (-x) * y], ["neg", "mul"]),
+    "a part of an expanded tensor": (
+        lambda x, y: [x[:, None] * y + y[:, None].expand(5, 5) / 5.0],
+        ["mul", "add"],
+    ),
     "a factor of one": (lambda x, y: [2.0 * (x / 2.0) + y], ["add"]),
 }
 KEPT = {
     "a matrix product and a sum": (
         lambda x, y: [-x[:, None] + x[:, None] @ y[None]],
         ["neg", "mm", "add"],
+    ),
+    "expanded tensors alone": (
+        lambda x, y: [x[:, None].expand(5, 5) / 5.0 + y.expand(5, 5) / 3.0],
+        ["div", "div", "add"],
+    ),
+    "an expanded tensor that is viewed": (
+        lambda x, y: [((x[:, None].expand(5, 5) / 5.0) * 5.0).view(25)],
+        ["div", "mul"],
     ),
     "zero": (lambda x, y: [0.0 * (2.0 * x) + y], ["mul", "mul", "add"]),
     "factors that overflow": (lambda x, y: [1e200 * (1e-200 * x)], ["mul", "mul"]),
@@ -76,6 +88,8 @@ OPERATIONS = {
     "slice": lambda x, y, c: torch.cat([x[1:], x[:1]]),
     "flatten": lambda x, y, c: x.reshape(-1).view(4, 4),
     "broadcast": lambda x, y, c: x + y[0],
+    "expand": lambda x, y, c: y[:, :1].expand(4, 4) / c,
+    "expand, and add": lambda x, y, c: x + y[:1].expand(4, 4) * c,
     "matrix product": lambda x, y, c: x @ y,
     "tanh": lambda x, y, c: torch.tanh(x),
     "sum": lambda x, y, c: x.sum(0, keepdim=True).expand(4, 4),

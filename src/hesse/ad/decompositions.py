@@ -3,7 +3,7 @@
 
 - `torch._weight_norm`: its second derivative leaves out how the norm depends on the weight.
 - `layer_norm`: its third derivative (of a loss made of derivatives of the network) takes mean and
-  variance for constants; its second has no forward mode. Composed, it takes no more operations.
+  variance for constants; its second has no forward mode (`normalisation`).
 - `group_norm`: its forward mode loses the digits of a tiny direction, and its backward pass reads
   uninitialised memory where the slopes that come in are known to be zero.
 - `lstm`: oneDNN's fused cells have no forward mode, and hand on tensors that Python never sees.
@@ -39,6 +39,7 @@ from hesse.ad.distances import cdist, pdist
 from hesse.ad.embedding import embedding, native_embedding
 from hesse.ad.logcumsumexp import logcumsumexp
 from hesse.ad.matrix_exp import matrix_exp
+from hesse.ad.normalisation import normalised
 from hesse.ad.overwriting import OVERWRITING
 from hesse.ad.piecewise_linear import (
     as_strided_scatter,
@@ -69,8 +70,8 @@ def _layer_norm(
     cudnn_enable: bool = True,
 ) -> Tensor:
     """(z - mean) / sqrt(variance + eps) * weight + bias, in float32 at least."""
-    dims = tuple(range(-len(normalized_shape), 0))
-    return _affine(_normalised(input.contiguous(), dims, eps), weight, bias)
+    rows = input.flatten(input.ndim - len(normalized_shape)).contiguous()
+    return _affine(normalised(rows, eps).view(input.shape), weight, bias)
 
 
 def _group_norm(
@@ -85,7 +86,7 @@ def _group_norm(
     if num_groups < 1 or input.ndim < 2 or input.shape[1] % num_groups or not input.numel():
         return torch.group_norm(input, num_groups, weight, bias, eps)
     groups = input.reshape(input.shape[0], num_groups, -1)
-    z = _normalised(groups, (-1,), eps).reshape(input.shape)
+    z = normalised(groups, eps).reshape(input.shape)
     per_channel = (-1, *[1] * (input.ndim - 2))
     z = _affine(
         z,
@@ -93,13 +94,6 @@ def _group_norm(
         None if bias is None else bias.reshape(per_channel),
     )
     return z.contiguous(memory_format=_memory_format(input))
-
-
-def _normalised(z: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
-    dtype, z = z.dtype, z.to(torch.promote_types(z.dtype, torch.float32))
-    z = z - z.mean(dims, keepdim=True)
-    z = z * torch.rsqrt((z * z).mean(dims, keepdim=True) + eps)
-    return z.to(dtype)
 
 
 def _affine(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -5,6 +5,9 @@
 
 A factor moves through products, sums and views until an operation cannot take it: a pass over
 memory less for every factor on the way. The result is the same up to rounding.
+
+An expanded tensor, as the derivative of a mean is one, is not written out to be divided: a sum or a
+product with an entry for each of its own reads it as it is.
 """
 
 from __future__ import annotations
@@ -123,7 +126,7 @@ class _Folder:
     def _product(self, x: Value, y: Value, meta: TensorMeta) -> tuple[float, int] | None:
         """(a x) (b y) as a b (x y)."""
         (a, one), (b, other) = self._of(x.index), self._of(y.index)
-        if a == b == 1.0:
+        if a == b == 1.0 or not self._is_written_out(meta, x.index, y.index):
             return None
         return a * b, self._call(meta, _aten.mul.Tensor, Value(one), Value(other))
 
@@ -132,6 +135,8 @@ class _Folder:
         (a, one), (b, other) = self._of(x), self._of(y)
         b *= scale
         if a == b == 1.0 or self._products & {one, other}:
+            return None
+        if not self._is_written_out(meta, x, y):
             return None
         if b == 1.0 and self._metas[one].same_layout(self._metas[other]):
             (a, one), (b, other) = (b, other), (a, one)
@@ -144,7 +149,7 @@ class _Folder:
         """A view of a x as a times the view of x."""
         (number,) = node.reads()
         a, root = self._of(number)
-        if a == 1.0:
+        if a == 1.0 or not self._has_layout_of_root(number):
             return None
         moved = self._metas[root].offset - self._metas[number].offset
         args = substitute(node.args, lambda _: Value(root))
@@ -197,8 +202,22 @@ class _Folder:
 
     def _fits(self, a: float, root: int, result: int) -> bool:
         """Whether a x can take the place of a value."""
-        same = self._metas[root].same_layout(self._metas[result])
-        return same and _LEAST <= abs(a) <= _MOST
+        source, meta = self._metas[root], self._metas[result]
+        is_expanded = meta.is_contiguous and replace(source, stride=meta.stride).same_layout(meta)
+        # With the factor 1 the root itself would be read, in another layout.
+        fits = source.same_layout(meta) or (is_expanded and a != 1.0)
+        return fits and _LEAST <= abs(a) <= _MOST
+
+    def _has_layout_of_root(self, number: int) -> bool:
+        """Whether it is not what an expanded tensor would be if it were written out."""
+        return self._metas[self._of(number)[1]].same_layout(self._metas[number])
+
+    def _is_written_out(self, meta: TensorMeta, *numbers: int) -> bool:
+        """Whether an operation on roots makes what it makes of these values, in the same layout."""
+        roots = [self._metas[self._of(number)[1]] for number in numbers]
+        if all(map(self._has_layout_of_root, numbers)):
+            return True
+        return any(root.same_layout(meta) for root in roots)
 
 
 def _is_number(argument: Any) -> bool:

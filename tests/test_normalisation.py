@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layer norms: their derivatives are those of the formula, to the third, by one fused operation."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import hesse
+from hesse.ad.normalisation import normalised, project
+
+DOUBLE = torch.float64
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
+
+
+def by_the_formula(x, eps):
+    z = x - x.mean(-1, keepdim=True)
+    return z / (z.square().mean(-1, keepdim=True) + eps).sqrt()
+
+
+def cubes(function):
+    weights = torch.linspace(1.0, 2.0, 5, dtype=DOUBLE)
+    return lambda x: (function(x, 1e-2) ** 3 * weights).sum()
+
+
+def gradient(f):
+    return lambda x: torch.autograd.grad(f(x), x, create_graph=True)[0]
+
+
+def along(v, f):
+    return lambda x: (gradient(f)(x) * v).sum()
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
+def test_derivatives_are_those_of_the_formula(size):
+    x, v = size * draw(3, 5), draw(3, 5, seed=1) / size
+    f, oracle = cubes(normalised), cubes(by_the_formula)
+    for order in range(4):
+        assert torch.allclose(f(x.requires_grad_()), oracle(x), rtol=1e-10), order
+        f, oracle = along(v, f), along(v, oracle)
+
+
+def test_every_mode_is_checked_by_differences():
+    x = draw(3, 5).requires_grad_()
+    f, slope = cubes(normalised), gradient(cubes(normalised))
+    assert torch.autograd.gradcheck(f, x, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(f, x, check_fwd_over_rev=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(slope, x)
+    z = normalised(draw(3, 5, seed=1), 0.0)
+    both = x, z.requires_grad_()
+    assert torch.autograd.gradcheck(project, both, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(project, both, check_fwd_over_rev=True)
+
+
+def test_a_projection_is_symmetric_and_has_the_row_and_ones_in_its_null_space():
+    z, u, v = normalised(draw(2, 6), 0.0), draw(2, 6, seed=1), draw(2, 6, seed=2)
+    assert torch.allclose((u * project(v, z)).sum(), (v * project(u, z)).sum())
+    assert project(z, z).abs().max() < 1e-14
+    assert project(torch.ones_like(z), z).abs().max() < 1e-14
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(width), nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + torch.tanh(self.linear(self.norm(x)))
+
+
+@pytest.mark.parametrize("make", [hesse.hessian_operator, hesse.ggn_operator])
+def test_a_product_reads_each_norm_by_the_fused_operation(make):
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(6), Block(6), nn.Linear(6, 3)).double()
+    risk = hesse.Risk(model, nn.CrossEntropyLoss(), (draw(9, 6), torch.arange(9) % 3))
+    A = make(risk, risk.params, mode="traced-split")
+    V = draw(A.shape[0], 3, seed=3)
+    calls = []
+
+    class Calls(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            calls.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    A @ V[:, 0]
+    with Calls():
+        product = A @ V[:, 0]
+    # The derivative of the second norm, and its transpose; the first one reads the data alone.
+    assert sum("native_layer_norm_backward" in call for call in calls) == 2
+    plain = make(risk, risk.params, mode="retained-graph")
+    assert torch.allclose(product, plain @ V[:, 0], rtol=1e-10)
+    assert torch.allclose(A.matmat(V), torch.stack([A @ v for v in V.T], 1), rtol=1e-10)
+
+
+def test_results_are_those_of_torch():
+    x, w, b = draw(2, 3, 4), draw(3, 4, seed=1), draw(3, 4, seed=2)
+    ours = normalised(x.flatten(1), 1e-5).view(x.shape) * w + b
+    assert torch.allclose(ours, F.layer_norm(x, (3, 4), w, b), rtol=1e-13)
