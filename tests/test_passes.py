@@ -385,3 +385,20 @@ def test_a_block_of_directions_holds_no_copies_of_what_was_pooled():
     pools = [node for node in block.nodes if "pool2d_with_indices_b" in str(node.function)]
     assert pools
     assert all(set(block.metas[node.args[1].index].stride) == {0} for node in pools)
+
+
+def test_a_block_of_directions_convolves_without_an_input_that_is_not_read():
+    """Torch would write an expanded one out; one entry of it stands for all of its shape."""
+    x, v = draw(2, 2, 6, 6), draw(5, 2, 3, 6, 6)
+    kernel = draw(3, 2, 3, 3, seed=1)
+
+    def f(x, u):
+        y = torch.nn.functional.conv2d(x, kernel, padding=1)
+        return torch.autograd.grad(y, x, u)[0]
+
+    program = program_of(f, x.requires_grad_(), v[0])
+    block = batched(program, [x.detach()], v)
+    (node,) = (n for n in block.nodes if n.function is aten.convolution_backward.default)
+    assert block.metas[node.args[1].index].is_contiguous
+    expected = torch.stack([f(x, u) for u in v])
+    assert_close(run(block, [x.detach(), v])[0], expected)

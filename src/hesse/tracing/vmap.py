@@ -21,7 +21,7 @@ from torch import Tensor
 from hesse.tracing.functionalize import trace
 from hesse.tracing.passes.batched_matmul import merge_batched_matmuls
 from hesse.tracing.passes.fuse_addmm import fuse_addmm
-from hesse.tracing.passes.pooling import without_pooled
+from hesse.tracing.passes.shape_alone import without_entries
 from hesse.tracing.passes.simplify import simplify
 from hesse.tracing.program import Program
 
@@ -53,7 +53,7 @@ def batched(program: Program, residuals: list[Tensor], *blocks: Tensor) -> Progr
             lambda: torch.vmap(program.replay, in_dims=in_dims)(*residuals, *blocks),
             [*residuals, *blocks],
         )
-    graph = without_pooled(merge_batched_matmuls(simplify(graph)))
+    graph = without_entries(merge_batched_matmuls(simplify(graph)))
     nodes = fuse_addmm(graph.nodes, graph.outputs, graph.metas)
     return Program(
         *(graph, nodes, graph.inputs, graph.outputs), measured_kernels=program.measured_kernels

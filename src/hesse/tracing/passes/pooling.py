@@ -4,14 +4,12 @@
     relu_backward(pool_backward(g, X, i), X)  ->  pool_backward(relu_backward(g, P), X, i)
 
 An entry of g goes to an entry of X that is the one of P, so that the mask can come first: it is
-then of the entries of P, four times fewer. Both are exact. `pool_backward` reads X for its shape
-alone, so that a block of directions need not hold a copy of X for each.
+then of the entries of P, four times fewer. Both are exact.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -19,7 +17,6 @@ import torch
 from hesse.tracing.graph import (
     Graph,
     Node,
-    TensorMeta,
     Value,
     eliminate_dead_code,
     new_numbers,
@@ -72,30 +69,3 @@ def _maximum(node: Node, maker: dict[int, Node], uses: Counter[int]) -> int | No
 def _are_alike(graph: Graph, node: Node, maximum: int) -> bool:
     """Whether all is contiguous, so that results lie in memory as before."""
     return all(graph.metas[n].is_contiguous for n in (*node.reads(), *node.makes(), maximum))
-
-
-def without_pooled(graph: Graph) -> Graph:
-    """The same computation, in which what was pooled stands for its shape alone.
-
-    On the CPU, where nothing reads its entries.
-    """
-    numbers = new_numbers(graph.metas)
-    nodes = [part for node in graph.nodes for part in _with_shape_alone(node, graph, numbers)]
-    return replace(graph, nodes=eliminate_dead_code(nodes, graph.outputs))
-
-
-def _with_shape_alone(node: Node, graph: Graph, numbers: Iterator[int]) -> list[Node]:
-    if node.function not in _FORWARD:
-        return [node]
-    g, X, *rest = node.args
-    meta = graph.metas[X.index]
-    if meta.device.type != "cpu" or not meta.is_contiguous:
-        return [node]
-    scalar, shape = next(numbers), next(numbers)
-    graph.metas[scalar] = TensorMeta((), (), 0, meta.dtype, meta.device)
-    graph.metas[shape] = replace(meta, stride=(0,) * len(meta.shape), offset=0)
-    return [
-        Node(_aten.new_empty.default, (g, []), {}, (scalar,), True),
-        Node(_aten.expand.default, (Value(scalar), list(meta.shape)), {}, (shape,), True),
-        replace(node, args=(g, Value(shape), *rest)),
-    ]
