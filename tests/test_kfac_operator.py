@@ -11,7 +11,13 @@ from torch import nn
 import hesse
 from hesse import Risk, ekfac_operator, ggn_operator, kfac_operator, load_kfac, solve
 from hesse.curvature.kronecker.examples import read_map, scales
-from hesse.errors import ArgumentError, DataError, FunctionError, StructureError
+from hesse.errors import (
+    ArgumentError,
+    DataError,
+    FunctionError,
+    NonFiniteError,
+    StructureError,
+)
 from hesse.operators.eigenbasis import eigenbasis, refreshed_basis
 from hesse.report.digits import autoencoder, reconstruction_loss
 from hesse.testing import check_operator
@@ -193,6 +199,24 @@ def test_refreshing_finds_the_eigenvectors_in_the_end():
         basis = refreshed_basis(A, basis)
     rotated = basis.mT @ A @ basis
     torch.testing.assert_close(rotated, rotated.diagonal(dim1=-2, dim2=-1).diag_embed())
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_gradients_that_are_not_finite_are_named(make):
+    """The root has an infinite slope where the first unit is zero: one row of it is NaN."""
+
+    class Root(nn.Module):
+        def forward(self, x):
+            return x.abs().sqrt()
+
+    model = nn.Sequential(nn.Linear(1, 2), Root(), nn.Linear(2, 3)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0], [1.0]]))
+        model[0].bias.copy_(torch.tensor([1.0, 3.0]))
+    x = torch.tensor([[2.0], [-1.0], [1.0]], dtype=DOUBLE)
+    R = Risk(model, nn.CrossEntropyLoss(), (x, torch.tensor([0, 1, 2])))
+    with pytest.raises(NonFiniteError, match=r"NaN or Inf in those of '0\.weight' and '0\.bias'"):
+        make(R)
 
 
 def test_a_program_is_not_used_after_a_buffer_changed():

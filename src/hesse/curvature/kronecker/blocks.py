@@ -48,7 +48,8 @@ class Block:
         Raises:
             NonFiniteError: the gradients that they are made of are not finite.
         """
-        if not all(bool(side.entries.isfinite().all()) for side in (left, right)):
+        # A second moment has no entry larger than all of its diagonal, where every NaN is, too.
+        if not all(bool(side.diagonal.isfinite().all()) for side in (left, right)):
             raise NonFiniteError(
                 expected="finite gradients",
                 got=f"NaN or Inf in those of {' and '.join(map(repr, layout.names))}",

@@ -390,7 +390,7 @@ def _here(risk: Risk) -> Risk:
 
 def _variables(params: Tree) -> Variables:
     space = Space.of(params)
-    return Variables.of(space.copy(params), space)
+    return Variables.of(params, space)
 
 
 def _basis(side: Factors, previous: Factors | None) -> Factors:

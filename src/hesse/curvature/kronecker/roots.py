@@ -13,6 +13,7 @@ For a loss without a known likelihood B is its Hessian in the outputs.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
@@ -29,6 +30,7 @@ from hesse.ad.variables import BoundFunction, Leaves
 from hesse.errors import FunctionError
 from hesse.krylov.lanczos_process import LanczosProcess
 from hesse.operators.dense import function_operator
+from hesse.vectors.random import random_signs
 from hesse.vectors.space import Space
 
 # The most vectors that "exact" takes; beyond, signs are drawn.
@@ -106,8 +108,8 @@ def scaled(loss: LossRoots, u: Sequence[Tensor], numbers: Tensor) -> list[Tensor
 
 
 def _signs(shape: Sequence[int], generator: torch.Generator, like: Tensor) -> Tensor:
-    bits = torch.randint(0, 2, tuple(shape), generator=generator, dtype=torch.int8)
-    return bits.to(like).mul_(2).sub_(1)
+    signs = random_signs(math.prod(shape), like.dtype, torch.device("cpu"), generator)
+    return signs.view(tuple(shape)).to(like.device)
 
 
 def spread_entries(axis: Axis, numbers: Tensor, like: Tensor) -> Tensor:
