@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products of matrices into rows that begin with a cache line: against float64."""
+"""Products of matrices into rows that begin with a cache line, and second moments: in float64."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from hesse.curvature.kronecker.row_products import gram
 from hesse.operators.batched_kronecker import BatchedKronecker, Factors
 from hesse.vectors.matmul import empty_matrix, matmul
 
@@ -27,6 +28,19 @@ def test_products_are_those_of_float64(shape, layout, dtype):
     product = matmul(A, B)
     assert product.dtype == dtype
     torch.testing.assert_close(product.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("columns", [1, 255, 256, 257, 300, 785])
+@pytest.mark.parametrize("ones", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_second_moments_are_those_of_float64(columns, ones, transposed):
+    """X'X of which one half is computed, and of X with a column of ones."""
+    X = torch.randn(40, columns, generator=torch.Generator().manual_seed(0))
+    whole = torch.cat([X, torch.ones(40, 1)], 1) if ones else X
+    expected = whole.double().T @ whole.double()
+    found = gram(X.T.contiguous().T if transposed else X, ones=ones)
+    assert torch.equal(found, found.T)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_batches_are_multiplied_as_by_torch():

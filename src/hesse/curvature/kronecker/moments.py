@@ -204,9 +204,10 @@ class KroneckerMoments:
         assert self._basis is not None
         pairs = []
         for k, use in enumerate(self._block.uses):
-            rows_g, rows_a = self._g(use, g), self._a_rows(k, use, g, ones=True)
-            left, right = (rows_g, rows_a) if use.g_is_left else (rows_a, rows_g)
-            pairs.append((project_rows(left, self._basis[0]), project_rows(right, self._basis[1])))
+            of_g, of_a = self._basis if use.g_is_left else self._basis[::-1]
+            rows_g = project_rows(self._g(use, g), of_g)
+            rows_a = project_rows(self._a_rows(k, use, g), of_a, ones=self._block.has_bias)
+            pairs.append((rows_g, rows_a) if use.g_is_left else (rows_a, rows_g))
         if len(pairs) == 1:
             (left, right), map_ = pairs[0], self._map(self._block.uses[0])
             if isinstance(left, OneHot) or isinstance(right, OneHot):
@@ -243,7 +244,7 @@ class KroneckerMoments:
     def _g(self, use: Use, g: Values) -> Tensor:
         return rows_of_g(use, g, self._a).to(self._dtype)
 
-    def _a_rows(self, k: int, use: Use, g: Values, *, ones: bool) -> Rows:
+    def _a_rows(self, k: int, use: Use, g: Values, *, ones: bool = False) -> Rows:
         """The rows that do not depend on u; `ones`: with a 1 for the bias, if there is one."""
         known = self._rows_a[k]
         if known is None:

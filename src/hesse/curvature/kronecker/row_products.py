@@ -19,8 +19,8 @@ _CHUNK = 1 << 24  # entries of gradients of single examples at a time
 # Entries of a row that are looked at before all of them are.
 _FIRST = 16
 
-# From this size on, panels of one half of X'X take less time than all of it.
-_SMALL_GRAM, _PANELS = 256, 6
+# From this size on, one half of X'X takes less time than all of it, in parts of at least that size.
+_SMALL_GRAM, _WHOLE_GRAM = 256, 128
 
 
 def nonzero_rows(rows: Tensor) -> Tensor:
@@ -62,15 +62,26 @@ def gram(X: Tensor, *, ones: bool = False) -> Tensor:
     if d < _SMALL_GRAM:
         X = with_ones(X) if ones else X
         return X.T @ X
-    whole, step = empty_matrix(d + ones, d + ones, X), -(-d // (16 * _PANELS)) * 16
-    result = whole[:d, :d]
-    for i in range(0, d, step):
-        torch.mm(X[:, i:].T, X[:, i : i + step], out=result[i:, i : i + step])
-        result[i : i + step, i + step :] = result[i + step :, i : i + step].T
+    whole = empty_matrix(d + ones, d + ones, X)
+    _fill_gram(whole[:d, :d], X)
     if ones:
         whole[d, :d] = whole[:d, d] = X.sum(0)
         whole[d, d] = len(X)
     return whole
+
+
+def _fill_gram(result: Tensor, X: Tensor) -> None:
+    """X'X of the left and the right half of X, and one product of the two, which stands twice."""
+    d = X.shape[1]
+    if d <= _WHOLE_GRAM:
+        torch.mm(X.T, X, out=result)
+        return
+    half = -(-d // 32) * 16  # rows begin with a cache line
+    left, right = X[:, :half], X[:, half:]
+    torch.mm(right.T, left, out=result[half:, :half])
+    result[:half, half:] = result[half:, :half].T
+    _fill_gram(result[:half, :half], left)
+    _fill_gram(result[half:, half:], right)
 
 
 def products(left: Tensor, right: Tensor) -> Tensor:
@@ -91,13 +102,18 @@ def add_products(total: Tensor, left: Tensor, right: Tensor, coefficient: float)
         torch.baddbmm(whole, lefts, rights, alpha=coefficient, out=whole)
 
 
-def project_rows(rows: Rows, basis: Factors) -> Rows:
-    """Rows in an orthonormal basis."""
+def project_rows(rows: Rows, basis: Factors, *, ones: bool = False) -> Rows:
+    """Rows in an orthonormal basis; `ones`: with a 1 appended to dense rows."""
+    if isinstance(rows, Tensor) and ones and (basis.is_diagonal or rows.shape[1] > 1):
+        rows, ones = with_ones(rows), False
     if basis.is_diagonal:
         return rows
     if isinstance(rows, OneHot):
         padded = torch.cat([basis.entries[0], basis.entries.new_zeros(1, basis.size)])
         return padded[rows.index][:, None]
+    if ones:
+        Q = basis.entries[0]
+        return matmul(rows[:, 0], Q[:-1]).add_(Q[-1])[:, None]
     if rows.shape[1] == 1:
         return matmul(rows[:, 0], basis.entries[0])[:, None]
     return (rows.transpose(0, 1) @ basis.entries).transpose(0, 1)
