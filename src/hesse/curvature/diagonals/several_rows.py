@@ -20,7 +20,7 @@ from hesse.curvature.kronecker.rows import OneHot, Rows, Values
 from hesse.tracing.uses import Use
 
 # Entries of gradients of single examples at a time, which stay in a cache.
-_CHUNK = 1 << 18
+_CHUNK = 1 << 19
 
 
 class OneHotRows(Squares):

@@ -54,16 +54,20 @@ class SquaredOperands:
         self._dtype = dtype
         self._sums: dict[int, Tensor] = {}
         self._views: dict[int, tuple[int, list[int]]] = {}
+        self._owners: list[int] = []
 
     def add(self, g: Values, numbers: Sequence[int], weights: Sequence[float]) -> None:
         """Add those of a block of vectors, the operands `numbers` of g."""
-        self._views = self._views or _views({number: g[number][0] for number in numbers})
-        for number in dict.fromkeys(owner for owner, _ in self._views.values()):
-            for part, weight in zip(g[number].to(self._dtype), weights, strict=True):
+        if not self._views:
+            self._views = _views({number: g[number][0] for number in numbers})
+            self._owners = list(dict.fromkeys(owner for owner, _ in self._views.values()))
+        for number in self._owners:
+            parts = g[number].to(self._dtype).unbind()
+            for part, weight in zip(parts, weights, strict=True):
                 if number in self._sums:
                     self._sums[number].addcmul_(part, part, value=weight)
                 else:
-                    self._sums[number] = weight * (part * part)
+                    self._sums[number] = part.square().mul_(weight)
 
     def take(self) -> Values:
         """The sums, by the number of the operand; the next ones start from zero."""
