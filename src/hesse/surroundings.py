@@ -183,6 +183,11 @@ def is_surrounded() -> bool:
     )
 
 
+def is_watched() -> bool:
+    """Whether a mode of the user's sees, and may change, what functions call of torch."""
+    return bool(_num_function_modes() or _num_dispatch_modes())
+
+
 @contextmanager
 def set_aside() -> Iterator[None]:
     """Within it there is no autocast, no default device, no anomaly detection.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hesse.curvature.operator import CurvatureOperator
-from hesse.engine.point_program import Evaluation, PointProgram
+from hesse.engine.point_program import Evaluation, PointProgram, SameFunction
 from hesse.engine.program_product import ProgramProduct
 from hesse.engine.quadratic_product import QuadraticProduct
 from hesse.operators.sparse.recovery import Compression
@@ -134,9 +134,19 @@ def _summand(
         or costs_less(program, single, compression.colouring.count)  # made only if it decides
     ):
         return None
-    assert entry.primal_and_outputs is not None
-    whole = composed(entry.primal_and_outputs, entry.num_outputs, [found.operands, program])
-    return SummandEntries(PointProgram(whole, entry), found, program.written_bytes)
+    partition, checked, after = (
+        product.partition,
+        entry.primal_and_outputs,
+        [found.operands, program],
+    )
+    assert checked is not None
+    point_program = PointProgram(
+        composed(checked, entry.num_outputs, after),
+        composed(partition.primal, 0, after),
+        entry,
+        SameFunction(product.point.function.function, checked),
+    )
+    return SummandEntries(point_program, found, program.written_bytes)
 
 
 def _from_residuals(product: ProgramProduct, places: Places, rows: Any) -> Program | None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Literal
 
 import torch
@@ -147,9 +148,10 @@ class SummedProduct:
     def evaluations(self) -> Iterator[tuple[float, Evaluation]]:
         """c_i and summand i at its point, without its product."""
         for index, (summand, point) in enumerate(self._points()):
-            entry, outputs = None, []
+            entry = None
             if not isinstance(summand.function, Quadratic):
-                entry, outputs = self._entry(index, summand, point), self._outputs(index, point)
+                entry = self._entry(index, summand, point)
+            outputs = partial(self._outputs, index, point)
             yield summand.coefficient, Evaluation(point, entry, outputs)
 
     def _outputs(self, index: int, point: Point) -> list[Tensor]:
