@@ -8,9 +8,10 @@ It is written from residuals, and composed with the program of these: at a point
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,12 +30,21 @@ from hesse.tracing.sparsity.entries import entries_program
 from hesse.vectors.space import Space
 
 
+class Entries(NamedTuple):
+    """The entries of a matrix, in the order of its pattern."""
+
+    values: Tensor
+    are_finite: bool
+    """Whether they are known to be."""
+
+
 @dataclass(frozen=True)
 class SummandEntries:
     """The entries of one summand of f at any point.
 
     Args:
-        program: inputs of f -> the operands of the detection, the entries.
+        program: inputs of f -> the operands of the detection, the entries, a sum that is finite
+            only if these are.
         detection: of the pattern.
         written_bytes: what is written for the entries, once residuals are there.
     """
@@ -43,13 +53,15 @@ class SummandEntries:
     detection: Detection
     written_bytes: int
 
-    def entries(self, at: Evaluation, *, verified: bool) -> Tensor | None:
+    def entries(self, at: Evaluation, *, verified: bool) -> Entries | None:
         """Those at a point; None where the program or the pattern may be another."""
         results = self.program.run(at, verified=verified)
         if results is None:
             return None
-        *operands, entries = results
-        return entries if self.detection.holds_with(operands) else None
+        *operands, values, total = results
+        if not self.detection.holds_with(operands):
+            return None
+        return Entries(values, math.isfinite(float(total)))
 
 
 @dataclass(frozen=True)
@@ -64,21 +76,23 @@ class EntryPrograms:
     summands: tuple[SummandEntries | Tensor, ...]
     cost: float
 
-    def entries(self, H: CurvatureOperator, *, verified: bool) -> Tensor | None:
+    def entries(self, H: CurvatureOperator, *, verified: bool) -> Entries | None:
         """All entries of H, in the order of the pattern; None where programs do not hold."""
         total: Tensor | None = None
+        are_finite = len(self.summands) == 1  # a sum of finite entries may overflow
         for (c, at), summand in zip(H.evaluations(), self.summands, strict=True):
             if isinstance(summand, Tensor):
                 part, owned = QuadraticProduct(at.point).curvature * summand, True
             else:
-                part, owned = summand.entries(at, verified=verified), summand.program.makes_results
-            if part is None:
-                return None
+                found, owned = summand.entries(at, verified=verified), summand.program.makes_results
+                if found is None:
+                    return None
+                part, are_finite = found.values, are_finite and found.are_finite and c == 1.0
             if total is None:
                 total = part if owned and c == 1.0 else c * part
             else:
                 total.add_(part, alpha=c)
-        return total
+        return None if total is None else Entries(total, are_finite)
 
 
 def entry_programs(

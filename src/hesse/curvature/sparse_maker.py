@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.sparse import Make, SparseHessian
+from hesse.curvature.sparse_entries import Entries
 from hesse.curvature.sparse_structure import Structure, detected, given
 from hesse.engine.closeness import agree
 from hesse.errors import DerivativeError, NonFiniteError
@@ -46,24 +47,24 @@ class Maker:
         H.announce(_MANY)
         self._num_points += 1
         is_due = self._num_points & (self._num_points - 1) == 0
-        structure, values = self._structure, None
+        structure, entries = self._structure, None
         if structure is not None and not is_due:
-            values = structure.entries(H, verified=False)
-        if structure is None or values is None:
+            entries = structure.entries(H, verified=False)
+        if structure is None or entries is None:
             return self._compared(H)
-        return _with_entries(H, structure, values, self.make)
+        return _with_entries(H, structure, entries, self.make)
 
     def _compared(self, H: CurvatureOperator) -> SparseHessian:
         """The entries of H, whose product with a random vector is compared."""
         v = H.domain.gaussian(torch.Generator().manual_seed(0))
         product = H._matvec(v)  # which tests H where it is the first one
         structure = self._structure
-        values = None if structure is None else structure.entries(H, verified=True)
-        if structure is None or values is None:
+        entries = None if structure is None else structure.entries(H, verified=True)
+        if structure is None or entries is None:
             structure = self._new_structure(H, v)
-            values = structure.entries(H, verified=True)
-        assert values is not None
-        found = _with_entries(H, structure, values, self.make)
+            entries = structure.entries(H, verified=True)
+        assert entries is not None
+        found = _with_entries(H, structure, entries, self.make)
         self._check(found, v, product)
         self._structure = structure
         return found
@@ -87,10 +88,11 @@ class Maker:
 
 
 def _with_entries(
-    H: CurvatureOperator, structure: Structure, values: Tensor, make: Make
+    H: CurvatureOperator, structure: Structure, entries: Entries, make: Make
 ) -> SparseHessian:
     """The sparse Hessian of H, whose structure and entries are known."""
-    if not H.domain.all_finite(values):
+    values = entries.values
+    if not (entries.are_finite or H.domain.all_finite(values)):
         raise NonFiniteError(
             expected="finite entries",
             got="NaN or Inf",

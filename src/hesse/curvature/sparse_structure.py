@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hesse.curvature.operator import CurvatureOperator
-from hesse.curvature.sparse_entries import EntryPrograms, entry_programs
+from hesse.curvature.sparse_entries import Entries, EntryPrograms, entry_programs
 from hesse.engine.compiler import remedy_for
 from hesse.engine.point import Point
 from hesse.engine.program_product import ProgramProduct
@@ -72,7 +72,7 @@ class Structure:
         n = self.compression.pattern.shape[0]
         return torch.ones(n, dtype=self.dtype, device=self.device)
 
-    def entries(self, H: CurvatureOperator, *, verified: bool) -> Tensor | None:
+    def entries(self, H: CurvatureOperator, *, verified: bool) -> Entries | None:
         """All entries of H, in the order of the pattern; None where the structure may be another.
 
         Args:
@@ -80,12 +80,12 @@ class Structure:
             verified: whether H has taken a product at its point, which is then known to be right.
         """
         if self.programs is not None:
-            values = self.programs.entries(H, verified=verified)
-            if values is not None or not verified:
-                return values  # else f is a difference of large terms here, and one of rounding
+            found = self.programs.entries(H, verified=verified)
+            if found is not None or not verified:
+                return found  # else f is a difference of large terms here, and one of rounding
         if not self.holds_for(H):
             return None
-        return self.compression.entries(H._matmat(self.seeds).T)
+        return Entries(self.compression.entries(H._matmat(self.seeds).T), are_finite=False)
 
     def holds_for(self, H: CurvatureOperator) -> bool:
         """Whether the pattern is that of H too, which is taken at another point.

@@ -61,8 +61,8 @@ def collected(
     varying: Any,
     dtype: torch.dtype,
     device: torch.device,
-) -> Tensor:
-    """The entries of the pattern.
+) -> list[Tensor]:
+    """The entries of the pattern, and a sum that is finite only if all of them are.
 
     Args:
         terms: of a product.
@@ -133,7 +133,7 @@ def _targets_of_factors(
 
 def _gathered(
     groups: Sequence[_Group], fixed: Any, places: Places, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+) -> list[Tensor]:
     """The entries, where no two groups meet in a place."""
     position = np.full(places.count + 1, -1)
     values = []
@@ -148,14 +148,15 @@ def _gathered(
     position[:-1][rest] = sum(map(len, values)) + index
     values.append(torch.from_numpy(numbers).to(dtype).to(device))
     index = torch.from_numpy(position[places.origins].astype(np.int32)).to(device)
-    return torch.cat(values).index_select(0, index)
+    different = torch.cat(values)
+    return [different.index_select(0, index), different.sum()]
 
 
 def _added_up(
     groups: Sequence[_Group], fixed: Any, places: Places, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+) -> list[Tensor]:
     """The entries, from sums over the contributions to those of the upper triangle."""
     upper = torch.from_numpy(fixed).to(dtype).to(device)
     for targets, scale, total in groups:
         upper = upper.index_add(0, torch.from_numpy(targets).to(device), total, alpha=scale)
-    return upper.index_select(0, torch.from_numpy(places.origins).to(device))
+    return [upper.index_select(0, torch.from_numpy(places.origins).to(device)), upper.sum()]

@@ -58,7 +58,7 @@ def entries_program(
     places: Places,
     varying: Any,
 ) -> Program:
-    """residuals -> the entries of the pattern, row by row.
+    """residuals -> the entries of the pattern, row by row; a sum that is finite only if they are.
 
     Args:
         program: [*residuals, direction] -> the product.
@@ -76,7 +76,7 @@ def entries_program(
         for node in part.fixed:
             replay_node(node, values)
         terms, like = _Writer(program, part, values).terms(), program.metas[part.output]
-        return [collected(terms, places, varying, like.dtype, like.device)]
+        return collected(terms, places, varying, like.dtype, like.device)
 
     if part.output in program.inputs or not places.count:
         raise UntraceableError("nothing is computed")
