@@ -17,7 +17,7 @@ import hesse
 from hesse import sparse_hessian_operator
 from hesse.curvature import sparse_entries, sparse_structure
 from hesse.testing import check_operator
-from hesse.tracing.sparsity.terms import Arrays, Term
+from hesse.tracing.sparsity.terms import Arrays, Term, picked
 from tests.sparse_functions import (
     DOUBLE,
     FUNCTIONS,
@@ -189,6 +189,47 @@ def test_masks_hide_what_is_not_finite():
     for term in arrays.times(terms, mask, (3,), torch.float32):
         assert term.factors is not None
         assert term.factors.tolist() == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        np.arange(50),
+        np.arange(3, 40),
+        np.array([7]),
+        np.array([0, 1, 1, 2]),
+        np.array([1, 1, 2, 2]),
+        np.array([2, 1, 0]),
+        (3 + 7 * np.arange(6)[:, None] + np.arange(5)).ravel(),
+        (np.arange(30)[:, None] + np.arange(20)).ravel(),
+        (1 + 24 * np.arange(2)[:, None, None] + 5 * np.arange(3)[:, None] + np.arange(4)).ravel(),
+        (20 * np.arange(2)[:, None, None] + np.arange(3)[:, None] + np.arange(17)).ravel(),
+        (2 * np.arange(3)[:, None] + 3 * np.arange(8)).ravel(),
+        np.r_[0:17, 20:37, 41:58] % 50,
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("offset", [0, 5])
+def test_entries_of_a_grid_are_picked_by_slices(numbers, offset):
+    tensor = point(60)[offset:][:50]
+    assert torch.equal(picked(tensor, numbers.astype(np.int32)), tensor[torch.from_numpy(numbers)])
+
+
+def space(u):
+    """An energy over a grid in space, with nonlinear terms between neighbours."""
+    g = F.pad(u.view(5, 6, 18), (1, 1, 1, 1, 1, 1))
+    d = [g.diff(dim=k).square() for k in range(3)]
+    gradients = d[0][:, 1:, 1:] + d[1][1:, :, 1:] + d[2][1:, 1:, :]
+    return (1 + gradients).sqrt().sum() + (u**4).sum() + (u[1:] * u[:-1]).cosh().sum()
+
+
+def test_a_grid_in_space(whatever_they_cost):
+    S = sparse_hessian_operator(space, point(540))
+    assert S.structure.programs is not None
+    for seed in range(4):
+        x = point(540, seed)
+        S = S.at(x)
+        torch.testing.assert_close(S.to_dense(), dense_of(space, x), rtol=1e-12, atol=1e-12)
 
 
 def test_constant_entries_are_not_shared_by_points():

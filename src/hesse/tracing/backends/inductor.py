@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from operator import getitem
 from typing import Any
 
@@ -28,6 +29,11 @@ _aten = torch.ops.aten
 # Measured on two CPU cores with an empty cache: 22 s for 170 nodes, 36 s for 1,800.
 _SECONDS = 20.0
 _SECONDS_PER_NODE = 1e-2
+
+_READS_ELSEWHERE = {_aten.index_select.default, _aten.unfold.default}
+
+# Of a value that is computed again: operations, tensors that it reads. By default 30 and 4.
+_LIMITS = {"realize_opcount_threshold": 8, "realize_reads_threshold": 2}
 
 
 def seconds_to_compile(program: Program) -> float:
@@ -52,7 +58,7 @@ def compile_program(program: Program, tensors: list[Tensor]) -> Callable[..., li
     try:
         from torch._inductor import compile as inductor
 
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), _storing(program):
             warnings.simplefilter("ignore")
             compiled: Any = inductor(module, list(tensors))
             outputs = compiled(*tensors)
@@ -63,6 +69,18 @@ def compile_program(program: Program, tensors: list[Tensor]) -> Callable[..., li
     if _share_memory(outputs, [*tensors, *program.constants.values()]):
         return lambda *inputs: [part.clone() for part in compiled(*inputs)]
     return lambda *inputs: list(compiled(*inputs))
+
+
+def _storing(program: Program) -> AbstractContextManager[Any]:
+    """Within it, Inductor stores more values if the program reads entries at other places.
+
+    A kernel that reads a value there computes it again, each time, with all that it is made of.
+    """
+    from torch._inductor import config
+
+    limits = {name: most for name, most in _LIMITS.items() if hasattr(config, name)}
+    reads = any(node.function in _READS_ELSEWHERE for node in program.nodes)
+    return config.patch(limits) if reads else nullcontext()
 
 
 def _share_memory(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:

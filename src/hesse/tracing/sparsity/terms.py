@@ -20,6 +20,9 @@ from torch import Tensor
 
 from hesse.tracing.graph import UntraceableError
 
+# Shorter rows of a grid are not faster in slices.
+_SHORT_ROW = 16
+
 MOST_TERMS = 64
 """Of one tensor; one with more is better multiplied by directions."""
 
@@ -142,12 +145,37 @@ def _times(factors: Tensor, factor: Tensor) -> Tensor:
 
 
 def picked(tensor: Tensor, numbers: Any) -> Tensor:
-    """Some entries of a flat tensor: a view if they are neighbours."""
-    if len(numbers) and numbers[-1] - numbers[0] == len(numbers) - 1 and _ascends(numbers):
-        first = int(numbers[0])
-        return tensor if len(numbers) == len(tensor) else tensor[first : first + len(numbers)]
-    return tensor.index_select(0, torch.from_numpy(numbers).to(tensor.device))
+    """Some entries of a flat tensor: a view if they are neighbours, slices if they are of a grid."""
+    levels = _levels(numbers)
+    if levels is None or levels[-1][1] != 1 or levels[-1][0] < _SHORT_ROW < len(numbers):
+        return tensor.index_select(0, torch.from_numpy(numbers).to(tensor.device))
+    first, last = int(numbers[0]), int(numbers[-1])
+    part = tensor if last - first + 1 == len(tensor) else tensor[first : last + 1]
+    if len(levels) == 1:
+        return part
+    for depth, (_, step) in enumerate(levels[:-1], start=1):
+        span = 1 + sum((count - 1) * step for count, step in levels[depth:])
+        part = part.unfold(-1, span, step)
+    return part.reshape(-1)
 
 
-def _ascends(numbers: Any) -> bool:
-    return bool((np.diff(numbers) == 1).all())
+def _levels(numbers: Any) -> list[tuple[int, int]] | None:
+    """(count, step) of ranges within ranges, the outermost first; None for other numbers.
+
+    >>> _levels(np.array([5, 6, 7, 15, 16, 17]))
+    [(2, 10), (3, 1)]
+    >>> _levels(np.array([5, 6, 8, 9, 15, 16, 18, 19]))
+    [(2, 10), (2, 3), (2, 1)]
+    >>> _levels(np.array([5, 6, 8]))
+    """
+    levels: list[tuple[int, int]] = []
+    starts = numbers
+    while len(starts) > 1:
+        steps = np.diff(starts)
+        step, others = int(steps[0]), np.flatnonzero(steps != steps[0])
+        count = int(others[0]) + 1 if len(others) else len(starts)
+        if step <= 0 or len(starts) % count or (np.diff(starts.reshape(-1, count)) != step).any():
+            return None
+        levels.insert(0, (count, step))
+        starts = starts[::count]
+    return levels or None
