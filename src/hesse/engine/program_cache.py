@@ -129,4 +129,10 @@ class ProgramCache(OrderedDict):
     def entry(self, point: Point, key: Hashable, options: ProductOptions) -> CachedProgram:
         """The programs for points of this shape, whose functions are told apart by `key`."""
         asked = options.mode, options.precision, options.low_memory, options.cost_model
-        return self.setdefault((asked, point.key(), key), CachedProgram(options))
+        whole = asked, point.key(), key
+        with self._lock:
+            known = self.get(whole)
+            if known is not None:
+                self.move_to_end(whole)
+                return known
+        return self.setdefault(whole, CachedProgram(options))

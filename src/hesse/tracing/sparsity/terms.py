@@ -145,7 +145,7 @@ def _times(factors: Tensor, factor: Tensor) -> Tensor:
 
 
 def picked(tensor: Tensor, numbers: Any) -> Tensor:
-    """Some entries of a flat tensor: a view if they are neighbours, slices if they are of a grid."""
+    """Some entries of a flat tensor: a view of neighbours, slices of a grid."""
     levels = _levels(numbers)
     if levels is None or levels[-1][1] != 1 or levels[-1][0] < _SHORT_ROW < len(numbers):
         return tensor.index_select(0, torch.from_numpy(numbers).to(tensor.device))
