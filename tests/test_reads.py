@@ -284,6 +284,14 @@ CHANGES = [
 ]
 
 
+def test_a_method_of_tensors_that_is_replaced_is_seen(monkeypatch):
+    reads = Reads.of(lambda x: x.lgamma().sum())
+    assert reads is not None
+    assert reads.are_as_found
+    monkeypatch.setattr(torch.Tensor, "lgamma", torch.Tensor.exp)
+    assert not reads.are_as_found
+
+
 @pytest.mark.parametrize("make", CHANGES, ids=lambda make: make.__name__)
 def test_a_change_is_seen(make):
     f, change = make()

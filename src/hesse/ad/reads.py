@@ -230,6 +230,8 @@ class _Scan:
         """Raise for an instruction that may read or write anything else."""
         if step.name in _ATTRIBUTE:
             is_known = step.argument in attributes()
+            if hasattr(Tensor, step.argument):
+                self._read(getattr, Tensor, step.argument)
         else:
             is_known = _HARMLESS.fullmatch(step.name) is not None
         writes = step.name.startswith(("STORE", "DELETE")) and isinstance(step.argument, str)
