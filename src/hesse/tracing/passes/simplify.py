@@ -73,7 +73,7 @@ class _Simplifier:
         self._move_view(before, node)
         if node.guard is None and node.single:
             self._filled.visit(node)
-            node = self._scaled(node)
+            node = self._squared(self._scaled(node))
             same = self._same_as(node)
             if same is not None:
                 self._name[node.results[0]] = same  # pyright: ignore[reportArgumentType]
@@ -106,6 +106,15 @@ class _Simplifier:
             if value is not None and self._has_layout_of(x, node):
                 return replace(node, args=(x, value))
         return node
+
+    def _squared(self, node: Node) -> Node:
+        """x^2 as x x, which torch computes it as, and derivatives of other terms have."""
+        (result,) = node.results
+        if node.function is not _aten.pow.Tensor_Scalar or result is None or node.args[1] != 2:
+            return node
+        x = node.args[0]
+        is_real = self._metas[result].dtype.is_floating_point and self._has_layout_of(x, node)
+        return replace(node, function=_aten.mul.Tensor, args=(x, x)) if is_real else node
 
     def _same_as(self, node: Node) -> int | None:
         """The earlier value that a node computes again."""
