@@ -17,6 +17,7 @@ import hesse
 from hesse import sparse_hessian_operator
 from hesse.curvature import sparse_entries, sparse_structure
 from hesse.testing import check_operator
+from hesse.tracing.sparsity.runs import runs
 from hesse.tracing.sparsity.terms import Arrays, Term, picked
 from tests.sparse_functions import (
     DOUBLE,
@@ -213,6 +214,58 @@ def test_masks_hide_what_is_not_finite():
 def test_entries_of_a_grid_are_picked_by_slices(numbers, offset):
     tensor = point(60)[offset:][:50]
     assert torch.equal(picked(tensor, numbers.astype(np.int32)), tensor[torch.from_numpy(numbers)])
+
+
+CHAINS = {
+    "one term": lambda x: ((x[1:] ** 2 + x[:-1] ** 2) ** 2).sum() - 4 * x[:-1].sum(),
+    "terms of three": lambda x: (x[2:] * x[1:-1] * x[:-2]).exp().sum() + (x[3:] * x[:-3]).sum(),
+    "every other one": lambda x: ((x[1::2] - x[::2] ** 2) ** 2).sum() + (x[2::2] * x[1:-1:2]).sum(),
+    "an arrow": lambda x: (4 * (x * x - x[0]) ** 2).sum() + (x[1:] * x[:-1]).cos().sum(),
+    "two hubs": lambda x: ((x[1:] - x[:-1]) ** 4).sum() + (x[0] * x[1:] ** 3 * x[-1]).sum(),
+    "a reversed chain": lambda x: (x.flip(0) ** 2 * x.roll(1)).sum() + (x**3).sum(),
+    "a shuffled chain": lambda x: (x[SHUFFLED][1:] ** 2 * x[SHUFFLED][:-1] ** 2).sum(),
+}
+SHUFFLED = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_chains(whatever_they_cost, name):
+    f = CHAINS[name]
+    S = sparse_hessian_operator(f, point(40))
+    assert S.structure.programs is not None
+    for seed in range(4):
+        S = S.at(point(40, seed))
+        expected = dense_of(f, point(40, seed))
+        torch.testing.assert_close(S.to_dense(), expected, rtol=1e-12, atol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 10**6))
+def test_runs_reach_every_place_as_the_targets_say(count, num_groups, seed):
+    random = np.random.default_rng(seed)
+    targets = [
+        np.sort(random.permutation(count + 1)[: random.integers(1, count + 2)])
+        for _ in range(num_groups)
+    ]
+    found = runs(targets, count)
+    assert found is not None
+    reached = [set() for _ in range(count)]
+    for run in found:
+        for k, start in run.starts.items():
+            for place, number in zip(
+                run.places, range(start, start + len(run.places)), strict=True
+            ):
+                reached[place].add((k, number))
+    expected = [set() for _ in range(count)]
+    for k, group in enumerate(targets):
+        for number, place in enumerate(group):
+            if place < count:
+                expected[place].add((k, number))
+    assert reached == expected
+    assert sorted(p for run in found for p in run.places) == [
+        p for p in range(count) if expected[p]
+    ]
+    assert runs([np.array([0, 0])], 1) is None
 
 
 def space(u):

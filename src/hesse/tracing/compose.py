@@ -36,5 +36,6 @@ def composed(first: Program, num_kept: int, after: Sequence[Program]) -> Program
     graph = simplify(Graph(nodes, first.inputs, outputs, constants, metas))
     nodes = fold_scalar_factors(graph.nodes, graph.outputs, graph.metas)
     nodes = eliminate_dead_code(nodes, graph.outputs)
+    graph = simplify(replace(graph, nodes=nodes))  # factors apart, more is the same
     measured = first.measured_kernels
-    return Program(graph, nodes, graph.inputs, graph.outputs, measured_kernels=measured)
+    return Program(graph, graph.nodes, graph.inputs, graph.outputs, measured_kernels=measured)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hesse.tracing.sparsity.patterns import Pattern
+from hesse.tracing.sparsity.runs import Run, runs
 from hesse.tracing.sparsity.terms import Arrays, Term, picked
 
 
@@ -79,11 +80,17 @@ def collected(
         elif (targets < places.count).any():
             with_targets.append((term, targets))
     groups = _groups(with_targets, places)
+    found = runs([group.targets for group in groups], places.count)
+    if found is not None:
+        parts = [(run.places, _run(run, groups, fixed, dtype, device)) for run in found]
+        return _gathered(parts, fixed, places, dtype, device)
     hits = np.zeros(places.count + 1, dtype=np.int64)
     for group in groups:
         hits += np.bincount(group.targets, minlength=len(hits))
-    is_one_each = bool((hits[:-1] <= 1).all())
-    return (_gathered if is_one_each else _added_up)(groups, fixed, places, dtype, device)
+    if (hits[:-1] > 1).any():
+        return _added_up(groups, fixed, places, dtype, device)
+    parts = [(group.targets, _whole(group, fixed, places, dtype, device)) for group in groups]
+    return _gathered(parts, fixed, places, dtype, device)
 
 
 def _groups(terms: Sequence[tuple[Term, Any]], places: Places) -> list[_Group]:
@@ -131,21 +138,48 @@ def _targets_of_factors(
     return targets[used], picked(factors, numbers[used])
 
 
+def _run(
+    run: Run, groups: Sequence[_Group], fixed: Any, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """The entries in places that the same groups reach."""
+    total = _numbers(fixed[run.places], dtype, device)
+    for k, start in run.starts.items():
+        part = groups[k].total[start : start + len(run.places)]
+        total = total.add(part, alpha=groups[k].scale)
+    return total
+
+
+def _whole(
+    group: _Group, fixed: Any, places: Places, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """The entries in the places of a group that no other one reaches."""
+    shift, used = fixed[group.targets], group.targets < places.count
+    shift[~used] = shift[used][0]  # anything: so that one number may do for all
+    return _numbers(shift, dtype, device).add(group.total, alpha=group.scale)
+
+
+def _numbers(numbers: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """These numbers; one, if all are the same."""
+    numbers = numbers[0] if (numbers == numbers[0]).all() else numbers
+    return torch.as_tensor(numbers, dtype=dtype, device=device)
+
+
 def _gathered(
-    groups: Sequence[_Group], fixed: Any, places: Places, dtype: torch.dtype, device: torch.device
+    parts: Sequence[tuple[Any, Tensor]],
+    fixed: Any,
+    places: Places,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> list[Tensor]:
-    """The entries, where no two groups meet in a place."""
-    position = np.full(places.count + 1, -1)
-    values = []
-    for targets, scale, total in groups:
-        position[targets] = sum(map(len, values)) + np.arange(len(targets))
-        shift, used = fixed[targets], targets < places.count
-        shift[~used] = shift[used][0]  # anything: so that one number may do for all
-        shift = shift[0] if (shift == shift[0]).all() else shift
-        values.append(torch.as_tensor(shift, dtype=dtype, device=device).add(total, alpha=scale))
+    """The entries, from parts (places, entries in these) of which no two meet."""
+    position, end, values = np.full(places.count + 1, -1), 0, []
+    for targets, entries in parts:
+        position[targets] = end + np.arange(len(targets))
+        end += len(targets)
+        values.append(entries)
     rest = position[:-1] < 0
     numbers, index = np.unique(fixed[:-1][rest], return_inverse=True)
-    position[:-1][rest] = sum(map(len, values)) + index
+    position[:-1][rest] = end + index
     values.append(torch.from_numpy(numbers).to(dtype).to(device))
     index = torch.from_numpy(position[places.origins].astype(np.int32)).to(device)
     different = torch.cat(values)
