@@ -35,7 +35,7 @@ class SparseHessian(SparseOperator):
 
     @property
     def value(self) -> Tensor:
-        """f(x), a scalar tensor."""
+        """f(x), a scalar tensor; f may be called for it at the first use."""
         return self._H.value
 
     @property
