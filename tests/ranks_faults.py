@@ -135,7 +135,6 @@ def refusals(place):
         "inputs": _error(
             lambda: hesse.hessian_operator(there, there.params, with_respect_to="inputs")
         ),
-        "per example": _error(lambda: there.per_example),
         "batches": _error(lambda: list(there.batches())),
         "summands": _error(lambda: list(there.summands())),
     }

@@ -282,10 +282,15 @@ def _check_of_parameters(A: LinearOperator) -> None:
         )
 
 
+def digest(tensor: Tensor) -> str:
+    """The hash of the bytes of a tensor."""
+    return hashlib.sha256(raw_bytes(tensor.cpu()).numpy().tobytes()).hexdigest()
+
+
 def _as_json(value: Any) -> Any:
     """A value that JSON can hold; for a tensor the hash of its bytes."""
     if isinstance(value, Tensor):
-        return hashlib.sha256(raw_bytes(value.cpu()).numpy().tobytes()).hexdigest()
+        return digest(value)
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 

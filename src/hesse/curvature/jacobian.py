@@ -25,6 +25,7 @@ from hesse.engine.row_layout import RowLayout
 from hesse.engine.summed_product import PREPARED_MODES, PreparedMode
 from hesse.errors import check_choice
 from hesse.ranks import Ranks
+from hesse.risk.per_example import PerExample
 from hesse.risk.risk import Risk
 from hesse.tracing.precision import Precision, check_precision
 from hesse.vectors.space import Space, Tree
@@ -115,15 +116,15 @@ def jacobian_operator(
     check_choice("mode", mode, ["auto", *PREPARED_MODES])
     check_precision(precision, mode)
     options = ProductOptions(mode, precision)
-    if isinstance(g, Risk) and g.ranks is not None:
-        part = g.with_unseen_batches().local
+    if isinstance(g, (Risk, PerExample)) and g.ranks is not None:
+        part = g.with_unseen_batches().local if isinstance(g, Risk) else g.local
         return shared_jacobian(g.ranks, part if part.num_summands else None, x, options)
     return _jacobian(g, x, options)
 
 
 def shared_jacobian(
     ranks: Ranks,
-    part: Callable[[Any], Any] | None,
+    part: Any,
     x: Tree,
     options: ProductOptions,
     what: str = "x",

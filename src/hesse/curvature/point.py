@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from hesse.errors import ArgumentError
+from hesse.ranks import alike
 from hesse.risk.call import alone_with
 from hesse.risk.fsdp import hold_shards
 from hesse.risk.risk import Risk
@@ -31,3 +32,12 @@ def point_of(f: Any, x: Tree | None, what: str = "x") -> Tree:
     with alone_with(f.model):
         parameters = dict(f.model.named_parameters(remove_duplicate=False))
     return {name: parameters[name].detach() for name in f.params}
+
+
+def tested_point(risk: Risk, params: Tree | None) -> Tree:
+    """As `point_of`; there model and loss are what `Risk` says, on all processes that share it."""
+    params = point_of(risk, params, "params")
+    whole = risk.share.whole(params)
+    with alike(risk.ranks):
+        risk.check_at(whole)
+    return params

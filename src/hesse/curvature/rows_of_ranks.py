@@ -15,15 +15,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hesse.curvature.rank_sum import check_same_point
 from hesse.operators.algebra import LinearOperator
 from hesse.ranks import Ranks
-from hesse.vectors.exchange import gather, meet, sum_and_scatter
+from hesse.vectors.exchange import summed, whole_columns
 from hesse.vectors.rank_rows import over_ranks
-from hesse.vectors.rows import transposed
 from hesse.vectors.space import Space, Tree
 
 Product = Callable[[Tensor], Tensor]
@@ -122,18 +120,12 @@ class _OfRanks(LinearOperator):
         """The outputs of this rank; v is gathered if each process has a part of it."""
         if self._params.shards is None:
             return self.ranks.each(lambda: product(v), v)
-        whole = _from_rows(gather(self._params, _as_rows(v)), v)
+        whole = whole_columns(self._params, v)
         return self.ranks.each(lambda: product(whole))
 
     def _to_params(self, product: Product, u: Tensor) -> Tensor:
         """The sum over ranks of the products with their outputs."""
-        space, columns = self._params, u.shape[1:]
-        if space.shards is None:
-            like = torch.empty(space.n, *columns, dtype=space.dtype, device=space.device)
-            return self.ranks.sum_of(lambda: product(u), like)
-        meet(space)
-        k = columns[0] if columns else 1
-        return _from_rows(sum_and_scatter(space, k, lambda: _as_rows(product(u))), u)
+        return summed(self._params, tuple(u.shape[1:]), lambda: product(u))
 
     def _expression(self) -> str:
         return f"{self.local._expression()} of {self.ranks.size} ranks"
@@ -185,13 +177,3 @@ class ColumnsOfRanks(_OfRanks):
 
     def _rmatmat(self, block: Tensor) -> Tensor:
         return self._to_outputs(self.local._rmatmat, block)
-
-
-def _as_rows(v: Tensor) -> Tensor:
-    """A vector, or the columns of a block, as rows."""
-    return v[None] if v.ndim == 1 else transposed(v)
-
-
-def _from_rows(rows: Tensor, like: Tensor) -> Tensor:
-    """The vector or the block that has these rows, as `like` is one."""
-    return rows[0] if like.ndim == 1 else rows.T

@@ -64,6 +64,13 @@ class Selected:
             start += size
 
 
+def selected(batches: Batches, indices: Any, *, may_be_empty: bool = False) -> Iterable[Any]:
+    """The examples at these places, or where a mask is true; maybe none of them."""
+    number = total_examples(batches)
+    chosen = checked_indices(indices, number, may_be_empty=may_be_empty)
+    return kept(Selected(batches, chosen), batches.are_held)
+
+
 def kept(batches: Iterable[Any], are_held: bool) -> Iterable[Any]:
     """The batches in a list where their tensors stay from sweep to sweep, or as they are."""
     return BatchList(batches) if are_held else batches
@@ -124,11 +131,13 @@ def checked_weights(weights: Any, number: int) -> Tensor:
     return w
 
 
-def checked_indices(indices: Any, number: int) -> Tensor:
+def checked_indices(indices: Any, number: int, *, may_be_empty: bool = False) -> Tensor:
     """Places as a vector of integers; a mask of booleans marks them."""
     i = _as_tensor(list(indices) if isinstance(indices, (set, frozenset)) else indices)
     if i is not None and i.dtype is torch.bool and i.shape == (number,):
         i = i.nonzero()[:, 0]
+    if may_be_empty and i is not None and i.shape == (0,):
+        return torch.zeros(0, dtype=torch.long)
     is_vector = i is not None and i.ndim == 1 and i.dtype in (torch.int64, torch.int32)
     if i is None or not is_vector or not len(i) or not 0 <= int(i.min()) <= int(i.max()) < number:
         raise ArgumentError(

@@ -211,6 +211,18 @@ class Ranks(OneLine):
         self._reduce(table)
         return table.tolist()
 
+    def concatenated(self, rows: Tensor) -> Tensor:
+        """The rows of every rank, in the order of the ranks, on every rank: (total, ...).
+
+        Ranks may have different numbers of rows, or none; what a row is, is the same on all.
+        """
+        counts = [int(count) for (count,) in self.gather(len(rows))]
+        cell = rows.new_zeros(max(counts), *rows.shape[1:], device=self._device)
+        cell[: len(rows)] = rows.detach()
+        cells = self.gather_rows(cell.view(-1)).view(self.size, *cell.shape)
+        parts = [cell[:count] for cell, count in zip(cells, counts, strict=True)]
+        return torch.cat(parts).to(rows.device)
+
     def tell(self, rank: int, what: T) -> T:
         """What a rank says, on every rank: any object that can be pickled."""
         said = [what]

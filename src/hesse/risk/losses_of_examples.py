@@ -27,6 +27,7 @@ from hesse.data.slicing import slice_batch
 from hesse.errors import FallbackWarning, FunctionError
 from hesse.risk.call import BatchLoss, device_of
 from hesse.risk.nearby import evaluated_nearby
+from hesse.risk.sharing import Share
 from hesse.vectors.space import Space, Tree
 
 
@@ -44,6 +45,9 @@ class RiskOfExamples(Protocol):
     @property
     def loss_name(self) -> str: ...
 
+    @property
+    def share(self) -> Share: ...
+
     def weighted(self, weights: Tensor) -> Any: ...
 
     def check_at(self, params: Tree) -> None: ...
@@ -59,11 +63,11 @@ class LossesOfExamples(ABC):
 
     risk: RiskOfExamples
     number: int
-    """N."""
+    """N, of all processes that share the data."""
 
     @staticmethod
-    def of(risk: RiskOfExamples, number: int, params: Tree) -> LossesOfExamples:
-        """Those of a risk, by factors if it can be weighted.
+    def of(risk: RiskOfExamples, number: int, here: int, params: Tree) -> LossesOfExamples:
+        """Those of a risk, by factors if it can be weighted; `here` of them are in this process.
 
         Raises:
             FunctionError: it cannot, and the losses of single examples do not add up to it.
@@ -71,7 +75,7 @@ class LossesOfExamples(ABC):
         if risk.is_weighted:
             return ByFactors(risk, number)
         try:
-            return ByFactors(risk.weighted(torch.ones(number)), number)
+            return ByFactors(risk.weighted(torch.ones(here)), number)
         except FunctionError:
             single = OneByOne(risk, number)
             if not single.add_up(params):
@@ -94,9 +98,9 @@ class LossesOfExamples(ABC):
 
     def parts(self, batch: Batch, bounds: list[int]) -> Iterator[tuple[float, Batch]]:
         """The examples from each bound to the next, with their coefficients in the risk."""
-        data = self.risk.data
-        for part in slice_batch(batch, bounds, data.weigh):
-            yield (part.weight / data.total_weight if self.risk.averages else 1.0), part
+        total = self.risk.share.weight
+        for part in slice_batch(batch, bounds, self.risk.data.weigh):
+            yield (part.weight / total if self.risk.averages else 1.0), part
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from functools import cached_property
-from itertools import islice
+from functools import cached_property, partial
+from itertools import accumulate, islice
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,15 +20,27 @@ from hesse.boundary import public
 from hesse.data.selection import count_examples, total_examples
 from hesse.engine.program_cache import ProgramCache
 from hesse.errors import ShapeError, check_count
+from hesse.ranks import Ranks, alike
 from hesse.result import OneLine
 from hesse.risk.arguments import check_finite_leaves
 from hesse.risk.losses_of_examples import LossesOfExamples, RiskOfExamples
-from hesse.risk.sharing import check_is_whole
+from hesse.vectors.exchange import in_order, summed, whole_columns
+from hesse.vectors.rows import stacked
 from hesse.vectors.space import Space, Tree
 
 # Gradients of single examples are taken from the graph of so many at once: a backward pass spans
 # all of them, but small passes take as long as one of a few examples.
 _TOGETHER = 8
+
+
+class SharedRisk(RiskOfExamples, Protocol):
+    """A `Risk` that processes may share."""
+
+    @property
+    def ranks(self) -> Ranks | None: ...
+
+    @property
+    def local(self) -> RiskOfExamples: ...
 
 
 class PerExample(OneLine):
@@ -43,6 +57,11 @@ class PerExample(OneLine):
 
     `jacobian_operator(risk.per_example, params)` is dl/dtheta as an operator.
 
+    Where several processes share the data, N counts the examples of all. Vectors of examples are
+    those of this process alone, as outputs are (`losses`, `jvp`, the weights of `vjp`, the rows of
+    `gradients`), and vectors of parameters are the sums of all. `places` says which examples are
+    here. All processes make the same calls, `risk.per_example` itself included.
+
     >>> x = torch.tensor([[1.0], [2.0]])
     >>> from hesse.risk import Risk
     >>> model = torch.nn.Linear(1, 1, bias=False)
@@ -54,9 +73,12 @@ class PerExample(OneLine):
     tensor([ 3., 12.])
     """
 
-    def __init__(self, risk: RiskOfExamples) -> None:
-        check_is_whole(risk)
-        self._risk = risk
+    def __init__(self, risk: SharedRisk) -> None:
+        self.ranks, self._share = risk.ranks, risk.share
+        self._rank = 0 if self.ranks is None else self.ranks.rank
+        self._risk = risk if risk.ranks is None else risk.local
+        if self.ranks is not None:  # now, and not when one rank asks
+            _ = self._counts
         self._losses: LossesOfExamples | None = None
         self.programs = ProgramCache(risk.data.count)
         self.num_summands = risk.data.count
@@ -69,24 +91,50 @@ class PerExample(OneLine):
         """N."""
         return self.number
 
-    @cached_property
+    @property
     def number(self) -> int:
         """N."""
-        return total_examples(self._risk.data)
+        return sum(self._counts)
+
+    @property
+    def places(self) -> range:
+        """The places of the examples of this process among all, in the order of the ranks."""
+        ends, rank = [0, *accumulate(self._counts)], self._rank
+        return range(ends[rank], ends[rank + 1])
+
+    @cached_property
+    def _counts(self) -> list[int]:
+        """The number of examples of each process."""
+        if self.ranks is None:
+            return [total_examples(self._risk.data)]
+        with self.ranks.alike():
+            here = total_examples(self._risk.data)
+        return [int(count) for (count,) in self.ranks.gather(here)]
+
+    @property
+    def local(self) -> PerExample:
+        """Those of this process, still N times what they add to the risk of all."""
+        other = copy.copy(self)
+        other.ranks = None
+        return other
 
     @public("hesse.Risk.per_example.losses(params)")
     def losses(self, params: Tree) -> Tensor:
-        """l, shape (N,), without a graph.
+        """l, shape (N,), without a graph; of several processes those of this one.
 
         Args:
             params: as of the risk.
         """
-        parts = [graph.z[0].detach() for graph in self._graphs(params)]
-        return torch.cat(parts)
+        params = self._share.whole(params)
+        with alike(self.ranks):
+            parts = [graph.z[0].detach() for graph in self._graphs(params)]
+            return _joined(parts, params)
 
     @public("hesse.Risk.per_example.jvp(params, directions)")
     def jvp(self, params: Tree, directions: Tree) -> Tensor:
         """The derivative of l along a direction, (N,), or along k of them, (N, k).
+
+        Of several processes the rows of the examples of this one.
 
         Args:
             params: as of the risk.
@@ -94,24 +142,32 @@ class PerExample(OneLine):
 
         Cost: a gradient, and 2/3 of one for each direction. No gradient of an example is formed.
         """
-        return torch.cat(list(self.jvps(params, directions)))
+        space = self._space(params)
+        with alike(self.ranks):
+            v = _entered(space, directions)
+        params, whole = self._share.whole(params), whole_columns(space, v)
+
+        def compute() -> Tensor:
+            return _joined(list(self._jvps(params, whole)), params, whole.shape[1:])
+
+        if self.ranks is None:
+            return compute()
+        return self.ranks.each(compute, whole)
 
     def jvps(self, params: Tree, directions: Tree) -> Iterator[Tensor]:
-        """As `jvp`, batch by batch: what it returns is their concatenation."""
-        return _steps(self._jvps(params, directions))
+        """As `jvp`, batch by batch: what it returns is their concatenation.
 
-    def _jvps(self, params: Tree, directions: Tree) -> Iterator[Tensor]:
-        space = Space.of(params, what="params")
-        is_tensor = isinstance(directions, Tensor)
-        is_block = is_tensor and directions.ndim == 2 and not space.is_point(directions)
-        if is_block:
-            block = space.check_vector(directions, what="directions", ndim=2)
-        else:
-            block = space.enter(directions, what="directions")[0][:, None]
+        Several processes gather sharded parameters now; then each takes its batches by itself.
+        """
+        space = self._space(params)
+        whole = whole_columns(space, _entered(space, directions))
+        return _steps(self._jvps(self._share.whole(params), whole))
+
+    def _jvps(self, params: Tree, v: Tensor) -> Iterator[Tensor]:
         variables = _variables(params)
         for graph in self._graphs(params):
-            columns = [graph.push_forward(variables.split(v))[0] for v in block.T]
-            yield torch.stack(columns, 1) if is_block else columns[0]
+            columns = [graph.push_forward(variables.split(u))[0] for u in v.view(len(v), -1).T]
+            yield torch.stack(columns, 1) if v.ndim == 2 else columns[0]
 
     @public("hesse.Risk.per_example.vjp(params, weights)")
     def vjp(self, params: Tree, weights: Tensor) -> Tensor:
@@ -119,17 +175,29 @@ class PerExample(OneLine):
 
         Args:
             params: as of the risk.
-            weights: u, shape (N,) or (N, k).
+            weights: u, shape (N,) or (N, k). Each of several processes gives those of its own
+                examples, and has the sum of all.
 
         Cost: a gradient, and 2/3 of one for each further column.
         """
-        if weights.ndim not in (1, 2) or len(weights) != self.number:
+        with alike(self.ranks):
+            self._check_weights(weights)
+        space, params = self._space(params), self._share.whole(params)
+        if self.ranks is None:
+            return self._vjp(params, weights)
+        return summed(space, tuple(weights.shape[1:]), lambda: self._vjp(params, weights))
+
+    def _check_weights(self, weights: Tensor) -> None:
+        number = len(self.places)
+        if weights.ndim not in (1, 2) or len(weights) != number:
             raise ShapeError(
-                expected=f"a weight for each example, shape ({self.number},) or ({self.number}, k)",
+                expected=f"a weight for each example, shape ({number},) or ({number}, k)",
                 got=f"shape {tuple(weights.shape)}",
                 remedy="Give them in the order of the batches.",
             )
-        columns = weights.reshape(self.number, -1)
+
+    def _vjp(self, params: Tree, weights: Tensor) -> Tensor:
+        columns = weights[:, None] if weights.ndim == 1 else weights
         variables, start = _variables(params), 0
         space = variables.space
         total = torch.zeros(space.size, columns.shape[1], dtype=space.dtype, device=space.device)
@@ -144,6 +212,9 @@ class PerExample(OneLine):
     def gradients(self, params: Tree, most: int = 256) -> Iterator[Tensor]:
         """dl_i/dtheta as rows, (m, n) for at most `most` examples at a time, without weight decay.
 
+        Several processes gather sharded parameters now; then each takes its examples by itself,
+        whose rows are whole.
+
         Args:
             params: as of the risk.
             most: rows held at a time.
@@ -151,7 +222,23 @@ class PerExample(OneLine):
         Cost: for an example a backward pass over eight.
         """
         check_count("most", most, 1)
-        return _steps(self._chunks(params, most))
+        return _steps(self._chunks(self._share.whole(params), most))
+
+    def gradients_of_all(self, params: Tree, most: int) -> Iterator[Tensor]:
+        """As `gradients`, of the examples of all processes in their order, the same on each.
+
+        Of sharded parameters (m, size), the part of this process. One sum for each m rows.
+        """
+        if self.ranks is None:
+            yield from self.gradients(params, most)
+            return
+        space, params = self._space(params), self._share.whole(params)
+        rows, here, N = self._rows(params), self.places, self.number
+        for start in range(0, N, most):
+            stop = min(start + most, N)
+            first, last = (min(max(place, start), stop) for place in (here.start, here.stop))
+            mine = partial(_taken, rows, last - first, space.n)
+            yield in_order(space, stop - start, first - start, mine)
 
     def _chunks(self, params: Tree, most: int) -> Iterator[Tensor]:
         rows = self._rows(params)
@@ -164,12 +251,17 @@ class PerExample(OneLine):
         """Test the risk at its first point, and find out how its examples are told apart."""
         self._risk.check_at(params)
         if self._losses is None:
-            self._losses = LossesOfExamples.of(self._risk, self.number, params)
+            here = len(self.places)
+            self._losses = LossesOfExamples.of(self._risk, self.number, here, params)
 
     def summands(self) -> Iterator[Summand]:
         """l as the vectors of all batches, one after the other."""
         assert self._losses is not None, "check_at comes first"
         return self._losses.summands()
+
+    def _space(self, params: Tree) -> Space:
+        with alike(self.ranks):
+            return Space.of(params, what="params", ranks=self.ranks)
 
     def _graphs(self, params: Tree) -> Iterator[JacobianGraph]:
         self.check_at(params)
@@ -201,6 +293,27 @@ def _steps(pieces: Iterator[Tensor]) -> Iterator[Tensor]:
 @public("hesse.Risk.per_example")
 def _next(pieces: Iterator[Tensor]) -> Tensor | None:
     return next(pieces, None)
+
+
+def _entered(space: Space, directions: Tree) -> Tensor:
+    """A direction as a flat vector, several as a block (n, k)."""
+    is_tensor = isinstance(directions, Tensor)
+    if is_tensor and directions.ndim == 2 and not space.is_point(directions):
+        return space.check_vector(directions, what="directions", ndim=2)
+    return space.enter(directions, what="directions")[0]
+
+
+def _taken(rows: Iterator[Tensor], count: int, n: int) -> Tensor:
+    """The next rows (count, n)."""
+    return stacked(count, islice(rows, count)) if count else torch.zeros(0, n)
+
+
+def _joined(parts: list[Tensor], params: Tree, row: tuple[int, ...] = ()) -> Tensor:
+    """The rows of all batches; none of a process without data."""
+    if parts:
+        return torch.cat(parts)
+    space = Space.of(params, what="params")
+    return torch.zeros(0, *row, dtype=space.dtype, device=space.device)
 
 
 def _variables(params: Tree) -> Variables:

@@ -277,17 +277,17 @@ class Risk(OneLine):
 
         Args:
             indices: places of examples in the order of the batches, which may repeat, or a mask.
-                They stay in their batches; a batch without any is left out.
+                They stay in their batches; a batch without any is left out. Each of several
+                processes chooses among its own examples, maybe none.
 
         >>> x = torch.tensor([[1.0], [2.0]])
         >>> risk = Risk(nn.Linear(1, 1, bias=False), nn.MSELoss(), (x, 0 * x))
         >>> risk.subset([1])({"weight": torch.ones(1, 1)})
         tensor(4.)
         """
-        data = selection.Selected(
-            self.data, selection.checked_indices(indices, selection.total_examples(self.data))
-        )
-        other = self.unchecked_on(selection.kept(data, self.holds_data))
+        with alike(self.ranks):
+            data = selection.selected(self.data, indices, may_be_empty=self.ranks is not None)
+        other = self.unchecked_on(data)
         if self._plain is not self:
             other._plain = self._plain.subset(indices)
         return other

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from hesse.ranks import Ranks
+from hesse.vectors.rows import transposed
 from hesse.vectors.shards import Shards
 from hesse.vectors.space import Space
 
@@ -42,6 +44,55 @@ def sum_and_scatter(space: Space, k: int, compute: Callable[[], Tensor]) -> Tens
         space.holders,
     )
     return shards.unpack(row, k)
+
+
+def whole_columns(space: Space, v: Tensor) -> Tensor:
+    """A vector (n,) or a block (n, k) of which each process has its part, whole on all of them."""
+    if space.shards is None:
+        return v
+    return _from_rows(gather(space, _as_rows(v)), v)
+
+
+def summed(space: Space, columns: tuple[int, ...], compute: Callable[[], Tensor]) -> Tensor:
+    """This process's part of the sum over processes of compute(), whole vectors (n, *columns).
+
+    Of whole vectors one all-reduce; of shards a message that says the step, and a reduce-scatter.
+    """
+    ranks = space.ranks
+    assert ranks is not None
+    if space.shards is None:
+        like = torch.empty(space.n, *columns, dtype=space.dtype, device=space.device)
+        return ranks.sum_of(compute, like)
+    meet(space)
+    rows = sum_and_scatter(space, columns[0] if columns else 1, lambda: _as_rows(compute()))
+    return rows.T if columns else rows[0]
+
+
+def in_order(space: Space, total: int, first: int, rows: Callable[[], Tensor]) -> Tensor:
+    """This process's part (total, size) of rows of which each process has some, from `first` on.
+
+    Args:
+        total: the number of rows of all processes.
+        rows: gives those of this process, whole vectors (k, n).
+    """
+
+    def placed() -> Tensor:
+        mine = rows()
+        table = torch.zeros(total, space.n, dtype=space.dtype, device=space.device)
+        table[first : first + len(mine)] = mine
+        return table.T
+
+    return summed(space, (total,), placed).T.contiguous()
+
+
+def _as_rows(v: Tensor) -> Tensor:
+    """A vector, or the columns of a block, as rows."""
+    return v[None] if v.ndim == 1 else transposed(v)
+
+
+def _from_rows(rows: Tensor, like: Tensor) -> Tensor:
+    """The vector or the block that has these rows, as `like` is one."""
+    return rows[0] if like.ndim == 1 else rows.T
 
 
 def _both(space: Space) -> tuple[Ranks, Shards]:

@@ -68,5 +68,6 @@ def examples_at(params: Tree, each: PerExample) -> DiagonalOperator:
 
     The curvature does not tell: it may be given, and that of least squares knows no targets.
     """
-    weights = torch.cos(torch.arange(1, each.number + 1, dtype=torch.float64) ** 2)
-    return DiagonalOperator(Space.of(params, what="params"), each.vjp(params, weights))
+    places = torch.arange(each.places.start, each.places.stop, dtype=torch.float64)
+    space = Space.of(params, what="params", ranks=each.ranks)
+    return DiagonalOperator(space, each.vjp(params, torch.cos((places + 1.0) ** 2)))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,12 +14,12 @@ from hesse.apps.attribution.blocks import Blocks, examples_at
 from hesse.apps.attribution.matrix import Curvature, Matrix
 from hesse.apps.attribution.queries import Queries, queries_of
 from hesse.apps.attribution.removal import Groups, check_newton, check_renormalises
+from hesse.apps.attribution.streamed import Removal, Top, first_order, largest
 from hesse.boundary import public
-from hesse.checkpoint import Checkpoint, FilePath, same_generator
-from hesse.curvature.point import point_of
+from hesse.checkpoint import Checkpoint, FilePath, digest, same_generator
+from hesse.curvature.point import tested_point
 from hesse.errors import (
     ArgumentError,
-    NonFiniteError,
     StructureError,
     check_choice,
     check_count,
@@ -32,18 +32,6 @@ from hesse.risk.per_example import PerExample
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Tree
 
-Removal = Literal["downweight", "renormalise", "newton"]
-
-
-@dataclass(frozen=True, repr=False)
-class Top(Result):
-    """The largest influences of each query, by magnitude."""
-
-    values: Tensor
-    """(Q, k), falling in magnitude."""
-    indices: Tensor
-    """(Q, k): the examples, or groups, in the order of the batches."""
-
 
 @dataclass(frozen=True, repr=False)
 class Influence(Result):
@@ -53,7 +41,8 @@ class Influence(Result):
     """
 
     scores: Tensor | None
-    """(Q, N), or (Q, number of groups); of self-influence (N,). None where `top` was asked for."""
+    """(Q, N), or (Q, number of groups); of self-influence (N,). None where `top` was asked for.
+    Where several processes share the data, N counts the examples of this process."""
     top: Top | None
     """The largest ones."""
     removal: str
@@ -129,6 +118,11 @@ def influence(
     Returns:
         Influence(scores, top, removal, solution, products, converged).
 
+    Where several processes share the data, each has the scores of its own examples, for the queries
+    of all, and gives its part of the queries (none, if they are a function). Scores of groups, and
+    `top`, are of all examples, whose places are in the order of the ranks, as are those in a list
+    of `groups`; labels are of the examples of this process.
+
     Cost: the gradients of the queries, a block of systems, and one pass over the data with a
         gradient and 2/3 of one for each query; no gradient of a training example is formed. Memory:
         the residuals of a batch, some 8 vectors for each query, and the scores.
@@ -157,7 +151,7 @@ def influence(
     risk, params, each = checked(risk, params)
     check_choice("removal", removal, ["downweight", "renormalise", "newton"])
     count = each.number
-    sets = None if groups is None else Groups.of(groups, count)
+    sets = None if groups is None else Groups.of(groups, each)
     if removal == "renormalise":
         check_renormalises(risk, count)
     if top is not None:
@@ -167,17 +161,16 @@ def influence(
         *(max_products, same_generator(generator, checkpoint), progress),
         None if removal == "newton" else checkpoint,
     )
-    m = queries_of(risk, queries, of)
+    m = queries_of(risk, queries, of, matrix.space)
     if removal == "newton":
         check_newton(risk, curvature, groups)
         assert sets is not None
         result = _newton(matrix, each, m, sets, checkpoint)
         if top is None:
             return result
-        return replace(result, scores=None, top=_top(iter([result["scores"]]), top))
+        return replace(result, scores=None, top=largest(result["scores"], top))
     solution = matrix.solved(matrix.of(risk), m.gradients(params))
-    pieces = _first_order(each, params, solution.x, removal, sets)
-    scores, best = (torch.cat(list(pieces), 1), None) if top is None else (None, _top(pieces, top))
+    scores, best = first_order(each, matrix, solution.x, removal, sets, top)
     return Influence(scores, best, removal, solution, solution.products, solution.converged)
 
 
@@ -189,69 +182,13 @@ def checked(risk: Any, params: Tree | None) -> tuple[Risk, Tree, PerExample]:
             got=kind_of(risk),
             remedy="Build hesse.Risk(model, loss, data, weight_decay=...).",
         )
-    params = point_of(risk, params, "params")
-    risk.check_at(params)
+    params = tested_point(risk, params)
     each = risk.per_example
     if each.number < 2:
         raise ArgumentError(
             expected="at least two training examples", got="one", remedy="Give more data."
         )
     return risk, params, each
-
-
-def _first_order(
-    each: PerExample, params: Tree, S: Tensor, removal: Removal, sets: Groups | None
-) -> Iterator[Tensor]:
-    """I, shape (Q, batch) for one batch after the other, or (Q, groups)."""
-    N, mean = each.number, torch.zeros(S.shape[1], 1, dtype=S.dtype, device=S.device)
-    if removal == "renormalise":
-        ones = torch.full((N,), 1.0 / N, dtype=S.dtype, device=S.device)
-        mean = S.T @ each.vjp(params, ones)[:, None]
-    pieces = (slopes.T - mean for slopes in _finite(each.jvps(params, S)))
-    removed = torch.ones(1) if sets is None else sets.sizes
-    left = (N - removed if removal == "renormalise" else torch.full_like(removed, N)).to(mean)
-    for piece in pieces if sets is None else _added(pieces, sets):
-        yield piece / left
-
-
-def _finite(slopes: Iterable[Tensor]) -> Iterator[Tensor]:
-    """These slopes, a row for each example; raise if one is not finite."""
-    start = 0
-    for rows in slopes:
-        bad = (~torch.isfinite(rows)).flatten(1).any(1).nonzero()
-        if len(bad):
-            raise NonFiniteError(
-                expected="examples whose losses have finite gradients",
-                got=f"NaN or Inf for example {start + int(bad[0])}",
-                remedy="Look at its inputs and its target, and leave it out.",
-            )
-        yield rows
-        start += len(rows)
-
-
-def _added(pieces: Iterator[Tensor], sets: Groups) -> Iterator[Tensor]:
-    """The sums over groups, as one piece."""
-    total, start = torch.zeros(()), 0
-    for piece in pieces:
-        if start == 0:
-            total = piece.new_zeros(len(piece), sets.number)
-        places, group = sets.membership(start, start + piece.shape[1])
-        total.index_add_(1, group.to(piece.device), piece[:, places.to(piece.device)])
-        start += piece.shape[1]
-    yield total
-
-
-def _top(pieces: Iterator[Tensor], k: int) -> Top:
-    """The k entries of each row of largest magnitude, of which no more are ever held."""
-    values, indices, start = torch.zeros(()), torch.zeros(()), 0
-    for piece in pieces:
-        here = torch.arange(start, start + piece.shape[1], device=piece.device).expand_as(piece)
-        values = piece if start == 0 else torch.cat([values, piece], 1)
-        indices = here if start == 0 else torch.cat([indices, here], 1)
-        best = values.abs().topk(min(k, values.shape[1]), dim=1).indices
-        values, indices = values.gather(1, best), indices.gather(1, best)
-        start += piece.shape[1]
-    return Top(values, indices)
 
 
 def _newton(
@@ -263,7 +200,7 @@ def _newton(
 
     def solved(k: int) -> tuple[Tensor, Solution]:
         """The change of m without group k."""
-        gone = sets.indicator(k)
+        gone = sets.indicator(k, each.places)
         rest = matrix.of(matrix.risk.weighted(1.0 - gone))
         solution = matrix.solved(rest, each.vjp(params, gone / N)[:, None])
         return m.values(space.unflatten(theta + solution.x[:, 0])) - before, solution
@@ -273,8 +210,8 @@ def _newton(
         function="influence",
         settings=repr((matrix.damping, matrix.rtol, matrix.max_products)),
         examples=None if checkpoint is None else examples_at(params, each),
-        queries=before,
-        groups=torch.stack([sets.examples, sets.group]),
+        queries=digest(before),
+        groups=digest(torch.stack([sets.examples, sets.group])),
     )
     done, solution = Blocks(solved, file).of(range(sets.number))
     scores = torch.stack(done.scores, 1)

@@ -62,7 +62,7 @@ class Matrix:
     @property
     def space(self) -> Space:
         """Of the parameters."""
-        return Space.of(self.params, what="params")
+        return Space.of(self.params, what="params", ranks=self.risk.ranks)
 
     def of(self, risk: Risk) -> LinearOperator:
         """The curvature of a risk, weight decay included, without the damping."""

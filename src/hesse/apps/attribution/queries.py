@@ -15,26 +15,48 @@ from hesse.ad.double_backward import twice_differentiable
 from hesse.ad.jacobian import JacobianGraph
 from hesse.ad.variables import Variables, tracked
 from hesse.errors import FunctionError, NonFiniteError, StructureError
+from hesse.ranks import Ranks, alike
 from hesse.risk.call import device_of
+from hesse.risk.per_example import PerExample
 from hesse.risk.risk import Risk
+from hesse.vectors.exchange import in_order
 from hesse.vectors.space import Space, Tree
 
 
+@dataclass(frozen=True)
 class Queries(ABC):
-    """m(theta), a vector of Q numbers."""
+    """m(theta), a vector of Q numbers, the same on all processes."""
+
+    space: Space
+    """Of the parameters."""
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """The processes that have queries of their own; None where each has all of them."""
+        return None
 
     @abstractmethod
+    def values_here(self, params: Tree) -> Tensor:
+        """The queries of this process at whole parameters."""
+
+    @abstractmethod
+    def rows_here(self, params: Tree) -> Tensor:
+        """dm/dtheta, shape (Q, n), of these queries at whole parameters."""
+
     def values(self, params: Tree) -> Tensor:
         """m, shape (Q,)."""
-
-    @abstractmethod
-    def rows(self, params: Tree) -> Tensor:
-        """dm/dtheta, shape (Q, n)."""
+        whole = self.space.whole_tree(params)
+        with alike(self.space.ranks):
+            here = self.values_here(whole)
+        return here if self.ranks is None else self.ranks.concatenated(here)
 
     def gradients(self, params: Tree) -> Tensor:
         """M, a block (n, Q) with a gradient in each column."""
-        M = self.rows(params).T.contiguous()
-        if not Space.of(params).all_finite(M):
+        whole = self.space.whole_tree(params)
+        with alike(self.space.ranks):
+            here = self.rows_here(whole)
+        M = self._of_all(here).T.contiguous()
+        if not self.space.all_finite(M):
             raise NonFiniteError(
                 expected="queries with finite gradients",
                 got="NaN or Inf",
@@ -42,20 +64,34 @@ class Queries(ABC):
             )
         return M
 
+    def _of_all(self, here: Tensor) -> Tensor:
+        """The rows of all processes; of sharded parameters the part of this process in them."""
+        if self.ranks is None:
+            return torch.stack([self.space.part(row) for row in here])
+        counts = [int(count) for (count,) in self.ranks.gather(len(here))]
+        return in_order(self.space, sum(counts), sum(counts[: self.ranks.rank]), lambda: here)
+
 
 @dataclass(frozen=True)
 class Losses(Queries):
-    """The losses of the examples of a risk."""
+    """The losses of examples."""
 
-    risk: Risk
+    each: PerExample
 
-    def values(self, params: Tree) -> Tensor:
-        return self.risk.per_example.losses(params)
+    @property
+    def ranks(self) -> Ranks | None:
+        return self.each.ranks
 
-    def rows(self, params: Tree) -> Tensor:
-        return torch.cat(list(self.risk.per_example.gradients(params)))
+    def values_here(self, params: Tree) -> Tensor:
+        return self.each.local.losses(params)
+
+    def rows_here(self, params: Tree) -> Tensor:
+        space = Space.of(params)
+        none = torch.zeros(0, space.n, dtype=space.dtype, device=space.device)
+        return torch.cat([none, *self.each.local.gradients(params)])
 
 
+@dataclass(frozen=True)
 class Function(Queries):
     """A function of the parameters, or its parts one after the other."""
 
@@ -63,12 +99,14 @@ class Function(Queries):
         """Functions that return vectors."""
         raise NotImplementedError
 
-    def values(self, params: Tree) -> Tensor:
+    def values_here(self, params: Tree) -> Tensor:
         with torch.no_grad():
-            return torch.cat([_vector(part(params)) for part in self.parts(params)])
+            values = [_vector(part(params)) for part in self.parts(params)]
+        return torch.cat([torch.zeros(0, dtype=self.space.dtype), *values])
 
-    def rows(self, params: Tree) -> Tensor:
-        return torch.cat([_jacobian(part, params) for part in self.parts(params)])
+    def rows_here(self, params: Tree) -> Tensor:
+        none = torch.zeros(0, self.space.n, dtype=self.space.dtype, device=self.space.device)
+        return torch.cat([none, *(_jacobian(part, params) for part in self.parts(params))])
 
 
 @dataclass(frozen=True)
@@ -88,14 +126,19 @@ class OfOutputs(Function):
     risk: Risk
     of: Callable[[Any, Any], Tensor]
 
+    @property
+    def ranks(self) -> Ranks | None:
+        return self.risk.ranks
+
     def parts(self, params: Tree) -> Iterator[Callable[[Tree], Tensor]]:
-        for _, batch in self.risk.batches():
+        here = self.risk.local
+        for _, batch in here.batches():
             moved = batch.to(device_of(params))
-            yield lambda p, moved=moved: self.of(self.risk.outputs(p, moved), moved.targets)
+            yield lambda p, moved=moved: self.of(here.outputs(p, moved), moved.targets)
 
 
-def queries_of(risk: Risk, queries: Risk | Any, of: Any) -> Queries:
-    """The queries of a call."""
+def queries_of(risk: Risk, queries: Risk | Any, of: Any, space: Space) -> Queries:
+    """The queries of a call; `space` is that of the parameters."""
     if not (of == "loss" if isinstance(of, str) else callable(of)):
         raise StructureError(
             expected="of='loss', or a function of (outputs, targets) with a number for each query",
@@ -112,10 +155,12 @@ def queries_of(risk: Risk, queries: Risk | Any, of: Any) -> Queries:
                 remedy="Leave out of=.",
             )
         function: Any = queries
-        return OfParams(function)
+        return OfParams(space, function)
     else:
         data = risk.on(queries)
-    return Losses(data) if isinstance(of, str) else OfOutputs(data, of)
+    if isinstance(of, str):
+        return Losses(space, data.per_example)
+    return OfOutputs(space, data, of)
 
 
 def _vector(value: Any) -> Tensor:

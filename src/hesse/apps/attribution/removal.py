@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from hesse.data.selection import checked_indices
 from hesse.errors import ArgumentError
+from hesse.ranks import alike
+from hesse.risk.per_example import PerExample
 from hesse.risk.risk import Risk
 
 
@@ -27,13 +30,15 @@ class Groups:
     total: int
 
     @staticmethod
-    def of(groups: Any, total: int) -> Groups:
+    def of(groups: Any, each: PerExample) -> Groups:
         """The groups of a call: a label for each example, or a list of sets of places."""
+        total, ranks = each.number, each.ranks
         if isinstance(groups, Tensor) or hasattr(groups, "__array__"):
-            labels = torch.as_tensor(groups).detach().cpu()
-            is_integer = labels.dtype in (torch.int64, torch.int32, torch.int16, torch.int8)
-            if labels.shape != (total,) or not is_integer or int(labels.max()) < 0:
-                raise _no_groups(f"shape {tuple(labels.shape)}, {labels.dtype}", total)
+            with alike(ranks):
+                labels = _labels(groups, len(each.places))
+            labels = labels if ranks is None else ranks.concatenated(labels)
+            if int(labels.max()) < 0:
+                raise _no_groups("no label of 0 or more", total)
             examples = (labels >= 0).nonzero()[:, 0]
             made = Groups(examples, labels[examples].long(), int(labels.max()) + 1, total)
         elif isinstance(groups, Sequence) and not isinstance(groups, str) and len(groups) > 0:
@@ -43,6 +48,8 @@ class Groups:
             places = [checked_indices(part, total).unique() for part in groups]
             owners = [torch.full((len(part),), k) for k, part in enumerate(places)]
             made = Groups(torch.cat(places), torch.cat(owners), len(places), total)
+            if ranks is not None:
+                ranks.check_same("groups", made.code, "Give all ranks the same sets of places.")
         else:
             raise _no_groups(type(groups).__name__, total)
         if int(made.sizes.max()) == total:
@@ -58,21 +65,26 @@ class Groups:
         """The number of examples of each group."""
         return torch.bincount(self.group, minlength=self.number)
 
+    @property
+    def code(self) -> float:
+        """A number that tells the groups from others."""
+        return float(zlib.crc32(torch.stack([self.examples, self.group]).numpy().tobytes()))
+
     def membership(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """The places within [start, stop), and their groups."""
         here = (self.examples >= start) & (self.examples < stop)
         return self.examples[here] - start, self.group[here]
 
-    def indicator(self, k: int) -> Tensor:
-        """1 for the examples of group k."""
+    def indicator(self, k: int, places: range) -> Tensor:
+        """1 for those of the examples at some places that are in group k."""
         ones = torch.zeros(self.total, dtype=torch.float64)
         ones[self.examples[self.group == k]] = 1.0
-        return ones
+        return ones[places.start : places.stop]
 
 
 def check_renormalises(risk: Risk, total: int) -> None:
     """Raise unless a mean over N - 1 is what is left of the data part without an example."""
-    weight = risk.data.total_weight
+    weight = risk.share.weight
     if not risk.averages or risk.is_weighted or abs(weight - total) > 1e-9 * total:
         got = f"{total} examples of the total weight {weight:g}" if risk.averages else "a sum"
         raise ArgumentError(
@@ -104,6 +116,14 @@ def check_newton(risk: Risk, curvature: Any, groups: Any) -> None:
             got="one with weights",
             remedy="Use removal='downweight'.",
         )
+
+
+def _labels(groups: Any, number: int) -> Tensor:
+    labels = torch.as_tensor(groups).detach().cpu()
+    is_integer = labels.dtype in (torch.int64, torch.int32, torch.int16, torch.int8)
+    if labels.shape != (number,) or not is_integer:
+        raise _no_groups(f"shape {tuple(labels.shape)}, {labels.dtype}", number)
+    return labels.long()
 
 
 def _no_groups(got: str, total: int) -> ArgumentError:

@@ -48,7 +48,8 @@ def self_influence(
         checkpoint: as in `solve`; the state is saved after every block.
 
     Returns:
-        Influence, with `scores` of shape (N,); `solution` is that of the last block.
+        Influence, with `scores` of shape (N,), where several processes share the data those of the
+        examples of this one; `solution` is that of the last block.
 
     Cost: a gradient for each example, and a system, in blocks: 2 or 3 products each where `most` is
         some hundreds. With curvature="ekfac", or an operator with a cheap inverse such as low rank
@@ -88,6 +89,6 @@ def self_influence(
         settings=repr((damping, most, rtol, each.number)),
         examples=None if checkpoint is None else examples_at(params, each),
     )
-    done, solution = Blocks(solved, file).of(each.gradients(params, most))
-    scores = torch.cat(done.scores)
+    done, solution = Blocks(solved, file).of(each.gradients_of_all(params, most))
+    scores = torch.cat(done.scores)[each.places.start : each.places.stop]
     return Influence(scores, None, "downweight", solution, done.products, done.converged)

@@ -1,0 +1,113 @@
+"""What the tests of applications over ranks compute: in one process, or in several."""
+
+import torch
+
+import hesse
+from hesse.apps import influence, self_influence
+from tests.outputs_jobs import EXAMPLES, Problem, examples
+
+
+def of_all(p, rows, dim=0):
+    """Rows of examples, of which each process has its own, of all of them."""
+    if p.place is None:
+        return rows
+    return p.risk.ranks.concatenated(rows.movedim(dim, 0).contiguous()).movedim(0, dim)
+
+
+# -- Losses of examples ----------------------------------------------------------------------------
+
+
+def _per_example(p):
+    each = p.risk.per_example
+    v, block = p.vector(), torch.stack([p.vector(6), p.vector(7)], 1)
+    u = torch.linspace(-1.0, 1.0, len(each), dtype=torch.float64)[each.places.start :]
+    u = torch.stack([u, u**2], 1)[: len(each.places)]
+    rows = torch.cat([torch.zeros(0, p.space.n, dtype=torch.float64), *each.gradients(p.params, 4)])
+    J = hesse.jacobian_operator(each, p.params)
+    return {
+        "number": len(each),
+        "losses": of_all(p, each.losses(p.params)),
+        "jvp": of_all(p, each.jvp(p.params, v)),
+        "jvp of a tree": of_all(p, each.jvp(p.params, p.space.unflatten(v))),
+        "jvp of a block": of_all(p, each.jvp(p.params, block)),
+        "jvps": of_all(
+            p, torch.cat([torch.zeros(0, 2, dtype=torch.float64), *each.jvps(p.params, block)])
+        ),
+        "vjp": p.whole(each.vjp(p.params, u[:, 0])),
+        "vjp of a block": p.space.whole(each.vjp(p.params, u).T.contiguous()),
+        "gradients": of_all(p, rows),
+        "of all": p.space.whole(torch.cat(list(each.gradients_of_all(p.params, 4)))),
+        "jacobian": J.to_dense(),
+    }
+
+
+# -- Influences ------------------------------------------------------------------------------------
+
+
+def _part(p, *whole):
+    """The part of this process in data that are not those of the risk, as batches."""
+    if p.place is None:
+        return [whole]
+    parts = (tensor.tensor_split(p.place.size)[p.place.rank] for tensor in whole)
+    batch = tuple(parts)
+    return [batch] if len(batch[0]) else []
+
+
+def _influences(**options):
+    def answer(p):
+        x, y = examples("classes")
+        queries = _part(p, x[:4] + 0.1, y[:4])
+        found = influence(p.risk, p.params, queries, **options)
+        is_of_examples = found.scores is not None and found.scores.shape[1] == len(p.inputs)
+        return {
+            "scores": of_all(p, found.scores, 1) if is_of_examples else found.scores,
+            "top": found.top and [found.top.values, found.top.indices.tolist()],
+            "solution": p.space.whole(found.solution.x.T.contiguous()),
+            "products": found.products,
+        }
+
+    return answer
+
+
+def _margin(z, y):
+    return z[:, 1] - z[:, 0]
+
+
+def _in_clusters(p):
+    labels = torch.arange(EXAMPLES)[p.mine] % 3 - 1
+    return _influences(groups=labels.int(), removal="renormalise")(p)
+
+
+def _of_weights(p):
+    found = influence(p.risk, p.params, lambda q: q["0.weight"].square().sum(1), damping=0.1)
+    return of_all(p, found.scores, 1), found.products
+
+
+def _own(**options):
+    def answer(p):
+        found = self_influence(p.risk, p.params, **options)
+        return of_all(p, found.scores), found.products
+
+    return answer
+
+
+SETS = [[0, 5], [9], [3, 12, 20]]
+APPS = {
+    "examples": {"per example": _per_example},
+    "influence": {
+        "renormalised": _influences(removal="renormalise"),
+        "on margins": _influences(of=_margin, curvature="ekfac"),
+        "the top": _influences(top=3, preconditioner="ekfac"),
+        "of groups": _in_clusters,
+        "by newton": _influences(groups=SETS, removal="newton"),
+        "on weights": _of_weights,
+        "on themselves": _own(most=5),
+        "by the hessian": _own(curvature="hessian", damping=0.5),
+    },
+}
+
+
+def answered(place, split, family, is_sharded=False):
+    """What each application of a family gives, by name."""
+    p = Problem(place, split, is_sharded=is_sharded)
+    return {name: app(p) for name, app in APPS[family].items()}
