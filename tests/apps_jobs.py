@@ -1,9 +1,12 @@
 """What the tests of applications over ranks compute: in one process, or in several."""
 
+import warnings
+
 import torch
 
 import hesse
 from hesse.apps import influence, self_influence
+from hesse.distributed import shard
 from tests.outputs_jobs import EXAMPLES, Problem, examples
 
 
@@ -91,9 +94,63 @@ def _own(**options):
     return answer
 
 
+# -- Statistics ------------------------------------------------------------------------------------
+
+
+def _logistic(p):
+    """A risk of few parameters near its minimum."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = torch.nn.Linear(2, 1, bias=False).double()
+    x, y = examples("classes")
+    batches = [(x[p.mine, :2], (y[p.mine, None] > 0).double())]
+    options = {} if p.place is None else {"group": p.place.ranks()}
+    loss = torch.nn.BCEWithLogitsLoss()
+    risk = hesse.Risk(model, loss, batches if len(p.inputs) else [], **options)
+    params = hesse.minimize(risk, risk.params, "newton-cg", rtol=1e-12).x
+    return risk, params if p.sharded is None else shard(params, p.sharded)
+
+
+def _errors(**options):
+    def answer(p):
+        risk, params = _logistic(p)
+        mine = {name: robust(p) for name, robust in options.items()}
+        found = hesse.apps.standard_errors(risk, params, **mine)
+        low, high = found.interval(0.9)
+        return {
+            "error": found.standard_error,
+            "covariance": found.covariance,
+            "interval": [low["weight"], high["weight"]],
+            "contrast": hesse.apps.standard_errors(risk, params, of=torch.ones(2)).z,
+        }
+
+    return answer
+
+
+def _weighted_errors(p):
+    risk, params = _logistic(p)
+    w = torch.linspace(0.5, 1.5, EXAMPLES, dtype=torch.float64)[p.mine]
+    with warnings.catch_warnings():  # the minimum is that without weights
+        warnings.simplefilter("ignore")
+        return hesse.apps.standard_errors(risk.weighted(w), params, robust="HC0").covariance
+
+
+def _profile(p):
+    found = hesse.apps.profile(*_logistic(p), 1, level=0.8)
+    return [found.name, found.low, found.high, found.points]
+
+
 SETS = [[0, 5], [9], [3, 12, 20]]
 APPS = {
     "examples": {"per example": _per_example},
+    "statistics": {
+        "errors": _errors(),
+        "by the fisher matrix": _errors(information=lambda p: "fisher"),
+        "sandwich": _errors(robust=lambda p: "HC1"),
+        "clusters": _errors(robust=lambda p: torch.arange(EXAMPLES)[p.mine] // 4),
+        "weights": _weighted_errors,
+        "profile": _profile,
+    },
     "influence": {
         "renormalised": _influences(removal="renormalise"),
         "on margins": _influences(of=_margin, curvature="ekfac"),

@@ -62,7 +62,7 @@ class Problem:
                 start += size
             self.mine = slice(start - sum(len(part) for part, _ in data), start)
             self.risk = hesse.Risk(_network(), criterion, data, decay, group=place.ranks())
-        self.inputs = x[self.mine]
+        self.inputs, self.sharded = x[self.mine], None
         self.params = self.risk.params
         self.space = Space.of(self.params, ranks=self.risk.ranks)
         if is_sharded:
@@ -70,7 +70,7 @@ class Problem:
 
     def shard(self, over):
         """Shard the parameters over a mesh."""
-        self.params = shard(self.risk.params, over)
+        self.params, self.sharded = shard(self.risk.params, over), over
         self.space = Space.of(self.params, ranks=self.risk.ranks)
 
     def vector(self, number=5):

@@ -182,7 +182,7 @@ class Risk(OneLine):
     @property
     def is_weighted(self) -> bool:
         """Whether examples have weights."""
-        return self._weighting is not None
+        return self._plain is not self
 
     @property
     def loss_name(self) -> str:

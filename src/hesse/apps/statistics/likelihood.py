@@ -19,6 +19,7 @@ from hesse.curvature.jacobian import jacobian_operator
 from hesse.curvature.operator import CurvatureOperator
 from hesse.errors import ArgumentError, FunctionError, StructureError
 from hesse.operators.algebra import LinearOperator
+from hesse.ranks import Ranks, alike
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Space, Tree
 
@@ -45,9 +46,26 @@ class Likelihood(ABC):
         """The sum of the scores."""
 
     @property
+    def ranks(self) -> Ranks | None:
+        """The processes that share the observations."""
+        return None
+
+    @property
     @abstractmethod
+    def counts(self) -> list[int]:
+        """The number of observations of each process."""
+
+    @property
     def num_observations(self) -> int:
         """n."""
+        return sum(self.counts)
+
+    @property
+    def here(self) -> slice:
+        """The places of the observations of this process among all."""
+        rank = 0 if self.ranks is None else self.ranks.rank
+        start = sum(self.counts[:rank])
+        return slice(start, start + self.counts[rank])
 
     @abstractmethod
     def total(self, theta: Tensor) -> Tensor:
@@ -55,7 +73,11 @@ class Likelihood(ABC):
 
     @abstractmethod
     def spread(self, Y: Tensor, clusters: Tensor | None) -> Tensor:
-        """Y' (sum_i s_i s_i') Y, shape (m, m); with clusters the scores of each are added first."""
+        """Y' (sum_i s_i s_i') Y, shape (m, m); with clusters the scores of each are added first.
+
+        Args:
+            clusters: those of all observations, numbered from 0.
+        """
 
 
 @dataclass(frozen=True)
@@ -106,9 +128,9 @@ class FunctionLikelihood(Likelihood):
         return self._hessian.flat_gradient
 
     @property
-    def num_observations(self) -> int:
+    def counts(self) -> list[int]:
         if self.value.ndim == 1:
-            return len(self.value)
+            return [len(self.value)]
         raise FunctionError(
             expected="f(params) to be a vector with a term for each observation, for robust errors",
             got="a scalar",
@@ -156,6 +178,10 @@ class RiskLikelihood(Likelihood):
         return self.scale * self._hessian_of_risk.flat_gradient
 
     @property
+    def ranks(self) -> Ranks | None:
+        return self.risk.ranks
+
+    @property
     def num_observations(self) -> int:
         n = sum(self.counts)
         if self.risk.averages and abs(self.scale - n) > 1e-9 * n:
@@ -167,10 +193,15 @@ class RiskLikelihood(Likelihood):
             )
         return n
 
-    @cached_property
+    @property
     def counts(self) -> list[int]:
-        """The number of examples of each batch."""
-        return [_examples(batch.inputs) for _, batch in self.risk.batches()]
+        return self._counts
+
+    @cached_property
+    def _counts(self) -> list[int]:
+        with alike(self.ranks):
+            here = sum(_examples(batch.inputs) for _, batch in self.risk.local.batches())
+        return [here] if self.ranks is None else [int(n) for (n,) in self.ranks.gather(here)]
 
     def spread(self, Y: Tensor, clusters: Tensor | None) -> Tensor:
         if clusters is None and not self.risk.is_weighted:
@@ -178,8 +209,11 @@ class RiskLikelihood(Likelihood):
             return self.num_observations * (Y.T @ covariance._matmat(Y))
         if clusters is None:  # a score has the weight of its example, and S has its square
             rows = self.risk.per_example.jvp(self.params, Y) * (self.scale / sum(self.counts))
-        else:
-            rows = torch.stack([self._score(clusters == c) @ Y for c in clusters.unique()])
+            spread = rows.T @ rows
+            return spread if self.ranks is None else self.ranks.total(spread)
+        mine = clusters[self.here]
+        scores = [self._score(mine == c) @ Y for c in range(int(clusters.max()) + 1)]
+        rows = torch.stack(scores)
         return rows.T @ rows
 
     def _score(self, chosen: Tensor) -> Tensor:
@@ -192,8 +226,9 @@ class RiskLikelihood(Likelihood):
 def likelihood_at(f: Callable[[Any], Tensor] | Risk, params: Tree | None) -> Likelihood:
     """The likelihood of a function or of a `Risk`; warns where a penalty is in it."""
     if isinstance(f, Risk):
-        point = f.params if params is None else params
-        f.check_at(point)
+        point = f.share.whole(f.params if params is None else params)
+        with alike(f.ranks):
+            f.check_at(point)
         if f.weight_decay:
             warn(
                 f"The risk has a weight decay of {f.weight_decay:g}. Standard errors are those of "

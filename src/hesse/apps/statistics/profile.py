@@ -70,7 +70,8 @@ def profile(
         level: of confidence.
 
     Returns:
-        ProfileInterval(name, estimate, low, high, level, wald, points).
+        ProfileInterval(name, estimate, low, high, level, wald, points), the same in all processes
+        that share the data.
 
     Cost: the minimisations of a root search at either end, some five each, from a start along the
         profile of the quadratic; and k products for k parameters.
@@ -169,7 +170,10 @@ class _Profile:
         def restricted(rest: Tensor) -> Tensor:
             return self.likelihood.total(theta.masked_scatter(self.others, rest))
 
-        result = minimize(restricted, theta[self.others], "trust-cg", rtol=_RELATIVE_GRADIENT)
+        # Processes that share a risk evaluate it together: none of them traces it at another time.
+        mode = "auto" if self.likelihood.ranks is None else "retained-graph"
+        start = theta[self.others]
+        result = minimize(restricted, start, "trust-cg", rtol=_RELATIVE_GRADIENT, mode=mode)
         # Where rounding ends a search its value, quadratic in the distance, is exact.
         if not result.success and result.status.name != "STAGNATED":
             raise OperatorError(

@@ -17,6 +17,7 @@ from hesse.boundary import public, warn
 from hesse.curvature.jacobian import jacobian_operator
 from hesse.errors import ArgumentError, ShapeError, check_choice
 from hesse.operators.algebra import LinearOperator
+from hesse.ranks import alike
 from hesse.result import Result
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Space, Tree
@@ -92,12 +93,14 @@ def standard_errors(
             For canonical links (logit, Poisson with logarithm) they are equal.
         robust: None; "HC0", the sandwich, right if the distribution is wrong but the mean is right;
             "HC1", times n / (n - k); or the cluster of each observation, integers (n,): the scores
-            of a cluster are added first, with the factor G / (G - 1) (n - 1) / (n - k).
+            of a cluster are added first, with the factor G / (G - 1) (n - 1) / (n - k). Each of
+            several processes gives the clusters of its own examples.
         of: errors of a function of the parameters instead: a matrix (m, n) of linear maps, or a
             differentiable function of params that returns a vector (delta method).
 
     Returns:
-        StandardErrors(estimate, standard_error, z, covariance, ...); `interval(0.95)`.
+        StandardErrors(estimate, standard_error, z, covariance, ...); `interval(0.95)`. Of several
+        processes all have the same, of whole parameters.
 
     Cost: k products for k parameters, and k^3 operations; a robust form 2/3 of a gradient for each
         row of `of`, or parameter, more; clusters of a `Risk` a gradient each.
@@ -156,13 +159,10 @@ def _robust(robust: Any, likelihood: Likelihood, k: int) -> tuple[Tensor | None,
         n = likelihood.num_observations
         _check_many(n, k, robust)
         return None, 1.0 if robust == "HC0" else n / (n - k)
-    n, given = likelihood.num_observations, torch.as_tensor(robust)
-    if given.shape != (n,) or given.is_floating_point():
-        raise ShapeError(
-            expected=f"robust to be 'HC0', 'HC1', or the clusters of {n} observations, integers",
-            got=f"{given.dtype} of shape {tuple(given.shape)}",
-            remedy="Give an integer for each observation, in the order of the data.",
-        )
+    n, ranks = likelihood.num_observations, likelihood.ranks
+    with alike(ranks):
+        given = _clusters(robust, likelihood)
+    given = given if ranks is None else ranks.concatenated(given)
     clusters = given.unique(return_inverse=True)[1]
     G = int(clusters.max()) + 1
     _check_many(n, k, "clusters")
@@ -171,6 +171,19 @@ def _robust(robust: Any, likelihood: Likelihood, k: int) -> tuple[Tensor | None,
             expected="at least two clusters", got="one", remedy="Use robust='HC1' without clusters."
         )
     return clusters.to(likelihood.space.device), G / (G - 1) * (n - 1) / (n - k)
+
+
+def _clusters(robust: Any, likelihood: Likelihood) -> Tensor:
+    """The clusters of the observations of this process."""
+    given, here = torch.as_tensor(robust), likelihood.here
+    n = here.stop - here.start
+    if given.shape != (n,) or given.is_floating_point():
+        raise ShapeError(
+            expected=f"robust to be 'HC0', 'HC1', or the clusters of {n} observations, integers",
+            got=f"{given.dtype} of shape {tuple(given.shape)}",
+            remedy="Give an integer for each observation, in the order of the data.",
+        )
+    return given.long()
 
 
 def _check_many(n: int, k: int, what: str) -> None:
