@@ -7,7 +7,8 @@ import torch
 import hesse
 from hesse.apps import influence, self_influence
 from hesse.distributed import shard
-from tests.outputs_jobs import EXAMPLES, Problem, examples
+from tests.outputs_jobs import EXAMPLES, INPUTS, Problem, examples
+from tests.shards_jobs import seed
 
 
 def of_all(p, rows, dim=0):
@@ -140,6 +141,101 @@ def _profile(p):
     return [found.name, found.low, found.high, found.points]
 
 
+# -- Training --------------------------------------------------------------------------------------
+
+
+def _landscape(**options):
+    def answer(p):
+        found = hesse.apps.landscape(p.risk, p.params, grid=3, generator=seed(), **options)
+        values = [found.values, found.quadratic, found.eigenvalues, found.a, found.b]
+        return values, p.space.whole(found.directions.T.contiguous()).abs(), found.products
+
+    return answer
+
+
+def _along(p):
+    directions = p.vector(), p.space.unflatten(p.vector(6))
+    return _landscape(directions=directions, radius=(0.5, 1.0))(p)
+
+
+def _tracked(p):
+    tracker = hesse.apps.CurvatureTracker(
+        p.risk, every=1, trace=True, noise=6, per_layer=["0"], budget=None, generator=seed()
+    )
+    rows = [tracker.step(p.params, learning_rate=0.1) for _ in range(2)]
+    found = []
+    for row in rows:
+        fields = row.to_dict()
+        del fields["seconds"]
+        found.append(fields)
+    return found
+
+
+# -- Kernels ---------------------------------------------------------------------------------------
+
+
+def _all_outputs(space, u):
+    return space.whole(u[None])
+
+
+def _kernel(**options):
+    def answer(p):
+        K = hesse.apps.ntk(p.risk, p.params, generator=seed(), **options)
+        u = K.domain.gaussian(seed())
+        return {
+            "shape": list(K.shape),
+            "product": K.codomain.whole((K @ u)[None]),
+            "block": K.codomain.whole((K @ torch.stack([u, u**2], 1)).T.contiguous()),
+            "matrix": K.to_dense(),
+        }
+
+    return answer
+
+
+def _between(p):
+    x2 = torch.linspace(-1.0, 1.0, 5 * INPUTS, dtype=torch.float64).view(5, INPUTS)
+    x2 = x2 if p.place is None else x2.tensor_split(p.place.size)[p.place.rank]
+    return [
+        hesse.apps.ntk(p.risk, p.params, p.inputs, x2, trace=trace, generator=seed()).to_dense()
+        for trace in (False, True)
+    ]
+
+
+def _alignments(p):
+    y = torch.nn.functional.one_hot(examples("classes")[1], 3).double()[p.mine]
+    found = []
+    for K in (
+        hesse.apps.ntk(p.risk, p.params, trace=True, generator=seed()),
+        hesse.apps.ntk(p.risk, p.params),
+    ):
+        for centred in (True, False):
+            one = hesse.apps.alignment(K, y, centred, generator=seed(), rtol=0.3)
+            found.append([one.value, one.standard_error, one.products])
+    return found
+
+
+def _fit(*, first=None, **options):
+    def answer(p):
+        x2 = torch.ones(2, INPUTS, dtype=torch.float64)
+        y = torch.sin(2 * p.inputs[:, :3])
+        data = [(p.inputs, y)] if len(y) else []
+        squares = torch.nn.MSELoss()
+        group = {} if p.place is None else {"group": p.risk.ranks}
+        risk = hesse.Risk(p.risk.model, squares, data, **group)
+        there = slice(0, max(0, (first or 0) - p.mine.start))
+        given = () if first is None else (p.inputs[there], y[there])
+        f = hesse.apps.linearised(risk, p.params)
+        fit = f.fit(*given, max_products=40, generator=seed(), **options)
+        return {
+            "change": p.whole(fit.change),
+            "residual": fit.residual_norm,
+            "prediction": fit.predict(x2),
+            "about": [fit.products, fit.space, fit.status.name],
+        }
+
+    return answer
+
+
 SETS = [[0, 5], [9], [3, 12, 20]]
 APPS = {
     "examples": {"per example": _per_example},
@@ -150,6 +246,24 @@ APPS = {
         "clusters": _errors(robust=lambda p: torch.arange(EXAMPLES)[p.mine] // 4),
         "weights": _weighted_errors,
         "profile": _profile,
+    },
+    "training": {
+        "landscape": _landscape(),
+        "landscape of the gradient": _landscape(directions="gradient"),
+        "landscape along": _along,
+        "tracker": _tracked,
+    },
+    "kernels": {
+        "kernel": _kernel(),
+        "trace kernel": _kernel(trace=True, signs=2),
+        "exact trace kernel": _kernel(trace=True, signs=None),
+        "between two sets": _between,
+        "alignments": _alignments,
+        "ridge": _fit(ridge=0.5),
+        "ridge of few examples": _fit(ridge=0.5, first=8),
+        "ridge of one kernel": _fit(ridge=0.5, first=8, preconditioner="nystrom"),
+        "least squares": _fit(rtol=0.1),
+        "for a time": _fit(time=2.0, rtol=0.1),
     },
     "influence": {
         "renormalised": _influences(removal="renormalise"),

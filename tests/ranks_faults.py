@@ -129,8 +129,6 @@ def refusals(place):
     """What is not summed over ranks, by name."""
     there = shared(place, "empty")
     return {
-        "ntk": _error(lambda: hesse.apps.ntk(there)),
-        "linearised": _error(lambda: hesse.apps.linearised(there).fit()),
         "sparse": _error(lambda: hesse.sparse_hessian_operator(there)),
         "inputs": _error(
             lambda: hesse.hessian_operator(there, there.params, with_respect_to="inputs")

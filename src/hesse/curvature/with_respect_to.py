@@ -16,7 +16,7 @@ from hesse.ad.summands import Summand, as_sum
 from hesse.curvature.described import described
 from hesse.data.batches import Batch, flatten_batch
 from hesse.engine.row_layout import RowLayout
-from hesse.ranks import Ranks
+from hesse.ranks import Ranks, alike
 from hesse.result import OneLine
 from hesse.risk.call import device_of
 from hesse.risk.risk import Risk
@@ -34,12 +34,14 @@ def restrict(
         of_inputs = InputsOf(f.with_unseen_batches(), x)
         spaces = [Space.of(batch.inputs, what="inputs") for _, batch in of_inputs.batches()]
         return of_inputs, x, {"variables": RowLayout.of(spaces)}
-    space = Space.of(x)
-    x = space.copy(x)  # f may write to it
-    part, _ = space.subspace(name)
-    leaves = dict(zip(space.names, space.leaves(x, what="x"), strict=True))
-    chosen = [leaves[leaf] for leaf in part.names]
-    return LeavesOf(f, x, part.names), part.build(chosen), {}
+    ranks: Ranks | None = getattr(f, "ranks", None)
+    with alike(ranks):
+        space = Space.of(x, ranks=ranks)
+        x = space.copy(x)  # f may write to it
+        part, _ = space.subspace(name)
+        leaves = dict(zip(space.names, space.leaves(x, what="x"), strict=True))
+        chosen = part.build([leaves[leaf] for leaf in part.names])
+    return LeavesOf(f, space.whole_tree(x), part.names), chosen, {}
 
 
 @dataclass(frozen=True, repr=False)

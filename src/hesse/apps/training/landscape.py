@@ -4,26 +4,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from hesse.ad.summands import as_sum, check_at
+from hesse.ad.summands import Summand, as_sum, check_at
 from hesse.apps.training.plane import Plane, given_directions, plane_of
 from hesse.boundary import public
 from hesse.checkpoint import Checkpoint, FilePath
 from hesse.curvature.first_order import first_order
 from hesse.curvature.hessian import hessian_operator
-from hesse.curvature.point import point_of
+from hesse.curvature.point import point_of, tested_point
 from hesse.errors import ArgumentError, FunctionError, Status, check_count, is_number, kind_of
 from hesse.progress import Run
+from hesse.ranks import Ranks
 from hesse.result import Result, pyplot
 from hesse.risk.risk import Risk
-from hesse.risk.sharing import check_is_whole
-from hesse.vectors.space import Tree
+from hesse.vectors.space import Space, Tree
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,7 +43,7 @@ class Landscape(Result):
     eigenvalues: Tensor
     """(2,): u'Hu / u'u and v'Hv / v'v, of eigenvectors their eigenvalues."""
     directions: Tensor
-    """(n, 2): u and v."""
+    """(n, 2): u and v; of sharded parameters the rows of this process."""
     products: int
     """Products with the Hessian."""
 
@@ -102,7 +103,8 @@ def landscape(
         checkpoint: as in `solve`; the state is saved after every row of the grid.
 
     Returns:
-        Landscape(values, quadratic, a, b, eigenvalues, directions, products), with `plot()`.
+        Landscape(values, quadratic, a, b, eigenvalues, directions, products), with `plot()`. Of
+        several processes all have the values of the risk of all.
 
     Cost: grid^2 evaluations, a gradient, some tens of products. The data are swept once: all points
         are taken with one batch before the next one is read; no graph is kept.
@@ -127,12 +129,13 @@ def landscape(
             got=kind_of(risk),
             remedy="Build hesse.Risk(model, loss, data).",
         )
-    params = point_of(risk, params, "params")
     count = check_count("grid", grid, 3)
     given = _radii(radius)
     if isinstance(risk, Risk):
-        check_is_whole(risk)
-    check_at(risk, params)
+        params = tested_point(risk, params)
+    else:
+        params = point_of(risk, params, "params")
+        check_at(risk, params)
     H = hessian_operator(risk, params)
     state = _Evaluations(torch.zeros(count, count, dtype=H.dtype))
     named = directions if isinstance(directions, str) else given_directions(H.domain, directions)
@@ -191,25 +194,71 @@ def _evaluate(
     file: Checkpoint,
     state: _Evaluations,
 ) -> None:
-    """Add f at all points, one summand of f after the other."""
-    total, space, directions = as_sum(f), plane.H.domain, plane.directions
+    """Add f at all points, one summand of f after the other; those of several ranks at once."""
+    ranks, total, points = plane.H.domain.ranks, as_sum(f), _Points.of(plane, a, b)
     evaluations = len(a) * len(b) * max(total.num_summands, 1)
     with Run("landscape", progress=progress, total=evaluations) as run, torch.no_grad():
-        for number, summand in enumerate(total.summands()):
+
+        def row_of(summand: Summand | None, i: int) -> Tensor:
+            """Its values at a row of the grid; zeros of a process that has no summand left."""
+            row = torch.zeros_like(state.values[i])
+            for j in range(len(b)):
+                if summand is not None:
+                    row[j] = summand.coefficient * float(summand.function(points.at(i, j)))
+                state.products += 1
+                run.show(state)
+            return row
+
+        for number, summand in enumerate(_rounds(total, ranks)):
             if number < state.summands:
                 continue
             for i in range(state.rows, len(a)):
-                for j in range(len(b)):
-                    step = torch.stack([a[i], b[j]]).to(directions)
-                    point = space.unflatten(plane.theta + directions @ step)
-                    state.values[i, j] += summand.coefficient * float(summand.function(point))
-                    state.products += 1
-                    run.show(state)
+                row = partial(row_of, summand, i)
+                values = state.values[i]
+                values += row() if ranks is None else ranks.sum_of(row, values)
                 state.rows = i + 1
                 file.save(state)
             state.summands, state.rows = number + 1, 0
     if run.status is Status.INTERRUPTED:
         raise KeyboardInterrupt  # a sum over some of the batches is no loss
+
+
+@dataclass(frozen=True)
+class _Points:
+    """theta + a u + b v, whole in every process."""
+
+    space: Space
+    theta: Tensor
+    directions: Tensor
+    a: Tensor
+    b: Tensor
+
+    @staticmethod
+    def of(plane: Plane, a: Tensor, b: Tensor) -> _Points:
+        """Those of a grid; three sharded vectors are gathered."""
+        space, theta, directions = plane.H.domain, plane.theta, plane.directions
+        if space.shards is not None:
+            whole = space.whole(torch.stack([theta, *directions.T]))
+            theta, directions = whole[0], whole[1:].T
+        return _Points(space.whole_space, theta, directions, a, b)
+
+    def at(self, i: int, j: int) -> Tree:
+        step = torch.stack([self.a[i], self.b[j]]).to(self.directions)
+        return self.space.unflatten(self.theta + self.directions @ step)
+
+
+def _rounds(total: Any, ranks: Ranks | None) -> Iterator[Summand | None]:
+    """The summands; those of each process, and None where others have more."""
+    if ranks is None:
+        yield from total.summands()
+        return
+    summands = total.local.summands()
+    while True:
+        with ranks.alike():
+            summand = next(summands, None)
+        if all(row[0] for row in ranks.gather(summand is None)):
+            return
+        yield summand
 
 
 def _radii(radius: Any) -> list[float] | None:

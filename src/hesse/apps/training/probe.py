@@ -109,13 +109,15 @@ class Probe:
         """
         if not self.noise:
             return {}
-        space, N = H.domain, self.risk.per_example.number
+        each, space = self.risk.per_example, H.domain
+        N, here = each.number, each.places
         chosen = torch.randperm(N, generator=self.generator)[: self.noise].sort().values
+        mine = chosen[(chosen >= here.start) & (chosen < here.stop)] - here.start
         mean = g - self.risk.weight_decay * space.flatten(params)
         # The loss of an example is a sum times their number.
         scale = 1.0 if self.risk.averages else N / len(chosen)
         squares, curvatures = 0.0, 0.0
-        for rows in self.risk.subset(chosen).per_example.gradients(params, _ROWS):
+        for rows in self.risk.subset(mine).per_example.gradients_of_all(params, _ROWS):
             d = scale * rows - mean
             squares += sum(space.inner_pairs(*zip(d, d, strict=True)))
             products = H.matmat(d.T).T
@@ -136,7 +138,7 @@ def _share(space: Space, vectors: Tensor, g: Tensor) -> float | None:
     return float(along) / whole if whole > 0.0 else None
 
 
-def layers_of(params: Tree) -> list[str]:
+def layers_of(risk: Risk) -> list[str]:
     """The names of the modules that have parameters: "0" for "0.weight" and "0.bias"."""
-    names = Space.of(params, what="params").names
+    names = Space.of(risk.params, what="params", ranks=risk.ranks).names
     return list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))

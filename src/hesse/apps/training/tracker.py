@@ -296,14 +296,14 @@ def _sampled(risk: Risk, noise: Any) -> int:
 
 def _layers(risk: Risk, per_layer: Any) -> list[str]:
     if isinstance(per_layer, bool):
-        return layers_of(risk.params) if per_layer else []
+        return layers_of(risk) if per_layer else []
     if not isinstance(per_layer, Sequence) or isinstance(per_layer, str):
         raise ArgumentError(
             expected="per_layer as True, False, or a list of names or patterns",
             got=repr(per_layer),
             remedy="Give, for instance, ['encoder.*', 'head.*'].",
         )
-    space = Space.of(risk.params, what="params")
+    space = Space.of(risk.params, what="params", ranks=risk.ranks)
     for name in per_layer:
         space.subspace(name)  # raises if there is none
     return list(per_layer)
@@ -325,11 +325,13 @@ def _point(risk: Risk, params: Any) -> Tree:
     """The parameters of a step, as the risk takes them."""
     if not isinstance(params, nn.Module):
         point = point_of(risk, params, "params")
-        space = Space.of(point, what="params")  # raises for what is no tree, as an optimizer
+        space = Space.of(
+            point, what="params", ranks=risk.ranks
+        )  # raises for what is no tree, as an optimizer
         return space.build(list(space.leaves(point, what="params")))
     module: Any = ModelCall.of(params).model
     named = dict(module.named_parameters(remove_duplicate=False))
-    names = Space.of(risk.params, what="params").names
+    names = Space.of(risk.params, what="params", ranks=risk.ranks).names
     missing = [name for name in names if name not in named]
     if missing or not isinstance(risk.params, dict):
         raise StructureError(
