@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,10 +15,10 @@ from hesse.estimators.norm import norm
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.checks import check_symmetric
 from hesse.operators.dense import aslinearoperator
-from hesse.operators.diagonal import identity_operator
-from hesse.operators.kronecker import kronecker_operator
+from hesse.operators.diagonal import IdentityOperator
 from hesse.operators.low_rank import LowRankOperator
 from hesse.progress import FilePath
+from hesse.ranks import alike
 
 
 @public("hesse.apps.alignment({K}, Y)")
@@ -39,8 +41,8 @@ def alignment(
 
     Args:
         K: a kernel of N examples, such as `ntk(..., trace=True)`; or of all outputs, N C of them.
-        Y: targets (N,) or (N, C). A kernel of all outputs is compared with vec(Y) vec(Y)', and
-            centred over the examples of each output.
+        Y: targets (N,) or (N, C), of several processes those of this one. A kernel of all outputs
+            is compared with vec(Y) vec(Y)', and centred over the examples of each output.
         centred: whether H is as above, or the identity.
         rtol: of the standard error of the Frobenius norm, if that is estimated.
         generator, progress, checkpoint: of that estimate, as in `norm`.
@@ -64,9 +66,11 @@ def alignment(
     A = aslinearoperator(K)
     check_symmetric(A)
     check_flags(centred=centred)
-    columns = _columns(A, Y)
+    number = _number(A, Y)
+    with alike(A.domain.ranks):
+        columns = _columns(A, Y, number)
     if centred:
-        H = _centring(A, len(Y))
+        H = _centring(A, number)
         columns, A = H._matmat(columns), H @ A @ H
     size = float(A.domain.gram(columns.T, columns.T).norm())
     inner = sum(A.domain.inner_pairs(*zip(columns.T, A._matmat(columns).T, strict=True)))
@@ -83,14 +87,28 @@ def alignment(
     return Estimate(value, error, products, found.status, found.quantile)
 
 
-def _columns(K: LinearOperator, Y: Tensor) -> Tensor:
+def _number(K: LinearOperator, Y: Any) -> int:
+    """The number of examples, of all processes that share the space of K."""
+    with alike(K.domain.ranks):
+        is_tensor = isinstance(Y, Tensor) and Y.ndim in (1, 2) and Y.is_floating_point()
+        if not is_tensor:
+            raise _misfit(K, Y)
+    ranks = None if K.domain.shards is None else K.domain.ranks
+    return len(Y) if ranks is None else sum(int(count) for (count,) in ranks.gather(len(Y)))
+
+
+def _columns(K: LinearOperator, Y: Tensor, number: int) -> Tensor:
     """Y as columns of the space of K."""
-    is_tensor = isinstance(Y, Tensor) and Y.ndim in (1, 2) and Y.is_floating_point()
-    if is_tensor and K.shape[0] == len(Y):
-        return Y.reshape(len(Y), -1).to(K.device, K.dtype)
-    if is_tensor and K.shape[0] == Y.numel():
-        return Y.reshape(-1, 1).to(K.device, K.dtype)
-    raise ShapeError(
+    table, size = Y[:, None] if Y.ndim == 1 else Y, K.domain.size
+    if K.shape[0] == number and size == len(Y):
+        return table.to(K.device, K.dtype)
+    if K.shape[0] == number * table.shape[1] and size == Y.numel():
+        return table.reshape(-1, 1).to(K.device, K.dtype)
+    raise _misfit(K, Y)
+
+
+def _misfit(K: LinearOperator, Y: Any) -> ShapeError:
+    return ShapeError(
         expected="Y with floating-point targets (N,) or (N, C), for a kernel of N or of N C rows",
         got=f"shape {tuple(Y.shape)}, {Y.dtype}, for a kernel of shape {K.shape}"
         if isinstance(Y, Tensor)
@@ -101,9 +119,8 @@ def _columns(K: LinearOperator, Y: Tensor) -> Tensor:
 
 def _centring(K: LinearOperator, number: int) -> LinearOperator:
     """H, over the examples of each output."""
+    space, others = K.domain, K.shape[0] // number
     own = {"dtype": K.dtype, "device": K.device}
-    ones = torch.full((number, 1), number**-0.5, **own)
-    I = identity_operator(number, **own)
-    H = I + LowRankOperator(I.domain, ones, -torch.ones(1, dtype=torch.float64, device=K.device))
-    others = K.shape[0] // number
-    return H if others == 1 else kronecker_operator(H, identity_operator(others, **own))
+    units = torch.eye(others, **own).repeat(space.size // others, 1) * number**-0.5
+    minus = -torch.ones(others, dtype=torch.float64, device=K.device)
+    return IdentityOperator(space) + LowRankOperator(space, units, minus)

@@ -62,14 +62,17 @@ class LinearisedFit(Result):
         """f_0(x2) + J(x2) (theta - theta_0), like the outputs.
 
         Args:
-            x2: one batch of inputs, as the model takes them.
+            x2: one batch of inputs, as the model takes them. Of several processes each may have
+                its own; where parameters are sharded, all of them call this.
 
         Cost: the outputs and a product with J.
         """
         g = outputs_of(self.model.g, x2)
+        space, params = self.model.space, self.model.params
+        params, change = space.whole_tree(params), space.whole_tree(self.change)
         with torch.no_grad():
-            f = g(self.model.params)
-        return _added(f, jacobian_operator(g, self.model.params) @ self.change)
+            f = g(params)
+        return _added(f, jacobian_operator(g, params) @ change)
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,7 +85,12 @@ class Linearised(OneLine):
     """theta_0."""
 
     def __repr__(self) -> str:
-        return f"Linearised({described(self.g)}, {Space.of(self.params, what='params').n})"
+        return f"Linearised({described(self.g)}, {self.space.n})"
+
+    @property
+    def space(self) -> Space:
+        """Of the parameters."""
+        return _space(self.g, self.params)
 
     @public("hesse.apps.linearised(g, params).fit(x, y)")
     def fit(
@@ -112,7 +120,7 @@ class Linearised(OneLine):
 
         Args:
             x, y: inputs and targets, floating-point numbers like the outputs; x as in `ntk`. None:
-                the batches of the risk.
+                the batches of the risk. Of several processes each has its part.
             ridge: rho >= 0, in the units of K: its mean diagonal is `trace(K).value / K.shape[0]`.
                 With 0, the limit is the least change that fits best.
             time: t; default the limit.
@@ -199,10 +207,14 @@ def linearised(
     Linearised(Linear, 3)
     """
     params = point_of_model(g, params)
-    space = Space.of(params, what="params")
+    space = _space(g, params)
     if not (isinstance(g, Risk) or callable(g)):
         jacobian_of(g, params, ())  # raises
     return Linearised(g, space.copy(params))
+
+
+def _space(g: Any, params: Tree) -> Space:
+    return Space.of(params, what="params", ranks=g.ranks if isinstance(g, Risk) else None)
 
 
 def _added(f: Any, moved: Any) -> Any:

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from hesse.apps.kernels.outputs import jacobian_of
+from hesse.apps.kernels.over_outputs import Spread, space_of_examples
 from hesse.boundary import public
 from hesse.errors import ShapeError, check_count, check_flags
 from hesse.operators.algebra import LinearOperator
-from hesse.operators.diagonal import identity_operator
-from hesse.operators.kronecker import kronecker_operator
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Tree
 
@@ -46,7 +45,7 @@ def ntk(
             give the inputs (and whose loss and weight decay play no part).
         params: the point; of a module or a risk by default the parameters as they are now.
         x: inputs: a tensor, a tuple of positional or a mapping of keyword arguments. With a risk
-            they take the place of its batches.
+            they take the place of its batches; each of several processes gives its part of them.
         x2: other inputs, for the columns; default x.
         trace: the trace kernel, with a row for each example instead of one for each output.
         signs: how many random signs z the trace kernel is the mean of. It is unbiased and positive
@@ -55,7 +54,8 @@ def ntk(
 
     Returns:
         An operator, symmetric without x2: (N C, N2 C), on vectors of outputs and trees like them;
-        of the trace (N, N2).
+        of the trace (N, N2). Of a risk that several processes share, vectors of outputs, or of
+        examples, are in the process that has the examples.
 
     Cost: of a product, J' u and J v, 1.33 gradients together, with the residuals of x and x2 held;
         a risk takes one batch after the other. Of the trace kernel the same for each of the signs.
@@ -99,6 +99,8 @@ def directions(
     if signs is None:
         return torch.eye(C, dtype=K.dtype, device=K.device) * C**0.5
     count = check_count("signs", signs, 1)
+    if generator is None and K.domain.ranks is not None:  # the one that all ranks have in common
+        generator = K.domain.ranks.generator
     where = "cpu" if generator is None else generator.device
     bits = torch.randint(0, 2, (count, C), generator=generator, device=where)
     return (2 * bits - 1).to(K.device, K.dtype)
@@ -107,21 +109,13 @@ def directions(
 def trace_kernel(J: LinearOperator, J2: LinearOperator, rows: Tensor) -> LinearOperator:
     """The mean over z of (I x z') J J2' (I x z) / C."""
     C = rows.shape[1]
-    parts = []
-    for z in rows:
-        column = z[:, None] / C**0.5
-        left = _over_examples(column, J)
-        right = left if J2 is J else _over_examples(column, J2)
+    space, parts = space_of_examples(J.codomain), []
+    space2 = space if J2 is J else space_of_examples(J2.codomain)
+    for z in rows / C**0.5:
+        left = Spread(space, J.codomain, z)
+        right = left if J2 is J else Spread(space2, J2.codomain, z)
         parts.append(left.T @ (J @ J2.T) @ right)
     return (1.0 / len(parts)) * reduce(add, parts) if len(parts) > 1 else parts[0]
-
-
-def _over_examples(column: Tensor, J: LinearOperator) -> LinearOperator:
-    """I x z: z for the outputs of every example."""
-    number = J.shape[0] // len(column)
-    return kronecker_operator(
-        identity_operator(number, dtype=column.dtype, device=column.device), column
-    )
 
 
 def num_outputs(J: LinearOperator) -> int:

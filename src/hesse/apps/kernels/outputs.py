@@ -9,16 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hesse.curvature.jacobian import jacobian_operator
+from hesse.curvature.jacobian import jacobian_operator, shared_jacobian
 from hesse.curvature.ntk import ModelOutputs
 from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.point import point_of
+from hesse.data.batches import Batch
+from hesse.data.slicing import num_examples
+from hesse.engine.options import ProductOptions
 from hesse.errors import ArgumentError, FunctionError, ShapeError, kind_of
+from hesse.ranks import alike
 from hesse.risk.call import ModelCall, device_of
 from hesse.risk.checks import check_eval_mode
 from hesse.risk.risk import Risk
-from hesse.risk.sharing import check_is_whole
-from hesse.vectors.space import Tree
+from hesse.vectors.space import Space, Tree
 
 Model = Risk | nn.Module | Callable[[Any, Any], Any]
 
@@ -62,16 +65,16 @@ def jacobian_of(model: Model, params: Tree | None, x: Any) -> CurvatureOperator:
     """J for these inputs, or for the batches of a risk."""
     params = point_of_model(model, params)
     if isinstance(model, Risk) and x is None:
-        check_is_whole(model)
         return jacobian_operator(model, params)
     g = outputs_of(model, x)
+    if isinstance(model, Risk) and model.ranks is not None:
+        return shared_jacobian(model.ranks, g, params, ProductOptions())
     return jacobian_operator(g, params)
 
 
 def risk_of(model: Model, params: Tree, x: Any, y: Any) -> Risk:
     """The squared loss of the model on (x, y); a `Risk` without them is itself."""
     if isinstance(model, Risk) and x is None and y is None:
-        check_is_whole(model)
         return model
     if x is None or y is None:
         raise ArgumentError(
@@ -80,16 +83,21 @@ def risk_of(model: Model, params: Tree, x: Any, y: Any) -> Risk:
             remedy="Give both; or linearise a hesse.Risk, whose batches have both.",
         )
     module: Any = model.model if isinstance(model, Risk) else model
-    return Risk(module, _squares, (x, y), reduction="sum", params=params)
+    ranks = model.ranks if isinstance(model, Risk) else None
+    is_empty = ranks is not None and num_examples(Batch(x, y, 1.0)) == 0
+    data = [] if is_empty else (x, y)
+    return Risk(module, _squares, data, reduction="sum", params=params, group=ranks)
 
 
 def residual_of(risk: Risk, params: Tree) -> Tensor:
-    """Y - f over all batches, as a flat vector."""
-    parts = []
-    with torch.no_grad():
-        for _, batch in risk.batches():
+    """Y - f over all batches of this process, as a flat vector."""
+    params, here = risk.share.whole(params), risk.local
+    space = Space.of(params, what="params")
+    parts = [torch.zeros(0, dtype=space.dtype, device=space.device)]
+    with alike(risk.ranks), torch.no_grad():
+        for _, batch in here.batches():
             moved = batch.to(device_of(params))
-            parts.append(_difference(moved.targets, risk.outputs(params, moved)))
+            parts.append(_difference(moved.targets, here.outputs(params, moved)))
     return torch.cat(parts)
 
 

@@ -13,10 +13,9 @@ from __future__ import annotations
 import torch
 
 from hesse.apps.kernels.ntk import directions, num_outputs, trace_kernel
+from hesse.apps.kernels.over_outputs import ForEachOutput
 from hesse.krylov.preconditioners import Preconditioner, nystrom
 from hesse.operators.algebra import LinearOperator
-from hesse.operators.diagonal import identity_operator
-from hesse.operators.kronecker import kronecker_operator
 
 # The first rank of sketches that double until the ridge covers the rest, and the last one. That of
 # a trace kernel is an approximation already, which more directions do not mend.
@@ -30,8 +29,7 @@ def trace_kernel_preconditioner(
     C = num_outputs(J)
     T = trace_kernel(J, J, directions(C, 1, J, generator))
     M = sketched(T, ridge, generator, _MOST_OF_TRACE)
-    I = identity_operator(C, dtype=J.dtype, device=J.device)
-    return Preconditioner(kronecker_operator(M, I), products=M.products)
+    return Preconditioner(ForEachOutput(M, J.codomain), products=M.products)
 
 
 def sketched(
