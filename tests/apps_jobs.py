@@ -236,6 +236,29 @@ def _fit(*, first=None, **options):
     return answer
 
 
+# -- Pruning ---------------------------------------------------------------------------------------
+
+
+def _pruned(**options):
+    def answer(p):
+        found = hesse.apps.prune(p.risk, p.params, 0.5, generator=seed(), **options)
+        counts = [found.sparsity, found.products, found.status.name]
+        return {
+            "params": p.whole(found.params),
+            "mask": p.whole({name: mask.double() for name, mask in found.mask.items()}),
+            "increase": [found.predicted_increase, found.damping, found.held_out_loss],
+            "history": torch.tensor(found.history).nan_to_num(-1.0),
+            "counts": counts,
+        }
+
+    return answer
+
+
+def _stopped(p):
+    found = _pruned(damping=0.1, steps=4, callback=lambda state: state.step == 2)(p)
+    return found["counts"]
+
+
 SETS = [[0, 5], [9], [3, 12, 20]]
 APPS = {
     "examples": {"per example": _per_example},
@@ -264,6 +287,14 @@ APPS = {
         "ridge of one kernel": _fit(ridge=0.5, first=8, preconditioner="nystrom"),
         "least squares": _fit(rtol=0.1),
         "for a time": _fit(time=2.0, rtol=0.1),
+    },
+    "pruning": {
+        "damage": _pruned(damping=0.1, curvature="hessian", score="obd", repair=False),
+        "search": _pruned(steps=2),
+        "refit": _pruned(repair=hesse.apps.Repair(refit=1, examples=12), score="obd"),
+        "surgery": _pruned(damping=0.1, score="obs", curvature="fisher"),
+        "layers": _pruned(damping=0.1, score="obs", curvature="layers"),
+        "stopped": _stopped,
     },
     "influence": {
         "renormalised": _influences(removal="renormalise"),

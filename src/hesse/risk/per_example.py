@@ -102,6 +102,11 @@ class PerExample(OneLine):
         ends, rank = [0, *accumulate(self._counts)], self._rank
         return range(ends[rank], ends[rank + 1])
 
+    def here(self, chosen: Tensor) -> Tensor:
+        """Of places of examples among all those in this process, counted from its first one."""
+        start, stop = self.places.start, self.places.stop
+        return chosen[(chosen >= start) & (chosen < stop)] - start
+
     @cached_property
     def _counts(self) -> list[int]:
         """The number of examples of each process."""

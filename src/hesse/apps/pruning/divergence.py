@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -41,23 +41,31 @@ class Divergence:
         """D on the data of this risk."""
         space = Space.of(params)
         d = space.flatten(params) - space.flatten(self.dense)
-        with torch.no_grad():
-            parts = [
-                c * float(self._part(loss, params, before))
-                for (c, loss), before in zip(_losses(risk), self._before(risk), strict=True)
-            ]
-        return sum(parts) + 0.5 * risk.weight_decay * space.inner(d, d)
+
+        def of_data() -> Tensor:
+            pairs = zip(_losses(risk), self._before(risk), strict=True)
+            with torch.no_grad():
+                parts = [c * float(self._part(loss, params, before)) for (c, loss), before in pairs]
+            return torch.tensor(sum(parts), dtype=torch.float64)
+
+        value = float(_of_all(risk, of_data, torch.zeros((), dtype=torch.float64)))
+        return value + 0.5 * risk.weight_decay * space.inner(d, d)
 
     def gradient(self, risk: Risk, params: Tree) -> Tensor:
         """Its gradient, a flat vector."""
         space = Space.of(params)
         variables = Variables.of(space.copy(params), space)
-        result = risk.weight_decay * (space.flatten(params) - space.flatten(self.dense))
-        for coefficient, loss in _losses(risk):
-            leaves = tracked(variables.x)
-            part = self._part(loss, variables.tree(leaves), self._dense(loss))
-            result += coefficient * variables.flatten(derivative(part, leaves))
-        return result
+
+        def of_data() -> Tensor:
+            result = space.zeros()
+            for coefficient, loss in _losses(risk):
+                leaves = tracked(variables.x)
+                part = self._part(loss, variables.tree(leaves), self._dense(loss))
+                result += coefficient * variables.flatten(derivative(part, leaves))
+            return result
+
+        decay = risk.weight_decay * (space.flatten(params) - space.flatten(self.dense))
+        return decay + _of_all(risk, of_data, decay)
 
     def _part(self, loss: BatchLoss, params: Tree, before: DenseOutputs) -> Tensor:
         """D of one batch, without weight decay."""
@@ -126,8 +134,14 @@ class KeptOutputs:
 
 
 def _losses(risk: Risk) -> Iterator[tuple[float, BatchLoss]]:
-    for coefficient, batch in risk.batches():
+    """Those of the batches of this process."""
+    for coefficient, batch in risk.local.batches():
         yield coefficient, risk.loss_of(batch)
+
+
+def _of_all(risk: Risk, compute: Callable[[], Tensor], like: Tensor) -> Tensor:
+    """What the data of this process give; the sum of what those of all do, if they share them."""
+    return compute() if risk.ranks is None else risk.ranks.sum_of(compute, like)
 
 
 def _slope(loss: BatchLoss, outputs: Any) -> tuple[Tensor, Leaves]:

@@ -39,24 +39,26 @@ class Calibration:
             return Calibration(risk, risk, judge, False)
         if not searches:
             return Calibration(risk, risk, risk, False)
-        number = risk.per_example.number
+        each = risk.per_example
+        number, here = each.number, each.places
         if number < 2 * _EVERY:
             raise ArgumentError(
                 expected=f"{2 * _EVERY} examples or more, a fifth of which finds the damping",
                 got=f"{number}",
                 remedy="Give damping, or held_out data.",
             )
-        held = torch.arange(number) % _EVERY == 0
+        held = torch.arange(here.start, here.stop) % _EVERY == 0
         return Calibration(risk, risk.subset(~held), risk.subset(held), True)
 
     def sample(self, examples: int | None, seed: int) -> Risk:
         """Some of the fitted examples, others with every seed; all of them for None."""
-        if examples is None or examples >= self.fitted.per_example.number:
+        if examples is None:
             return self.fitted
-        order = torch.randperm(
-            self.fitted.per_example.number, generator=torch.Generator().manual_seed(seed)
-        )
-        return self.fitted.subset(order[:examples])
+        each = self.fitted.per_example
+        if examples >= each.number:
+            return self.fitted
+        order = torch.randperm(each.number, generator=torch.Generator().manual_seed(seed))
+        return self.fitted.subset(each.here(order[:examples]))
 
     def loss(self, params: Tree) -> float:
         """What judges these parameters."""

@@ -20,7 +20,7 @@ from hesse.boundary import public
 from hesse.checkpoint import Checkpoint, FilePath
 from hesse.curvature.first_order import first_order
 from hesse.curvature.hessian import hessian_operator
-from hesse.curvature.point import point_of
+from hesse.curvature.point import tested_point
 from hesse.errors import (
     ArgumentError,
     Status,
@@ -31,7 +31,7 @@ from hesse.errors import (
     kind_of,
 )
 from hesse.operators.algebra import LinearOperator
-from hesse.operators.diagonal import IdentityOperator
+from hesse.operators.diagonal import DiagonalOperator, IdentityOperator
 from hesse.progress import Callback, Run
 from hesse.result import Result
 from hesse.risk.arguments import check_finite_leaves
@@ -134,7 +134,8 @@ def prune(
         progress, checkpoint: as in `hesse.solve`; the state is saved after every step.
 
     Returns:
-        Pruned(params, mask, sparsity, predicted_increase, damping, ...).
+        Pruned(params, mask, sparsity, predicted_increase, damping, ...). Of several processes all
+        have the same; sharded parameters are gathered, and come back as they were cut.
 
     Cost: a step, for each damping: up to 11 systems for "exchange", of some 10 to 40 products each;
         one for "obd", n products and n^3 operations for "obs"; one for all dampings for
@@ -161,7 +162,7 @@ def prune(
     >>> round(pruned.predicted_increase, 6), round(float(risk(pruned.params)), 6)
     (0.5, 0.5)
     """
-    risk, params, space = _checked(risk, params)
+    risk, given, params, space = _checked(risk, params)
     options, sparsity = as_repair(repair), sparsity_of(pattern, sparsity)
     check_choice("score", score, ["exchange", "obd", "obs", "magnitude"])
     check_count("steps", steps, 1)
@@ -171,6 +172,7 @@ def prune(
     groups = Pattern.of(space, pattern, where, by_leaf=curvature == "layers")
     searches = damping is None and not (score == "magnitude" and options is None)
     run = Run("prune", callback=callback, progress=progress, checkpoint=checkpoint)
+    run.share(risk.ranks)
     calibration = Calibration.of(risk, held_out, searches)
     divergence = Divergence(params)
     stages = Stages(calibration, space, groups, curvature, score, options, damping, divergence)
@@ -190,7 +192,7 @@ def prune(
     )
     targets = _targets(sparsity, steps)
     status = _run(run, stages, state, file, targets, 0 if options is None else options.refit)
-    return _result(stages, state, status)
+    return _result(stages, state, status, given)
 
 
 def _targets(sparsity: float, steps: int) -> list[float]:
@@ -216,23 +218,29 @@ def _run(
             else:
                 stages.refit(state)
             file.save(state)
-            if not run.after_step(state):
+            goes_on, ranks = run.after_step(state), stages.calibration.risk.ranks
+            if ranks is not None:
+                ranks.meet()
+                goes_on = run.goes_on(state)
+            if not goes_on:
                 return run.status
     return run.status
 
 
-def _checked(risk: Any, params: Tree | None) -> tuple[Risk, Tree, Space]:
+def _checked(risk: Any, params: Tree | None) -> tuple[Risk, Space, Tree, Space]:
+    """The risk; the space of the parameters that were given; these, whole, and their space."""
     if not isinstance(risk, Risk):
         raise StructureError(
             expected="risk to be a hesse.Risk on the calibration data",
             got=kind_of(risk),
             remedy="Build hesse.Risk(model, loss, data).",
         )
-    params = point_of(risk, params, "params")
-    risk.check_at(params)
-    space = Space.of(params, what="params")
+    params = tested_point(risk, params)
+    given = Space.of(params, what="params", ranks=risk.ranks)
+    params = given.whole_tree(params)
+    space = Space.of(params, what="params", ranks=risk.ranks)
     check_finite_leaves(params, space, "weights", "Train the network first, or again.")
-    return risk, params, space
+    return risk, given, params, space
 
 
 def _check_damping(damping: float | None) -> None:
@@ -269,15 +277,18 @@ def _recognised(
     """The operator by which a checkpoint recognises its run."""
     if checkpoint is None:
         return IdentityOperator(space)
-    return curvature_at(curvature, risk, params, space)
+    A = curvature_at(curvature, risk, params, space)
+    if A.domain.ranks is space.ranks:
+        return A
+    return DiagonalOperator(space, A._matvec(space.zeros() + 1.0))  # one of the processes writes
 
 
-def _result(stages: Stages, state: Progress, status: Status) -> Pruned:
-    space = stages.space
-    masks = [m.view(s) for m, s in zip(state.keep.split(space.sizes), space.shapes, strict=True)]
+def _result(stages: Stages, state: Progress, status: Status, given: Space) -> Pruned:
+    keep = given.part(state.keep).split(given.sizes)
+    masks = [mask.view(shape) for mask, shape in zip(keep, given.shapes, strict=True)]
     return Pruned(
-        params=space.unflatten(state.w),
-        mask=space.build(masks),
+        params=given.unflatten(given.part(state.w)),
+        mask=given.build(masks),
         sparsity=1.0 - float(state.keep[stages.pattern.prunable].double().mean()),
         predicted_increase=state.increase,
         damping=state.history[-1][1] if state.history else state.damping,

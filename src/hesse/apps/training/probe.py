@@ -110,14 +110,13 @@ class Probe:
         if not self.noise:
             return {}
         each, space = self.risk.per_example, H.domain
-        N, here = each.number, each.places
+        N = each.number
         chosen = torch.randperm(N, generator=self.generator)[: self.noise].sort().values
-        mine = chosen[(chosen >= here.start) & (chosen < here.stop)] - here.start
         mean = g - self.risk.weight_decay * space.flatten(params)
         # The loss of an example is a sum times their number.
         scale = 1.0 if self.risk.averages else N / len(chosen)
         squares, curvatures = 0.0, 0.0
-        for rows in self.risk.subset(mine).per_example.gradients_of_all(params, _ROWS):
+        for rows in self.risk.subset(each.here(chosen)).per_example.gradients_of_all(params, _ROWS):
             d = scale * rows - mean
             squares += sum(space.inner_pairs(*zip(d, d, strict=True)))
             products = H.matmat(d.T).T

@@ -325,9 +325,8 @@ def _point(risk: Risk, params: Any) -> Tree:
     """The parameters of a step, as the risk takes them."""
     if not isinstance(params, nn.Module):
         point = point_of(risk, params, "params")
-        space = Space.of(
-            point, what="params", ranks=risk.ranks
-        )  # raises for what is no tree, as an optimizer
+        # Raises for what is no tree, as an optimizer.
+        space = Space.of(point, what="params", ranks=risk.ranks)
         return space.build(list(space.leaves(point, what="params")))
     module: Any = ModelCall.of(params).model
     named = dict(module.named_parameters(remove_duplicate=False))
