@@ -45,7 +45,7 @@ POSTERIORS = {
 }
 
 
-def posteriors(place, split, loss, names):
+def posteriors(place, split, loss, names, is_sharded=False):
     """What each of these gives, by name."""
-    p = Problem(place, split, loss=loss)
+    p = Problem(place, split, is_sharded=is_sharded, loss=loss)
     return {name: POSTERIORS[name](p) for name in names}

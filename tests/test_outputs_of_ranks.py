@@ -58,12 +58,13 @@ def test_diagonals_are_exact(pool, split):
 
 
 @pytest.mark.parametrize(
-    ("split", "loss"), [("ragged", "classes"), ("first empty", "classes"), ("empty", "squares")]
+    ("split", "loss", "is_sharded"),
+    [("ragged", "classes", True), ("first empty", "classes", False), ("empty", "squares", False)],
 )
-def test_posteriors_are_those_of_one_process(pool, split, loss):
+def test_posteriors_are_those_of_one_process(pool, split, loss, is_sharded):
     names = [name for name in POSTERIORS if loss == "classes" or name != "last layer"]
     wanted = _plain(posteriors(None, "one", loss, names))
-    found = pool.run(posteriors, split, loss, names, size=jobs.SIZES[split])
+    found = pool.run(posteriors, split, loss, names, is_sharded, size=jobs.SIZES[split])
     close(found[0], wanted)
     assert len({bits(answers) for answers in found}) == 1
 

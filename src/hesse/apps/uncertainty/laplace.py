@@ -27,7 +27,7 @@ from hesse.apps.uncertainty.structures import LowRank, Name, Settings, curvature
 from hesse.boundary import public
 from hesse.checkpoint import Checkpoint, FilePath
 from hesse.curvature.memory_budget import MemoryBudget
-from hesse.curvature.point import point_of
+from hesse.curvature.point import tested_point
 from hesse.errors import (
     ArgumentError,
     StructureError,
@@ -38,7 +38,6 @@ from hesse.errors import (
     kind_of,
 )
 from hesse.operators.algebra import LinearOperator
-from hesse.ranks import alike
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Tree
 
@@ -108,6 +107,9 @@ def laplace(
         progress: show bars.
         checkpoint: as in `solve`, of a search for the prior precision without the matrix; the state
             is saved after every step.
+
+    Of several processes all have the same posterior, of whole parameters: sharded ones are gathered
+    once. `held_out`, and what is predicted, are given by all of them alike.
 
     Returns:
         Laplace: `log_evidence`, `samples(k)`, `predict(x)`, `functional_variance(x)`,
@@ -187,10 +189,8 @@ def _checked(risk: Any, params: Tree | None) -> tuple[Risk, Tree]:
             got=kind_of(risk),
             remedy="Build hesse.Risk(model, loss, data, weight_decay=...).",
         )
-    params = point_of(risk, params, "params")
-    with alike(risk.ranks):
-        risk.check_at(params)
-    return risk, params
+    # A posterior is about whole parameters, and so are its draws.
+    return risk, risk.share.whole(tested_point(risk, params))
 
 
 def _title(structure: Any) -> str:
