@@ -1,5 +1,6 @@
 """What the tests of applications over ranks compute: in one process, or in several."""
 
+import time
 import warnings
 
 import torch
@@ -8,6 +9,7 @@ import hesse
 from hesse.apps import influence, self_influence
 from hesse.distributed import shard
 from tests.outputs_jobs import EXAMPLES, INPUTS, Problem, examples
+from tests.ranks_faults import BAD, _error
 from tests.shards_jobs import seed
 
 
@@ -259,7 +261,53 @@ def _stopped(p):
     return found["counts"]
 
 
-SETS = [[0, 5], [9], [3, 12, 20]]
+# -- Implicit functions ----------------------------------------------------------------------------
+
+
+def _penalised(p):
+    """A function of parameters and of a penalty, in which there is a risk that is shared."""
+
+    def f(x, l):
+        return p.risk(x) + 0.5 * l.exp() * sum((leaf**2).sum() for leaf in x.values())
+
+    return f
+
+
+def _hypergradient(p):
+    l = torch.tensor(-1.0, dtype=torch.float64)
+    f, params = _penalised(p), p.risk.params
+
+    def slow(x, l):  # one process would trace it before the others
+        if p.place is not None and p.place.rank == 1:
+            time.sleep(0.02)
+        return f(x, l)
+
+    found = hesse.apps.hypergradient(lambda x, l: p.risk(x), slow, params, l, rtol=1e-8)
+    return [found.value, found.gradient, found.products]
+
+
+def _argmin(p):
+    l = torch.tensor(-4.0, dtype=torch.float64, requires_grad=True)
+    risk, start = _logistic(p)
+
+    def f(x, l):
+        return risk(x) + 0.5 * l.exp() * x["weight"].square().sum()
+
+    def solve(x0, l):  # to rounding, for what comes before depends on it
+        return hesse.minimize(lambda x: f(x, l), x0, "newton-cg", rtol=1e-13).x
+
+    x = hesse.apps.argmin(f, start, solve=solve, rtol=1e-10)(l)
+    risk(x).backward()
+    return x["weight"].detach(), l.grad
+
+
+def _eigenvalues(p):
+    l = torch.tensor(0.0, dtype=torch.float64)
+    H = hesse.hessian_operator(lambda x: _penalised(p)(x, l), p.risk.params)
+    return hesse.eigsh(H, 2, generator=seed()).values
+
+
+SETS = [[0, 5], [3, 12, 20]]
 APPS = {
     "examples": {"per example": _per_example},
     "statistics": {
@@ -271,7 +319,6 @@ APPS = {
         "profile": _profile,
     },
     "training": {
-        "landscape": _landscape(),
         "landscape of the gradient": _landscape(directions="gradient"),
         "landscape along": _along,
         "tracker": _tracked,
@@ -279,10 +326,8 @@ APPS = {
     "kernels": {
         "kernel": _kernel(),
         "trace kernel": _kernel(trace=True, signs=2),
-        "exact trace kernel": _kernel(trace=True, signs=None),
         "between two sets": _between,
         "alignments": _alignments,
-        "ridge": _fit(ridge=0.5),
         "ridge of few examples": _fit(ridge=0.5, first=8),
         "ridge of one kernel": _fit(ridge=0.5, first=8, preconditioner="nystrom"),
         "least squares": _fit(rtol=0.1),
@@ -290,26 +335,79 @@ APPS = {
     },
     "pruning": {
         "damage": _pruned(damping=0.1, curvature="hessian", score="obd", repair=False),
-        "search": _pruned(steps=2),
+        "search": _pruned(score="obd"),
         "refit": _pruned(repair=hesse.apps.Repair(refit=1, examples=12), score="obd"),
         "surgery": _pruned(damping=0.1, score="obs", curvature="fisher"),
         "layers": _pruned(damping=0.1, score="obs", curvature="layers"),
         "stopped": _stopped,
+    },
+    "implicit": {
+        "hypergradient": _hypergradient,
+        "minimiser": _argmin,
+        "eigenvalues": _eigenvalues,
     },
     "influence": {
         "renormalised": _influences(removal="renormalise"),
         "on margins": _influences(of=_margin, curvature="ekfac"),
         "the top": _influences(top=3, preconditioner="ekfac"),
         "of groups": _in_clusters,
-        "by newton": _influences(groups=SETS, removal="newton"),
         "on weights": _of_weights,
+    },
+    "influence on examples": {
+        "by newton": _influences(groups=SETS, removal="newton"),
         "on themselves": _own(most=5),
         "by the hessian": _own(curvature="hessian", damping=0.5),
     },
 }
 
 
-def answered(place, split, family, is_sharded=False):
-    """What each application of a family gives, by name."""
+# -- Faults ----------------------------------------------------------------------------------------
+
+
+def faults(place):
+    """The errors of calls that one rank cannot make, by name; and what they compute afterwards."""
+    p = Problem(place, "ragged")
+    bad, here = place.rank == BAD, len(p.inputs)
+    few = here - 1 if bad else here
+    x, y = examples("classes")
+    queries = _part(p, x[:6], y[:6])
+
+    def margin(z, y):
+        if bad:
+            raise KeyError("a margin")
+        return z[:, 0]
+
+    def influences(**options):
+        return influence(p.risk, p.params, queries, **options)
+
+    labels, clusters = torch.zeros(few).int(), torch.arange(few)
+    of_examples = p.risk.per_example
+    found = {
+        "queries": _error(lambda: influences(of=margin)),
+        "labels": _error(lambda: influences(groups=labels)),
+        "sets": _error(lambda: influences(groups=[[place.rank]])),
+        "weights": _error(lambda: of_examples.vjp(p.params, torch.ones(few))),
+        "clusters": _error(lambda: hesse.apps.standard_errors(_logistic(p)[0], robust=clusters)),
+        "targets": _error(
+            lambda: hesse.apps.alignment(hesse.apps.ntk(p.risk, p.params), torch.ones(few, 2))
+        ),
+    }
+    return found, float(p.risk(p.params))
+
+
+# Those that differ where parameters are sharded: others gather them first.
+SHARDED = {
+    "examples": ["per example"],
+    "statistics": ["errors"],
+    "training": ["landscape along", "tracker"],
+    "kernels": ["trace kernel", "between two sets", "alignments", "ridge of few examples"],
+    "pruning": ["damage"],
+    "influence": ["renormalised", "the top", "of groups", "on weights"],
+    "influence on examples": ["by newton", "on themselves"],
+}
+
+
+def answered(place, split, family, names, is_sharded=False):
+    """What some applications of a family give, by name."""
     p = Problem(place, split, is_sharded=is_sharded)
-    return {name: app(p) for name, app in APPS[family].items()}
+    return {name: APPS[family][name](p) for name in names}

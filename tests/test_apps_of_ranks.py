@@ -6,23 +6,43 @@ import pytest
 
 from tests import apps_jobs as jobs
 from tests.outputs_jobs import SIZES
+from tests.ranks_faults import BAD
 from tests.ranks_pool import _plain, bits, close
 
 pytestmark = pytest.mark.distributed
 
-# How data and parameters are split: on one rank, evenly, with ranks that have no data.
-WHOLE, SHARDED = ["one", "even", "first empty"], ["ragged", "empty"]
-PLACES = [(split, False) for split in WHOLE] + [(split, True) for split in SHARDED]
-
 
 @cache
 def _in_one_process(family):
-    return _plain(jobs.answered(None, "one", family))
+    return _plain(jobs.answered(None, "one", family, list(jobs.APPS[family])))
 
 
-@pytest.mark.parametrize(("split", "is_sharded"), PLACES)
-@pytest.mark.parametrize("family", jobs.APPS)
-def test_applications_give_what_they_do_in_one_process(pool, family, split, is_sharded):
-    found = pool.run(jobs.answered, split, family, is_sharded, size=SIZES[split])
-    close(found[0], _in_one_process(family))
+def _check(pool, split, family, names, *, is_sharded):
+    found = pool.run(jobs.answered, split, family, names, is_sharded, size=SIZES[split])
+    close(found[0], {name: _in_one_process(family)[name] for name in names})
     assert len({bits(answers) for answers in found}) == 1
+
+
+@pytest.mark.some_cases(9)
+@pytest.mark.parametrize("split", ["one", "even", "ragged", "first empty"])
+@pytest.mark.parametrize("family", jobs.APPS)
+def test_applications_give_what_they_do_in_one_process(pool, family, split):
+    _check(pool, split, family, list(jobs.APPS[family]), is_sharded=False)
+
+
+@pytest.mark.some_cases(7)
+@pytest.mark.parametrize("split", ["even", "first empty", "empty"])
+@pytest.mark.parametrize("family", jobs.SHARDED)
+def test_those_of_sharded_parameters_do(pool, family, split):
+    _check(pool, split, family, jobs.SHARDED[family], is_sharded=True)
+
+
+def test_an_error_on_one_rank_is_one_on_all(pool):
+    for rank, (errors, value) in enumerate(pool.run(jobs.faults)):
+        kinds = {name: kind for name, (kind, _) in errors.items()}
+        assert kinds.pop("sets") == "RankError"  # each rank gave others
+        assert kinds.pop("targets") in ("ShapeError", "RankError")  # too few in all
+        own = {"queries": "KeyError", "labels": "ArgumentError"}
+        own |= dict.fromkeys(("weights", "clusters"), "ShapeError")
+        assert kinds == (own if rank == BAD else dict.fromkeys(own, "RankError"))
+        assert value > 0.0  # and they go on

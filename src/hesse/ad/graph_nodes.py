@@ -84,6 +84,9 @@ def leaves_of(nodes: Iterable[Any]) -> dict[int, Tensor]:
     return {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}
 
 
+# In the names of functions by which processes communicate, and of their nodes.
+AMONG_RANKS = "AmongRanks"
+
 # torch's second derivative of these drops terms, without an error (torch 2.13).
 _WRONG_TWICE = {
     "AsStridedScatter": "torch.as_strided_scatter",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hesse.ad.definition import Linearisation, Quantity, Vectors
 from hesse.ad.determinism import check_same
-from hesse.ad.graph_nodes import saved_bytes
+from hesse.ad.graph_nodes import AMONG_RANKS, saved_bytes
 from hesse.ad.torch_calls import generator_states, same_states
 from hesse.ad.variables import Variables
 from hesse.engine.closeness import fingerprint
@@ -39,7 +39,10 @@ class GraphProduct:
         self.point, self._entry = point, entry
         self.graph = _linearised(point, again=entry.usage.num_nodes > 0)
         if not entry.usage.num_nodes:
-            entry.usage.inspect(self.graph.node_names, point.variables.nbytes)
+            names = self.graph.node_names
+            entry.usage.inspect(names, point.variables.nbytes)
+            if any(AMONG_RANKS in name for name in names):
+                entry.disable("f communicates with other processes")
         self._versions = versions(point.data)
         self._sample_cache: Sample | None = None
 

@@ -68,6 +68,8 @@ def prepare(
         if not entry.cost_model.should_trace(entry.usage):
             break
         graph = graph or GraphProduct(point, entry)
+        if entry.disabled:  # now that it is known what f is made of
+            break
         directions = _directions(point, {quantity.direction: direction}, seed=0)
         sample, outputs = graph.sample(directions), graph.outputs
         directions[point.definition.quantities[0].direction] = sample.direction

@@ -6,6 +6,9 @@ $$ R(\theta) = \sum_r R_r(\theta) $$
 Two functions surround the part of a rank: a copy of the parameters in front, whose derivative is
 the sum over ranks, and a sum over ranks behind, whose derivative is the copy. Parameters that are
 sharded are gathered instead of copied; the derivative of that is the part of this rank in the sum.
+
+They are called `...AmongRanks`, by which the engine knows that a function communicates: it then
+takes no product by a trace, whose time each rank would choose by its own clock.
 """
 
 from __future__ import annotations
@@ -27,17 +30,20 @@ def shared_value(ranks: Ranks, local: Callable[[Tree], Tensor], params: Tree) ->
     """The sum over ranks of local(params), shape (); all ranks call it together."""
     space = Space.of(params, what="params", ranks=ranks)
     parts = space.leaves(params, what="params")
-    leaves = Copied.apply(ranks, *parts) if space.shards is None else Gathered.apply(space, *parts)
+    if space.shards is None:
+        leaves = CopiedAmongRanks.apply(ranks, *parts)
+    else:
+        leaves = GatheredAmongRanks.apply(space, *parts)
 
     def part() -> Tensor:
         # Adds nothing, but makes the graphs of all ranks alike, whatever they have data of.
         nothing = sum((0.0 * torch.sin(leaf)).sum() for leaf in leaves)
         return local(fill(space.template, iter(leaves))).to(space.dtype) + nothing
 
-    return Summed.apply(ranks, ranks.together(part))[0]
+    return SummedAmongRanks.apply(ranks, ranks.together(part))[0]
 
 
-class Gathered(torch.autograd.Function):
+class GatheredAmongRanks(torch.autograd.Function):
     """The whole leaves of which this rank has these parts."""
 
     @staticmethod
@@ -57,10 +63,10 @@ class Gathered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         """The parts of this rank in the sums of the gradients of all ranks."""
-        return None, *Scattered.apply(ctx.space, *gradients)
+        return None, *ScatteredAmongRanks.apply(ctx.space, *gradients)
 
 
-class Scattered(torch.autograd.Function):
+class ScatteredAmongRanks(torch.autograd.Function):
     """The parts of this rank in the sums over ranks of whole leaves."""
 
     @staticmethod
@@ -77,10 +83,10 @@ class Scattered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         """The gradients of all parts, on every rank."""
-        return None, *Gathered.apply(ctx.space, *gradients)
+        return None, *GatheredAmongRanks.apply(ctx.space, *gradients)
 
 
-class Copied(torch.autograd.Function):
+class CopiedAmongRanks(torch.autograd.Function):
     """The tensors themselves; the gradients of all ranks are added up."""
 
     @staticmethod
@@ -96,10 +102,10 @@ class Copied(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         """Their sums over ranks."""
-        return None, *Summed.apply(ctx.ranks, *gradients)
+        return None, *SummedAmongRanks.apply(ctx.ranks, *gradients)
 
 
-class Summed(torch.autograd.Function):
+class SummedAmongRanks(torch.autograd.Function):
     """The sums over ranks of some tensors, by one all-reduce."""
 
     @staticmethod
@@ -119,4 +125,4 @@ class Summed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         """The same on every rank."""
-        return None, *Copied.apply(ctx.ranks, *gradients)
+        return None, *CopiedAmongRanks.apply(ctx.ranks, *gradients)

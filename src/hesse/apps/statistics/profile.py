@@ -170,10 +170,7 @@ class _Profile:
         def restricted(rest: Tensor) -> Tensor:
             return self.likelihood.total(theta.masked_scatter(self.others, rest))
 
-        # Processes that share a risk evaluate it together: none of them traces it at another time.
-        mode = "auto" if self.likelihood.ranks is None else "retained-graph"
-        start = theta[self.others]
-        result = minimize(restricted, start, "trust-cg", rtol=_RELATIVE_GRADIENT, mode=mode)
+        result = minimize(restricted, theta[self.others], "trust-cg", rtol=_RELATIVE_GRADIENT)
         # Where rounding ends a search its value, quadratic in the distance, is exact.
         if not result.success and result.status.name != "STAGNATED":
             raise OperatorError(
