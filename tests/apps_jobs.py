@@ -238,6 +238,28 @@ def _fit(*, first=None, **options):
     return answer
 
 
+# -- Minima within bounds --------------------------------------------------------------------------
+
+
+def _bounded(method):
+    def answer(p):
+        lower = dict.fromkeys(p.risk.params, -0.3)
+        upper = p.space.unflatten(p.space.flatten(p.params).abs() * 0.5)
+        upper["2.weight"] = torch.inf
+        with warnings.catch_warnings():  # the start is outside
+            warnings.simplefilter("ignore")
+            found = hesse.minimize(
+                p.risk, p.params, method, bounds=(lower, upper), max_iterations=4
+            )
+        return {
+            "x": p.whole(found.x),
+            "counts": [found.nit, found.nfev, found.njev, found.nhev],
+            "fun": found.fun,
+        }
+
+    return answer
+
+
 # -- Pruning ---------------------------------------------------------------------------------------
 
 
@@ -333,6 +355,11 @@ APPS = {
         "least squares": _fit(rtol=0.1),
         "for a time": _fit(time=2.0, rtol=0.1),
     },
+    "bounds": {
+        "trust-cg": _bounded("trust-cg"),
+        "lbfgs": _bounded("lbfgs"),
+        "enriched": _bounded("auto"),
+    },
     "pruning": {
         "damage": _pruned(damping=0.1, curvature="hessian", score="obd", repair=False),
         "search": _pruned(score="obd"),
@@ -401,6 +428,7 @@ SHARDED = {
     "statistics": ["errors"],
     "training": ["landscape along", "tracker"],
     "kernels": ["trace kernel", "between two sets", "alignments", "ridge of few examples"],
+    "bounds": ["trust-cg", "lbfgs", "enriched"],
     "pruning": ["damage"],
     "influence": ["renormalised", "the top", "of groups", "on weights"],
     "influence on examples": ["by newton", "on themselves"],

@@ -77,7 +77,7 @@ def refusals(place):
         "blocks": lambda: hesse.solve(H, v + 1.0, "cg", "block-jacobi"),
         "pivots": lambda: hesse.krylov.preconditioners.pivoted_cholesky(H, diagonal=v + 1.0),
         "whole and sharded": lambda: H + hesse.hessian_operator(there, there.params),
-        "bounds": lambda: hesse.minimize(there, params, bounds=(0.0, 1.0)),
+        "bounds": lambda: hesse.minimize(there, params, bounds=(0.0, {"0.bias": 1.0})),
         "optimiser": lambda: hesse.HessianFree(params.values()),
         "shard": lambda: shard({"w": torch.zeros(())}, there_mesh),
         "mesh": lambda: shard({"w": torch.zeros(2)}, place.group),

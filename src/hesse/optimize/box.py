@@ -54,11 +54,11 @@ class Box:
             )
         lower = _flat(bounds[0], -math.inf, space, "lower bound")
         upper = _flat(bounds[1], math.inf, space, "upper bound")
-        if space.any(~(lower <= upper)):
-            worst = int((~(lower <= upper)).int().argmax())
+        above = ~(lower <= upper)
+        if space.any(above):
             raise ArgumentError(
                 expected="lower bounds that are not above the upper ones",
-                got=f"{float(lower[worst]):.6g} and {float(upper[worst]):.6g} for entry {worst}",
+                got=_first_above(lower, upper, above.nonzero()[:, 0].tolist()),
                 remedy="Exchange them; equal bounds hold a variable fixed.",
             )
         return Box(lower, upper)
@@ -93,10 +93,10 @@ class Box:
         """Which entries of x are strictly within their bounds: a mask."""
         return (x > self.lower) & (x < self.upper)
 
-    def first_bound(self, x: Tensor, p: Tensor) -> float:
-        """The largest t with x + t p within the bounds."""
+    def first_bound(self, x: Tensor, p: Tensor, space: Space) -> float:
+        """The largest t with x + t p within the bounds, for vectors of a space."""
         room = torch.where(p > 0.0, self.upper - x, self.lower - x) / p
-        return float(torch.where(p == 0.0, math.inf, room).min())
+        return space.extremes(torch.where(p == 0.0, math.inf, room))[0]
 
 
 class Masked(LinearOperator):
@@ -120,6 +120,14 @@ def _flat(bound: Any, default: float, space: Space, what: str) -> Tensor:
             remedy="Give None, or infinity, where there is no bound.",
         )
     return vector
+
+
+def _first_above(lower: Tensor, upper: Tensor, places: list[int]) -> str:
+    """The first of the places, in words; of sharded vectors there may be none here."""
+    if not places:
+        return "others in another process"
+    i = places[0]
+    return f"{float(lower[i]):.6g} and {float(upper[i]):.6g} for entry {i}"
 
 
 def _of_scipy(bound: Any) -> Any:

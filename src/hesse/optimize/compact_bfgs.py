@@ -72,10 +72,10 @@ class CompactBFGS:
 
     def _gram_on(self, mask: Tensor) -> Tensor:
         """W D W' for the diagonal D of the mask, from the columns of the rarer kind."""
-        count = int(mask.sum())
-        if count == len(mask):
+        count, n = self._space.count(mask), self._space.n
+        if count == n:
             return self._gram
-        is_rare = 2 * count <= len(mask)
+        is_rare = 2 * count <= n
         columns = self._W[:, mask if is_rare else ~mask]
         part = self._space.gram(columns, columns)
         return part if is_rare else self._gram - part

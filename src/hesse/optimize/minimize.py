@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from hesse.boundary import public, warn
@@ -47,6 +48,7 @@ from hesse.optimize.run_to_end import run_to_end
 from hesse.optimize.truncated_newton import NewtonCG, TrustCG
 from hesse.optimize.trust_krylov import TrustKrylov
 from hesse.progress import Callback, FilePath, Run
+from hesse.ranks import Ranks, alike
 from hesse.vectors.space import Space, Tree
 
 MethodName = Literal[
@@ -169,7 +171,7 @@ def minimize(
     (True, True)
     """
     chosen = find_method(method, METHODS, "compose")
-    box, x0 = _box(bounds, x0)
+    box, x0 = _box(bounds, x0, getattr(f, "ranks", None))
     if method == "auto":
         chosen = _default(box, curvature, preconditioner)
     chosen.check_bounds(box)
@@ -195,8 +197,9 @@ def minimize(
         "rtol": rtol,
         "atol": atol,
         "x0": start.domain.flatten(x0, what="x0"),
-        "lower": None if box is None else box.lower,
-        "upper": None if box is None else box.upper,
+        # Of infinite entries there is no fingerprint.
+        "lower": None if box is None else torch.atan(box.lower),
+        "upper": None if box is None else torch.atan(box.upper),
         # f with a linear term has the same Hessian.
         "gradient": None if checkpoint is None else _diagonal(start),
     }
@@ -246,11 +249,12 @@ def _default(box: Box | None, curvature: Any, preconditioner: Any) -> MinimizeMe
     return METHODS["auto"] if curvature == "hessian" else NewtonCG()
 
 
-def _box(bounds: Any, x0: Tree) -> tuple[Box | None, Tree]:
+def _box(bounds: Any, x0: Tree, ranks: Ranks | None) -> tuple[Box | None, Tree]:
     """The bounds, if there are some, and x0 within them."""
     if bounds is None:
         return None, x0
-    space = Space.of(x0, what="x0")
+    with alike(ranks):
+        space = Space.of(x0, what="x0", ranks=ranks)
     box, x = Box.of(bounds, space), space.flatten(x0, what="x0")
     projected = box.project(x)
     moved = space.norm(projected - x)

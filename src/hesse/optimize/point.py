@@ -144,7 +144,7 @@ class Point:
     @cached_property
     def num_free(self) -> int:
         """How many variables are free."""
-        return self.space.n if self.free is None else int(self.free.sum())
+        return self.space.n if self.free is None else self.space.count(self.free)
 
     @cached_property
     def gradient_norm(self) -> float:

@@ -182,7 +182,7 @@ class ProjectedDescent(LoopDescent):
         """
         point, space = model.point, model.point.space
         slope = point.gradient + step.Hs
-        first = min(self._box.first_bound(point.x + step.s, w), 1.0)
+        first = min(self._box.first_bound(point.x + step.s, w, space), 1.0)
         t = 1.0
         for trial in range(_SEARCHES):
             if not (model.run.left(model.products) >= 1 and model.run.goes_on(model)):

@@ -64,7 +64,7 @@ class ProjectedQuasiNewton(QuasiNewton):
         step = self._to(point, cauchy + p)
         if space.inner(g, step) < 0.0:
             return step
-        return cauchy + min(1.0, self._box.first_bound(point.x + cauchy, p)) * p
+        return cauchy + min(1.0, self._box.first_bound(point.x + cauchy, p, space)) * p
 
     def _cauchy(self, point: Point, B: CompactBFGS) -> Tensor:
         """The step to the projection of x - t g / |g|, for a t at which the model's slope is small.

@@ -109,11 +109,11 @@ def check_is_whole(risk: Any) -> None:
     raise ArgumentError(
         expected="a risk whose data are all in this process",
         got=f"the part of {risk.ranks}",
-        remedy="Give risk.local for that part alone. Of all ranks are risk(params), hvp, "
-        "hessian_operator, ggn_operator, fisher_operator, gradient_covariance_operator, "
-        "kfac_operator, ekfac_operator, jacobian_operator, ntk_operator, fisher_root_operator, "
-        "what is computed from these (solvers, eigenvalues, estimators), minimize, least_squares, "
-        "HessianFree.",
+        remedy="Give risk.local for that part alone. Of all ranks are risk(params), "
+        "risk.per_example, hvp, hessian_operator, ggn_operator, fisher_operator, "
+        "gradient_covariance_operator, kfac_operator, ekfac_operator, jacobian_operator, "
+        "ntk_operator, fisher_root_operator, what is computed from these (solvers, eigenvalues, "
+        "estimators), minimize, least_squares, HessianFree, and hesse.apps.",
     )
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hesse.errors import is_number
 from hesse.vectors.arrays import as_tensor
+from hesse.vectors.shards import is_sharded
 from hesse.vectors.space import Space
-from hesse.vectors.trees import map_leaves, match
+from hesse.vectors.trees import fill, map_leaves, match
 
 
 def entries(value: Any, space: Space, what: str, *, missing: float | None = None) -> Tensor:
@@ -49,7 +50,13 @@ def entries(value: Any, space: Space, what: str, *, missing: float | None = None
             return torch.full_like(space.zeros(), float(value))
         if value.ndim == 1 and not space.is_point(value):
             return space.check_vector(value, what=what).clone()
-    leaves = match(space.template, map_leaves(tensor, value), what, space.device)
-    shaped = zip(leaves, space.shapes, strict=True)
-    whole = [leaf.to(space.device).expand(n) if leaf.ndim == 0 else leaf for leaf, n in shaped]
-    return space.flatten(space.build(whole), what=what).clone()
+    leaves = list(match(space.template, map_leaves(tensor, value), what, space.device))
+    numbers = [leaf.ndim == 0 and not is_sharded(leaf) for leaf in leaves]
+    if space.shards is not None:  # each process fills its part
+        empty = space.build(space.split(space.zeros()))
+        given = zip(leaves, match(space.template, empty, what, space.device), numbers, strict=True)
+        leaves = [torch.full_like(part, float(leaf)) if n else leaf for leaf, part, n in given]
+    else:
+        shaped = zip(leaves, space.shapes, numbers, strict=True)
+        leaves = [leaf.to(space.device).expand(n) if is_n else leaf for leaf, n, is_n in shaped]
+    return space.flatten(fill(space.template, iter(leaves)), what=what).clone()

@@ -329,6 +329,15 @@ class WholeVectors:
         here = bool(v.any())
         return here if self.shards is None else any(part for (part,) in self._gathered(here))
 
+    def count(self, mask: Tensor) -> int:
+        """How many entries of a mask of the shape of a flat vector are true.
+
+        >>> from hesse.vectors import Space
+        >>> Space.flat(3).count(torch.tensor([True, False, True]))
+        2
+        """
+        return sum(int(part) for (part,) in self._gathered(int(mask.sum())))
+
     def all_finite(self, v: Tensor) -> bool:
         """Whether a vector or block has neither NaN nor Inf. One sum tells, unless it overflows.
 
