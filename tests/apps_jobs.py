@@ -428,10 +428,10 @@ SHARDED = {
     "statistics": ["errors"],
     "training": ["landscape along", "tracker"],
     "kernels": ["trace kernel", "between two sets", "alignments", "ridge of few examples"],
-    "bounds": ["trust-cg", "lbfgs", "enriched"],
+    "bounds": ["trust-cg", "enriched"],
     "pruning": ["damage"],
     "influence": ["renormalised", "the top", "of groups", "on weights"],
-    "influence on examples": ["by newton", "on themselves"],
+    "influence on examples": ["on themselves"],
 }
 
 
