@@ -7,10 +7,11 @@ import torch
 
 import hesse
 from hesse.apps import influence, self_influence
+from hesse.curvature.point import point_of
 from hesse.distributed import shard
-from tests.outputs_jobs import EXAMPLES, INPUTS, Problem, examples
+from tests.outputs_jobs import EXAMPLES, INPUTS, Problem, _network, examples
 from tests.ranks_faults import BAD, _error
-from tests.shards_jobs import seed
+from tests.shards_jobs import mesh, seed
 
 
 def of_all(p, rows, dim=0):
@@ -386,6 +387,28 @@ APPS = {
         "by the hessian": _own(curvature="hessian", damping=0.5),
     },
 }
+
+
+# -- A model of fully_shard ------------------------------------------------------------------------
+
+
+def of_fsdp(place):
+    """Losses and influences of a model, whose parameters FSDP2 shards."""
+    model, (x, y), options = _network(), examples("classes"), {}
+    if place is not None:
+        from torch.distributed.fsdp import fully_shard
+
+        options["group"] = over = mesh(place)
+        fully_shard(model, mesh=over)
+        x, y = (part.tensor_split(place.size)[place.rank] for part in (x, y))
+    risk = hesse.Risk(model, torch.nn.CrossEntropyLoss(), [(x, y)], 0.05, **options)
+    found = influence(risk, None, lambda p: p["0.weight"].square().sum())
+    losses = risk.per_example.losses(point_of(risk, None))
+    if place is None:
+        return losses, found.scores, found.products
+    both = torch.cat([losses[None], found.scores]).T
+    both = risk.ranks.concatenated(both).T
+    return both[0], both[1:], found.products
 
 
 # -- Faults ----------------------------------------------------------------------------------------

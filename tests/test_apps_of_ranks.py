@@ -37,6 +37,12 @@ def test_those_of_sharded_parameters_do(pool, family, split):
     _check(pool, split, family, jobs.SHARDED[family], is_sharded=True)
 
 
+def test_models_of_fsdp_are_taken(pool):
+    found = pool.run(jobs.of_fsdp, size=2)
+    close(found[0], _plain(jobs.of_fsdp(None)))
+    assert bits(found[0]) == bits(found[1])
+
+
 def test_an_error_on_one_rank_is_one_on_all(pool):
     for rank, (errors, value) in enumerate(pool.run(jobs.faults)):
         kinds = {name: kind for name, (kind, _) in errors.items()}

@@ -34,7 +34,7 @@ def point_of(f: Any, x: Tree | None, what: str = "x") -> Tree:
     return {name: parameters[name].detach() for name in f.params}
 
 
-def tested_point(risk: Risk, params: Tree | None) -> Tree:
+def checked_point(risk: Risk, params: Tree | None) -> Tree:
     """As `point_of`; there model and loss are what `Risk` says, on all processes that share it."""
     params = point_of(risk, params, "params")
     whole = risk.share.whole(params)

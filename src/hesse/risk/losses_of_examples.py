@@ -24,10 +24,12 @@ from hesse.data.batches import Batch, Batches, flatten_batch
 from hesse.data.reduction import agree, rounding_tolerance
 from hesse.data.selection import WeightedTargets, count_examples
 from hesse.data.slicing import slice_batch
+from hesse.data.trees import tensors
 from hesse.errors import FallbackWarning, FunctionError
 from hesse.risk.call import BatchLoss, device_of
 from hesse.risk.nearby import evaluated_nearby
 from hesse.risk.sharing import Share
+from hesse.vectors.shards import is_sharded
 from hesse.vectors.space import Space, Tree
 
 
@@ -48,7 +50,10 @@ class RiskOfExamples(Protocol):
     @property
     def share(self) -> Share: ...
 
-    def weighted(self, weights: Tensor) -> Any: ...
+    @property
+    def params(self) -> Tree: ...
+
+    def weighted(self, weights: Tensor, at: Tree | None = None) -> Any: ...
 
     def check_at(self, params: Tree) -> None: ...
 
@@ -75,7 +80,8 @@ class LossesOfExamples(ABC):
         if risk.is_weighted:
             return ByFactors(risk, number)
         try:
-            return ByFactors(risk.weighted(torch.ones(here)), number)
+            at = params if any(map(is_sharded, tensors(risk.params))) else None
+            return ByFactors(risk.weighted(torch.ones(here), at), number)
         except FunctionError:
             single = OneByOne(risk, number)
             if not single.add_up(params):

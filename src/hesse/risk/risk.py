@@ -231,7 +231,7 @@ class Risk(OneLine):
         return small
 
     @public("{self}.weighted(weights)")
-    def weighted(self, weights: Tensor) -> Risk:
+    def weighted(self, weights: Tensor, at: Tree | None = None) -> Risk:
         r"""The same risk with a factor for what each example adds to it.
 
         $$ R_w(\theta) = \sum_n w_n R_n(\theta) + \frac{\lambda}{2} \lVert\theta\rVert^2,
@@ -241,9 +241,9 @@ class Risk(OneLine):
         derivative in w_n is the loss that it adds: the convention of influence functions.
 
         Args:
-            weights: w, a vector with an entry for each example, in the order of the batches. It
-                takes the place of weights that were given before. Risks that differ in their
-                weights share programs.
+            weights: w, an entry for each example, in the order of the batches. It takes the place
+                of weights given before. Risks that differ in their weights share programs.
+            at: parameters at which the loss is tested; default those at construction.
 
         Raises:
             HesseError: a loss that does not average or add up by a loss function of torch, or adds
@@ -255,7 +255,7 @@ class Risk(OneLine):
         tensor(0.5000)
         """
         plain = self._plain
-        params = self.share.whole(plain.params)
+        params = self.share.whole(plain.params if at is None else at)
         with alike(self.ranks):
             weights = selection.checked_weights(weights, selection.total_examples(plain.data))
             weighting = None

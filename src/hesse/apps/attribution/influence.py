@@ -17,7 +17,7 @@ from hesse.apps.attribution.removal import Groups, check_newton, check_renormali
 from hesse.apps.attribution.streamed import Removal, Top, first_order, largest
 from hesse.boundary import public
 from hesse.checkpoint import Checkpoint, FilePath, digest, same_generator
-from hesse.curvature.point import tested_point
+from hesse.curvature.point import checked_point
 from hesse.errors import (
     ArgumentError,
     StructureError,
@@ -182,7 +182,7 @@ def checked(risk: Any, params: Tree | None) -> tuple[Risk, Tree, PerExample]:
             got=kind_of(risk),
             remedy="Build hesse.Risk(model, loss, data, weight_decay=...).",
         )
-    params = tested_point(risk, params)
+    params = checked_point(risk, params)
     each = risk.per_example
     if each.number < 2:
         raise ArgumentError(

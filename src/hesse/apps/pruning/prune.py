@@ -20,7 +20,7 @@ from hesse.boundary import public
 from hesse.checkpoint import Checkpoint, FilePath
 from hesse.curvature.first_order import first_order
 from hesse.curvature.hessian import hessian_operator
-from hesse.curvature.point import tested_point
+from hesse.curvature.point import checked_point
 from hesse.errors import (
     ArgumentError,
     Status,
@@ -235,7 +235,7 @@ def _checked(risk: Any, params: Tree | None) -> tuple[Risk, Space, Tree, Space]:
             got=kind_of(risk),
             remedy="Build hesse.Risk(model, loss, data).",
         )
-    params = tested_point(risk, params)
+    params = checked_point(risk, params)
     given = Space.of(params, what="params", ranks=risk.ranks)
     params = given.whole_tree(params)
     space = Space.of(params, what="params", ranks=risk.ranks)

@@ -18,7 +18,7 @@ from hesse.boundary import public
 from hesse.checkpoint import Checkpoint, FilePath
 from hesse.curvature.first_order import first_order
 from hesse.curvature.hessian import hessian_operator
-from hesse.curvature.point import point_of, tested_point
+from hesse.curvature.point import checked_point, point_of
 from hesse.errors import ArgumentError, FunctionError, Status, check_count, is_number, kind_of
 from hesse.progress import Run
 from hesse.ranks import Ranks
@@ -132,7 +132,7 @@ def landscape(
     count = check_count("grid", grid, 3)
     given = _radii(radius)
     if isinstance(risk, Risk):
-        params = tested_point(risk, params)
+        params = checked_point(risk, params)
     else:
         params = point_of(risk, params, "params")
         check_at(risk, params)

@@ -27,7 +27,7 @@ from hesse.apps.uncertainty.structures import LowRank, Name, Settings, curvature
 from hesse.boundary import public
 from hesse.checkpoint import Checkpoint, FilePath
 from hesse.curvature.memory_budget import MemoryBudget
-from hesse.curvature.point import tested_point
+from hesse.curvature.point import checked_point
 from hesse.errors import (
     ArgumentError,
     StructureError,
@@ -190,7 +190,7 @@ def _checked(risk: Any, params: Tree | None) -> tuple[Risk, Tree]:
             remedy="Build hesse.Risk(model, loss, data, weight_decay=...).",
         )
     # A posterior is about whole parameters, and so are its draws.
-    return risk, risk.share.whole(tested_point(risk, params))
+    return risk, risk.share.whole(checked_point(risk, params))
 
 
 def _title(structure: Any) -> str:
