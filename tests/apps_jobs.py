@@ -324,6 +324,49 @@ def _argmin(p):
     return x["weight"].detach(), l.grad
 
 
+def _response(p):
+    q = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+    risk, start = _logistic(p)
+
+    def f(x, q):
+        return risk(x) + 0.5 * x["weight"].square().sum() + (q * x["weight"]).sum()
+
+    x = hesse.minimize(lambda x: f(x, q), start, "newton-cg", rtol=1e-13).x
+    found = hesse.apps.response(f, x, q, rtol=1e-10)
+    return found.derivative, found.slope, found.second
+
+
+def _with_slopes(risk):
+    """The gradient of a risk and of a penalty, as a function that can be differentiated."""
+
+    def F(x, l):
+        with torch.enable_grad():
+            weight = x["weight"] if x["weight"].requires_grad else x["weight"].requires_grad_()
+            value = risk({"weight": weight}) + 0.5 * l.exp() * weight.square().sum()
+            return {"weight": torch.autograd.grad(value, weight, create_graph=True)[0]}
+
+    return F
+
+
+def _root(p):
+    l = torch.tensor(-4.0, dtype=torch.float64, requires_grad=True)
+    risk, start = _logistic(p)
+    x = hesse.apps.root(_with_slopes(risk), start, rtol=1e-10)(l)
+    x["weight"].sum().backward()
+    return x["weight"].detach(), l.grad
+
+
+def _fixed_point(p):
+    l = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
+    risk, start = _logistic(p)
+    F = _with_slopes(risk)
+    x = hesse.apps.fixed_point(
+        lambda x, l: {"weight": x["weight"] - 0.5 * F(x, l)["weight"]}, start, rtol=1e-10
+    )(l)
+    x["weight"].sum().backward()
+    return x["weight"].detach(), l.grad
+
+
 def _eigenvalues(p):
     l = torch.tensor(0.0, dtype=torch.float64)
     H = hesse.hessian_operator(lambda x: _penalised(p)(x, l), p.risk.params)
@@ -372,6 +415,9 @@ APPS = {
     "implicit": {
         "hypergradient": _hypergradient,
         "minimiser": _argmin,
+        "response": _response,
+        "root": _root,
+        "fixed point": _fixed_point,
         "eigenvalues": _eigenvalues,
     },
     "influence": {
