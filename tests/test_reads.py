@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import math
 import random
@@ -232,6 +233,25 @@ def of_a_function_in_a_partial():
     return f, lambda: f.keywords.update(scale=3.0)
 
 
+def that_is_new_in_a_partial():
+    f = functools.partial(lambda x, scale=2.0, power=2: scale * x.pow(power).sum(), power=3)
+    return f, lambda: f.keywords.update(scale=3.0)
+
+
+def of_the_class_of_an_object():
+    class Other(Plain):
+        def __call__(self, x):
+            return x.exp().sum()
+
+    f = Plain()
+    return f, lambda: setattr(f, "__class__", Other)
+
+
+def of_the_class_of_an_object_in_a_cell():
+    f, change = of_the_class_of_an_object()
+    return lambda x: 2 * f(x), change
+
+
 def of_a_function_of_torch():
     module = types.ModuleType("torch_like")
     module.nn = types.ModuleType("nn")
@@ -279,6 +299,7 @@ CHANGES = [
     *(of_an_object_that_is_called, of_an_object_over_that_of_its_class, of_a_method_of_an_object),
     *(of_a_tensor_of_an_object, of_a_method_of_a_class, of_a_default, of_a_default_by_name),
     *(of_the_code, of_the_code_of_a_function_in_it, of_a_function_in_it, of_a_tensor),
+    *(that_is_new_in_a_partial, of_the_class_of_an_object, of_the_class_of_an_object_in_a_cell),
     *(of_a_function_in_a_partial, of_a_function_of_torch, of_the_strides_of_a_tensor),
     *(of_the_strides_of_its_data, of_an_attribute_of_a_tensor),
 ]
@@ -400,6 +421,90 @@ def hands_on_an_object():
     return lambda x: (lambda p: p.scale)(plain) * x.sum()
 
 
+class Statistics:
+    """An object that is called, with an attribute named as one of tensors."""
+
+    def __init__(self):
+        self.std = 2.0
+
+    def __call__(self, x):
+        return self.std * x.sum()
+
+
+def hands_on_an_object_that_is_called():
+    statistics = Statistics()
+    return lambda x: (lambda s: s.std)(statistics) * statistics(x)
+
+
+def hands_on_itself():
+    class Itself(Statistics):
+        def __call__(self, x):
+            other = self
+            return other.std * x.sum()
+
+    return Itself()
+
+
+def hands_on_itself_in_a_tuple():
+    class Itself(Statistics):
+        def __call__(*both):
+            return both[0].std * both[1].sum()
+
+    return Itself()
+
+
+def goes_by_an_operator_of_an_object():
+    class Scaled:
+        def __call__(self, x):
+            return x.sum()
+
+        def __mul__(self, x):
+            return random.random() * x
+
+    scaled = Scaled()
+    return lambda x: (scaled * x).sum()
+
+
+def asks_an_object_for_its_length():
+    class Long:
+        def __call__(self, x):
+            return x.sum()
+
+        def __len__(self):
+            return 3
+
+    long = Long()
+    return lambda x: len(long) * long(x)
+
+
+def compares_objects():
+    class Nothing:
+        pass
+
+    one, other = Nothing(), Nothing()
+    return lambda x: (2 if one == other else 3) * x.sum()
+
+
+def goes_by_an_operator_of_a_number():
+    class Scale(float):
+        __slots__ = ()
+
+        def __mul__(self, x):
+            return random.random() * x
+
+    scale = Scale(2.0)
+    return lambda x: (scale * x).sum()
+
+
+def has_a_property_of_a_module():
+    class Module(types.ModuleType):
+        scale = property(lambda self: random.random())
+
+    module = Module("module")
+    vars(module)["scale"] = 2.0
+    return lambda x: module.scale * x.sum()
+
+
 def has_an_attribute():
     def f(x):
         return x.sum()
@@ -511,7 +616,9 @@ UNKNOWN = [
     *(draws_from_python, looks_at_the_clock, looks_at_entries_past_the_trace, looks_at_data),
     *(goes_over_to_numpy, asks_whether_gradients_are_recorded, asks_for_the_seed, calls_a_module),
     *(asks_whether_a_gradient_is_required, is_a_module, imports, goes_by_a_context, is_decorated),
-    *(holds_a_generator, holds_a_sparse_matrix),
+    *(holds_a_generator, holds_a_sparse_matrix, hands_on_an_object_that_is_called, hands_on_itself),
+    *(hands_on_itself_in_a_tuple, goes_by_an_operator_of_an_object, compares_objects),
+    *(asks_an_object_for_its_length, goes_by_an_operator_of_a_number, has_a_property_of_a_module),
 ]
 
 
@@ -520,3 +627,20 @@ def test_nothing_is_said_of_a_function_that_may_read_anything(make):
     f = make()
     f(torch.ones(3))
     assert Reads.of(f) is None
+
+
+def test_other_ways_of_python_to_load_a_variable_are_known(monkeypatch):
+    """Python 3.14 has LOAD_FAST_BORROW: an object's own attributes are read in it as well."""
+    instructions = dis.get_instructions
+
+    def renamed(code):
+        for found in instructions(code):
+            is_load = found.opname == "LOAD_FAST"
+            yield found._replace(opname="LOAD_FAST_BORROW") if is_load else found
+
+    monkeypatch.setattr(dis, "get_instructions", renamed)
+    f = Statistics()
+    reads = Reads.of(f)
+    assert reads is not None
+    f.std = 4.0
+    assert not reads.are_as_found

@@ -30,6 +30,9 @@ from hesse.ad.pure_functions import attributes, is_pure
 Place = tuple[Callable[[Any, Any], Any], Any, Any, Any]
 """(get, holder, key, value): get(holder, key) is that value."""
 
+# Modules of numbers that never change, whose operators are known.
+_OF_NUMBERS = ("builtins", "numpy")
+
 _CONSTANTS = (torch.dtype, torch.device, torch.layout, torch.memory_format, type(None), type(...))
 
 # Instructions that move values, compute, branch, and make local things. Unknown ones, as those of
@@ -44,6 +47,16 @@ _HARMLESS = re.compile(
 )
 # How ordinary objects look up their attributes.
 _ORDINARY = {object.__getattribute__, SimpleNamespace.__getattribute__}
+
+# Of an object that is called, what no operator and no builtin function reads.
+_PASSIVE = frozenset(
+    [
+        *("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__"),
+        *("__firstlineno__", "__static_attributes__", "__slots__", "__init__", "__new__"),
+        *("__call__", "__repr__", "__str__", "__reduce__", "__getstate__", "__setstate__"),
+        *("__annotations_cache__", "__annotate_func__", "__init_subclass__"),
+    ]
+)
 
 _ATTRIBUTE = {"LOAD_ATTR", "LOAD_METHOD"}
 _CELL = {"LOAD_DEREF", "LOAD_CLASSDEREF"}
@@ -80,7 +93,7 @@ class Reads:
         """What a function reads now; None if that cannot be told."""
         scan = _Scan()
         try:
-            scan.value(function)
+            scan.called(function)
         except _UnknownError:
             return None
         tensors = tuple(scan.tensors.values())
@@ -97,7 +110,7 @@ class Reads:
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.stride(), tensor.dtype, bool(vars(tensor))
+    return type(tensor), tensor.shape, tensor.stride(), tensor.dtype, bool(vars(tensor))
 
 
 class _Step(NamedTuple):
@@ -122,7 +135,9 @@ def _steps(code: CodeType) -> Iterator[_Step]:
             for move, name in zip(moves, argument, strict=True):
                 yield _Step(f"{move}_FAST", name, found.is_jump_target)
             continue
-        yield _Step(found.opname, argument, found.is_jump_target)
+        # Pythons have several ways to load a variable, as LOAD_FAST_BORROW.
+        name = "LOAD_FAST" if found.opname.startswith("LOAD_FAST_") else found.opname
+        yield _Step(name, argument, found.is_jump_target)
 
 
 class _Names(NamedTuple):
@@ -152,7 +167,7 @@ class _Scan:
         if is_pure(value) or isinstance(value, _CONSTANTS):
             return
         kind = type(value)
-        if issubclass(kind, Number | str | bytes | range) and not hasattr(value, "__dict__"):
+        if issubclass(kind, Number | str | bytes | range) and kind.__module__ in _OF_NUMBERS:
             return
         if kind in (Tensor, nn.Parameter):
             self._tensor(value)
@@ -165,10 +180,21 @@ class _Scan:
             self._function(value.__func__, value.__self__)
         elif kind is partial:
             self._partial(value)
-        elif _is_plain(value) and isinstance(_static(kind, "__call__"), FunctionType):
-            self._function(self._read(getattr, kind, "__call__"), value)
+        elif _is_called(value) and not _does_more(value):
+            self._object(value)
         else:
             raise _UnknownError(value)
+
+    def called(self, function: Any) -> None:
+        """A function of which nothing is asked but to be called."""
+        if _is_called(function):
+            self._object(function)
+        else:
+            self.value(function)
+
+    def _object(self, held: Any) -> None:
+        kind = self._read(getattr, held, "__class__")
+        self._function(self._read(getattr, kind, "__call__"), held)
 
     def _read(self, get: Callable[[Any, Any], Any], holder: Any, key: Any) -> Any:
         try:
@@ -186,8 +212,10 @@ class _Scan:
     def _partial(self, value: partial) -> None:
         self.value(self._read(getattr, value, "func"))
         self.value(self._read(getattr, value, "args"))
-        for key in value.keywords:
-            self.value(self._read(getitem, value.keywords, key))
+        keywords = self._read(getattr, value, "keywords")
+        self._read(_length, keywords, None)
+        for key in keywords:
+            self.value(self._read(getitem, keywords, key))
 
     def _function(self, function: Any, owner: Any = None) -> None:
         """A function of Python; `owner` is the object whose method it is."""
@@ -257,7 +285,7 @@ class _Scan:
 
     def _attribute(self, held: Any, name: str) -> Any:
         """An attribute of a module or of a plain object."""
-        if isinstance(held, ModuleType):
+        if type(held) is ModuleType:
             return self._read(getitem, vars(held), name)
         if not _is_plain(held):
             raise _UnknownError(held)
@@ -291,6 +319,27 @@ def _is_plain(held: Any) -> bool:
 
 def _static(kind: type, name: str) -> Any:
     return inspect.getattr_static(kind, name, None)
+
+
+def _is_called(held: Any) -> bool:
+    """Whether it is an object that is called by a method of Python."""
+    return _is_plain(held) and isinstance(_static(type(held), "__call__"), FunctionType)
+
+
+def _does_more(held: Any) -> bool:
+    """Whether an object does more than be called.
+
+    It may have operators, or attributes that are taken for those of a tensor where the object has
+    become a local variable.
+    """
+    classes = [kind for kind in type(held).__mro__ if kind is not object]
+    names = {name for part in (held, *classes) for name in vars(part)}
+    is_special = [name.startswith("__") and name not in _PASSIVE for name in names]
+    return any(is_special) or not names.isdisjoint(attributes())
+
+
+def _length(held: Any, _: None) -> int:
+    return len(held)
 
 
 def _method(held: Any, name: str) -> Any:
