@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import hesse
+from hesse.ad.decompositions import DECOMPOSITIONS
 from hesse.ad.normalisation import normalised, project
 
 DOUBLE = torch.float64
@@ -99,3 +100,63 @@ def test_results_are_those_of_torch():
     x, w, b = draw(2, 3, 4), draw(3, 4, seed=1), draw(3, 4, seed=2)
     ours = normalised(x.flatten(1), 1e-5).view(x.shape) * w + b
     assert torch.allclose(ours, F.layer_norm(x, (3, 4), w, b), rtol=1e-13)
+
+
+def batch_norm(x, *statistics):
+    return F.batch_norm(x, *(statistics or (None, None)), training=True)
+
+
+def by_channels(x):
+    """Batch and instance norm of an input of shape (5, 3, 1) or (1, 3, 5)."""
+    rows = x.movedim(1, 0)
+    return by_the_formula(rows.flatten(1), 1e-5).view(rows.shape).movedim(0, 1)
+
+
+@pytest.mark.parametrize("mode", ["traced-split", "retained-graph", "forward-over-reverse"])
+@pytest.mark.parametrize("has_statistics", [False, True])
+@pytest.mark.parametrize(
+    ("norm", "shape"), [(batch_norm, (5, 3, 1)), (F.instance_norm, (1, 3, 5))], ids=["batch", "one"]
+)
+def test_a_loss_of_gradients_of_a_batch_or_instance_norm(norm, shape, has_statistics, mode):
+    """Torch's own third derivative of them takes mean and variance for constants."""
+    x, v, weights = draw(15), draw(15, seed=1), draw(*shape, seed=2)
+    statistics = (torch.zeros(3).double(), torch.ones(3).double()) if has_statistics else ()
+
+    def loss(norm, *statistics):
+        def energy(x):
+            return (norm(x.view(shape), *statistics).sin() * weights).sum()
+
+        return lambda x: torch.func.grad(energy)(x).square().sum()
+
+    H = hesse.hessian_operator(loss(norm, *statistics), x, mode=mode)
+    if has_statistics and norm is F.instance_norm and mode == "traced-split":
+        with pytest.raises(hesse.errors.DerivativeError, match="changes a tensor in place"):
+            H @ v
+        return
+    found = H @ v
+    want = torch.autograd.functional.hessian(loss(by_channels), x) @ v
+    assert torch.allclose(found, want, rtol=1e-9, atol=1e-12 * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("norm", [F.batch_norm, F.instance_norm])
+def test_running_statistics_are_written_as_by_torch(norm):
+    x = draw(4, 3, 5)
+    found = [torch.zeros(3).double(), torch.ones(3).double()]
+    want = [torch.zeros(3).double(), torch.ones(3).double()]
+    ours = DECOMPOSITIONS[norm](x, *found, None, None, True, 0.3, 1e-5)
+    of_torch = norm(x, *want, None, None, True, 0.3, 1e-5)
+    assert torch.allclose(ours, of_torch, rtol=1e-12, atol=1e-12)
+    assert ours.stride() == of_torch.stride()
+    assert all(map(torch.equal, found, want))
+
+
+@pytest.mark.parametrize("norm", [F.batch_norm, F.instance_norm, F.group_norm, F.layer_norm])
+def test_a_weight_of_another_dtype_leaves_that_of_the_input(norm):
+    x, w, b = draw(2, 4, 4, 4).bfloat16(), draw(4, seed=1).float(), draw(4, seed=2).float()
+    x = x.contiguous(memory_format=torch.channels_last)
+    middle = {F.group_norm: (2,), F.layer_norm: ((4,),)}.get(norm, (None, None))
+    last = (True,) if norm is F.batch_norm else ()
+    ours, of_torch = (f(x, *middle, w, b, *last) for f in (DECOMPOSITIONS[norm], norm))
+    assert ours.dtype == of_torch.dtype == torch.bfloat16
+    assert ours.stride() == of_torch.stride()
+    assert torch.allclose(ours, of_torch, rtol=0.02, atol=0.02)

@@ -45,7 +45,7 @@ RULES = {  # of `WRONG_FORWARD_RULES`: the operations of the database that show 
     "LinalgHouseholderProduct": ["linalg.householder_product"],
     "LinalgSlogdet": ["linalg.slogdet", "logdet"],
     "LinalgSolveEx": ["linalg.solve", "linalg.solve_ex", "linalg.tensorsolve"],
-    "NativeBatchNorm": ["nn.functional.batch_norm", "nn.functional.instance_norm"],
+    "NativeBatchNorm": ["native_batch_norm"],
     "NativeBatchNormLegit": ["_native_batch_norm_legit"],
     "NativeLayerNorm": ["native_layer_norm"],
     "ScatterReduce": ["scatter_reduce"],

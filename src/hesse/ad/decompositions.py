@@ -6,6 +6,7 @@
   variance for constants; its second has no forward mode (`normalisation`).
 - `group_norm`: its forward mode loses the digits of a tiny direction, and its backward pass reads
   uninitialised memory where the slopes that come in are known to be zero.
+- `batch_norm` by the statistics of the batch, `instance_norm`: as `layer_norm`.
 - `lstm`: oneDNN's fused cells have no forward mode, and hand on tensors that Python never sees.
   Without them it takes more operations, which can be recorded.
 - `embedding_bag`, `segment_reduce`, `cdist`, `pdist`, `ctc_loss`, `hardsigmoid`, and the margin
@@ -87,18 +88,63 @@ def _group_norm(
         return torch.group_norm(input, num_groups, weight, bias, eps)
     groups = input.reshape(input.shape[0], num_groups, -1)
     z = normalised(groups, eps).reshape(input.shape)
-    per_channel = (-1, *[1] * (input.ndim - 2))
+    return _per_channel(z, weight, bias, input)
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """As `_layer_norm`, over all entries of a channel."""
+    of_torch, of_batch = torch.nn.functional.batch_norm, (running_mean, running_var)
+    if not training or input.ndim < 2 or input.numel() <= input.shape[1]:
+        return of_torch(input, *of_batch, weight, bias, training, momentum, eps)
+    if of_batch != (None, None):  # which torch writes to
+        of_torch(input.detach(), *of_batch, None, None, training, momentum, eps)
+    channels = input.transpose(0, 1)
+    z = normalised(channels.flatten(1).contiguous(), eps).view(channels.shape).transpose(0, 1)
+    return _per_channel(z, weight, bias, input)
+
+
+def _instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """A group norm with one channel in a group."""
+    of_torch, of_batch = torch.nn.functional.instance_norm, (running_mean, running_var)
+    if not use_input_stats or input.shape[2:].numel() < 2:
+        return of_torch(input, *of_batch, weight, bias, use_input_stats, momentum, eps)
+    if of_batch != (None, None):
+        of_torch(input.detach(), *of_batch, None, None, use_input_stats, momentum, eps)
+    return _group_norm(input, input.shape[1], weight, bias, eps).contiguous()
+
+
+def _per_channel(z: Tensor, weight: Tensor | None, bias: Tensor | None, like: Tensor) -> Tensor:
+    """With a weight and a bias for each channel, and the strides of torch's own result."""
+    shape = (-1, *[1] * (like.ndim - 2))
     z = _affine(
         z,
-        None if weight is None else weight.reshape(per_channel),
-        None if bias is None else bias.reshape(per_channel),
+        None if weight is None else weight.reshape(shape),
+        None if bias is None else bias.reshape(shape),
     )
-    return z.contiguous(memory_format=_memory_format(input))
+    return z.contiguous(memory_format=_memory_format(like))
 
 
 def _affine(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    z = z if weight is None else z * weight
-    return z if bias is None else z + bias
+    dtype, z = z.dtype, z if weight is None else z * weight
+    return (z if bias is None else z + bias).to(dtype)  # the weight may have another one
 
 
 def _memory_format(input: Tensor) -> torch.memory_format:
@@ -138,6 +184,8 @@ DECOMPOSITIONS = {
     torch.nn.functional.layer_norm: _layer_norm,
     torch.group_norm: _group_norm,
     torch.nn.functional.group_norm: _group_norm,
+    torch.nn.functional.batch_norm: _batch_norm,
+    torch.nn.functional.instance_norm: _instance_norm,
     torch.embedding: native_embedding,
     torch.nn.functional.embedding: embedding,
     torch.embedding_bag: native_embedding_bag,
