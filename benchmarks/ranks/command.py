@@ -1,13 +1,13 @@
-"""The command: `python -m benchmarks ranks [efficiency] [memory] [peer]`."""
+"""The command: `python -m benchmarks ranks [efficiency] [memory] [peer] [model]`."""
 
 from __future__ import annotations
 
 import argparse
 
 from benchmarks.machine import describe_machine, one_line
-from benchmarks.ranks import efficiency, memory, peer
+from benchmarks.ranks import efficiency, memory, model, peer
 
-PARTS = ("efficiency", "memory", "peer")
+PARTS = ("efficiency", "memory", "peer", "model")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -19,8 +19,10 @@ def main(arguments: list[str] | None = None) -> None:
             rows = efficiency.table(options.batches, options.repeats)
         elif part == "memory":
             rows = memory.table(options.ranks, options.n)
-        else:
+        elif part == "peer":
             rows = peer.table()
+        else:
+            rows = model.tables(options.n)
         print("", *rows, sep="\n", flush=True)
 
 
