@@ -23,8 +23,8 @@ def smallest_eigenvalue(f, x):
     return float(torch.linalg.eigvalsh(H.reshape(x.numel(), x.numel()))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.some_cases(8)
-@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("start", [10.0, 1e3])
 def test_a_bad_start_does_not_loosen_the_tolerance(method, start):

@@ -80,6 +80,7 @@ def test_other_data_share_the_programs():
     assert risk.in_microbatches(6).programs is risk.programs
 
 
+@pytest.mark.slow
 def test_programs_of_ever_other_shapes_are_let_go():
     risk = risk_of()
     for count in range(2, 22):
@@ -88,6 +89,7 @@ def test_programs_of_ever_other_shapes_are_let_go():
     assert len(risk.programs) == 16
 
 
+@pytest.mark.slow
 def test_programs_of_one_sweep_are_held_on_to():
     x, y = torch.randn(20, 20, 3).double(), torch.randn(20, 20, 2).double()
     ragged = [(x[n, : n + 1], y[n, : n + 1]) for n in range(20)]

@@ -103,6 +103,7 @@ def test_the_limit_of_stability_is_that_of_steps_on_a_quadratic(options):
         assert row.momentum == options.get("momentum", 0.0)
 
 
+@pytest.mark.slow
 def test_a_weight_decay_that_the_risk_has_too_counts_once():
     model = net()
     rows = []
@@ -149,6 +150,7 @@ def test_a_loss_that_is_not_finite_is_recorded():
 # -- Without a trace -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nothing_of_a_training_is_disturbed():
     torch.manual_seed(0)
     model = nn.Sequential(

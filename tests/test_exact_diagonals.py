@@ -214,6 +214,7 @@ def test_other_operators_have_no_way():
 # -- Preconditioners -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_jacobi_takes_the_exact_diagonal_where_that_costs_no_more():
     risk = build("gpt")
     G = ggn_operator(risk)

@@ -58,8 +58,8 @@ def assert_same(one, two):
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.some_cases(6)
-@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("options", [{}, {"mode": "retained-graph"}, {"refresh_every": 3}])
 def test_a_run_goes_on_from_its_file_to_the_same_bits(name, options, tmp_path, monkeypatch):
@@ -107,6 +107,7 @@ def test_the_state_of_another_optimiser_is_refused():
             optimizer.load_state_dict(state)
 
 
+@pytest.mark.slow
 def test_steps_on_batches_of_other_shapes_go_on_to_the_same_bits():
     """A shape that the resumed run meets first was known to the other one."""
     x, y = examples(20)

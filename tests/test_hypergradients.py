@@ -106,6 +106,7 @@ def test_the_function_estimates_its_error_if_asked():
     assert len(repr(rough.report).splitlines()) < 24
 
 
+@pytest.mark.slow
 def test_warm_starts_save_products():
     products = []
     for warm in (False, True):
@@ -187,6 +188,7 @@ def test_corrupted_examples_lose_their_weight():
     assert weights[is_wrong].mean() < 0.3 < 0.5 < weights[~is_wrong].mean()
 
 
+@pytest.mark.slow
 def test_the_gradient_of_imaml_equals_finite_differences():
     net = nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 1)).double()
     theta = {name: p.detach().clone() for name, p in net.named_parameters()}

@@ -247,6 +247,7 @@ def test_the_table_says_what_each_block_is():
     assert "<table>" in K.coverage._repr_html_()
 
 
+@pytest.mark.slow
 def test_parameters_without_a_rule_are_named_and_have_the_right_mean():
     model = nn.Sequential(
         nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 3)
@@ -301,7 +302,7 @@ def test_frozen_and_unused_parameters_are_zero():
     assert torch.isfinite(dense).all()
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [kfac_operator, ekfac_operator])
 def test_large_factors_and_large_rows_are_kept_as_diagonals(make, monkeypatch):
     from hesse.curvature.kronecker import moments

@@ -59,6 +59,7 @@ def test_most_steps_need_no_pass_over_the_basis():
         assert passes <= most
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), scale=st.floats(1e-3, 1e3), b=st.integers(1, 3))
 def test_the_estimate_is_not_much_below_the_truth(seed, scale, b):

@@ -109,7 +109,7 @@ def test_nothing_is_left_of_a_recording_but_the_residuals():
 
 
 @pytest.mark.some_cases(6)
-@pytest.mark.fast_cases(3)
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("make", [hessian_operator, ggn_operator])
 @pytest.mark.parametrize("gradients", [4.0, 2.0, 1.25])
 @pytest.mark.parametrize("name", ["convolutions", "autoencoder"])

@@ -238,6 +238,7 @@ def test_single_precision_stagnates_and_says_so():
     assert minres(system).status is Status.STAGNATED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", [1e5, 1e6, 1e7])
 def test_steps_beyond_what_rounding_allows_do_not_lead_away(condition):
     """In float32 the recurrence loses the residual; |b - A x| had grown to 72 |b|."""

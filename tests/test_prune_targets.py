@@ -74,6 +74,7 @@ def test_outputs_are_nearer_than_without_a_target():
     assert values[0] < values[1]
 
 
+@pytest.mark.slow
 def test_refit_minimises_the_divergence_over_what_is_kept():
     repair = Repair(refit=12, rtol=1e-4)
     result = prune(NETWORK, TRAINED, 0.5, damping=0.01, repair=repair, held_out=NETWORK)

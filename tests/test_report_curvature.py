@@ -46,6 +46,7 @@ def arguments(file, *more):
     return ["curvature", str(file), "--output", str(file.parent / "out"), "--no-progress", *more]
 
 
+@pytest.mark.slow
 def test_the_eigenvalues_of_a_function_are_on_the_page(script, capsys):
     file = script(FUNCTION)  # the Hessian is diag(x^2)
     page = measure_file(file, file.parent / "out", eigenvalues=2, rtol=1e-8, progress=False)
@@ -56,7 +57,7 @@ def test_the_eigenvalues_of_a_function_are_on_the_page(script, capsys):
     assert "Dry run: products of the Hessian of 6 variables" in shown
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
 def test_the_command_measures_a_risk_and_goes_on_from_its_checkpoints(script, curvature, capsys):
     file = script(RISK)

@@ -183,6 +183,7 @@ def keeps_sketching(monkeypatch):
     monkeypatch.setattr(sketched_family, "_LITTLE", 0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["svd", "svd-long"])
 def test_a_fit_is_that_by_all_singular_values(method, monkeypatch, decomposed, keeps_sketching):
     first, eighth = network_fit(method, 1), network_fit(method, 8)

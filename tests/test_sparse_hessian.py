@@ -99,6 +99,7 @@ def test_a_shuffled_numbering_is_found_out():
     assert S.num_products <= 7
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(2, 14), st.integers(1, 12), st.integers(1, 4), st.integers(0, 10**6))
 def test_random_elements(n, m, size, seed):
@@ -276,6 +277,7 @@ def space(u):
     return (1 + gradients).sqrt().sum() + (u**4).sum() + (u[1:] * u[:-1]).cosh().sum()
 
 
+@pytest.mark.slow
 def test_a_grid_in_space(whatever_they_cost):
     S = sparse_hessian_operator(space, point(540))
     assert S.structure.programs is not None

@@ -61,6 +61,7 @@ def test_every_path_of_four_has_three_colours(A):
                     assert len({c[v], c[w], c[x], c[y]}) > 2
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(graphs)
 def test_two_colours_make_trees(A):

@@ -102,7 +102,7 @@ def dense_states(model):
     return J.T @ J
 
 
-@pytest.mark.fast_cases(2)
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     ("name", "curvature", "mode"),
     [

@@ -35,7 +35,7 @@ def flat(n=80):
 
 
 @pytest.mark.some_cases(5)
-@pytest.mark.fast_cases(2)
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("matrix", [decaying, flat])
 def test_every_method_is_unbiased(method, matrix):

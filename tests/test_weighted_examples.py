@@ -51,7 +51,7 @@ def test_weighted_is_the_weighted_sum_of_contributions(name, mode):
     torch.testing.assert_close(H.at(moved).to_dense(), hessian_operator(exact, moved).to_dense())
 
 
-@pytest.mark.fast_cases(2)
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("name", ["mean", "class weights", "sum", "bernoulli", "tokens", "masked"])
 def test_gauss_newton_and_fisher_matrices_of_weighted_examples(name):
     r = risk(name)
