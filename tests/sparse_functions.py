@@ -8,6 +8,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
+from hesse.curvature import sparse_hessian_operator
 from tests.smooth_functions import rosenbrock
 
 DOUBLE = torch.float64
@@ -195,6 +196,15 @@ LARGER = {"branches", "interpolated", "a trace"}
 
 def dense_of(f, x):
     return torch.autograd.functional.hessian(f, x)
+
+
+def at_the_fifth_point(f, n=8, **options):
+    """The Hessian of f after four points; no product is compared at the 6th and 7th."""
+    S = sparse_hessian_operator(f, point(n), **options)
+    for seed in range(1, 5):
+        S = S.at(point(n, seed))
+    assert S.structure.programs is not None
+    return S
 
 
 # An operation of theirs has no rule for entries: they are found from products.

@@ -19,22 +19,13 @@ from hesse.tracing.backends.inductor import can_compile
 from hesse.tracing.compose import composed
 from hesse.tracing.functionalize import trace
 from hesse.tracing.program import Program
-from tests.sparse_functions import dense_of, point, rosenbrock
+from tests.sparse_functions import at_the_fifth_point, dense_of, point, rosenbrock
 
 
 @pytest.fixture(autouse=True)
 def whatever_they_cost(monkeypatch):
     """Programs of entries are used for small functions too."""
     monkeypatch.setattr(sparse_entries, "costs_less", lambda *_: True)
-
-
-def at_the_fifth_point(f, n=8, **options):
-    """The Hessian of f after four points; no product is compared at the 6th and 7th."""
-    S = sparse_hessian_operator(f, point(n), **options)
-    for seed in range(1, 5):
-        S = S.at(point(n, seed))
-    assert S.structure.programs is not None
-    return S
 
 
 def check(S, f, *points):

@@ -19,7 +19,15 @@ from hesse.curvature import sparse_entries
 from hesse.engine.point import Point
 from hesse.errors import HesseError, NonFiniteError
 from hesse.tracing.backends.inductor import can_compile
-from tests.sparse_functions import DOUBLE, FUNCTIONS, WITHOUT_PROGRAM, dense_of, point, rosenbrock
+from tests.sparse_functions import (
+    DOUBLE,
+    FUNCTIONS,
+    WITHOUT_PROGRAM,
+    at_the_fifth_point,
+    dense_of,
+    point,
+    rosenbrock,
+)
 
 compiled = pytest.param(
     "compiled-split",
@@ -47,15 +55,6 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(Point, "evaluate", counted)
     return found
-
-
-def at_the_fifth_point(f, n=8, **options):
-    """The Hessian of f after four points; no product is compared at the 6th and 7th."""
-    S = sparse_hessian_operator(f, point(n), **options)
-    for seed in range(1, 5):
-        S = S.at(point(n, seed))
-    assert S.structure.programs is not None
-    return S
 
 
 def check(S, f, *seeds, n=8):
