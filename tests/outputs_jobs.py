@@ -8,6 +8,7 @@ from torch import nn
 import hesse
 from hesse.distributed import shard
 from hesse.errors import NonFiniteError
+from hesse.optimize.squares import fit, sketched_family
 from hesse.testing import CountingOperator, Traffic, check_operator
 from hesse.vectors.space import Space
 from tests.ranks_faults import BAD, FAULTS, _error
@@ -176,9 +177,19 @@ def _kernel(p):
 
 def _fitted(method, **options):
     def answer(p):
-        part = hesse.least_squares(p.risk, p.params, method, max_iterations=2, **options)
+        seen = []
+        part = hesse.least_squares(
+            *(p.risk, p.params, method),
+            max_iterations=2,
+            callback=lambda state: seen.append(p.whole(state.x)) and False,
+            **{name: value(p) if callable(value) else value for name, value in options.items()},
+        )
+        C = part.covariance
         return {
             "x": p.whole(part.x),
+            "seen": seen,
+            "held": p.whole(part.active_mask),
+            "covariance": None if method == "lsmr" else p.whole(C @ p.vector()),
             "counts": [part.nfev, part.njev, part.nhev, part.nit, part.products],
             "gradient": p.whole(part.grad),
             "residuals": outputs_sorted(part.fun, p),
@@ -189,6 +200,26 @@ def _fitted(method, **options):
         }
 
     return answer
+
+
+def _bounds(p):
+    """Numbers for leaves below, and a tree above, which hold some variables."""
+    lower = {name: -0.6 if name == "0.weight" else None for name in p.params}
+    return lower, p.space.unflatten(p.space.flatten(p.params) + 0.01)
+
+
+def _sizes(p):
+    """A scale of the variables as a tree."""
+    return p.space.unflatten(1.0 + p.space.flatten(p.params) ** 2)
+
+
+def _sketched(p):
+    """A fit whose steps come from a few columns of J, as those of large matrices do."""
+    with (
+        mock.patch.object(fit, "_LEAST_SKETCHED", 8),
+        mock.patch.object(sketched_family, "_FIRST", 4),
+    ):
+        return _fitted("svd")(p)
 
 
 def outputs_sorted(fun, p):
@@ -237,6 +268,10 @@ FITS = {
     "fit by lsmr": _fitted("lsmr"),
     "robust svd": _fitted("svd", loss="cauchy", f_scale=0.1),
     "robust lsmr": _fitted("lsmr", loss="huber", f_scale=0.1),
+    "svd within bounds": _fitted("svd", bounds=_bounds),
+    "lsmr within bounds": _fitted("lsmr", bounds=_bounds),
+    "long steps": _fitted("svd-long", x_scale=_sizes),
+    "sketched": _sketched,
 }
 
 
@@ -347,9 +382,9 @@ def rejected(place):
     return found
 
 
-def stopped_and_resumed(place, folder, method):
+def stopped_and_resumed(place, folder, method, is_sharded):
     """Whether a fit that was stopped goes on to the bits of one that was not."""
-    p = Problem(place, "ragged", loss="squares")
+    p = Problem(place, "ragged", is_sharded=is_sharded, loss="squares")
 
     def fit(path, stop=None):
         steps = []
@@ -362,7 +397,7 @@ def stopped_and_resumed(place, folder, method):
 
     first = fit(f"{folder}/run", 2)
     again, whole = fit(f"{folder}/run"), fit(f"{folder}/other")
-    same = all(bool((again.x[name] == whole.x[name]).all()) for name in whole.x)
+    same = bool((p.whole(again.x) == p.whole(whole.x)).all())
     return first.status.name, first.nit, again.nit, whole.nit, same
 
 
@@ -370,6 +405,7 @@ def refusals(place):
     """What is not done with vectors of outputs, by name."""
     p = Problem(place, "ragged", loss="squares")
     q = Problem(place, "ragged", is_sharded=True, loss="squares")
+    above = dict.fromkeys(q.params, 1.0 if place.rank == BAD else None), None
     J, K = hesse.jacobian_operator(p.risk, p.params), hesse.ntk_operator(p.risk, p.params)
     b = J.codomain.zeros() + 1.0
     path = "never/written"
@@ -377,6 +413,5 @@ def refusals(place):
         "checkpoint": _error(lambda: hesse.solve(J, b, "lsmr", checkpoint=path)),
         "kernel": _error(lambda: hesse.eigsh(K, 2, checkpoint=path)),
         "scipy": _error(lambda: J.to_scipy()),
-        "svd": _error(lambda: hesse.least_squares(q.risk, q.params, "svd")),
-        "bounds": _error(lambda: hesse.least_squares(q.risk, q.params, bounds=(-1.0, 1.0))),
+        "out of bounds": _error(lambda: hesse.least_squares(q.risk, q.params, bounds=above)),
     }
