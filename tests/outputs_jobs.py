@@ -167,6 +167,7 @@ def _kernel(p):
     return {
         "product": outputs(K, K @ u),
         "matrix": K.to_dense(),
+        "of few outputs": K.restrict([K.shape[0] - 1, 0, 30]).to_dense(),
         "inputs": hesse.ntk_operator(p.risk, p.params, p.inputs).to_dense(),
         "with a covariance": outputs(K, hesse.ntk_operator(p.risk, p.params, S=S) @ u),
         "eigenvalues": [pairs.values, pairs.products],
@@ -189,6 +190,7 @@ def _fitted(method, **options):
             "x": p.whole(part.x),
             "seen": seen,
             "held": p.whole(part.active_mask),
+            "of few": None if method == "lsmr" else C.restrict([40, 0, 7]).to_dense(),
             "covariance": None if method == "lsmr" else p.whole(C @ p.vector()),
             "counts": [part.nfev, part.njev, part.nhev, part.nit, part.products],
             "gradient": p.whole(part.grad),

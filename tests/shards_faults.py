@@ -14,6 +14,8 @@ from tests.ranks_faults import BAD, FAULTS, _error, _Switch
 from tests.ranks_pool import batches, model, shared, vector
 from tests.shards_jobs import mesh
 
+FEW = [130, 0, 66]  # places of entries
+
 
 def _operator(place, loss=None, **options):
     loss = nn.CrossEntropyLoss() if loss is None else loss
@@ -72,7 +74,11 @@ def refusals(place):
         "some of the tensors": lambda: hesse.hessian_operator(there, mixed),
         "another cut": lambda: H @ turned,
         "no group": lambda: hesse.hessian_operator(lambda p: sum(p.values()), params),
-        "indices": lambda: H.restrict([0, 1]),
+        "other indices": lambda: H.restrict([place.rank]),
+        "indices and masks": lambda: H.restrict([0] if place.rank == BAD else v == v),
+        "no entry": lambda: H.restrict(v != v),
+        "a mask that does not fit": lambda: H.restrict((v == v)[place.rank == BAD :]),
+        "whole masks": lambda: H.restrict({k: leaf == leaf for k, leaf in there.params.items()}),
         "scipy": lambda: H.to_scipy(),
         "blocks": lambda: hesse.solve(H, v + 1.0, "cg", "block-jacobi"),
         "pivots": lambda: hesse.krylov.preconditioners.pivoted_cholesky(H, diagonal=v + 1.0),
@@ -95,8 +101,9 @@ def traffic(place):
     """What a product, a block, a gradient and what is computed of vectors send."""
     H = _operator(place)
     v, space = H.domain.part(vector()), H.domain
-    block = torch.stack([v] * 5, dim=1)
+    block, few = torch.stack([v] * 5, dim=1), H.restrict(FEW)
     calls = {
+        "restricted": lambda: few @ torch.ones(len(FEW), dtype=torch.float64),
         "product": lambda: H @ v,
         "block": lambda: H @ block,
         "gradient": lambda: H.flat_gradient,
@@ -145,7 +152,7 @@ def _of_ten_steps(method):
 
 
 def turned(place):
-    """A product at parameters that are cut along their last dimensions, and one process's."""
+    """What is computed at parameters that are cut along their last dimensions."""
     there = shared(place, "ragged")
     params = {
         name: leaf.redistribute(placements=[_along(leaf.ndim - 1)])
@@ -154,5 +161,8 @@ def turned(place):
     H = hesse.hessian_operator(there, params)
     space = Space.of(params, ranks=there.ranks)
     product = H @ space.unflatten(space.part(vector()))
-    whole = torch.cat([leaf.full_tensor().flatten() for leaf in product.values()])
-    return whole, space.whole(space.gaussian(torch.Generator().manual_seed(3))[None])[0]
+    return {
+        "product": torch.cat([leaf.full_tensor().flatten() for leaf in product.values()]),
+        "drawn": space.whole(space.gaussian(torch.Generator().manual_seed(3))[None])[0],
+        "restricted": H.restrict(FEW).to_dense(),
+    }

@@ -175,6 +175,7 @@ def _structured(p):
             hesse.logdet(A).value,
             hesse.norm(A, 2).value if name != "sum" else 0.0,
             A.to_dense(),
+            hesse.inverse_operator(A.restrict(_places(p))).to_dense(),
         ]
     return answers
 
@@ -182,6 +183,25 @@ def _structured(p):
 def _svds(A, p):
     found = hesse.svds(A, 2, generator=seed(), max_products=40)
     return found.S, p.whole(found.U).abs()
+
+
+def _places(p):
+    """Some places of a whole vector, in any order."""
+    return [p.space.n - 1, 0, p.space.n // 2, 3]
+
+
+def _restricted(A, p):
+    large = p.space.unflatten(p.vector())
+    few, b = A.restrict(_places(p)), torch.arange(1.0, 5.0, dtype=torch.float64)
+    return {
+        "product": few @ b,
+        "block": few @ torch.stack([b, -b], dim=1),
+        "curvature": few.curvature(b),
+        "solution": hesse.solve(_shifted(few), b, "cg").x,
+        "trace": hesse.trace(few, method="hutchinson", max_products=2, generator=seed()).value,
+        "mask": A.restrict(p.vector().abs() > 1.5).to_dense(),
+        "masks": A.restrict({name: leaf.abs() > 1.5 for name, leaf in large.items()}).to_dense(),
+    }
 
 
 def _minimised(method):
@@ -274,6 +294,7 @@ AUDIT = {
     "polynomials": _counted(_density(probes=1, method="kernel-polynomial")),
     "function": _counted(_function),
     "normal": _counted(_normal),
+    "restrict": _counted(_restricted),
     "low rank": lambda p: p.whole(hesse.nystrom_operator(p.ggn, 8, generator=seed()) @ p.vector()),
     "newton-cg": _minimised("newton-cg"),
     "trust-krylov": _minimised("trust-krylov"),

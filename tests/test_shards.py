@@ -20,7 +20,7 @@ distributed = pytest.mark.distributed
 
 # All layouts and numbers of ranks: the products. All methods: where every kind of part occurs.
 _ALL = {("ragged", 3): jobs.AUDIT, ("few", 2): jobs.AUDIT | jobs.EXACT}
-_SOME = ["products", "derivatives", "cg", "xtrace"]
+_SOME = ["products", "derivatives", "cg", "xtrace", "restrict"]
 
 
 @distributed
@@ -49,9 +49,10 @@ def test_random_vectors_are_parts_of_one_stream_whatever_the_number_of_ranks(poo
 def test_leaves_may_be_cut_along_any_dimension(pool):
     H = hesse.hessian_operator(whole())
     normal = H.domain.gaussian(torch.Generator().manual_seed(3))
-    for product, drawn in pool.run(faults.turned):
-        close(product, (H @ vector()).numpy())
-        close(drawn, normal.numpy())
+    for found in pool.run(faults.turned):
+        close(found["product"], (H @ vector()).numpy())
+        close(found["drawn"], normal.numpy())
+        close(found["restricted"], H.restrict(faults.FEW).to_dense().numpy())
 
 
 # -- FSDP2 -----------------------------------------------------------------------------------------
@@ -93,6 +94,8 @@ def test_a_product_is_one_gather_and_one_scatter(pool, size):
             assert numbers["reduce-scatter"] == size * (max(k, 1) * width + 1)
         for name in ("norm", "inner", "gram"):
             assert found[name][0] == {"all-reduce": 1}
+        assert found["restricted"][0] == {**both, "all-reduce": 1}
+        assert found["restricted"][1]["all-reduce"] == len(faults.FEW)
 
 
 @distributed

@@ -11,6 +11,7 @@ from torch import Tensor
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import DiagonalOperator
 from hesse.operators.structure import diagonal_of
+from hesse.vectors.places import Places, Where
 from hesse.vectors.rows import transposed
 from hesse.vectors.space import Space
 
@@ -73,6 +74,12 @@ class WholeOnShards(LinearOperator):
 
     def _logdet(self) -> tuple[float, float] | None:
         return self.whole._logdet()
+
+    def _principal(self, space: Space, where: Where) -> LinearOperator:
+        """Of any entries on whole vectors, without a message."""
+        if isinstance(where, Places):
+            return self.whole._principal(space, where.index)
+        return super()._principal(space, where)
 
     def _of(self, whole: LinearOperator | None) -> LinearOperator | None:
         return None if whole is None else WholeOnShards(whole, self.domain)
