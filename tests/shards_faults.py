@@ -8,6 +8,7 @@ from torch import nn
 import hesse
 from hesse.distributed import shard
 from hesse.krylov import lanczos_process
+from hesse.krylov.preconditioners import block_jacobi, pivoted_cholesky
 from hesse.testing import Traffic
 from hesse.vectors.space import Space
 from tests.ranks_faults import BAD, FAULTS, _error, _Switch
@@ -80,8 +81,10 @@ def refusals(place):
         "a mask that does not fit": lambda: H.restrict((v == v)[place.rank == BAD :]),
         "whole masks": lambda: H.restrict({k: leaf == leaf for k, leaf in there.params.items()}),
         "scipy": lambda: H.to_scipy(),
-        "blocks": lambda: hesse.solve(H, v + 1.0, "cg", "block-jacobi"),
-        "pivots": lambda: hesse.krylov.preconditioners.pivoted_cholesky(H, diagonal=v + 1.0),
+        "blocks of zeros": lambda: block_jacobi(0.0 * H, 2, probes=1),
+        "no diagonal": lambda: pivoted_cholesky(H),
+        "zeros": lambda: pivoted_cholesky(0.0 * H, diagonal=v),
+        "a negative pivot": lambda: pivoted_cholesky(H, 9, diagonal=v + 0.05 + 1e-9),
         "whole and sharded": lambda: H + hesse.hessian_operator(there, there.params),
         "bounds": lambda: hesse.minimize(there, params, bounds=(0.0, {"0.bias": 1.0})),
         "optimiser": lambda: hesse.HessianFree(params.values()),
@@ -102,8 +105,10 @@ def traffic(place):
     H = _operator(place)
     v, space = H.domain.part(vector()), H.domain
     block, few = torch.stack([v] * 5, dim=1), H.restrict(FEW)
+    M = block_jacobi(H, 5, probes=1)
     calls = {
         "restricted": lambda: few @ torch.ones(len(FEW), dtype=torch.float64),
+        "blocks": lambda: M @ v,
         "product": lambda: H @ v,
         "block": lambda: H @ block,
         "gradient": lambda: H.flat_gradient,
@@ -160,9 +165,12 @@ def turned(place):
     }
     H = hesse.hessian_operator(there, params)
     space = Space.of(params, ranks=there.ranks)
-    product = H @ space.unflatten(space.part(vector()))
+    product, few = H @ space.unflatten(space.part(vector())), H.restrict(FEW)
+    M = block_jacobi(H, 5, probes=2, generator=torch.Generator().manual_seed(3))
     return {
         "product": torch.cat([leaf.full_tensor().flatten() for leaf in product.values()]),
         "drawn": space.whole(space.gaussian(torch.Generator().manual_seed(3))[None])[0],
-        "restricted": H.restrict(FEW).to_dense(),
+        "restricted": few.to_dense(),
+        "random": few.domain.gaussian(),
+        "by blocks": space.whole((M @ space.part(vector()))[None])[0],
     }

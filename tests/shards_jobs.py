@@ -5,6 +5,7 @@ from torch import nn
 
 import hesse
 from hesse.distributed import shard
+from hesse.krylov.preconditioners import block_jacobi, pivoted_cholesky
 from hesse.testing import CountingOperator
 from hesse.vectors.space import Space
 
@@ -159,6 +160,19 @@ def _normal(A, p):
     return p.whole(draws.value)
 
 
+def _blocks(size, probes):
+    def compute(A, p):
+        M = block_jacobi(A, size, probes=probes, generator=seed())
+        return p.whole(M @ p.vector()), p.whole(M @ p.block(2)), M.products
+
+    return compute
+
+
+def _pivoted(A, p):
+    M = pivoted_cholesky(A, 4, diagonal=p.space.part(p.ggn.to_dense().diagonal()))
+    return p.whole(M @ p.vector()), M.products
+
+
 def _structured(p):
     """What is known of a matrix of low rank plus a diagonal one, with and without products."""
     space = p.space
@@ -176,6 +190,7 @@ def _structured(p):
             hesse.norm(A, 2).value if name != "sum" else 0.0,
             A.to_dense(),
             hesse.inverse_operator(A.restrict(_places(p))).to_dense(),
+            p.whole(pivoted_cholesky(A, 3) @ p.vector()),
         ]
     return answers
 
@@ -220,6 +235,7 @@ def _products(p):
         "block": p.whole(H @ p.block(3)),
         "curvature": [H.curvature(p.vector()), p.ggn.curvature(p.vector())],
         "value": H.value,
+        "largest": list(H.domain.argmax(p.vector().round())),
         "gradient": [p.whole(H.flat_gradient), p.whole(H.gradient)],
         "at": p.whole(H.at(H.domain.unflatten(2 * H.domain.flatten(p.params))) @ p.vector()),
         "hvp": p.whole(hesse.hvp(p.risk, p.params, p.vector())),
@@ -295,6 +311,8 @@ AUDIT = {
     "function": _counted(_function),
     "normal": _counted(_normal),
     "restrict": _counted(_restricted),
+    "block-jacobi": _counted(_blocks(5, 2), "hessian"),
+    "pivoted-cholesky": _counted(_pivoted),
     "low rank": lambda p: p.whole(hesse.nystrom_operator(p.ggn, 8, generator=seed()) @ p.vector()),
     "newton-cg": _minimised("newton-cg"),
     "trust-krylov": _minimised("trust-krylov"),
@@ -306,6 +324,8 @@ EXACT = {
     "exact diagonal": _counted(_estimate(hesse.diagonal, is_vector=True), "hessian"),
     "exact norm": _counted(_estimate(hesse.norm)),
     "exact logdet": _counted(_estimate(hesse.logdet, shift=1.0)),
+    "exact blocks": _counted(_blocks(4, None), "hessian"),
+    "by block-jacobi": _counted(_solved("cg", preconditioner="block-jacobi", max_iterations=3)),
     "exact count": _counted(_estimate(hesse.count_eigenvalues, 0.06, 10.0)),
     "structured": _structured,
 }
