@@ -2,6 +2,8 @@
 
 from unittest import mock
 
+import numpy
+import scipy.sparse.linalg
 import torch
 from torch import nn
 
@@ -13,7 +15,7 @@ from hesse.testing import Traffic
 from hesse.vectors.space import Space
 from tests.ranks_faults import BAD, FAULTS, _error, _Switch
 from tests.ranks_pool import batches, model, shared, vector
-from tests.shards_jobs import mesh
+from tests.shards_jobs import columns, mesh
 
 FEW = [130, 0, 66]  # places of entries
 
@@ -80,7 +82,8 @@ def refusals(place):
         "no entry": lambda: H.restrict(v != v),
         "a mask that does not fit": lambda: H.restrict((v == v)[place.rank == BAD :]),
         "whole masks": lambda: H.restrict({k: leaf == leaf for k, leaf in there.params.items()}),
-        "scipy": lambda: H.to_scipy(),
+        "other vectors of scipy": lambda: H.to_scipy() @ numpy.full(H.shape[0], place.rank),
+        "a start of each process": lambda: scipy.sparse.linalg.eigsh(H.to_scipy(), 2),
         "blocks of zeros": lambda: block_jacobi(0.0 * H, 2, probes=1),
         "no diagonal": lambda: pivoted_cholesky(H),
         "zeros": lambda: pivoted_cholesky(0.0 * H, diagonal=v),
@@ -172,5 +175,6 @@ def turned(place):
         "drawn": space.whole(space.gaussian(torch.Generator().manual_seed(3))[None])[0],
         "restricted": few.to_dense(),
         "random": few.domain.gaussian(),
+        "by scipy": torch.as_tensor(H.to_scipy() @ columns(space.n).numpy()),
         "by blocks": space.whole((M @ space.part(vector()))[None])[0],
     }

@@ -1,5 +1,7 @@
 """What the tests of sharded vectors compute, of a problem whose parameters may be sharded."""
 
+import numpy
+import scipy.sparse.linalg
 import torch
 from torch import nn
 
@@ -89,6 +91,11 @@ def mesh(place):
     from torch.distributed.device_mesh import DeviceMesh
 
     return DeviceMesh.from_group(place.group, "cpu")
+
+
+def columns(n):
+    """Two whole vectors."""
+    return torch.linspace(-1.0, 1.0, 2 * n, dtype=torch.float64).view(n, 2)
 
 
 def seed(number=7):
@@ -219,6 +226,13 @@ def _restricted(A, p):
     }
 
 
+def _by_scipy(A, p):
+    """Eigenvalues by SciPy, whose vectors are whole in each process."""
+    B, start = A.to_scipy(), numpy.linspace(-1.0, 1.0, A.shape[0])
+    values, vectors = scipy.sparse.linalg.eigsh(B, 2, v0=start, ncv=8, tol=1e-2)
+    return torch.as_tensor(values), torch.as_tensor(vectors).abs(), torch.as_tensor(B @ vectors)
+
+
 def _minimised(method):
     def answer(p):
         found = hesse.minimize(p.risk, p.params, method, max_iterations=4)
@@ -311,6 +325,7 @@ AUDIT = {
     "function": _counted(_function),
     "normal": _counted(_normal),
     "restrict": _counted(_restricted),
+    "scipy": _counted(_by_scipy),
     "block-jacobi": _counted(_blocks(5, 2), "hessian"),
     "pivoted-cholesky": _counted(_pivoted),
     "low rank": lambda p: p.whole(hesse.nystrom_operator(p.ggn, 8, generator=seed()) @ p.vector()),

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.distributed
 SIZE = 4
 _METHODS = [
     *("products", "derivatives", "others", "cg", "eigsh", "block-cg", "xtrace", "low rank"),
-    *("restrict", "block-jacobi", "pivoted-cholesky"),
+    *("restrict", "block-jacobi", "pivoted-cholesky", "scipy"),
 ]
 
 

@@ -23,7 +23,7 @@ distributed = pytest.mark.distributed
 _ALL = {("ragged", 3): jobs.AUDIT, ("few", 2): jobs.AUDIT | jobs.EXACT}
 _SOME = [
     *("products", "derivatives", "cg", "xtrace"),
-    *("restrict", "block-jacobi", "pivoted-cholesky"),
+    *("restrict", "block-jacobi", "pivoted-cholesky", "scipy"),
 ]
 
 
@@ -61,6 +61,7 @@ def test_leaves_may_be_cut_along_any_dimension(pool):
         close(found["drawn"], normal.numpy())
         close(found["restricted"], H.restrict(faults.FEW).to_dense().numpy())
         close(found["by blocks"], (M @ vector()).numpy())
+        close(found["by scipy"], (H @ jobs.columns(H.shape[0])).numpy())
 
 
 # -- FSDP2 -----------------------------------------------------------------------------------------

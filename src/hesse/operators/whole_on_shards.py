@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from hesse.operators.algebra import LinearOperator
@@ -39,8 +38,8 @@ class WholeOnShards(LinearOperator):
         return self.domain.part(self.whole._matvec(self.domain.whole(v[None])[0]))
 
     def _matmat(self, block: Tensor) -> Tensor:
-        product = self.whole._matmat(self.domain.whole(transposed(block)).T.contiguous())
-        return torch.stack([self.domain.part(column) for column in product.T], dim=1)
+        whole = self.domain.whole(transposed(block)).T.contiguous()
+        return self.domain.part(self.whole._matmat(whole))
 
     # -- What is known of A ------------------------------------------------------------------------
 

@@ -130,7 +130,7 @@ class WholeVectors:
         return self.shards.assemble(table, len(rows))
 
     def part(self, whole: Tensor) -> Tensor:
-        """The entries of this process (size,) of a whole vector (n,)."""
+        """The entries of this process (size,) of a whole vector (n,), or the rows of a block."""
         if self.shards is None:
             return whole
         return self.shards.take(lambda start, stop: whole[start:stop])
