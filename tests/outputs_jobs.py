@@ -2,12 +2,14 @@
 
 from unittest import mock
 
+import scipy.sparse.linalg
 import torch
 from torch import nn
 
 import hesse
 from hesse.distributed import shard
 from hesse.errors import NonFiniteError
+from hesse.optimize.squares import fit, sketched_family
 from hesse.testing import CountingOperator, Traffic, check_operator
 from hesse.vectors.space import Space
 from tests.ranks_faults import BAD, FAULTS, _error
@@ -138,6 +140,13 @@ def _svds(k):
     return compute
 
 
+def _by_scipy(J, p):
+    """A fit by LSQR, whose vectors are whole in each process."""
+    b = torch.linspace(-1.0, 1.0, J.shape[0], dtype=torch.float64).numpy()
+    x, _, iterations, norm, *_ = scipy.sparse.linalg.lsqr(J.to_scipy(), b, iter_lim=5)
+    return torch.as_tensor(x), iterations, float(norm)
+
+
 def _eigsh(J, p):
     found = hesse.eigsh(J.T @ J, 2, generator=seed(), max_products=20)
     return found.values, p.space.whole(found.vectors.T.contiguous()).abs()
@@ -166,6 +175,7 @@ def _kernel(p):
     return {
         "product": outputs(K, K @ u),
         "matrix": K.to_dense(),
+        "of few outputs": K.restrict([K.shape[0] - 1, 0, 30]).to_dense(),
         "inputs": hesse.ntk_operator(p.risk, p.params, p.inputs).to_dense(),
         "with a covariance": outputs(K, hesse.ntk_operator(p.risk, p.params, S=S) @ u),
         "eigenvalues": [pairs.values, pairs.products],
@@ -176,9 +186,20 @@ def _kernel(p):
 
 def _fitted(method, **options):
     def answer(p):
-        part = hesse.least_squares(p.risk, p.params, method, max_iterations=2, **options)
+        seen = []
+        part = hesse.least_squares(
+            *(p.risk, p.params, method),
+            max_iterations=2,
+            callback=lambda state: seen.append(p.whole(state.x)) and False,
+            **{name: value(p) if callable(value) else value for name, value in options.items()},
+        )
+        C = part.covariance
         return {
             "x": p.whole(part.x),
+            "seen": seen,
+            "held": p.whole(part.active_mask),
+            "of few": None if method == "lsmr" else C.restrict([40, 0, 7]).to_dense(),
+            "covariance": None if method == "lsmr" else p.whole(C @ p.vector()),
             "counts": [part.nfev, part.njev, part.nhev, part.nit, part.products],
             "gradient": p.whole(part.grad),
             "residuals": outputs_sorted(part.fun, p),
@@ -189,6 +210,26 @@ def _fitted(method, **options):
         }
 
     return answer
+
+
+def _bounds(p):
+    """Numbers for leaves below, and a tree above, which hold some variables."""
+    lower = {name: -0.6 if name == "0.weight" else None for name in p.params}
+    return lower, p.space.unflatten(p.space.flatten(p.params) + 0.01)
+
+
+def _sizes(p):
+    """A scale of the variables as a tree."""
+    return p.space.unflatten(1.0 + p.space.flatten(p.params) ** 2)
+
+
+def _sketched(p):
+    """A fit whose steps come from a few columns of J, as those of large matrices do."""
+    with (
+        mock.patch.object(fit, "_LEAST_SKETCHED", 8),
+        mock.patch.object(sketched_family, "_FIRST", 4),
+    ):
+        return _fitted("svd")(p)
 
 
 def outputs_sorted(fun, p):
@@ -211,6 +252,7 @@ JACOBIANS = {
     "lsmr": _counted(_solved("lsmr")),
     "lsmr with a penalty": _counted(_solved(hesse.LSMR(tikhonov=0.1))),
     "svds": _counted(_svds(2)),
+    "scipy": _counted(_by_scipy),
     "all singular values": lambda p: (
         hesse.svds(hesse.jacobian_operator(p.risk, p.params), p.space.n, generator=seed()).S
     ),
@@ -237,6 +279,10 @@ FITS = {
     "fit by lsmr": _fitted("lsmr"),
     "robust svd": _fitted("svd", loss="cauchy", f_scale=0.1),
     "robust lsmr": _fitted("lsmr", loss="huber", f_scale=0.1),
+    "svd within bounds": _fitted("svd", bounds=_bounds),
+    "lsmr within bounds": _fitted("lsmr", bounds=_bounds),
+    "long steps": _fitted("svd-long", x_scale=_sizes),
+    "sketched": _sketched,
 }
 
 
@@ -347,9 +393,9 @@ def rejected(place):
     return found
 
 
-def stopped_and_resumed(place, folder, method):
+def stopped_and_resumed(place, folder, method, is_sharded):
     """Whether a fit that was stopped goes on to the bits of one that was not."""
-    p = Problem(place, "ragged", loss="squares")
+    p = Problem(place, "ragged", is_sharded=is_sharded, loss="squares")
 
     def fit(path, stop=None):
         steps = []
@@ -362,7 +408,7 @@ def stopped_and_resumed(place, folder, method):
 
     first = fit(f"{folder}/run", 2)
     again, whole = fit(f"{folder}/run"), fit(f"{folder}/other")
-    same = all(bool((again.x[name] == whole.x[name]).all()) for name in whole.x)
+    same = bool((p.whole(again.x) == p.whole(whole.x)).all())
     return first.status.name, first.nit, again.nit, whole.nit, same
 
 
@@ -370,13 +416,12 @@ def refusals(place):
     """What is not done with vectors of outputs, by name."""
     p = Problem(place, "ragged", loss="squares")
     q = Problem(place, "ragged", is_sharded=True, loss="squares")
+    above = dict.fromkeys(q.params, 1.0 if place.rank == BAD else None), None
     J, K = hesse.jacobian_operator(p.risk, p.params), hesse.ntk_operator(p.risk, p.params)
     b = J.codomain.zeros() + 1.0
     path = "never/written"
     return {
         "checkpoint": _error(lambda: hesse.solve(J, b, "lsmr", checkpoint=path)),
         "kernel": _error(lambda: hesse.eigsh(K, 2, checkpoint=path)),
-        "scipy": _error(lambda: J.to_scipy()),
-        "svd": _error(lambda: hesse.least_squares(q.risk, q.params, "svd")),
-        "bounds": _error(lambda: hesse.least_squares(q.risk, q.params, bounds=(-1.0, 1.0))),
+        "out of bounds": _error(lambda: hesse.least_squares(q.risk, q.params, bounds=above)),
     }

@@ -2,17 +2,22 @@
 
 from unittest import mock
 
+import numpy
+import scipy.sparse.linalg
 import torch
 from torch import nn
 
 import hesse
 from hesse.distributed import shard
 from hesse.krylov import lanczos_process
+from hesse.krylov.preconditioners import block_jacobi, pivoted_cholesky
 from hesse.testing import Traffic
 from hesse.vectors.space import Space
 from tests.ranks_faults import BAD, FAULTS, _error, _Switch
 from tests.ranks_pool import batches, model, shared, vector
-from tests.shards_jobs import mesh
+from tests.shards_jobs import columns, mesh
+
+FEW = [130, 0, 66]  # places of entries
 
 
 def _operator(place, loss=None, **options):
@@ -72,10 +77,17 @@ def refusals(place):
         "some of the tensors": lambda: hesse.hessian_operator(there, mixed),
         "another cut": lambda: H @ turned,
         "no group": lambda: hesse.hessian_operator(lambda p: sum(p.values()), params),
-        "indices": lambda: H.restrict([0, 1]),
-        "scipy": lambda: H.to_scipy(),
-        "blocks": lambda: hesse.solve(H, v + 1.0, "cg", "block-jacobi"),
-        "pivots": lambda: hesse.krylov.preconditioners.pivoted_cholesky(H, diagonal=v + 1.0),
+        "other indices": lambda: H.restrict([place.rank]),
+        "indices and masks": lambda: H.restrict([0] if place.rank == BAD else v == v),
+        "no entry": lambda: H.restrict(v != v),
+        "a mask that does not fit": lambda: H.restrict((v == v)[place.rank == BAD :]),
+        "whole masks": lambda: H.restrict({k: leaf == leaf for k, leaf in there.params.items()}),
+        "other vectors of scipy": lambda: H.to_scipy() @ numpy.full(H.shape[0], place.rank),
+        "a start of each process": lambda: scipy.sparse.linalg.eigsh(H.to_scipy(), 2),
+        "blocks of zeros": lambda: block_jacobi(0.0 * H, 2, probes=1),
+        "no diagonal": lambda: pivoted_cholesky(H),
+        "zeros": lambda: pivoted_cholesky(0.0 * H, diagonal=v),
+        "a negative pivot": lambda: pivoted_cholesky(H, 9, diagonal=v + 0.05 + 1e-9),
         "whole and sharded": lambda: H + hesse.hessian_operator(there, there.params),
         "bounds": lambda: hesse.minimize(there, params, bounds=(0.0, {"0.bias": 1.0})),
         "optimiser": lambda: hesse.HessianFree(params.values()),
@@ -95,8 +107,11 @@ def traffic(place):
     """What a product, a block, a gradient and what is computed of vectors send."""
     H = _operator(place)
     v, space = H.domain.part(vector()), H.domain
-    block = torch.stack([v] * 5, dim=1)
+    block, few = torch.stack([v] * 5, dim=1), H.restrict(FEW)
+    M = block_jacobi(H, 5, probes=1)
     calls = {
+        "restricted": lambda: few @ torch.ones(len(FEW), dtype=torch.float64),
+        "blocks": lambda: M @ v,
         "product": lambda: H @ v,
         "block": lambda: H @ block,
         "gradient": lambda: H.flat_gradient,
@@ -145,7 +160,7 @@ def _of_ten_steps(method):
 
 
 def turned(place):
-    """A product at parameters that are cut along their last dimensions, and one process's."""
+    """What is computed at parameters that are cut along their last dimensions."""
     there = shared(place, "ragged")
     params = {
         name: leaf.redistribute(placements=[_along(leaf.ndim - 1)])
@@ -153,6 +168,13 @@ def turned(place):
     }
     H = hesse.hessian_operator(there, params)
     space = Space.of(params, ranks=there.ranks)
-    product = H @ space.unflatten(space.part(vector()))
-    whole = torch.cat([leaf.full_tensor().flatten() for leaf in product.values()])
-    return whole, space.whole(space.gaussian(torch.Generator().manual_seed(3))[None])[0]
+    product, few = H @ space.unflatten(space.part(vector())), H.restrict(FEW)
+    M = block_jacobi(H, 5, probes=2, generator=torch.Generator().manual_seed(3))
+    return {
+        "product": torch.cat([leaf.full_tensor().flatten() for leaf in product.values()]),
+        "drawn": space.whole(space.gaussian(torch.Generator().manual_seed(3))[None])[0],
+        "restricted": few.to_dense(),
+        "random": few.domain.gaussian(),
+        "by scipy": torch.as_tensor(H.to_scipy() @ columns(space.n).numpy()),
+        "by blocks": space.whole((M @ space.part(vector()))[None])[0],
+    }

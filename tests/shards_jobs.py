@@ -1,10 +1,13 @@
 """What the tests of sharded vectors compute, of a problem whose parameters may be sharded."""
 
+import numpy
+import scipy.sparse.linalg
 import torch
 from torch import nn
 
 import hesse
 from hesse.distributed import shard
+from hesse.krylov.preconditioners import block_jacobi, pivoted_cholesky
 from hesse.testing import CountingOperator
 from hesse.vectors.space import Space
 
@@ -90,6 +93,11 @@ def mesh(place):
     return DeviceMesh.from_group(place.group, "cpu")
 
 
+def columns(n):
+    """Two whole vectors."""
+    return torch.linspace(-1.0, 1.0, 2 * n, dtype=torch.float64).view(n, 2)
+
+
 def seed(number=7):
     return torch.Generator().manual_seed(number)
 
@@ -159,6 +167,19 @@ def _normal(A, p):
     return p.whole(draws.value)
 
 
+def _blocks(size, probes):
+    def compute(A, p):
+        M = block_jacobi(A, size, probes=probes, generator=seed())
+        return p.whole(M @ p.vector()), p.whole(M @ p.block(2)), M.products
+
+    return compute
+
+
+def _pivoted(A, p):
+    M = pivoted_cholesky(A, 4, diagonal=p.space.part(p.ggn.to_dense().diagonal()))
+    return p.whole(M @ p.vector()), M.products
+
+
 def _structured(p):
     """What is known of a matrix of low rank plus a diagonal one, with and without products."""
     space = p.space
@@ -175,6 +196,8 @@ def _structured(p):
             hesse.logdet(A).value,
             hesse.norm(A, 2).value if name != "sum" else 0.0,
             A.to_dense(),
+            hesse.inverse_operator(A.restrict(_places(p))).to_dense(),
+            p.whole(pivoted_cholesky(A, 3) @ p.vector()),
         ]
     return answers
 
@@ -182,6 +205,32 @@ def _structured(p):
 def _svds(A, p):
     found = hesse.svds(A, 2, generator=seed(), max_products=40)
     return found.S, p.whole(found.U).abs()
+
+
+def _places(p):
+    """Some places of a whole vector, in any order."""
+    return [p.space.n - 1, 0, p.space.n // 2, 3]
+
+
+def _restricted(A, p):
+    large = p.space.unflatten(p.vector())
+    few, b = A.restrict(_places(p)), torch.arange(1.0, 5.0, dtype=torch.float64)
+    return {
+        "product": few @ b,
+        "block": few @ torch.stack([b, -b], dim=1),
+        "curvature": few.curvature(b),
+        "solution": hesse.solve(_shifted(few), b, "cg").x,
+        "trace": hesse.trace(few, method="hutchinson", max_products=2, generator=seed()).value,
+        "mask": A.restrict(p.vector().abs() > 1.5).to_dense(),
+        "masks": A.restrict({name: leaf.abs() > 1.5 for name, leaf in large.items()}).to_dense(),
+    }
+
+
+def _by_scipy(A, p):
+    """Eigenvalues by SciPy, whose vectors are whole in each process."""
+    B, start = A.to_scipy(), numpy.linspace(-1.0, 1.0, A.shape[0])
+    values, vectors = scipy.sparse.linalg.eigsh(B, 2, v0=start, ncv=8, tol=1e-2)
+    return torch.as_tensor(values), torch.as_tensor(vectors).abs(), torch.as_tensor(B @ vectors)
 
 
 def _minimised(method):
@@ -200,6 +249,7 @@ def _products(p):
         "block": p.whole(H @ p.block(3)),
         "curvature": [H.curvature(p.vector()), p.ggn.curvature(p.vector())],
         "value": H.value,
+        "largest": list(H.domain.argmax(p.vector().round())),
         "gradient": [p.whole(H.flat_gradient), p.whole(H.gradient)],
         "at": p.whole(H.at(H.domain.unflatten(2 * H.domain.flatten(p.params))) @ p.vector()),
         "hvp": p.whole(hesse.hvp(p.risk, p.params, p.vector())),
@@ -274,6 +324,10 @@ AUDIT = {
     "polynomials": _counted(_density(probes=1, method="kernel-polynomial")),
     "function": _counted(_function),
     "normal": _counted(_normal),
+    "restrict": _counted(_restricted),
+    "scipy": _counted(_by_scipy),
+    "block-jacobi": _counted(_blocks(5, 2), "hessian"),
+    "pivoted-cholesky": _counted(_pivoted),
     "low rank": lambda p: p.whole(hesse.nystrom_operator(p.ggn, 8, generator=seed()) @ p.vector()),
     "newton-cg": _minimised("newton-cg"),
     "trust-krylov": _minimised("trust-krylov"),
@@ -285,6 +339,8 @@ EXACT = {
     "exact diagonal": _counted(_estimate(hesse.diagonal, is_vector=True), "hessian"),
     "exact norm": _counted(_estimate(hesse.norm)),
     "exact logdet": _counted(_estimate(hesse.logdet, shift=1.0)),
+    "exact blocks": _counted(_blocks(4, None), "hessian"),
+    "by block-jacobi": _counted(_solved("cg", preconditioner="block-jacobi", max_iterations=3)),
     "exact count": _counted(_estimate(hesse.count_eigenvalues, 0.06, 10.0)),
     "structured": _structured,
 }

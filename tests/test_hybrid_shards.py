@@ -9,7 +9,10 @@ from tests.ranks_pool import _plain, bits, close
 
 pytestmark = pytest.mark.distributed
 SIZE = 4
-_METHODS = ["products", "derivatives", "others", "cg", "eigsh", "block-cg", "xtrace", "low rank"]
+_METHODS = [
+    *("products", "derivatives", "others", "cg", "eigsh", "block-cg", "xtrace", "low rank"),
+    *("restrict", "block-jacobi", "pivoted-cholesky", "scipy"),
+]
 
 
 def test_a_model_of_fully_shard_gives_what_one_process_does():

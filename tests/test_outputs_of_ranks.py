@@ -43,7 +43,7 @@ def test_fits_are_those_of_one_process(pool, split):
 
 @pytest.mark.parametrize("split", ["ragged", "empty"])
 def test_fits_of_sharded_parameters_are_too(pool, split):
-    names = ["fit by lsmr", "robust lsmr"]
+    names = list(jobs.FITS)
     found = pool.run(jobs.answered, split, names, True, "squares", size=jobs.SIZES[split])
     close(found[0], _in_one_process(names, loss="squares"))
     assert len({bits(answers) for answers in found}) == 1
@@ -141,10 +141,10 @@ def test_a_step_outside_the_domain_of_one_rank_is_rejected_on_all(pool):
         close(found, wanted)
 
 
-@pytest.mark.parametrize("method", ["svd", "lsmr"])
-def test_a_fit_resumes_on_all_ranks_to_the_same_bits(pool, tmp_path, method):
+@pytest.mark.parametrize(("method", "is_sharded"), [("svd", False), ("svd", True), ("lsmr", True)])
+def test_a_fit_resumes_on_all_ranks_to_the_same_bits(pool, tmp_path, method, is_sharded):
     for status, before, after, undisturbed, same in pool.run(
-        jobs.stopped_and_resumed, tmp_path, method
+        jobs.stopped_and_resumed, tmp_path, method, is_sharded
     ):
         assert status == "STOPPED"
         assert before < after == undisturbed

@@ -101,6 +101,30 @@ def test_a_bounded_linear_fit_has_its_closed_form():
     assert result.active_mask.tolist() == [-1, 0, 0, 1]
 
 
+def test_variables_at_a_bound_are_exactly_there():
+    """Bent steps, whose rounding may lead off a bound, or beyond it."""
+    at_bounds = 0
+    for seed in range(9, 12):
+        generator = torch.Generator().manual_seed(seed)
+        A, y, x0 = (
+            torch.randn(*shape, generator=generator, dtype=DOUBLE)
+            for shape in ((60, 40), (60,), (40,))
+        )
+        upper = x0 + 0.1 * torch.rand(40, generator=generator, dtype=DOUBLE)
+
+        def r(x, A=A, y=y):
+            return torch.tanh(0.3 * A @ x) + 0.05 * (A @ x) ** 2 - y
+
+        for steps in (2, 3):
+            fit = hesse.least_squares(r, x0, bounds=(None, upper), max_iterations=steps)
+            x = fit.x
+            assert bool((x <= upper).all())
+            is_there = (x - upper).abs() < 1e-12
+            assert torch.equal(x[is_there], upper[is_there])
+            at_bounds += int(fit.active_mask.sum())
+    assert at_bounds > 60
+
+
 def test_bounds_are_given_as_in_scipy_and_equal_ones_hold_a_variable():
     A, b = gaussian(9, 3), gaussian(9, seed=1)
     box = ([-9.0, 0.5, -9.0], [9.0, 0.5, 9.0])

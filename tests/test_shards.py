@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import hesse
+from hesse.krylov.preconditioners import block_jacobi
 from hesse.vectors.cuts import Cut
 from hesse.vectors.shards import Shards
 from tests import fake_ranks
@@ -20,7 +21,10 @@ distributed = pytest.mark.distributed
 
 # All layouts and numbers of ranks: the products. All methods: where every kind of part occurs.
 _ALL = {("ragged", 3): jobs.AUDIT, ("few", 2): jobs.AUDIT | jobs.EXACT}
-_SOME = ["products", "derivatives", "cg", "xtrace"]
+_SOME = [
+    *("products", "derivatives", "cg", "xtrace"),
+    *("restrict", "block-jacobi", "pivoted-cholesky", "scipy"),
+]
 
 
 @distributed
@@ -49,9 +53,15 @@ def test_random_vectors_are_parts_of_one_stream_whatever_the_number_of_ranks(poo
 def test_leaves_may_be_cut_along_any_dimension(pool):
     H = hesse.hessian_operator(whole())
     normal = H.domain.gaussian(torch.Generator().manual_seed(3))
-    for product, drawn in pool.run(faults.turned):
-        close(product, (H @ vector()).numpy())
-        close(drawn, normal.numpy())
+    M = block_jacobi(H, 5, probes=2, generator=torch.Generator().manual_seed(3))
+    answers = pool.run(faults.turned)
+    assert len({bits(found["random"]) for found in answers}) == 1
+    for found in answers:
+        close(found["product"], (H @ vector()).numpy())
+        close(found["drawn"], normal.numpy())
+        close(found["restricted"], H.restrict(faults.FEW).to_dense().numpy())
+        close(found["by blocks"], (M @ vector()).numpy())
+        close(found["by scipy"], (H @ jobs.columns(H.shape[0])).numpy())
 
 
 # -- FSDP2 -----------------------------------------------------------------------------------------
@@ -93,6 +103,9 @@ def test_a_product_is_one_gather_and_one_scatter(pool, size):
             assert numbers["reduce-scatter"] == size * (max(k, 1) * width + 1)
         for name in ("norm", "inner", "gram"):
             assert found[name][0] == {"all-reduce": 1}
+        assert found["blocks"][0] == ({"all-reduce": 1} if size > 1 else {})
+        assert found["restricted"][0] == {**both, "all-reduce": 1}
+        assert found["restricted"][1]["all-reduce"] == len(faults.FEW)
 
 
 @distributed

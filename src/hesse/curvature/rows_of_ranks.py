@@ -116,6 +116,10 @@ class _OfRanks(LinearOperator):
         """The matrix of the same function at another point of the same structure."""
         return type(self)(self.local.at(self._params.whole_tree(x)), self._params, self._outputs)
 
+    def with_params(self, params: Space) -> Any:
+        """The same matrix on parameters that are cut as those of a space, or whole."""
+        return type(self)(self.local, params, self._outputs)
+
     def _to_outputs(self, product: Product, v: Tensor) -> Tensor:
         """The outputs of this rank; v is gathered if each process has a part of it."""
         if self._params.shards is None:

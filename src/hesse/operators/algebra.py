@@ -16,6 +16,7 @@ from hesse.operators import structure, terms
 from hesse.operators.operands import divisor, not_an_operator, number
 from hesse.operators.parts import Parts
 from hesse.operators.terms import Terms
+from hesse.vectors.places import Where, embedded, taken
 from hesse.vectors.space import Space
 
 
@@ -97,7 +98,7 @@ class LinearOperator(Parts):
         """-A."""
         return _Scaled(-1.0, self)
 
-    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
+    def _principal(self, space: Space, where: Where) -> LinearOperator:
         return _Block(self, space, where)
 
     def _compressed(self, Q: Tensor) -> LinearOperator:
@@ -142,7 +143,7 @@ class _Sum(structure.SumStructure, LinearOperator):
         a, b = self.a._in_space(space), self.b._in_space(space)
         return self if a is self.a and b is self.b else _Sum(a, b)
 
-    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
+    def _principal(self, space: Space, where: Where) -> LinearOperator:
         return self.a._principal(space, where) + self.b._principal(space, where)
 
     def _compressed(self, Q: Tensor) -> LinearOperator:
@@ -181,7 +182,7 @@ class _Scaled(structure.ScaledStructure, LinearOperator):
         a = self.a._in_space(space)
         return self if a is self.a else _Scaled(self.scalar, a)
 
-    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
+    def _principal(self, space: Space, where: Where) -> LinearOperator:
         return self.scalar * self.a._principal(space, where)
 
     def _compressed(self, Q: Tensor) -> LinearOperator:
@@ -256,7 +257,7 @@ class _Transposed(structure.TransposedStructure, LinearOperator):
     def T(self) -> LinearOperator:
         return self.a
 
-    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
+    def _principal(self, space: Space, where: Where) -> LinearOperator:
         return self.a._principal(space, where).T
 
     def _compressed(self, Q: Tensor) -> LinearOperator:
@@ -273,7 +274,7 @@ class _Transposed(structure.TransposedStructure, LinearOperator):
 class _Block(structure.BlockStructure, LinearOperator):
     """Some rows of A and the same columns."""
 
-    def __init__(self, a: LinearOperator, space: Space, where: slice | Tensor) -> None:
+    def __init__(self, a: LinearOperator, space: Space, where: Where) -> None:
         super().__init__(space, symmetric=a.symmetric)
         self.a, self._range = a, where
 
@@ -288,25 +289,23 @@ class _Block(structure.BlockStructure, LinearOperator):
         return f"{whole}.block({names[0]!r}{', ...' if len(names) > 1 else ''})"
 
     def _matvec(self, v: Tensor) -> Tensor:
-        return self.a._matvec(self._embed(v))[self._range]
+        return taken(self.a._matvec(self._embed(v)), self._range)
 
     def _rmatvec(self, u: Tensor) -> Tensor:
-        return self.a._rmatvec(self._embed(u))[self._range]
+        return taken(self.a._rmatvec(self._embed(u)), self._range)
 
     def _matmat(self, block: Tensor) -> Tensor:
-        return self.a._matmat(self._embed(block))[self._range]
+        return taken(self.a._matmat(self._embed(block)), self._range)
 
     def _rmatmat(self, block: Tensor) -> Tensor:
-        return self.a._rmatmat(self._embed(block))[self._range]
+        return taken(self.a._rmatmat(self._embed(block)), self._range)
 
     def _curvature(self, v: Tensor) -> float:
         return self.a._curvature(self._embed(v))
 
     def _embed(self, v: Tensor) -> Tensor:
         """A vector or a block with zeros in the other entries."""
-        full = v.new_zeros(self.a.domain.size, *v.shape[1:])
-        full[self._range] = v
-        return full
+        return embedded(v, self._range, self.a.domain)
 
 
 class _Compression(LinearOperator):

@@ -17,6 +17,7 @@ from hesse.operators.computed_diagonal import combined
 from hesse.operators.dense import aslinearoperator
 from hesse.operators.diagonal import DiagonalOperator
 from hesse.operators.structure import BlocksStructure, diagonal_of
+from hesse.vectors.places import Where
 from hesse.vectors.space import Space
 
 
@@ -49,7 +50,7 @@ class BlockDiagonalOperator(BlocksStructure, LinearOperator):
         for A in self.blocks:
             A.announce(products)
 
-    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
+    def _principal(self, space: Space, where: Where) -> LinearOperator:
         """Of whole blocks it is block-diagonal too."""
         ends = [0, *accumulate(self._rows)]
         is_whole = isinstance(where, slice) and where.start in ends and where.stop in ends

@@ -20,6 +20,7 @@ from hesse.operators.structure import diagonal_of
 from hesse.operators.terms import Terms, of_matrix
 from hesse.vectors.aliasing import num_writes
 from hesse.vectors.arrays import as_tensor
+from hesse.vectors.places import Places, Where
 from hesse.vectors.space import Space
 
 
@@ -83,7 +84,8 @@ class DenseOperator(LinearOperator):
         space = self.domain if self.domain == self.codomain else None
         return DenseOperator(self.matrix**2, symmetric=self.symmetric, space=space)
 
-    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
+    def _principal(self, space: Space, where: Where) -> LinearOperator:
+        assert not isinstance(where, Places)  # a matrix is one of whole vectors
         return DenseOperator(self.matrix[where][:, where], symmetric=self.symmetric, space=space)
 
     def _compressed(self, Q: Tensor) -> LinearOperator:

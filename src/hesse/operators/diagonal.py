@@ -13,6 +13,7 @@ from hesse.errors import ArgumentError
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.structure import diagonal_of, logdet_of
 from hesse.operators.terms import Terms
+from hesse.vectors.places import Where, taken
 from hesse.vectors.space import Space, Tree
 
 
@@ -29,8 +30,8 @@ class DiagonalOperator(LinearOperator):
     def _matmat(self, block: Tensor) -> Tensor:
         return self.diagonal[:, None] * block
 
-    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
-        return DiagonalOperator(space, self.diagonal[where])
+    def _principal(self, space: Space, where: Where) -> LinearOperator:
+        return DiagonalOperator(space, taken(self.diagonal, where))
 
     def _inverse(self) -> LinearOperator | None:
         reciprocal = 1.0 / self.diagonal
@@ -81,7 +82,7 @@ class IdentityOperator(LinearOperator):
     def _matmat(self, block: Tensor) -> Tensor:
         return block.clone()
 
-    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
+    def _principal(self, space: Space, where: Where) -> LinearOperator:
         return IdentityOperator(space)
 
     def _inverse(self) -> LinearOperator:

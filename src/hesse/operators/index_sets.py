@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sets of entries of a vector: indices, a mask, or a tree of masks like the user's vectors."""
+"""Sets of entries of a vector: indices, a mask, or a tree of masks like the user's vectors.
+
+Of vectors that are sharded indices are places in the whole vector, the same in all processes; of a
+mask each process has its part, as of a vector.
+"""
 
 from __future__ import annotations
 
+import zlib
 from numbers import Number
 from typing import Any
 
@@ -10,7 +15,9 @@ import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError, DtypeError, ShapeError, StructureError
+from hesse.ranks import alike
 from hesse.vectors.arrays import as_tensor
+from hesse.vectors.raw import raw_bytes
 from hesse.vectors.space import Space
 from hesse.vectors.trees import match, subscript
 
@@ -20,24 +27,44 @@ _EXPECTED = "index to be indices of entries, a mask of shape (n,), or a tree of 
 def entries(space: Space, index: Any) -> Tensor:
     """The indices of a set of entries of a flat vector, in the order given; of a mask ascending.
 
+    Of sharded vectors those in the whole vector: one all-reduce, and of a mask an all-gather.
+
     >>> entries(Space.flat(4), [2, -4]), entries(Space.flat(2), torch.tensor([False, True]))
     (tensor([2, 0]), tensor([1]))
     """
-    space.check_whole("a set of indices", "Take A.block(name), the name of a leaf or of several.")
-    given = _as_tensor(index, space.device)
+    with alike(None if space.shards is None else space.ranks):
+        given = _as_tensor(index, space.device)
+        mask = _mask(space, given)
+        if mask is None:
+            chosen = _in_range(given, space.n).to(space.device)
+        else:
+            chosen = mask.to(space.device).nonzero()[:, 0]
+    if space.shards is not None:
+        chosen = _of_all(space, chosen, is_mask=mask is not None)
+    return _not_empty(chosen)
+
+
+def _of_all(space: Space, chosen: Tensor, *, is_mask: bool) -> Tensor:
+    """The indices in the whole vector, in all processes."""
+    assert space.ranks is not None
+    code = -1 if is_mask else zlib.crc32(raw_bytes(chosen.cpu()).numpy().tobytes())
+    space.ranks.check_same("index", code, "Give all ranks one list of indices, or each its mask.")
+    if not is_mask:
+        return chosen
+    return space.sharers.concatenated(space.positions[chosen]).sort().values
+
+
+def _mask(space: Space, given: Any) -> Tensor | None:
+    """The mask of a flat vector that is given; None for indices."""
     if not isinstance(given, Tensor) or (given.dtype is torch.bool and space.is_point(given)):
-        chosen = _flat_mask(space, given).nonzero()[:, 0]
-    elif given.ndim != 1:
+        return _flat_mask(space, given)
+    if given.ndim != 1:
         raise ShapeError(
             expected=_EXPECTED,
             got=f"a tensor of shape {tuple(given.shape)}",
             remedy="Give one list of indices; of a mask .reshape(-1).",
         )
-    elif given.dtype is torch.bool:
-        chosen = _of_length(given, space.n).nonzero()[:, 0]
-    else:
-        chosen = _in_range(given, space.n)
-    return _not_empty(chosen).to(space.device)
+    return _of_length(given, space.size) if given.dtype is torch.bool else None
 
 
 def _as_tensor(index: Any, device: torch.device) -> Any:
@@ -53,6 +80,9 @@ def _as_tensor(index: Any, device: torch.device) -> Any:
 def _flat_mask(space: Space, tree: Any) -> Tensor:
     """The mask (n,) of a tree of masks."""
     leaves = list(match(space.template, tree, "index", space.device))
+    if space.shards is not None:
+        labels = [f"index{subscript(name)}" for name in space.names]
+        leaves = space.shards.parts(list(zip(labels, leaves, strict=True)))
     for name, shape, leaf in zip(space.names, space.shapes, leaves, strict=True):
         if leaf.dtype is not torch.bool or leaf.shape != shape:
             raise StructureError(

@@ -13,6 +13,7 @@ from torch import Tensor
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import DiagonalOperator
 from hesse.operators.structure import diagonal_of, logdet_of
+from hesse.vectors.places import Where, taken
 from hesse.vectors.space import Space
 
 
@@ -83,8 +84,8 @@ class LowRankOperator(LinearOperator):
         V, k = eigenpairs
         return inverse + LowRankOperator(self.domain, V.to(self.dtype), -1.0 / k)
 
-    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
-        return LowRankOperator(space, self.U[where], self.s)
+    def _principal(self, space: Space, where: Where) -> LowRankOperator:
+        return LowRankOperator(space, taken(self.U, where), self.s)
 
     def _compressed(self, Q: Tensor) -> LinearOperator:
         space = Space.flat(Q.shape[1], self.dtype, self.device)
@@ -123,9 +124,8 @@ class LowRankPlusDiagonal(LinearOperator):
     def _diagonal(self) -> Tensor:
         return self._entries + self.low_rank._diagonal()
 
-    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
-        A = self.low_rank
-        return LowRankPlusDiagonal(LowRankOperator(space, A.U[where], A.s), self.d[where])
+    def _principal(self, space: Space, where: Where) -> LinearOperator:
+        return LowRankPlusDiagonal(self.low_rank._principal(space, where), taken(self.d, where))
 
     def _plus_diagonal(self, D: LinearOperator) -> LinearOperator:
         space = self.domain.common(D.domain)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from hesse.operators.index_sets import entries
 from hesse.operators.products import Products
 from hesse.operators.protocol import OperatorProtocol
 from hesse.vectors.arrays import as_tensor
+from hesse.vectors.places import Places
 from hesse.vectors.space import Space
 
 
@@ -55,15 +57,19 @@ class Parts(Products):
 
         Args:
             index: S, as indices of entries of the flat vector (k,), negative ones from the end; as
-                a boolean mask (n,); or as a tree of masks like x, such as those of pruning.
+                a boolean mask (n,); or as a tree of masks like x, such as those of pruning. Where
+                vectors are sharded indices are those of the whole vector, the same on all ranks,
+                and a mask is the part of each process, or a tree of `DTensor`s.
 
         Returns:
             An operator on flat vectors (k,), in the order of the indices; of a mask in that of the
             entries. Symmetric if A is. A diagonal, dense, sparse or low-rank matrix, and sums of
             such, keep their structure, so that the part has an exact inverse where A has one.
+            Vectors (k,) are whole in each process.
 
         Cost: nothing; each product one with A, unless the structure of A allows less. Memory: k
-            indices, and a vector of A for a product.
+            indices, and a vector of A for a product. Where vectors are sharded, one all-reduce, or
+            two of a mask, and for a product one of k numbers.
 
         Raises:
             HesseError: A not square; indices out of range, twice, or none; a mask that does not
@@ -77,8 +83,10 @@ class Parts(Products):
                 [0., 4.]])
         """
         check_square(self)
-        where = entries(self.domain, index)
-        return self._principal(Space.flat(len(where), self.dtype, self.device), where)
+        whole = self.domain
+        chosen = entries(whole, index)
+        part = replace(Space.flat(len(chosen), self.dtype, self.device), ranks=whole.ranks)
+        return self._principal(part, chosen if whole.shards is None else Places(whole, chosen))
 
     @public("{self}.project(Q)", nested=False)
     def project(self, Q: Any) -> Any:

@@ -138,10 +138,16 @@ class Products(OperatorProtocol):
         Vectors of another dtype are converted to that of the operator. SciPy's functions take this
         operator and not a Hesse operator itself: `scipy.sparse.linalg.eigsh(A.to_scipy())`.
 
-        Cost: none; later one product for each vector. Needs the extra hesse[scipy].
+        Where vectors are sharded over processes those of SciPy are whole in each of them: all make
+        the same call of SciPy, with the same start (`v0=` or `rng=` of `eigsh`), and take the same
+        steps.
+
+        Cost: none; later one product for each vector, and of sharded ones an all-reduce of 4
+        numbers for each process and an all-gather. Needs the extra hesse[scipy].
 
         Raises:
             MissingExtraError: SciPy is not installed.
+            RankError: in a product, processes multiply different vectors.
 
         >>> from hesse.operators import diagonal_operator
         >>> diagonal_operator(torch.tensor([1.0, 2.0])).to_scipy() @ [1.0, 1.0]

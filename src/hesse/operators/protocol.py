@@ -56,6 +56,7 @@ from torch import Tensor
 from hesse.errors import OperatorError
 from hesse.operators.terms import Terms, are_symmetric, factor
 from hesse.operators.to_scipy import check_not_asked_by_scipy
+from hesse.vectors.places import Where
 from hesse.vectors.rows import stacked, transposed
 from hesse.vectors.space import Space
 
@@ -208,7 +209,7 @@ class OperatorProtocol(ABC):
         return tuple(part._written() for part in parts)
 
     @abstractmethod
-    def _principal(self, space: Space, where: slice | Tensor) -> Any:
+    def _principal(self, space: Space, where: Where) -> Any:
         """The rows and columns `where` of A, as an operator on `space`."""
 
     @abstractmethod

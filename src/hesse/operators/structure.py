@@ -17,6 +17,7 @@ from torch import Tensor
 from hesse.operators.computed_diagonal import combined
 from hesse.operators.kept import kept
 from hesse.operators.protocol import OperatorProtocol
+from hesse.vectors.places import Where, taken
 from hesse.vectors.space import Space
 
 Function = Callable[[Tensor], Tensor]
@@ -271,7 +272,7 @@ class BlockStructure(OperatorProtocol):
     """Of a diagonal block of A."""
 
     a: Any
-    _range: slice | Tensor
+    _range: Where
 
     @property
     def is_structured(self) -> bool:
@@ -279,10 +280,10 @@ class BlockStructure(OperatorProtocol):
 
     def _diagonal(self) -> Tensor | None:
         diagonal = self.a._diagonal()
-        return None if diagonal is None else diagonal[self._range]
+        return None if diagonal is None else taken(diagonal, self._range)
 
     def _computed_diagonal(self) -> Any:
-        return combined([self.a], lambda a: a[self._range])
+        return combined([self.a], lambda a: taken(a, self._range))
 
 
 class BlocksStructure(OperatorProtocol):

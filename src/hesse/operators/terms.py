@@ -14,6 +14,7 @@ from collections.abc import Hashable
 from torch import Tensor
 
 from hesse.vectors.arrays import as_array
+from hesse.vectors.places import Places, Where
 
 Factor = tuple[Hashable, bool | None]
 """What it is, and whether it is transposed; None for a symmetric one."""
@@ -77,8 +78,9 @@ def of_matrix(matrix: Tensor, *, symmetric: bool) -> Terms | None:
     return factor(what, symmetric=symmetric, transposed=transposed)
 
 
-def of_entries(where: slice | Tensor) -> Hashable:
+def of_entries(where: Where) -> Hashable:
     """What tells one set of entries of a vector from another."""
     if isinstance(where, slice):
         return where.start, where.stop
-    return hashlib.sha256(as_array(where).tobytes()).digest()
+    index = where.index if isinstance(where, Places) else where
+    return hashlib.sha256(as_array(index).tobytes()).digest()

@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from hesse.errors import MissingExtraError, StructureError
+from hesse.vectors.rows import transposed
 from hesse.vectors.space import Space
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
 
+Product = Callable[[Tensor], Tensor]
+
+
 def as_scipy(A: Any) -> ScipyOperator:
     """A `hesse.LinearOperator` as a SciPy one, on NumPy vectors; see `LinearOperator.to_scipy`."""
-    for space in (A.domain, A.codomain):
-        space.check_whole("SciPy", "Take hesse.eigsh, hesse.svds or hesse.solve.")
     try:
         from scipy.sparse.linalg import LinearOperator as ScipyOperator
     except ImportError as error:
@@ -30,21 +32,38 @@ def as_scipy(A: Any) -> ScipyOperator:
             remedy="pip install 'hesse[scipy]'",
         ) from error
 
-    def on_arrays(product: Callable[[Tensor], Tensor], space: Space) -> Callable[[Any], Any]:
+    def on_arrays(product: Product, space: Space, results: Space) -> Callable[[Any], Any]:
         def function(array: Any) -> Any:
             tensor = torch.tensor(array)  # a copy: SciPy's arrays may be strided or read-only
-            return product(tensor.to(space.device, space.dtype)).cpu().numpy()
+            part = _part(space, tensor.to(space.device, space.dtype))
+            return _whole(results, product(part)).cpu().numpy()
 
         return function
 
+    sides = A.domain, A.codomain
     functions: dict[str, Any] = {  # SciPy's type stubs do not know its keyword constructor
-        "matvec": on_arrays(lambda v: A._matvec(v.reshape(-1)), A.domain),
-        "rmatvec": on_arrays(lambda u: A._rmatvec(u.reshape(-1)), A.codomain),
-        "matmat": on_arrays(A._matmat, A.domain),
-        "rmatmat": on_arrays(A._rmatmat, A.codomain),
+        "matvec": on_arrays(lambda v: A._matvec(v.reshape(-1)), *sides),
+        "rmatvec": on_arrays(lambda u: A._rmatvec(u.reshape(-1)), *reversed(sides)),
+        "matmat": on_arrays(A._matmat, *sides),
+        "rmatmat": on_arrays(A._rmatmat, *reversed(sides)),
         "dtype": torch.empty(0, dtype=A.dtype).numpy().dtype,
     }
     return ScipyOperator(shape=A.shape, **functions)
+
+
+def _part(space: Space, v: Tensor) -> Tensor:
+    """What an operator has, in this process, of a vector or a block that all of them give."""
+    if space.shards is None:
+        return v
+    assert space.ranks is not None
+    return space.ranks.each(lambda: space.part(v), v)
+
+
+def _whole(space: Space, v: Tensor) -> Tensor:
+    """All entries of a vector or a block of which each process has a part."""
+    if space.shards is None:
+        return v
+    return space.whole(v[None])[0] if v.ndim == 1 else space.whole(transposed(v)).T
 
 
 def check_not_asked_by_scipy(A: Any, frame: FrameType) -> None:

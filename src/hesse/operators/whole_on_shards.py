@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import DiagonalOperator
 from hesse.operators.structure import diagonal_of
+from hesse.vectors.places import Places, Where
 from hesse.vectors.rows import transposed
 from hesse.vectors.space import Space
 
@@ -38,8 +38,8 @@ class WholeOnShards(LinearOperator):
         return self.domain.part(self.whole._matvec(self.domain.whole(v[None])[0]))
 
     def _matmat(self, block: Tensor) -> Tensor:
-        product = self.whole._matmat(self.domain.whole(transposed(block)).T.contiguous())
-        return torch.stack([self.domain.part(column) for column in product.T], dim=1)
+        whole = self.domain.whole(transposed(block)).T.contiguous()
+        return self.domain.part(self.whole._matmat(whole))
 
     # -- What is known of A ------------------------------------------------------------------------
 
@@ -73,6 +73,12 @@ class WholeOnShards(LinearOperator):
 
     def _logdet(self) -> tuple[float, float] | None:
         return self.whole._logdet()
+
+    def _principal(self, space: Space, where: Where) -> LinearOperator:
+        """Of any entries on whole vectors, without a message."""
+        if isinstance(where, Places):
+            return self.whole._principal(space, where.index)
+        return super()._principal(space, where)
 
     def _of(self, whole: LinearOperator | None) -> LinearOperator | None:
         return None if whole is None else WholeOnShards(whole, self.domain)

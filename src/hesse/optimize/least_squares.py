@@ -164,8 +164,6 @@ def least_squares(
     is_dense = method in ("svd", "svd-long") or (
         method == "auto" and (jac is not None or _is_small(start))
     )
-    if is_dense:
-        space.check_whole("method 'svd'", "Take method='lsmr'.")
     if jac is not None and not is_dense:
         raise ArgumentError(
             expected="r alone with method 'lsmr', which takes products",
@@ -178,13 +176,16 @@ def least_squares(
         residuals = Residuals(function, start, robust, is_dense=is_dense, jac=jac)
     else:
         residuals = SharedResiduals(function, start, robust, is_dense=is_dense)
+    x, scale = residuals.as_in_fit(x, scale)
+    box = None if box is None else Box(*residuals.as_in_fit(box.lower, box.upper))
     # r and a constant have the same Jacobian.
     at_start = None
     if checkpoint is not None:
         at_start = DiagonalOperator(residuals.codomain, residuals.value(x))
     file = Checkpoint(
         limits.checkpoint,
-        start if ranks is None else start.T @ start,  # a state has vectors of x alone
+        # A state has vectors of x alone.
+        residuals.start if ranks is None else residuals.start.T @ residuals.start,
         residuals=at_start,
         function="least_squares",
         method=method if method != "auto" else "svd" if is_dense else "lsmr",
@@ -240,8 +241,6 @@ def _jacobian(r: Any, x0: Tree, ranks: Ranks | None, *, is_fixed: bool) -> Curva
 
 def _is_small(J: CurvatureOperator) -> bool:
     rows, columns = J.shape
-    if J.domain.shards is not None:
-        return False
     return rows * columns <= _MOST_ENTRIES and min(rows, columns) <= _LONGEST_SIDE
 
 
@@ -270,9 +269,7 @@ def _scale(x_scale: Any, space: Space, *, is_dense: bool) -> tuple[Tensor, bool]
 def _box(bounds: Any, space: Space, x: Tensor) -> Box | None:
     """The bounds, None for none; raises unless x is within them."""
     box = None if bounds is None else Box.of(bounds, space)
-    if box is not None:
-        space.check_whole("bounds", "Give whole parameters, or no bounds.")
-    if box is not None and not torch.equal(box.project(x), x):
+    if box is not None and space.any(box.project(x) != x):
         raise ArgumentError(
             expected="x0 within the bounds",
             got="an entry outside of them",
@@ -285,15 +282,16 @@ def _result(fit: Fit, status: Status) -> LeastSquaresResult:
     residuals, point, state, space = fit.residuals, fit.point, fit.state, fit.space
     box = fit.box or Box(space.zeros() - torch.inf, space.zeros() + torch.inf)
     covariance = _covariance(fit)
+    errors = covariance.standard_errors
     counts = residuals.counts
     return LeastSquaresResult(
-        x=space.unflatten(point.x),
+        x=residuals.as_given(point.x),
         cost=point.cost,
         fun=residuals.tree(point.r),
         jac=point.operator,
-        grad=space.unflatten(point.gradient),
+        grad=residuals.as_given(point.gradient),
         optimality=fit.optimality,
-        active_mask=space.unflatten(box.active(point.x).to(space.dtype)),
+        active_mask=residuals.as_given(box.active(point.x).to(space.dtype)),
         nfev=counts.nfev,
         njev=counts.njev,
         nhev=counts.nhev,
@@ -303,7 +301,7 @@ def _result(fit: Fit, status: Status) -> LeastSquaresResult:
         message=_message(status, state, counts),
         success=status is Status.CONVERGED,
         covariance=covariance.operator,
-        standard_errors=covariance.standard_errors,
+        standard_errors=None if errors is None else residuals.as_given(errors),
         rank=covariance.rank,
         history=[(cost, optimality) for cost, optimality in state.history],
     )
@@ -314,7 +312,7 @@ def _covariance(fit: Fit) -> Covariance:
     if not fit.residuals.is_dense:
         return large_covariance(point.operator, point.cost)
     held = None if fit.box is None else ~fit.box.inside(point.x)
-    return dense_covariance(fit.space, point.matrix, point.cost, fit.state.scale, held)
+    return dense_covariance(fit.residuals.given, point.matrix, point.cost, fit.state.scale, held)
 
 
 def _message(status: Status, state: FitState, counts: Counts) -> str:

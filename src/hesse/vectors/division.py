@@ -118,7 +118,10 @@ class Division(ABC):
     # -- Where the entries of this rank lie in whole vectors ---------------------------------------
 
     def take(self, entries: Any) -> Tensor:
-        """The entries of this rank, where entries(start, stop) gives those of a whole vector."""
+        """The entries of this rank, where entries(start, stop) gives those of a whole vector.
+
+        Or its rows of a whole block, of which entries(start, stop) gives rows.
+        """
         parts, start = [], 0
         for cut in self.cuts:
             size, inner = math.prod(cut.shape), math.prod(cut.shape[cut.dim + 1 :])
@@ -128,7 +131,8 @@ class Division(ABC):
                 begin = start + first * inner
                 parts.append(entries(begin, begin + rows * inner))
             else:
-                leaf = entries(start, start + size).view(outer, cut.shape[cut.dim], inner)
-                parts.append(leaf.narrow(1, first, rows).reshape(-1))
+                shape = outer, cut.shape[cut.dim], inner
+                leaf = entries(start, start + size).unflatten(0, shape)
+                parts.append(leaf.narrow(1, first, rows).flatten(0, 2))
             start += size
         return torch.cat(parts)

@@ -130,7 +130,7 @@ class WholeVectors:
         return self.shards.assemble(table, len(rows))
 
     def part(self, whole: Tensor) -> Tensor:
-        """The entries of this process (size,) of a whole vector (n,)."""
+        """The entries of this process (size,) of a whole vector (n,), or the rows of a block."""
         if self.shards is None:
             return whole
         return self.shards.take(lambda start, stop: whole[start:stop])
@@ -163,7 +163,8 @@ class WholeVectors:
             return Q, R
         k = columns.shape[1]
         square = torch.nn.functional.pad(R, (0, 0, 0, k - len(R)))
-        together, R = torch.linalg.qr(self.sharers.gather_rows(square.reshape(-1)).view(-1, k))
+        squares = self.sharers.gather_rows(square.reshape(-1))
+        together, R = torch.linalg.qr(squares.view(len(squares) * k, k))
         own = together[k * self.shards.rank :][: Q.shape[1]]
         return Q @ own, R
 
@@ -328,6 +329,26 @@ class WholeVectors:
         """
         here = bool(v.any())
         return here if self.shards is None else any(part for (part,) in self._gathered(here))
+
+    def argmax(self, v: Tensor) -> tuple[int, float]:
+        """Where the largest entry lies in the whole vector, the first of equal ones, and itself.
+
+        >>> from hesse.vectors import Space
+        >>> Space.flat(3).argmax(torch.tensor([1.0, 3.0, 3.0]))
+        (1, 3.0)
+        """
+        here = -math.inf, math.inf
+        if len(v):
+            at = int(v.argmax())
+            here = float(v[at]), at if self.shards is None else int(self.positions[at])
+        entry, place = max(self._gathered(*here), key=lambda row: (row[0], -row[1]))
+        return int(place), entry
+
+    def row(self, block: Tensor, place: int) -> Tensor:
+        """The row (k,) of a block (n, k) at a place in the whole vector."""
+        if self.shards is None:
+            return block[place]
+        return self.total(block[self.positions == place].sum(dim=0))
 
     def count(self, mask: Tensor) -> int:
         """How many entries of a mask of the shape of a flat vector are true.

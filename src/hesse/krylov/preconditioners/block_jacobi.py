@@ -7,11 +7,14 @@ serve them all, be they three or a million.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from hesse.boundary import public
 from hesse.errors import OperatorError, check_count, check_not_empty
+from hesse.krylov.preconditioners.pieces import Pieces
 from hesse.krylov.preconditioners.preconditioner import Preconditioner
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.checks import check_finite_products, check_symmetric
@@ -50,7 +53,8 @@ def block_jacobi(
         generator: of the signs.
 
     Cost: min(n, s * probes) products; n s numbers, and n s^2 operations to invert
-        the blocks.
+        the blocks. Of sharded vectors each process has the blocks in which it has entries, and
+        those of blocks that several have are sent: one all-reduce of them a product with A or M.
 
     Raises:
         HesseError: A not symmetric; blocks that are all zero; NaN.
@@ -68,66 +72,52 @@ def block_jacobi(
     A = aslinearoperator(A)
     check_symmetric(A)
     check_not_empty(A.shape)
-    A.domain.check_whole("blocks", "Take preconditioner='jacobi' or 'nystrom'.")
-    size = check_count("size", size, 1)
-    index = _pieces(A.domain, size)
-    n, largest = A.domain.n, index.shape[1]
+    pieces = Pieces(A.domain, check_count("size", size, 1))
+    n, longest = A.domain.n, pieces.longest
     if probes is not None:
         probes = check_count("probes", probes, 1)
-    if probes is None or probes * largest >= n:
-        blocks, products = _exact(A, index), n
+    if probes is None or probes * longest >= n:
+        blocks, products = _exact(A, pieces), n
         noise = torch.zeros_like(blocks[:, 0, 0])
     else:
-        blocks, noise = _estimate(A, index, probes, generator)
-        products = probes * largest
-    return Preconditioner(_Blocks(A.domain, index, _inverses(blocks, noise)), products)
+        blocks, noise = _estimate(A, pieces, probes, generator)
+        products = probes * longest
+    inverses = _inverses(A.domain, blocks, noise)
+    return Preconditioner(_Blocks(A.domain, pieces, inverses), products)
 
 
 class _Blocks(LinearOperator):
-    """Symmetric blocks (b, s, s) on the entries index (b, s); an entry n stands for none."""
+    """Symmetric blocks (b, s, s) on the pieces of this process."""
 
-    def __init__(self, space: Space, index: Tensor, blocks: Tensor) -> None:
+    def __init__(self, space: Space, pieces: Pieces, blocks: Tensor) -> None:
         super().__init__(space, symmetric=True)
-        self.index, self.blocks = index, blocks
+        self.pieces, self.blocks = pieces, blocks
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self._matmat(v[:, None])[:, 0]
 
     def _matmat(self, block: Tensor) -> Tensor:
-        product = block.new_zeros(len(block) + 1, block.shape[1])
-        product[self.index] = self.blocks @ _gather(block, self.index)
-        return product[:-1]
+        return self.pieces.joined(self.blocks @ self.pieces.of(block))
 
 
-def _gather(block: Tensor, index: Tensor) -> Tensor:
-    """The rows of an (n, k) block at the entries of the index, zero for none: (b, s, k)."""
-    return torch.cat([block, block.new_zeros(1, block.shape[1])])[index]
-
-
-def _pieces(space: Space, size: int) -> Tensor:
-    """The index (b, s): consecutive pieces of at most `size` entries that respect the leaves."""
-    pieces, end = [], 0
-    for leaf in space.sizes:
-        start, end = end, end + leaf
-        pieces += torch.arange(start, end, device=space.device).split(size)
-    return torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True, padding_value=space.size)
-
-
-def _exact(A: LinearOperator, index: Tensor) -> Tensor:
+def _exact(A: LinearOperator, pieces: Pieces) -> Tensor:
     """The blocks, from one product a column."""
     A.announce(A.domain.n)
-    blocks = A.domain.zeros().new_zeros(*index.shape, index.shape[1])
-    for block, piece in zip(blocks, index, strict=True):
-        piece = piece[piece < A.domain.size]
-        unit = block.new_zeros(A.domain.size, len(piece))
-        unit[piece, torch.arange(len(piece), device=A.device)] = 1.0
-        block[: len(piece), : len(piece)] = check_finite_products(A, A._matmat(unit))[piece]
+    size = pieces.longest
+    blocks = A.domain.zeros().new_zeros(len(pieces.own), size, size)
+    own = {number: row for row, number in enumerate(pieces.own.tolist())}
+    for number, (start, stop) in enumerate(pieces.bounds.tolist()):
+        units = A.domain.units(start, stop - start).T
+        seen = pieces.seen(check_finite_products(A, A._matmat(units)))
+        if number in own:
+            row, k = own[number], stop - start
+            blocks[row, :k, :k] = seen[pieces.index[row, :k]]
     return blocks
 
 
 def _estimate(
     A: LinearOperator,
-    index: Tensor,
+    pieces: Pieces,
     probes: int,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
@@ -135,36 +125,39 @@ def _estimate(
 
     The j-th columns of all blocks come together: `probes` products in one block for each j.
     """
-    count, size = index.shape
+    count, size, index = len(pieces.own), pieces.longest, pieces.index
     A.announce(probes * size)
-    each = Space.flat(count, A.dtype, A.device)
+    each = Space.flat(len(pieces.bounds), A.dtype, A.device)
+    each = replace(each, ranks=A.domain.ranks)
     blocks = A.domain.zeros().new_zeros(count, size, size)
-    variance = each.zeros()
+    variance = blocks.new_zeros(count)
     for j in range(size):
-        signs = stacked(probes, (each.rademacher(generator) for _ in range(probes))).T
-        V = signs.new_zeros(A.domain.size + 1, probes)
+        signs = stacked(probes, (each.rademacher(generator) for _ in range(probes))).T[pieces.own]
+        V = signs.new_zeros(pieces.num_seen, probes)
         V[index[:, j]] = signs
-        samples = _gather(check_finite_products(A, A._matmat(V[:-1])), index) * signs[:, None, :]
-        samples[index[:, j] == A.domain.size] = 0.0  # no such column
+        products = check_finite_products(A, A._matmat(V[: A.domain.size]))
+        samples = pieces.of(products) * signs[:, None, :]
+        samples[pieces.lengths <= j] = 0.0  # no such column
         blocks[:, :, j] = samples.mean(dim=2)
-        if probes > 1:
+        if probes > 1 and count:  # of no blocks torch's var would warn
             variance += samples.var(dim=2).sum(dim=1) / probes
     # A random matrix of s^2 entries with variances v has a norm of about sqrt(sum v / s).
-    return blocks, (variance / (index < A.domain.size).sum(dim=1)).sqrt()
+    return blocks, (variance / pieces.lengths).sqrt()
 
 
-def _inverses(blocks: Tensor, noise: Tensor) -> Tensor:
+def _inverses(space: Space, blocks: Tensor, noise: Tensor) -> Tensor:
     """|B|^-1 for each block, with no eigenvalue of |B| below the noise."""
     values, Q = torch.linalg.eigh((blocks + blocks.mT) / 2)
     sizes = values.abs()
     largest = sizes.amax(dim=1)
-    if not bool((largest > 0.0).any()):
+    _, largest_of_all = space.extremes(largest)
+    if not largest_of_all > 0.0:
         raise OperatorError(
             expected="diagonal blocks that are not zero",
             got="none",
             remedy="Add damping, or solve without this preconditioner.",
         )
-    scale = torch.where(largest > 0.0, largest, largest.max())
+    scale = torch.where(largest > 0.0, largest, largest_of_all)
     rounding = 10 * blocks.shape[1] * torch.finfo(values.dtype).eps
     least = torch.maximum(noise, rounding * scale)
     return (Q / torch.maximum(sizes, least[:, None])[:, None, :]) @ Q.mT

@@ -96,5 +96,5 @@ def _products(name: str, A: LinearOperator) -> int:
     if name == "jacobi":
         return _PROBES if A._diagonal() is None else 0
     if name == "block-jacobi":
-        return min(A.domain.n, _PATTERNS * min(_SIZE, max([0, *A.domain.sizes])))
+        return min(A.domain.n, _PATTERNS * min(_SIZE, max([0, *A.domain.whole_space.sizes])))
     return min(A.domain.n, _RANK)

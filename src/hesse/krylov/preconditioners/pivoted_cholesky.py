@@ -40,7 +40,7 @@ def pivoted_cholesky(
         damping: of the system to be solved, where A is that system's operator without it.
 
     Cost: one product a column, one after the other; `rank` vectors to keep, 2 `rank` + 2 while it
-        is made.
+        is made. Of sharded vectors four all-reduces of some numbers a column besides.
 
     Raises:
         HesseError: A not symmetric, zero, without a known diagonal, or not positive semi-definite;
@@ -56,7 +56,6 @@ def pivoted_cholesky(
     A = aslinearoperator(A)
     check_symmetric(A)
     check_not_empty(A.shape)
-    A.domain.check_whole("pivots", "Take preconditioner='nystrom'.")
     rank = check_count("rank", rank, 1)
     check_tolerances(damping=damping)
     d = A._diagonal() if diagonal is None else A.domain.enter(diagonal, what="d")[0]
@@ -65,10 +64,11 @@ def pivoted_cholesky(
     A.domain.check_finite(d, "diagonal")
     G, c = A._split_shift()
     L, rest = _factor(G, (d - c).double(), min(rank, A.domain.n))
-    U, roots, _ = torch.linalg.svd(L, full_matrices=False)
+    U, roots = A.domain.svd(L)
     values = roots.double() ** 2
     largest = float(values[0]) if len(values) else 0.0
-    mu = max(c + damping + float(rest.mean()), unit_roundoff(A) * largest)
+    mean = float(A.domain.total(rest.sum())) / A.domain.n
+    mu = max(c + damping + mean, unit_roundoff(A) * largest)
     if mu <= 0.0:
         raise not_semidefinite(f"a mean of {mu:.3g} for the remaining diagonal")
     return Preconditioner(deflation(A.domain, U, values + mu, mu), products=L.shape[1])
@@ -77,19 +77,19 @@ def pivoted_cholesky(
 def _factor(A: LinearOperator, d: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """(L, the diagonal of A - L L'); ends early where nothing but rounding remains."""
     A.announce(rank)
-    L = torch.zeros(A.domain.size, rank, dtype=A.dtype, device=A.device)
-    eps, largest = unit_roundoff(A), float(d.abs().max())
+    space = A.domain
+    L = torch.zeros(space.size, rank, dtype=A.dtype, device=A.device)
+    eps, largest = unit_roundoff(A), space.largest(d)[0]
     for k in range(rank):
-        pivot = int(d.argmax())
-        if float(d[pivot]) <= 10 * eps * largest:
+        pivot, entry = space.argmax(d)
+        if entry <= 10 * eps * largest:
             return L[:, :k], d.clamp(min=0.0)
-        e = A.domain.zeros()
-        e[pivot] = 1.0
-        column = check_finite_products(A, A._matmat(e[:, None]))[:, 0] - L @ L[pivot]
-        L[:, k] = column / float(d[pivot]) ** 0.5
+        products = check_finite_products(A, A._matmat(space.units(pivot, 1).T))
+        L[:, k] = (products[:, 0] - L @ space.row(L, pivot)) / entry**0.5
         d = d - L[:, k].double() ** 2
-        if float(d.min()) < -(eps**0.5) * largest:
-            raise not_semidefinite(f"{float(d.min()):.3g} in the remaining diagonal")
+        least, _ = space.extremes(d)
+        if least < -(eps**0.5) * largest:
+            raise not_semidefinite(f"{least:.3g} in the remaining diagonal")
     return L, d.clamp(min=0.0)
 
 

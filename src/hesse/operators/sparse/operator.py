@@ -18,6 +18,7 @@ from hesse.operators.dense_inverse import inverse_norm
 from hesse.operators.sparse.factorisation import Factorisation, Inertia, factorise
 from hesse.operators.structure import diagonal_of
 from hesse.vectors.arrays import as_array, as_tensor
+from hesse.vectors.places import Places, Where
 from hesse.vectors.space import Space
 
 
@@ -52,8 +53,9 @@ class SparseOperator(LinearOperator):
         space, d = self.domain.common(D.domain), as_array(diagonal_of(D).cpu())
         return SparseOperator(space, (self.matrix + sp.diags_array(d)).tocsr())
 
-    def _principal(self, space: Space, where: slice | Tensor) -> LinearOperator:
+    def _principal(self, space: Space, where: Where) -> LinearOperator:
         """A sparse matrix too."""
+        assert not isinstance(where, Places)  # a matrix is one of whole vectors
         rows = as_array(where.cpu()) if isinstance(where, Tensor) else where
         return SparseOperator(space, self.matrix[rows][:, rows])
 

@@ -13,17 +13,18 @@ from hesse.krylov.lsmr import LSMR
 from hesse.krylov.solve import solve
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.low_rank import LowRankOperator
-from hesse.vectors.space import Space, Tree
+from hesse.operators.whole_on_shards import on_shards
+from hesse.vectors.space import Space
 
 
 @dataclass(frozen=True)
 class Covariance:
-    """The covariance as an operator, the rank of the Jacobian, and standard errors."""
+    """The covariance as an operator, the rank of the Jacobian, and standard errors, flat."""
 
     operator: LinearOperator | None
     """None if there are not more residuals than the rank."""
     rank: int | None = None
-    standard_errors: Tree | None = None
+    standard_errors: Tensor | None = None
 
 
 def dense_covariance(
@@ -32,7 +33,7 @@ def dense_covariance(
     """From the singular values of the Jacobian with scaled columns.
 
     Args:
-        space: of the variables.
+        space: of the variables, as the caller has them.
         J: the weighted Jacobian (m, n).
         cost: half the sum of squares.
         scale: of the columns.
@@ -49,13 +50,13 @@ def dense_covariance(
         return Covariance(None, rank)
     V = D[:, None] * Vh[keep].T
     operator = LowRankOperator(
-        space, V.to(space.dtype), (2 * cost / freedom / s[keep] ** 2).to(space.dtype)
+        space.whole_space, V.to(space.dtype), (2 * cost / freedom / s[keep] ** 2).to(space.dtype)
     )
     errors = math.sqrt(2 * cost / freedom) * torch.linalg.vector_norm(V / s[keep], dim=1)
     seen = Vh[keep].square().sum(0)
     unseen = (D > 0) & (seen < 1 - math.sqrt(epsilon))
     errors = torch.where(unseen, torch.full_like(errors, math.inf), errors)
-    return Covariance(operator, rank, space.unflatten(errors.to(space.dtype)))
+    return Covariance(on_shards(operator, space), rank, errors.to(space.dtype))
 
 
 def large_covariance(J: LinearOperator, cost: float) -> Covariance:

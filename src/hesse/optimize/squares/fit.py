@@ -372,7 +372,7 @@ class Fit:
 
     def _iteration(self, products: int = 0) -> Iteration:
         state, point = self.state, self.point
-        x, taken = self.space.unflatten(point.x.clone()), self.residuals.products + products
+        x, taken = self.residuals.as_given(point.x.clone()), self.residuals.products + products
         value, gradient_norm = state.history[-1]
         return Iteration(state.number, x, value, gradient_norm, taken, state.status)
 

@@ -95,6 +95,11 @@ class LinearModel:
     held: Tensor | None
     push: Callable[[Tensor], Tensor]
 
+    def in_variables(self, scaled: Tensor) -> Tensor:
+        """A step in the variables: zero, without rounding, for those that are held."""
+        step = self.scale * scaled
+        return step if self.held is None else torch.where(self.held, torch.zeros_like(step), step)
+
     def decrease(self, step: Tensor, residuals: Residuals) -> float:
         """What the model says of a step in the variables: -g'p - |J p|^2 / 2."""
         along = self.push(step)
@@ -159,8 +164,8 @@ class RadiusSearch:
     def _trial(self, model: LinearModel, radius: float) -> Trial:
         """The step within a radius, bent along the curvature of r where that lowers the cost."""
         scaled = model.family.within(radius)
-        step, predicted, length = self._in_box(model, scaled)
-        point = self._residuals.point(model.point.x + step)
+        x, step, predicted, length = self._in_box(model, scaled)
+        point = self._residuals.point(x)
         if predicted > 0.0 and math.isfinite(point.cost):
             bent = self._bent(model, scaled, step, point)
             if bent is not None and bent.cost < point.cost:
@@ -201,21 +206,19 @@ class RadiusSearch:
         size = self._residuals.space.norm(second)
         if not _LEAST_BEND * scaled.length < size < _MOST_BEND * scaled.length:
             return None
-        x = point.x + model.scale * second
+        x = point.x + model.in_variables(second)
         return self._residuals.point(x if self._box is None else self._box.project(x))
 
-    def _in_box(self, model: LinearModel, scaled: Step) -> tuple[Tensor, float, float]:
-        """The step in the variables, what the model says of it, and its length in scaled ones."""
-        x, step = model.point.x, model.scale * scaled.p
-        if self._box is None:
-            return step, scaled.predicted, scaled.length
-        if model.held is not None:
-            step = torch.where(model.held, torch.zeros_like(step), step)
-        inside = self._box.project(x + step) - x
-        if not self._residuals.space.any(inside != step):
-            return step, scaled.predicted, scaled.length
-        length = self._residuals.space.norm(inside / model.scale)
-        return inside, model.decrease(inside, self._residuals), length
+    def _in_box(self, model: LinearModel, scaled: Step) -> tuple[Tensor, Tensor, float, float]:
+        """The point, the step, what the model says of it, and its length in scaled variables."""
+        step = model.in_variables(scaled.p)
+        x = model.point.x + step
+        inside = x if self._box is None else self._box.project(x)
+        if self._box is None or not self._residuals.space.any(inside != x):
+            return x, step, scaled.predicted, scaled.length
+        step = inside - model.point.x
+        length = self._residuals.space.norm(step / model.scale)
+        return inside, step, model.decrease(step, self._residuals), length
 
     def _next_radius(self, trial: Trial) -> float:
         """Where the next search begins."""

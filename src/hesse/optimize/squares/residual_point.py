@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -47,9 +47,9 @@ class Residuals:
         is_dense: bool,
         jac: Callable[[Tree], Tensor] | None = None,
     ) -> None:
-        self._r, self._start, self.loss, self.is_dense = r, start, loss, is_dense
+        self._r, self.start, self.loss, self.is_dense = r, start, loss, is_dense
         self._jac = jac
-        self.space: Space = start.domain
+        self.given = self.space = start.domain
         self.codomain: Space = start.codomain
         self._here = self.codomain  # the space of what r gives
         self.counts = Counts()
@@ -76,7 +76,7 @@ class Residuals:
 
     def operator(self, x: Tensor) -> CurvatureOperator:
         """The Jacobian at a point."""
-        return self._start.at(self.space.unflatten(x))
+        return self.start.at(self.space.unflatten(x))
 
     def weighted(self, x: Tensor, w: Tensor | None) -> LinearOperator:
         """The Jacobian at a point, with weights for its rows."""
@@ -86,6 +86,14 @@ class Residuals:
     def tree(self, r: Tensor) -> Tree:
         """Residuals in the form of r(x)."""
         return self.codomain.unflatten(r)
+
+    def as_in_fit(self, *vectors: Tensor) -> Sequence[Tensor]:
+        """Vectors like x0, flat, as the fit has them."""
+        return vectors
+
+    def as_given(self, x: Tensor) -> Tree:
+        """A vector of the fit in the form of x0."""
+        return self.space.unflatten(x)
 
     def matrix(self, x: Tensor) -> Tensor:
         """The Jacobian as a matrix (m, n): vectorised if that gives the same as the operator."""
