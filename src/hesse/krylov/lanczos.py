@@ -34,10 +34,10 @@ class Lanczos(EigenMethod):
             at most n products the answer is exact.
         search_missed: look for eigenvalues that the start could not see, such as those of a
             multiplicity beyond the block, until a wanted one stayed unseen with a probability of
-            at most 5%: 2 to 25 products more (times the block). Where the end of the spectrum is
-            dense it gives up when that would take three times as many as there were. Each copy that
-            is found adds a row to the block. Switched off, a multiplicity may be silently too
-            small.
+            at most 5%, or 15% after a third of the products that there were: 2 to 25 products more
+            (times the block). Where the end of the spectrum is dense it gives up when that would
+            take three times as many as there were. Each copy that is found adds a row to the block.
+            Switched off, a multiplicity may be silently too small.
         basis_dtype, basis_device: where the basis lives, if not with the vectors: the host, or a
             lower precision, which then limits the accuracy.
 

@@ -22,8 +22,11 @@ from hesse.progress import uninterrupted
 
 # A search takes at least so many steps.
 _SEARCH = 2
-# It ends when no more than this is the probability that an eigenvector was not seen.
-_UNSEEN = 0.05
+# It ends when no more than this is the probability that an eigenvector was not seen. Where that takes
+# long, the bound is far above the probability: most eigenvalues that could be missed are further
+# from the others than the nearest one that counts. So a search of so many steps, and a sixth of the
+# limit, is content with more.
+_UNSEEN, _UNSEEN_LATE, _LATE = 0.05, 0.15, 6
 # It gives up when at its rate it would take so many times its limit.
 _HOPELESS = 1.5
 # A missed eigenvalue is found after about as many steps as its neighbours were. A search ends after
@@ -86,10 +89,12 @@ class MissedValues:
         is_new = _share_new(state, coordinates) > 0.5
         state.aim = coordinates[:, is_new][:, self.selection.ends(values[is_new])]
         products = state.products - state.search_from
-        if products >= self._shortest(lanczos) and lanczos.unseen.probability <= _UNSEEN:
-            return True
-        expected = lanczos.unseen.expected_products(products, _UNSEEN)
         limit = state.search_until - state.search_from
+        is_late = products >= max(_LATE * lanczos.b, limit / 6)
+        enough = _UNSEEN_LATE if is_late else _UNSEEN
+        if products >= self._shortest(lanczos) and lanczos.unseen.probability <= enough:
+            return True
+        expected = lanczos.unseen.expected_products(products, enough)
         is_hopeless = products >= _LEAST * lanczos.b and expected >= _HOPELESS * limit
         return products >= limit or is_hopeless
 
