@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from hesse.ad.definition import CURVATURE, Definition, Quantity, Vectors
-from hesse.ad.summands import as_sum
+from hesse.ad.quadratic import Quadratic
+from hesse.ad.summands import Summand, as_sum
 from hesse.ad.variables import Variables
 from hesse.boundary import public
 from hesse.curvature.described import described
@@ -22,6 +23,7 @@ from hesse.engine.fallback import PointProduct
 from hesse.engine.kept_products import Product
 from hesse.engine.options import ProductOptions
 from hesse.engine.plan import Plan
+from hesse.engine.point import Point
 from hesse.engine.point_program import Evaluation
 from hesse.engine.program_cache import ProgramCache
 from hesse.engine.row_layout import RowLayout
@@ -82,11 +84,15 @@ class CurvatureOperator(LinearOperator):
     @cached_property
     def _at(self) -> PointProduct:
         """The product at the point, made when one is asked for: a diagonal needs none."""
-        f = as_sum(self._f)
-        points = partial(summand_points, self._definition, f, self._variables, self._layouts)
         return point_product(
-            points, self._assemblies, self._definition, self._options, self._programs, f
+            *(self._points, self._assemblies, self._definition, self._options, self._programs),
+            as_sum(self._f),
         )
+
+    def _points(self) -> Iterator[tuple[Summand, Point]]:
+        """The summands of f, and the point at which each is taken."""
+        f = as_sum(self._f)
+        return summand_points(self._definition, f, self._variables, self._layouts)
 
     @property
     @public("{self}.value", nested=False)
@@ -134,8 +140,19 @@ class CurvatureOperator(LinearOperator):
         return self._at.summand_products(v)
 
     def evaluations(self) -> Iterator[tuple[float, Evaluation]]:
-        """c_i and every summand of f at the point, for programs that need no product."""
-        return self._at.evaluations()
+        """c_i and every summand of f at the point, for programs that need no product.
+
+        Those of a summand without a key serve at one point only, and are not looked up.
+        """
+        for index, (summand, point) in enumerate(self._points()):
+            entry = None
+            if not (summand.key is None or isinstance(summand.function, Quadratic)):
+                entry = self._programs.entry(point, summand.key, self._options)
+            outputs = partial(self._outputs, index, point)
+            yield summand.coefficient, Evaluation(point, entry, outputs)
+
+    def _outputs(self, index: int, point: Point) -> list[Tensor]:
+        return self._at.outputs(index, point)
 
     def __reduce__(self):  # programs are traced again where they are wanted
         return CurvatureOperator, (

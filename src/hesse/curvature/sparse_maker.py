@@ -12,14 +12,11 @@ from torch import Tensor
 from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.sparse import Make, SparseHessian
 from hesse.curvature.sparse_entries import Entries
-from hesse.curvature.sparse_structure import Structure, detected, given
+from hesse.curvature.sparse_structure import MANY, Structure, detected, given
 from hesse.engine.closeness import agree
 from hesse.errors import DerivativeError, NonFiniteError
 from hesse.operators.sparse.colouring import Method
 from hesse.vectors.arrays import as_array
-
-# So many products will follow: a trace pays.
-_MANY = 1000
 
 
 class Maker:
@@ -44,7 +41,6 @@ class Maker:
 
         A product is compared at the 1st, 2nd, 4th, 8th ... point, and with every new structure.
         """
-        H.announce(_MANY)
         self._num_points += 1
         is_due = self._num_points & (self._num_points - 1) == 0
         structure, entries = self._structure, None
@@ -57,6 +53,7 @@ class Maker:
     def _compared(self, H: CurvatureOperator) -> SparseHessian:
         """The entries of H, whose product with a random vector is compared."""
         v = H.domain.gaussian(torch.Generator().manual_seed(0))
+        H.announce(MANY)
         product = H._matvec(v)  # which tests H where it is the first one
         structure = self._structure
         entries = None if structure is None else structure.entries(H, verified=True)

@@ -27,6 +27,9 @@ from hesse.tracing.partition import Partition
 from hesse.tracing.sparsity.detect import Detection, UnknownOperationError, detect
 from hesse.tracing.sparsity.patterns import TooDenseError
 
+# So many products will follow: a trace pays.
+MANY = 1000
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -83,6 +86,7 @@ class Structure:
             found = self.programs.entries(H, verified=verified)
             if found is not None or not verified:
                 return found  # else f is a difference of large terms here, and one of rounding
+        H.announce(MANY)
         if not self.holds_for(H):
             return None
         return Entries(self.compression.entries(H._matmat(self.seeds).T), are_finite=False)

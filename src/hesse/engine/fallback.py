@@ -28,7 +28,7 @@ from hesse.boundary import warn
 from hesse.engine.kept_products import Product
 from hesse.engine.one_shot_sum import OneShotSum
 from hesse.engine.plan import Plan, plan_of
-from hesse.engine.point_program import Evaluation
+from hesse.engine.point import Point
 from hesse.engine.summed_product import SummedProduct
 from hesse.errors import (
     DerivativeError,
@@ -140,9 +140,9 @@ class PointProduct:
         """c_i and the prepared product of summand i; none where products are not prepared."""
         return iter(()) if self._prepared is None else self._prepared.summand_products(v)
 
-    def evaluations(self) -> Iterator[tuple[float, Evaluation]]:
-        """c_i and summand i at the point, without its product; none likewise."""
-        return iter(()) if self._prepared is None else self._prepared.evaluations()
+    def outputs(self, index: int, point: Point) -> list[Tensor]:
+        """Those of summand i at the point."""
+        return point.evaluate() if self._prepared is None else self._prepared.outputs(index, point)
 
     # -- Modes -------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from typing import Literal
 
 import torch
@@ -22,7 +21,6 @@ from hesse.engine.kept_products import KeptPoints, KeptProducts, Points, Product
 from hesse.engine.options import ProductOptions
 from hesse.engine.plan import Held, Plan, plan_of
 from hesse.engine.point import Point
-from hesse.engine.point_program import Evaluation
 from hesse.engine.prepare import Prepared, prepare, prepare_gradient
 from hesse.engine.program_cache import CachedProgram, ProgramCache
 from hesse.engine.program_product import ProgramProduct
@@ -145,16 +143,7 @@ class SummedProduct:
         for _, coefficient, ready in self._sweep(PRODUCT, _plain(direction)):
             yield coefficient, ready.product
 
-    def evaluations(self) -> Iterator[tuple[float, Evaluation]]:
-        """c_i and summand i at its point, without its product."""
-        for index, (summand, point) in enumerate(self._points()):
-            entry = None
-            if not isinstance(summand.function, Quadratic):
-                entry = self._entry(index, summand, point)
-            outputs = partial(self._outputs, index, point)
-            yield summand.coefficient, Evaluation(point, entry, outputs)
-
-    def _outputs(self, index: int, point: Point) -> list[Tensor]:
+    def outputs(self, index: int, point: Point) -> list[Tensor]:
         """Those of f; of a single summand they are held for the value and the next product."""
         held = self._held(index)
         outputs = self._evaluated.get(index) if held is None else held.outputs
@@ -358,7 +347,7 @@ class SummedProduct:
         is_new = entry.partition is None and self._held(index) is None
         if is_new and self._kept.keeps_all:
             self._kept.keep(index, summand, GraphProduct(point, entry), None)
-        return self._outputs(index, point)[0]
+        return self.outputs(index, point)[0]
 
     def _value_and_gradient(
         self, index: int, summand: Summand, point: Point

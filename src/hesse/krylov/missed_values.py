@@ -22,10 +22,10 @@ from hesse.progress import uninterrupted
 
 # A search takes at least so many steps.
 _SEARCH = 2
-# It ends when no more than this is the probability that an eigenvector was not seen. Where that takes
-# long, the bound is far above the probability: most eigenvalues that could be missed are further
-# from the others than the nearest one that counts. So a search of so many steps, and a sixth of the
-# limit, is content with more.
+# It ends when no more than this is the probability that an eigenvector was not seen. Where that
+# takes long, the bound is far above the probability: most eigenvalues that could be missed are
+# further from the others than the nearest one that counts. So a search of so many steps, and a
+# sixth of the limit, is content with more.
 _UNSEEN, _UNSEEN_LATE, _LATE = 0.05, 0.15, 6
 # It gives up when at its rate it would take so many times its limit.
 _HOPELESS = 1.5
