@@ -138,6 +138,25 @@ def test_a_loss_of_gradients_of_a_batch_or_instance_norm(norm, shape, has_statis
     assert torch.allclose(found, want, rtol=1e-9, atol=1e-12 * float(want.abs().max()))
 
 
+@pytest.mark.parametrize("norm", [torch.batch_norm, torch.instance_norm])
+def test_those_that_torch_offers_without_defaults(norm):
+    x, v, w, b = draw(60), draw(60, seed=1), draw(3, seed=2), draw(3, seed=3)
+    by = {torch.batch_norm: (5, 3, 4), torch.instance_norm: (1, 3, 20)}[norm]
+
+    def loss(norm):
+        def energy(x):
+            return norm(x.view(by)).sin().square().sum()
+
+        return lambda x: torch.func.grad(energy)(x).square().sum()
+
+    H = hesse.hessian_operator(
+        loss(lambda x: norm(x, w, b, None, None, True, 0.1, 1e-5, False)), x, mode="traced-split"
+    )
+    formula = loss(lambda x: by_channels(x) * w[:, None] + b[:, None])
+    want = torch.autograd.functional.hessian(formula, x) @ v
+    assert torch.allclose(H @ v, want, rtol=1e-9, atol=1e-12 * float(want.abs().max()))
+
+
 @pytest.mark.parametrize("norm", [F.batch_norm, F.instance_norm])
 def test_running_statistics_are_written_as_by_torch(norm):
     x = draw(4, 3, 5)

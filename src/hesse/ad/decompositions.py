@@ -27,7 +27,7 @@ Seen with torch 2.13; issues 175754 and 186256 of PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -131,6 +131,25 @@ def _instance_norm(
     return _group_norm(input, input.shape[1], weight, bias, eps).contiguous()
 
 
+def _native(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function of `torch.nn.functional` as that of `torch`, with another order of arguments."""
+
+    def native(
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        by_batch: bool,
+        momentum: float,
+        eps: float,
+        cudnn_enabled: bool,
+    ) -> Tensor:
+        return norm(input, running_mean, running_var, weight, bias, by_batch, momentum, eps)
+
+    return native
+
+
 def _per_channel(z: Tensor, weight: Tensor | None, bias: Tensor | None, like: Tensor) -> Tensor:
     """With a weight and a bias for each channel, and the strides of torch's own result."""
     shape = (-1, *[1] * (like.ndim - 2))
@@ -184,6 +203,8 @@ DECOMPOSITIONS = {
     torch.nn.functional.layer_norm: _layer_norm,
     torch.group_norm: _group_norm,
     torch.nn.functional.group_norm: _group_norm,
+    torch.batch_norm: _native(_batch_norm),
+    torch.instance_norm: _native(_instance_norm),
     torch.nn.functional.batch_norm: _batch_norm,
     torch.nn.functional.instance_norm: _instance_norm,
     torch.embedding: native_embedding,
