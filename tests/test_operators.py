@@ -170,6 +170,26 @@ def test_a_sum_of_identities_takes_the_space_it_meets():
     torch.testing.assert_close((A + (eye + 2 * eye)).to_dense(), expected)
 
 
+SUMS_WITH_IDENTITIES = {  # in the space of A, whatever comes next
+    "sum": lambda A, eye: A + 0.5 * eye,
+    "product": lambda A, eye: A @ (eye + 2 * eye),
+    "from the left": lambda A, eye: (2 * eye) @ A,
+    "transposed": lambda A, eye: (A + eye).T,
+    "negative": lambda A, eye: -1.0 * (eye @ A @ eye - eye),
+}
+
+
+@pytest.mark.parametrize("first", SUMS_WITH_IDENTITIES)
+@pytest.mark.parametrize("then", SUMS_WITH_IDENTITIES)
+def test_identities_are_added_and_multiplied_one_after_the_other(first, then):
+    def both(A, eye):
+        return SUMS_WITH_IDENTITIES[then](SUMS_WITH_IDENTITIES[first](A, eye), eye)
+
+    M, whole = matrix(3), torch.eye(N, dtype=torch.float64)
+    found = both(dense_operator(M), identity_operator(N)).to_dense()
+    torch.testing.assert_close(found, both(M, whole))
+
+
 def test_a_small_asymmetry_beside_a_large_entry_is_seen():
     M = torch.tensor([[1e8, 0.0, 0.0], [0.0, 1.0, 5.0], [0.0, 0.0, 1.0]])
     assert not dense_operator(M).symmetric

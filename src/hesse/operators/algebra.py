@@ -141,7 +141,7 @@ class _Sum(structure.SumStructure, LinearOperator):
 
     def _in_space(self, space: Space) -> LinearOperator:
         a, b = self.a._in_space(space), self.b._in_space(space)
-        return self if a is self.a and b is self.b else _Sum(a, b)
+        return self if a is self.a or b is self.b else _Sum(a, b)  # one that stays holds the other
 
     def _principal(self, space: Space, where: Where) -> LinearOperator:
         return self.a._principal(space, where) + self.b._principal(space, where)
@@ -218,8 +218,9 @@ class _Product(structure.ProductStructure, LinearOperator):
         return terms.multiplied(self.a._terms(), self.b._terms())
 
     def _in_space(self, space: Space) -> LinearOperator:
-        b = self.b._in_space(space)
-        return self if b is self.b else _Product(self.a, b, symmetric=self.symmetric)
+        a, b = self.a._in_space(space), self.b._in_space(space)
+        fixed = a is self.a or b is self.b
+        return self if fixed else _Product(a, b, symmetric=self.symmetric)
 
     def _inverse(self) -> LinearOperator | None:
         right = self.a._inverse()
