@@ -130,9 +130,6 @@ def refusals(place):
     there = shared(place, "empty")
     return {
         "sparse": _error(lambda: hesse.sparse_hessian_operator(there)),
-        "inputs": _error(
-            lambda: hesse.hessian_operator(there, there.params, with_respect_to="inputs")
-        ),
         "batches": _error(lambda: list(there.batches())),
         "summands": _error(lambda: list(there.summands())),
     }

@@ -21,7 +21,7 @@ from torch import Tensor
 from hesse.errors import ArgumentError, DerivativeError, HesseError, NonFiniteError
 from hesse.progress import agree_to_end, share_run, wish_to_end
 from hesse.ranks import groups
-from hesse.ranks.errors import RankError
+from hesse.ranks.errors import SEE, RankError
 from hesse.ranks.slots import WIDTH, Fault, Slots, checksum, step_number
 from hesse.result import OneLine
 
@@ -29,7 +29,6 @@ T = TypeVar("T")
 
 _TIMEOUT = datetime.timedelta(minutes=10)
 _LONGEST = 400  # bytes of the message of another rank
-_SEE = "See the error of that rank; its data or parameters are the cause."
 
 
 class Ranks(OneLine):
@@ -299,12 +298,10 @@ class Ranks(OneLine):
             raise error
         if fault is Fault.NOT_FINITE:
             raise NonFiniteError(
-                expected=f"a finite result on rank {rank}", got=text, remedy=_SEE
+                expected=f"a finite result on rank {rank}", got=text, remedy=SEE
             ) from error
         kind = DerivativeError if fault is Fault.DERIVATIVE else RankError
-        failure = kind(
-            expected="a result on every rank", got=f"on rank {rank}: {text}", remedy=_SEE
-        )
+        failure = kind(expected="a result on every rank", got=f"on rank {rank}: {text}", remedy=SEE)
         if isinstance(failure, RankError):
             failure.is_outside_domain = fault is Fault.DOMAIN
             failure.is_unsuitable = fault is Fault.UNSUITABLE
