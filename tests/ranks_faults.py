@@ -115,6 +115,31 @@ def same_data(place):
     return [str(warning.message) for warning in caught]
 
 
+def other_constants(place):
+    """The errors where the model of one rank has other constants than those of the others."""
+    found = {}
+    for name in ("frozen", "running_mean", "num_batches_tracked", "later"):
+        layers = nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 3)
+        there = nn.Sequential(*layers).double().eval()
+        for whole in there.parameters():
+            whole.detach().fill_(0.5)
+        there[0].requires_grad_(False)
+        changed = {"frozen": there[0].weight, "later": there[1].running_var}
+        changed |= {
+            key: there[1].get_buffer(key) for key in ("running_mean", "num_batches_tracked")
+        }
+
+        def make(there=there):
+            data = batches("ragged", place.rank)
+            return hesse.Risk(there, nn.CrossEntropyLoss(), data, group=place.ranks())
+
+        risk = make() if name == "later" else None
+        if place.rank == BAD:
+            changed[name].detach().add_(1)
+        found[name] = _error(make if risk is None else lambda risk=risk: hesse.ggn_operator(risk))
+    return found
+
+
 def padded(place, count):
     data = TensorDataset(*(part[:count] for part in examples()))
     sampler = DistributedSampler(data, place.size, place.rank, shuffle=False)

@@ -131,6 +131,14 @@ def test_ranks_that_differ_are_told_so(pool, job, words):
         assert words in text
 
 
+def test_a_model_that_has_other_constants_on_a_rank_is_refused(pool):
+    for errors in pool.run(faults.other_constants):
+        assert errors.pop("num_batches_tracked") == ["none", ""]
+        for name, (kind, text) in errors.items():
+            assert kind == "RankError", name
+            assert "the same buffers and frozen parameters" in text
+
+
 def test_a_call_that_a_rank_leaves_out_is_missed(pool):
     found = pool.run(faults.a_missing_call)
     assert [kind for kind, _ in found] == ["RankError", "none", "RankError"]

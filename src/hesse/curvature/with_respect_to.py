@@ -121,6 +121,11 @@ class LeavesOf(OneLine):
         return getattr(self.f, "ranks", None)
 
     @property
+    def model(self) -> Any:
+        """As of f."""
+        return getattr(self.f, "model", None)
+
+    @property
     def local(self) -> LeavesOf:
         """The part of this process."""
         return replace(self, f=self.f.local)
