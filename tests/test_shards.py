@@ -154,6 +154,16 @@ def test_a_failure_on_one_rank_is_one_on_all(pool, fault):
 
 
 @distributed
+def test_a_rank_may_show_what_there_is_alone(pool):
+    (calls, texts), *_ = pool.run(faults.shown)
+    assert calls == {}
+    solution, low_rank, _ = texts
+    assert "sharded tensor of shape (" in solution
+    assert ", here a tensor of shape (" in solution
+    assert low_rank.startswith("(LowRank[4] + D)")
+
+
+@distributed
 def test_a_call_that_a_rank_leaves_out_is_missed(pool):
     found = pool.run(faults.a_missing_call)
     assert [kind for kind, _ in found] == ["RankError", "none", "RankError"]
