@@ -10,7 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import hesse
+from hesse.distributed import shard
 from tests.ranks_pool import batches, examples, model, risk, shared, vector
+from tests.shards_jobs import mesh
 
 BAD = 1  # the rank on which something goes wrong
 
@@ -161,6 +163,31 @@ def refusals(place):
 
 
 # -- The end of a run ------------------------------------------------------------------------------
+
+
+def in_a_callback(place, is_sharded):
+    """The errors of runs whose callback raises one on one rank, and whether the ranks go on."""
+    there = shared(place, "ragged")
+    params = shard(there.params, mesh(place)) if is_sharded else there.params
+    H = hesse.hessian_operator(there, params)
+    v = H.domain.gaussian(torch.Generator().manual_seed(3))
+    before, found = H @ v, {}
+    shifted = H + hesse.identity_operator(H.shape[0])
+    for name, run in {
+        "eigsh": lambda **more: hesse.eigsh(H, 2, **more),
+        "cg": lambda **more: hesse.solve(shifted, v, "cg", **more),
+        "trace": lambda **more: hesse.trace(H, block_size=2, max_products=40, **more),
+        "minimize": lambda **more: hesse.minimize(there, params, **more),
+    }.items():
+        steps = []
+
+        def callback(state, steps=steps):
+            steps.append(state)
+            if place.rank == BAD and len(steps) == 2:
+                raise KeyError("the disk is gone")
+
+        found[name] = _error(lambda run=run, callback=callback: run(callback=callback))
+    return found, torch.allclose(H @ v, before, rtol=1e-10)
 
 
 def ended(place, how, function):

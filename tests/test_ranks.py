@@ -217,6 +217,15 @@ def test_ranks_end_a_run_together(pool, function, how):
     assert handlers_are_restored
 
 
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_an_error_of_a_callback_on_one_rank_is_one_on_all(pool, is_sharded):
+    for rank, (errors, goes_on) in enumerate(pool.run(faults.in_a_callback, is_sharded)):
+        assert goes_on
+        for name, (kind, text) in errors.items():
+            assert kind == ("KeyError" if rank == faults.BAD else "RankError"), name
+            assert rank == faults.BAD or "on rank 1" in text, name
+
+
 def test_a_trial_point_outside_the_domain_of_one_rank_is_rejected_on_all(pool):
     wanted = _plain(faults.minimised_rate())
     assert wanted[-1]  # f raised at a trial point

@@ -115,7 +115,7 @@ class Ranks(OneLine):
         self._steps += 1
         steps, wishes = (rows[:, i].round().long().tolist() for i in (-2, -1))
         self._check_steps(steps)
-        agree_to_end(wishes)
+        _end(wishes)
         return rows[:, :-2]
 
     def share_out(
@@ -280,7 +280,7 @@ class Ranks(OneLine):
                 got=f"another on rank {other} than on rank 0",
                 remedy="Draw it with a generator of the same seed on all ranks, or broadcast it.",
             )
-        agree_to_end(slots.wishes)
+        _end(slots.wishes)
 
     @staticmethod
     def _check_steps(steps: list[int]) -> None:
@@ -370,6 +370,17 @@ def _answering() -> Iterator[None]:
             remedy="A rank has ended, or took too long. Under torchrun --max-restarts a run "
             "with checkpoint= goes on.",
         ) from error
+
+
+def _end(wishes: list[int]) -> None:
+    """End the runs that a rank wants to end; raise where a callback on one of them failed."""
+    if agree_to_end(wishes):
+        failed = [rank for rank, wish in enumerate(wishes) if wish == max(wishes)]
+        raise RankError(
+            expected="a callback= that returns on every rank",
+            got=f"one that raised an error on rank {failed[0]}",
+            remedy=SEE,
+        )
 
 
 def alike(ranks: Ranks | None) -> AbstractContextManager[None]:
