@@ -184,6 +184,35 @@ def _kernel(p):
     }
 
 
+def _inputs(p):
+    H = hesse.hessian_operator(p.risk, p.params, with_respect_to="inputs")
+    u = H.domain.gaussian(seed())
+    rows = torch.stack([u, H.domain.rademacher(seed())], dim=1)
+    further = p.space.unflatten(2 * p.space.flatten(p.params))
+    budget = hesse.hessian_operator(
+        p.risk, p.params, with_respect_to="inputs", memory_budget="none"
+    )
+    pairs = hesse.eigsh(H, 2, generator=seed(), max_products=24)
+    shifted = H + 0.3 * hesse.identity_operator(H.shape[0])
+    solved = hesse.solve(shifted, u, "minres", max_iterations=6)
+    return {
+        "shape": list(H.shape),
+        "value": H.value,
+        "gradient": outputs(H, H.flat_gradient),
+        "trees": outputs(H, H.domain.flatten(H.gradient)),
+        "product": outputs(H, H @ u),
+        "tree": outputs(H, H.domain.flatten(H @ H.domain.unflatten(u))),
+        "block": H.domain.whole((H @ rows).T.contiguous()),
+        "curvature": H.curvature(u),
+        "budget": outputs(H, budget @ u),
+        "at": [outputs(H, H.at(further) @ u), H.at(further).value],
+        "eigenvalues": [pairs.values, pairs.products],
+        "solution": [outputs(H, solved.x), solved.residual_norm],
+        "trace": hesse.trace(H, method="hutchinson", max_products=8, generator=seed()).value,
+        "is right": check_operator(H).symmetry < 1e-12,
+    }
+
+
 def _fitted(method, **options):
     def answer(p):
         seen = []
@@ -249,6 +278,7 @@ JACOBIANS = {
     "jacobian": _jacobian,
     "root": _root,
     "kernel": _kernel,
+    "inputs": _inputs,
     "lsmr": _counted(_solved("lsmr")),
     "lsmr with a penalty": _counted(_solved(hesse.LSMR(tikhonov=0.1))),
     "svds": _counted(_svds(2)),

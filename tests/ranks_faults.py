@@ -10,7 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import hesse
+from hesse.distributed import shard
 from tests.ranks_pool import batches, examples, model, risk, shared, vector
+from tests.shards_jobs import mesh
 
 BAD = 1  # the rank on which something goes wrong
 
@@ -115,6 +117,31 @@ def same_data(place):
     return [str(warning.message) for warning in caught]
 
 
+def other_constants(place):
+    """The errors where the model of one rank has other constants than those of the others."""
+    found = {}
+    for name in ("frozen", "running_mean", "num_batches_tracked", "later"):
+        layers = nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 3)
+        there = nn.Sequential(*layers).double().eval()
+        for whole in there.parameters():
+            whole.detach().fill_(0.5)
+        there[0].requires_grad_(False)
+        changed = {"frozen": there[0].weight, "later": there[1].running_var}
+        changed |= {
+            key: there[1].get_buffer(key) for key in ("running_mean", "num_batches_tracked")
+        }
+
+        def make(there=there):
+            data = batches("ragged", place.rank)
+            return hesse.Risk(there, nn.CrossEntropyLoss(), data, group=place.ranks())
+
+        risk = make() if name == "later" else None
+        if place.rank == BAD:
+            changed[name].detach().add_(1)
+        found[name] = _error(make if risk is None else lambda risk=risk: hesse.ggn_operator(risk))
+    return found
+
+
 def padded(place, count):
     data = TensorDataset(*(part[:count] for part in examples()))
     sampler = DistributedSampler(data, place.size, place.rank, shuffle=False)
@@ -130,15 +157,37 @@ def refusals(place):
     there = shared(place, "empty")
     return {
         "sparse": _error(lambda: hesse.sparse_hessian_operator(there)),
-        "inputs": _error(
-            lambda: hesse.hessian_operator(there, there.params, with_respect_to="inputs")
-        ),
         "batches": _error(lambda: list(there.batches())),
         "summands": _error(lambda: list(there.summands())),
     }
 
 
 # -- The end of a run ------------------------------------------------------------------------------
+
+
+def in_a_callback(place, is_sharded):
+    """The errors of runs whose callback raises one on one rank, and whether the ranks go on."""
+    there = shared(place, "ragged")
+    params = shard(there.params, mesh(place)) if is_sharded else there.params
+    H = hesse.hessian_operator(there, params)
+    v = H.domain.gaussian(torch.Generator().manual_seed(3))
+    before, found = H @ v, {}
+    shifted = H + hesse.identity_operator(H.shape[0])
+    for name, run in {
+        "eigsh": lambda **more: hesse.eigsh(H, 2, **more),
+        "cg": lambda **more: hesse.solve(shifted, v, "cg", **more),
+        "trace": lambda **more: hesse.trace(H, block_size=2, max_products=40, **more),
+        "minimize": lambda **more: hesse.minimize(there, params, **more),
+    }.items():
+        steps = []
+
+        def callback(state, steps=steps):
+            steps.append(state)
+            if place.rank == BAD and len(steps) == 2:
+                raise KeyError("the disk is gone")
+
+        found[name] = _error(lambda run=run, callback=callback: run(callback=callback))
+    return found, torch.allclose(H @ v, before, rtol=1e-10)
 
 
 def ended(place, how, function):

@@ -1,10 +1,15 @@
 """What the tests of ranks compute, of a risk that may be shared or not."""
 
+from unittest import mock
+
 import torch
 
 import hesse
+from hesse.curvature import dry_run
+from hesse.distributed import shard
 from hesse.testing import CountingOperator, Traffic
 from tests.ranks_pool import examples, shared, vector
+from tests.shards_jobs import mesh
 
 
 def _seed(number=7):
@@ -189,3 +194,23 @@ def traffic(place, split, kind):
     with Traffic() as curvature:
         A.curvature(vector())
     return [(each.calls, each.numbers) for each in (one, block, gradient, curvature)]
+
+
+def first_batches():
+    """Those of the first and the last of three ranks, of which the second has none."""
+    x, y = examples()
+    return [(x[:10], y[:10]), (x[14:], y[14:])]
+
+
+def planned(place, is_sharded):
+    """A dry run on ranks that take one second more than their number for all that is timed."""
+    there = shared(place, "empty")
+    params = shard(there.params, mesh(place)) if is_sharded else there.params
+
+    def timed(function, device):
+        function()
+        return 1.0 + place.rank
+
+    with mock.patch.object(dry_run, "_timed", timed):
+        run = hesse.plan(there, params, curvature="ggn")
+    return dict(run.items()), repr(run)

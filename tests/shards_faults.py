@@ -15,7 +15,7 @@ from hesse.testing import Traffic
 from hesse.vectors.space import Space
 from tests.ranks_faults import BAD, FAULTS, _error, _Switch
 from tests.ranks_pool import batches, model, shared, vector
-from tests.shards_jobs import columns, mesh
+from tests.shards_jobs import Problem, columns, mesh, seed
 
 FEW = [130, 0, 66]  # places of entries
 
@@ -178,3 +178,14 @@ def turned(place):
         "by scipy": torch.as_tensor(H.to_scipy() @ columns(space.n).numpy()),
         "by blocks": space.whole((M @ space.part(vector()))[None])[0],
     }
+
+
+def shown(place):
+    """What the first rank alone sees of results and operators, and what it sends for that."""
+    p = Problem("ragged", place)
+    A = hesse.nystrom_operator(p.ggn, 4, generator=seed())
+    tree = hesse.solve(A + hesse.identity_operator(A.shape[0]), p.hessian.gradient)
+    found = [tree, A, p.hessian]
+    with Traffic() as traffic:
+        texts = [repr(each) for each in found] if place.rank == 0 else []
+    return traffic.calls, texts

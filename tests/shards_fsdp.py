@@ -71,6 +71,53 @@ def _whole(tree):
     return {name: p.full_tensor() if hasattr(p, "full_tensor") else p for name, p in tree.items()}
 
 
+def _half_frozen(place):
+    """A model whose first layer is frozen, and its risk."""
+    there, data, options = model(), batches("even", 0) + batches("even", 1), {}
+    there[0].requires_grad_(False)
+    if place is not None:
+        from torch.distributed.fsdp import fully_shard
+
+        options["group"] = mesh = _named_mesh(place)
+        for layer in (there[0], there[2]):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(there, mesh=mesh)
+        data = batches("even", place.rank)
+    return there, hesse.Risk(there, nn.CrossEntropyLoss(), data, 0.05, **options)
+
+
+def half_frozen(place):
+    """What is computed of a model with a frozen layer, which is sharded as the others are."""
+    there, risk = _half_frozen(place)
+    H, K = (
+        hesse.hessian_operator(risk),
+        hesse.ntk_operator(risk, inputs=batches("one", 0)[0][0][:3]),
+    )
+    v = {name: torch.ones_like(p) for name, p in risk.params.items()}
+    optimizer = hesse.HessianFree(risk, mode="retained-graph", max_cg_iterations=3)
+    return {
+        "value": H.value,
+        "hessian": _whole(H @ v),
+        "ggn": _whole(hesse.ggn_operator(risk, risk.params) @ v),
+        "kernel": hesse.trace(K).value / (1 if place is None else place.size),
+        "loss": float(optimizer.step()),
+        "trained": _whole({name: p.detach() for name, p in there.named_parameters()}),
+    }
+
+
+def changed(place):
+    """The errors where a frozen parameter has changed, and where one that is trained is missing."""
+    there, risk = _half_frozen(place)
+    params = {name: p for name, p in risk.params.items() if "bias" not in name}
+    found = [_error(lambda: hesse.hessian_operator(risk, params).value)]
+    there.load_state_dict(there.state_dict())  # the same numbers
+    found.append(_error(lambda: hesse.hessian_operator(risk)))
+    with torch.no_grad():
+        there[0].weight.mul_(2.0)
+    found.append(_error(lambda: hesse.hessian_operator(risk)))
+    return found
+
+
 def in_one_process(params, data):
     """What `_computed` gives for the whole risk at these parameters."""
     there = model()

@@ -9,6 +9,8 @@ import hesse
 from hesse.distributed import shard
 from hesse.testing import Traffic
 from tests import hessian_free_jobs, outputs_jobs
+from tests.apps_jobs import APPS
+from tests.outputs_posteriors import POSTERIORS
 from tests.ranks_faults import BAD, _error, _Switch
 from tests.ranks_pool import _plain, batches, bits, model, vector
 from tests.shards_files import RUNS
@@ -48,6 +50,17 @@ def outputs(place, names):
     if place is not None:
         problem.shard(hessian_free_jobs.hybrid(place))
     return {name: outputs_jobs.JACOBIANS[name](problem) for name in names}
+
+
+def applied(place, names):
+    """What applications give at shards of which two ranks have copies."""
+    found = {}
+    for family, name in names:
+        problem = outputs_jobs.Problem(place, "four")
+        if place is not None:
+            problem.shard(hessian_free_jobs.hybrid(place))
+        found[name] = {**APPS, "posteriors": POSTERIORS}[family][name](problem)
+    return found
 
 
 def sent(place):

@@ -5,6 +5,7 @@ from functools import cache
 import pytest
 
 from tests import apps_jobs as jobs
+from tests import resumed_apps_jobs as resumed_jobs
 from tests.outputs_jobs import SIZES
 from tests.ranks_faults import BAD
 from tests.ranks_pool import _plain, bits, close
@@ -52,3 +53,14 @@ def test_an_error_on_one_rank_is_one_on_all(pool):
         own |= dict.fromkeys(("weights", "clusters"), "ShapeError")
         assert kinds == (own if rank == BAD else dict.fromkeys(own, "RankError"))
         assert value > 0.0  # and they go on
+
+
+@pytest.mark.parametrize(
+    ("names", "is_sharded"), [(resumed_jobs.WHOLE, False), (resumed_jobs.SHARDED, True)]
+)
+def test_runs_that_were_killed_go_on_to_the_same(pool, tmp_path, names, is_sharded):
+    found = pool.run(resumed_jobs.resumed, tmp_path, names, is_sharded, size=2)
+    assert bits(found[0]) == bits(found[1])
+    for name, (whole, was_killed, resumed) in found[0].items():
+        assert was_killed, name
+        close(resumed, whole, (name,))

@@ -28,9 +28,28 @@ def test_shards_give_what_one_process_does():
 
 
 def test_jacobians_give_what_those_of_one_process_do():
-    names = ["jacobian", "root", "kernel", "lsmr"]
+    names = ["jacobian", "root", "kernel", "inputs", "lsmr"]
     found = together(SIZE, hybrid.outputs, names)
     close(found[0], _plain(hybrid.outputs(None, names)))
+    assert len({bits(answers) for answers in found}) == 1
+
+
+_APPLICATIONS = [
+    ("examples", "per example"),
+    ("statistics", "errors"),
+    ("training", "landscape along"),
+    ("kernels", "trace kernel"),
+    ("bounds", "trust-cg"),
+    ("pruning", "damage"),
+    ("influence", "renormalised"),
+    ("influence on examples", "on themselves"),
+    ("posteriors", "full"),
+]
+
+
+def test_applications_give_what_one_process_does():
+    found = together(SIZE, hybrid.applied, _APPLICATIONS)
+    close(found[0], _plain(hybrid.applied(None, _APPLICATIONS)))
     assert len({bits(answers) for answers in found}) == 1
 
 

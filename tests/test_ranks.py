@@ -66,6 +66,24 @@ def test_drawn_targets_have_the_expectation_of_the_exact_matrix(pool):
     assert bits(found[0]) == bits(found[2])
 
 
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_a_dry_run_is_of_the_slowest_rank_and_of_the_fullest(pool, is_sharded):
+    found = pool.run(jobs.planned, is_sharded)
+    assert found[0] == found[1] == found[2]
+    run, shown = found[0]
+    parts = [hesse.plan(risk(batch), curvature="ggn") for batch in jobs.first_batches()]
+    assert (run["n"], run["ranks"], run["batches"], run["kept"]) == (len(vector()), 3, 3, 3)
+    # The last rank has one batch, the first has two, and the second has messages alone.
+    assert (run["product_seconds"], run["gradient_seconds"], run["sent_seconds"]) == (6.0, 6.0, 3.0)
+    assert run["flops"] == 2 * parts[0].flops + parts[1].flops
+    assert run["kept_bytes"] == 2 * parts[0].kept_bytes + parts[1].kept_bytes
+    most = 6 * 4 + 6 + 1 * 16 + 1 if is_sharded else len(vector())  # of the rows of four tensors
+    assert run["vector_bytes"] == 8 * most
+    assert run["peak_bytes"] >= max(part.peak_bytes for part in parts)
+    assert "of 3 ranks" in shown
+    assert "messages take 3 s of a product" in shown
+
+
 # -- Communication ---------------------------------------------------------------------------------
 
 
@@ -111,6 +129,14 @@ def test_ranks_that_differ_are_told_so(pool, job, words):
     for kind, text in pool.run(job):
         assert kind == "RankError"
         assert words in text
+
+
+def test_a_model_that_has_other_constants_on_a_rank_is_refused(pool):
+    for errors in pool.run(faults.other_constants):
+        assert errors.pop("num_batches_tracked") == ["none", ""]
+        for name, (kind, text) in errors.items():
+            assert kind == "RankError", name
+            assert "the same buffers and frozen parameters" in text
 
 
 def test_a_call_that_a_rank_leaves_out_is_missed(pool):
@@ -189,6 +215,15 @@ def test_ranks_end_a_run_together(pool, function, how):
     assert status == _STATUS[how]
     assert products > 0
     assert handlers_are_restored
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_an_error_of_a_callback_on_one_rank_is_one_on_all(pool, is_sharded):
+    for rank, (errors, goes_on) in enumerate(pool.run(faults.in_a_callback, is_sharded)):
+        assert goes_on
+        for name, (kind, text) in errors.items():
+            assert kind == ("KeyError" if rank == faults.BAD else "RankError"), name
+            assert rank == faults.BAD or "on rank 1" in text, name
 
 
 def test_a_trial_point_outside_the_domain_of_one_rank_is_rejected_on_all(pool):

@@ -80,6 +80,22 @@ def test_modules_of_fully_shard_are_taken_and_trained_on(pool, size, at_once):
 
 
 @distributed
+def test_frozen_parameters_of_fully_shard_are_gathered(pool):
+    found = pool.run(fsdp.half_frozen, size=2)
+    close(found[0], _plain(fsdp.half_frozen(None)))
+    assert bits(found[0]) == bits(found[1])
+
+
+@distributed
+def test_those_that_have_changed_and_missing_ones_are_named(pool):
+    for (_, missing), (same, _), (kind, after) in pool.run(fsdp.changed, size=2):
+        assert same == "none"
+        assert "params without '2.bias'" in missing
+        assert kind in ("StructureError", "RankError")
+        assert "another '0.weight'" in after
+
+
+@distributed
 def test_modules_that_are_sharded_otherwise_are_refused(pool):
     found = pool.run(fsdp.refusals)
     texts = [text for _, text in found[0].values()]
@@ -135,6 +151,16 @@ def test_a_failure_on_one_rank_is_one_on_all(pool, fault):
         assert kind == ("NonFiniteError" if fault == "nan" else other)
         if rank != BAD:
             assert "rank 1" in text
+
+
+@distributed
+def test_a_rank_may_show_what_there_is_alone(pool):
+    (calls, texts), *_ = pool.run(faults.shown)
+    assert calls == {}
+    solution, low_rank, _ = texts
+    assert "sharded tensor of shape (" in solution
+    assert ", here a tensor of shape (" in solution
+    assert low_rank.startswith("(LowRank[4] + D)")
 
 
 @distributed

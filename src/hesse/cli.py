@@ -3,35 +3,47 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from importlib.metadata import version as version_of
 from pathlib import Path
 
-from hesse.errors import HesseError, MissingExtraError
+from hesse.errors import ArgumentError, HesseError, MissingExtraError
+from hesse.report.processes import group_of_script, number, rank_and_size
 
 EXTRA = {"jinja2", "matplotlib", "rich", "scipy", "sklearn", "threadpoolctl", "typer"}
 """The packages of the extra hesse[demo], by import name."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command `hesse`."""
-    try:
-        application()(arguments, prog_name="hesse")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRA:
-            raise
-        missing = MissingExtraError(
-            "hesse (command line)",
-            expected="the packages of the extra hesse[demo]",
-            got=str(error),
-            remedy="pip install 'hesse[demo]'",
-        )
-        print(missing, file=sys.stderr)
-        sys.exit(1)
+    """Run the command `hesse`; of several processes on a machine the first one speaks."""
+    with ExitStack() as silence:
+        if number("LOCAL_RANK", number("RANK", 0)) > 0:
+            silence.enter_context(redirect_stdout(io.StringIO()))
+            silence.enter_context(redirect_stderr(io.StringIO()))
+        try:
+            application(silence.close)(arguments, prog_name="hesse")
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in EXTRA:
+                raise
+            missing = MissingExtraError(
+                "hesse (command line)",
+                expected="the packages of the extra hesse[demo]",
+                got=str(error),
+                remedy="pip install 'hesse[demo]'",
+            )
+            print(missing, file=sys.stderr)
+            sys.exit(1)
 
 
-def application():
-    """The typer application; needs the packages of the extra hesse[demo]."""
+def application(speak: Callable[[], None] = lambda: None):
+    """The typer application; needs the packages of the extra hesse[demo].
+
+    Args:
+        speak: called where a process has something to say that others have not.
+    """
     import typer
 
     app = typer.Typer(
@@ -60,6 +72,9 @@ def application():
         from hesse.report.cores import leave_busy_cores
         from hesse.report.demo import QUICK, run_demo
 
+        if number("WORLD_SIZE", 1) > 1:
+            print(_of_one_process("demo"), file=sys.stderr)
+            raise typer.Exit(1)
         leave_busy_cores()
         run_demo(Path(output), seed=seed, effort=QUICK if quick else None, progress=progress)
 
@@ -75,21 +90,37 @@ def application():
         progress: bool = typer.Option(True, help="Show progress bars."),
     ) -> None:
         """Measure eigenvalues, trace and spectral density of a model; write an HTML page."""
+        from hesse.ranks import is_said_elsewhere
         from hesse.report.measuring import measure_file
 
+        speak()
         try:
-            measure_file(
-                *(Path(file), Path(output)),
-                curvature=curvature,  # pyright: ignore[reportArgumentType]  # checked there
-                eigenvalues=eigenvalues,
-                rtol=rtol,
-                seconds=seconds,
-                seed=seed,
-                progress=progress,
-            )
+            with group_of_script():
+                measure_file(
+                    *(Path(file), Path(output)),
+                    curvature=curvature,  # pyright: ignore[reportArgumentType]  # checked there
+                    eigenvalues=eigenvalues,
+                    rtol=rtol,
+                    seconds=seconds,
+                    seed=seed,
+                    progress=progress,
+                )
         except HesseError as error:
             error.call = error.call or f"hesse curvature {file}"
-            print(error, file=sys.stderr)
+            rank, _ = rank_and_size()
+            if rank == 0:
+                print(error, file=sys.stderr)
+            elif not is_said_elsewhere(error):
+                print(f"rank {rank}: {error}", file=sys.stderr)
             raise typer.Exit(1) from error
 
     return app
+
+
+def _of_one_process(command: str) -> ArgumentError:
+    return ArgumentError(
+        f"hesse {command}",
+        expected="one process",
+        got=f"{number('WORLD_SIZE', 1)}, which torchrun started",
+        remedy=f"Start it without torchrun: hesse {command}.",
+    )

@@ -151,6 +151,7 @@ class Run:
         # Where ranks share the run, none ends it alone: it wishes to, and all end it together.
         self._rank: int | None = None
         self._wish, self._handlers = 0, dict[int, Any]()
+        self._failure: Exception | None = None  # of the callback
         self._parts, self._whole = list[Run](), self
 
     def __enter__(self) -> Run:
@@ -168,6 +169,8 @@ class Run:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+        if kind is None and self._failure is not None:  # after the last product
+            raise self._failure
         if kind is None or not issubclass(kind, KeyboardInterrupt) or outer is not None:
             return False
         self.status = Status.INTERRUPTED
@@ -231,11 +234,16 @@ class Run:
 
     def after_step(self, state: State) -> bool:
         """As `goes_on`, after calling the callback, which may stop the run."""
-        if asks_to_stop(self._callback, state):
-            if self._rank is not None:
-                self._wish = _STOP
-            else:
-                self.status = Status.STOPPED
+        try:
+            if asks_to_stop(self._callback, state):
+                if self._rank is not None:
+                    self._wish = _STOP
+                else:
+                    self.status = Status.STOPPED
+        except Exception as error:
+            if self._rank is None:
+                raise
+            self._wish, self._failure = _FAILED, error
         return self.goes_on(state) if self.status is Status.UNFINISHED else False
 
     def show(self, state: State) -> None:
@@ -282,13 +290,22 @@ class Run:
         """The runs around this one, the outermost first, and this one."""
         return [*([] if self._outer is None else self._outer.with_outer()), self]
 
-    def agree(self, wish: int) -> None:
-        """End the run, or its parts, on all ranks at the same product."""
+    def agree(self, wish: int) -> bool:
+        """End the run, or its parts, on all ranks at the same product.
+
+        An error of the callback is raised on its rank; elsewhere it is told by True.
+        """
         if wish == _INTERRUPT:
             raise KeyboardInterrupt
+        if wish == _FAILED:
+            for run in (self, *self._parts):
+                if run._failure is not None:
+                    raise run._failure
+            return True
         for run in self._parts or [self]:
             if run.status is Status.UNFINISHED:
                 run.status = Status.MAX_SECONDS if wish == _LATE else Status.STOPPED
+        return False
 
     def _handle_signals(self) -> None:
         if self._outer is None and threading.current_thread() is threading.main_thread():
@@ -300,8 +317,8 @@ class Run:
 
 
 # Why a rank wants to end a run, by urgency.
-_LATE, _STOP, _INTERRUPT = 1, 2, 3
-_REASONS = 4
+_LATE, _STOP, _INTERRUPT, _FAILED = 1, 2, 3, 4
+_REASONS = 5
 
 
 def share_run(ranks: _Ranks) -> None:
@@ -318,13 +335,17 @@ def wish_to_end() -> int:
     return 0
 
 
-def agree_to_end(wishes: list[int]) -> None:
-    """End the outermost run that a rank wants to end, for the most urgent of its reasons."""
+def agree_to_end(wishes: list[int]) -> bool:
+    """End the outermost run that a rank wants to end, for the most urgent of its reasons.
+
+    Whether it is an error of a callback on another rank; that of this rank is raised.
+    """
     given = [divmod(wish, _REASONS) for wish in wishes if wish]
     runs = _runs()
     if given:
         depth = min(depth for depth, _ in given)
-        runs[depth].agree(max(reason for at, reason in given if at == depth))
+        return runs[depth].agree(max(reason for at, reason in given if at == depth))
+    return False
 
 
 def _runs() -> list[Run]:

@@ -137,7 +137,9 @@ def summary(value: Any) -> str:
     return _cut(repr(value) if not isinstance(value, str) else value)
 
 
-def _tensor(value: Tensor) -> str:
+def _tensor(value: Any) -> str:
+    if hasattr(value, "to_local"):  # a `DTensor`: what shows all of it is a call of all processes
+        return f"sharded tensor of shape {tuple(value.shape)}, here a {_tensor(_part(value))}"
     if value.ndim == 0:
         return f"{float(value):.6g}"
     entries = value.detach().reshape(-1)
@@ -145,6 +147,11 @@ def _tensor(value: Tensor) -> str:
     ends = entries if len(entries) <= _ENTRIES else torch.cat([entries[:half], entries[-half:]])
     text = _listed([f"{number:.4g}" for number in ends.tolist()], len(entries))
     return f"tensor of shape {tuple(value.shape)}: {text}"
+
+
+def _part(value: Any) -> Tensor:
+    """The part of a sharded tensor that this process has."""
+    return value.detach().to_local()
 
 
 def _ends(values: Sequence[Any]) -> str:

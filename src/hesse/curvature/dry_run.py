@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -19,13 +19,15 @@ from hesse.curvature.hessian import hessian_operator
 from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.point import point_of
 from hesse.curvature.point_product import kept_share
+from hesse.curvature.rank_sum import NoData, RankSum
+from hesse.curvature.shard_sum import ShardSum
 from hesse.errors import check_choice
 from hesse.memory.available import available_bytes
 from hesse.memory.peak import PeakMemory
 from hesse.memory.sizes import format_bytes
+from hesse.ranks import Ranks
 from hesse.result import Result, html_table
 from hesse.risk.risk import Risk
-from hesse.risk.sharing import check_is_whole
 from hesse.vectors.space import Space, Tree
 
 OPERATORS = {"hessian": hessian_operator, "ggn": ggn_operator, "fisher": fisher_operator}
@@ -52,6 +54,9 @@ class DryRun(Result):
         kept_bytes: of all residuals that are kept.
         peak_bytes: the most that tensors take during a product, with what is kept.
         free_bytes: what the device has left now; 0 where that cannot be found out.
+        ranks: how many processes share the data. Batches, FLOP and what is kept are of all of them,
+            seconds of the slowest with its messages, other bytes those of the fullest.
+        sent_seconds: of a product, what messages take.
     """
 
     curvature: str
@@ -67,6 +72,8 @@ class DryRun(Result):
     kept_bytes: float
     peak_bytes: float
     free_bytes: float
+    ranks: int = 1
+    sent_seconds: float = 0.0
 
     @property
     def gradients(self) -> float:
@@ -90,6 +97,8 @@ class DryRun(Result):
 
     def _title(self) -> str:
         seen = f", seen on the first of {self.batches}" if self.batches > 1 else ""
+        if self.ranks > 1:
+            seen = f", seen on the first batches of {self.ranks} ranks"
         name = TITLES[self.curvature]
         return f"Dry run: products of the {name} of {self.n:,} variables{seen}"
 
@@ -110,6 +119,9 @@ class DryRun(Result):
             rows.append(("batches", f"{kept}, {format_bytes(self.kept_bytes)}"))
         hundred = f"{_duration(self.seconds(100))}, {format_bytes(self.bytes(30))}"
         rows.append(("example", f"100 products and 30 vectors: {hundred}"))
+        if self.ranks > 1:
+            sent = f"messages take {_duration(self.sent_seconds)} of a product"
+            rows.append(("ranks", f"the slowest, and the fullest, of {self.ranks}; {sent}"))
         if 0.0 < self.free_bytes < self.peak_bytes:
             rows.append(("note", "a product does not fit: give the operator memory_budget="))
         return rows
@@ -137,11 +149,13 @@ def plan(
     first; where a loader reads or makes its data, that time comes on top. Programs that were traced
     serve operators of the same risk later.
 
+    Several ranks that share the data measure at the same time, as they take products. All get the
+    same result.
+
     Cost: about eleven gradients of the first batch, and tracing a product.
 
     Raises:
-        HesseError: as `hessian_operator`, `ggn_operator` and `fisher_operator`; several ranks share
-            the data (plan `risk.local`).
+        HesseError: as `hessian_operator`, `ggn_operator` and `fisher_operator`.
 
     >>> import torch
     >>> run = plan(lambda x: (x**4).sum() / 12, torch.ones(1000))
@@ -150,6 +164,13 @@ def plan(
     """
     check_choice("curvature", curvature, tuple(OPERATORS))
     x = point_of(f, x)
+    if isinstance(f, Risk) and f.ranks is not None:
+        return _of_ranks(f.ranks, curvature, f, x)
+    return _of_one(curvature, f, x)
+
+
+def _of_one(curvature: str, f: Any, x: Tree) -> DryRun:
+    """That of a process which has all of f."""
     space = Space.of(x)
     head, batches = _first_batch(f)
     seconds = _gradient_seconds(head, space, x)
@@ -175,6 +196,68 @@ def plan(
     )
 
 
+def _of_ranks(ranks: Ranks, curvature: str, risk: Risk, x: Tree) -> DryRun:
+    """That of processes which share the data: what each finds for its part, and messages."""
+    with ranks.alike():
+        space = Space.of(x, ranks=ranks)
+    whole = space.whole_tree(x)
+    with ranks.alike():
+        nothing = NoData(Space.of(whole))
+        here = _of_one(curvature, risk.local, whole) if risk.num_summands else _idle(curvature)
+    of_gradient, of_product = _message_seconds(nothing, space)
+    here = replace(
+        here,
+        n=space.n,
+        gradient_seconds=here.gradient_seconds + of_gradient,
+        product_seconds=here.product_seconds + of_product,
+        vector_bytes=space.size * space.dtype.itemsize,
+        free_bytes=available_bytes(space.device),
+        ranks=ranks.size,
+        sent_seconds=of_product,
+    )
+    if space.shards is not None:  # the direction is gathered
+        here = replace(here, peak_bytes=here.peak_bytes + space.n * space.dtype.itemsize)
+    return _together(ranks, here)
+
+
+_SUMMED = ("batches", "kept", "flops", "kept_bytes")
+_LARGEST = (
+    *("setup_seconds", "gradient_seconds", "product_seconds", "sent_seconds"),
+    *("vector_bytes", "peak_bytes"),
+)
+
+
+def _together(ranks: Ranks, here: DryRun) -> DryRun:
+    """What processes find of their parts, as one plan; in the mode of the slowest."""
+    names = (*_SUMMED, *_LARGEST, "free_bytes")
+    numbers = [math.nan if here[name] is None else float(here[name]) for name in names]
+    found = dict(zip(names, zip(*ranks.gather(*numbers), strict=True), strict=True))
+    seconds = found["product_seconds"]
+    mode = ranks.tell(seconds.index(max(seconds)), here.mode)
+    whole: dict[str, Any] = {name: sum(found[name]) for name in _SUMMED}
+    whole |= {name: max(found[name]) for name in _LARGEST}
+    whole |= {name: int(whole[name]) for name in ("batches", "kept", "vector_bytes")}
+    whole["flops"] = None if math.isnan(whole["flops"]) else whole["flops"]
+    return replace(here, **whole, mode=mode, free_bytes=min(found["free_bytes"]))
+
+
+def _idle(curvature: str) -> DryRun:
+    """That of a process without data."""
+    numbers = dict.fromkeys((*_SUMMED, *_LARGEST, "free_bytes", "n"), 0)
+    return DryRun(curvature=curvature, mode="no data", **numbers)
+
+
+def _message_seconds(nothing: NoData, space: Space) -> tuple[float, float]:
+    """What the messages of a gradient and of a product take, between processes without data."""
+    kind, v = RankSum if space.shards is None else ShardSum, space.zeros()
+
+    def least(call: Callable[[], Any]) -> float:
+        return min(_timed(call, space.device) for _ in range(_REPEATS))
+
+    A = kind(nothing, space)
+    return least(lambda: kind(nothing, space).flat_gradient), least(lambda: A.matvec(v))
+
+
 @dataclass(frozen=True)
 class _Measured:
     """What products of one batch take."""
@@ -191,7 +274,6 @@ def _first_batch(f: Any) -> tuple[Any, int]:
     """f on the first batch alone, and the number of batches."""
     if not isinstance(f, Risk):
         return f, 1
-    check_is_whole(f)
     first = f.data.first
     return f.unchecked_on([(first.inputs, first.targets)]), f.num_summands
 

@@ -14,6 +14,7 @@ from hesse.ad.hessian import HessianGraph
 from hesse.ad.one_shot import ONE_SHOT_MODES
 from hesse.ad.product import Mode
 from hesse.boundary import public
+from hesse.curvature.inputs_of_ranks import inputs_of_ranks
 from hesse.curvature.memory_budget import MemoryBudget, within_budget
 from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.point import point_of
@@ -21,6 +22,7 @@ from hesse.curvature.with_respect_to import restrict
 from hesse.engine.options import ProductOptions
 from hesse.engine.summed_product import PREPARED_MODES
 from hesse.errors import check_choice
+from hesse.risk.risk import Risk
 from hesse.tracing.precision import Precision, check_precision
 from hesse.vectors.space import Tree
 
@@ -72,7 +74,7 @@ def hessian_operator(
         with_respect_to: the name of a leaf of x, or of a group of leaves, a pattern, "*.weight", or
             a list of these: the other leaves are held fixed. "inputs", of a `Risk` at the
             parameters x: the inputs of the model, those of several batches concatenated along their
-            first dimension.
+            first dimension; with `group=` those of this process.
         memory_budget: bytes, or a text such as "4GB", that tensors made for a product may take. The
             batches of a `Risk` are cut until a product fits, and residuals are kept for as many of
             them as fit. Some small products are taken at once to find out; for another f, one.
@@ -107,5 +109,11 @@ def hessian_operator(
     definition, options = HessianDefinition(), ProductOptions(mode, precision)
     if with_respect_to is None:
         return within_budget(definition, f, x, options, memory_budget)
-    f, part, layouts = restrict(f, x, with_respect_to)
-    return within_budget(definition, f, part, options, memory_budget, layouts=layouts)
+
+    def restricted(f: Any, x: Tree) -> CurvatureOperator:
+        of, part, layouts = restrict(f, x, with_respect_to)
+        return within_budget(definition, of, part, options, memory_budget, layouts=layouts)
+
+    if with_respect_to == "inputs" and isinstance(f, Risk) and f.ranks is not None:
+        return inputs_of_ranks(f.ranks, f, restricted, x, definition.name)
+    return restricted(f, x)

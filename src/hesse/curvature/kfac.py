@@ -20,6 +20,7 @@ from hesse.curvature.same_likelihood import with_likelihood
 from hesse.errors import ArgumentError, FunctionError, check_choice, kind_of
 from hesse.progress import FilePath
 from hesse.ranks import alike
+from hesse.risk.held import check_same_buffers
 from hesse.risk.risk import Risk
 from hesse.vectors.random import drawn_seed
 from hesse.vectors.space import Space, Tree
@@ -212,6 +213,7 @@ def _operator(
         space = Space.of(params, what="params", ranks=ranks)
     if ranks is not None:
         check_same_point(ranks, space, params, "params")
+        check_same_buffers(ranks, risk.model)
     whole = risk.share.whole(params)
 
     def look(here: Risk) -> None:

@@ -35,6 +35,7 @@ from hesse.engine.row_layout import RowLayout
 from hesse.errors import ArgumentError, DerivativeError, FallbackWarning, HesseError
 from hesse.memory.peak import PeakMemory
 from hesse.memory.sizes import parse_bytes
+from hesse.risk.held import check_same_buffers
 from hesse.risk.risk import Risk
 from hesse.vectors.shards import is_sharded
 from hesse.vectors.space import Space, Tree
@@ -67,6 +68,7 @@ def within_budget(
     """
     ranks = getattr(f, "ranks", None)
     if ranks is not None:
+        check_same_buffers(ranks, getattr(f, "model", None))
         whole = f if function is None else function(f)
         shift = getattr(whole, "weight_decay", 0.0) if definition.is_sum else 0.0
 

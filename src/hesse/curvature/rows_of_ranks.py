@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hesse.curvature.rank_sum import check_same_point
@@ -42,6 +43,14 @@ class NoOutputs(LinearOperator):
         super().__init__(domain, codomain)
         self.name = name
 
+    @property
+    def value(self) -> Tensor:
+        return torch.zeros((), dtype=self.dtype, device=self.device)
+
+    @property
+    def flat_gradient(self) -> Tensor:
+        return self.domain.zeros()
+
     def at(self, x: Tree) -> NoOutputs:
         return self
 
@@ -55,8 +64,8 @@ class NoOutputs(LinearOperator):
         return self.name
 
 
-class _OfRanks(LinearOperator):
-    """What the two have in common: a matrix between parameters and outputs.
+class OfRanks(LinearOperator):
+    """A matrix between parameters and outputs, of which each rank has what its data give.
 
     Args:
         local: the matrix of this rank's part, from whole parameters or to them.
@@ -64,9 +73,11 @@ class _OfRanks(LinearOperator):
         outputs: that of the outputs of all processes.
     """
 
+    is_symmetric = False
+
     def __init__(self, local: Any, params: Space, outputs: Space) -> None:
         domain, codomain = self._sides(params, outputs)
-        super().__init__(domain, codomain)
+        super().__init__(domain, codomain, symmetric=self.is_symmetric)
         assert params.ranks is not None
         self.local, self.ranks = local, params.ranks
         self._params, self._outputs = params, outputs
@@ -135,7 +146,7 @@ class _OfRanks(LinearOperator):
         return f"{self.local._expression()} of {self.ranks.size} ranks"
 
 
-class RowsOfRanks(_OfRanks):
+class RowsOfRanks(OfRanks):
     """A matrix from parameters to outputs; each rank has the rows of its data."""
 
     @staticmethod
@@ -159,7 +170,7 @@ class RowsOfRanks(_OfRanks):
         return self._to_params(self.local._rmatmat, block)
 
 
-class ColumnsOfRanks(_OfRanks):
+class ColumnsOfRanks(OfRanks):
     """A matrix from outputs to parameters; each rank has the columns of its data."""
 
     @staticmethod

@@ -20,7 +20,6 @@ from hesse.ranks import Ranks, alike
 from hesse.result import OneLine
 from hesse.risk.call import device_of
 from hesse.risk.risk import Risk
-from hesse.risk.sharing import check_is_whole
 from hesse.vectors.space import Space, Tree
 
 
@@ -29,7 +28,6 @@ def restrict(
 ) -> tuple[Any, Tree, Mapping[Vectors, RowLayout]]:
     """(f, x, layouts) of the function of the named variables alone, the others held fixed."""
     if name == "inputs" and isinstance(f, Risk):
-        check_is_whole(f)
         f.check_at(x)
         of_inputs = InputsOf(f.with_unseen_batches(), x)
         spaces = [Space.of(batch.inputs, what="inputs") for _, batch in of_inputs.batches()]
@@ -121,6 +119,11 @@ class LeavesOf(OneLine):
     def ranks(self) -> Ranks | None:
         """As of f."""
         return getattr(self.f, "ranks", None)
+
+    @property
+    def model(self) -> Any:
+        """As of f."""
+        return getattr(self.f, "model", None)
 
     @property
     def local(self) -> LeavesOf:

@@ -246,7 +246,9 @@ class LowRankPlusDiagonal(LinearOperator):
         return True
 
     def _expression(self) -> str:
-        shift = "D" if self._shift is None else f"{self._shift:g} I"
+        # Of vectors that ranks share it takes a message: one of them may show the operator alone.
+        is_here = self.domain.shards is None or "_shift" in vars(self)
+        shift = f"{self._shift:g} I" if is_here and self._shift is not None else "D"
         return f"({self.low_rank._expression()} + {shift})"
 
 

@@ -18,6 +18,10 @@ _FAULTS: tuple[type[BaseException], ...] = (
 )
 
 
+SEE = "See the error of that rank; its data or parameters are the cause."
+"""The remedy of an error that another rank has."""
+
+
 class RankError(HesseError, RuntimeError):
     """A computation that one rank could not do, or that ranks do differently; raised on all."""
 
@@ -49,3 +53,8 @@ def is_unsuitable(error: Exception) -> bool:
     if isinstance(error, RankError):
         return error.is_unsuitable
     return isinstance(error, (FunctionError, DataError))
+
+
+def is_said_elsewhere(error: HesseError) -> bool:
+    """Whether an error repeats what another rank says, or what all of them do."""
+    return isinstance(error, RankError) or error.remedy == SEE

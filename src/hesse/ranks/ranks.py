@@ -21,7 +21,7 @@ from torch import Tensor
 from hesse.errors import ArgumentError, DerivativeError, HesseError, NonFiniteError
 from hesse.progress import agree_to_end, share_run, wish_to_end
 from hesse.ranks import groups
-from hesse.ranks.errors import RankError
+from hesse.ranks.errors import SEE, RankError
 from hesse.ranks.slots import WIDTH, Fault, Slots, checksum, step_number
 from hesse.result import OneLine
 
@@ -29,7 +29,6 @@ T = TypeVar("T")
 
 _TIMEOUT = datetime.timedelta(minutes=10)
 _LONGEST = 400  # bytes of the message of another rank
-_SEE = "See the error of that rank; its data or parameters are the cause."
 
 
 class Ranks(OneLine):
@@ -116,7 +115,7 @@ class Ranks(OneLine):
         self._steps += 1
         steps, wishes = (rows[:, i].round().long().tolist() for i in (-2, -1))
         self._check_steps(steps)
-        agree_to_end(wishes)
+        _end(wishes)
         return rows[:, :-2]
 
     def share_out(
@@ -281,7 +280,7 @@ class Ranks(OneLine):
                 got=f"another on rank {other} than on rank 0",
                 remedy="Draw it with a generator of the same seed on all ranks, or broadcast it.",
             )
-        agree_to_end(slots.wishes)
+        _end(slots.wishes)
 
     @staticmethod
     def _check_steps(steps: list[int]) -> None:
@@ -299,12 +298,10 @@ class Ranks(OneLine):
             raise error
         if fault is Fault.NOT_FINITE:
             raise NonFiniteError(
-                expected=f"a finite result on rank {rank}", got=text, remedy=_SEE
+                expected=f"a finite result on rank {rank}", got=text, remedy=SEE
             ) from error
         kind = DerivativeError if fault is Fault.DERIVATIVE else RankError
-        failure = kind(
-            expected="a result on every rank", got=f"on rank {rank}: {text}", remedy=_SEE
-        )
+        failure = kind(expected="a result on every rank", got=f"on rank {rank}: {text}", remedy=SEE)
         if isinstance(failure, RankError):
             failure.is_outside_domain = fault is Fault.DOMAIN
             failure.is_unsuitable = fault is Fault.UNSUITABLE
@@ -373,6 +370,17 @@ def _answering() -> Iterator[None]:
             remedy="A rank has ended, or took too long. Under torchrun --max-restarts a run "
             "with checkpoint= goes on.",
         ) from error
+
+
+def _end(wishes: list[int]) -> None:
+    """End the runs that a rank wants to end; raise where a callback on one of them failed."""
+    if agree_to_end(wishes):
+        failed = [rank for rank, wish in enumerate(wishes) if wish == max(wishes)]
+        raise RankError(
+            expected="a callback= that returns on every rank",
+            got=f"one that raised an error on rank {failed[0]}",
+            remedy=SEE,
+        )
 
 
 def alike(ranks: Ranks | None) -> AbstractContextManager[None]:

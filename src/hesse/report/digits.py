@@ -6,7 +6,6 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -15,6 +14,8 @@ WIDTHS = (64, 128, 64, 32, 2, 32, 64, 128, 64)
 
 def digits(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """The 1,797 digits of scikit-learn: pixels in [0, 1], shape (1797, 64), and labels (1797,)."""
+    from sklearn.datasets import load_digits  # takes a second to import
+
     pixels, labels = load_digits(return_X_y=True)
     return torch.tensor(pixels / 16.0, dtype=dtype), torch.tensor(labels)
 

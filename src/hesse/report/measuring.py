@@ -2,13 +2,15 @@
 """`hesse curvature FILE`: the curvature of somebody's model, measured and shown on a page.
 
 The file is a Python script that leaves a `risk`, a `hesse.Risk`; or a function `f` and a point `x`.
+Under torchrun every process runs it, and the risk is one that they share: all measure together, the
+first one prints and writes.
 """
 
 from __future__ import annotations
 
 import runpy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +22,10 @@ from hesse.errors import ArgumentError, check_choice, check_count
 from hesse.estimators import Estimate, SpectralDensity, spectral_density, trace
 from hesse.krylov import Eigenpairs, eigsh
 from hesse.operators.algebra import LinearOperator
+from hesse.ranks import Ranks, alike
 from hesse.report import plots
 from hesse.report.page import write_page
+from hesse.report.processes import rank_and_size, said_once
 from hesse.report.section import Section, figure, print_section
 from hesse.report.spectrum import eigenvalue_table, on_negative_curvature
 from hesse.risk.risk import Risk
@@ -56,19 +60,21 @@ def measure_file(
         The page. Ranks of a distributed run other than the first return None.
 
     Raises:
-        HesseError: the file leaves no risk and no f and x; as `eigsh`.
+        HesseError: the file leaves no risk and no f and x; there are several processes, which do
+            not share the risk; as `eigsh`.
     """
-    check_choice("curvature", curvature, _CURVATURES)
-    check_count("eigenvalues", eigenvalues, 1)
+    with said_once():
+        check_choice("curvature", curvature, _CURVATURES)
+        check_count("eigenvalues", eigenvalues, 1)
     f, x = problem_of(file)
-    ranks = getattr(f, "ranks", None)
+    ranks: Ranks | None = getattr(f, "ranks", None)
     speaks = ranks is None or ranks.rank == 0
     console = Console(quiet=not speaks)
-    if ranks is None:
-        console.print(repr(plan(f, x, curvature=curvature)), "", highlight=False, soft_wrap=True)
+    console.print(repr(plan(f, x, curvature=curvature)), "", highlight=False, soft_wrap=True)
     A = OPERATORS[curvature](f, x)
     k = min(eigenvalues, A.shape[0])
-    output.mkdir(parents=True, exist_ok=True)
+    with alike(ranks):
+        output.mkdir(parents=True, exist_ok=True)
 
     def options(name: str) -> dict[str, Any]:
         return {
@@ -86,21 +92,25 @@ def measure_file(
         density = spectral_density(A, **options("density"))
     section = _section(curvature, A, largest, smallest, estimate, density)
     print_section(console, section)
-    if not speaks:
-        return None
-    page = write_page(
-        output / "curvature.html",
-        title=f"Curvature of {file.name}",
-        heading=f"Curvature of {file.name}",
-        lead=repr(A).partition("\n")[0],
-        sections=[section],
-        settings=f"Seed {seed}, relative accuracy {rtol:g}"
-        + ("." if seconds is None else f", at most {seconds:g} s for each measurement."),
-        command=f"hesse curvature {file.name} --curvature {curvature} --seed {seed}",
-        note="The files beside this page are checkpoints: the same command goes on from them.",
-    )
+    write = write_page if speaks else _write_nothing
+    with alike(ranks):
+        page = write(
+            output / "curvature.html",
+            title=f"Curvature of {file.name}",
+            heading=f"Curvature of {file.name}",
+            lead=repr(A).partition("\n")[0],
+            sections=[section],
+            settings=f"Seed {seed}, relative accuracy {rtol:g}"
+            + ("." if seconds is None else f", at most {seconds:g} s for each measurement."),
+            command=f"hesse curvature {file.name} --curvature {curvature} --seed {seed}",
+            note="The files beside this page are checkpoints: the same command goes on from them.",
+        )
     console.print(f"Page: [bold]{page}[/bold]")
     return page
+
+
+def _write_nothing(path: Path, **content: Any) -> None:
+    """Leave the page to the first process."""
 
 
 @contextmanager
@@ -119,13 +129,31 @@ def _of_this_command(output: Path) -> Iterator[None]:
 
 def problem_of(file: Path) -> tuple[Any, Any]:
     """(f, x) that a script leaves; x is None for a risk, whose model is taken as it is."""
-    if not file.is_file():
-        raise ArgumentError(
-            expected="a Python script that leaves a `risk`, or a function `f` and a point `x`",
-            got=f"no file {str(file)!r}",
-            remedy="Give the path of the script.",
-        )
+    with said_once():
+        if not file.is_file():
+            raise ArgumentError(
+                expected="a Python script that leaves a `risk`, or a function `f` and a point `x`",
+                got=f"no file {str(file)!r}",
+                remedy="Give the path of the script.",
+            )
     names = runpy.run_path(str(file), run_name="hesse_problem")
+    with _alike_after_the_script():
+        f, x = _found_in(names, file)
+        _check_is_shared(f, rank_and_size()[1])
+    return f, x
+
+
+def _alike_after_the_script() -> AbstractContextManager[None]:
+    """Within it, an error in one process is one in all, if the script has let them meet."""
+    import torch.distributed as dist
+
+    if rank_and_size()[1] > 1 and dist.is_initialized():
+        return Ranks(dist.group.WORLD).alike()
+    return said_once()
+
+
+def _found_in(names: dict[str, Any], file: Path) -> tuple[Any, Any]:
+    """(f, x) among the names that a script leaves."""
     if isinstance(names.get("risk"), Risk):
         return names["risk"], None
     if callable(names.get("f")) and "x" in names:
@@ -136,6 +164,29 @@ def problem_of(file: Path) -> tuple[Any, Any]:
         got=f"{file.name}, which leaves {found}",
         remedy="Add a line such as risk = hesse.Risk(model, loss, data). What it does under "
         "if __name__ == '__main__' is left out.",
+    )
+
+
+def _check_is_shared(f: Any, size: int) -> None:
+    """Raise unless all processes, so many, share the risk; each would write its own page."""
+    import torch.distributed as dist
+
+    ranks: Ranks | None = getattr(f, "ranks", None)
+    if ranks is not None and not dist.is_initialized():
+        raise ArgumentError(
+            expected="a script that leaves the process group as it is",
+            got="one that has destroyed it",
+            remedy="Leave out torch.distributed.destroy_process_group(): the risk is still to be "
+            "measured.",
+        )
+    if size == (1 if ranks is None else ranks.size):
+        return
+    one = "a risk without group=" if isinstance(f, Risk) else "a function, which is of one process"
+    raise ArgumentError(
+        expected=f"a `risk` that all {size} processes share",
+        got=one if ranks is None else f"one that {ranks.size} of them share",
+        remedy="Give hesse.Risk(..., group=torch.distributed.group.WORLD), and each process its "
+        "part of the data; or start one process, without torchrun.",
     )
 
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.optimize import minimize as scipy_minimize
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from hesse.optimize import minimize
@@ -74,6 +72,9 @@ def by_lbfgsb(risk: Risk, tick: Callable[[float], None]) -> GradientCurve:
     SciPy's BLAS gets one thread: its idle threads spin and take the cores from PyTorch's, which
     costs this method a factor of ten on two cores.
     """
+    from scipy.optimize import minimize as scipy_minimize
+    from threadpoolctl import threadpool_limits
+
     curve = GradientCurve("L-BFGS-B (SciPy)")
     names, shapes = list(risk.params), [p.shape for p in risk.params.values()]
     sizes = [p.numel() for p in risk.params.values()]

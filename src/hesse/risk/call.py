@@ -14,7 +14,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -31,6 +31,8 @@ from hesse.errors import FunctionError
 from hesse.risk.arguments import explained_dtype
 from hesse.risk.checks import check_eval_mode
 from hesse.risk.fsdp import is_fsdp, without_fsdp
+from hesse.risk.held import Held, check_all_whole
+from hesse.risk.sharing import Share
 from hesse.risk.substitution import Substitution
 from hesse.surroundings import users_contexts
 from hesse.vectors.space import Tree
@@ -83,9 +85,11 @@ class ModelCall:
     """Those that gather their parameters themselves."""
     modes: tuple[bool, ...] = ()
     """Whether each of them was in train mode when the model was tried."""
+    held: Held = field(default_factory=Held, compare=False)
+    """Whole parameters that stand for sharded ones which are not given."""
 
     @staticmethod
-    def of(model: Any) -> ModelCall:
+    def of(model: Any, held: Held | None = None) -> ModelCall:
         """The call of a model, or of the module in a wrapper such as `nn.DataParallel`.
 
         >>> ModelCall.of(nn.DataParallel(nn.Linear(1, 1))).prefix
@@ -98,6 +102,7 @@ class ModelCall:
         modules = _modules_of(model)
         state = {"tensors": _tensors_of(model), "modes": _train_modes(modules)}
         sharded = tuple(filter(is_fsdp, modules))
+        state |= {"held": held or Held()}
         return ModelCall(model, prefix, modules=modules, sharded=sharded, **state)
 
     def __call__(self, params: Tree, inputs: Any) -> Any:
@@ -113,6 +118,10 @@ class ModelCall:
         """Within it no other thread calls the module: see `alone_with`."""
         return alone_with(self.model)
 
+    def holding(self, params: Any, share: Share) -> ModelCall:
+        """The same with whole copies of sharded parameters that params leave out."""
+        return replace(self, held=Held.of(self.model, self.prefix, params, share))
+
     @property
     def untried(self) -> ModelCall:
         """The same without what a trial shows."""
@@ -122,12 +131,14 @@ class ModelCall:
             tensors=self.tensors,
             sharded=self.sharded,
             modes=self.modes,
+            held=self.held,
         )
 
     @property
     def is_current(self) -> bool:
         """Whether the model has the modules that it had when it was tried, in the same modes."""
         with self.alone:
+            self.held.check(self.model)
             modules = _modules_of(self.model)
             same = modules == self.modules and _train_modes(modules) == self.modes
             return same and _tensors_of(self.model) == self.tensors
@@ -159,6 +170,8 @@ class ModelCall:
         buffers = {name: model.get_buffer(name).clone() for name in self.written_buffers}
         args, kwargs = _arguments(inputs)
         replaced = {**self.given(params), **buffers}
+        if self.sharded:
+            check_all_whole(model, replaced)
         if self.recomputes:
             return _copy_with(model, replaced)(*args, **kwargs)
         if self.written_buffers or self._has_ties:
@@ -166,10 +179,11 @@ class ModelCall:
         return torch.func.functional_call(model, replaced, args, kwargs, tie_weights=False)
 
     def given(self, params: Any) -> Mapping[str, Tensor]:
-        """The parameters by their names in the module itself."""
-        if not self.prefix:
+        """The parameters by their names in the module itself, with those that are held."""
+        if not self.prefix and not self.held.whole:
             return params
-        return {name.removeprefix(self.prefix): tensor for name, tensor in params.items()}
+        own = {name.removeprefix(self.prefix): tensor for name, tensor in params.items()}
+        return {**self.held.whole, **own}
 
     @contextmanager
     def explained(self, params: Tree, inputs: Any) -> Iterator[None]:

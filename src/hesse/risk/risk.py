@@ -116,8 +116,7 @@ class Risk(OneLine):
             check_model_and_loss(model, loss, data, params)
             check_sampler(data, ranks)
             self._averages = reduction_of(loss, reduction) == "mean"
-            self.model, self.loss = model, loss
-            self.weight_decay = check_weight_decay(weight_decay)
+            self.model, self.loss, self.weight_decay = model, loss, check_weight_decay(weight_decay)
             check_module(model, ranks)
             self._known_weight = known_weight(loss) if self._averages else None
             self.data = self._batches(data, weight, may_be_empty=ranks is not None)
@@ -133,6 +132,7 @@ class Risk(OneLine):
             self._weighting: Weighting | None = None
             self._plain = self
         self.share = Share.of(self.data, ranks, self.weight_decay, self._averages)
+        self._call_model = self._call_model.holding(self._params, self.share)
         self._check_on(self._first)
 
     def __repr__(self) -> str:
@@ -370,7 +370,7 @@ class Risk(OneLine):
             return
         if not self._call_model.is_current:
             check_eval_mode(self.model)
-            self._call_model = ModelCall.of(self.model)
+            self._call_model = ModelCall.of(self.model, self._call_model.held)
             self._unchecked = self._unchecked or self._first
         if self._unchecked:
             self._check_model(params)

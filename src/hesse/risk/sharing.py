@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,8 +122,13 @@ def _code(data: Batches) -> float:
     """A number that tells the first batch from others."""
     if not data.count:
         return -1.0
-    batch, code = data.first, 0
-    for tensor in tensors((batch.inputs, batch.targets)):
+    return code_of(tensors((data.first.inputs, data.first.targets)))
+
+
+def code_of(tensors: Iterable[Tensor]) -> float:
+    """A number that tells tensors from others."""
+    code = 0
+    for tensor in tensors:
         code = zlib.crc32(_bytes(tensor), zlib.crc32(repr(tuple(tensor.shape)).encode(), code))
     return float(code)
 

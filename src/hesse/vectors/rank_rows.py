@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`RankRows`: vectors of outputs, of which each process has those of its own examples.
+"""`RankRows`: vectors of outputs or inputs, of which each process has those of its own examples.
 
 Each leaf has a row for each example. Of the whole leaf the rows of the processes lie one after the
 other. Outside a leaf is a plain tensor, the rows of this process.
@@ -94,8 +94,8 @@ def _check_like(here: Space, first: Space) -> None:
     ours, theirs = ((s.names, s.dtypes, [shape[1:] for shape in s.shapes]) for s in (here, first))
     if ours != theirs or any(len(shape) == 0 for shape in (*here.shapes, *first.shapes)):
         raise ShapeError(
-            expected="outputs on all ranks that differ in the first dimension only, so that they "
-            "can be concatenated",
+            expected="outputs, or inputs, on all ranks that differ in the first dimension only, so "
+            "that they can be concatenated",
             got=f"{first.describe()} on the first rank with data; here {here.describe()}",
             remedy="Pad what differs; a scalar for a batch cannot be concatenated: give it the "
             "shape (1,).",

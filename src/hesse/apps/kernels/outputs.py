@@ -58,7 +58,9 @@ def outputs_of(model: Model, x: Any) -> Callable[[Tree], Any]:
             remedy="Give one of them.",
         )
     check_eval_mode(module)
-    return ModelOutputs(ModelCall.of(module), x)
+    is_risk = isinstance(model, Risk)
+    call = model.loss_of(Batch(x, None, 1.0)).call if is_risk else ModelCall.of(module)
+    return ModelOutputs(call, x)
 
 
 def jacobian_of(model: Model, params: Tree | None, x: Any) -> CurvatureOperator:
