@@ -28,6 +28,7 @@ OPTIONS = {
     "none": {"preconditioner": "none"},
     "hessian": {"curvature": "hessian"},
     "structural": {"preconditioner": "none"},
+    "share": {"share": 0.4, "preconditioner": "none"},  # of few examples factors are degenerate
     "operator": {"curvature": hesse.kfac_operator, "preconditioner": hesse.ekfac_operator},
 }
 _SHARED = {

@@ -11,16 +11,14 @@ import torch
 from torch import Tensor
 
 from hesse.boundary import public
-from hesse.checkpoint import Checkpoint
 from hesse.curvature.gauss_newton import ggn_operator
 from hesse.curvature.hessian import hessian_operator
 from hesse.engine.summed_product import PreparedMode
 from hesse.errors import ArgumentError, DerivativeError, NonFiniteError, Status
-from hesse.operators.algebra import LinearOperator
-from hesse.operators.diagonal import IdentityOperator
 from hesse.optimize.current_point import CurrentPoint
 from hesse.optimize.damped_gauss_newton import DampedGaussNewton
-from hesse.optimize.factory import Factory, made, name_of
+from hesse.optimize.factory import Factory
+from hesse.optimize.growing_share import GrowingShare, check_share
 from hesse.optimize.hessian_free_arguments import (
     check_curvature,
     check_defaults,
@@ -31,16 +29,18 @@ from hesse.optimize.hessian_free_arguments import (
     check_trainable,
     groups_of,
 )
-from hesse.optimize.hessian_free_method import method_of
+from hesse.optimize.hessian_free_method import matrix_of, method_of
 from hesse.optimize.hessian_free_preconditioner import RunPreconditioner
 from hesse.optimize.hessian_free_state import (
+    VARYING,
     HessianFreeState,
     ParameterState,
     Products,
+    checkpoint_of,
     copied,
 )
 from hesse.optimize.learning_rate import Scaled, rates_of
-from hesse.optimize.point import Counts, Point
+from hesse.optimize.point import Counts, Objective, Point
 from hesse.optimize.proposal import Descent, Search, take_step
 from hesse.optimize.shared_step import end_of_step, limits_of_step
 from hesse.optimize.structural_damping import StructuralDamping, Weights
@@ -93,7 +93,10 @@ class HessianFree(torch.optim.Optimizer):
             estimate, 8 products), "none", or a function of the risk and the parameters that returns
             an approximation of the curvature whose structure gives its inverse.
         refresh_every: steps between two refreshments of the preconditioner.
-        seed: of the random vectors of the preconditioner.
+        share: of the examples that the first steps look at, in random order. Where the risk of all
+            of them falls by less than half as much as that of these, it grows threefold, until it
+            is 1; where that risk would rise, the step is not taken. For losses that average.
+        seed: of the random vectors of the preconditioner, and of that order.
         mode: how products are taken, the same way in all steps: "traced-split", "compiled-split" or
             "retained-graph", see `hessian_operator`. "auto" takes the first of "traced-split" and
             "retained-graph" that works, "retained-graph" for closures; the state says which.
@@ -153,6 +156,7 @@ class HessianFree(torch.optim.Optimizer):
         max_cg_iterations: int = 20,
         preconditioner: Literal["ekfac", "kfac", "nystrom", "diagonal", "none"] | Factory = "ekfac",
         refresh_every: int = 1,
+        share: float = 1.0,
         seed: int = 0,
         mode: PreparedMode = "auto",
         max_products: int | None = None,
@@ -178,11 +182,13 @@ class HessianFree(torch.optim.Optimizer):
             "damping_rule": damping_rule,
             "max_cg_iterations": max_cg_iterations,
             "refresh_every": refresh_every,
+            "share": share,
             "seed": seed,
             "mode": mode,
             "steps": 0,
         }
         check_defaults(**defaults)
+        check_share(share, self.risk)
         check_groups(groups, defaults)
         super().__init__(groups, defaults)
         self._is_complete = True
@@ -203,20 +209,20 @@ class HessianFree(torch.optim.Optimizer):
         self.status = Status.UNFINISHED
         make = hessian_operator if curvature == "hessian" else ggn_operator
         self._current = CurrentPoint(make, self._space, self.counts, mode)
+        self._examples = GrowingShare(
+            self.risk,
+            lambda risk: Objective(make(risk, tree, mode="retained-graph")),
+            self.counts,
+            seed,
+        )
         model = None if self.risk is None else self.risk.model
         self._parts = ParameterState(self, model, tree, self._space)
         self._preconditioner = RunPreconditioner(
             preconditioner, self._space, self._parts, of_closures=self.risk is None
         )
-        self._checkpoint = Checkpoint(
-            self._limits.checkpoint,
-            IdentityOperator(self._space),
-            function="HessianFree",
-            parameters=self._space.describe(len(tree)),
-            curvature=name_of(curvature),
-            preconditioner=name_of(preconditioner),
-            structural_damping=[] if self._structural is None else self._structural.weights,
-            **defaults,
+        damped = [] if self._structural is None else self._structural.weights
+        self._checkpoint = checkpoint_of(
+            *(self._limits, self._space, curvature, preconditioner, damped), **defaults
         )
         saved = self._saved()
         if self._checkpoint.resume(saved):
@@ -225,7 +231,7 @@ class HessianFree(torch.optim.Optimizer):
     @public("hesse.HessianFree.step()")
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, data: Any = None) -> Any:
-        """Take one step; returns the risk before it, a scalar tensor.
+        """Take one step; returns the risk before it, a scalar tensor, of the examples looked at.
 
         Args:
             closure: () -> (outputs, loss), for an optimiser of parameters. It is evaluated at many
@@ -244,7 +250,8 @@ class HessianFree(torch.optim.Optimizer):
             risk, value = self._closures.of(closure)
         else:
             assert self.risk is not None
-            risk = self.risk if data is None else self.risk.on(data)
+            share = self.param_groups[0]["share"]
+            risk = self._examples.part(share) if data is None else self.risk.on(data)
         with limits_of_step(self._limits, self._space.ranks) as limits:
             try:
                 return self._whole_step(risk, value, limits)
@@ -292,6 +299,7 @@ class HessianFree(torch.optim.Optimizer):
         is_plain = isinstance(rates, float) and rates == 1.0
         scaled: Descent = descent if is_plain else Scaled(descent, rates)
         new, proposal = take_step(objective, point, scaled, search)
+        new, share = self._examples.judge(group["share"], risk, point, new)
         if isinstance(descent, SubspaceStep) and new is not point:
             descent.start = new.x - point.x
         with uninterrupted():
@@ -299,7 +307,7 @@ class HessianFree(torch.optim.Optimizer):
             self._preconditioner.store(group, point)
             self._parts.store_vector("start", descent.start)
             group["damping"], group["steps"] = search.scalar, group["steps"] + 1
-            group["mode"] = self._current.mode
+            group["mode"], group["share"] = self._current.mode, share
             self._parts.write(new.x)
             self._current.keep(risk, objective, new)
         self._checkpoint.save(self._saved())
@@ -329,10 +337,11 @@ class HessianFree(torch.optim.Optimizer):
         self, risk: Risk, point: Point, limits: Run
     ) -> tuple[SubspaceStep | DampedGaussNewton, Search]:
         """How a step is proposed, and how it is judged."""
-        group, matrix = self.param_groups[0], self._matrix(risk)
+        group, current = self.param_groups[0], self._current
+        matrix = matrix_of(self._curvature, self._structural, risk, group["damping"], current)
         is_made = callable(self._curvature)
         preconditioner = self._preconditioner.at(
-            risk, point, matrix if is_made else None, group, self._current
+            risk, point, matrix if is_made else None, group, current
         )
         return method_of(
             group,
@@ -342,16 +351,6 @@ class HessianFree(torch.optim.Optimizer):
             start=self._parts.vector("start"),
             limits=limits.rest(self.counts.nhev + self._structural_products),
         )
-
-    def _matrix(self, risk: Risk) -> Callable[[Point], LinearOperator] | None:
-        """The curvature that a factory makes at a point, or that with structural damping."""
-        factory, structural, space = self._curvature, self._structural, self._space
-        if structural is not None:
-            damping = self.param_groups[0]["damping"]
-            return lambda point: structural.at(risk, point, damping, self._current)
-        if isinstance(factory, str):
-            return None
-        return lambda point: made(factory, risk, space, space.unflatten(point.x))
 
     @property
     def _structural_products(self) -> int:
@@ -382,14 +381,14 @@ class HessianFree(torch.optim.Optimizer):
             counts=self.counts,
             status=self.status,
             rates=[float(each["lr"]) for each in self.param_groups],
-            **{name: group[name] for name in ("damping", "steps", "mode")},
+            **{name: group[name] for name in VARYING},
         )
 
     @torch.no_grad()
     def _resume(self, saved: HessianFreeState) -> None:
         """Continue from a saved state."""
         group = self.param_groups[0]
-        for name in ("damping", "steps", "mode"):
+        for name in VARYING:
             group[name] = getattr(saved, name)
         for each, rate in zip(self.param_groups, saved.rates, strict=True):
             each["lr"] = rate

@@ -10,16 +10,35 @@ from torch import Tensor
 
 from hesse.operators.algebra import LinearOperator
 from hesse.optimize.armijo import ArmijoSearch
+from hesse.optimize.current_point import CurrentPoint
 from hesse.optimize.damped_gauss_newton import DampedGaussNewton
 from hesse.optimize.damping_scan import DampingScan
+from hesse.optimize.factory import Factory, made
 from hesse.optimize.levenberg_marquardt import LevenbergMarquardt
 from hesse.optimize.point import Point
 from hesse.optimize.proposal import Search
+from hesse.optimize.structural_damping import StructuralDamping
 from hesse.optimize.subspace_step import SubspaceStep
 from hesse.progress import Run
+from hesse.risk.risk import Risk
 
 # The iterations of CG in the first step of a scan, and how many more each step takes.
 _FIRST_ITERATIONS, _MORE_ITERATIONS = 3, 0.3
+
+
+def matrix_of(
+    curvature: str | Factory,
+    structural: StructuralDamping | None,
+    risk: Risk,
+    damping: float,
+    current: CurrentPoint,
+) -> Callable[[Point], LinearOperator] | None:
+    """The curvature that a factory makes at a point, or that with structural damping."""
+    if structural is not None:
+        return lambda point: structural.at(risk, point, damping, current)
+    if isinstance(curvature, str):
+        return None
+    return lambda point: made(curvature, risk, point.space, point.space.unflatten(point.x))
 
 
 def method_of(

@@ -10,10 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
+from hesse.checkpoint import Checkpoint
 from hesse.data.batches import flatten_batch
 from hesse.errors import Status
+from hesse.operators.diagonal import IdentityOperator
+from hesse.optimize.factory import name_of
 from hesse.optimize.kronecker_preconditioner import Stored, first_name, position
 from hesse.optimize.point import Counts
+from hesse.progress import Run
 from hesse.risk.fsdp import hold_shards
 from hesse.risk.risk import Risk
 from hesse.vectors.shards import part_of
@@ -36,6 +40,7 @@ class HessianFreeState:
     damping: float
     steps: int
     mode: str
+    share: float
 
 
 @dataclass
@@ -43,6 +48,26 @@ class Products:
     """The number of products taken."""
 
     products: int
+
+
+VARYING = ("damping", "steps", "mode", "share")
+"""Of a group of parameters, what steps change."""
+
+
+def checkpoint_of(
+    limits: Run, space: Space, curvature: Any, preconditioner: Any, damped: Any, **defaults: Any
+) -> Checkpoint:
+    """The file of a run with these options."""
+    return Checkpoint(
+        limits.checkpoint,
+        IdentityOperator(space),
+        function="HessianFree",
+        parameters=space.describe(len(space.names)),
+        curvature=name_of(curvature),
+        preconditioner=name_of(preconditioner),
+        structural_damping=damped,
+        **defaults,
+    )
 
 
 def shapes_of(risk: Risk) -> Hashable:

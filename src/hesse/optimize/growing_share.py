@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`GrowingShare`: steps that look at a share of the examples, which grows until it is all of them.
+
+Far from a minimum a few examples give nearly the step of all of them. A step on a part is worth
+taking as long as it lowers the risk of all examples about as much as that of the part.
+
+References: Byrd, Chin, Nocedal & Wu 2012, doi:10.1007/s10107-012-0572-5 (growing samples); Martens
+2010 (ICML, "Deep learning via Hessian-free optimization").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from hesse.data.selection import count_examples
+from hesse.errors import ArgumentError
+from hesse.optimize.point import Counts, Objective, Point
+from hesse.risk.risk import Risk
+
+# The part stands for all examples while their risk falls by this much of what its own does.
+_ENOUGH = 0.5
+# The share grows by this factor; from the last value on all examples cost little more.
+_GROWTH, _NEARLY_ALL = 3.0, 0.6
+
+
+class GrowingShare:
+    """The parts of a risk, and whether they stand for all of it.
+
+    Args:
+        risk: of all examples; None where steps are given closures.
+        objective: makes that of all examples, whose values are looked at.
+        counts: where they are counted, one for each step.
+        seed: of the order in which the examples of each batch are added.
+    """
+
+    def __init__(
+        self, risk: Risk | None, objective: Callable[[Risk], Objective], counts: Counts, seed: int
+    ) -> None:
+        self._whole, self._make, self._counts, self._seed = risk, objective, counts, seed
+        self._part: tuple[float, Risk | None] = 1.0, risk
+        self._last: Point | None = None
+
+    def part(self, share: float) -> Risk:
+        """The risk of the first examples, in random order, of each batch: this share of them."""
+        assert self._whole is not None
+        if self._part[0] != share:
+            whole = self._whole
+            self._part = share, whole if share == 1.0 else whole.subset(self._places(share))
+        assert self._part[1] is not None
+        return self._part[1]
+
+    def judge(self, share: float, risk: Risk, point: Point, new: Point) -> tuple[Point, float]:
+        """The point after a step on this risk, and the share of the next one.
+
+        It is the point before it where the risk of all examples would rise.
+        """
+        if risk is self._whole or risk is not self._part[1]:
+            return new, share
+        before, after = self._at(point.x), self._at(new.x)
+        self._counts.nfev += 1
+        fallen, of_part = before.value - after.value, point.value - new.value
+        if not fallen >= 0.0:  # or NaN
+            return point, grown(share)
+        self._last = after
+        return new, share if fallen >= _ENOUGH * of_part > 0.0 else grown(share)
+
+    @cached_property
+    def _objective(self) -> Objective:
+        assert self._whole is not None
+        return self._make(self._whole)
+
+    def _at(self, x: Tensor) -> Point:
+        """The point of the risk of all examples; that of the last step is known."""
+        last, space = self._last, self._objective.space
+        if last is not None and not space.any(last.x != x):
+            return last
+        return self._objective.point(x)
+
+    def _places(self, share: float) -> Tensor:
+        """Of each batch the same number of examples, in any process that may have it."""
+        assert self._whole is not None
+        places, start = [torch.zeros(0, dtype=torch.long)], 0
+        for size in map(count_examples, self._whole.data):
+            order = torch.randperm(size, generator=torch.Generator().manual_seed(self._seed))
+            places.append(start + order[: math.ceil(share * size)].sort().values)
+            start += size
+        return torch.cat(places)
+
+
+def grown(share: float) -> float:
+    """The share after this one.
+
+    >>> grown(0.1), grown(0.3)
+    (0.3, 1.0)
+    """
+    more = round(_GROWTH * share, 12)
+    return 1.0 if more > _NEARLY_ALL else more
+
+
+def check_share(share: float, risk: Risk | None) -> None:
+    """Raise unless steps may look at this share of the examples."""
+    if not (isinstance(share, float | int) and 0.0 < share <= 1.0):
+        raise ArgumentError(
+            expected="0 < share <= 1, of the examples",
+            got=f"share={share!r}",
+            remedy="Leave it out for all examples in every step.",
+        )
+    if share < 1.0 and (risk is None or not risk.averages):
+        raise ArgumentError(
+            expected="a hesse.Risk whose loss averages, to look at a share of its examples",
+            got="parameters" if risk is None else "a loss that adds up",
+            remedy="Leave out share=, give a Risk, or let the loss average: a sum over some "
+            "examples is smaller.",
+        )
