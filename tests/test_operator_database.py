@@ -257,7 +257,7 @@ def product_of(case, v, mode):
 
 
 def modes_of(name, number, thorough):
-    """The modes to try of an operation's case; the first one, of which all tensors vary, has all."""
+    """The modes to try of an operation's case: all of the first one, of which all tensors vary."""
     if name.endswith("0 all"):
         return *MODES, "traced-split"
     return MODES if thorough else (MODES[0], MODES[1 + number % 2])
