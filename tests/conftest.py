@@ -207,6 +207,16 @@ def pool():
     pool.close()
 
 
+@pytest.fixture(scope="session")
+def fresh():
+    """What runs scripts in processes that have imported torch and Hesse alone."""
+    from tests.fresh_process import FreshProcess
+
+    fresh = FreshProcess()
+    yield fresh
+    fresh.close()
+
+
 @pytest.fixture
 def sampled(monkeypatch):
     """Estimators sample also where the exact answer takes fewer products."""

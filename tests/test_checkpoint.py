@@ -45,7 +45,7 @@ def eigenpairs(path):
         slow_operator(),
         4,
         "SA",
-        method=Lanczos(basis_size=20),
+        method=Lanczos(basis_size=40),
         generator=seeded(1),
         checkpoint=path,
     )
