@@ -57,6 +57,7 @@ def test_a_convex_quadratic_has_its_minimum_on_the_best_face(seed, n, width, met
     assert result.fun == pytest.approx(lowest_on_a_face(H, b, lower, upper), abs=1e-9)
 
 
+@pytest.mark.some_cases(9)
 @pytest.mark.fast_cases(7)
 @pytest.mark.parametrize("bounds", [(-1.5, 0.5), (0.2, 0.9), (None, 0.0), (1.5, None), (-3.0, 3.0)])
 @pytest.mark.parametrize("method", METHODS)

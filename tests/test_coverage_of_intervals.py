@@ -80,7 +80,7 @@ TRACES = [
 ]
 
 
-@pytest.mark.some_cases(12)
+@pytest.mark.some_cases(8)
 @pytest.mark.parametrize(("name", "method"), TRACES)
 def test_trace(method, name):
     A, limits = operator(name), LIMITS[name]

@@ -41,6 +41,7 @@ def closure_of(model, x, y):
     return closure
 
 
+@pytest.mark.some_cases(5)
 @pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("mode", ["retained-graph", "traced-split"])
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ PRODUCTS = {
 MISSING = [("T", "csr"), ("T", "csc")]
 
 
+@pytest.mark.some_cases(24)
 @pytest.mark.parametrize("layout", ["coo", "uncoalesced", "csr", "csc"])
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_entries_are_those_of_the_dense_matrix(product, layout):

@@ -187,7 +187,7 @@ CALLS = {
 RIGHT = {}
 
 
-@pytest.mark.some_cases(160)
+@pytest.mark.some_cases(100)
 @pytest.mark.fast_cases(53)
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("call", CALLS)
