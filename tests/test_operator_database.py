@@ -83,18 +83,20 @@ class Case:
         self._differentiable = [output.requires_grad for output in outputs]
         outputs = [output.detach() for output in outputs if output.requires_grad]
         assert outputs
-        self._sizes = [float(output.abs().mean()) or 1.0 for output in outputs]
+        sizes = [float(output.abs().mean()) or 1.0 for output in outputs]
+        self._squares = [0.5 / size**2 for size in sizes]
         self._weights = [
-            torch.cos(torch.arange(output.numel(), dtype=DOUBLE)).reshape(output.shape) + 0.3
-            for output in outputs
+            (torch.cos(torch.arange(output.numel(), dtype=DOUBLE)) + 0.3) / size
+            for output, size in zip(outputs, sizes, strict=True)
         ]
 
     def __call__(self, x):
+        """A quadratic function of the outputs, of few operations: forward mode has dear ones."""
         total = 0.0
-        parts = zip(self._outputs(x), self._sizes, self._weights, strict=True)
-        for output, size, weight in parts:
-            scaled = output.to(DOUBLE) / size
-            total = total + (weight * (scaled + 0.5 * scaled * scaled)).sum()
+        parts = zip(self._outputs(x), self._squares, self._weights, strict=True)
+        for output, square, weight in parts:
+            y = output.to(DOUBLE).reshape(-1)
+            total = total + (weight.dot(y) + square * y.dot(y))
         return total
 
     def _outputs(self, x):
@@ -103,7 +105,7 @@ class Case:
             for leaf in self._leaves
         ]
         for place, part in zip(self._varying, x, strict=True):
-            leaves[place] = 1.0 * part  # not a leaf: operations in place may write to it
+            leaves[place] = part.clone()  # not a leaf: operations in place may write to it
         torch.default_generator.manual_seed(0)
         result = self._call(*pytree.tree_unflatten(leaves, self._spec))
         outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
