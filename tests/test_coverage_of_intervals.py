@@ -70,7 +70,7 @@ def covers(estimate, A, truth, **options):
     return holds
 
 
-LIMITS = {"flat": {}, "decaying": {}, "exponential": {}, "slow": FIXED, "dominant": FIXED}
+LIMITS = {"dominant": FIXED, "flat": {}, "slow": FIXED, "decaying": {}, "exponential": {}}
 TRACES = [
     (name, method)
     for name in LIMITS
