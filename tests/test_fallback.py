@@ -244,6 +244,7 @@ OPERATIONS = {
 }
 
 
+@pytest.mark.some_cases(110)
 @pytest.mark.fast_cases(60)
 @pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated")
 @pytest.mark.parametrize("mode", EXACT)
