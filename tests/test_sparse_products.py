@@ -10,7 +10,6 @@ from hesse.ad.composing import Composing
 from hesse.ad.decompositions import DECOMPOSITIONS
 from tests.sparse_functions import point
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
 DOUBLE = torch.float64
 # Differences of neighbours two apart, twice in the case of the first; some columns are empty.
 ROWS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 0])
