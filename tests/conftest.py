@@ -78,7 +78,7 @@ def pytest_collection_modifyitems(config, items):
 
     The first ones share a pool of ranks: all in one process, they start it once.
 
-    For the coverage report two cases of each test that is not slow are traced, which takes half as
+    For the coverage report one case of each test that is not slow is traced, which takes half as
     long again. Tests marked `gpu` or `distributed` are skipped where torch cannot run them.
     """
     _set_aside(config, items)
@@ -88,7 +88,7 @@ def pytest_collection_modifyitems(config, items):
             for item in set(quick) - _spread(quick, *mark.args):
                 item.add_marker(pytest.mark.slow)
         quick = [item for item in group if "slow" not in item.keywords]
-        for item in set(group) - _spread(quick, 2):
+        for item in set(group) - _spread(quick, 1):
             item.add_marker(pytest.mark.no_cover)
     items.sort(key=lambda item: ("pool" not in item.fixturenames, "slow" not in item.keywords))
     for mark, is_there, reason in (
