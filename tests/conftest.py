@@ -78,7 +78,7 @@ def pytest_collection_modifyitems(config, items):
 
     The first ones share a pool of ranks: all in one process, they start it once.
 
-    For the coverage report two cases of each test that is not slow are traced, which takes half as
+    For the coverage report one case of each test that is not slow is traced, which takes half as
     long again. Tests marked `gpu` or `distributed` are skipped where torch cannot run them.
     """
     _set_aside(config, items)
@@ -88,7 +88,7 @@ def pytest_collection_modifyitems(config, items):
             for item in set(quick) - _spread(quick, *mark.args):
                 item.add_marker(pytest.mark.slow)
         quick = [item for item in group if "slow" not in item.keywords]
-        for item in set(group) - _spread(quick, 2):
+        for item in set(group) - _spread(quick, 1):
             item.add_marker(pytest.mark.no_cover)
     items.sort(key=lambda item: ("pool" not in item.fixturenames, "slow" not in item.keywords))
     for mark, is_there, reason in (
@@ -100,9 +100,15 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def pytest_collection_finish():
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
     """Garbage is not looked for among the 10^6 objects that modules and cases are made of."""
-    gc.freeze()
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _by_test(items):
@@ -205,6 +211,16 @@ def pool():
     pool = Pool()
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="session")
+def fresh():
+    """What runs scripts in processes that have imported torch and Hesse alone."""
+    from tests.fresh_process import FreshProcess
+
+    fresh = FreshProcess()
+    yield fresh
+    fresh.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import multiprocessing
 import os
 import pickle
 import runpy
@@ -13,15 +12,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from tests.ranks_pool import TIMEOUT, Place, _plain
-
-# By the server of which all these processes are forks.
-_IMPORTED = [
-    "tests.ranks_killed",
-    "torch.distributed.tensor",
-    "torch.distributed.fsdp",
-    "torch._dynamo",
-]
+from tests.ranks_pool import TIMEOUT, Place, _plain, forks
 
 
 def together(size, job, *args):
@@ -38,8 +29,7 @@ def printed(size, path):
 
 
 def _answers(size, target, *args):
-    context = multiprocessing.get_context("forkserver")  # torch is imported once for all of them
-    context.set_forkserver_preload(_IMPORTED)
+    context = forks()
     with tempfile.TemporaryDirectory() as folder:
         processes = [
             context.Process(target=target, args=(Place(rank, size, None), folder, *args))

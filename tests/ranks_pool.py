@@ -19,11 +19,28 @@ TIMEOUT = datetime.timedelta(seconds=30)
 EXAMPLES = 23
 
 
+def forks():
+    """The context of processes that are forks of a server: it has imported all that they need.
+
+    torch imports its compiler, a second, where its forward mode first meets a constant factor.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            "tests.ranks_killed",
+            "torch.distributed.tensor",
+            "torch.distributed.fsdp",
+            "torch._dynamo",
+        ]
+    )
+    return context
+
+
 class Pool:
     """`SIZE` processes over gloo, started once. A job is a function of `Place` and arguments."""
 
     def __init__(self):
-        context = multiprocessing.get_context("spawn")
+        context = forks()
         self.folder = tempfile.TemporaryDirectory()
         self.pipes, self.processes = [], []
         for rank in range(SIZE):

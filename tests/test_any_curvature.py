@@ -46,7 +46,7 @@ FACTORIES = {
 }
 
 
-@pytest.mark.some_cases(18)
+@pytest.mark.some_cases(12)
 @pytest.mark.fast_cases(4)
 @pytest.mark.parametrize(
     "method", ["newton-cg", "trust-cg", "trust-krylov", "cubic", "newton-minres"]

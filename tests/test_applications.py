@@ -186,6 +186,7 @@ TAKE_OPERATORS = {
 }
 
 
+@pytest.mark.some_cases(27)
 @pytest.mark.fast_cases(9)
 @pytest.mark.parametrize("kind", OPERATORS)
 @pytest.mark.parametrize("app", TAKE_OPERATORS)

@@ -57,6 +57,7 @@ def test_a_convex_quadratic_has_its_minimum_on_the_best_face(seed, n, width, met
     assert result.fun == pytest.approx(lowest_on_a_face(H, b, lower, upper), abs=1e-9)
 
 
+@pytest.mark.some_cases(9)
 @pytest.mark.fast_cases(7)
 @pytest.mark.parametrize("bounds", [(-1.5, 0.5), (0.2, 0.9), (None, 0.0), (1.5, None), (-3.0, 3.0)])
 @pytest.mark.parametrize("method", METHODS)
@@ -75,6 +76,7 @@ def test_scipy_finds_no_lower_value(bounds, method):
     assert result.fun == pytest.approx(theirs.fun, rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.some_cases(6)
 @pytest.mark.parametrize("bounds", [(-1.5, 0.5), (0.2, 0.9), (1.5, 4.0)])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_conditions_of_a_minimum_hold_to_the_bit_at_bounds(bounds, method):

@@ -17,8 +17,8 @@ DOUBLE = torch.float64
 
 @pytest.fixture
 def seeds(thorough, name):
-    first = 30 * (list(SPECTRA).index(name) % 2)
-    return range(200) if thorough else range(first, first + 30)
+    first = 20 * (list(SPECTRA).index(name) % 2)
+    return range(200) if thorough else range(first, first + 20)
 
 
 def rand(g, *size):

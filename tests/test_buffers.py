@@ -53,6 +53,7 @@ def assert_untouched(net, before):
         assert torch.equal(buffer, content)
 
 
+@pytest.mark.some_cases(10)
 @pytest.mark.fast_cases(7)
 @MODELS
 @pytest.mark.parametrize("batches", [1, 3])

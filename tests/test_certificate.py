@@ -24,7 +24,7 @@ def smallest_eigenvalue(f, x):
 
 
 @pytest.mark.slow
-@pytest.mark.some_cases(8)
+@pytest.mark.some_cases(7)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("start", [10.0, 1e3])
 def test_a_bad_start_does_not_loosen_the_tolerance(method, start):
@@ -53,6 +53,7 @@ def test_a_cluster_of_atoms_ends_in_a_minimum(method):
     assert smallest_eigenvalue(energy, result.x) > -1e-6  # six are zero
 
 
+@pytest.mark.some_cases(13)
 @pytest.mark.fast_cases(6)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e10])
@@ -78,6 +79,7 @@ STATIONARY = {  # function, stationary start that is no minimum, the minimum
 }  # fmt: skip
 
 
+@pytest.mark.some_cases(28)
 @pytest.mark.fast_cases(20)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", STATIONARY)
@@ -110,6 +112,7 @@ UNBOUNDED = {
 }
 
 
+@pytest.mark.some_cases(24)
 @pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", UNBOUNDED)

@@ -38,6 +38,7 @@ def fresh(make, model, inputs, targets):
     return operator @ direction(operator)
 
 
+@pytest.mark.some_cases(5)
 @pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("budget", ["40kB", "80kB", "160kB", "1MB"])

@@ -50,6 +50,7 @@ def test_an_operator_of_a_function_can_be_copied_after_a_product(mode, copied):
     assert norm(again.at(point) @ v - product) <= 1e-12 * norm(product)
 
 
+@pytest.mark.some_cases(20)
 @pytest.mark.fast_cases(11)
 @COPIES
 @MODES

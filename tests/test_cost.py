@@ -99,6 +99,7 @@ def test_a_one_shot_product_costs_what_its_docstring_says(autoencoder, mode, uni
     assert cost <= 1.05 * units / 3 * gradient
 
 
+@pytest.mark.some_cases(4)
 @pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("mode", PREPARED)
 @pytest.mark.parametrize(("make", "most"), [(hessian_operator, 2.05), (ggn_operator, 1.37)])

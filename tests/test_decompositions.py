@@ -219,6 +219,7 @@ def test_sinc_away_from_zero_is_that_of_torch(sinc):
     torch.testing.assert_close(H.value, torch.sinc(x).sum())
 
 
+@pytest.mark.some_cases(20)
 @pytest.mark.fast_cases(15)
 @pytest.mark.parametrize("mode", ["auto", *MODES])
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])

@@ -55,6 +55,7 @@ QUANTITIES = {
 }
 
 
+@pytest.mark.some_cases(17)
 @pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("n", [50, 300, 700])
 @pytest.mark.parametrize("name", QUANTITIES)

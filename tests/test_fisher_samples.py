@@ -30,6 +30,7 @@ def close(operator, exact):
     assert (ours - exact).norm() <= 1e-8 * exact.norm()
 
 
+@pytest.mark.some_cases(5)
 @pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", ["mlp", "conv", "gpt", "dictionary"])
 @pytest.mark.parametrize("per", ["row", "example"])

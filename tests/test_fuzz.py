@@ -2,7 +2,6 @@
 """The fuzzer: it finds a fault that is planted, shrinks it, and goes on where it was stopped."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -68,14 +67,12 @@ def test_the_planted_derivative_is_never_silent():
 
 
 @pytest.mark.slow
-def test_a_script_needs_nothing_but_torch_and_hesse(tmp_path):
+def test_a_script_needs_nothing_but_torch_and_hesse(fresh):
     for seed, checks in ((3, ("operator auto", "trace")), (5, ("solve",))):  # a function, a model
         case = replace(draw(seed), checks=checks, context="no_grad")
         for check in checks:
             if any(row == Row(check, "right") for row in judge(case)):
-                path = tmp_path / "case.py"
-                path.write_text(script(case, check, "wrong"), encoding="utf-8")
-                done = subprocess.run([sys.executable, path], capture_output=True, text=True)
+                done = fresh.run(script(case, check, "wrong"))
                 assert "expected" in done.stdout, done.stderr
 
 

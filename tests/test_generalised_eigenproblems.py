@@ -40,6 +40,7 @@ SPECTRA = {
 }
 
 
+@pytest.mark.some_cases(14)
 @pytest.mark.parametrize("name", SPECTRA)
 @pytest.mark.parametrize("which", ["SA", "LA"])
 @pytest.mark.parametrize("condition", [1e0, 1e4, 1e8])

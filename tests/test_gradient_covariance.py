@@ -80,6 +80,7 @@ WITHOUT_DENSITY = {
 }
 
 
+@pytest.mark.some_cases(7)
 @pytest.mark.parametrize("name", WITHOUT_DENSITY)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_covariance_of_losses_without_a_density(name, reduction):

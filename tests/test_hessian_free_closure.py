@@ -41,6 +41,7 @@ def closure_of(model, x, y):
     return closure
 
 
+@pytest.mark.some_cases(5)
 @pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("mode", ["retained-graph", "traced-split"])
 @pytest.mark.parametrize(
@@ -262,6 +263,7 @@ def test_what_a_closure_must_not_do_is_said():
 # -- Copies ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.some_cases(4)
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
 @pytest.mark.parametrize("form", ["groups", "named", "risk"])
 def test_a_copy_goes_on_to_the_same_bits(form, duplicate, tmp_path):

@@ -209,6 +209,7 @@ def test_a_scan_tries_no_larger_damping_where_the_model_is_exact():
         assert optimizer.counts.nfev == before + 1
 
 
+@pytest.mark.some_cases(4)
 @pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("curvature", ["ggn", "hessian", hesse.fisher_operator])

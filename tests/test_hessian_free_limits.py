@@ -59,7 +59,7 @@ def assert_same(one, two):
 
 
 @pytest.mark.slow
-@pytest.mark.some_cases(6)
+@pytest.mark.some_cases(4)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("options", [{}, {"mode": "retained-graph"}, {"refresh_every": 3}])
 def test_a_run_goes_on_from_its_file_to_the_same_bits(name, options, tmp_path, monkeypatch):

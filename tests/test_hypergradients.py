@@ -69,6 +69,7 @@ def test_a_weight_decay_for_each_parameter_equals_finite_differences():
     close(logs["bias"].grad, exact.gradient["bias"], 1e-7)
 
 
+@pytest.mark.some_cases(5)
 @pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("atol", [1e-1, 1e-2, 1e-3])
 @pytest.mark.parametrize("rtol", [1e-1, 1e-2, 1e-3])

@@ -38,6 +38,7 @@ from tests.influence_problem import (
 # -- The formulas ----------------------------------------------------------------------------------
 
 
+@pytest.mark.some_cases(5)
 @pytest.mark.parametrize("sizes", [N, 5])
 @pytest.mark.parametrize("damping", [0.0, 0.02])
 @pytest.mark.parametrize(("name", "H"), [("hessian", hessian), ("ggn", ggn)])

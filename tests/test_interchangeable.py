@@ -135,6 +135,7 @@ def test_products_and_conversions(pair):
     assert "\n\n" not in repr(A)
 
 
+@pytest.mark.some_cases(70)
 @pytest.mark.fast_cases(50)
 @pytest.mark.parametrize("method", ["auto", "cg", "minres", "gmres"])
 def test_systems(pair, method):
@@ -175,6 +176,7 @@ def test_eigenvalues_and_norms(pair):
     close(torch.tensor(estimate.value, dtype=DOUBLE), M.norm(), 0.05 if estimate.products else 1e-8)
 
 
+@pytest.mark.some_cases(56)
 @pytest.mark.parametrize("name", ["trace", "diagonal", "logdet"])
 def test_estimates(pair, name):
     A, M = pair

@@ -56,6 +56,7 @@ EXACT_CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.some_cases(8)
 @pytest.mark.parametrize("make", [kfac_operator, ekfac_operator])
 @pytest.mark.parametrize("case", EXACT_CASES)
 def test_it_is_the_block_of_the_ggn_of_a_deep_linear_network(case, make):
@@ -75,6 +76,7 @@ def test_expand_is_not_exact_where_reduce_is():
     assert min(block_errors(kfac_operator(risk), G).values()) > 0.1
 
 
+@pytest.mark.some_cases(7)
 @pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("make", [kfac_operator, ekfac_operator])
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ DOUBLE = torch.float64
 EXACT = 1e-12
 
 
+@pytest.mark.some_cases(5)
 @pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("seed", range(4))

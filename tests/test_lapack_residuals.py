@@ -101,7 +101,7 @@ def departure(U, dtype):
     return float(torch.linalg.matrix_norm(gram, 1)) / (len(U) * torch.finfo(dtype).eps)
 
 
-@pytest.mark.some_cases(48)
+@pytest.mark.some_cases(32)
 @pytest.mark.fast_cases(12)
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("diagonal", [True, False])
@@ -123,7 +123,7 @@ def test_eigenpairs(kind, dtype, diagonal, sizes, counts):
                 assert pairs.status in (Status.CONVERGED, Status.STAGNATED)
 
 
-@pytest.mark.some_cases(28)
+@pytest.mark.some_cases(20)
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])
 @pytest.mark.parametrize("kind", KINDS)
@@ -142,7 +142,7 @@ def test_singular_triplets(kind, dtype, sizes, counts):
             assert departure(V, dtype) < THRESHOLD
 
 
-@pytest.mark.some_cases(112)
+@pytest.mark.some_cases(84)
 @pytest.mark.fast_cases(50)
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])

@@ -350,6 +350,7 @@ def test_the_number_of_evaluations_is_that_of_calls():
     assert result.njev <= result.nit + 2
 
 
+@pytest.mark.some_cases(9)
 @pytest.mark.parametrize("method", ["svd", "svd-long", "lsmr"])
 @pytest.mark.parametrize(("dtype", "unit"), [
     (DOUBLE, 1e-75), (DOUBLE, 1e-40), (DOUBLE, 1e75), (torch.float32, 1e-16), (torch.float32, 1e16),

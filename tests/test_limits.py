@@ -105,6 +105,7 @@ SYSTEMS = [
 ]
 
 
+@pytest.mark.some_cases(64)
 @pytest.mark.fast_cases(40)
 @pytest.mark.parametrize(("matrix", "way", "form", "start"), SYSTEMS)
 def test_solve_keeps_the_limit(matrix, way, form, start):
@@ -304,6 +305,7 @@ def least_for(name):
     return 1 if error is None else least_said(error)
 
 
+@pytest.mark.some_cases(64)
 @pytest.mark.fast_cases(40)
 @pytest.mark.parametrize("limit", [*LIMITS, 100])
 @pytest.mark.parametrize("name", ESTIMATES)

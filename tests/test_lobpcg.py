@@ -27,6 +27,7 @@ def generalised(A, B):
     return torch.linalg.eigvalsh(torch.linalg.solve_triangular(L, half.T, upper=False))
 
 
+@pytest.mark.some_cases(5)
 @pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("which", ["SA", "LA"])
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (3, 3), (60, 4), (150, 1)])

@@ -127,6 +127,7 @@ LIMITS = {
 }
 
 
+@pytest.mark.some_cases(9)
 @pytest.mark.fast_cases(6)
 @pytest.mark.parametrize("block_size", [1, 4, 6])
 @pytest.mark.parametrize("limit", LIMITS)

@@ -108,7 +108,7 @@ def test_nothing_is_left_of_a_recording_but_the_residuals():
     assert held <= H.plan.residual_bytes + 4 * v.nbytes + 10_000
 
 
-@pytest.mark.some_cases(6)
+@pytest.mark.some_cases(4)
 @pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("make", [hessian_operator, ggn_operator])
 @pytest.mark.parametrize("gradients", [4.0, 2.0, 1.25])

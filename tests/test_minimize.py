@@ -41,7 +41,7 @@ PROBLEMS = {  # function, start, minimiser
 }
 
 
-@pytest.mark.some_cases(25)
+@pytest.mark.some_cases(16)
 @pytest.mark.fast_cases(7)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", PROBLEMS)

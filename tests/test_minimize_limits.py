@@ -87,7 +87,7 @@ def test_one_interrupt_ends_the_minimisation_within_an_inner_solve(method):
     assert result.fun <= float(f(start))
 
 
-@pytest.mark.some_cases(15)
+@pytest.mark.some_cases(9)
 @pytest.mark.fast_cases(9)
 @pytest.mark.parametrize("method", INNER)
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 20, 61])
@@ -121,7 +121,7 @@ CASES = {
 }
 
 
-@pytest.mark.some_cases(14)
+@pytest.mark.some_cases(10)
 @pytest.mark.fast_cases(7)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", CASES)

@@ -42,6 +42,7 @@ SPECTRA = {
 }
 
 
+@pytest.mark.some_cases(14)
 @pytest.mark.parametrize("name", SPECTRA)
 @pytest.mark.parametrize("which", ["SA", "LA"])
 @pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])
@@ -73,6 +74,7 @@ def test_a_damped_matrix_of_low_rank(search):
         torch.testing.assert_close(pairs.values, torch.ones(4, dtype=DOUBLE), rtol=0, atol=1e-10)
 
 
+@pytest.mark.some_cases(4)
 @pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("basis_size", [9, 12, 25])
 @pytest.mark.parametrize("which", ["LA", "SA"])

@@ -36,6 +36,7 @@ DIRECT = {  # function, start, minimum
 }
 
 
+@pytest.mark.some_cases(8)
 @pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("curvature", [dense, hesse.sparse_hessian_operator])
 @pytest.mark.parametrize("name", DIRECT)
@@ -225,6 +226,7 @@ def test_entries_at_the_next_points_are_within_the_limit_of_products():
         assert cost <= result.nhev <= most
 
 
+@pytest.mark.some_cases(5)
 @pytest.mark.parametrize("scale", [1e-10, 1e-5, 1e5, 1e10])
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 def test_a_value_of_rounding_errors_does_not_end_the_run(scale, dtype):

@@ -59,6 +59,7 @@ MAKERS = {
 # All of them
 
 
+@pytest.mark.some_cases(9)
 @pytest.mark.fast_cases(8)
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 @pytest.mark.parametrize("maker", MAKERS)

@@ -34,6 +34,7 @@ FULL = Repair(rtol=1e-12, target="risk")
 # -- The repair -----------------------------------------------------------------------------------
 
 
+@pytest.mark.some_cases(14)
 @pytest.mark.fast_cases(7)
 @pytest.mark.parametrize("pattern", ["entries", "2:4", "3:4", "rows", "blocks", "2x2"])
 @pytest.mark.parametrize("score", ["magnitude", "obd", "obs", "exchange"])

@@ -37,10 +37,12 @@ def expected():
 # -- As one process --------------------------------------------------------------------------------
 
 
+@pytest.mark.some_cases(60)
+@pytest.mark.parametrize("name", [*jobs.MATRICES, *jobs.OTHERS])
 @pytest.mark.parametrize("split", [split for split in SPLITS if SIZES[split] <= SIZE])
-def test_ranks_compute_what_one_process_does(pool, expected, split):
-    found = pool.run(jobs.of_shared, split, {}, size=SIZES[split])
-    close(found[0], expected)
+def test_ranks_compute_what_one_process_does(pool, expected, split, name):
+    found = pool.run(jobs.of_shared, split, {}, [name], size=SIZES[split])
+    close(found[0], {name: expected[name]})
     # matrix_function and others return floats made of the same bits.
     assert len({bits(answers) for answers in found}) == 1
 

@@ -168,6 +168,7 @@ def embedding_risk(**options):
     return Risk(Net().double(), nn.MSELoss(), (i, torch.randn(4, 3, dtype=DOUBLE)))
 
 
+@pytest.mark.some_cases(7)
 @pytest.mark.parametrize("operator", [hessian_operator, ggn_operator])
 @pytest.mark.parametrize("options", [{"padding_idx": 0}, {"scale_grad_by_freq": True}])
 @pytest.mark.parametrize("mode", ["auto", "traced-split", "retained-graph"])

@@ -29,6 +29,7 @@ from tests.small_tasks import (
 # Forms of data
 
 
+@pytest.mark.some_cases(4)
 @pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("decay", [0.0, 0.3])
@@ -159,6 +160,7 @@ def test_the_risk_is_differentiable_and_agrees_with_the_definition(batched):
     assert_same(hessian_operator(risk, risk.params).to_dense().flatten(), H.flatten(), 1e-12)
 
 
+@pytest.mark.some_cases(7)
 @pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("decay", [0.0, 0.3])

@@ -73,6 +73,7 @@ def test_a_robust_fit_ignores_outliers():
 BOUNDED = ["beale", "kowalik_osborne", "osborne_2", "chebyquad(n=8)", "broyden_banded(n=10)"]
 
 
+@pytest.mark.some_cases(6)
 @pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("method", ["svd", "lsmr"])
 @pytest.mark.parametrize("name", BOUNDED)

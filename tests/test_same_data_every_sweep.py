@@ -67,6 +67,7 @@ CHANGING = {
 }
 
 
+@pytest.mark.some_cases(20)
 @pytest.mark.fast_cases(6)
 @pytest.mark.parametrize("budget", [None, "1 MB", "30 kB"])
 @pytest.mark.parametrize("make", [hessian_operator, ggn_operator])

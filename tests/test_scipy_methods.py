@@ -24,6 +24,7 @@ START = np.array([0.2, 1.0, 0.5, 2.0])
 ALL = [getattr(methods, name) for name in methods.__all__]
 
 
+@pytest.mark.some_cases(12)
 @pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("given", ["hessp", "hess", "nothing"])

@@ -1,7 +1,6 @@
 """Shape inference gives the metas that torch gives."""
 
 import itertools
-import subprocess
 import sys
 
 import pytest
@@ -80,12 +79,12 @@ FUNCTIONS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_tracing_imports_no_compiler(name):
+def test_tracing_imports_no_compiler(name, fresh):
     """The first trace of a process would wait a second for it."""
     code = (
         f"import sys, torch; from hesse import hessian_operator; {FUNCTIONS[name]};"
         "H = hessian_operator(f, x, mode='traced-split'); H @ torch.ones(H.shape[0]);"
         "print({'sympy', 'torch._dynamo'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    done = fresh.run(code)
+    assert done.stdout.strip() == "set()", done.stderr

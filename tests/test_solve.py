@@ -22,7 +22,7 @@ from hesse.testing import CountingOperator, symmetric_matrix
 from tests.linear_systems import DEFINITE, DOUBLE, INDEFINITE, N, hidden, kinds, normal, seeded
 
 
-@pytest.mark.some_cases(231)
+@pytest.mark.some_cases(140)
 @pytest.mark.fast_cases(60)
 @pytest.mark.parametrize("columns", [0, 1, 3])
 @pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])

@@ -14,8 +14,6 @@ from hesse.risk.risk import Risk
 from hesse.testing import dense_hessian
 from hesse.vectors.inner_products import norm
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
-
 DOUBLE = torch.float64
 X = torch.tensor([0.5, 2.0, -1.0], dtype=DOUBLE)
 ROWS, COLUMNS = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1])

@@ -10,7 +10,6 @@ from hesse.ad.composing import Composing
 from hesse.ad.decompositions import DECOMPOSITIONS
 from tests.sparse_functions import point
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
 DOUBLE = torch.float64
 # Differences of neighbours two apart, twice in the case of the first; some columns are empty.
 ROWS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 0])
@@ -45,6 +44,7 @@ PRODUCTS = {
 MISSING = [("T", "csr"), ("T", "csc")]
 
 
+@pytest.mark.some_cases(24)
 @pytest.mark.parametrize("layout", ["coo", "uncoalesced", "csr", "csc"])
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_entries_are_those_of_the_dense_matrix(product, layout):

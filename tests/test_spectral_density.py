@@ -296,6 +296,7 @@ def test_a_density_prints_on_one_screen():
     assert density["products"] == density.products
 
 
+@pytest.mark.some_cases(4)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("vectors", [5, 6, 20])
 def test_a_budget_is_kept(method, vectors):

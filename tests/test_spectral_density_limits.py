@@ -40,6 +40,7 @@ class Product:
         return function_operator(self, len(self.d), symmetric=True, dtype=DOUBLE)
 
 
+@pytest.mark.some_cases(12)
 @pytest.mark.fast_cases(8)
 @pytest.mark.parametrize("n", [SHORT, LONG])
 @pytest.mark.parametrize("method", METHODS)

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Contexts of the user around a public call do not reach the library's own arithmetic."""
 
-import subprocess
-import sys
 from contextlib import contextmanager
 
 import pytest
@@ -189,7 +187,7 @@ CALLS = {
 RIGHT = {}
 
 
-@pytest.mark.some_cases(160)
+@pytest.mark.some_cases(100)
 @pytest.mark.fast_cases(53)
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("call", CALLS)
@@ -254,8 +252,8 @@ for name, nest in nests.items():
 
 
 @pytest.mark.slow
-def test_forward_mode_inside_another_derivative_does_not_end_the_process():
-    done = subprocess.run([sys.executable, "-c", NESTED], capture_output=True, text=True)
+def test_forward_mode_inside_another_derivative_does_not_end_the_process(fresh):
+    done = fresh.run(NESTED)
     assert (done.returncode, done.stdout.split()) == (0, ["dd", "dg", "gd"]), done.stderr
 
 

@@ -99,6 +99,7 @@ def test_a_sketch_of_everything_is_exact(method):
     assert estimate.standard_error == 0.0
 
 
+@pytest.mark.some_cases(6)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 def test_seeds_reproduce_in_every_dtype(method, dtype):
@@ -199,6 +200,7 @@ def test_a_budget_bounds_the_sketch_or_is_refused():
     assert auto.value == pytest.approx(plain.value, rel=1e-13)
 
 
+@pytest.mark.some_cases(3)
 @pytest.mark.parametrize(("method", "held"), [("xtrace", 3), ("xnystrace", 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 def test_a_sketch_grows_in_place(method, held, dtype):

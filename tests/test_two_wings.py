@@ -24,8 +24,8 @@ assert hesse.hessian_operator and "curvature" in dir(hesse)
 
 
 @pytest.mark.slow
-def test_linear_algebra_loads_nothing_of_the_other_wing():
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+def test_linear_algebra_loads_nothing_of_the_other_wing(fresh):
+    done = fresh.run(SCRIPT)
     assert done.returncode == 0, done.stderr
 
 
@@ -36,12 +36,12 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
 
 
 @pytest.mark.slow
-def test_an_application_is_loaded_when_it_is_first_used():
+def test_an_application_is_loaded_when_it_is_first_used(fresh):
     script = (
         "import sys, hesse; names = dir(hesse.apps); assert 'argmin' in names, names; "
         "loaded = [m for m in sys.modules if m.startswith('hesse.apps.')]; assert not loaded; "
         "hesse.apps.argmin; assert 'hesse.apps.implicit.argmin' in sys.modules; "
         "assert 'hesse.apps.statistics' not in sys.modules; hesse.apps.no_such_name"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = fresh.run(script)
     assert "module 'hesse.apps' has no attribute 'no_such_name'" in done.stderr

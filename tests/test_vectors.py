@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trees of tensors and flat vectors: there and back, NumPy arrays, refusals."""
 
-import subprocess
-import sys
 from collections import OrderedDict, namedtuple
 
 import numpy as np
@@ -313,8 +311,8 @@ dist.destroy_process_group()
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_a_distributed_tensor_is_refused():
-    done = subprocess.run([sys.executable, "-c", DTENSOR], capture_output=True, text=True)
+def test_a_distributed_tensor_is_refused(fresh):
+    done = fresh.run(DTENSOR)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("got:      a DTensor") == 3
     assert "full_tensor()" in done.stdout

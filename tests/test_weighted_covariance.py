@@ -63,7 +63,7 @@ def is_sum(r):
 LIKELIHOODS = ["mean", "class weights", "sum", "bernoulli", "tokens", "masked"]
 
 
-@pytest.mark.some_cases(12)
+@pytest.mark.some_cases(8)
 @pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("name", LIKELIHOODS)
 @pytest.mark.parametrize("centered", [False, True])

@@ -32,6 +32,7 @@ from tests.weighted_risks import (
 )
 
 
+@pytest.mark.some_cases(10)
 @pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("name", RISKS)
 @pytest.mark.parametrize("mode", ["retained-graph", "traced-split"])
@@ -51,24 +52,27 @@ def test_weighted_is_the_weighted_sum_of_contributions(name, mode):
     torch.testing.assert_close(H.at(moved).to_dense(), hessian_operator(exact, moved).to_dense())
 
 
+@pytest.mark.some_cases(10)
 @pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("name", ["mean", "class weights", "sum", "bernoulli", "tokens", "masked"])
-def test_gauss_newton_and_fisher_matrices_of_weighted_examples(name):
-    r = risk(name)
-    weighted = r.weighted(WEIGHTS)
-    ones = [r.weighted(row) for row in torch.eye(N, dtype=DOUBLE)]
-    for make in (
+@pytest.mark.parametrize(
+    "make",
+    [
         ggn_operator,
         fisher_operator,
         lambda risk, at: fisher_operator(risk, at, "empirical"),
         lambda risk, at: fisher_operator(risk, at, "empirical", per="example"),
-    ):
-        exact = sum(
-            w * make(one, r.params).to_dense() for w, one in zip(WEIGHTS, ones, strict=True)
-        )
-        torch.testing.assert_close(make(weighted, r.params).to_dense(), exact)
-        all_ones = make(r.weighted(torch.ones(N).double()), r.params).to_dense()
-        torch.testing.assert_close(all_ones, make(r, r.params).to_dense())
+    ],
+    ids=["Gauss-Newton", "Fisher", "empirical", "empirical of examples"],
+)
+def test_gauss_newton_and_fisher_matrices_of_weighted_examples(name, make):
+    r = risk(name)
+    weighted = r.weighted(WEIGHTS)
+    ones = [r.weighted(row) for row in torch.eye(N, dtype=DOUBLE)]
+    exact = sum(w * make(one, r.params).to_dense() for w, one in zip(WEIGHTS, ones, strict=True))
+    torch.testing.assert_close(make(weighted, r.params).to_dense(), exact)
+    all_ones = make(r.weighted(torch.ones(N).double()), r.params).to_dense()
+    torch.testing.assert_close(all_ones, make(r, r.params).to_dense())
     J, Jw = (jacobian_operator(each, r.params).to_dense() for each in (r, weighted))
     torch.testing.assert_close(J, Jw)
 

@@ -19,6 +19,7 @@ def setting(*sizes):
     return model, batches, Risk(model, nn.CrossEntropyLoss(), batches, weight_decay=0.1)
 
 
+@pytest.mark.some_cases(5)
 @pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("sizes", [(7,), (8, 8, 3)])
 @pytest.mark.parametrize("mode", ["auto", "traced-split", "retained-graph", "forward-over-reverse"])

@@ -114,6 +114,7 @@ class Returning(nn.Module):
         return self.form(self.net(x))
 
 
+@pytest.mark.some_cases(10)
 @pytest.mark.fast_cases(9)
 @pytest.mark.parametrize("mode", ["auto", "traced-split"])
 @pytest.mark.parametrize(("form", "loss"), OUTPUTS.values(), ids=OUTPUTS)

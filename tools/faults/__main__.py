@@ -13,7 +13,9 @@ import sys
 import time
 
 import torch
+import torch._dynamo  # here once, not in the process of every fault that needs it
 
+import hesse.scipy  # noqa: F401, likewise
 from tools.faults import page
 from tools.faults.fault import FAULTS, Fault, Outcome
 from tools.faults.runner import run

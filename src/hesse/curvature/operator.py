@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from typing import Any
 
@@ -85,14 +85,17 @@ class CurvatureOperator(LinearOperator):
     def _at(self) -> PointProduct:
         """The product at the point, made when one is asked for: a diagonal needs none."""
         return point_product(
-            *(self._points, self._assemblies, self._definition, self._options, self._programs),
+            *(self._points(), self._assemblies, self._definition, self._options, self._programs),
             as_sum(self._f),
         )
 
-    def _points(self) -> Iterator[tuple[Summand, Point]]:
-        """The summands of f, and the point at which each is taken."""
+    def _points(self) -> Callable[[], Iterator[tuple[Summand, Point]]]:
+        """What gives the summands of f, and the point at which each is taken.
+
+        It does not hold the operator, which holds the product: what is released is freed at once.
+        """
         f = as_sum(self._f)
-        return summand_points(self._definition, f, self._variables, self._layouts)
+        return partial(summand_points, self._definition, f, self._variables, self._layouts)
 
     @property
     @public("{self}.value", nested=False)
@@ -144,7 +147,7 @@ class CurvatureOperator(LinearOperator):
 
         Those of a summand without a key serve at one point only, and are not looked up.
         """
-        for index, (summand, point) in enumerate(self._points()):
+        for index, (summand, point) in enumerate(self._points()()):
             entry = None
             if not (summand.key is None or isinstance(summand.function, Quadratic)):
                 entry = self._programs.entry(point, summand.key, self._options)

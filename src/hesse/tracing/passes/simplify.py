@@ -69,7 +69,9 @@ class _Simplifier:
 
     def _visit(self, node: Node) -> Node | None:
         """The node as it stays, on the values in their new names; None if it is removed."""
-        before, node = node, rename(node, lambda number: self._name.get(number, number))
+        before = node
+        if not self._name.keys().isdisjoint(node.reads()):
+            node = rename(node, lambda number: self._name.get(number, number))
         self._move_view(before, node)
         if node.guard is None and node.single:
             self._filled.visit(node)
