@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -110,7 +111,8 @@ class ParameterState:
     def __init__(
         self, optimizer: Any, model: Any, parameters: Mapping[str, Tensor], space: Space
     ) -> None:
-        self._optimizer, self._model, self._space = optimizer, model, space
+        self._optimizer = weakref.proxy(optimizer)  # no cycle: data are released with it
+        self._model, self._space = model, space
         self._names, self._parameters = list(parameters), list(parameters.values())
 
     @property

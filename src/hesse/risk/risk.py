@@ -130,7 +130,7 @@ class Risk(OneLine):
             self._unchecked: list[Batch] = []
             # With weights for the examples: how, and the risk without them, which is tested.
             self._weighting: Weighting | None = None
-            self._plain = self
+            self._plain: Risk | None = None
         self.share = Share.of(self.data, ranks, self.weight_decay, self._averages)
         self._call_model = self._call_model.holding(self._params, self.share)
         self._check_on(self._first)
@@ -182,7 +182,7 @@ class Risk(OneLine):
     @property
     def is_weighted(self) -> bool:
         """Whether examples have weights."""
-        return self._plain is not self
+        return self._plain is not None
 
     @property
     def loss_name(self) -> str:
@@ -224,7 +224,7 @@ class Risk(OneLine):
         small = self._with(
             self._batches(Microbatches(self.data, most), self.data.weight, is_cut=True)
         )
-        if self._plain is not self:
+        if self._plain is not None:
             return small
         # At least two examples each, so that they can be cut; several, which need not be alike.
         small._check_on(first_microbatches(self.data.first, max(2, most), self.data.weigh))
@@ -254,7 +254,7 @@ class Risk(OneLine):
         >>> risk.weighted(torch.tensor([1.0, 0.0]))({"weight": torch.ones(1, 1)})       # 1 / 2
         tensor(0.5000)
         """
-        plain = self._plain
+        plain = self if self._plain is None else self._plain
         params = self.share.whole(plain.params if at is None else at)
         with alike(self.ranks):
             weights = selection.checked_weights(weights, selection.total_examples(plain.data))
@@ -288,7 +288,7 @@ class Risk(OneLine):
         with alike(self.ranks):
             data = selection.selected(self.data, indices, may_be_empty=self.ranks is not None)
         other = self.unchecked_on(data)
-        if self._plain is not self:
+        if self._plain is not None:
             other._plain = self._plain.subset(indices)
         return other
 
@@ -304,8 +304,6 @@ class Risk(OneLine):
     def _with(self, data: Batches) -> Risk:
         other = copy.copy(self)
         other.data, other._unchecked = data, []
-        if self._plain is self:
-            other._plain = other
         self.programs.limit = max(self.programs.limit, other.num_summands)
         return other
 
@@ -365,7 +363,7 @@ class Risk(OneLine):
         """Test that model and loss are what the class says, and again after `model.train()`."""
         if self._names is not None:
             self._names.check(params)
-        if self._plain is not self:
+        if self._plain is not None:
             self._plain.check_at(params)
             return
         if not self._call_model.is_current:
