@@ -29,6 +29,21 @@ def test_it_is_a_torch_optimiser_and_the_risk_never_rises():
     assert losses[-1] < 1e-3 * losses[0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "options", [{}, {"damping_rule": "scan"}, {"preconditioner": "diagonal"}], ids=str
+)
+def test_steps_at_a_minimum_change_nothing(options, dtype):
+    """Of two variables, which conjugate gradients find in two iterations and not in twenty."""
+    torch.manual_seed(0)
+    x = torch.linspace(-1, 1, 50, dtype=dtype)[:, None]
+    model = nn.Linear(1, 1).to(dtype)
+    optimizer = HessianFree(Risk(model, nn.MSELoss(), (x, 2 * x)), **options)
+    for _ in range(45):
+        optimizer.step()
+    torch.testing.assert_close(model.weight.item(), 2.0, rtol=1e-6, atol=0.0)
+
+
 @pytest.mark.slow
 def test_the_preconditioner_speeds_up_training_of_a_deep_network():
     pytest.importorskip("sklearn")

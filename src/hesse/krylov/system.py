@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from hesse.checkpoint import Checkpoint
@@ -54,7 +55,9 @@ class System:
         self.b_norm = self._finite_norm("b", self.b, self.A.codomain)
         if self.x0 is not None:
             self._finite_norm("x0", self.x0, self.A.domain)
-        self.tolerance = max(self.rtol * self.b_norm, self.atol)
+        # What is left below that of the recurrence is rounding, and its squares may underflow.
+        least = torch.finfo(self.b.dtype).eps ** 2 * self.b_norm
+        self.tolerance = max(self.rtol * self.b_norm, self.atol, least)
         self.limit = 10 * self.A.domain.n if self.max_iterations is None else self.max_iterations
         columns = 1 if self.b.ndim == 1 else self.b.shape[1]
         self.most_products = 4 * columns * (self.limit + 10)

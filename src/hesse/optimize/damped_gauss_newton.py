@@ -13,7 +13,7 @@ from hesse.krylov.stopping import geometric_grid, relative_progress
 from hesse.krylov.system import System
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import IdentityOperator
-from hesse.optimize.point import Point
+from hesse.optimize.point import Point, power_for
 from hesse.optimize.proposal import Candidate, Proposal
 from hesse.progress import Run
 
@@ -52,12 +52,12 @@ class DampedGaussNewton:
 
     def propose(self, point: Point, scalar: float) -> Proposal:
         """The CG iterates for the damping `scalar`; the best is the last."""
-        damping, inner = scalar, point.space.inner
+        damping, inner, unit = scalar, point.space.inner, power_for(point.gradient_norm)
         curvature = point.curvature if self._matrix is None else self._matrix(point)
         system = System(
             curvature + damping * IdentityOperator(curvature.domain),
-            -point.gradient,
-            x0=None if self.start is None else self.decay * self.start,
+            -unit * point.gradient,
+            x0=None if self.start is None else self.decay * unit * self.start,
             preconditioner=self.preconditioner(damping) if self.preconditioner else None,
             rtol=0.0,
             max_iterations=self.max_iterations,
@@ -67,10 +67,11 @@ class DampedGaussNewton:
         solution = method.solve_system(system)
         if solution.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
-        self.start = solution.x
+        self.start = solution.x / unit
 
         def candidate(x: Tensor, model_value: float) -> Candidate:
             """With the change that the undamped model predicts."""
+            x, model_value = x / unit, model_value / unit**2
             if self._matrix is not None:
                 return Candidate(x, lambda: _change(point, x))
             return Candidate(x, model_value - 0.5 * damping * inner(x, x))

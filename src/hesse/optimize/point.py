@@ -39,6 +39,16 @@ def unit_for(gradient_norm: float) -> float:
     return 1.0 if 1e-100 < gradient_norm < 1e100 or gradient_norm == 0.0 else 1.0 / gradient_norm
 
 
+def power_for(gradient_norm: float) -> float:
+    """A power of two by which a gradient near a minimum is multiplied: float32 ends at 1e-38.
+
+    >>> power_for(1e-3), power_for(2.0**-70) == 2.0**70
+    (1.0, True)
+    """
+    is_usual = gradient_norm > 1e-4 or gradient_norm == 0.0
+    return 1.0 if is_usual else 2.0 ** -round(math.log2(gradient_norm))
+
+
 @dataclass
 class Counts:
     """Evaluations so far of f and its gradient, and curvature products, in SciPy's names."""

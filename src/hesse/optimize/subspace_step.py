@@ -13,7 +13,7 @@ from hesse.krylov.system import System
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import IdentityOperator
 from hesse.optimize.factory import damped_inverse
-from hesse.optimize.point import Point
+from hesse.optimize.point import Point, power_for
 from hesse.optimize.proposal import Proposal
 from hesse.optimize.subspace import Subspace
 from hesse.progress import Run
@@ -94,10 +94,10 @@ class SubspaceStep:
         self, G: LinearOperator, residual: Tensor, damping: float
     ) -> tuple[list[tuple[Tensor, Tensor]], Status]:
         """Those of CG with their products; the last one may be of negative curvature."""
-        noted = _Noted(G)
+        noted, unit = _Noted(G), power_for(G.domain.norm(residual))
         system = System(
             noted + damping * IdentityOperator(G.domain),
-            residual,
+            unit * residual,
             preconditioner=self.preconditioner(damping) if self.preconditioner else None,
             rtol=0.0,
             max_iterations=self.max_iterations,

@@ -21,7 +21,8 @@ def gain_ratio(point: Point, trial: Point, candidate: Candidate) -> float:
     if not math.isfinite(trial.value):
         return -math.inf
     noise = point.rounding_error
-    return (point.value - trial.value + noise) / (noise - candidate.predicted)
+    predicted = noise - candidate.predicted
+    return (point.value - trial.value + noise) / predicted if predicted else 0.0
 
 
 @dataclass
