@@ -28,7 +28,7 @@ OPTIONS = {
     "none": {"preconditioner": "none"},
     "hessian": {"curvature": "hessian"},
     "structural": {"preconditioner": "none"},
-    "share": {"share": 0.4, "preconditioner": "none"},  # of few examples factors are degenerate
+    "growing": {"preconditioner": "none"},  # of few examples factors are degenerate
     "operator": {"curvature": hesse.kfac_operator, "preconditioner": hesse.ekfac_operator},
 }
 _SHARED = {
@@ -78,7 +78,8 @@ def steps(place, kind, name, count, split="ragged", **options):
     there_risk, there = risk(place, kind, split)
     if name == "structural":
         options["structural_damping"] = {there[0]: 0.5}
-    optimizer = hesse.HessianFree(there_risk, **_SHARED, **OPTIONS[name], **options)
+    source = hesse.Growing(there_risk, 0.4) if name == "growing" else there_risk
+    optimizer = hesse.HessianFree(source, **_SHARED, **OPTIONS[name], **options)
     values = [float(optimizer.step()) for _ in range(count - optimizer.param_groups[0]["steps"])]
     counts = optimizer.counts
     return {

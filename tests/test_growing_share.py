@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`HessianFree(share=)`: steps look at some examples first, and at all of them in the end."""
+"""`Growing(risk, share)`: steps look at some examples first, and at all of them in the end."""
 
 import copy
+import pickle
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from hesse.errors import ArgumentError, DataError
-from hesse.optimize import HessianFree
+from hesse.optimize import Growing, HessianFree
 from hesse.risk.risk import Risk
 
 N = 120
@@ -30,9 +31,9 @@ def batched(size):
     return list(zip(*(part.split(size) for part in examples()), strict=True))
 
 
-def optimiser(model, data=None, **options):
+def optimiser(model, data=None, share=1.0, **options):
     risk = Risk(model, nn.CrossEntropyLoss(), examples() if data is None else data, 1e-3)
-    return HessianFree(risk, **options)
+    return HessianFree(Growing(risk, share), **options)
 
 
 def counted(model):
@@ -85,7 +86,7 @@ def test_a_step_that_raises_the_risk_of_all_examples_is_not_taken():
     with torch.no_grad():
         model.weight.zero_(), model.bias.fill_(10.0)
     before = copy.deepcopy(model.state_dict())
-    optimizer = HessianFree(Risk(model, nn.MSELoss(), (x, y)), share=0.1)
+    optimizer = HessianFree(Growing(Risk(model, nn.MSELoss(), (x, y)), 0.1))
     optimizer.step()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert optimizer.param_groups[0]["share"] == 0.3
@@ -95,9 +96,11 @@ def test_a_step_that_raises_the_risk_of_all_examples_is_not_taken():
     torch.testing.assert_close(model(x[:1])[0, 0], y.mean(), rtol=1e-4, atol=0.0)
 
 
-def test_all_examples_are_the_default():
+def test_a_share_of_one_changes_nothing():
     one, two = network(), network()
-    trained(optimiser(one), 4), trained(optimiser(two, share=1.0), 4)
+    optimizer = optimiser(one, share=1.0)
+    trained(optimizer, 4)
+    trained(HessianFree(Risk(two, nn.CrossEntropyLoss(), examples(), 1e-3)), 4)
     assert all(map(torch.equal, one.parameters(), two.parameters()))
 
 
@@ -143,12 +146,23 @@ def test_what_is_no_share_is_refused(share):
         optimiser(network(), share=share)
 
 
-def test_losses_that_add_up_and_closures_are_refused():
+def test_losses_that_add_up_and_parameters_are_refused():
     model = network()
     risk = Risk(model, nn.CrossEntropyLoss(reduction="sum"), examples())
-    for given in (risk, model.parameters()):
-        with pytest.raises(ArgumentError, match=r"a hesse\.Risk whose loss averages"):
-            HessianFree(given, share=0.5)
+    for given, got in ((risk, "a loss that adds up"), (model.parameters(), "generator")):
+        with pytest.raises(ArgumentError, match=rf"hesse\.Growing\((.|\n)*{got}"):
+            Growing(given, share=0.5)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_a_copy_goes_on_as_the_optimiser_does(copied):
+    model = network()
+    optimizer = optimiser(model, share=0.1)
+    trained(optimizer, 2)
+    other = copied(optimizer)
+    trained(optimizer, 2), trained(other, 2)
+    assert all(map(torch.equal, other.risk.model.parameters(), model.parameters()))
+    assert other.param_groups[0]["share"] == optimizer.param_groups[0]["share"]
 
 
 def test_batches_that_do_not_count_examples_are_refused_and_nothing_is_lost():
@@ -162,7 +176,7 @@ def test_batches_that_do_not_count_examples_are_refused_and_nothing_is_lost():
 
     model = Pair()
     inputs = {"a": torch.ones(3).double(), "b": torch.ones(4).double()}
-    optimizer = HessianFree(Risk(model, nn.MSELoss(), (inputs, torch.zeros(2).double())), share=0.5)
+    optimizer = HessianFree(Growing(Risk(model, nn.MSELoss(), (inputs, torch.zeros(2).double()))))
     with pytest.raises(DataError, match="first dimension counts the examples"):
         optimizer.step()
     assert torch.equal(model.weight, torch.ones(2).double())

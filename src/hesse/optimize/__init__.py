@@ -10,6 +10,7 @@ of the two; as the argument of `minimize` it is an object, such as `TrustKrylov(
 
 from hesse.optimize.cubic import Cubic
 from hesse.optimize.enriched import Enriched
+from hesse.optimize.growing_share import Growing
 from hesse.optimize.hessian_free import HessianFree
 from hesse.optimize.lbfgs import LBFGS
 from hesse.optimize.least_squares import least_squares
@@ -25,6 +26,7 @@ from hesse.optimize.trust_krylov import TrustKrylov
 __all__ = [
     "Cubic",
     "Enriched",
+    "Growing",
     "HessianFree",
     "LBFGS",
     "LeastSquaresResult",

@@ -12,20 +12,77 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from hesse.boundary import public
 from hesse.data.selection import count_examples
-from hesse.errors import ArgumentError
+from hesse.errors import ArgumentError, kind_of
 from hesse.optimize.point import Counts, Objective, Point
+from hesse.result import html_table
 from hesse.risk.risk import Risk
 
 # The part stands for all examples while their risk falls by this much of what its own does.
 _ENOUGH = 0.5
 # The share grows by this factor; from the last value on all examples cost little more.
 _GROWTH, _NEARLY_ALL = 3.0, 0.6
+
+
+@dataclass(frozen=True, repr=False)
+class Growing:
+    """A risk of whose examples the first steps of `hesse.HessianFree` look at a share.
+
+    Steps take the first examples of each batch in a random order, by the seed of the optimiser.
+    Where the risk of all examples falls by less than half as much as that of these, the share grows
+    threefold, until it is 1; where it would rise, the step is not taken.
+
+    Args:
+        risk: of all examples; its loss averages over them.
+        share: of the first steps, above 0 and at most 1.
+
+    Cost: a value of all examples for each step on a part of them, two for the first one.
+
+    Raises:
+        ArgumentError: no risk, a loss that adds up, or no such share.
+
+    >>> from torch import nn
+    >>> from hesse.optimize import Growing, HessianFree
+    >>> x = torch.linspace(-1, 1, 100)[:, None]
+    >>> optimizer = HessianFree(Growing(Risk(nn.Linear(1, 1), nn.MSELoss(), (x, 2 * x)), 0.1))
+    >>> for _ in range(8):
+    ...     loss = optimizer.step()
+    >>> optimizer.param_groups[0]["share"], float(loss) < 1e-3
+    (1.0, True)
+    """
+
+    risk: Risk
+    share: float = 0.1
+
+    @public("hesse.Growing(risk, share)")
+    def __post_init__(self) -> None:
+        """Raise unless steps may look at this share of the examples."""
+        if not isinstance(self.risk, Risk) or not self.risk.averages:
+            raise ArgumentError(
+                expected="a hesse.Risk whose loss averages over examples",
+                got="a loss that adds up" if isinstance(self.risk, Risk) else kind_of(self.risk),
+                remedy="Give HessianFree the risk itself: a sum over some examples is smaller.",
+            )
+        if not (isinstance(self.share, float | int) and 0.0 < self.share <= 1.0):
+            raise ArgumentError(
+                expected="0 < share <= 1, of the examples",
+                got=f"share={self.share!r}",
+                remedy="Leave it out for a tenth.",
+            )
+
+    def __repr__(self) -> str:
+        return f"Growing({self.risk!r}, {self.share:g})"
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks."""
+        return html_table("Growing", [("risk", repr(self.risk)), ("share", f"{self.share:g}")])
 
 
 class GrowingShare:
@@ -100,20 +157,3 @@ def grown(share: float) -> float:
     """
     more = round(_GROWTH * share, 12)
     return 1.0 if more > _NEARLY_ALL else more
-
-
-def check_share(share: float, risk: Risk | None) -> None:
-    """Raise unless steps may look at this share of the examples."""
-    if not (isinstance(share, float | int) and 0.0 < share <= 1.0):
-        raise ArgumentError(
-            expected="0 < share <= 1, of the examples",
-            got=f"share={share!r}",
-            remedy="Leave it out for all examples in every step.",
-        )
-    if share < 1.0 and (risk is None or not risk.averages):
-        raise ArgumentError(
-            expected="a hesse.Risk whose loss averages, to look at a share of its examples",
-            got="parameters" if risk is None else "a loss that adds up",
-            remedy="Leave out share=, give a Risk, or let the loss average: a sum over some "
-            "examples is smaller.",
-        )

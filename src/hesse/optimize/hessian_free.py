@@ -18,7 +18,7 @@ from hesse.errors import ArgumentError, DerivativeError, NonFiniteError, Status
 from hesse.optimize.current_point import CurrentPoint
 from hesse.optimize.damped_gauss_newton import DampedGaussNewton
 from hesse.optimize.factory import Factory
-from hesse.optimize.growing_share import GrowingShare, check_share
+from hesse.optimize.growing_share import Growing, GrowingShare
 from hesse.optimize.hessian_free_arguments import (
     check_curvature,
     check_defaults,
@@ -67,9 +67,10 @@ class HessianFree(torch.optim.Optimizer):
 
     Args:
         risk: the model, loss and data; the trainable parameters of the model are updated in place.
-            Use all data, or large batches (1,000 examples and more) given to `step`; with `group=`
-            on all processes. Or parameters as any torch optimiser takes them, for `step(closure)`,
-            in groups that differ in lr alone; frozen ones stay as they are.
+            Use all data, `hesse.Growing(risk, share)`, or large batches (1,000 examples and more)
+            given to `step`; with `group=` on all processes. Or parameters as any torch optimiser
+            takes them, for `step(closure)`, in groups that differ in lr alone; frozen ones stay as
+            they are.
         curvature: "ggn", "hessian", or a function of the risk and the parameters that returns a
             symmetric operator, such as `hesse.fisher_operator`. With one whose structure gives its
             inverse (`hesse.kfac_operator`, a diagonal) the step is -(K + lambda I)^-1 g and the
@@ -93,10 +94,7 @@ class HessianFree(torch.optim.Optimizer):
             estimate, 8 products), "none", or a function of the risk and the parameters that returns
             an approximation of the curvature whose structure gives its inverse.
         refresh_every: steps between two refreshments of the preconditioner.
-        share: of the examples that the first steps look at, in random order. Where the risk of all
-            of them falls by less than half as much as that of these, it grows threefold, until it
-            is 1; where that risk would rise, the step is not taken. For losses that average.
-        seed: of the random vectors of the preconditioner, and of that order.
+        seed: of the random vectors of the preconditioner, and of the order of growing examples.
         mode: how products are taken, the same way in all steps: "traced-split", "compiled-split" or
             "retained-graph", see `hessian_operator`. "auto" takes the first of "traced-split" and
             "retained-graph" that works, "retained-graph" for closures; the state says which.
@@ -145,7 +143,7 @@ class HessianFree(torch.optim.Optimizer):
     @public("hesse.HessianFree(risk)")
     def __init__(
         self,
-        risk: Risk | Iterable[Any],
+        risk: Risk | Growing | Iterable[Any],
         *,
         curvature: Literal["ggn", "hessian"] | Factory = "ggn",
         lr: float = 1.0,
@@ -156,14 +154,14 @@ class HessianFree(torch.optim.Optimizer):
         max_cg_iterations: int = 20,
         preconditioner: Literal["ekfac", "kfac", "nystrom", "diagonal", "none"] | Factory = "ekfac",
         refresh_every: int = 1,
-        share: float = 1.0,
         seed: int = 0,
         mode: PreparedMode = "auto",
         max_products: int | None = None,
         max_seconds: float | None = None,
         checkpoint: FilePath = None,
     ) -> None:
-        groups, self._frozen, self.risk = groups_of(risk)
+        whole, share = (risk.risk, risk.share) if isinstance(risk, Growing) else (risk, 1.0)
+        groups, self._frozen, self.risk = groups_of(whole)
         check_curvature(curvature)
         check_preconditioner(preconditioner)
         self._structural = StructuralDamping.of(structural_damping, curvature, self.risk)
@@ -188,7 +186,6 @@ class HessianFree(torch.optim.Optimizer):
             "steps": 0,
         }
         check_defaults(**defaults)
-        check_share(share, self.risk)
         check_groups(groups, defaults)
         super().__init__(groups, defaults)
         self._is_complete = True

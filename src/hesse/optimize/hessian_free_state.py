@@ -16,6 +16,7 @@ from hesse.data.batches import flatten_batch
 from hesse.errors import Status
 from hesse.operators.diagonal import IdentityOperator
 from hesse.optimize.factory import name_of
+from hesse.optimize.growing_share import Growing
 from hesse.optimize.kronecker_preconditioner import Stored, first_name, position
 from hesse.optimize.point import Counts
 from hesse.progress import Run
@@ -51,6 +52,7 @@ class Products:
     products: int
 
 
+_NO_ARGUMENTS = ("steps", "share", "differentiable")
 VARYING = ("damping", "steps", "mode", "share")
 """Of a group of parameters, what steps change."""
 
@@ -92,8 +94,12 @@ def copied(optimizer: Any, options: Mapping[str, Any]) -> tuple[Any, ...]:
         names, params = group.get("param_names"), group["params"]
         named = params if names is None else list(zip(names, params, strict=True))
         groups.append({"params": named, "lr": group["lr"]})
-    source = groups if optimizer.risk is None else optimizer.risk
-    kept = {k: v for k, v in optimizer.defaults.items() if k not in ("steps", "differentiable")}
+    share, source = optimizer.defaults["share"], optimizer.risk
+    if source is None:
+        source = groups
+    elif share < 1.0:
+        source = Growing(source, share)
+    kept = {k: v for k, v in optimizer.defaults.items() if k not in _NO_ARGUMENTS}
     own = {name: getattr(optimizer, name) for name in ("status", "_frozen")}
     return source, kept | dict(options), own, dict(vars(optimizer.counts))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from hesse.optimize import HessianFree
+from hesse.optimize import Growing, HessianFree
 from hesse.optimize.point import Counts
 from hesse.report.digits import autoencoder, reconstruction_error, reconstruction_loss
 from hesse.risk.risk import Risk
@@ -73,7 +73,7 @@ def train_hessian_free(pixels: Tensor, seed: int, steps: int, tick: Tick) -> Cur
     model = autoencoder(seed)
     curve = Curve("HessianFree", model, pixels).start()
     risk = Risk(model, reconstruction_loss, (pixels, pixels))
-    optimizer = HessianFree(risk, share=1 / 6, seed=seed)
+    optimizer = HessianFree(Growing(risk, share=1 / 6), seed=seed)
     work = 0.0
     for step in range(1, steps + 1):
         share, before = optimizer.param_groups[0]["share"], replace(optimizer.counts)
