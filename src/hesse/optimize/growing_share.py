@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hesse.data.selection import count_examples
-from hesse.errors import ArgumentError
+from hesse.errors import ArgumentError, DataError
 from hesse.optimize.point import Counts, Objective, Point
 from hesse.risk.risk import Risk
 
@@ -49,10 +49,20 @@ class GrowingShare:
         """The risk of the first examples, in random order, of each batch: this share of them."""
         assert self._whole is not None
         if self._part[0] != share:
-            whole = self._whole
-            self._part = share, whole if share == 1.0 else whole.subset(self._places(share))
+            self._part = share, self._risk_of(share)
         assert self._part[1] is not None
         return self._part[1]
+
+    def _risk_of(self, share: float) -> Risk:
+        """That of this share, or of a larger one where no target of it counts."""
+        assert self._whole is not None
+        while share < 1.0:
+            places = self._places(share)
+            try:
+                return self._whole.subset(places)
+            except DataError:  # the weight of all of them is zero
+                share = grown(share)
+        return self._whole
 
     def judge(self, share: float, risk: Risk, point: Point, new: Point) -> tuple[Point, float]:
         """The point after a step on this risk, and the share of the next one.
