@@ -50,7 +50,8 @@ def trained(optimizer, steps):
         shares.append(optimizer.param_groups[0]["share"])
         optimizer.step()
         with torch.no_grad():
-            risks.append(float(optimizer.risk(optimizer.risk.params)))
+            now = dict(optimizer.risk.model.named_parameters())  # risk.params is the start
+            risks.append(float(optimizer.risk(now)))
     return shares, risks
 
 
@@ -94,6 +95,17 @@ def test_a_step_that_raises_the_risk_of_all_examples_is_not_taken():
         optimizer.step()
     assert optimizer.param_groups[0]["share"] == 1.0
     torch.testing.assert_close(model(x[:1])[0, 0], y.mean(), rtol=1e-4, atol=0.0)
+
+
+def test_a_share_without_a_target_that_counts_grows():
+    x, y = examples()
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(0))
+    y[order[: N // 5]] = -100  # of the first tenth all
+    optimizer = optimiser(network(), (x, y), share=0.1)
+    _, risks = trained(optimizer, 6)
+    assert risks[-1] < risks[0]
+    y[order[:-1]] = -100
+    assert optimiser(network(), (x, y), share=0.1).step() > 0.0
 
 
 def test_a_share_of_one_changes_nothing():

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from hesse.ad.one_shot import ONE_SHOT_MODES as ONE_SHOT
 from hesse.curvature import hessian_operator, hvp
 from hesse.errors import DerivativeError, StructureError
+from hesse.krylov import solve
+from hesse.operators import dense_operator
 from hesse.testing import (
     all_problems,
     dense_gradient,
@@ -223,6 +225,35 @@ def test_vmap_over_a_product_is_refused_with_a_way_out():
         with pytest.raises(StructureError, match=r"matmat\(V\), V of shape \(n, k\)"):
             torch.vmap(product)(block)
     assert torch.equal(hessian_operator(f, x).matmat(block), 12 * block)
+
+
+def slope(f):
+    return lambda x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1]
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, slope])
+@pytest.mark.filterwarnings("ignore::hesse.errors.FallbackWarning")
+def test_a_derivative_of_a_result_by_torch_func_is_refused_and_not_zero(transform):
+    def f(x):
+        return (x**4).sum()
+
+    u, A = torch.arange(3.0), dense_operator(torch.eye(3))
+    for of_u in (
+        lambda u: hvp(f, u, torch.ones(3)).sum(),
+        lambda u: hvp(f, torch.ones(3), u).sum(),
+        lambda u: hvp(lambda x: (x**2 * u).sum(), torch.ones(3), torch.ones(3)).sum(),
+        lambda u: (hessian_operator(f, u) @ torch.ones(3)).sum(),
+        lambda u: (A @ u).sum(),
+        lambda u: (A @ torch.stack([u, u], 1)).sum(),
+        lambda u: (dense_operator(torch.diag(u)) @ torch.ones(3)).sum(),
+        lambda u: solve(A, u).x.sum(),
+    ):
+        with pytest.raises(StructureError, match="a constant of the transforms of"):
+            transform(of_u)(u)
+    with pytest.raises(StructureError, match="a constant of the transforms of"):  # 2 u is within
+        torch.func.grad(lambda u: torch.func.grad(lambda w: w @ (A @ (2 * u)))(u).sum())(u)
+    same = torch.func.grad(lambda u: (u * hvp(f, torch.ones(3), torch.ones(3))).sum())(u)
+    assert torch.equal(same, torch.full((3,), 12.0))  # of constants there is a product
 
 
 @pytest.mark.parametrize("mode", ["auto", *ONE_SHOT])

@@ -204,6 +204,13 @@ def test_a_minimum_that_is_not_isolated_has_no_derivative():
     close(l.grad, torch.ones((), dtype=DOUBLE))
 
 
+def test_a_root_that_is_not_isolated_warns_of_a_singular_jacobian():
+    M = torch.ones(2, 2, dtype=DOUBLE)
+    x = root(lambda x, l: M @ x - l, torch.zeros(2, dtype=DOUBLE))
+    with pytest.warns(UserWarning, match="The Jacobian may be singular"):
+        x(torch.ones((), dtype=DOUBLE, requires_grad=True))[0].backward()
+
+
 def test_other_tensors_that_want_gradients_are_reported():
     weight = torch.ones(2, requires_grad=True)
     x = argmin(lambda x, l: ((x - weight * l) ** 2).sum(), torch.zeros(2))

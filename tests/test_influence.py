@@ -2,11 +2,13 @@
 """Influences: against dense definitions, exact retraining, and what they refuse."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import hesse
 from hesse import Risk
@@ -75,6 +77,16 @@ def test_a_sum_has_the_scores_of_its_mean():
     total = risk_of(7, nn.CrossEntropyLoss(reduction="sum"), N * DECAY)
     got = influence(total, THETA, risk_of().on((XQ, YQ)), damping=N * 0.01, **TIGHT).scores
     expected = influence(risk_of(), THETA, (XQ, YQ), damping=0.01, **TIGHT).scores
+    torch.testing.assert_close(got, expected, **NEAR)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_loss_of_a_query_does_not_depend_on_how_many_there_are(count):
+    total = risk_of(7, nn.CrossEntropyLoss(reduction="sum"), N * DECAY)
+    queries = XQ[:count], YQ[:count]
+    each = partial(F.cross_entropy, reduction="none")
+    expected = influence(total, THETA, queries, of=each, damping=N * 0.01, **TIGHT).scores
+    got = influence(total, THETA, queries, damping=N * 0.01, **TIGHT).scores
     torch.testing.assert_close(got, expected, **NEAR)
 
 

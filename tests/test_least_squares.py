@@ -287,10 +287,15 @@ def test_no_covariance_without_residuals_to_spare():
     assert result.standard_errors is None
 
 
-def test_variables_at_a_bound_have_no_variance():
+@pytest.mark.parametrize("method", ["svd", "lsmr"])
+def test_variables_at_a_bound_have_no_variance(method):
     A, b = gaussian(9, 3), gaussian(9, seed=1)
     result = hesse.least_squares(
-        lambda x: A @ x - b, torch.ones(3, dtype=DOUBLE), bounds=(vector(0.9, -9.0, -9.0), None)
+        lambda x: A @ x - b,
+        torch.ones(3, dtype=DOUBLE),
+        method,
+        bounds=(vector(0.9, -9.0, -9.0), None),
+        **TIGHT,
     )
     assert result.active_mask.tolist() == [-1.0, 0.0, 0.0]
     C = result.covariance.to_dense()

@@ -238,6 +238,7 @@ def test_arguments_that_are_refused(name):
         (3.0, "to be a function of x"),
         (lambda x: torch.log(x), "finite residuals"),
         (lambda x: torch.sqrt((x - START).abs()), "a finite product"),
+        (lambda x: x[:0], "at least one residual"),
     ],
 )
 def test_functions_that_are_refused(r, message):

@@ -81,6 +81,8 @@ def test_scipy_sees_the_same_operator():
     np.testing.assert_allclose(A @ x, M.numpy() @ x, rtol=1e-14)
     np.testing.assert_allclose(A.T @ u, M.numpy().T @ u, rtol=1e-14)
     np.testing.assert_allclose(A @ X, M.numpy() @ X, rtol=1e-14)
+    np.testing.assert_allclose(A @ (x + 2j), M.numpy() @ (x + 2j), rtol=1e-14)
+    np.testing.assert_allclose(A.H @ (u - 1j * u), M.numpy().T @ (u - 1j * u), rtol=1e-14)
     H = hessian_operator(problems.quadratic(8).f, problems.quadratic(8).x)
     largest = scipy_linalg.eigsh(H.to_scipy(), k=1, return_eigenvectors=False)
     assert largest[0] == pytest.approx(100.0, rel=1e-10)

@@ -247,6 +247,11 @@ REFUSED = {
         lambda: modes(lennard_jones, X7, torch.ones(5)),
         ShapeError,
     ),
+    "masses as a tree": (
+        lambda: modes(lennard_jones, X7, {"x": torch.ones(7)}),
+        ArgumentError,
+    ),
+    "kinds as a text": (lambda: modes(lennard_jones, X7, kinds="carbon"), ArgumentError),
     "negative masses": (lambda: modes(lennard_jones, X7, -torch.ones(7)), ArgumentError),
     "unknown motions": (lambda: modes(lennard_jones, X7, rigid="some"), ArgumentError),
     "motions of what is no molecule": (
@@ -273,6 +278,7 @@ REFUSED = {
     ),
     "saddle: atol < 0": (lambda: saddle(lennard_jones, X7, atol=-1.0), ArgumentError),
     "response: no tensor": (lambda: response(pulled, X7, 1.0), ShapeError),
+    "response: no entry": (lambda: response(pulled, X7, torch.ones(0)), ShapeError),
     "response: too many": (lambda: response(pulled, X7, torch.ones(2000)), ShapeError),
     "response: a net force": (
         lambda: response(

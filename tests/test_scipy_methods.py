@@ -124,7 +124,7 @@ def test_what_is_not_taken_is_refused():
             method=methods.cubic,
             constraints={"type": "eq", "fun": rosen},
         )
-    with pytest.raises(HesseError, match="scalar"):
+    with pytest.raises(HesseError, match="Give jac= with a function of arrays"):
         minimize(rosen, START, method=methods.cubic)
     with pytest.raises(HesseError, match="4 entries"):
         minimize(rosen, START, jac=lambda x: x[:2], method=methods.cubic)

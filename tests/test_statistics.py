@@ -2,6 +2,7 @@
 """Standard errors and profile intervals against closed forms, dense matrices and statsmodels."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -137,6 +138,33 @@ def test_robust_errors_of_weighted_examples_have_the_squares_of_the_weights(redu
     close(standard_errors(risk.weighted(w), fit, robust="HC0").covariance, right)
 
 
+@pytest.mark.parametrize("robust", ["HC0", "HC1", CLUSTERS])
+def test_robust_errors_of_several_outputs_and_of_class_weights(robust):
+    y = (TARGETS["logit"] + UNIFORM.round()).long()
+    weights = torch.tensor([1.0, 4.0, 0.5], dtype=DOUBLE)
+    model = nn.Linear(k, 3, bias=False).double()
+
+    def squares(W):
+        return (X @ W.T - nn.functional.one_hot(y, 3)).square().sum(1)
+
+    def entropies(W):
+        return weights[y] * nn.functional.cross_entropy(X @ W.T, y, reduction="none")
+
+    targets = nn.functional.one_hot(y, 3).double()
+    for terms_of, loss, target in (
+        (squares, nn.MSELoss(), targets),
+        (entropies, nn.CrossEntropyLoss(weights), y),
+    ):
+        risk = hesse.Risk(model, loss, [(X[:70], target[:70]), (X[70:], target[70:])])
+        with warnings.catch_warnings():  # of softmax the logits may all move
+            warnings.simplefilter("ignore")
+            of = torch.eye(3 * k, dtype=DOUBLE)[:k] - torch.eye(3 * k, dtype=DOUBLE)[k : 2 * k]
+            W = hesse.minimize(risk, risk.params).x["weight"]
+            right = standard_errors(terms_of, W, robust=robust, of=of).covariance
+            got = standard_errors(risk, {"weight": W}, robust=robust, of=of).covariance
+        close(got, right)
+
+
 def test_the_fisher_information_of_a_probit_is_not_its_hessian():
     """With log-probabilities as outputs the Gauss-Newton matrix is the expected information."""
     beta = FITS["probit"]
@@ -226,6 +254,19 @@ def test_a_penalty_and_a_point_that_is_no_minimum_are_told():
 
 
 # -- Profiles --------------------------------------------------------------------------------------
+
+
+def test_a_profile_from_a_point_that_is_no_minimum_warns():
+    """10 events in a time of 4: the rate is 2.5, and 2 (l(r) - l(1.5)) is no likelihood ratio."""
+
+    def f(rate):
+        return 4.0 * rate - 10.0 * rate.log()
+
+    with pytest.warns(UserWarning, match="1.3 standard errors from the minimum"):
+        profile(f, torch.tensor(1.5, dtype=DOUBLE))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        profile(f, torch.tensor(2.5, dtype=DOUBLE))
 
 
 def test_a_profile_interval_is_that_of_a_search_on_a_dense_grid():

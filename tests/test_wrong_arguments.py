@@ -237,6 +237,10 @@ CASES = {
         "memory": [*NOT_COUNTS, None],
     }),
     "Pairs": (Pairs, {}, {"most": [*NOT_COUNTS, None]}),
+    "function_operator": (function_operator, {"matvec": torch.neg, "n": N}, {
+        "matvec": NOT_FUNCTIONS, "rmatvec": NOT_FUNCTIONS,
+        "n": [*NOT_NUMBERS, None, 1.5, -1], "m": [*NOT_NUMBERS, 1.5, -1],
+    }),
 }  # fmt: skip
 TABLE = [(name, argument) for name, (_, _, wrong) in CASES.items() for argument in wrong]
 

@@ -28,6 +28,7 @@ from hesse.ad.forward_mode import (
 from hesse.ad.hessian import HessianGraph, value_and_gradient
 from hesse.ad.product import Mode, Product
 from hesse.ad.variables import LeafFunction, Leaves
+from hesse.vectors.checks import check_constant
 
 
 def forward_over_reverse(
@@ -46,6 +47,7 @@ def forward_over_reverse(
         gradient_and_value = torch.func.grad_and_value(checked)
         primal, tangent = torch.func.jvp(gradient_and_value, (tuple(x),), (tuple(direction),))[:2]
     (gradient, value), (product, _) = primal, tangent
+    check_constant("what f reads", product)
     return Product(_times(size, product), value, list(gradient))
 
 
@@ -63,6 +65,7 @@ def reverse_over_forward(
     with twice_differentiable(), ForwardMode():
         product, (_, value) = torch.func.grad_and_value(slope_and_value, has_aux=True)(tuple(x))
     product = _times(size, product)
+    check_constant("what f reads", product)
     gradient = None
     if with_gradient or not any(bool(part.any()) for part in product):
         # A zero product may come from a value that does not depend on x: reverse mode can tell.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hesse.boundary import public
-from hesse.errors import OperatorError, ShapeError, StructureError
+from hesse.errors import OperatorError, ShapeError, StructureError, check_callable
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense_inverse import dense_inverse
 from hesse.operators.from_scipy import from_scipy
@@ -20,6 +20,7 @@ from hesse.operators.structure import diagonal_of
 from hesse.operators.terms import Terms, of_matrix
 from hesse.vectors.aliasing import num_writes
 from hesse.vectors.arrays import as_tensor
+from hesse.vectors.checks import check_constant
 from hesse.vectors.places import Places, Where
 from hesse.vectors.space import Space
 
@@ -141,6 +142,7 @@ def dense_operator(matrix: Any) -> DenseOperator:
             remedy="Give its product: hesse.function_operator(lambda v: S @ v, n); or .to_dense().",
         )
     Space.of(matrix, what="matrix")  # raises unless of a real floating-point dtype
+    check_constant("matrix", [matrix])
     matrix = matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32))
     return DenseOperator(matrix, symmetric=_is_symmetric(matrix))
 
@@ -178,6 +180,7 @@ def function_operator(
     >>> A @ torch.ones(2)
     tensor([3., 3.])
     """
+    check_callable(matvec=matvec, rmatvec=rmatvec)
     domain = n if isinstance(n, Space) else Space.flat(n, dtype, device)
     if m is None:
         m = domain

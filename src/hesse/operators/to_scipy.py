@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -34,6 +35,8 @@ def as_scipy(A: Any) -> ScipyOperator:
 
     def on_arrays(product: Product, space: Space, results: Space) -> Callable[[Any], Any]:
         def function(array: Any) -> Any:
+            if numpy.iscomplexobj(array):  # A is real
+                return function(numpy.real(array)) + 1j * function(numpy.imag(array))
             tensor = torch.tensor(array)  # a copy: SciPy's arrays may be strided or read-only
             part = _part(space, tensor.to(space.device, space.dtype))
             return _whole(results, product(part)).cpu().numpy()

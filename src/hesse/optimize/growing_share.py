@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hesse.boundary import public
 from hesse.data.selection import count_examples
-from hesse.errors import ArgumentError, kind_of
+from hesse.errors import ArgumentError, DataError, kind_of
 from hesse.optimize.point import Counts, Objective, Point
 from hesse.result import html_table
 from hesse.risk.risk import Risk
@@ -52,7 +52,7 @@ class Growing:
     >>> from hesse.optimize import Growing, HessianFree
     >>> x = torch.linspace(-1, 1, 100)[:, None]
     >>> optimizer = HessianFree(Growing(Risk(nn.Linear(1, 1), nn.MSELoss(), (x, 2 * x)), 0.1))
-    >>> for _ in range(8):
+    >>> for _ in range(16):
     ...     loss = optimizer.step()
     >>> optimizer.param_groups[0]["share"], float(loss) < 1e-3
     (1.0, True)
@@ -106,10 +106,20 @@ class GrowingShare:
         """The risk of the first examples, in random order, of each batch: this share of them."""
         assert self._whole is not None
         if self._part[0] != share:
-            whole = self._whole
-            self._part = share, whole if share == 1.0 else whole.subset(self._places(share))
+            self._part = share, self._risk_of(share)
         assert self._part[1] is not None
         return self._part[1]
+
+    def _risk_of(self, share: float) -> Risk:
+        """That of this share, or of a larger one where no target of it counts."""
+        assert self._whole is not None
+        while share < 1.0:
+            places = self._places(share)
+            try:
+                return self._whole.subset(places)
+            except DataError:  # the weight of all of them is zero
+                share = grown(share)
+        return self._whole
 
     def judge(self, share: float, risk: Risk, point: Point, new: Point) -> tuple[Point, float]:
         """The point after a step on this risk, and the share of the next one.

@@ -159,6 +159,12 @@ def least_squares(
     start = _jacobian(function, x0, ranks, is_fixed=checkpoint is not None)
     space = start.domain
     check_has_variables(space.n)
+    if ranks is None and start.codomain.n == 0:
+        raise FunctionError(
+            expected="r(x0) with at least one residual",
+            got="none",
+            remedy="Leave out what has no data.",
+        )
     x = space.flatten(x0, what="x0").clone()
     space.check_finite(x, "x0")
     is_dense = method in ("svd", "svd-long") or (
@@ -309,9 +315,9 @@ def _result(fit: Fit, status: Status) -> LeastSquaresResult:
 
 def _covariance(fit: Fit) -> Covariance:
     point = fit.point
-    if not fit.residuals.is_dense:
-        return large_covariance(point.operator, point.cost)
     held = None if fit.box is None else ~fit.box.inside(point.x)
+    if not fit.residuals.is_dense:
+        return large_covariance(point.operator, point.cost, held)
     return dense_covariance(fit.residuals.given, point.matrix, point.cost, fit.state.scale, held)
 
 

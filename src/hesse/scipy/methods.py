@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import Bounds, OptimizeResult
+from torch import Tensor
 
 from hesse.boundary import public
-from hesse.errors import ArgumentError, Status
+from hesse.errors import ArgumentError, FunctionError, Status, kind_of
 from hesse.optimize.loop import Iteration
 from hesse.optimize.method import MinimizeMethod
 from hesse.optimize.minimize import METHODS, minimize
@@ -173,7 +174,18 @@ def _function(fun: Callable, jac: Any, hess: Any, hessp: Any, args: tuple) -> tu
             got=f"jac={jac!r}",
             remedy="Give the gradient. Differences of values are not accurate enough.",
         )
-    return (lambda x: fun(x, *args)), "auto"
+
+    def of_tensor(x: Tensor) -> Tensor:
+        value = fun(x, *args)
+        if isinstance(value, Tensor):
+            return value
+        raise FunctionError(
+            expected="fun of a float64 tensor to be a scalar tensor, where there is no jac=",
+            got=kind_of(value),
+            remedy="Give jac= with a function of arrays; or compute fun with torch.",
+        )
+
+    return of_tensor, "auto"
 
 
 def _options(name: str, options: dict[str, Any]) -> tuple[MinimizeMethod, dict[str, Any]]:

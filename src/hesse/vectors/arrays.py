@@ -9,7 +9,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from hesse.errors import DtypeError
+from hesse.errors import ArgumentError, DtypeError, kind_of
 
 
 def as_tensor(value: Any, device: torch.device | str = "cpu") -> Any:
@@ -37,6 +37,22 @@ def as_tensor(value: Any, device: torch.device | str = "cpu") -> Any:
             expected="an array of real floating-point numbers",
             got=f"a NumPy array of dtype {value.dtype}",
             remedy="Convert it with .astype('float32') or .astype('float64').",
+        ) from error
+
+
+def as_numbers(value: Any, what: str, remedy: str, **options: Any) -> Tensor:
+    """Numbers of any form as a tensor, with the options of `torch.as_tensor`; raises for others.
+
+    >>> as_numbers([1, 2], "labels", "Give integers.")
+    tensor([1, 2])
+    """
+    try:
+        return torch.as_tensor(value, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(
+            expected=f"{what} to be a tensor, or numbers that make one",
+            got=kind_of(value),
+            remedy=remedy,
         ) from error
 
 

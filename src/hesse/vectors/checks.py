@@ -3,17 +3,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from hesse.errors import DeviceError, DtypeError, NonFiniteError, ShapeError, StructureError
 from hesse.vectors.division import Division
 from hesse.vectors.shards import is_sharded
 
 # Whether a tensor stands for the batch of tensors of a `torch.vmap` around.
-is_batched = torch._C._functorch.is_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
+_functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+is_batched = _functorch.is_batchedtensor
+# Whether it stands for that, or for one in which another transform of `torch.func` differentiates.
+is_transformed = _functorch.is_functorch_wrapped_tensor
+
+
+def is_differentiated(tensor: Tensor) -> bool:
+    """Whether a transform of `torch.func` around takes a derivative in this tensor.
+
+    >>> seen = []
+    >>> _ = torch.func.grad(lambda x: seen.append(is_differentiated(x)) or 2 * x)(torch.ones(()))
+    >>> seen, is_differentiated(torch.ones((), requires_grad=True))
+    ([True], False)
+    """
+    while _functorch.is_gradtrackingtensor(tensor):
+        if tensor.requires_grad or unpack_dual(tensor).tangent is not None:
+            return True
+        tensor = _functorch.get_unwrapped(tensor)  # what another transform further out made
+    return False
+
+
+def check_constant(what: str, leaves: Iterable[Tensor]) -> None:
+    """Raise if a derivative in one of these is wanted: results carry none."""
+    if any(map(is_differentiated, leaves)):
+        raise StructureError(
+            expected=f"{what} to be a constant of the transforms of torch.func around the call",
+            got="a tensor in which one of them differentiates",
+            remedy="Results carry no derivative: it would be zero. Write the product with "
+            "torch.func.jvp and grad; differentiate minima, roots and fixed points with "
+            "hesse.apps.argmin, root and fixed_point.",
+        )
 
 
 def check_leaf(label: str, leaf: Tensor, device: torch.device) -> None:
@@ -124,6 +156,7 @@ def check_vector(
             remedy=_conversion(what, dtype),
         )
     check_leaf(what, vector, device)
+    check_constant(what, [vector])
 
 
 def _conversion(name: str, dtype: torch.dtype) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hesse.boundary import public
-from hesse.errors import StructureError
+from hesse.errors import StructureError, check_count
 from hesse.ranks import Ranks
 from hesse.result import OneLine
 from hesse.vectors import checks
@@ -124,7 +124,7 @@ class Space(OneLine, WholeVectors):
         >>> Space.flat(3).zeros()
         tensor([0., 0., 0.])
         """
-        dtype = dtype or torch.get_default_dtype()
+        n, dtype = check_count("n", n, 0), dtype or torch.get_default_dtype()
         return Space(None, ("",), (torch.Size((n,)),), (dtype,), dtype, torch.device(device))
 
     def __repr__(self) -> str:
@@ -177,7 +177,9 @@ class Space(OneLine, WholeVectors):
             StructureError, ShapeError, DtypeError, DeviceError: the tree does not fit; the message
                 names the leaf.
         """
-        return self.join(self.leaves(tree, what=what))
+        leaves = self.leaves(tree, what=what)
+        checks.check_constant(what, leaves)
+        return self.join(leaves)
 
     def unflatten(self, vector: Tensor) -> Tree:
         """The tree of a flat vector; its leaves are views where the dtypes agree, of shards copies.
@@ -210,7 +212,7 @@ class Space(OneLine, WholeVectors):
             return v.detach(), _unchanged if as_given else results.unflatten
         given = as_tensor(v, self.device)
         if isinstance(given, Tensor) and given.ndim == 1 and not self.is_point(given):
-            flat, leave = self.check_vector(given.detach(), what=what), _unchanged
+            flat, leave = self.check_vector(given, what=what).detach(), _unchanged
         else:
             flat = self.flatten(given, what=what)
             leave = results.unflatten
@@ -231,7 +233,7 @@ class Space(OneLine, WholeVectors):
             and v.dtype == self.dtype
             and v.device == self.device
             and v.layout == torch.strided
-            and not checks.is_batched(v)
+            and not checks.is_transformed(v)
         )
 
     def is_point(self, v: Tensor) -> bool:
@@ -243,6 +245,7 @@ class Space(OneLine, WholeVectors):
     def copy(self, tree: Tree) -> Tree:
         """A copy of a tree without its autograd graph; frozen parameters stay frozen."""
         leaves = self.leaves(tree, what="x")
+        checks.check_constant("x", leaves)
         return self.build([_as_frozen(leaf.detach().clone(), leaf) for leaf in leaves])
 
     def whole_tree(self, tree: Tree) -> Tree:

@@ -96,7 +96,8 @@ def influence(
         params: a minimum of it. None: the model as it is now.
         queries: data like those of the risk (another risk will do), whose examples are the queries;
             or a function of the parameters that returns a number or a vector.
-        of: "loss", the loss of each query; or a function (outputs, targets) that returns a number
+        of: "loss", the loss of each query (of a mean with class weights times its weight, relative
+            to their mean over the queries); or a function (outputs, targets) that returns a number
             for each, such as a margin.
         curvature: "ggn"; "hessian", better at a true minimum, but indefinite away from one;
             "ekfac", solved exactly without products; or an operator H with the weight decay in it.

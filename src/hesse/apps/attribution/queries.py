@@ -77,18 +77,20 @@ class Losses(Queries):
     """The losses of examples."""
 
     each: PerExample
+    scale: float
+    """1 of a mean; of a sum 1 / Q, as `each` has the losses times their number."""
 
     @property
     def ranks(self) -> Ranks | None:
         return self.each.ranks
 
     def values_here(self, params: Tree) -> Tensor:
-        return self.each.local.losses(params)
+        return self.scale * self.each.local.losses(params)
 
     def rows_here(self, params: Tree) -> Tensor:
         space = Space.of(params)
         none = torch.zeros(0, space.n, dtype=space.dtype, device=space.device)
-        return torch.cat([none, *self.each.local.gradients(params)])
+        return self.scale * torch.cat([none, *self.each.local.gradients(params)])
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ def queries_of(risk: Risk, queries: Risk | Any, of: Any, space: Space) -> Querie
     else:
         data = risk.on(queries)
     if isinstance(of, str):
-        return Losses(space, data.per_example)
+        each = data.per_example
+        return Losses(space, each, 1.0 if data.averages else 1.0 / each.number)
     return OfOutputs(space, data, of)
 
 

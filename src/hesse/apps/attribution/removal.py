@@ -18,6 +18,7 @@ from hesse.errors import ArgumentError
 from hesse.ranks import alike
 from hesse.risk.per_example import PerExample
 from hesse.risk.risk import Risk
+from hesse.vectors.arrays import as_numbers
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def check_newton(risk: Risk, curvature: Any, groups: Any) -> None:
 
 
 def _labels(groups: Any, number: int) -> Tensor:
-    labels = torch.as_tensor(groups).detach().cpu()
+    labels = as_numbers(groups, "groups", "Give a label for each example.").detach().cpu()
     is_integer = labels.dtype in (torch.int64, torch.int32, torch.int16, torch.int8)
     if labels.shape != (number,) or not is_integer:
         raise _no_groups(f"shape {tuple(labels.shape)}, {labels.dtype}", number)

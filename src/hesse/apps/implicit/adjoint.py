@@ -20,6 +20,11 @@ from hesse.operators.algebra import LinearOperator
 # |H p| / |p| of more than this, relative to |H b| / |b|, is not a rounding error of zero.
 _ROUNDING = 0.5  # an exponent of eps
 
+_SINGULAR = (
+    "The Jacobian may be singular: then x is not isolated, and has no derivative. Fix the "
+    "variables that may move freely, or give a preconditioner."
+)
+
 # A system of these is not solved, however many iterations are taken.
 _HOPELESS = (Status.LEAST_SQUARES, Status.NOT_FINITE)
 
@@ -69,10 +74,12 @@ class AdjointSystem:
                 "variables that may move freely.",
             )
         if not solution.converged and self.max_iterations is None:
+            rounding = torch.finfo(J.dtype).eps ** _ROUNDING
+            is_large = solution.residual_norm > rounding * solution.history[0]
             warn(
                 f"The adjoint system of an implicit derivative was solved to a residual of "
                 f"{solution.residual_norm:.3g} only, of |b| = {solution.history[0]:.3g}. "
-                f"{solution.status.value}"
+                + (_SINGULAR if is_large else solution.status.value)
             )
         return solution
 

@@ -78,9 +78,9 @@ def response(
     >>> move.derivative * 12, move.slope
     (tensor(1.), tensor(-2.))
     """
-    if not isinstance(q, Tensor) or q.numel() > _MOST:
+    if not (isinstance(q, Tensor) and 0 < q.numel() <= _MOST):
         raise ShapeError(
-            expected=f"q to be a tensor of at most {_MOST} parameters",
+            expected=f"q to be a tensor of 1 to {_MOST} parameters",
             got=f"shape {tuple(q.shape)}" if isinstance(q, Tensor) else type(q).__name__,
             remedy="Take hesse.apps.argmin(f, x) for a tree of parameters, or for many.",
         )

@@ -19,6 +19,7 @@ from hesse.errors import ArgumentError, FunctionError, ShapeError
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.complement import complement_operator
 from hesse.operators.diagonal import IdentityOperator
+from hesse.vectors.arrays import as_numbers
 from hesse.vectors.space import Space
 
 Rigid = Literal["auto", "translations", "all", "none"]
@@ -146,7 +147,8 @@ def root_masses_of(masses: Any, space: Space) -> Tensor:
     ones = torch.ones(space.n, dtype=space.dtype, device=space.device)
     if masses is None:
         return ones
-    given = torch.as_tensor(masses, dtype=space.dtype, device=space.device).reshape(-1)
+    form = {"dtype": space.dtype, "device": space.device}
+    given = as_numbers(masses, "masses", "Give masses of shape (atoms,).", **form).reshape(-1)
     if len(given) == 0 or space.n % len(given):
         raise ShapeError(
             expected=f"a mass for each atom; their number divides {space.n}",
@@ -164,7 +166,8 @@ def root_masses_of(masses: Any, space: Space) -> Tensor:
 
 def kinds_of(kinds: Any, space: Space) -> Tensor:
     """Labels of the kinds of atoms, (atoms,)."""
-    given = torch.as_tensor(kinds, device=space.device)
+    remedy = "Give an integer for each atom."
+    given = as_numbers(kinds, "kinds", remedy, device=space.device)
     dimensions = _dimensions(space)
     if dimensions == 0 or given.shape != (space.n // dimensions,) or given.is_floating_point():
         raise ShapeError(

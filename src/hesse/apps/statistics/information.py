@@ -18,6 +18,8 @@ _MOST = 4096  # parameters, whose matrix is held
 
 # Entries of a null vector that are named.
 _NAMED = 4
+# A gradient that moves the estimate by more than this many standard errors is worth a warning.
+_FAR = 0.01
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,18 @@ class Information:
         return Y, overlap <= 1e3 * torch.finfo(C.dtype).eps ** 0.5 * C.norm(dim=0)
 
     def distance(self, gradient: Tensor) -> float:
-        """sqrt(g' H^+ g): how many standard errors a minimum of the quadratic is away."""
+        """sqrt(g' H^+ g): how many standard errors a minimum of the quadratic is away.
+
+        Warns where it is far.
+        """
         along = self.V.T @ (gradient / self.scale)
-        return float((along.square() / self.w).sum().sqrt())
+        distance = float((along.square() / self.w).sum().sqrt())
+        if distance > _FAR:
+            warn(
+                f"params is {distance:.2g} standard errors from the minimum of the negative "
+                "log-likelihood: minimise further, or f has a penalty that is left out here."
+            )
+        return distance
 
 
 def dense_information(likelihood: Likelihood, H: LinearOperator | None) -> Information:

@@ -182,18 +182,6 @@ class RiskLikelihood(Likelihood):
         return self.risk.ranks
 
     @property
-    def num_observations(self) -> int:
-        n = sum(self.counts)
-        if self.risk.averages and abs(self.scale - n) > 1e-9 * n:
-            raise ArgumentError(
-                expected="examples that weigh alike, for robust errors",
-                got=f"{n} examples of the total weight {self.scale:g}",
-                remedy="Give f as a function of the parameters that returns a term for each "
-                "observation.",
-            )
-        return n
-
-    @property
     def counts(self) -> list[int]:
         return self._counts
 
@@ -204,11 +192,14 @@ class RiskLikelihood(Likelihood):
         return [here] if self.ranks is None else [int(n) for (n,) in self.ranks.gather(here)]
 
     def spread(self, Y: Tensor, clusters: Tensor | None) -> Tensor:
-        if clusters is None and not self.risk.is_weighted:
+        n = self.num_observations
+        is_plain = not self.risk.averages or abs(self.scale - n) <= 1e-9 * n
+        if clusters is None and is_plain and not self.risk.is_weighted:
             covariance = gradient_covariance_operator(self.risk, self.params)
-            return self.num_observations * (Y.T @ covariance._matmat(Y))
+            return n * (Y.T @ covariance._matmat(Y))
         if clusters is None:  # a score has the weight of its example, and S has its square
-            rows = self.risk.per_example.jvp(self.params, Y) * (self.scale / sum(self.counts))
+            each = self.risk.per_example
+            rows = each.jvp(self.params, Y) * (self.scale / each.number)
             spread = rows.T @ rows
             return spread if self.ranks is None else self.ranks.total(spread)
         mine = clusters[self.here]

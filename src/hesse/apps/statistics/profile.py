@@ -77,7 +77,8 @@ def profile(
         profile of the quadratic; and k products for k parameters.
 
     Raises:
-        HesseError: no such entry; params is no minimum; a minimisation failed.
+        HesseError: no such entry; H is indefinite, so that params is no minimum; a minimisation
+            failed. Warns where params is far from the minimum, from which all is measured.
 
     References: Venzon & Moolgavkar 1988, doi:10.2307/2347496.
 
@@ -100,6 +101,7 @@ def profile(
             got="an information matrix that is singular along it",
             remedy="Fix another parameter, or drop a variable that the others determine.",
         )
+    H.distance(likelihood.gradient)
     error = float(column[j, 0]) ** 0.5
     curve = _Profile(likelihood, j, column[:, 0] / column[j, 0])
     middle = float(curve.centre[j])

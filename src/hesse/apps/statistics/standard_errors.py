@@ -13,17 +13,15 @@ from torch import Tensor
 
 from hesse.apps.statistics.information import dense_information
 from hesse.apps.statistics.likelihood import Likelihood, likelihood_at
-from hesse.boundary import public, warn
+from hesse.boundary import public
 from hesse.curvature.jacobian import jacobian_operator
 from hesse.errors import ArgumentError, ShapeError, check_choice
 from hesse.operators.algebra import LinearOperator
 from hesse.ranks import alike
 from hesse.result import Result
 from hesse.risk.risk import Risk
+from hesse.vectors.arrays import as_numbers
 from hesse.vectors.space import Space, Tree
-
-# A gradient that moves the estimate by more than this many standard errors is worth a warning.
-_FAR = 0.01
 
 
 @dataclass(frozen=True, repr=False)
@@ -127,12 +125,6 @@ def standard_errors(
     Y, determined = H.solved(rows)
     covariance = rows.T @ Y if robust is None else factor * likelihood.spread(Y, clusters)
     _mask(covariance, determined)
-    distance = H.distance(likelihood.gradient)
-    if distance > _FAR:
-        warn(
-            f"params is {distance:.2g} standard errors from the minimum of the negative "
-            "log-likelihood: minimise further, or f has a penalty that is left out here."
-        )
     error = covariance.diagonal().clone().sqrt()
     form = space.unflatten if of is None else (lambda vector: vector)
     return StandardErrors(
@@ -141,7 +133,7 @@ def standard_errors(
         z=form(estimate / error),
         covariance=covariance,
         information=information + ("" if robust is None else f", {_label(robust)}"),
-        distance=distance,
+        distance=H.distance(likelihood.gradient),
         null_vectors=H.null_vectors if H.null_vectors.shape[1] else None,
     )
 
@@ -175,7 +167,8 @@ def _robust(robust: Any, likelihood: Likelihood, k: int) -> tuple[Tensor | None,
 
 def _clusters(robust: Any, likelihood: Likelihood) -> Tensor:
     """The clusters of the observations of this process."""
-    given, here = torch.as_tensor(robust), likelihood.here
+    remedy = "Give 'HC0', 'HC1', or an integer for each observation."
+    given, here = as_numbers(robust, "robust", remedy), likelihood.here
     n = here.stop - here.start
     if given.shape != (n,) or given.is_floating_point():
         raise ShapeError(
@@ -206,7 +199,8 @@ def _contrasts(of: Any, likelihood: Likelihood) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             value = torch.as_tensor(of(space.copy(likelihood.params)))
         return J.to_dense().T, value.reshape(-1)
-    matrix = of.to_dense() if isinstance(of, LinearOperator) else _as_matrix(of, space.n)
+    remedy = "Give a row for each linear map, or a function of params."
+    matrix = of.to_dense() if isinstance(of, LinearOperator) else as_numbers(of, "of", remedy)
     matrix = matrix[None] if matrix.ndim == 1 else matrix
     if matrix.ndim != 2 or matrix.shape[1] != space.n:
         raise ShapeError(
@@ -222,15 +216,3 @@ def _mask(covariance: Tensor, determined: Tensor) -> None:
     """NaN in the rows and columns of estimates that the data do not determine."""
     covariance[~determined] = math.nan
     covariance[:, ~determined] = math.nan
-
-
-def _as_matrix(of: Any, n: int) -> Tensor:
-    """An array of numbers; raises for what is none."""
-    try:
-        return torch.as_tensor(of)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ArgumentError(
-            expected=f"of to be a matrix (m, {n}), or a function of params",
-            got=repr(of),
-            remedy="Give a row for each linear map, in the order of the flat vector.",
-        ) from error

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hesse.apps.uncertainty.chosen import Chosen
 from hesse.errors import ArgumentError, ShapeError, is_number
+from hesse.vectors.arrays import as_numbers
 
 PriorName = Literal["evidence", "held-out", "weight-decay"]
 NAMES: list[PriorName] = ["evidence", "held-out", "weight-decay"]
@@ -93,7 +94,8 @@ def _numbers(precision: Any, count: int) -> Tensor:
     is_tensor = isinstance(precision, Tensor) or hasattr(precision, "__array__")
     if not (is_number(precision) or is_tensor or isinstance(precision, (list, tuple))):
         raise _not_positive(precision)
-    values = torch.as_tensor(precision, dtype=torch.float64).detach()
+    remedy = "Give a number for each group."
+    values = as_numbers(precision, "prior", remedy, dtype=torch.float64).detach()
     if values.ndim > 1 or values.numel() not in (1, count):
         raise ShapeError(
             expected=f"a prior precision, or one for each of {count} groups",

@@ -12,6 +12,7 @@ from torch import Tensor
 from hesse.krylov.lsmr import LSMR
 from hesse.krylov.solve import solve
 from hesse.operators.algebra import LinearOperator
+from hesse.operators.diagonal import DiagonalOperator
 from hesse.operators.low_rank import LowRankOperator
 from hesse.operators.whole_on_shards import on_shards
 from hesse.vectors.space import Space
@@ -59,9 +60,17 @@ def dense_covariance(
     return Covariance(on_shards(operator, space), rank, errors.to(space.dtype))
 
 
-def large_covariance(J: LinearOperator, cost: float) -> Covariance:
-    """By two least-squares solutions a product; J is taken to have full rank."""
+def large_covariance(J: LinearOperator, cost: float, held: Tensor | None) -> Covariance:
+    """By two least-squares solutions a product; J is taken to have full rank.
+
+    Args:
+        J: the weighted Jacobian.
+        cost, held: as in `dense_covariance`.
+    """
     freedom = J.codomain.n - J.domain.n
+    if held is not None:
+        freedom += J.domain.count(held)
+        J = J @ DiagonalOperator(J.domain, (~held).to(J.dtype))
     return Covariance(None if freedom <= 0 else _Inverse(J, 2 * cost / freedom))
 
 
