@@ -14,19 +14,18 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import cast
 
-import torch
 from torch import Tensor
 
-from hesse.boundary import public
 from hesse.curvature.operator import CurvatureOperator
 from hesse.curvature.rows_of_ranks import OfRanks
+from hesse.curvature.value_of_ranks import ValueOfRanks
 from hesse.operators.algebra import LinearOperator
 from hesse.ranks import Ranks
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Space, Tree
 
 
-class InputsOfRanks(OfRanks):
+class InputsOfRanks(ValueOfRanks, OfRanks):
     """A symmetric matrix on the inputs of all processes, each of which has its block."""
 
     is_symmetric = True
@@ -44,27 +43,10 @@ class InputsOfRanks(OfRanks):
         """How products are taken."""
         return f"{self.ranks}, of which each has the rows of its inputs; here:\n{self.local.plan}"
 
-    @property
-    @public("{self}.value", nested=False)
-    def value(self) -> Tensor:
-        """The loss of the data of all processes, a scalar tensor."""
-        return self._value.clone()
-
-    @property
-    def gradient(self) -> Tree:
-        """That of the loss, a tree like the inputs of this process."""
-        return self.domain.unflatten(self.flat_gradient)
-
-    @property
-    @public("{self}.gradient", nested=False)
-    def flat_gradient(self) -> Tensor:
-        """That of the loss, the entries of this process."""
-        return self.ranks.each(lambda: self.local.flat_gradient)
-
     @cached_property
-    def _value(self) -> Tensor:
-        like = torch.empty((), dtype=torch.float64, device=self.device)
-        return self.ranks.sum_of(lambda: self.local.value.to(like), like).to(self.dtype)
+    def _gradient(self) -> Tensor:
+        """The entries of this process."""
+        return self.ranks.each(lambda: self.local.flat_gradient)
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.ranks.each(lambda: self.local._matvec(v))

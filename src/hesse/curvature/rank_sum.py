@@ -21,6 +21,7 @@ from torch import Tensor
 from hesse.boundary import public
 from hesse.curvature.diagonal_of_ranks import DiagonalOfRanks
 from hesse.curvature.operator import CurvatureOperator
+from hesse.curvature.value_of_ranks import NoValue, ValueOfRanks
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import IdentityOperator
 from hesse.ranks import Ranks
@@ -31,21 +32,11 @@ from hesse.vectors.space import Space, Tree
 T = TypeVar("T")
 
 
-class NoData(LinearOperator):
+class NoData(NoValue):
     """The part of a rank without data: zero."""
-
-    mode, plan = "no data", "no data on this rank"
 
     def __init__(self, space: Space) -> None:
         super().__init__(space, symmetric=True)
-
-    @property
-    def value(self) -> Tensor:
-        return torch.zeros((), dtype=self.dtype, device=self.device)
-
-    @property
-    def flat_gradient(self) -> Tensor:
-        return self.domain.zeros()
 
     def at(self, x: Tree) -> NoData:
         self.domain.leaves(x, what="x")
@@ -55,7 +46,7 @@ class NoData(LinearOperator):
         return torch.zeros_like(v)
 
 
-class RankSum(LinearOperator):
+class RankSum(ValueOfRanks):
     """The sum over ranks of a symmetric curvature matrix of each rank's part of the data.
 
     It is made by the functions that make a curvature matrix, of a risk with `group=`.
@@ -70,23 +61,6 @@ class RankSum(LinearOperator):
         super().__init__(space, symmetric=True)
         assert space.ranks is not None
         self.local, self.ranks, self._shift = local, space.ranks, shift
-
-    @property
-    @public("{self}.value", nested=False)
-    def value(self) -> Tensor:
-        """f(x), a scalar tensor; computed at the first use."""
-        return self._value.clone()
-
-    @property
-    def gradient(self) -> Tree:
-        """grad f(x), a tree like x."""
-        return self.domain.unflatten(self.flat_gradient)
-
-    @property
-    @public("{self}.gradient", nested=False)
-    def flat_gradient(self) -> Tensor:
-        """grad f(x), shape (n,); computed at the first use."""
-        return self._gradient.clone()
 
     @property
     def mode(self) -> str:
@@ -128,12 +102,6 @@ class RankSum(LinearOperator):
     def _known_way(self) -> Any:
         has_data = not isinstance(self.local, NoData)
         return DiagonalOfRanks.of(self.local, self.ranks, self.domain, has_data=has_data)
-
-    @cached_property
-    def _value(self) -> Tensor:
-        like = torch.empty((), dtype=torch.float64, device=self.device)
-        total = self.ranks.sum_of(lambda: self.local.value.to(like), like)
-        return total.to(self.dtype)
 
     @cached_property
     def _gradient(self) -> Tensor:

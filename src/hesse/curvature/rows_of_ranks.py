@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hesse.curvature.rank_sum import check_same_point
+from hesse.curvature.value_of_ranks import NoValue
 from hesse.operators.algebra import LinearOperator
 from hesse.ranks import Ranks
 from hesse.vectors.exchange import summed, whole_columns
@@ -30,26 +30,16 @@ Make = Callable[[Tree], LinearOperator | None]
 """The matrix of this rank's part of the data at a point; None where it has none."""
 
 
-class NoOutputs(LinearOperator):
+class NoOutputs(NoValue):
     """The part of a rank without data: a matrix without rows, or without columns.
 
     Args:
         name: what the parts of the other ranks are called.
     """
 
-    mode, plan = "no data", "no data on this rank"
-
     def __init__(self, domain: Space, codomain: Space, name: str) -> None:
         super().__init__(domain, codomain)
         self.name = name
-
-    @property
-    def value(self) -> Tensor:
-        return torch.zeros((), dtype=self.dtype, device=self.device)
-
-    @property
-    def flat_gradient(self) -> Tensor:
-        return self.domain.zeros()
 
     def at(self, x: Tree) -> NoOutputs:
         return self
