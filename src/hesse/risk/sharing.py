@@ -122,7 +122,8 @@ def _code(data: Batches) -> float:
     """A number that tells the first batch from others."""
     if not data.count:
         return -1.0
-    return code_of(tensors((data.first.inputs, data.first.targets)))
+    first = data.first  # read by a loader
+    return code_of(tensors((first.inputs, first.targets)))
 
 
 def code_of(tensors: Iterable[Tensor]) -> float:
