@@ -16,6 +16,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from hesse.errors import Status, check_callable, check_count, check_flags, check_positive
+from hesse.krylov.extreme import scale_to_one
 from hesse.krylov.method import Method
 from hesse.krylov.solution import Iterate, Solution
 from hesse.krylov.system import (
@@ -177,7 +178,7 @@ def _next_direction(system: System, state: CGState) -> tuple[Tensor, float]:
 def _unit(length: float) -> float:
     """A power of two that brings this length close to 1, if it is extreme; else 1."""
     is_usual = 1e-9 < length < 1e9 or length == 0.0 or not math.isfinite(length)
-    return 1.0 if is_usual else 2.0 ** -round(math.log2(length))
+    return 1.0 if is_usual else scale_to_one(length)
 
 
 def _move(system: System, state: CGState, Ap: Tensor, alpha: float, pAp: float) -> None:

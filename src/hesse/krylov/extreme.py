@@ -40,8 +40,16 @@ def usual_scale(size: float, dtype: torch.dtype) -> float:
     limit = torch.finfo(dtype).tiny ** 0.45
     if limit <= size <= 1 / limit or size == 0.0 or not math.isfinite(size):
         return 1.0
-    exponent = -round(math.log2(size))
-    return 2.0 ** max(min(exponent, 1022), -1022)
+    return scale_to_one(size)
+
+
+def scale_to_one(size: float, most: int = 1022) -> float:
+    """The power of two that brings a size closest to 1, of those from 2^-most to 2^most.
+
+    >>> scale_to_one(6.0), scale_to_one(1e-320) == 2.0**1022
+    (0.125, True)
+    """
+    return 2.0 ** max(min(-round(math.log2(size)), most), -most)
 
 
 def with_usual_products(

@@ -52,7 +52,8 @@ class DampedGaussNewton:
 
     def propose(self, point: Point, scalar: float) -> Proposal:
         """The CG iterates for the damping `scalar`; the best is the last."""
-        damping, inner, unit = scalar, point.space.inner, power_for(point.gradient_norm)
+        damping, inner = scalar, point.space.inner
+        unit = power_for(point.gradient_norm, point.space.dtype)
         curvature = point.curvature if self._matrix is None else self._matrix(point)
         system = System(
             curvature + damping * IdentityOperator(curvature.domain),

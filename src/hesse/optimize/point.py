@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hesse.curvature.operator import CurvatureOperator
 from hesse.errors import NonFiniteError
+from hesse.krylov.extreme import scale_to_one
 from hesse.operators.algebra import LinearOperator
 from hesse.optimize.box import Box, Masked
 from hesse.ranks import is_outside_domain
@@ -39,14 +40,17 @@ def unit_for(gradient_norm: float) -> float:
     return 1.0 if 1e-100 < gradient_norm < 1e100 or gradient_norm == 0.0 else 1.0 / gradient_norm
 
 
-def power_for(gradient_norm: float) -> float:
+def power_for(gradient_norm: float, dtype: torch.dtype) -> float:
     """A power of two by which a gradient near a minimum is multiplied: float32 ends at 1e-38.
 
-    >>> power_for(1e-3), power_for(2.0**-70) == 2.0**70
+    >>> power_for(1e-3, torch.float32), power_for(2.0**-70, torch.float32) == 2.0**70
     (1.0, True)
+    >>> power_for(1e-44, torch.float32) == 2.0**126
+    True
     """
     is_usual = gradient_norm > 1e-4 or gradient_norm == 0.0
-    return 1.0 if is_usual else 2.0 ** -round(math.log2(gradient_norm))
+    most = round(-math.log2(torch.finfo(dtype).tiny))
+    return 1.0 if is_usual else scale_to_one(gradient_norm, most)
 
 
 @dataclass

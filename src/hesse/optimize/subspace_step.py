@@ -94,7 +94,7 @@ class SubspaceStep:
         self, G: LinearOperator, residual: Tensor, damping: float
     ) -> tuple[list[tuple[Tensor, Tensor]], Status]:
         """Those of CG with their products; the last one may be of negative curvature."""
-        noted, unit = _Noted(G), power_for(G.domain.norm(residual))
+        noted, unit = _Noted(G), power_for(G.domain.norm(residual), G.dtype)
         system = System(
             noted + damping * IdentityOperator(G.domain),
             unit * residual,
