@@ -1,6 +1,9 @@
 """A rank that is killed at any moment: on as many ranks the run goes on to the same bits."""
 
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -36,3 +39,29 @@ def test_a_run_whose_rank_was_killed_goes_on(undisturbed, tmp_path, thorough, na
         assert found[1 - victim] in ("RankError", "none")  # none: all but the files was done
         for (resumed,) in together(killed.SIZE, killed.finished, [case], str(folder)):
             assert resumed[0] == wanted[0][0]
+
+
+def test_torchrun_starts_a_run_again_that_goes_on(tmp_path):
+    """With the command of docs/distributed.md: torch's store is not that of the ended processes."""
+    whole = _under_torchrun(tmp_path / "whole", 0, 0)
+    again = _under_torchrun(tmp_path / "again", 12, 1)
+    assert {bits for _, bits in again} == {bits for _, bits in whole}
+    assert len({bits for _, bits in whole}) == 1
+    assert max(calls for calls, _ in again) < max(calls for calls, _ in whole)
+
+
+def _under_torchrun(path, at, restarts):
+    """Of each rank the calls of its callback in the process that ended well, and the bits."""
+    run = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts"]
+    script = ["-m", "tests.ranks_restarted", str(at), str(path)]
+    done = subprocess.run(
+        [sys.executable, "-m", *run, str(restarts), *script],
+        env=os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 2
+    return [(int(calls), bits) for _, calls, bits in lines]

@@ -367,8 +367,8 @@ def _answering() -> Iterator[None]:
         raise RankError(
             expected="an answer from every rank",
             got=f"{type(error).__name__}: {first}",
-            remedy="A rank has ended, or took too long. Under torchrun --max-restarts a run "
-            "with checkpoint= goes on.",
+            remedy="A rank has ended, or took too long. Started again, as torchrun --max-restarts "
+            "does, a run with checkpoint= goes on: see Runs that go on in docs/distributed.md.",
         ) from error
 
 
