@@ -85,12 +85,18 @@ class Selection:
 
     def among(self, values: Tensor, k: int | None = None) -> Tensor:
         """Indices of the k wanted among ascending values, ascending."""
+        return self.outermost(values, k).sort().values
+
+    def outermost(self, values: Tensor, k: int | None = None) -> Tensor:
+        """The same, the outermost first: those for fewer pairs come before the others."""
         last = len(values)
         k = min(self.k if k is None else k, last)
         if self.which == "LM":
-            return values.abs().argsort()[last - k :].sort().values
-        low = {"LA": 0, "SA": k, "BE": k // 2}[self.which]
-        return torch.cat([torch.arange(low), torch.arange(last - (k - low), last)])
+            return values.abs().argsort()[last - k :].flip(0)
+        low, high = torch.arange(k), torch.arange(last - 1, last - 1 - k, -1)
+        if self.which == "BE":
+            return torch.stack([high, low], dim=1).view(-1)[:k]
+        return high if self.which == "LA" else low
 
     def ends(self, values: Tensor) -> Tensor:
         """Indices of the outermost of ascending values, at each wanted end."""

@@ -68,30 +68,19 @@ class LanczosState:
     def update(self, selection: Selection) -> bool:
         """Compute the wanted Ritz pairs; whether all have converged."""
         values, coordinates, residuals = self.lanczos.ritz()
-        best = selection.among(values)
+        order = selection.outermost(values)
+        best = order.sort().values
         self.values, self.residuals = values[best], residuals[best]
         self.coordinates = coordinates[:, best]
         self.largest = max(self.largest, float(values.abs().max()))
-        self.converged = self._count_converged(selection, values, residuals)
-        self.aim = self.coordinates[:, self._next_pair(selection)]
+        good = residuals[order] <= selection.tolerance(values[order], self.largest)
+        self.converged = int(good.cumprod(0).sum())
+        self.aim = coordinates[:, order[self.converged :][:1]]
         return self.converged == selection.k
-
-    def _count_converged(self, selection: Selection, values: Tensor, residuals: Tensor) -> int:
-        good = residuals <= selection.tolerance(values, self.largest)
-        for count in range(1, min(selection.k, len(values)) + 1):
-            if not bool(good[selection.among(values, count)].all()):
-                return count - 1
-        return min(selection.k, len(values))
 
     def tolerance(self, selection: Selection) -> Tensor:
         """The largest residuals with which the wanted pairs count as converged."""
         return selection.tolerance(self.values, self.largest)
-
-    def _next_pair(self, selection: Selection) -> list[int]:
-        """The place of the outermost wanted pair that has not converged, if there is one."""
-        before = selection.among(self.values, self.converged).tolist()
-        more = selection.among(self.values, self.converged + 1).tolist()
-        return [i for i in more if i not in before][:1]
 
     def restart(self, selection: Selection, keep: int) -> None:
         """Make room: keep the best Ritz vectors, the wanted ones among them."""
