@@ -453,5 +453,6 @@ def refusals(place):
     return {
         "checkpoint": _error(lambda: hesse.solve(J, b, "lsmr", checkpoint=path)),
         "kernel": _error(lambda: hesse.eigsh(K, 2, checkpoint=path)),
+        "a pair": _error(lambda: hesse.least_squares((p.risk, lambda x: x), p.params)),
         "out of bounds": _error(lambda: hesse.least_squares(q.risk, q.params, bounds=above)),
     }

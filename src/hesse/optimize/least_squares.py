@@ -170,11 +170,11 @@ def least_squares(
     is_dense = method in ("svd", "svd-long") or (
         method == "auto" and (jac is not None or _is_small(start))
     )
-    if jac is not None and not is_dense:
+    if jac is not None and (ranks is not None or not is_dense):
         raise ArgumentError(
-            expected="r alone with method 'lsmr', which takes products",
+            expected="r alone with method 'lsmr', and for a risk with group=",
             got="a pair of functions",
-            remedy="Give r, or take method='svd'.",
+            remedy="Give r, or take method='svd' in one process.",
         )
     box = _box(bounds, space, x)
     scale, adapts = _scale(x_scale, space, is_dense=is_dense)

@@ -48,7 +48,7 @@ class LeastSquaresResult(Result):
     covariance: LinearOperator | None
     """2 cost / (m - rank) (J'J)^-1: the covariance of x if errors are independent and equal, with
     the pseudo-inverse where J has no full rank, and zero for variables at a bound. None unless
-    there are more residuals than that rank."""
+    there are more residuals than that rank, for which method "lsmr" takes n."""
     standard_errors: Tree | None
     """The root of its diagonal; infinite for a variable that the residuals do not determine. None
     for method "lsmr"."""
