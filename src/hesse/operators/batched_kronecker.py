@@ -6,6 +6,7 @@ A layer has one pair, a grouped convolution and a layer of experts one for each 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from torch import Tensor
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.eigenbasis import eigenbasis
 from hesse.operators.rotated_diagonal import RotatedDiagonal
-from hesse.operators.structure import diagonal_of
+from hesse.operators.structure import diagonal_of, logdet_of
 from hesse.vectors.matmul import matmul
 from hesse.vectors.space import Space
 
@@ -82,17 +83,24 @@ class Factors:
         values, vectors = eigenbasis(self.entries)
         return values, Factors(vectors)
 
-    def inverse(self) -> Factors | None:
-        """The inverses of positive definite matrices; None if one is singular."""
+    def cholesky(self) -> Factors | None:
+        """The Cholesky factors of positive definite matrices; None if one is singular."""
         if self.is_diagonal:
-            return Factors(1.0 / self.entries) if bool((self.entries > 0).all()) else None
+            return Factors(self.entries.sqrt()) if bool((self.entries > 0).all()) else None
         L, info = torch.linalg.cholesky_ex(self.entries)
         pivots = L.diagonal(dim1=-2, dim2=-1) ** 2
         eps = torch.finfo(L.dtype).eps
         regular = not bool(info.any()) and bool(
             (pivots.amin(-1) > 10 * eps * pivots.amax(-1)).all()
         )
-        return Factors(torch.cholesky_inverse(L)) if regular else None
+        return Factors(L) if regular else None
+
+    def inverse(self) -> Factors | None:
+        """The inverses of positive definite matrices; None if one is singular."""
+        L = self.cholesky()
+        if L is None:
+            return None
+        return Factors(1.0 / self.entries if L.is_diagonal else torch.cholesky_inverse(L.entries))
 
 
 class BatchedKronecker(LinearOperator):
@@ -194,7 +202,13 @@ class BatchedKronecker(LinearOperator):
         return self.rotated._eigen() if self.symmetric else None
 
     def _logdet(self) -> tuple[float, float] | None:
-        return self.rotated._logdet() if self.symmetric else None
+        if not self.symmetric:
+            return None
+        if self.shift:
+            return self.rotated._logdet()
+        if self.left.cholesky() is None or self.right.cholesky() is None:
+            return 0.0, -math.inf
+        return logdet_of(self.rotated.w)
 
     def _squared_entries(self) -> BatchedKronecker | None:
         """Of a product without shift."""

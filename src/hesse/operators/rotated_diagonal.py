@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -57,7 +58,7 @@ class RotatedDiagonal(LinearOperator):
         return float(self.w.sum(dtype=torch.float64))
 
     def _logdet(self) -> tuple[float, float]:
-        return logdet_of(self.w)
+        return (0.0, -math.inf) if self._may_be_zero() else logdet_of(self.w)
 
     def _eigenvalues(self) -> Tensor:
         return self.w.double()
