@@ -80,16 +80,20 @@ def test_other_batches_in_every_step_are_those_of_a_risk_on_them():
         torch.testing.assert_close(flat(model), flat(twin), rtol=1e-9, atol=1e-12)
 
 
-def test_one_closure_whose_batch_changes_is_evaluated_anew():
+@pytest.mark.parametrize("alone", [False, True])
+def test_one_closure_whose_batch_changes_is_evaluated_anew(alone):
+    """Batches of other sizes too, with the loss alone or with the outputs."""
     (x, y), model, twin = data(), network(), network()
     batch = [x[:30], y[:30]]
 
     def closure():
         outputs = model(batch[0])
-        return outputs, cross_entropy(outputs, batch[1])
+        loss = cross_entropy(outputs, batch[1])
+        return loss if alone else (outputs, loss)
 
-    one, other = HessianFree(model.parameters()), HessianFree(twin.parameters())
-    for part in (slice(0, 30), slice(20, 50), slice(0, 50)):
+    kind = "kfac" if alone else "ekfac"  # EK-FAC does not know the examples of a loss alone
+    one, other = (HessianFree(m.parameters(), preconditioner=kind) for m in (model, twin))
+    for part in (slice(0, 30), slice(20, 50), slice(0, 50), slice(0, 7)):
         batch[:] = x[part], y[part]
         one.step(closure)
         other.step(closure_of(twin, *batch))

@@ -35,9 +35,13 @@ def rounding(results: list[Tensor], eps: float) -> float:
 def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
     """|ours - theirs| / |theirs|; infinite unless NaN and infinities are in the same places.
 
+    It is infinite between results of other sizes, too, as those of another batch.
+
     >>> difference([torch.tensor([3.0, 4.0])], [torch.tensor([0.0, 4.0])])
     0.75
     """
+    if [x.numel() for x in ours] != [x.numel() for x in theirs]:
+        return math.inf
     error = size = 0.0
     for a, b in _pieces(ours, theirs):
         squares = _squares_of_numbers(float(a), float(b)) if b.numel() == 1 else _squares(a, b)
