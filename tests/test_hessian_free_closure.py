@@ -74,7 +74,8 @@ def test_other_batches_in_every_step_are_those_of_a_risk_on_them():
     risk = hesse.Risk(model, nn.CrossEntropyLoss(), (x, y))
     by_risk = HessianFree(risk, mode="retained-graph")
     by_closure = HessianFree(twin.parameters())
-    for part in (slice(0, 30), slice(30, 50), slice(10, 40)):
+    # After three points the factors of the fourth could come from the program, unchecked.
+    for part in (*[slice(0, 30)] * 3, slice(20, 50), slice(30, 50), slice(10, 40)):
         by_risk.step(data=(x[part], y[part]))
         by_closure.step(closure_of(twin, x[part], y[part]))
         torch.testing.assert_close(flat(model), flat(twin), rtol=1e-9, atol=1e-12)

@@ -126,7 +126,7 @@ class RunPreconditioner:
             risk,
             self._space,
             rotated=self._wanted == "ekfac",
-            rows_are_examples=self._of_closures,
+            of_closures=self._of_closures,
         )
         kronecker.load(self._parts.factors())
         return kronecker

@@ -31,19 +31,19 @@ class KroneckerPreconditioner:
         risk: the model and the loss.
         space: the space of its parameters.
         rotated: EK-FAC; otherwise K-FAC.
-        rows_are_examples: the first dimension of what goes into the loss counts the examples, which
-            is otherwise found by cutting a batch.
+        of_closures: the risk is that of closures. They cannot be cut, so that the first dimension
+            of what goes into the loss counts the examples; and each may have other data.
     """
 
     products = 0
 
     def __init__(
-        self, risk: Risk, space: Space, *, rotated: bool = True, rows_are_examples: bool = False
+        self, risk: Risk, space: Space, *, rotated: bool = True, of_closures: bool = False
     ) -> None:
         self._space, self._decay = space, risk.weight_decay
         settings = Settings("sampled", samples=1, approximation="expand", rotated=rotated, seed=0)
         self._estimator = Estimator(risk, settings)
-        self._rows_are_examples = rows_are_examples
+        self._of_closures = of_closures
         self.blocks: list[Block] = []
         self._loaded: Stored = {}
 
@@ -70,7 +70,7 @@ class KroneckerPreconditioner:
         """Estimate the factors at `params`, averaged with weight `past` on the old."""
         before = self.ready(params)
         self._see_likelihoods(risk, params)
-        self._estimator = self._estimator.on(risk, seed)
+        self._estimator = self._estimator.on(risk, seed, forgets=self._of_closures)
         # The factors are averages, which turn slowly: so do their eigenbases.
         blocks = self._estimator.blocks(params, previous=before, past=before, decay=past)
         self.blocks = list(map(_in_rows, blocks))
@@ -99,7 +99,7 @@ class KroneckerPreconditioner:
                 damping *= 10.0
 
     def _see_likelihoods(self, risk: Risk, params: Tree) -> None:
-        if self._rows_are_examples and self._estimator.axes is None:
+        if self._of_closures and self._estimator.axes is None:
             with suppress(FunctionError):  # a loss of no likelihood
                 likelihoods = seen_at(risk, params, risk.loss_of(risk.data.first)).likelihoods
                 self._estimator.axes = tuple(Axis(-each.z.ndim) for each in likelihoods)

@@ -115,15 +115,15 @@ class Estimator:
         self.fisher: str = settings.fisher
         self.vectors = 0
 
-    def on(self, risk: Risk, seed: int) -> Estimator:
+    def on(self, risk: Risk, seed: int, *, forgets: bool = False) -> Estimator:
         """The same on other data, with other random signs; programs are shared.
 
-        On the same risk its likelihoods are too. Call `see_likelihoods` before.
+        On the same risk its likelihoods are too, unless it `forgets` them, and runs the model. Call
+        `see_likelihoods` before.
         """
         other = Estimator.__new__(Estimator)  # copy.copy would go by __reduce__, and trace again
-        vars(other).update(vars(self))
-        other.settings = replace(self.settings, seed=seed)
-        if risk is not self._given:
+        vars(other).update(vars(self), settings=replace(self.settings, seed=seed))
+        if risk is not self._given or forgets:
             other._given, other.risk = risk, _here(risk)
             other._seen = SeenBatches(self.programs)
         return other
