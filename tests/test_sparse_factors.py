@@ -170,6 +170,14 @@ def test_a_pattern_that_is_given():
         sparse_hessian_operator(f, x, pattern=np.eye(3))
 
 
+def test_the_first_numbers_of_seed_zero_are_a_point_as_any_other():
+    def f(x):  # homogeneous of degree one: H x = 0
+        return x.view(-1, 3).norm(dim=1).sum()
+
+    x = torch.randn(12, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(sparse_hessian_operator(f, x).to_dense(), dense_of(f, x))
+
+
 def test_a_dense_hessian_is_refused_before_it_fills_the_memory():
     with pytest.raises(DerivativeError, match="sparse Hessian"):
         sparse_hessian_operator(lambda x: (x**2).sum() ** 2, torch.ones(20_000))
