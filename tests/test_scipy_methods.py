@@ -18,7 +18,7 @@ from scipy.optimize import (
 
 import hesse
 import hesse.scipy as methods
-from hesse.errors import ArgumentError, HesseError
+from hesse.errors import ArgumentError, DerivativeError, HesseError
 
 START = np.array([0.2, 1.0, 0.5, 2.0])
 ALL = [getattr(methods, name) for name in methods.__all__]
@@ -128,6 +128,15 @@ def test_what_is_not_taken_is_refused():
         minimize(rosen, START, method=methods.cubic)
     with pytest.raises(HesseError, match="4 entries"):
         minimize(rosen, START, jac=lambda x: x[:2], method=methods.cubic)
+
+
+def test_products_that_are_not_those_of_the_gradient_are_named():
+    with pytest.raises(DerivativeError, match="products of hess or hessp") as error:
+        minimize(
+            rosen, START, jac=rosen_der, hessp=lambda x, v: 1.01 * rosen_hess_prod(x, v),
+            method=methods.trust_krylov,
+        )  # fmt: skip
+    assert "leave hess and hessp out" in str(error.value)
 
 
 def test_the_callers_arrays_are_left_as_they_are():

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
@@ -14,11 +15,11 @@ from scipy.optimize import Bounds, OptimizeResult
 from torch import Tensor
 
 from hesse.boundary import public
-from hesse.errors import ArgumentError, FunctionError, Status, kind_of
+from hesse.errors import ArgumentError, DerivativeError, FunctionError, Status, kind_of
 from hesse.optimize.loop import Iteration
 from hesse.optimize.method import MinimizeMethod
 from hesse.optimize.minimize import METHODS, minimize
-from hesse.scipy.numpy_function import NumPyFunction
+from hesse.scipy.numpy_function import VALUE, NumPyFunction
 
 # SciPy's names of options, and Hesse's.
 _RENAMED = {"maxiter": "max_iterations", "disp": "progress"}
@@ -68,8 +69,9 @@ def trust_krylov(fun: Callable, x0: Any, **arguments: Any) -> OptimizeResult:
         x0: where to start.
         arguments: what `scipy.optimize.minimize` passes: args, jac, hess, hessp, bounds, callback
             and the options. Without `hess` and `hessp` products are differences of gradients.
-            At each point two more values and gradients, and a product, check `jac` and `hessp`, as
-            all derivatives that PyTorch does not see; `nfev`, `njev` and `nhev` do not count them.
+            At each point two more values and gradients, and a product, check that `hess` or `hessp`
+            is the derivative of `jac`; `nfev`, `njev` and `nhev` do not count them. Whether `jac`
+            is that of `fun` is not checked: see `scipy.optimize.check_grad`.
             Options: gtol (of |grad f|), maxiter, disp, those of the method, such as
             max_inner_iterations, and those of `hesse.minimize`: rtol, atol, max_products,
             max_seconds, preconditioner, progress, checkpoint, curvature.
@@ -143,10 +145,11 @@ def _minimize(
     start = torch.tensor(np.asarray(x0, dtype=np.float64).reshape(-1))
     function, mode = _function(fun, jac, hess, hessp, args)
     method, chosen = _options(name, options)
-    result = minimize(
-        function, start, method,
-        bounds=_bounds(bounds, len(start)), mode=mode, callback=_callback(callback), **chosen,
-    )  # fmt: skip
+    with _in_words_of_scipy():
+        result = minimize(
+            function, start, method,
+            bounds=_bounds(bounds, len(start)), mode=mode, callback=_callback(callback), **chosen,
+        )  # fmt: skip
     return OptimizeResult(
         x=result.x.numpy(),
         success=result.success,
@@ -160,6 +163,22 @@ def _minimize(
         nhev=result.nhev,
         min_curvature=result.min_curvature,
     )
+
+
+@contextmanager
+def _in_words_of_scipy() -> Iterator[None]:
+    """Within it, products that are not those of the gradient name the functions that were given."""
+    try:
+        yield
+    except DerivativeError as error:
+        if VALUE not in error.got:
+            raise
+        raise DerivativeError(
+            expected="products of hess or hessp that are differences of jac",
+            got="others",
+            remedy="Compare scipy.optimize.approx_fprime(x, jac) with hess(x), and "
+            "scipy.optimize.check_grad(fun, jac, x) with zero; or leave hess and hessp out.",
+        ) from error
 
 
 def _function(fun: Callable, jac: Any, hess: Any, hessp: Any, args: tuple) -> tuple[Any, Any]:

@@ -85,6 +85,10 @@ class _Value(torch.autograd.Function):
         return grads[0] * _Gradient.apply(x, ctx.function), None
 
 
+VALUE = _Value.__name__
+"""The name by which an error of the engine calls a `NumPyFunction`."""
+
+
 class _Gradient(torch.autograd.Function):
     """jac, whose derivative is a product with the Hessian."""
 
