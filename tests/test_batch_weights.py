@@ -145,6 +145,27 @@ def test_other_losses_are_tried_on_every_batch(loss, y, loaded):
         Risk(model, loss, (INPUTS, y)).in_microbatches(4)
 
 
+class Next(nn.Embedding):
+    """A language model that shifts its labels by one itself, as those of transformers do."""
+
+    def forward(self, input_ids, labels):
+        z = super().forward(input_ids)[:, :-1]
+        return nn.functional.cross_entropy(z.flatten(0, 1), labels[:, 1:].flatten())
+
+
+def test_the_line_to_write_knows_of_labels_that_are_shifted():
+    tokens, model = torch.randint(0, 5, (4, 6)), Next(5, 5)
+    labels = tokens.where(torch.arange(6) >= torch.tensor([0, 2, 0, 3])[:, None], -100)
+    parts = zip(tokens.split(2), labels.split(2), strict=True)
+    batches = [{"input_ids": ids, "labels": part} for ids, part in parts]
+    with pytest.raises(DataError, match=r"\[:, 1:\] if it predicts the next token"):
+        Risk(model, lambda z, _: z, batches)
+    risk = Risk(
+        model, lambda z, _: z, batches, weight=lambda _, t: (t["labels"][:, 1:] != -100).sum()
+    )
+    torch.testing.assert_close(risk(risk.params), model(tokens, labels))
+
+
 RIGHT = {
     "padding": (entropy_of(), PADDED, lambda _, y: (y != -100).sum()),
     "masked mean": (masked_mean, PADDED, lambda _, y: (y >= 0).sum()),

@@ -157,6 +157,8 @@ DATA = {
     "inputs in a list": (DataLoader(TensorDataset(X), batch_size=4), r"\(inputs, inputs\)"),
     "arrays": ((X.numpy(), Y.numpy()), "torch.as_tensor"),
     "objects": ([Fields(X, Y)], r"\(batch.x, batch.y\)"),
+    "objects and targets": ([(Fields(X, Y), Y)], r"\(batch.x, batch.y\)"),
+    "batches of arrays": ([(X.numpy(), Y.numpy())], "torch.as_tensor"),
 }
 
 

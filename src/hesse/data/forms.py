@@ -133,6 +133,8 @@ def _check_loader(data: Any) -> None:
 
 def _unknown_form(data: Any, what: str) -> DataError:
     size = f" of {len(data)} entries" if isinstance(data, (list, tuple)) else ""
+    if _has_two_entries(data):
+        data, size = data[0], f" without tensors as the inputs in {kind_of(data)} of 2 entries"
     return DataError(
         expected=f"{what} as a pair (inputs, targets), a mapping, or an iterable of these",
         got=f"{kind_of(data)}{size}",

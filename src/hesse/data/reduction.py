@@ -220,7 +220,9 @@ def _line_to_write(batch: Batch) -> str:
     by_name = isinstance(batch.targets, dict) and "labels" in batch.targets
     targets = 'targets["labels"]' if by_name else "targets"
     if any(bool((t == -100).any()) for t in marked):
-        return f"weight=lambda inputs, targets: ({targets} != -100).sum() for padding of -100"
+        line = f"weight=lambda inputs, targets: ({targets} != -100).sum() for padding of -100"
+        shifted = by_name and all(t.ndim == 2 for t in marked)
+        return line + (f" ({targets}[:, 1:] if it predicts the next token)" if shifted else "")
     if by_name or (marked and isinstance(batch.targets, Tensor)):
         return (
             f"weight=lambda inputs, targets: class_weights[{targets}].sum() for class weights or "
