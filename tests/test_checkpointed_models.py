@@ -23,6 +23,9 @@ from tests.feature_networks import (
     risk_of,
 )
 
+X_TWO = torch.linspace(-1, 2, 20, dtype=torch.float64).sin().view(5, 4)
+TWO = torch.tensor([0, 1, 2, 0, 1])
+
 # --------------------------------------------------------------------------------------------------
 # Checkpointing
 
@@ -75,6 +78,49 @@ def test_a_checkpointed_model_whose_parameters_are_taken_out_too_early(mode):
     assert torch.isfinite(operator(f, x, mode) @ v).all()  # the model's own are the right ones
     with pytest.raises(HesseError, match=r"Give hesse\.Risk"):
         operator(f, near(x), mode) @ v
+
+
+def test_outputs_whose_parameters_are_taken_out_too_early():
+    """Away from the model's own parameters J'u would be that of other activations."""
+    model, (inputs, targets) = Checkpointed(use_reentrant=False).double(), (X_TWO, TWO)
+    x = {name: leaf.detach() for name, leaf in model.named_parameters()}
+
+    def outputs(params, inputs):
+        return torch.func.functional_call(model, params, (inputs,))
+
+    def closure():
+        return F.cross_entropy(model(inputs), targets)
+
+    J = hesse.jacobian_operator(lambda params: outputs(params, inputs), x)
+    assert torch.isfinite(J @ torch.ones(J.shape[1], dtype=J.dtype)).all()
+    for compute in (
+        lambda: hesse.Risk(outputs, F.cross_entropy, (inputs, targets), params=x),
+        lambda: hesse.HessianFree(model.parameters()).step(closure),
+        lambda: J.at(near(x)) @ torch.ones(J.shape[1], dtype=J.dtype),
+        lambda: hesse.ntk_operator(model, near(x), inputs).to_dense(),
+        lambda: hesse.least_squares(lambda params: outputs(params, inputs), near(x)),
+    ):
+        with pytest.raises(DerivativeError, match=r"Give hesse\.Risk"):
+            compute()
+
+
+def test_a_checkpoint_of_what_it_is_given_is_as_any_other_function():
+    def part(x, w):
+        return torch.tanh(x @ w) @ w.T
+
+    def outputs(params, inputs):
+        return checkpoint(part, inputs, params["w"], use_reentrant=False)
+
+    params = {"w": torch.linspace(-1, 1, 12, dtype=torch.float64).view(4, 3)}
+    ours, plain = (
+        hesse.Risk(g, F.cross_entropy, (X_TWO, TWO), params=params)
+        for g in (outputs, lambda params, x: part(x, params["w"]))
+    )
+    at = {"w": params["w"].flip(0) ** 2}
+    for make in (hesse.ggn_operator, hesse.jacobian_operator):
+        assert_close(make(ours, at).to_dense(), make(plain, at).to_dense())
+    J = hesse.jacobian_operator(lambda params: outputs(params, X_TWO), at)
+    assert_close(J.to_dense(), hesse.jacobian_operator(plain, at).to_dense())
 
 
 def test_a_reentrant_checkpoint_is_refused_with_its_remedy():

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from hesse.ad.torch_calls import TorchCalls
 from hesse.ad.variables import Leaves
 from hesse.errors import FunctionError
 from hesse.surroundings import WhileAnyone, math_attention, without_saved_tensor_hooks
+
+T = TypeVar("T")
 
 _NO_HOOKS = "hesse allows no saved tensor hooks"
 
@@ -66,7 +68,7 @@ def twice_differentiable() -> Iterator[None]:
         yield
 
 
-def noting_recomputation(value: Callable[[], Tensor]) -> tuple[Tensor, bool]:
+def noting_recomputation(value: Callable[[], T]) -> tuple[T, bool]:
     """value(), and whether it set hooks on the tensors that it saved for its backward pass."""
     try:
         with torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS):

@@ -7,13 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor
 
 from hesse.ad.by_jacobian import ByJacobian
 from hesse.ad.definition import Definition, Quantity, Vectors
-from hesse.ad.double_backward import twice_differentiable
+from hesse.ad.double_backward import noting_recomputation, twice_differentiable
 from hesse.ad.graph_nodes import graph_nodes, leaves_of
+from hesse.ad.jacobian import random_like
 from hesse.ad.other_leaves import check_earlier_leaves, mark
+from hesse.ad.slope_check import check_slope
 from hesse.ad.summands import as_sum, check_at
 from hesse.ad.variables import BoundFunction, Leaves, Variables, tracked
 from hesse.boundary import public
@@ -39,10 +42,26 @@ class _Linearisation(ByJacobian):
         with twice_differentiable():
             leaves = tracked(x)
             mark(leaves, f)
-            z = _output_leaves(f.outputs(leaves))
+            z, recomputes = noting_recomputation(lambda: _output_leaves(f.outputs(leaves)))
         if not f.knows_its_leaves:
             check_earlier_leaves(leaves_of(graph_nodes(*z)).values(), f, now=leaves)
         super().__init__(z, leaves)
+        self._f, self._leaves = f, leaves
+        self.needs_check = recomputes and not f.knows_its_leaves
+
+    def check(self) -> None:
+        """Raise unless the gradient of w'z is that of its value, where it may be another."""
+        if not self.needs_check:
+            return
+        w = random_like(self._jacobian.z)
+
+        def along(leaves: Leaves) -> Tensor:
+            z = zip(_output_leaves(self._f.outputs(leaves)), w, strict=True)
+            return torch.stack([(a.detach() * b).sum(dtype=torch.float64) for a, b in z]).sum()
+
+        with twice_differentiable():
+            gradient = self._jacobian.pull_back(w)
+            check_slope(along, self._leaves, along(self._leaves), gradient)
 
     @property
     def outputs(self) -> list[Tensor]:

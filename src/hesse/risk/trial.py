@@ -8,6 +8,7 @@ precision does it compute?
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from hesse.ad.determinism import run_deterministic
 from hesse.ad.double_backward import noting_recomputation
 from hesse.ad.graph_nodes import check_seen_whole, graph_leaves
+from hesse.ad.hessian import value_and_gradient
 from hesse.ad.other_leaves import check_other_leaves
 from hesse.ad.torch_calls import TorchCalls
 from hesse.ad.variables import detached
@@ -26,7 +28,8 @@ from hesse.data.trees import tensors
 from hesse.errors import RandomnessError
 from hesse.risk.arguments import explaining
 from hesse.risk.buffers import restoring_buffers
-from hesse.risk.call import LossCall, ModelCall, device_of
+from hesse.risk.call import BatchLoss, LossCall, ModelCall, device_of
+from hesse.risk.nearby import evaluated_nearby
 from hesse.risk.stored import FirstParameters
 from hesse.risk.substitution import Substitution, check_own_leaves
 from hesse.vectors.space import Space, Tree
@@ -88,7 +91,9 @@ def _tried(call: ModelCall, loss_of: LossCall, params: Tree, batch: Batch) -> Tr
             call = replace(call, written_buffers=tuple(written), recomputes=recomputes)
             first = run_deterministic(lambda: value(call)) if written else first
         else:
-            first = run_deterministic(lambda: value(call))
+            first, recomputes = noting_recomputation(lambda: run_deterministic(lambda: value(call)))
+            if recomputes:
+                _check_recomputation(BatchLoss(call, loss_of, batch), params)
         before = runs[-1]
         second, run = _evaluate(call, loss_of, params, batch, known=before)
     rtol = max(
@@ -112,6 +117,16 @@ def _tried(call: ModelCall, loss_of: LossCall, params: Tree, batch: Batch) -> Tr
         read_by_loss=tuple(sorted(run.in_loss)),
     )
     return Trial(call, rtol)
+
+
+def _check_recomputation(f: BatchLoss, params: Tree) -> None:
+    """Raise DerivativeError if the backward pass of a function runs a module as it is.
+
+    That is seen away from the parameters that the module has.
+    """
+    near, _ = evaluated_nearby(lambda point: float(f(point)), params, math.isfinite)
+    space = Space.of(near)
+    value_and_gradient(lambda leaves: f(space.build(list(leaves))), space.leaves(near))
 
 
 def check_repeats(first: float, second: float, rtol: float) -> None:
