@@ -123,6 +123,37 @@ def test_a_checkpoint_of_what_it_is_given_is_as_any_other_function():
     assert_close(J.to_dense(), hesse.jacobian_operator(plain, at).to_dense())
 
 
+class Attention(nn.Module):
+    """Fused attention within a checkpoint, which runs it again by the kernel of the first time."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.last, self.again = nn.Parameter(torch.randn(12, 4)), nn.Linear(4, 3), True
+
+    def attend(self, x):
+        weight = self.w / self.w.norm()  # which no rule covers
+        q, k, v = F.linear(x, weight).unflatten(-1, (2, 6)).transpose(1, 2).chunk(3, -1)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    def forward(self, x):
+        mixed = checkpoint(self.attend, x, use_reentrant=False) if self.again else self.attend(x)
+        return self.last(mixed).mean(1)
+
+
+def test_what_needs_gradients_of_examples_runs_attention_again_by_the_same_kernels():
+    torch.manual_seed(0)
+    model = Attention().double()
+    data = torch.randn(5, 3, 4, dtype=torch.float64), TWO
+    risk = hesse.Risk(model, F.cross_entropy, data)
+    near_it = near(risk.params)
+    found = hesse.diagonal(hesse.ggn_operator(risk, near_it)).value
+    gradients = list(risk.per_example.gradients(near_it))
+    model.again = False
+    G = hesse.ggn_operator(hesse.Risk(model, F.cross_entropy, data), near_it)
+    assert_close(found, G.to_dense().diagonal())
+    assert_close(torch.cat(gradients).mean(0), G.flat_gradient)
+
+
 def test_a_reentrant_checkpoint_is_refused_with_its_remedy():
     """torch.autograd.grad gives what only its part reads no gradient, and raises nothing."""
     with pytest.raises(FunctionError, match="use_reentrant=False"):

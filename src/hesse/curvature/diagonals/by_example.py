@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.ad.double_backward import derivative
+from hesse.ad.double_backward import derivative, differentiating
 from hesse.ad.variables import BoundFunction, Variables, tracked
 from hesse.curvature.diagonals.readers import Reader
 from hesse.curvature.diagonals.vectors import Vectors, Weighted
@@ -60,7 +60,8 @@ def add_squares(
             leaves = [leaves[k] for k in _varying(variables, chosen)]
             for w, us in own:
                 u = [_shaped(part, like) for part, like in zip(us[i], z, strict=True)]
-                gradients = derivative(z, leaves, u, retain_graph=True)
+                with differentiating():  # what runs again must take the same kernels
+                    gradients = derivative(z, leaves, u, retain_graph=True)
                 for entry, gradient in zip(entries, gradients, strict=True):
                     row = gradient.reshape(-1).to(total.dtype)
                     entry.addcmul_(row, row, value=w * coefficient)
