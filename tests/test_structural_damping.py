@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 
 import hesse
 from hesse.optimize import HessianFree
@@ -62,7 +63,15 @@ class Cell(Layer):
         return torch.stack(states, dim=1)
 
 
-MODELS = {"rnn": Layer, "lstm": lambda: Layer(nn.LSTM), "packed": Packed, "cells": Cell}
+class Checkpointed(Layer):
+    """A part runs again in the backward pass, so that a copy of the model is called."""
+
+    def forward(self, x, lengths):
+        return checkpoint(self.out, self.states(x, lengths)[:, -1], use_reentrant=False)
+
+
+MODELS = {"rnn": Layer, "lstm": lambda: Layer(nn.LSTM), "packed": Packed, "cells": Cell,
+          "checkpointed": Checkpointed}  # fmt: skip
 
 
 def network(name="rnn", seed=0):
@@ -110,6 +119,7 @@ def dense_states(model):
         ("packed", "hessian", "retained-graph"),
         ("lstm", "ggn", "retained-graph"),
         ("cells", "hessian", "traced-split"),
+        ("checkpointed", "ggn", "retained-graph"),
     ],
 )
 def test_the_matrix_is_its_definition(name, curvature, mode):

@@ -39,7 +39,7 @@ class HiddenStates:
     def read(self) -> Iterator[list[list[Tensor]]]:
         """The states of each module, to be looked at after the context in which the model runs."""
         found: list[list[Tensor]] = []
-        outputs: list[list[Any]] = [[] for _ in self._modules]
+        outputs = [_Noted() for _ in self._modules]
         handles = [
             module.register_forward_hook(partial(_note, own))
             for module, own in zip(self._modules, outputs, strict=True)
@@ -55,7 +55,14 @@ class HiddenStates:
             found.append([_first(module, output) for output in own])
 
 
-def _note(outputs: list[Any], module: nn.Module, inputs: Any, output: Any) -> None:
+class _Noted(list[Any]):
+    """The outputs of a module, and of copies of it: where a checkpoint is, a copy is called."""
+
+    def __deepcopy__(self, memo: Any) -> _Noted:
+        return self
+
+
+def _note(outputs: _Noted, module: nn.Module, inputs: Any, output: Any) -> None:
     """Without a look at it, which would be a call of torch within the model."""
     outputs.append(output)
 
