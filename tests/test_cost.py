@@ -122,6 +122,15 @@ def test_building_an_operator_costs_nothing(autoencoder):
     assert counter.get_total_flops() == 0
 
 
+@pytest.mark.parametrize("make", [hessian_operator, ggn_operator])
+def test_gradient_before_product_is_one_gradient_by_the_graph_of_both(autoencoder, make):
+    risk, v, gradient = autoencoder
+    A = make(risk, risk.params, mode="retained-graph").at(risk.params)
+    assert flops(lambda: (A.value, A.gradient)) <= 1.05 * gradient
+    most = 1.37 if make is ggn_operator else 2.05
+    assert flops(lambda: A @ v) <= most * gradient
+
+
 def test_gradient_before_product_is_one_gradient_on_several_batches(autoencoder):
     risk, _, gradient = autoencoder
     inputs, targets = risk.data.first.inputs, risk.data.first.targets

@@ -18,12 +18,15 @@ class ByJacobian:
     Args:
         z: the outputs, with their graph.
         x: the leaves that they depend on.
+        slope: that of the loss in z, where there is one; J' times it is the gradient.
     """
 
     needs_check = False
 
-    def __init__(self, z: list[Tensor], x: list[Tensor]) -> None:
-        self._jacobian = JacobianGraph(z, x)
+    def __init__(
+        self, z: list[Tensor], x: list[Tensor], slope: Sequence[Tensor] | None = None
+    ) -> None:
+        self._jacobian = JacobianGraph(z, x, slope)
 
     @property
     def node_names(self) -> list[str]:

@@ -43,7 +43,7 @@ class GaussNewtonGraph(ByJacobian):
                 with TorchCalls():
                     self._loss = _loss_in_model(f.loss(outputs), noted.calls, leaves)
             self._loss.check_reads_outputs_only(leaves)
-        super().__init__(self._loss.tensors, leaves)
+        super().__init__(self._loss.tensors, leaves, self._loss.slope)
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -53,7 +53,7 @@ class GaussNewtonGraph(ByJacobian):
     @property
     def gradient(self) -> list[Tensor]:
         """J' dL/dz."""
-        return self._jacobian.pull_back(self._loss.slope)
+        return self._jacobian.pulled_back
 
     @property
     def needs_check(self) -> bool:

@@ -31,10 +31,14 @@ class JacobianGraph:
     Args:
         z: the outputs, one tensor or several, with their graph.
         x: the leaves that they depend on.
+        weights: u with which the graph of J'u is made; default ones. Any u serves, since J'u is
+            linear in it, but for these J'u is known.
     """
 
-    def __init__(self, z: list[Tensor], x: list[Tensor]) -> None:
-        self.z, self._x = z, x
+    def __init__(
+        self, z: list[Tensor], x: list[Tensor], weights: Sequence[Tensor] | None = None
+    ) -> None:
+        self.z, self._x, self._weights = z, x, weights
         self._varying = [part for part in z if part.requires_grad]
         if not self._varying:
             raise independent()
@@ -53,6 +57,15 @@ class JacobianGraph:
         weights = [part for part, z in zip(u, self.z, strict=True) if z.requires_grad]
         with differentiating():
             return self._pull_back(weights)
+
+    @property
+    def pulled_back(self) -> list[Tensor]:
+        """J'u for the weights; by the graph of J'u, which products need, unless it has none."""
+        try:
+            return [part.detach() for part in self._transposed[1]]
+        except DerivativeError:  # z can be differentiated once
+            assert self._weights is not None
+            return self.pull_back(self._weights)
 
     def _pull_back(self, u: Leaves) -> list[Tensor]:
         return derivative(self._varying, self._x, list(u), retain_graph=True)
@@ -88,12 +101,19 @@ class JacobianGraph:
 
     @cached_property
     def _transposed(self) -> tuple[list[Tensor], list[Tensor]]:
-        """u, and J'u as a graph in u. Any u serves, since J'u is linear in it."""
+        """u, and J'u as a graph in u."""
         with differentiating(), explained("outputs"):
-            u = [torch.ones_like(z).requires_grad_() for z in self._varying]
+            u = [part.requires_grad_() for part in self._start()]
             back = gradient_of(self._varying, self._x, u, create_graph=True)
             self._check_custom_function(u, back)
         return u, back
+
+    def _start(self) -> list[Tensor]:
+        """Weights of the outputs that vary, which nobody else has."""
+        if self._weights is None:
+            return [torch.ones_like(z) for z in self._varying]
+        pairs = zip(self._weights, self.z, strict=True)
+        return [part.detach().clone() for part, z in pairs if z.requires_grad]
 
     def _check_custom_function(self, u: list[Tensor], back: list[Tensor]) -> None:
         """Raise unless <J v, w> = <v, J'w>, where a backward pass may be no program of torch's."""
