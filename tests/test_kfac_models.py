@@ -76,6 +76,17 @@ def test_outputs_in_which_time_comes_first():
         torch.testing.assert_close(ours.trace(), block.trace())
 
 
+@pytest.mark.parametrize("make", [kfac_operator, ekfac_operator])
+def test_a_batch_of_one_example_with_one_output(make):
+    """Its transpose is itself, which torch does not take."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1)).double()
+    x, y = torch.randn(5, 3, dtype=DOUBLE), torch.randn(5, 1, dtype=DOUBLE)
+    K = make(Risk(model, nn.MSELoss(), [(x[:4], y[:4]), (x[4:], y[4:])]))
+    whole = make(Risk(model, nn.MSELoss(), (x, y))).to_dense()
+    assert (K.to_dense() - whole).norm() < EXACT * whole.norm()
+
+
 def test_a_model_that_cannot_be_traced_is_refused():
     from hesse.errors import FunctionError
 

@@ -45,8 +45,11 @@ def makers_of(graph: Graph) -> dict[int, Node]:
     return {n: node for node in graph.nodes for n in node.makes()}
 
 
-def row_tensor(makers: Mapping[int, Node], use: Use) -> tuple[int, bool]:
-    """What the rows of g are views of, and whether transposed; a bias shares it with its weight."""
+def row_tensor(graph: Graph, makers: Mapping[int, Node], use: Use) -> tuple[int, bool]:
+    """What the rows of g are views of, and whether transposed; a bias shares it with its weight.
+
+    One number, of one example with one output, is its own transpose, which torch leaves out.
+    """
     number, transposed = use.g, use.rule == "mm" and use.g_is_left != use.is_swapped
     while (node := makers.get(number)) is not None:
         if node.function is _aten.t.default:
@@ -54,7 +57,7 @@ def row_tensor(makers: Mapping[int, Node], use: Use) -> tuple[int, bool]:
         elif node.function not in RESHAPES:
             break
         number = node.reads()[0]
-    return number, transposed
+    return number, transposed and math.prod(graph.metas[number].shape) > 1
 
 
 class _Reader:

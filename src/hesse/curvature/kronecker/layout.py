@@ -218,13 +218,13 @@ def _with_biases(graph: Graph, blocks: list[BlockLayout]) -> list[BlockLayout]:
     makers, by_rows = makers_of(graph), dict[tuple, int]()
     for k, block in enumerate(blocks):
         if block.kind == "rows" and _is_bias(block):
-            by_rows.setdefault(_rows_key(makers, block), k)
+            by_rows.setdefault(_rows_key(graph, makers, block), k)
     joined: dict[int, BlockLayout] = {}
     gone: set[int] = set()
     for k, block in enumerate(blocks):
         if block.kind != "kronecker" or any(use.rule == "embedding" for use in block.uses):
             continue
-        b = by_rows.get(_rows_key(makers, block))
+        b = by_rows.get(_rows_key(graph, makers, block))
         if b is not None and b not in gone:
             whole = _joined(block, blocks[b])
             if whole is not None:
@@ -238,8 +238,8 @@ def _is_bias(block: BlockLayout) -> bool:
     return rules <= {"sum", "channel sum"} and isinstance(block.place, Range)
 
 
-def _rows_key(makers: Mapping[int, Node], block: BlockLayout) -> tuple:
-    return tuple(sorted((*row_tensor(makers, use), use.scale) for use in block.uses))
+def _rows_key(graph: Graph, makers: Mapping[int, Node], block: BlockLayout) -> tuple:
+    return tuple(sorted((*row_tensor(graph, makers, use), use.scale) for use in block.uses))
 
 
 def _joined(weight: BlockLayout, bias: BlockLayout) -> BlockLayout | None:
