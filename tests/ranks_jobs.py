@@ -3,12 +3,13 @@
 from unittest import mock
 
 import torch
+from torch import nn
 
 import hesse
 from hesse.curvature import dry_run
 from hesse.distributed import shard
 from hesse.testing import CountingOperator, Traffic
-from tests.ranks_pool import examples, shared, vector
+from tests.ranks_pool import batches, examples, model, shared, vector
 from tests.shards_jobs import mesh
 
 
@@ -214,3 +215,36 @@ def planned(place, is_sharded):
     with mock.patch.object(dry_run, "_timed", timed):
         run = hesse.plan(there, params, curvature="ggn")
     return dict(run.items()), repr(run)
+
+
+class _Head(nn.Module):
+    """A body that may be wrapped, and a layer behind it."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body, self.head = body, nn.Linear(3, 3).double()
+        for p in self.head.parameters():
+            p.detach().fill_(0.3)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+class _Wrapper(nn.parallel.DistributedDataParallel):
+    """As training frameworks derive theirs."""
+
+
+def of_wrapped(place, how):
+    """A product and a value of a model with buffers that a DistributedDataParallel is a part of."""
+    body = nn.Sequential(model(), nn.BatchNorm1d(3, affine=False).double())
+    if place is not None:
+        wrapper = _Wrapper if how == "derived" else nn.parallel.DistributedDataParallel
+        body = wrapper(body)
+    there = (body if how == "derived" else _Head(body)).eval()
+    if place is None:
+        risk = hesse.Risk(there, nn.CrossEntropyLoss(), examples())
+    else:
+        data = batches("empty", place.rank)
+        risk = hesse.Risk(there, nn.CrossEntropyLoss(), data, group=place.ranks())
+    G = hesse.ggn_operator(risk)
+    return G @ torch.linspace(-1.0, 1.0, G.shape[1], dtype=torch.float64), G.value

@@ -10,7 +10,7 @@ from torch import nn
 from hesse.errors import ArgumentError
 from hesse.ranks import alike
 from hesse.risk.call import alone_with
-from hesse.risk.fsdp import hold_shards
+from hesse.risk.parallel import hold_shards
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Tree
 

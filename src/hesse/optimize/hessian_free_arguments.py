@@ -20,7 +20,7 @@ from hesse.errors import (
 from hesse.operators.algebra import LinearOperator
 from hesse.optimize.preconditioners import NAMES
 from hesse.risk.closure import names_of
-from hesse.risk.fsdp import hold_shards
+from hesse.risk.parallel import hold_shards
 from hesse.risk.risk import Risk
 
 RULES = ("levenberg-marquardt", "scan")

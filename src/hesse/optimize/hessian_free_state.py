@@ -20,7 +20,7 @@ from hesse.optimize.growing_share import Growing
 from hesse.optimize.kronecker_preconditioner import Stored, first_name, position
 from hesse.optimize.point import Counts
 from hesse.progress import Run
-from hesse.risk.fsdp import hold_shards
+from hesse.risk.parallel import hold_shards
 from hesse.risk.risk import Risk
 from hesse.vectors.shards import part_of
 from hesse.vectors.space import Space

@@ -30,8 +30,8 @@ from hesse.data.trees import tensors
 from hesse.errors import FunctionError
 from hesse.risk.arguments import explained_dtype
 from hesse.risk.checks import check_eval_mode
-from hesse.risk.fsdp import is_fsdp, without_fsdp
 from hesse.risk.held import Held, check_all_whole
+from hesse.risk.parallel import in_silence, is_fsdp, only_sends_messages, sends_messages
 from hesse.risk.sharing import Share
 from hesse.risk.substitution import Substitution
 from hesse.surroundings import users_contexts
@@ -81,8 +81,8 @@ class ModelCall:
     """All modules of the model; one that has two names is there twice."""
     tensors: tuple[int, ...] = ()
     """The ids of its parameters, one that has two names twice."""
-    sharded: tuple[nn.Module, ...] = ()
-    """Those that gather their parameters themselves."""
+    speaking: tuple[nn.Module, ...] = ()
+    """Those that send messages to other processes when they are called."""
     modes: tuple[bool, ...] = ()
     """Whether each of them was in train mode when the model was tried."""
     held: Held = field(default_factory=Held, compare=False)
@@ -101,16 +101,16 @@ class ModelCall:
             prefix, model = f"{prefix}{attribute}.", getattr(model, attribute)
         modules = _modules_of(model)
         state = {"tensors": _tensors_of(model), "modes": _train_modes(modules)}
-        sharded = tuple(filter(is_fsdp, modules))
+        speaking = tuple(filter(sends_messages, modules))
         state |= {"held": held or Held()}
-        return ModelCall(model, prefix, modules=modules, sharded=sharded, **state)
+        return ModelCall(model, prefix, modules=modules, speaking=speaking, **state)
 
     def __call__(self, params: Tree, inputs: Any) -> Any:
         """The outputs of the model."""
         if _train_modes(self.modules) != self.modes:
             check_eval_mode(self.model)
-        aside = without_fsdp(self.sharded) if self.sharded else nullcontext()
-        with self.alone, users_contexts(), aside:
+        silence = in_silence(self.speaking) if self.speaking else nullcontext()
+        with self.alone, users_contexts(), silence:
             return self._outputs(params, inputs)
 
     @property
@@ -129,7 +129,7 @@ class ModelCall:
             *(self.model, self.prefix),
             modules=self.modules,
             tensors=self.tensors,
-            sharded=self.sharded,
+            speaking=self.speaking,
             modes=self.modes,
             held=self.held,
         )
@@ -170,7 +170,7 @@ class ModelCall:
         buffers = {name: model.get_buffer(name).clone() for name in self.written_buffers}
         args, kwargs = _arguments(inputs)
         replaced = {**self.given(params), **buffers}
-        if self.sharded:
+        if any(map(is_fsdp, self.speaking)):
             check_all_whole(model, replaced)
         if self.recomputes:
             return _copy_with(model, replaced)(*args, **kwargs)
@@ -250,8 +250,10 @@ def _copy_with(model: nn.Module, replaced: Mapping[str, Tensor]) -> nn.Module:
     """A copy of the module with these tensors; it shares the others."""
     own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     own.update(model.named_buffers())
-    memo = {id(tensor): tensor for tensor in own.values()}
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in own.values()}
     memo.update((id(own[name]), tensor) for name, tensor in replaced.items())
+    for module in filter(only_sends_messages, model.modules()):  # a copy would begin with some
+        memo[id(module)] = copy.deepcopy(module.module, memo)
     return copy.deepcopy(model, memo)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hesse.errors import HesseError, RandomnessError, ShapeError, StructureError, kind_of
 from hesse.ranks import Ranks
-from hesse.risk.fsdp import check_shards, hold_shards
+from hesse.risk.parallel import check_shards, hold_shards
 from hesse.vectors.space import Tree
 
 

@@ -103,8 +103,9 @@ def place_of(leaves: Sequence[Tensor], model: Any) -> str:
     return "" if name is None else f" in the attribute {name!r} of the module"
 
 
-# Of torch's modules; those of nn.RNN are the weights of its last call, which it reads again.
-_OWN = ("_parameters", "_buffers", "_modules", "_flat_weights")
+# Of torch's modules; those of nn.RNN are the weights of its last call, which it reads again, and of
+# DistributedDataParallel the buffers of its module.
+_OWN = ("_parameters", "_buffers", "_modules", "_flat_weights", "modules_buffers")
 
 
 def _where(model: nn.Module, wanted: Callable[[Tensor], bool]) -> str | None:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules whose parameters are sharded by `torch.distributed.fsdp.fully_shard` (FSDP2).
+"""Modules that send messages to other processes when they are called.
 
-Hesse gathers the parameters itself, once for each point, and differentiates the module as it is
-without `fully_shard`: autograd cannot go twice through what FSDP does (torch 2.13). For the time of
-a call the hooks of FSDP are set aside; before and after it the module is as it was, so that
-training goes on.
+Of those that `torch.distributed.fsdp.fully_shard` (FSDP2) shards, Hesse gathers the parameters
+itself, once for each point, and differentiates the module as it is without `fully_shard`: autograd
+cannot go twice through what FSDP does (torch 2.13). A `DistributedDataParallel` sends its buffers
+with every call, for which processes with other numbers of batches would wait. For the time of a
+call both are set aside; before and after it the module is as it was, so that training goes on.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from hesse.vectors.shards import is_sharded
 
 _FSDP = "torch.distributed.fsdp"
 _HOOKS = "_forward_pre_hooks", "_forward_hooks"  # where torch.nn.Module keeps them
+_SENT_BY_OTHERS = "_use_python_reducer"  # of DistributedDataParallel in torch 2.13
 
 
 def is_fsdp(module: nn.Module) -> bool:
@@ -38,17 +40,40 @@ def hold_shards(model: Any) -> None:
             module.reshard()  # pyright: ignore[reportCallIssue]
 
 
+def sends_messages(module: nn.Module) -> bool:
+    """Whether a module speaks with other processes when it is called."""
+    return is_fsdp(module) or _is_ddp(module)
+
+
+def only_sends_messages(module: nn.Module) -> bool:
+    """Whether a module does nothing else than that of which it is a wrapper."""
+    return _is_ddp(module) and type(module).forward is nn.parallel.DistributedDataParallel.forward
+
+
+def _is_ddp(module: nn.Module) -> bool:
+    return isinstance(module, nn.parallel.DistributedDataParallel)
+
+
 @contextmanager
-def without_fsdp(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Within it, calls of the modules gather no parameters: the hooks of FSDP are set aside."""
-    kept = [(module, name, getattr(module, name)) for module in modules for name in _HOOKS]
-    for module, name, hooks in kept:
-        setattr(module, name, OrderedDict(_others(hooks)))
+def in_silence(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it, calls of modules that send messages send none.
+
+    The hooks of FSDP are set aside. A `DistributedDataParallel` takes itself for one whose messages
+    are sent by others: it then calls its module and does nothing else.
+    """
+    kept = [(module, name, getattr(module, name)) for module in modules for name in _told(module)]
+    for module, name, value in kept:
+        setattr(module, name, True if name == _SENT_BY_OTHERS else OrderedDict(_others(value)))
     try:
         yield
     finally:
-        for module, name, hooks in kept:
-            setattr(module, name, hooks)
+        for module, name, value in kept:
+            setattr(module, name, value)
+
+
+def _told(module: nn.Module) -> tuple[str, ...]:
+    """The attributes by which a module is silenced."""
+    return (*(_HOOKS if is_fsdp(module) else ()), *((_SENT_BY_OTHERS,) if _is_ddp(module) else ()))
 
 
 def _others(hooks: dict[int, Any]) -> Iterator[tuple[int, Any]]:
