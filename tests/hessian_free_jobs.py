@@ -204,6 +204,31 @@ def otherwise(place):
     return [str(warning.message) for warning in caught], parameters(there)
 
 
+class _Reader:
+    """Batches that are read anew in every sweep, until that fails."""
+
+    def __init__(self, given):
+        self.given, self.fails = given, False
+
+    def __iter__(self):
+        for batch in self.given:
+            if self.fails:
+                raise OSError("the disk is gone")
+            yield batch
+
+
+def unread(place, grows):
+    """The error of a step in which one rank cannot read its data, and the step after it."""
+    reader = _Reader(batches("ragged", place.rank))
+    shared = hesse.Risk(model(), nn.CrossEntropyLoss(), reader, group=place.ranks())
+    of = hesse.Growing(shared, 0.5) if grows else shared
+    optimizer = hesse.HessianFree(of, preconditioner="none", **_SHARED)
+    reader.fails = place.rank == BAD
+    error = _error(optimizer.step)
+    reader.fails = False
+    return error, optimizer.step()
+
+
 # -- K-FAC -----------------------------------------------------------------------------------------
 
 

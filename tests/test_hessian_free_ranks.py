@@ -91,3 +91,11 @@ def test_ranks_that_use_their_parameters_otherwise_go_on_without_factors(pool):
     (message,), _ = found[0]
     assert message.startswith("no preconditioner: it needs the same form of the factors")
     assert len({bits(answers) for answers in found}) == 1
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_a_step_in_which_one_rank_cannot_read_its_data_is_an_error_on_all(pool, grows):
+    found = pool.run(jobs.unread, grows)
+    assert [kind for (kind, _), _ in found] == ["RankError", "OSError", "RankError"]
+    assert "rank 1: OSError: the disk is gone" in found[0][0][1]
+    assert len({bits(loss) for _, loss in found}) == 1

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 
+import torch
 from torch import Tensor
 
 from hesse.curvature.operator import CurvatureOperator
@@ -44,8 +45,8 @@ class CurrentPoint:
         """The objective and the point at x, where the value is as given, if it is."""
         if self._known is not None:
             last_risk, objective, point = self._known
-            is_same = value is None or value == point.value
-            if last_risk is risk and is_same and not self._anywhere(self._space.any(point.x != x)):
+            is_same = last_risk is risk and (value is None or value == point.value)
+            if is_same and not self._anywhere(lambda: bool((point.x != x).any())):
                 return objective, point
         objective = Objective(self.operator(risk, x), self._counts)
         return objective, objective.start(x)
@@ -74,20 +75,27 @@ class CurrentPoint:
         self, make: Callable[[str], CurvatureOperator], risk: Risk, which: str = ""
     ) -> CurvatureOperator:
         """An operator in the mode of all steps: mode -> it; `which` tells it from others."""
-        shapes = which, shapes_of(risk)
-        if self._is_new(shapes):
+        shapes: set[Hashable] = set()
+
+        def is_new() -> bool:
+            shapes.add((which, shapes_of(risk)))
+            return not shapes <= self._traced
+
+        if self._anywhere(is_new):
             modes = MODES if self.mode == "auto" else [self.mode]
             with suppress(NonFiniteError):  # of the risk, which the step tells better
                 self.mode = in_fixed_mode(make, modes)[1]
-                self._traced.add(shapes)
+                self._traced |= shapes
         with deterministic():
             return make(self.mode)
 
-    def _is_new(self, shapes: Hashable) -> bool:
-        """Whether no products were taken with such batches, or not in another process."""
-        return self._anywhere(shapes not in self._traced)
+    def _anywhere(self, is_so: Callable[[], bool]) -> bool:
+        """Whether something is so in this process, or in one that takes the same steps.
 
-    def _anywhere(self, here: bool) -> bool:
-        """Whether something is so in this process, or in one that takes the same steps."""
+        Where it cannot be told in one of them, as by a loader that fails, all raise an error.
+        """
         ranks = self._space.ranks
-        return here if ranks is None else any(row[0] for row in ranks.gather(here))
+        if ranks is None:
+            return is_so()
+        like = torch.empty((), device=self._space.device)
+        return bool(ranks.sum_of(lambda: like.new_tensor(is_so()), like) > 0.0)

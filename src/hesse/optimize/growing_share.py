@@ -22,6 +22,7 @@ from hesse.boundary import public
 from hesse.data.selection import count_examples
 from hesse.errors import ArgumentError, DataError, kind_of
 from hesse.optimize.point import Counts, Objective, Point
+from hesse.ranks import RankError, alike, is_unsuitable
 from hesse.result import html_table
 from hesse.risk.risk import Risk
 
@@ -114,11 +115,14 @@ class GrowingShare:
         """That of this share, or of a larger one where no target of it counts."""
         assert self._whole is not None
         while share < 1.0:
-            places = self._places(share)
+            with alike(self._whole.ranks):
+                places = self._places(share)
             try:
                 return self._whole.subset(places)
-            except DataError:  # the weight of all of them is zero
-                share = grown(share)
+            except (DataError, RankError) as error:
+                if not is_unsuitable(error):
+                    raise
+                share = grown(share)  # the weight of all of them is zero
         return self._whole
 
     def judge(self, share: float, risk: Risk, point: Point, new: Point) -> tuple[Point, float]:
