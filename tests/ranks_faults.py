@@ -6,7 +6,8 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import hesse
@@ -140,6 +141,12 @@ def other_constants(place):
             changed[name].detach().add_(1)
         found[name] = _error(make if risk is None else lambda risk=risk: hesse.ggn_operator(risk))
     return found
+
+
+def outside(place):
+    """The errors where a group, and a mesh, are of the first process alone."""
+    groups = distributed.new_group([0]), DeviceMesh("cpu", [0])
+    return [_error(lambda group=group: risk(examples(), group=group)) for group in groups]
 
 
 def padded(place, count):

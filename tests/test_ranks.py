@@ -60,6 +60,12 @@ def test_weights_of_examples_do(pool):
     close(pool.run(jobs.of_weighted, "empty")[0], _plain(wanted))
 
 
+@pytest.mark.parametrize("how", ["a part", "derived"])
+def test_parts_of_models_that_send_messages_send_none(pool, how):
+    """Ranks with other numbers of batches would wait for one another."""
+    close(pool.run(jobs.of_wrapped, how)[0], _plain(jobs.of_wrapped(None, how)))
+
+
 def test_drawn_targets_have_the_expectation_of_the_exact_matrix(pool):
     found = pool.run(jobs.sampled, 400)
     by_row, by_example, exact = found[1]
@@ -152,6 +158,14 @@ def test_wrong_data_of_one_rank_are_refused_on_all(pool, fault, kind):
     found = pool.run(faults.at_construction, fault)
     assert [found[0][0], found[1][0], found[2][0]] == ["RankError", kind, "RankError"]
     assert "rank 1" in found[0][1]
+
+
+def test_a_group_of_others_is_refused(pool):
+    found = pool.run(faults.outside)
+    assert found[0] == [["none", ""], ["none", ""]]
+    for kind, text in [*found[1], *found[2]]:
+        assert kind == "ArgumentError"
+        assert "of which this one is one" in text
 
 
 def test_no_data_on_any_rank_are_refused(pool):

@@ -32,7 +32,15 @@ def process_group(group: Any) -> Any:
     """The process group of a group or a mesh."""
     import torch.distributed as dist
 
-    if hasattr(group, "mesh_dim_names") or hasattr(group, "get_group"):
+    is_mesh = hasattr(group, "mesh_dim_names") or hasattr(group, "get_group")
+    outside = dist.GroupMember.NON_GROUP_MEMBER
+    if group.get_coordinate() is None if is_mesh else group is outside:
+        raise ArgumentError(
+            expected="a group of processes of which this one is one",
+            got=f"a {'mesh' if is_mesh else 'group'} without process {dist.get_rank()}",
+            remedy="Make the risk in the processes of the group alone.",
+        )
+    if is_mesh:
         if group.ndim == 1:
             return group.get_group()
         if group.size() == dist.get_world_size():

@@ -248,7 +248,7 @@ class KroneckerCurvature(LinearOperator):
     def save(self, path: FilePath) -> None:
         """Write factors, bases and names to a safetensors file, for `hesse.load_kfac`.
 
-        Of several processes the first one writes.
+        Of several processes, which all make the call, the first one writes.
         """
         ranks = self.domain.ranks
         with alike(ranks):
