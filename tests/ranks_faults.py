@@ -300,6 +300,20 @@ def other_checkpoints(place, folder):
     return _error(lambda: hesse.eigsh(A, 3, checkpoint=path, generator=generator))
 
 
+def lone_checkpoints(place, folder):
+    """The errors where only rank 0 is given a path, and what comes after them."""
+    there = shared(place, "ragged")
+    A = hesse.hessian_operator(there, mode="retained-graph")
+    path = Path(folder) / "lone" if place.rank == 0 else None
+    runs = {
+        "eigsh": lambda: hesse.eigsh(A, 3, checkpoint=path),
+        "trace": lambda: hesse.trace(A, max_products=9, checkpoint=path),
+        "cg": lambda: hesse.solve(A, vector(), "cg", checkpoint=path),
+        "HessianFree": lambda: hesse.HessianFree(there, checkpoint=path),
+    }
+    return [_error(run) for run in runs.values()], A @ vector()
+
+
 def drawn_after(place):
     torch.manual_seed(3)
     shared(place, "ragged")

@@ -264,6 +264,13 @@ def test_a_checkpoint_that_only_one_rank_sees_is_refused(pool, tmp_path):
         assert "checkpoint=" in text
 
 
+def test_a_checkpoint_that_only_one_rank_is_given_is_refused(pool, tmp_path):
+    for errors, _ in pool.run(faults.lone_checkpoints, tmp_path):
+        for kind, text in errors:
+            assert kind == "RankError"
+            assert "the same checkpoint=, a path or None" in text
+
+
 # -- Without processes -----------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from hesse.vectors.space import Space
 _PAUSE = 20  # after a save, the next one waits 20 times as long as that took
 _FORMAT = 7
 _LONGEST = 100  # characters of what a message says of a file
+_ALL_GIVE = "Give all ranks the same path: the first one writes, and the others read it."
 _VECTOR = "a vector"  # in a run key, of a vector that is recognised by its fingerprint
 
 
@@ -77,6 +79,9 @@ class Checkpoint:
         self._writes = self._ranks is None or self._ranks.rank == 0
         self._next_save, self._has_warned = 0.0, False
         self._parts: ShardedFile | None = None
+        if self._ranks is not None:
+            is_given = self.path is not None
+            self._ranks.check_same("checkpoint=, a path or None", is_given, _ALL_GIVE)
         if self.path is None:
             return
         _check_of_parameters(A)
@@ -148,7 +153,9 @@ class Checkpoint:
 
     def _exists(self, path: Path) -> bool:
         """Whether there is a file; the same one on all ranks."""
-        size = path.stat().st_size if path.exists() else -1
+        size = -1
+        with suppress(OSError):  # such as of a folder that this rank may not look into
+            size = path.stat().st_size
         if self._ranks is not None:
             self._ranks.check_same(
                 f"file checkpoint={str(path)!r}", size, "Give a path where all ranks see one file."
