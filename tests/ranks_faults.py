@@ -310,8 +310,30 @@ def lone_checkpoints(place, folder):
         "trace": lambda: hesse.trace(A, max_products=9, checkpoint=path),
         "cg": lambda: hesse.solve(A, vector(), "cg", checkpoint=path),
         "HessianFree": lambda: hesse.HessianFree(there, checkpoint=path),
+        "logdet": lambda: hesse.logdet(A, checkpoint=path),
+        "minimize": lambda: hesse.minimize(there, there.params, checkpoint=path),
+        "prune": lambda: hesse.apps.prune(there, there.params, 0.5, checkpoint=path),
+        "self_influence": lambda: hesse.apps.self_influence(there, checkpoint=path),
+        "influence": lambda: hesse.apps.influence(there, None, queries=(), checkpoint=path),
+        "landscape": lambda: hesse.apps.landscape(there, grid=3, checkpoint=path),
     }
-    return [_error(run) for run in runs.values()], A @ vector()
+    return {name: _error(run) for name, run in runs.items()}, A @ vector()
+
+
+def lone_callbacks(place):
+    """Answers and the numbers of calls where only rank 0 has a callback."""
+    G = hesse.ggn_operator(shared(place, "ragged", weight_decay=0.1))
+    calls = []
+    own = {"callback": lambda state: calls.append(state.products)} if place.rank == 0 else {}
+    generator = torch.Generator().manual_seed(0)
+    density = hesse.spectral_density(G, probes=2, generator=generator, **own)
+    return hesse.logdet(G, generator=generator, **own).value, density.density, len(calls)
+
+
+def lone_limits(place):
+    """The errors where ranks are given other numbers of products."""
+    A = hesse.hessian_operator(shared(place, "ragged"))
+    return _error(lambda: hesse.eigsh(A, 2, max_products=50 + place.rank))
 
 
 def drawn_after(place):

@@ -266,9 +266,22 @@ def test_a_checkpoint_that_only_one_rank_sees_is_refused(pool, tmp_path):
 
 def test_a_checkpoint_that_only_one_rank_is_given_is_refused(pool, tmp_path):
     for errors, _ in pool.run(faults.lone_checkpoints, tmp_path):
-        for kind, text in errors:
-            assert kind == "RankError"
-            assert "the same checkpoint=, a path or None" in text
+        for name, (kind, text) in errors.items():
+            assert kind == "RankError", name
+            assert "the same checkpoint=, a path or None" in text, name
+
+
+def test_a_callback_of_one_rank_alone_decides_nothing_there_alone(pool):
+    """Unless somebody looks at a run, small matrices are decomposed."""
+    found = pool.run(faults.lone_callbacks)
+    assert len({bits(answers[:2]) for answers in found}) == 1
+    assert [calls > 0 for *_, calls in found] == [True, False, False]
+
+
+def test_other_limits_of_products_are_refused(pool):
+    for kind, text in pool.run(faults.lone_limits):
+        assert kind == "RankError"
+        assert "50, 51, 52" in text
 
 
 # -- Without processes -----------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from hesse.boundary import warn
 from hesse.errors import ArgumentError
 from hesse.operators.algebra import LinearOperator
 from hesse.progress import FilePath, check_path
-from hesse.ranks import RankError, alike
+from hesse.ranks import RankError, alike, check_same_checkpoint
 from hesse.saving import fingerprints
 from hesse.saving.fingerprints import Fingerprint
 from hesse.saving.sharded_file import ShardedFile, read_state
@@ -43,7 +43,6 @@ from hesse.vectors.space import Space
 _PAUSE = 20  # after a save, the next one waits 20 times as long as that took
 _FORMAT = 7
 _LONGEST = 100  # characters of what a message says of a file
-_ALL_GIVE = "Give all ranks the same path: the first one writes, and the others read it."
 _VECTOR = "a vector"  # in a run key, of a vector that is recognised by its fingerprint
 
 
@@ -79,9 +78,7 @@ class Checkpoint:
         self._writes = self._ranks is None or self._ranks.rank == 0
         self._next_save, self._has_warned = 0.0, False
         self._parts: ShardedFile | None = None
-        if self._ranks is not None:
-            is_given = self.path is not None
-            self._ranks.check_same("checkpoint=, a path or None", is_given, _ALL_GIVE)
+        check_same_checkpoint(self._ranks, self.path)
         if self.path is None:
             return
         _check_of_parameters(A)

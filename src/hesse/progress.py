@@ -144,6 +144,9 @@ class Run:
         self.checkpoint = check_path(checkpoint)
         self.title = title
         self._callback, self._enabled = callback, progress
+        # Whether neither a limit of time nor a callback nor a checkpoint was given, on any rank.
+        is_timeless = self.max_seconds == math.inf
+        self.is_unobserved = is_timeless and callback is None and checkpoint is None
         self._total = max_products if total is None else total
         self._began = time.monotonic()
         self._bar: _Bar | None = None
@@ -180,12 +183,6 @@ class Run:
     def is_unlimited(self) -> bool:
         """Whether neither a limit nor a callback nor a checkpoint was given."""
         return self.max_products == math.inf and self.is_unobserved
-
-    @property
-    def is_unobserved(self) -> bool:
-        """Whether neither a limit of time nor a callback nor a checkpoint was given."""
-        unlimited = self.max_seconds == math.inf
-        return unlimited and self._callback is None and self.checkpoint is None
 
     def left(self, taken: int = 0) -> float:
         """How many products remain after `taken` in this stage of the computation."""

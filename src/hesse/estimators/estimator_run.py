@@ -26,6 +26,7 @@ from hesse.estimators.tolerance import Criterion, is_check, next_check
 from hesse.estimators.vector_budget import Budget, choose_block_size, vectors_in
 from hesse.operators.algebra import LinearOperator
 from hesse.progress import Run, State
+from hesse.ranks import share_run_of
 from hesse.vectors.random import check_generator
 
 DENSE = 10
@@ -133,7 +134,7 @@ class EstimatorRun(Generic[CriterionT]):
         """A run with the arguments of a public function, which are checked here."""
         check_not_empty(A.shape)
         check_generator(generator)
-        limits.share(A.domain.ranks)
+        share_run_of(limits, A.domain.ranks)
         vectors = vectors_in(A, memory_budget)
         block = min(choose_block_size(A, block_size), vectors // 2)
         return EstimatorRun(

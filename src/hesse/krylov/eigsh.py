@@ -29,6 +29,7 @@ from hesse.operators.algebra import LinearOperator
 from hesse.operators.checks import PROMISE, check_symmetric
 from hesse.operators.dense import aslinearoperator
 from hesse.progress import Callback, Run
+from hesse.ranks import share_run_of
 from hesse.vectors.space import Tree
 
 _METHODS: dict[str, EigenMethod] = {method.name: method for method in (Lanczos(), LOBPCG())}
@@ -127,7 +128,7 @@ def eigsh(
         progress=progress,
         checkpoint=checkpoint,
     )
-    run.share(A.domain.ranks)
+    share_run_of(run, A.domain.ranks)
     mass = None if B is None else aslinearoperator(B)._in_space(A.domain)
     budget = None if memory_budget is None else parse_bytes(memory_budget)
     generator = generator_for(generator, checkpoint, A.domain)

@@ -32,6 +32,7 @@ from hesse.operators.algebra import LinearOperator
 from hesse.operators.dense import aslinearoperator
 from hesse.operators.diagonal import IdentityOperator
 from hesse.progress import Callback, Run
+from hesse.ranks import share_run_of
 from hesse.vectors.arrays import as_array, as_tensor
 from hesse.vectors.space import Tree
 
@@ -131,7 +132,7 @@ def solve(
         progress=progress,
         checkpoint=checkpoint,
     )
-    run.share(A.domain.ranks)
+    share_run_of(run, A.domain.ranks)
     if generator is None and checkpoint is not None:  # the preconditioner must be the same again
         generator = torch.Generator().manual_seed(0)
     M = as_preconditioner(preconditioner, A, generator, run.left())

@@ -38,7 +38,7 @@ from hesse.optimize.squares.risk_residuals import residuals_here, residuals_of
 from hesse.optimize.squares.robust_loss import Rho, RobustLoss
 from hesse.optimize.squares.shared_residuals import SharedResiduals
 from hesse.progress import Callback, FilePath, Run
-from hesse.ranks import Ranks
+from hesse.ranks import Ranks, check_same_checkpoint
 from hesse.risk.risk import Risk
 from hesse.vectors.entries import entries
 from hesse.vectors.space import Space, Tree
@@ -156,6 +156,7 @@ def least_squares(
     given, jac = r if isinstance(r, tuple) else (r, None)
     ranks = given.ranks if isinstance(given, Risk) else None
     function: Any = _as_function(given)
+    check_same_checkpoint(ranks, limits.checkpoint)
     start = _jacobian(function, x0, ranks, is_fixed=checkpoint is not None)
     space = start.domain
     check_has_variables(space.n)

@@ -48,7 +48,7 @@ from hesse.optimize.run_to_end import run_to_end
 from hesse.optimize.truncated_newton import NewtonCG, TrustCG
 from hesse.optimize.trust_krylov import TrustKrylov
 from hesse.progress import Callback, FilePath, Run
-from hesse.ranks import Ranks, alike
+from hesse.ranks import Ranks, alike, share_run_of
 from hesse.vectors.space import Space, Tree
 
 MethodName = Literal[
@@ -188,9 +188,9 @@ def minimize(
         progress=progress,
         checkpoint=checkpoint,
     )
+    share_run_of(limits, getattr(f, "ranks", None))
     start = _operator(f, x0, curvature, mode, is_fixed=checkpoint is not None)
     check_has_variables(start.domain.n)
-    limits.share(start.domain.ranks)
     run_key = {
         "method": repr(chosen),
         "curvature": name_of(curvature),

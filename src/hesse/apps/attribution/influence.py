@@ -27,6 +27,7 @@ from hesse.errors import (
 )
 from hesse.krylov.solution import Solution
 from hesse.operators.algebra import LinearOperator
+from hesse.ranks import check_same_checkpoint
 from hesse.result import Result
 from hesse.risk.per_example import PerExample
 from hesse.risk.risk import Risk
@@ -150,6 +151,7 @@ def influence(
     tensor([[ 0.0833, -0.0833,  0.0000]], dtype=torch.float64)
     """
     risk, params, each = checked(risk, params)
+    check_same_checkpoint(risk.ranks, checkpoint)
     check_choice("removal", removal, ["downweight", "renormalise", "newton"])
     count = each.number
     sets = None if groups is None else Groups.of(groups, each)

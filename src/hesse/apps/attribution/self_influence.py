@@ -14,6 +14,7 @@ from hesse.checkpoint import Checkpoint, FilePath, same_generator
 from hesse.errors import check_count
 from hesse.krylov.solution import Solution
 from hesse.operators.algebra import LinearOperator
+from hesse.ranks import check_same_checkpoint
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Tree
 
@@ -67,8 +68,9 @@ def self_influence(
     >>> self_influence(Risk(model, torch.nn.MSELoss(), (x, y)), slope).scores   # g = 1, -1, 0
     tensor([0.0833, 0.0833, 0.0000], dtype=torch.float64)
     """
-    risk, params, each = checked(risk, params)
     check_count("most", most, 1)
+    risk, params, each = checked(risk, params)
+    check_same_checkpoint(risk.ranks, checkpoint)
     matrix = Matrix(
         *(risk, params, curvature, damping, rtol, preconditioner),
         generator=same_generator(generator, checkpoint),

@@ -33,6 +33,7 @@ from hesse.errors import (
 from hesse.operators.algebra import LinearOperator
 from hesse.operators.diagonal import DiagonalOperator, IdentityOperator
 from hesse.progress import Callback, Run
+from hesse.ranks import share_run_of
 from hesse.result import Result
 from hesse.risk.arguments import check_finite_leaves
 from hesse.risk.risk import Risk
@@ -172,7 +173,7 @@ def prune(
     groups = Pattern.of(space, pattern, where, by_leaf=curvature == "layers")
     searches = damping is None and not (score == "magnitude" and options is None)
     run = Run("prune", callback=callback, progress=progress, checkpoint=checkpoint)
-    run.share(risk.ranks)
+    share_run_of(run, risk.ranks)
     calibration = Calibration.of(risk, held_out, searches)
     divergence = Divergence(params)
     stages = Stages(calibration, space, groups, curvature, score, options, damping, divergence)

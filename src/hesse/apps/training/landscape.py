@@ -21,7 +21,7 @@ from hesse.curvature.hessian import hessian_operator
 from hesse.curvature.point import checked_point, point_of
 from hesse.errors import ArgumentError, FunctionError, Status, check_count, is_number, kind_of
 from hesse.progress import Run
-from hesse.ranks import Ranks
+from hesse.ranks import Ranks, check_same_checkpoint
 from hesse.result import Result, pyplot
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Space, Tree
@@ -133,6 +133,7 @@ def landscape(
     given = _radii(radius)
     if isinstance(risk, Risk):
         params = checked_point(risk, params)
+        check_same_checkpoint(risk.ranks, checkpoint)
     else:
         params = point_of(risk, params, "params")
         check_at(risk, params)
