@@ -87,6 +87,29 @@ def test_a_batch_of_one_example_with_one_output(make):
     assert (K.to_dense() - whole).norm() < EXACT * whole.norm()
 
 
+class _WithEmpty(nn.Sequential):
+    """Some layers and a parameter without entries."""
+
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.none = nn.Parameter(torch.zeros(2, 0))
+
+    def forward(self, x):
+        return super().forward(x) + self.none.sum()
+
+
+@pytest.mark.parametrize("make", [kfac_operator, ekfac_operator])
+def test_a_parameter_without_entries_has_no_block(make):
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2)
+    data = torch.randn(5, 3, dtype=DOUBLE), torch.randn(5, 2, dtype=DOUBLE)
+    K, wanted = (
+        make(Risk(model.double(), nn.MSELoss(), data))
+        for model in (_WithEmpty(layer), nn.Sequential(deepcopy(layer)))
+    )
+    torch.testing.assert_close(K.to_dense(), wanted.to_dense())
+
+
 def test_a_model_that_cannot_be_traced_is_refused():
     from hesse.errors import FunctionError
 

@@ -97,7 +97,8 @@ def block_layouts(
     """
     blocks, start = [], 0
     for k, (name, size, own) in enumerate(zip(names, sizes, uses, strict=True)):
-        found = _of_parameter(k, name, Range(start, start + size), own, single_example)
+        place = Range(start, start + size)
+        found = _of_parameter(k, name, place, own, single_example) if size else []
         blocks += [replace(block, gradient=gradients[k]) for block in found]
         start += size
     return _with_biases(graph, blocks)
