@@ -231,7 +231,12 @@ def slope(f):
     return lambda x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1]
 
 
-@pytest.mark.parametrize("transform", [torch.func.grad, slope])
+def slope_of_gradient(f):
+    """The inner transform does not see what the outer one differentiates in."""
+    return slope(lambda x: torch.func.grad(lambda w: w * f(x))(torch.ones(())))
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, slope, slope_of_gradient])
 @pytest.mark.filterwarnings("ignore::hesse.errors.FallbackWarning")
 def test_a_derivative_of_a_result_by_torch_func_is_refused_and_not_zero(transform):
     def f(x):

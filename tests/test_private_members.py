@@ -58,7 +58,11 @@ FOREIGN = {
         "torch._C._functorch",
         "functorch._set_vmap_fallback_warning_enabled",
     },
-    "vectors/checks.py": {"torch._C", "torch._C._functorch"},
+    "vectors/checks.py": {
+        "torch._C",
+        "torch._C._functorch",
+        "torch._functorch.pyfunctorch",
+    },
 }
 # Operations of torch whose names begin with an underscore are as public as all others.
 OPERATIONS = ("_aten.", "torch.ops.")

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.autograd.forward_ad import unpack_dual
 
 from hesse.errors import DeviceError, DtypeError, NonFiniteError, ShapeError, StructureError
@@ -30,10 +32,21 @@ def is_differentiated(tensor: Tensor) -> bool:
     ([True], False)
     """
     while _functorch.is_gradtrackingtensor(tensor):
-        if tensor.requires_grad or unpack_dual(tensor).tangent is not None:
+        if tensor.requires_grad or _has_tangent(tensor):
             return True
         tensor = _functorch.get_unwrapped(tensor)  # what another transform further out made
     return False
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    """Whether the transform that made this tensor takes a directional derivative in it.
+
+    Transforms further in do not see that, and are set aside.
+    """
+    with ExitStack() as inner:
+        while _functorch.peek_interpreter_stack().level() > _functorch.maybe_get_level(tensor):
+            inner.enter_context(temporarily_pop_interpreter_stack())
+        return unpack_dual(tensor).tangent is not None
 
 
 def check_constant(what: str, leaves: Iterable[Tensor]) -> None:
