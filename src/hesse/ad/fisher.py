@@ -59,11 +59,14 @@ class LikelihoodLoss:
 class LikelihoodGraph(ByJacobian):
     """The likelihoods of a loss at x, and J = dz/dx of their parameters z, with their graphs."""
 
+    has_gradient = True
+    """Whether it is asked for the gradient of the loss."""
+
     def __init__(self, f: BoundFunction, x: Leaves) -> None:
         with twice_differentiable():
             leaves = tracked(x)
             self._loss = seen(f, leaves)
-        super().__init__(self._loss.z, leaves)
+        super().__init__(self._loss.z, leaves, self._loss.slope if self.has_gradient else None)
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -87,7 +90,7 @@ class FisherGraph(LikelihoodGraph):
     @property
     def gradient(self) -> list[Tensor]:
         """J' dL/dz."""
-        return self._jacobian.pull_back(self._loss.slope)
+        return self._jacobian.pulled_back
 
     def apply(self, quantity: str, direction: Leaves) -> list[Tensor] | Tensor:
         """J' B J v; or v' J' B J v."""

@@ -17,6 +17,8 @@ from hesse.ad.variables import Leaves
 class FisherRootGraph(LikelihoodGraph):
     """J' S at x; retains the graphs of z and J'u."""
 
+    has_gradient = False
+
     @property
     def gradient(self) -> list[Tensor]:
         """None: the matrix is not that of a scalar."""

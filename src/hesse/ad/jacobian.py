@@ -109,11 +109,11 @@ class JacobianGraph:
         return u, back
 
     def _start(self) -> list[Tensor]:
-        """Weights of the outputs that vary, which nobody else has."""
+        """Weights of the outputs that vary, as tensors that nobody else has."""
         if self._weights is None:
             return [torch.ones_like(z) for z in self._varying]
         pairs = zip(self._weights, self.z, strict=True)
-        return [part.detach().clone() for part, z in pairs if z.requires_grad]
+        return [part.detach() for part, z in pairs if z.requires_grad]
 
     def _check_custom_function(self, u: list[Tensor], back: list[Tensor]) -> None:
         """Raise unless <J v, w> = <v, J'w>, where a backward pass may be no program of torch's."""
