@@ -261,11 +261,13 @@ class Run:
         parts = (part.wish for part in self._parts if part.status is Status.UNFINISHED)
         return max(own, *parts, 0)
 
-    def share(self, ranks: _Ranks | None) -> None:
+    def share(self, ranks: _Ranks | None, *, is_observed: bool = False) -> None:
         """From now on no rank ends the run alone; only the first has a bar.
 
         The ranks learn of one another's wishes with the next product. None shares nothing.
+        `is_observed`: whether another rank has a callback, say.
         """
+        self.is_unobserved &= not is_observed
         if ranks is None or self._rank is not None:
             return
         self._rank = ranks.rank

@@ -18,11 +18,13 @@ from hesse.vectors.space import Tree
 class ValueOfRanks(LinearOperator):
     """An operator of f, to which `local` is that of the data of this process.
 
-    The value is a sum over processes; `_gradient` says what the gradient is.
+    The value is a sum over processes.
     """
 
     local: Any
     ranks: Ranks
+    _gradient: Any
+    """The flat gradient, a cached property of each kind of operator."""
 
     @property
     @public("{self}.value", nested=False)
@@ -46,10 +48,6 @@ class ValueOfRanks(LinearOperator):
         like = torch.empty((), dtype=torch.float64, device=self.device)
         total = self.ranks.sum_of(lambda: self.local.value.to(like), like)
         return total.to(self.dtype)
-
-    @cached_property
-    def _gradient(self) -> Tensor:
-        raise NotImplementedError
 
 
 class NoValue(LinearOperator):

@@ -37,8 +37,7 @@ def share_run_of(run: Run, ranks: Ranks | None) -> None:
             remedy="Give all ranks the same limit; max_seconds and callbacks may differ.",
         )
     _check_paths(paths)
-    run.is_unobserved = not any(observed)
-    run.share(ranks)
+    run.share(ranks, is_observed=any(observed))
 
 
 def check_same_checkpoint(ranks: Ranks | None, path: FilePath) -> None:
