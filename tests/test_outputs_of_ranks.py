@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests import outputs_faults as faults
 from tests import outputs_jobs as jobs
 from tests.outputs_posteriors import POSTERIORS, posteriors
 from tests.ranks_faults import BAD, FAULTS
@@ -104,7 +105,7 @@ def test_of_sharded_parameters_it_is_one_gather_and_one_scatter(pool, split):
 @pytest.mark.parametrize("is_adjoint", [False, True])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_failure_on_one_rank_is_one_on_all(pool, fault, is_adjoint, is_sharded):
-    found = pool.run(jobs.in_a_product, fault, is_adjoint, is_sharded)
+    found = pool.run(faults.in_a_product, fault, is_adjoint, is_sharded)
     for rank, ((kind, text), goes_on) in enumerate(found):
         assert goes_on
         if fault == "nan":
@@ -116,13 +117,13 @@ def test_a_failure_on_one_rank_is_one_on_all(pool, fault, is_adjoint, is_sharded
 
 
 def test_ranks_that_differ_are_told_so(pool):
-    for kind, text in pool.run(jobs.other_vectors):
+    for kind, text in pool.run(faults.other_vectors):
         assert kind == "RankError"
         assert "another on rank 2 than on rank 0" in text
 
 
 def test_a_rank_without_data_shows_what_the_others_do(pool):
-    shown = pool.run(jobs.named, size=3)
+    shown = pool.run(faults.named, size=3)
     for J, R, at in shown:
         assert J.startswith("Jacobian of 3 ranks(")
         assert at.startswith("Jacobian of 3 ranks(")
@@ -130,21 +131,21 @@ def test_a_rank_without_data_shows_what_the_others_do(pool):
 
 
 def test_outputs_that_do_not_fit_together_are_refused(pool):
-    kinds = [kind for kind, _ in pool.run(jobs.other_outputs)]
+    kinds = [kind for kind, _ in pool.run(faults.other_outputs)]
     assert kinds == ["RankError", "ShapeError", "RankError"]
 
 
 def test_a_step_outside_the_domain_of_one_rank_is_rejected_on_all(pool):
-    wanted = _plain(jobs.rejected(None))
+    wanted = _plain(faults.rejected(None))
     assert [fit[-1] for fit in wanted] == [True, True]  # the model raised at a trial point
-    for found in pool.run(jobs.rejected, size=2):
+    for found in pool.run(faults.rejected, size=2):
         close(found, wanted)
 
 
 @pytest.mark.parametrize(("method", "is_sharded"), [("svd", False), ("svd", True), ("lsmr", True)])
 def test_a_fit_resumes_on_all_ranks_to_the_same_bits(pool, tmp_path, method, is_sharded):
     for status, before, after, undisturbed, same in pool.run(
-        jobs.stopped_and_resumed, tmp_path, method, is_sharded
+        faults.stopped_and_resumed, tmp_path, method, is_sharded
     ):
         assert status == "STOPPED"
         assert before < after == undisturbed
@@ -152,7 +153,7 @@ def test_a_fit_resumes_on_all_ranks_to_the_same_bits(pool, tmp_path, method, is_
 
 
 def test_what_is_not_done_with_outputs_is_refused(pool):
-    for refusals in pool.run(jobs.refusals):
+    for refusals in pool.run(faults.refusals):
         for name, (kind, text) in refusals.items():
             assert kind.endswith("Error"), name
             assert "remedy" in text, name
