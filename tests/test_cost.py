@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hesse.curvature import fisher_operator, ggn_operator, hessian_operator, hvp
+from hesse.optimize import HessianFree
 from hesse.risk.risk import Risk
 from hesse.testing import PeakMemory, problems
 from hesse.vectors.inner_products import norm
@@ -137,6 +138,24 @@ def test_gradient_before_product_is_one_gradient_on_several_batches(autoencoder)
     batches = [(inputs[i::3], targets[i::3]) for i in range(3)]
     H = hessian_operator(risk.on(batches), risk.params)
     assert flops(lambda: (H.gradient, H.value)) <= 1.05 * gradient
+
+
+def test_a_step_without_cg_costs_three_gradients_and_a_third():
+    """A gradient, a product, half of another, a value; the next data need no gradient of these."""
+    torch.manual_seed(0)
+    widths = [60, 40, 20, 40, 60]
+    net = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))
+    images = torch.rand(50, 60)
+    parameters = list(net.parameters())
+    gradient = flops(lambda: torch.autograd.grad(nn.MSELoss()(net(images), images), parameters))
+    optimizer = HessianFree(
+        Risk(net, nn.MSELoss(), (images, images)), max_cg_iterations=0, preconditioner="none",
+        mode="retained-graph",
+    )  # fmt: skip
+    for seed in range(2):
+        batch = torch.rand(50, 60, generator=torch.Generator().manual_seed(seed))
+        cost = flops(lambda batch=batch: optimizer.step(data=(batch, batch)))
+    assert cost <= 3.4 * gradient
 
 
 # --------------------------------------------------------------------------------------------------

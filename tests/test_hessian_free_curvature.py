@@ -36,6 +36,12 @@ def flat(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+def _split(f, vector):
+    """The tensors of the parameters in a flat vector."""
+    parts = vector.split([p.numel() for p in f.params.values()])
+    return [part.view_as(p) for part, p in zip(parts, f.params.values(), strict=True)]
+
+
 def mixed(f, x):
     """A symmetric matrix with eigenvalues of both signs."""
     values = torch.linspace(-1.0, 2.0, 43, dtype=DOUBLE)
@@ -140,12 +146,21 @@ def test_one_iteration_of_cg_is_the_preconditioned_gradient(rule):
 
 
 @pytest.mark.parametrize("kind", ["kfac", "ekfac", "diagonal"])
-def test_a_curvature_with_an_inverse_takes_no_cg_and_its_step_is_rescaled_exactly(kind):
+@pytest.mark.parametrize(
+    "options",
+    [
+        lambda K: {"curvature": K},
+        lambda K: {"preconditioner": K, "max_cg_iterations": 0},
+        lambda K: {"preconditioner": K, "max_cg_iterations": 0, "damping_rule": "scan"},
+    ],
+    ids=["curvature", "no CG", "no CG in a scan"],
+)
+def test_steps_without_cg_are_rescaled_exactly(options, kind):
     """alpha p + mu p0 with the best two numbers for the Gauss-Newton matrix."""
     model, damping = network(), 0.2
     f = risk(model)
     optimizer = HessianFree(
-        f, curvature=CURVATURES[kind], damping=damping, damping_bounds=(damping, damping)
+        f, **options(CURVATURES[kind]), damping=damping, damping_bounds=(damping, damping)
     )
     start = flat(model)
     optimizer.step()
@@ -157,8 +172,26 @@ def test_a_curvature_with_an_inverse_takes_no_cg_and_its_step_is_rescaled_exactl
     p = -torch.linalg.solve(K.to_dense() + damping * eye, G.flat_gradient)
     P = torch.stack([last, p], dim=1)
     y = -torch.linalg.solve(P.T @ (G.to_dense() + damping * eye) @ P, P.T @ G.flat_gradient)
+    before = optimizer.counts.nhev
     optimizer.step()
     torch.testing.assert_close(flat(model) - x, P @ y, rtol=1e-6, atol=1e-9)
+    assert optimizer.counts.nhev == before + 2
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_without_preconditioner_and_cg_a_step_goes_down_the_gradient(rule):
+    """-t g with the best t for the damped model, in the first step."""
+    model, damping = network(), 0.2
+    f, before = risk(model), flat(model)
+    bounds = (damping, damping)
+    HessianFree(
+        f, preconditioner="none", max_cg_iterations=0, damping=damping, damping_bounds=bounds,
+        damping_rule=rule,
+    ).step()  # fmt: skip
+    G = hesse.ggn_operator(f, dict(zip(f.params, _split(f, before), strict=True)))
+    g = G.flat_gradient
+    t = (g @ g) / (g @ (G.to_dense() + damping * torch.eye(len(g), dtype=DOUBLE)) @ g)
+    torch.testing.assert_close(flat(model) - before, -t * g, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["ekfac", "kfac", "nystrom", "diagonal", "none"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,8 +19,22 @@ from hesse.optimize.point import Counts, Objective, Point
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Space
 
+# A step that was taken back multiplies the damping by this.
+MORE_DAMPING = 4.0
 # The modes that "auto" takes one of.
 MODES = ["traced-split", "retained-graph"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a step is given."""
+
+    risk: Risk
+    value: float | None = None
+    """At the parameters as they are, if it is known."""
+    is_left: bool = False
+    """Whether the next step is of another risk, so that the gradient where this one leads to is not
+    needed."""
 
 
 class CurrentPoint:
@@ -41,19 +56,44 @@ class CurrentPoint:
         self._traced = set[Hashable]()
         self._known: tuple[Risk, Objective, Point] | None = None
 
-    def of(self, risk: Risk, x: Tensor, value: float | None = None) -> tuple[Objective, Point]:
-        """The objective and the point at x, where the value is as given, if it is."""
+    def beginning(
+        self, given: Given, x: Tensor, last: Tensor | None
+    ) -> tuple[Objective, Point, bool]:
+        """The objective, the point where a step begins, and whether the last step is taken back.
+
+        It is, where it led to a point whose gradient is not finite.
+
+        Args:
+            given: of this step.
+            x: the parameters.
+            last: the last step, if it may be taken back.
+        """
+        objective, point = self.of(given, x)
+        try:
+            _check_finite(point)
+        except NonFiniteError:
+            if last is None:
+                raise
+        else:
+            return objective, point, False
+        objective, point = self.of(replace(given, value=None), x - last)
+        _check_finite(point)
+        return objective, point, True
+
+    def of(self, given: Given, x: Tensor) -> tuple[Objective, Point]:
+        """The objective and the point at x."""
+        risk, value = given.risk, given.value
         if self._known is not None:
             last_risk, objective, point = self._known
             is_same = last_risk is risk and (value is None or value == point.value)
             if is_same and not self._anywhere(lambda: bool((point.x != x).any())):
                 return objective, point
-        objective = Objective(self.operator(risk, x), self._counts)
+        objective = Objective(self.operator(risk, x), self._counts, is_left=given.is_left)
         return objective, objective.start(x)
 
-    def keep(self, risk: Risk, objective: Objective, point: Point) -> None:
-        """The point after a step."""
-        self._known = risk, objective, point
+    def keep(self, given: Given, objective: Objective, point: Point) -> None:
+        """The point after a step, if the next one is of the same risk."""
+        self._known = None if given.is_left else (given.risk, objective, point)
 
     def forget(self) -> None:
         """Evaluate the risk again when it is next asked for."""
@@ -99,3 +139,13 @@ class CurrentPoint:
             return is_so()
         like = torch.empty((), device=self._space.device)
         return bool(ranks.sum_of(lambda: like.new_tensor(is_so()), like) > 0.0)
+
+
+def _check_finite(point: Point) -> None:
+    """Raise where a step cannot begin."""
+    if not point.is_finite:
+        raise NonFiniteError(
+            expected="a finite risk and gradient at the current parameters",
+            got="NaN or Inf",
+            remedy="Check the data and the parameters; the model has not been changed.",
+        )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -14,8 +13,8 @@ from hesse.boundary import public
 from hesse.curvature.gauss_newton import ggn_operator
 from hesse.curvature.hessian import hessian_operator
 from hesse.engine.summed_product import PreparedMode
-from hesse.errors import ArgumentError, DerivativeError, NonFiniteError, Status
-from hesse.optimize.current_point import CurrentPoint
+from hesse.errors import ArgumentError, DerivativeError, Status
+from hesse.optimize.current_point import MORE_DAMPING, CurrentPoint, Given
 from hesse.optimize.damped_gauss_newton import DampedGaussNewton
 from hesse.optimize.factory import Factory
 from hesse.optimize.growing_share import Growing, GrowingShare
@@ -88,7 +87,9 @@ class HessianFree(torch.optim.Optimizer):
             are packed; or what modules return first: {model.encoder: 0.03}. In a scan it keeps the
             lambda of the last step. A preconditioner is of G + lambda I alone: for mu near 1 CG
             takes fewer products with preconditioner="none".
-        max_cg_iterations: of one step; a scan starts with 3 and takes 3 more every 10 steps.
+        max_cg_iterations: of one step; a scan starts with 3 and takes 3 more every 10 steps. With 0
+            a step is the preconditioned gradient and the last step, combined by the exact
+            Gauss-Newton matrix (Martens & Grosse 2015, section 7): cheap steps for many batches.
         preconditioner: of CG: "ekfac" or "kfac" (of one random vector a step, averaged over steps;
             none for a model that cannot be traced), "nystrom" (20 products), "diagonal" (an
             estimate, 8 products), "none", or a function of the risk and the parameters that returns
@@ -117,9 +118,10 @@ class HessianFree(torch.optim.Optimizer):
 
     Cost: a step takes one gradient, max_cg_iterations Gauss-Newton products (1.33 gradients each)
         and one more, a few values, and every `refresh_every` steps one more gradient and the
-        eigenvectors of the factors; one product more for every new shape of data; structural
-        damping one forward pass and half a product. Memory: two vectors for each iteration of CG,
-        10 more, and two graphs, three with structural damping.
+        eigenvectors of the factors; without CG a product, half of another and one value; one
+        product more for every new shape of data; structural damping one forward pass and half a
+        product. Memory: two vectors for each iteration of CG, 10 more, and two graphs, three with
+        structural damping.
 
     Raises:
         HesseError: as `Risk` and `ggn_operator`; NonFiniteError where the risk is not finite.
@@ -238,30 +240,33 @@ class HessianFree(torch.optim.Optimizer):
                 may return the loss alone if that is made by losses of torch. A closure costs one
                 value a step, and another forward pass for every product that is prepared; `.grad`
                 is not set.
-            data: data for this step instead of the risk's own, in a form that `Risk` takes.
+            data: data for this step instead of the risk's own, in a form that `Risk` takes. Without
+                CG, a step that led to where the risk of the next data has no finite gradient is
+                taken back by the next one.
         """
         check_source(self.risk, closure, data)
         check_trainable(self.param_groups, self._frozen)
-        value = None
+        group = self.param_groups[0]
         if self._closures is not None and closure is not None:
-            risk, value = self._closures.of(closure)
+            given = Given(*self._closures.of(closure))
+        elif data is None:
+            given = Given(self._examples.part(group["share"]))
         else:
             assert self.risk is not None
-            share = self.param_groups[0]["share"]
-            risk = self._examples.part(share) if data is None else self.risk.on(data)
+            given = Given(self.risk.on(data), is_left=group["max_cg_iterations"] == 0)
         with limits_of_step(self._limits, self._space.ranks) as limits:
             try:
-                return self._whole_step(risk, value, limits)
+                return self._whole_step(given, limits)
             except DerivativeError:  # the programs are no longer those of the model
                 if not self._current.falls_back():
                     raise
-                return self._whole_step(risk, value, limits)
+                return self._whole_step(given, limits)
 
-    def _whole_step(self, risk: Risk, value: float | None, limits: Run) -> Tensor:
+    def _whole_step(self, given: Given, limits: Run) -> Tensor:
         """A step, or nothing: an error or Ctrl-C leaves all as it was."""
         state, steps = self._preconditioner.state, self.param_groups[0]["steps"]
         try:
-            before = self._step(risk, value, limits)
+            before = self._step(given, limits)
             end_of_step(self._space.ranks)
             return before
         except BaseException as error:
@@ -272,15 +277,10 @@ class HessianFree(torch.optim.Optimizer):
                 self._checkpoint.save(self._saved(), now=True)
             raise
 
-    def _step(self, risk: Risk, value: float | None, limits: Run) -> Tensor:
-        group = self.param_groups[0]
-        objective, point = self._current.of(risk, self._parts.x, value)
-        if not (math.isfinite(point.value) and math.isfinite(point.gradient_norm)):
-            raise NonFiniteError(
-                expected="a finite risk and gradient at the current parameters",
-                got="NaN or Inf",
-                remedy="Check the data and the parameters; the model has not been changed.",
-            )
+    def _step(self, given: Given, limits: Run) -> Tensor:
+        group, risk, start = self.param_groups[0], given.risk, self._parts.vector("start")
+        last = start if given.is_left else None
+        objective, point, is_back = self._current.beginning(given, self._parts.x, last)
         before = torch.tensor(point.value, dtype=point.x.dtype)
         rates = rates_of(self.param_groups, self._space)
         least = _LEAST_PRODUCTS + self._structural_products
@@ -288,11 +288,14 @@ class HessianFree(torch.optim.Optimizer):
         taken = Products(self.counts.nhev)
         if not (limits.goes_on(taken) and limits.allows(taken, least)):
             self.status = limits.status
-            self._current.keep(risk, objective, point)
+            self._current.keep(given, objective, point)
             return before
         if isinstance(rates, float) and rates == 0.0:
             return before
-        descent, search = self._method(risk, point, limits)
+        damping = group["damping"]
+        if is_back:
+            start, damping = None, min(MORE_DAMPING * damping, group["damping_bounds"][1])
+        descent, search = self._method(risk, point, limits, start, damping)
         is_plain = isinstance(rates, float) and rates == 1.0
         scaled: Descent = descent if is_plain else Scaled(descent, rates)
         new, proposal = take_step(objective, point, scaled, search)
@@ -306,7 +309,7 @@ class HessianFree(torch.optim.Optimizer):
             group["damping"], group["steps"] = search.scalar, group["steps"] + 1
             group["mode"], group["share"] = self._current.mode, share
             self._parts.write(new.x)
-            self._current.keep(risk, objective, new)
+            self._current.keep(given, objective, new)
         self._checkpoint.save(self._saved())
         return before
 
@@ -331,11 +334,11 @@ class HessianFree(torch.optim.Optimizer):
         self._preconditioner.forget()
 
     def _method(
-        self, risk: Risk, point: Point, limits: Run
+        self, risk: Risk, point: Point, limits: Run, start: Tensor | None, damping: float
     ) -> tuple[SubspaceStep | DampedGaussNewton, Search]:
         """How a step is proposed, and how it is judged."""
-        group, current = self.param_groups[0], self._current
-        matrix = matrix_of(self._curvature, self._structural, risk, group["damping"], current)
+        group, current = self.param_groups[0] | {"damping": damping}, self._current
+        matrix = matrix_of(self._curvature, self._structural, risk, damping, current)
         is_made = callable(self._curvature)
         preconditioner = self._preconditioner.at(
             risk, point, matrix if is_made else None, group, current
@@ -345,7 +348,7 @@ class HessianFree(torch.optim.Optimizer):
             preconditioner=preconditioner,
             matrix=matrix,
             is_made=is_made,
-            start=self._parts.vector("start"),
+            start=start,
             limits=limits.rest(self.counts.nhev + self._structural_products),
         )
 

@@ -179,7 +179,7 @@ def check_defaults(
     check_damping(damping, damping_bounds)
     check_choice("damping_rule", damping_rule, RULES)
     check_choice("mode", mode, ["auto", *PREPARED_MODES])
-    check_count("max_cg_iterations", max_cg_iterations, 1)
+    check_count("max_cg_iterations", max_cg_iterations, 0)
     check_count("refresh_every", refresh_every, 1)
 
 

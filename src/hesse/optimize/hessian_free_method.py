@@ -68,7 +68,7 @@ def method_of(
     else:
         armijo = ArmijoSearch(c=1e-2, factor=0.8, max_trials=60)
         search = LevenbergMarquardt(damping, bounds=bounds, armijo=armijo)
-    descent = SubspaceStep if is_scan or is_made else DampedGaussNewton
+    descent = SubspaceStep if is_scan or is_made or most == 0 else DampedGaussNewton
     return descent(
         preconditioner=preconditioner,
         max_iterations=most,

@@ -100,6 +100,7 @@ class Point:
         is_trial: whether a search may reject it: an error of f is then an infinite value.
         matrix: makes the curvature, where that is another operator.
         box: the bounds on x, if there are some.
+        is_left: whether the next step is of another f, which does not ask for this gradient.
     """
 
     def __init__(
@@ -111,9 +112,11 @@ class Point:
         is_trial: bool = True,
         matrix: Callable[[], LinearOperator] | None = None,
         box: Box | None = None,
+        is_left: bool = False,
     ) -> None:
         self.x, self._curvature, self._counts = x, curvature, counts
         self._is_trial, self._matrix, self.box = is_trial, matrix, box
+        self._is_left = is_left
 
     @property
     def space(self) -> Space:
@@ -132,7 +135,12 @@ class Point:
         """Whether f and its gradient are finite here, so that a search may move here."""
         if not self.value < math.inf:
             return False
-        return self._attempt(lambda: math.isfinite(self.gradient_norm)) or False
+        return self._is_left or self._attempt(lambda: self.is_finite) or False
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether f and its gradient are finite here."""
+        return math.isfinite(self.value) and math.isfinite(self.gradient_norm)
 
     @property
     def rounding_error(self) -> float:
@@ -219,6 +227,7 @@ class Objective:
         counts: where evaluations are counted; default: new counts.
         matrix: x -> the curvature at a point, a tree, where that is another operator.
         box: bounds, to which points are projected.
+        is_left: whether the next step is of another function: trial points need no gradient then.
     """
 
     def __init__(
@@ -227,8 +236,11 @@ class Objective:
         counts: Counts | None = None,
         matrix: Callable[[Tree], LinearOperator] | None = None,
         box: Box | None = None,
+        *,
+        is_left: bool = False,
     ) -> None:
         self._start, self._matrix, self.box = curvature, matrix, box
+        self._is_left = is_left
         self.space: Space = curvature.domain
         self.counts = counts or Counts()
 
@@ -242,7 +254,8 @@ class Objective:
         """Another point; nothing is computed before it is asked for."""
         x = x if self.box is None else self.box.project(x)
         there = self._start.at(self.space.unflatten(x))
-        return Point(x, there, self.counts, matrix=self._matrix_at(x), box=self.box)
+        matrix = self._matrix_at(x)
+        return Point(x, there, self.counts, matrix=matrix, box=self.box, is_left=self._is_left)
 
     def _matrix_at(self, x: Tensor) -> Callable[[], LinearOperator] | None:
         matrix = self._matrix

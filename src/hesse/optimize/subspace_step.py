@@ -31,16 +31,17 @@ class SubspaceStep:
 
     The new directions are those of conjugate gradients for (G + lambda I) p = -g, from the minimum
     along the last step on; the products G p that CG takes give the model on the span for every
-    other damping too. Where the curvature has an inverse of its own, such as K-FAC, there is one
-    new direction, -(K + lambda I)^-1 g, and the model is that of the exact Gauss-Newton matrix:
-    length and momentum are then the best two numbers (Martens & Grosse 2015, sections 6.4, 7).
+    other damping too. Where the curvature has an inverse of its own, such as K-FAC, or where CG
+    takes no iterations, there is one new direction, -(K + lambda I)^-1 g, with K that curvature or
+    the one of the preconditioner. The model is that of the exact Gauss-Newton matrix: length and
+    momentum are then the best two numbers (Martens & Grosse 2015, sections 6.4, 7).
 
     CG ends at a direction of negative curvature, which belongs to the span: a damping beyond that
     curvature makes the model convex, and its minimiser goes along it too.
 
     Args:
         preconditioner: lambda -> an approximation of the inverse of G + lambda I, or None.
-        max_iterations: of CG.
+        max_iterations: of CG; 0 for the preconditioned gradient alone.
         matrix: makes the curvature at a point; None if it is the point's own.
         start: the last step, if there was one.
         limits: what limits leave for the solve.
@@ -62,16 +63,14 @@ class SubspaceStep:
     def propose(self, point: Point, scalar: float) -> Proposal:
         """The minimiser for the damping `scalar`; others at no product."""
         G, inverse = self._model_and_inverse(point, scalar)
-        pairs = [] if self.start is None else [(self.start, G._matvec(self.start))]
-        status = Status.TRUNCATED
+        space, g, status = point.space, point.gradient, Status.TRUNCATED
         if inverse is not None:
-            direction = -inverse._matvec(point.gradient)
-            pairs.append((direction, G._matvec(direction)))
+            model = Subspace.of_two(space, g, G, self.start, -inverse._matvec(g))
         else:
-            residual = Subspace(point.space, point.gradient, pairs).residual(scalar)
+            pairs = [] if self.start is None else [(self.start, G._matvec(self.start))]
+            residual = Subspace.of_products(space, g, pairs).residual(scalar)
             found, status = self._directions(G, residual, scalar)
-            pairs += found
-        model = Subspace(point.space, point.gradient, pairs)
+            model = Subspace.of_products(space, g, [*pairs, *found])
         least = _CONVEX * model.least_damping
         best = model.minimiser(max(scalar, least))
         return Proposal(best, status=status, at=model.minimiser, least_damping=least)
@@ -83,12 +82,21 @@ class SubspaceStep:
     def _model_and_inverse(
         self, point: Point, damping: float
     ) -> tuple[LinearOperator, LinearOperator | None]:
-        """The curvature of the model, and the damped inverse of that given, if it has one."""
+        """The curvature of the model, and the damped inverse that gives the new direction.
+
+        That of the curvature given, if it has one; without CG the preconditioner. None for CG.
+        """
+        inverse = self._preconditioner_at(point, damping) if self.max_iterations == 0 else None
         if self._matrix is None:
-            return point.curvature, None
+            return point.curvature, inverse
         A = self._matrix(point)
-        inverse = damped_inverse(A, damping)
-        return (point.counted(A), None) if inverse is None else (point.curvature, inverse)
+        own = damped_inverse(A, damping)
+        return (point.counted(A), inverse) if own is None else (point.curvature, own)
+
+    def _preconditioner_at(self, point: Point, damping: float) -> LinearOperator:
+        if self.preconditioner is None:
+            return IdentityOperator(point.space)
+        return self.preconditioner(damping)
 
     def _directions(
         self, G: LinearOperator, residual: Tensor, damping: float
