@@ -24,22 +24,21 @@ def add_options(parser: argparse.ArgumentParser, first: int, last: int, every: i
     add("--last-batch", type=int, default=last, help="examples that its batches grow to")
     add("--every", type=int, default=every, help="steps after which its batches double")
     add("--refresh-every", type=int, default=1, help="steps of HessianFree's preconditioner")
+    add("--mode", default="auto", help="how HessianFree takes its products")
     add("--rivals-batch", type=int, help="examples of a step of the others")
 
 
 def usual(options: argparse.Namespace) -> Contestants:
     """HessianFree, its cheap steps, and the first-order optimisers that are used most."""
     sizes = growing(options.batch, options.last_batch, options.every)
-    batch, refresh = options.rivals_batch, options.refresh_every
+    batch = options.rivals_batch
+    own = {"refresh_every": options.refresh_every, "mode": options.mode}
     ours = hessian_free(
-        sizes,
-        damping_rule=options.damping_rule,
-        max_cg_iterations=options.cg,
-        refresh_every=refresh,
+        sizes, damping_rule=options.damping_rule, max_cg_iterations=options.cg, **own
     )
     return {
         "HessianFree": Untuned(ours),
-        "K-FAC": Untuned(kfac(sizes, refresh_every=refresh)),
+        "K-FAC": Untuned(kfac(sizes, **own)),
         "AdamW": Tunable(lambda rate: adamw(rate, batch), RATES),
         "Muon": Tunable(lambda rate: muon(rate, batch), RATES),
         "SOAP": Tunable(lambda rate: soap(rate, batch), RATES),

@@ -32,7 +32,7 @@ def hessian_free(sizes: Sizes, name: str = "HessianFree", **options: Any) -> Riv
 
 def kfac(sizes: Sizes, name: str = "K-FAC", **options: Any) -> Rival:
     """Steps of EK-FAC, their length and momentum from the exact Gauss-Newton matrix."""
-    return hessian_free(sizes, name, damping_rule="scan", max_cg_iterations=1, **options)
+    return hessian_free(sizes, name, max_cg_iterations=0, **options)
 
 
 def first_order(
