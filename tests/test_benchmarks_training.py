@@ -98,6 +98,23 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(name, tmp_path):
     assert all(torch.equal(a, ends[1][2][key]) for key, a in ends[0][2].items())
 
 
+def test_the_mean_is_over_a_tenth_of_the_steps():
+    from benchmarks.training.average import Average
+
+    model, steps = nn.Linear(1, 1), 1000
+    average = Average(model)
+    for step in range(1, steps + 1):
+        with torch.no_grad():
+            model.weight.fill_(step)
+        average.take(model, step)
+    weights = torch.arange(1, steps + 1, dtype=torch.float64)
+    for power in range(2, 10):  # 1 * 2 * ... : a polynomial of degree 9 in the step
+        weights *= torch.arange(power, steps + power, dtype=torch.float64)
+    mean = float((weights * torch.arange(1, steps + 1)).sum() / weights.sum())
+    assert float(average.model.weight) == pytest.approx(mean, rel=1e-4)
+    assert mean == pytest.approx(steps * (1 - 1 / 11), rel=1e-2)
+
+
 def test_the_table_tells_who_reached_what(tmp_path):
     from benchmarks.training.report import plot, table
     from benchmarks.training.run import History

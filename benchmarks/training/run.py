@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from benchmarks.training.average import Average
 from benchmarks.training.task import Rival, Task
 
 Clock = Literal["wall", "processor"]
@@ -53,7 +54,9 @@ def train(
     """Train for so many seconds, of which those of earlier parts of the run count.
 
     Every step draws its data from a generator seeded by its number: a run that was cut off
-    continues with the data that it would have had.
+    continues with the data that it would have had. Errors are those of the parameters or of their
+    mean over the last steps, whichever is lower, as in Martens & Grosse 2015; the clock stands
+    while the mean is taken.
     """
     torch.manual_seed(seed)
     model = (rival.model or task.model)(seed)
@@ -64,7 +67,8 @@ def train(
     optimizer = rival.make(task, model, first)
     _count(history, began)
     path = folder / f"{task.name}-{rival.name.replace('/', '-')}-{seed}.pt"
-    _resume(path, model, optimizer, history)
+    average = Average(model)
+    _resume(path, model, average, optimizer, history)
     saved = time.perf_counter()
     try:
         while not _is_over(task, history, history.elapsed(clock) >= seconds, most_steps):
@@ -73,16 +77,17 @@ def train(
             rival.step(optimizer, task, model, batch)
             history.steps += 1
             _count(history, began)
+            average.take(model, history.steps)
             if history.elapsed(clock) >= len(history.rows) * seconds / _MEASUREMENTS:
-                history.record(task.error(model))
+                history.record(_error(task, model, average))
                 _show(task, rival, seed, history, clock)
             if time.perf_counter() - saved > _SAVE_EVERY:
-                _save(path, model, optimizer, history)
+                _save(path, model, average, optimizer, history)
                 saved = time.perf_counter()
         if not history.rows or history.rows[-1][2] != history.steps:
-            history.record(task.error(model))
+            history.record(_error(task, model, average))
     finally:  # Ctrl-C too
-        _save(path, model, optimizer, history)
+        _save(path, model, average, optimizer, history)
     _show(task, rival, seed, history, clock, end="\n")
     return history
 
@@ -102,10 +107,17 @@ def _is_over(task: Task, history: History, is_late: bool, most_steps: float) -> 
     return is_late or error < task.solved or math.isnan(error) or history.steps >= most_steps
 
 
-def _save(path: Path, model: nn.Module, optimizer: Any, history: History) -> None:
+def _error(task: Task, model: nn.Module, average: Average) -> float:
+    """The lower error of the two; NaN where the parameters have it."""
+    now = task.error(model)
+    return now if math.isnan(now) else min(now, task.error(average.model))
+
+
+def _save(path: Path, model: nn.Module, average: Average, optimizer: Any, history: History) -> None:
     """Under another name first, so that a run killed meanwhile keeps the last file."""
     state = {
         "model": model.state_dict(),
+        "average": average.model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "history": asdict(history),
     }
@@ -114,11 +126,14 @@ def _save(path: Path, model: nn.Module, optimizer: Any, history: History) -> Non
     os.replace(part, path)
 
 
-def _resume(path: Path, model: nn.Module, optimizer: Any, history: History) -> None:
+def _resume(
+    path: Path, model: nn.Module, average: Average, optimizer: Any, history: History
+) -> None:
     if not path.exists():
         return
     state = torch.load(path)
     model.load_state_dict(state["model"])
+    average.model.load_state_dict(state["average"])
     optimizer.load_state_dict(state["optimizer"])
     vars(history).update(state["history"])
 
