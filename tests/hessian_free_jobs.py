@@ -29,6 +29,7 @@ OPTIONS = {
     "hessian": {"curvature": "hessian"},
     "structural": {"preconditioner": "none"},
     "growing": {"preconditioner": "none"},  # of few examples factors are degenerate
+    "without CG": {"max_cg_iterations": 0},
     "operator": {"curvature": hesse.kfac_operator, "preconditioner": hesse.ekfac_operator},
 }
 _SHARED = {
@@ -79,7 +80,7 @@ def steps(place, kind, name, count, split="ragged", **options):
     if name == "structural":
         options["structural_damping"] = {there[0]: 0.5}
     source = hesse.Growing(there_risk, 0.4) if name == "growing" else there_risk
-    optimizer = hesse.HessianFree(source, **_SHARED, **OPTIONS[name], **options)
+    optimizer = hesse.HessianFree(source, **(_SHARED | OPTIONS[name]), **options)
     values = [float(optimizer.step()) for _ in range(count - optimizer.param_groups[0]["steps"])]
     counts = optimizer.counts
     return {
@@ -89,6 +90,33 @@ def steps(place, kind, name, count, split="ragged", **options):
         "status": optimizer.status.name,
         "x": parameters(there),
     }
+
+
+class Cliff(nn.Module):
+    """w x, nearly; for large x its gradient is NaN for w below 1/2, where its value is finite."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x):
+        beyond = (self.w - 0.5) * (self.w > 0.5)
+        outputs = self.w * x
+        return outputs + 1e-6 * torch.sqrt(beyond * beyond) if x.abs().max() > 0.9 else outputs
+
+
+def taken_back(place):
+    """The parameter after steps on data that want other ones; rank 0 alone sees no cliff."""
+    there, x = Cliff(), torch.linspace(-1.0, 1.0, 20) * (0.5 + 0.5 * place.rank)
+    optimizer = hesse.HessianFree(
+        hesse.Risk(there, nn.MSELoss(), (x, x), group=place.ranks()), preconditioner="none",
+        max_cg_iterations=0, mode="retained-graph",
+    )  # fmt: skip
+    found = []
+    for wanted in (0.9, 0.1, 0.8, 0.8):
+        optimizer.step(data=(x, wanted * x))
+        found.append(there.w.item())
+    return found
 
 
 def resumed(place, split="ragged"):

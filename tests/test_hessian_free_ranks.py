@@ -54,6 +54,16 @@ def test_fsdp_trains_on_after_it(pool):
     assert len({bits(answers) for answers in found}) == 1
 
 
+def test_a_step_to_where_one_rank_has_no_gradient_is_taken_back_on_all(pool):
+    found = pool.run(jobs.taken_back)
+    assert len({bits(answers) for answers in found}) == 1
+    first, second, third, fourth = found[0]
+    assert first > 0.8
+    assert second < 0.5
+    assert 0.7 < third < 0.9
+    assert fourth == pytest.approx(0.8, abs=0.05)
+
+
 # -- Alike on all ranks ----------------------------------------------------------------------------
 
 
