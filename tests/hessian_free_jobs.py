@@ -15,6 +15,7 @@ from hesse.curvature.kronecker import programs
 from hesse.distributed import shard
 from hesse.testing import Traffic
 from hesse.tracing.graph import UntraceableError
+from tests.hessian_free_problems import Cliff
 from tests.ranks_faults import BAD, _error
 from tests.ranks_pool import SPLITS, batches, model, vector
 from tests.shards_fsdp import _named_mesh, _step
@@ -90,19 +91,6 @@ def steps(place, kind, name, count, split="ragged", **options):
         "status": optimizer.status.name,
         "x": parameters(there),
     }
-
-
-class Cliff(nn.Module):
-    """w x, nearly; for large x its gradient is NaN for w below 1/2, where its value is finite."""
-
-    def __init__(self):
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor(1.0))
-
-    def forward(self, x):
-        beyond = (self.w - 0.5) * (self.w > 0.5)
-        outputs = self.w * x
-        return outputs + 1e-6 * torch.sqrt(beyond * beyond) if x.abs().max() > 0.9 else outputs
 
 
 def taken_back(place):

@@ -13,60 +13,8 @@ from torch import nn
 import hesse
 from hesse.errors import ArgumentError, OperatorError
 from hesse.optimize import HessianFree
+from tests.hessian_free_problems import CURVATURES, DOUBLE, RULES, data, flat, mixed, network, risk
 
-DOUBLE = torch.float64
-
-
-def network(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-
-
-def data():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(60, 4, generator=generator, dtype=DOUBLE)
-    return x, torch.randint(0, 3, (60,), generator=generator)
-
-
-def risk(model, batches=None):
-    return hesse.Risk(model, nn.CrossEntropyLoss(), batches or data())
-
-
-def flat(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-def _split(f, vector):
-    """The tensors of the parameters in a flat vector."""
-    parts = vector.split([p.numel() for p in f.params.values()])
-    return [part.view_as(p) for part, p in zip(parts, f.params.values(), strict=True)]
-
-
-def mixed(f, x):
-    """A symmetric matrix with eigenvalues of both signs."""
-    values = torch.linspace(-1.0, 2.0, 43, dtype=DOUBLE)
-    Q, _ = torch.linalg.qr(torch.randn(43, 43, generator=torch.Generator().manual_seed(1)).double())
-    return hesse.dense_operator(Q @ torch.diag(values) @ Q.T)
-
-
-CURVATURES = {
-    "ggn": "ggn",
-    "hessian": "hessian",
-    "ggn_operator": hesse.ggn_operator,
-    "hessian_operator": hesse.hessian_operator,
-    "exact Fisher": hesse.fisher_operator,
-    "sampled Fisher": lambda risk, x: hesse.fisher_operator(
-        risk, x, "sampled", samples=5, generator=torch.Generator().manual_seed(0)
-    ),
-    "empirical Fisher": lambda risk, x: hesse.fisher_operator(risk, x, "empirical"),
-    "kfac": hesse.kfac_operator,
-    "ekfac": hesse.ekfac_operator,
-    "diagonal": lambda risk, x: hesse.diagonal_operator(
-        hesse.ggn_operator(risk, x).to_dense().diagonal()
-    ),
-    "identity": lambda risk, x: hesse.identity_operator(43, DOUBLE),
-    "indefinite": mixed,
-}
 PRECONDITIONERS = {
     "ekfac": "ekfac",
     "kfac": "kfac",
@@ -75,7 +23,6 @@ PRECONDITIONERS = {
     "none": "none",
     "a factory": lambda risk, x: hesse.kfac_operator(risk, x),
 }
-RULES = ["scan", "levenberg-marquardt"]
 
 
 @pytest.mark.some_cases(12)
@@ -143,55 +90,6 @@ def test_one_iteration_of_cg_is_the_preconditioned_gradient(rule):
     t = -(g @ p) / (p @ (G + damping * eye) @ p)
     optimizer.step()
     torch.testing.assert_close(flat(model) - before, t * p, rtol=1e-8, atol=1e-10)
-
-
-@pytest.mark.parametrize("kind", ["kfac", "ekfac", "diagonal"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        lambda K: {"curvature": K},
-        lambda K: {"preconditioner": K, "max_cg_iterations": 0},
-        lambda K: {"preconditioner": K, "max_cg_iterations": 0, "damping_rule": "scan"},
-    ],
-    ids=["curvature", "no CG", "no CG in a scan"],
-)
-def test_steps_without_cg_are_rescaled_exactly(options, kind):
-    """alpha p + mu p0 with the best two numbers for the Gauss-Newton matrix."""
-    model, damping = network(), 0.2
-    f = risk(model)
-    optimizer = HessianFree(
-        f, **options(CURVATURES[kind]), damping=damping, damping_bounds=(damping, damping)
-    )
-    start = flat(model)
-    optimizer.step()
-    assert optimizer.counts.nhev <= 2  # one, and one to see whether programs can be made
-    last, x = flat(model) - start, flat(model)
-    params = {name: p.detach().clone() for name, p in model.named_parameters()}
-    G, K = hesse.ggn_operator(f, params), CURVATURES[kind](f, params)
-    eye = torch.eye(len(x), dtype=DOUBLE)
-    p = -torch.linalg.solve(K.to_dense() + damping * eye, G.flat_gradient)
-    P = torch.stack([last, p], dim=1)
-    y = -torch.linalg.solve(P.T @ (G.to_dense() + damping * eye) @ P, P.T @ G.flat_gradient)
-    before = optimizer.counts.nhev
-    optimizer.step()
-    torch.testing.assert_close(flat(model) - x, P @ y, rtol=1e-6, atol=1e-9)
-    assert optimizer.counts.nhev == before + 2
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_without_preconditioner_and_cg_a_step_goes_down_the_gradient(rule):
-    """-t g with the best t for the damped model, in the first step."""
-    model, damping = network(), 0.2
-    f, before = risk(model), flat(model)
-    bounds = (damping, damping)
-    HessianFree(
-        f, preconditioner="none", max_cg_iterations=0, damping=damping, damping_bounds=bounds,
-        damping_rule=rule,
-    ).step()  # fmt: skip
-    G = hesse.ggn_operator(f, dict(zip(f.params, _split(f, before), strict=True)))
-    g = G.flat_gradient
-    t = (g @ g) / (g @ (G.to_dense() + damping * torch.eye(len(g), dtype=DOUBLE)) @ g)
-    torch.testing.assert_close(flat(model) - before, -t * g, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["ekfac", "kfac", "nystrom", "diagonal", "none"])

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hesse.curvature.operator import CurvatureOperator
-from hesse.errors import ArgumentError, NonFiniteError, Status
+from hesse.errors import ArgumentError, Status
 from hesse.optimize import HessianFree
 from hesse.optimize.hessian_free_state import ParameterState
 from hesse.risk.risk import Risk
@@ -298,44 +298,3 @@ def test_nothing_else_of_the_model_is_changed():
     assert torch.equal(state, torch.random.get_rng_state())
     assert len(model[4]._forward_hooks) == hooks
     assert not model.training
-
-
-class Cliff(nn.Module):
-    """w x, nearly; its gradient is NaN for w below 1/2, where its value is finite."""
-
-    def __init__(self):
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor(1.0))
-
-    def forward(self, x):
-        beyond = (self.w - 0.5) * (self.w > 0.5)
-        return self.w * x + 1e-6 * torch.sqrt(beyond * beyond)
-
-
-def test_a_step_to_where_there_is_no_gradient_is_taken_back():
-    """By the step on the next data, from where it came; without CG no gradient is looked at."""
-    model, x = Cliff(), torch.linspace(-1.0, 1.0, 50)
-    optimizer = HessianFree(
-        Risk(model, nn.MSELoss(), (x, x)), preconditioner="none", max_cg_iterations=0,
-        mode="retained-graph",
-    )  # fmt: skip
-    optimizer.step(data=(x, 0.9 * x))
-    before, damping = model.w.item(), optimizer.param_groups[0]["damping"]
-    assert before > 0.8
-    optimizer.step(data=(x, 0.1 * x))
-    assert model.w.item() < 0.5
-    optimizer.step(data=(x, 0.8 * x))
-    assert 0.7 < model.w.item() < 0.9
-    assert optimizer.param_groups[0]["damping"] > damping
-    optimizer.step(data=(x, 0.8 * x))
-    assert model.w.item() == pytest.approx(0.8, abs=0.05)
-
-
-def test_without_a_step_to_take_back_a_gradient_that_is_not_finite_is_an_error():
-    model, x = Cliff(), torch.linspace(-1.0, 1.0, 50)
-    with torch.no_grad():
-        model.w.fill_(0.3)
-    optimizer = HessianFree(Risk(model, nn.MSELoss(), (x, x)), max_cg_iterations=0)
-    with pytest.raises(NonFiniteError, match="gradient with respect to 'w'"):
-        optimizer.step(data=(x, x))
-    assert model.w.item() == pytest.approx(0.3)

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from hesse.curvature.operator import CurvatureOperator
 from hesse.engine.cost_model import deterministic
-from hesse.errors import HesseError, NonFiniteError
+from hesse.errors import NonFiniteError
 from hesse.optimize.fixed_mode import in_fixed_mode
 from hesse.optimize.hessian_free_state import shapes_of
 from hesse.optimize.point import Counts, Objective, Point
-from hesse.ranks import is_outside_domain
 from hesse.risk.risk import Risk
 from hesse.vectors.space import Space
 
@@ -72,8 +71,8 @@ class CurrentPoint:
         objective, point = self.of(given, x)
         try:
             _check_finite(point)
-        except HesseError as error:  # on another rank than this one, it may be
-            if last is None or not is_outside_domain(error):
+        except NonFiniteError:  # on all ranks alike
+            if last is None:
                 raise
         else:
             return objective, point, False
