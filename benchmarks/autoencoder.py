@@ -21,7 +21,7 @@ from benchmarks.training import rivals
 from benchmarks.training.contest import RATES, Contestants, add_options, contest, usual
 from benchmarks.training.images import PIXELS, curves, load
 from benchmarks.training.options import parse, parser
-from benchmarks.training.precision import InBfloat16, in_float32
+from benchmarks.training.precision import in_bfloat16
 from benchmarks.training.task import Batch, Task
 from benchmarks.training.tuning import Tunable, Untuned
 
@@ -41,11 +41,13 @@ _MEASURED = 5000  # images on which the error is measured
 def main(arguments: list[str] | None = None) -> None:
     """Run all, continuing where an earlier call was cut off; write table and plot."""
     options = _options(arguments)
+    task, count = _task(options.data)
+    thresholds = THRESHOLDS[task.name]
     if options.bfloat16:
         torch.set_float32_matmul_precision("medium")
-    task, count = _task(options.data, bfloat16=options.bfloat16)
+        task = in_bfloat16(task)
     options.batch, options.last_batch = (min(n, count) for n in (options.batch, options.last_batch))
-    contest(task, _rivals(options), options, THRESHOLDS[task.name.removesuffix("-bfloat16")])
+    contest(task, _rivals(options), options, thresholds)
 
 
 def autoencoder(widths: tuple[int, ...], seed: int) -> nn.Sequential:
@@ -69,7 +71,7 @@ def _rivals(options: argparse.Namespace) -> Contestants:
     }
 
 
-def _task(data: str, *, bfloat16: bool = False) -> tuple[Task, int]:
+def _task(data: str) -> tuple[Task, int]:
     name, images = _images(data)
     measured = images[:_MEASURED]
 
@@ -85,15 +87,12 @@ def _task(data: str, *, bfloat16: bool = False) -> tuple[Task, int]:
 
     @torch.no_grad()
     def error(model: nn.Module) -> float:
-        with in_float32(model):
-            return float(((model(measured).sigmoid() - measured) ** 2).sum(dim=1).mean())
+        return float(((model(measured).sigmoid() - measured) ** 2).sum(dim=1).mean())
 
     def model(seed: int) -> nn.Module:
-        plain = autoencoder(_WIDTHS[name], seed)
-        return InBfloat16(plain) if bfloat16 else plain
+        return autoencoder(_WIDTHS[name], seed)
 
-    title = f"{name}-bfloat16" if bfloat16 else name
-    return Task(title, model, loss, draw, error, "error", solved=0.0), len(images)
+    return Task(name, model, loss, draw, error, "error", solved=0.0), len(images)
 
 
 def _images(data: str) -> tuple[str, Tensor]:

@@ -98,6 +98,19 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(name, tmp_path):
     assert all(torch.equal(a, ends[1][2][key]) for key, a in ends[0][2].items())
 
 
+def test_a_task_in_bfloat16_is_measured_in_float32(tmp_path):
+    from benchmarks.training.precision import in_bfloat16
+    from benchmarks.training.run import train
+
+    plain, low = small_task(), in_bfloat16(small_task())
+    model, x = low.model(0), torch.randn(20, 3, generator=seeded(2))
+    assert low.error(model) == plain.error(plain.model(0))
+    rounding = (model(x) - model.module(x)).abs().max()
+    assert 1e-5 < float(rounding) < 0.05
+    history = train(low, rivals()["HessianFree"], 0, 1e9, tmp_path, most_steps=4)
+    assert history.rows[-1][3] < low.error(model)
+
+
 def test_the_mean_is_over_a_tenth_of_the_steps():
     from benchmarks.training.average import Average
 
