@@ -172,9 +172,10 @@ def from_dense(A: Tensor, f: Tensor, epsilon: float, dtype: torch.dtype) -> Step
     if is_by_gram(A):
         return _from_gram(A.double(), f.double(), epsilon, dtype)
     A, f = A.double(), f.double()
-    Q = P = None
+    reflections = P = None
     if m > 2 * n:
-        Q, A = torch.linalg.qr(A)
+        reflections = torch.geqrf(A)  # without Q, which would take as long again
+        A = reflections[0][:n].triu()
     elif n > 2 * m:
         P, R = torch.linalg.qr(A.T)
         A = R.T
@@ -182,7 +183,9 @@ def from_dense(A: Tensor, f: Tensor, epsilon: float, dtype: torch.dtype) -> Step
 
     def project(r: Tensor) -> Tensor:
         r = r.double()
-        return (U.T @ (r if Q is None else Q.T @ r)).cpu()
+        if reflections is not None:
+            r = torch.ormqr(*reflections, r[:, None], transpose=True)[:n, 0]
+        return (U.T @ r).cpu()
 
     def span(y: Tensor) -> Tensor:
         p = y.to(Vh.device) @ Vh
