@@ -273,8 +273,9 @@ def killed_worker() -> Seen:
     with open("kill", "w"):
         Happened.now()
     error = error_of(lambda: H @ v)
-    if "exited unexpectedly" in str(error) or isinstance(error, ConnectionError):
-        # Which of the two comes first differs from run to run.
+    says = ("exited unexpectedly", "is killed by signal")
+    if any(words in str(error) for words in says) or isinstance(error, ConnectionError):
+        # Which of the three comes first differs from run to run.
         error = marked(RuntimeError("a worker of the DataLoader exited unexpectedly"))
     os.remove("kill")
     return Seen(H @ v, _expected(), 1e-8, error=error)
